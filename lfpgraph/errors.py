@@ -1,0 +1,61 @@
+"""Exceptions a user of lfpgraph can meet. Every message names what failed, where, and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CompositeError",
+    "DataDependentError",
+    "InputError",
+    "LfpGraphError",
+    "NoRuleError",
+    "NonFiniteError",
+    "RewardError",
+    "RuleError",
+    "TargetError",
+    "TraceError",
+    "WrapError",
+]
+
+
+class LfpGraphError(Exception):
+    """Base of every exception that lfpgraph raises on purpose."""
+
+
+class TraceError(LfpGraphError):
+    """The model could not be traced into an operation graph."""
+
+
+class DataDependentError(TraceError):
+    """The model's forward takes a Python decision on a tensor's value, so one graph cannot stand for it."""
+
+
+class NoRuleError(LfpGraphError):
+    """Operations on the way of the reward have no rule and cannot be derived."""
+
+
+class RuleError(LfpGraphError):
+    """A rule is registered twice, or answered with the wrong number or shape of signals."""
+
+
+class CompositeError(LfpGraphError):
+    """An unknown composite, or options that a composite does not have."""
+
+
+class RewardError(LfpGraphError):
+    """A reward of the wrong shape or kind, or no output that could take it."""
+
+
+class InputError(LfpGraphError):
+    """The model or its inputs offer nothing that a reward could reach."""
+
+
+class NonFiniteError(LfpGraphError):
+    """NaN or infinity in outputs, reward or signals while checking is on."""
+
+
+class WrapError(LfpGraphError):
+    """A model wrapped twice, or unwrapped without having been wrapped."""
+
+
+class TargetError(LfpGraphError):
+    """A `module:function` that does not exist or does not return what is expected."""
