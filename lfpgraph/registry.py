@@ -31,7 +31,7 @@ class Family:
             weight-like ones); "mixing" (two or more active operands); "never".
         elementwise: output element i depends on input elements i only, so runs of such ops can form one activation.
         affine: linear in each operand (an affine run keeps the rules of its own operations).
-        passes_form: a stabilized signal leaves as a stabilized signal (views).
+        passes_form: a stabilized signal leaves as a stabilized signal (views, see `propagate`).
         conserves: the inputs' rewards add up to the output's, but for declared leaks.
     """
 
@@ -63,6 +63,10 @@ SPLIT = _family("split", "AttnLRP eq. 8", epsilon="mixing", elementwise=True, af
 PRODUCT = _family("product", "AttnLRP prop. 3.2", epsilon="weighted", elementwise=True, affine=True)
 QUOTIENT = _family("quotient", "this project: the numerator takes all", elementwise=True)
 ACTIVATION = _family("activation", "LFP section 3; AttnLRP eq. 9", elementwise=True)
+RECTIFIER = _family("rectifier", "LFP section 3 (f(x)/x equals the slope)", elementwise=True, passes_form=True)
+COMPARISON = _family("comparison", "LFP (step functions): reward passes inside a run only", elementwise=True)
+CHOICE = _family("choice", "LRP-0 on the chosen entries", elementwise=True, affine=True)
+REDUCTION = _family("reduction", "AttnLRP eq. 8", epsilon="always", affine=True)
 NORMALISATION = _family("normalisation", "lfprop (true vjp, epsilon)", epsilon="always", conserves=False)
 SOFTMAX = _family("softmax", "AttnLRP prop. 3.1", conserves=False)
 RANDOM = _family("random", "linear at the drawn mask", affine=True, passes_form=True)

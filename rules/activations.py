@@ -1,0 +1,168 @@
+"""Activations: z = f(x) element by element hands its reward on unchanged, `s_x = s_z * f(x) / x`.
+
+No derivative of f is taken, so step functions are as good as smooth ones (LFP section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfpgraph.numerics import identity_signal
+from lfpgraph.registry import ACTIVATION, COMPARISON, NOTHING, RECTIFIER, rows
+
+from .views import nothing, vjp
+
+aten = torch.ops.aten
+
+
+def identity(node: Any, s: Tensor, inputs: Sequence[Tensor], active: Sequence[bool]) -> list[Tensor | None]:
+    """The identity rule towards the one active input; the signals are in stabilized form."""
+    node.stabilized = True
+    return [
+        identity_signal(s, x, node.output, node.epsilon) if is_active else None for x, is_active in zip(inputs, active)
+    ]
+
+
+def activation(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+    """Signals of z = f(x, ...): identity rule for one active x, true vjp for parameters and for several active ones."""
+    if sum(node.active) != 1:
+        return node.vjp(s)
+    signals = identity(node, s, node.inputs, node.active)
+    if any(node.weightlike):
+        signals = [g if a else v for g, v, a in zip(signals, node.vjp(s), node.active)]
+    return signals
+
+
+rows(
+    ACTIVATION,
+    activation,
+    [
+        aten.abs.default,
+        aten.acos.default,
+        aten.acosh.default,
+        aten.asin.default,
+        aten.asinh.default,
+        aten.atan.default,
+        aten.atan2.default,
+        aten.atanh.default,
+        aten.ceil.default,
+        aten.celu.default,
+        aten.clamp.Tensor,
+        aten.clamp.default,
+        aten.clamp_max.default,
+        aten.clamp_min.default,
+        aten.cos.default,
+        aten.cosh.default,
+        aten.elu.default,
+        aten.erf.default,
+        aten.erfc.default,
+        aten.exp.default,
+        aten.exp2.default,
+        aten.expm1.default,
+        aten.floor.default,
+        aten.fmod.Scalar,
+        aten.frac.default,
+        aten.gelu.default,
+        aten.hardsigmoid.default,
+        aten.hardswish.default,
+        aten.hardtanh.default,
+        aten.heaviside.default,
+        aten.log.default,
+        aten.log10.default,
+        aten.log1p.default,
+        aten.log2.default,
+        aten.log_sigmoid.default,
+        aten.maximum.default,
+        aten.minimum.default,
+        aten.mish.default,
+        aten.pow.Scalar,
+        aten.pow.Tensor_Scalar,
+        aten.pow.Tensor_Tensor,
+        aten.reciprocal.default,
+        aten.relu6.default,
+        aten.remainder.Scalar,
+        aten.round.decimals,
+        aten.round.default,
+        aten.rsqrt.default,
+        aten.selu.default,
+        aten.sigmoid.default,
+        aten.sign.default,
+        aten.silu.default,
+        aten.sin.default,
+        aten.sinh.default,
+        aten.softplus.default,
+        aten.sqrt.default,
+        aten.square.default,
+        aten.tan.default,
+        aten.tanh.default,
+        aten.trunc.default,
+        aten.xlogy.Tensor,
+    ],
+)
+rows(
+    RECTIFIER,
+    vjp,
+    [
+        aten.leaky_relu.default,
+        aten.prelu.default,
+        aten.relu.default,
+    ],
+)
+rows(
+    COMPARISON,
+    nothing,
+    [
+        aten.bitwise_and.Tensor,
+        aten.bitwise_not.default,
+        aten.bitwise_or.Tensor,
+        aten.eq.Scalar,
+        aten.eq.Tensor,
+        aten.ge.Scalar,
+        aten.ge.Tensor,
+        aten.gt.Scalar,
+        aten.gt.Tensor,
+        aten.isinf.default,
+        aten.isnan.default,
+        aten.le.Scalar,
+        aten.le.Tensor,
+        aten.logical_and.default,
+        aten.logical_not.default,
+        aten.logical_or.default,
+        aten.lt.Scalar,
+        aten.lt.Tensor,
+        aten.ne.Scalar,
+        aten.ne.Tensor,
+    ],
+    needs_vjp=False,
+)
+rows(
+    NOTHING,
+    nothing,
+    [
+        aten.all.default,
+        aten.all.dim,
+        aten.any.default,
+        aten.any.dim,
+        aten.any.dims,
+        aten.argmax.default,
+        aten.argmin.default,
+        aten.argsort.default,
+        aten.bernoulli.default,
+        aten.detach.default,
+        aten.empty_like.default,
+        aten.full_like.default,
+        aten.new_empty.default,
+        aten.new_full.default,
+        aten.new_ones.default,
+        aten.new_zeros.default,
+        aten.ones_like.default,
+        aten.rand_like.default,
+        aten.randn_like.default,
+        aten.zeros_like.default,
+    ],
+    needs_vjp=False,
+)

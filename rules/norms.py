@@ -1,0 +1,31 @@
+"""Normalisations: the true vjp, statistics included, with epsilon on the output (as lfprop trains)."""
+
+from __future__ import annotations
+
+import torch
+
+from lfpgraph.registry import NORMALISATION, rows
+
+from .views import vjp
+
+aten = torch.ops.aten
+
+rows(
+    NORMALISATION,
+    vjp,
+    [
+        aten._fused_rms_norm.default,
+        aten._native_batch_norm_legit.default,
+        aten._native_batch_norm_legit.no_stats,
+        aten._native_batch_norm_legit_functional.default,
+        aten._native_batch_norm_legit_no_training.default,
+        aten.batch_norm.default,
+        aten.group_norm.default,
+        aten.instance_norm.default,
+        aten.layer_norm.default,
+        aten.native_batch_norm.default,
+        aten.native_group_norm.default,
+        aten.native_layer_norm.default,
+        aten.rms_norm.default,
+    ],
+)

@@ -1,0 +1,79 @@
+"""Sums, products and quotients of whole tensors, element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfpgraph.registry import CAST, CHOICE, PRODUCT, QUOTIENT, SPLIT, rows
+
+from .activations import identity
+from .linear import contraction
+from .views import vjp
+
+aten = torch.ops.aten
+
+
+def quotient(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+    """Signals of z = x / y: the numerator takes all; with a numerator that carries no reward, z is a function of y."""
+    carries = [a or w for a, w in zip(node.active, node.weightlike)]
+    if len(carries) == 2 and carries[1] and not carries[0]:
+        return [None, *identity(node, s, node.inputs[1:], node.active[1:])]
+    signals = node.vjp(s)
+    if len(carries) == 2 and node.active[1]:
+        return [signals[0], None]
+    return signals
+
+
+rows(
+    SPLIT,
+    vjp,
+    [
+        aten.add.Scalar,
+        aten.add.Tensor,
+        aten.rsub.Scalar,
+        aten.rsub.Tensor,
+        aten.sub.Scalar,
+        aten.sub.Tensor,
+    ],
+)
+rows(
+    PRODUCT,
+    contraction,
+    [
+        aten.mul.Scalar,
+        aten.mul.Tensor,
+        aten.neg.default,
+    ],
+)
+rows(
+    QUOTIENT,
+    quotient,
+    [
+        aten.div.Scalar,
+        aten.div.Tensor,
+    ],
+)
+rows(
+    CHOICE,
+    vjp,
+    [
+        aten.masked_fill.Scalar,
+        aten.masked_fill.Tensor,
+        aten.where.Scalar,
+        aten.where.ScalarOther,
+        aten.where.ScalarSelf,
+        aten.where.self,
+    ],
+)
+rows(
+    CAST,
+    vjp,
+    [
+        aten._to_copy.default,
+        aten.to.dtype,
+        aten.to.dtype_layout,
+    ],
+)

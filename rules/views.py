@@ -1,0 +1,110 @@
+"""Views, copies, selections: entries move, merge with nothing, and take their signal along (the true vjp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfpgraph.registry import RANDOM, SELECTION, VIEW, rows
+
+aten = torch.ops.aten
+
+
+def vjp(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+    """The operation's own vector-Jacobian product."""
+    return node.vjp(s)
+
+
+def nothing(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+    """No reward passes."""
+    return [None] * len(node.inputs)
+
+
+rows(
+    VIEW,
+    vjp,
+    [
+        aten._unsafe_view.default,
+        aten.alias.default,
+        aten.as_strided.default,
+        aten.cat.default,
+        aten.chunk.default,
+        aten.clone.default,
+        aten.constant_pad_nd.default,
+        aten.contiguous.default,
+        aten.copy.default,
+        aten.diagonal.default,
+        aten.expand.default,
+        aten.expand_as.default,
+        aten.flatten.using_ints,
+        aten.flip.default,
+        aten.lift_fresh_copy.default,
+        aten.movedim.int,
+        aten.narrow.default,
+        aten.pad.default,
+        aten.permute.default,
+        aten.pixel_shuffle.default,
+        aten.pixel_unshuffle.default,
+        aten.reflection_pad1d.default,
+        aten.reflection_pad2d.default,
+        aten.repeat.default,
+        aten.repeat_interleave.self_int,
+        aten.replication_pad1d.default,
+        aten.replication_pad2d.default,
+        aten.reshape.default,
+        aten.roll.default,
+        aten.select.int,
+        aten.select_scatter.default,
+        aten.slice.Tensor,
+        aten.slice_scatter.default,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.stack.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.tril.default,
+        aten.triu.default,
+        aten.unbind.int,
+        aten.unflatten.int,
+        aten.unfold.default,
+        aten.unsqueeze.default,
+        aten.view.default,
+    ],
+)
+rows(
+    SELECTION,
+    vjp,
+    [
+        aten.adaptive_max_pool1d.default,
+        aten.adaptive_max_pool2d.default,
+        aten.amax.default,
+        aten.amin.default,
+        aten.gather.default,
+        aten.index.Tensor,
+        aten.index_put.default,
+        aten.index_select.default,
+        aten.masked_scatter.default,
+        aten.masked_select.default,
+        aten.max.default,
+        aten.max.dim,
+        aten.max_pool1d.default,
+        aten.max_pool2d.default,
+        aten.max_pool2d_with_indices.default,
+        aten.max_pool3d.default,
+        aten.max_pool3d_with_indices.default,
+        aten.median.dim,
+        aten.min.default,
+        aten.min.dim,
+        aten.scatter.src,
+        aten.scatter.value,
+        aten.sort.default,
+        aten.take_along_dim.default,
+        aten.topk.default,
+    ],
+)
+rows(RANDOM, vjp, [aten.dropout.default, aten.native_dropout.default])
