@@ -1,0 +1,90 @@
+"""What each node means for reward: active, weight-like or constant; network or objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import InputError
+from ..registry import find_rule
+from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, is_float
+
+__all__ = ["classify"]
+
+
+def classify(graph: OpGraph) -> OpGraph:
+    """Fill `graph.info`. Requires: a functional graph. Ensures: every node has an entry."""
+    network = _network(graph)
+    kinds: dict[fx.Node, str] = {}
+    from_input: dict[fx.Node, bool] = {}
+    for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
+        from_input[node] = placeholder.kind == "input"
+        is_active = placeholder.kind == "input" and is_float(node.meta.get("val"))
+        kinds[node] = WEIGHT if placeholder.kind == "parameter" else ACTIVE if is_active else CONSTANT
+    for node in graph.graph.nodes:
+        if node.op != "placeholder":
+            sources = node.all_input_nodes
+            from_input[node] = any(from_input[source] for source in sources)
+            kinds[node] = _kind(node, [kinds[source] for source in sources], from_input[node])
+        graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective")
+    if not any(info.kind == ACTIVE for info in graph.info.values()):
+        raise InputError(
+            "nothing in this model can carry reward: no float input and no parameter on the way from input to output. "
+            "An integer-only model has no activations to reward."
+        )
+    return graph
+
+
+def _kind(node: fx.Node, sources: list[str], from_input: bool) -> str:
+    """Active from an active source; or where parameters meet the input (an embedding of token ids)."""
+    if node.op != "call_function":
+        return CONSTANT
+    rule = find_rule(node.target)
+    if rule is not None and rule.family.name == "nothing":
+        return CONSTANT
+    if ACTIVE in sources:
+        return ACTIVE
+    if WEIGHT in sources:
+        return ACTIVE if from_input else WEIGHT
+    return CONSTANT
+
+
+def _network(graph: OpGraph) -> set[fx.Node]:
+    """Ancestors of the non-scalar float outputs; without any, of the last operations that use a parameter."""
+    outputs = [node for node in graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta.get("val"))]
+    if not outputs:
+        raise InputError("the model returns no float tensor, so there is no output that a reward could be given to.")
+    roots = [node for node in outputs if node.meta["val"].dim() > 0]
+    if not roots:
+        weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
+        roots = [user for node in _descendants(weights) for user in [node] if set(node.all_input_nodes) & weights]
+    return _ancestors(roots)
+
+
+def _ancestors(roots: list[Any]) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return seen
+
+
+def _descendants(roots: set[fx.Node]) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    stack = [user for node in roots for user in node.users]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.users)
+    return seen
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a tensor that can carry reward only between a comparison and a cast."""
+    return isinstance(value, torch.Tensor) and not is_float(value)
