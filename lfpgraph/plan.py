@@ -1,0 +1,255 @@
+"""The plan: the graph as a list of units (one op or one region each), every unit with its rule and epsilon chosen."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import rules as _rules  # noqa: F401  (fills the registry)
+from .composites import Composite, Ruleset
+from .errors import NoRuleError
+from .regions import Region, find_regions
+from .registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, find_rule
+from .rules.activations import activation
+from .rules.views import vjp
+from .trace.graph import ACTIVE, WEIGHT, OpGraph, is_float, module_path
+
+__all__ = ["Plan", "Unit", "make_plan"]
+
+log = logging.getLogger("lfpgraph")
+
+
+@dataclass
+class Unit:
+    """A step of the walk.
+
+    Attributes:
+        nodes: the graph nodes it stands for; the last gives the output.
+        inputs: the node of each tensor argument, in order (for a region: each outside input once, the entry first).
+        active, weightlike, wanted: for each input: its class, and whether someone waits for its signal.
+        handler: the rule; None when no reward passes.
+        epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
+        origin: "rule", "region", "gradient" (weight-like or objective part), "derived" or "none".
+    """
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    active: tuple[bool, ...]
+    weightlike: tuple[bool, ...]
+    wanted: tuple[bool, ...]
+    handler: Callable[..., Any] | None
+    family: Family
+    needs_vjp: bool
+    option_epsilon: float
+    origin: str
+    epsilon: float = 0.0
+
+    @property
+    def node(self) -> fx.Node:
+        return self.nodes[-1]
+
+    @property
+    def is_region(self) -> bool:
+        return len(self.nodes) > 1
+
+
+@dataclass
+class Plan:
+    """Units in execution order, ready for `propagate`."""
+
+    graph: OpGraph
+    composite: Composite
+    units: list[Unit]
+    wanted: set[fx.Node] = field(default_factory=set)
+    derived: Counter[str] = field(default_factory=Counter)
+
+    def explain(self) -> str:
+        """What will run: number of nodes by origin, family and operation."""
+        counts = Counter((unit.origin, unit.family.name, str(unit.node.target)) for unit in self.units)
+        return "\n".join(f"{n:6d}  {origin:9s} {family:14s} {op}" for (origin, family, op), n in sorted(counts.items()))
+
+
+def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_missing: str = "derive") -> Plan:
+    """Choose a rule for every node.
+
+    Args:
+        graph: a classified graph.
+        composite: the rules to use.
+        wanted: placeholders whose signal is asked for (parameters that train, inputs that need one).
+        on_missing: "derive" uses the true vjp of an operation without a rule; "error" refuses.
+
+    Raises:
+        NoRuleError: operations without a rule that cannot be derived, all of them listed.
+    """
+    regions = find_regions(graph)
+    by_node = {node: region for region in regions for node in region.nodes}
+    reached = _reached(graph, wanted)
+    plan = Plan(graph, composite, [], reached)
+    missing: list[fx.Node] = []
+    for node in graph.operations():
+        ruleset = composite.ruleset(module_path(node))
+        region = by_node.get(node) if ruleset.rules else None
+        if region is not None and region.exit is not node:
+            continue
+        unit = _region_unit(graph, region, ruleset, reached) if region else _op_unit(graph, node, ruleset, reached)
+        if unit.origin == "derived":
+            plan.derived[str(node.target)] += 1
+            if on_missing == "error" or not _is_differentiable(node):
+                missing.append(node)
+        plan.units.append(unit)
+    if missing:
+        listed = "; ".join(graph.describe(node) for node in missing)
+        hint = 'Register them with @lfpgraph.rule' + (', or pass on_missing="derive".' if on_missing == "error" else ".")
+        kinds = len({node.target for node in missing})
+        noun = "operation has" if kinds == 1 else "operations have"
+        raise NoRuleError(f"{kinds} {noun} no rule and cannot pass reward on: {listed}. {hint}")
+    if plan.derived:
+        log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in plan.derived.items()))
+    _settle_epsilon(plan)
+    return plan
+
+
+def _reached(graph: OpGraph, wanted: set[fx.Node]) -> set[fx.Node]:
+    """Nodes through which a signal can arrive at a wanted placeholder."""
+    reached = set(wanted)
+    for node in graph.operations():
+        if any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+
+    def visit(source: fx.Node) -> fx.Node:
+        if isinstance(source.meta.get("val"), torch.Tensor) or isinstance(source.meta.get("val"), list | tuple):
+            found.append(source)
+        return source
+
+    fx.node.map_arg((node.args, node.kwargs), visit)
+    return found
+
+
+def _can_carry(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        return any(is_float(item) for item in value)
+    return is_float(value)
+
+
+def _flags(graph: OpGraph, inputs: list[fx.Node], reached: set[fx.Node]) -> dict[str, tuple[bool, ...]]:
+    return {
+        "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) for n in inputs),
+        "weightlike": tuple(graph.info[n].kind == WEIGHT for n in inputs),
+        "wanted": tuple(n in reached and _can_carry(n) for n in inputs),
+    }
+
+
+def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+    inputs = _tensor_inputs(node)
+    flags = _flags(graph, inputs, reached)
+    info = graph.info[node]
+    entry = find_rule(node.target)
+    common: dict[str, Any] = {"nodes": (node,), "inputs": tuple(inputs), "option_epsilon": ruleset.epsilon, **flags}
+    if node.target is _GETITEM:
+        return Unit(handler=None, family=VIEW, needs_vjp=False, origin="rule", **common)
+    blocked = entry is not None and entry.family is NOTHING
+    if blocked or not any(flags["wanted"]) or not _can_carry(node):
+        return Unit(handler=None, family=entry.family if entry else NOTHING, needs_vjp=False, origin="none", **common)
+    if not ruleset.rules or info.kind != ACTIVE or info.part == "objective":
+        return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="gradient", **common)
+    override = ruleset.handlers.get(node.target)
+    if entry is None and override is None:
+        return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="derived", **common)
+    handler = override or entry.handler  # type: ignore[union-attr]
+    family = entry.family if entry else GENERAL
+    needs = override is not None or entry.needs_vjp  # type: ignore[union-attr]
+    return Unit(handler=handler, family=family, needs_vjp=needs, origin="rule", **common)
+
+
+_GETITEM = __import__("operator").getitem
+
+
+def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+    inside = set(region.nodes)
+    inputs = [region.entry]
+    for node in region.nodes:
+        inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
+    flags = _flags(graph, inputs, reached)
+    is_norm = region.kind == "normalisation"
+    wants = any(flags["wanted"])
+    return Unit(
+        nodes=region.nodes,
+        inputs=tuple(inputs),
+        handler=(vjp if is_norm else activation) if wants else None,
+        family=NORMALISATION if is_norm else ACTIVATION,
+        needs_vjp=is_norm or any(w and l for w, l in zip(flags["wanted"], flags["weightlike"])),
+        option_epsilon=ruleset.epsilon,
+        origin="region" if wants else "none",
+        **flags,
+    )
+
+
+def _is_differentiable(node: fx.Node) -> bool:
+    """Whether autograd has a derivative for the node, tried on its fake values."""
+
+    def fresh(source: fx.Node) -> Any:
+        value = source.meta.get("val")
+        return value.detach().requires_grad_() if is_float(value) else value
+
+    try:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), fresh)
+        with torch.enable_grad():
+            out = node.target(*args, **kwargs)  # type: ignore[operator]
+        tensors = [t for t in (out if isinstance(out, list | tuple) else [out]) if is_float(t) and t.requires_grad]
+        leaves = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if is_float(t)]
+        if not tensors:
+            return False
+        found = torch.autograd.grad(tensors, leaves, [torch.ones_like(t) for t in tensors], allow_unused=True)
+        return any(g is not None for g in found)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+
+
+def _settle_epsilon(plan: Plan) -> None:
+    """Decide where the epsilon factor is applied (see `Family.epsilon`).
+
+    A layer written as product, then scale, then bias is one linear operation: epsilon goes to the last of them, so
+    that it equals the fused form.
+    """
+    producer = {unit.node: unit for unit in plan.units}
+    linear: set[int] = set()
+    for unit in plan.units:
+        if unit.handler is None or unit.origin not in ("rule", "region"):
+            continue
+        actives, weighted = sum(unit.active), any(unit.weightlike)
+        kind = unit.family.epsilon
+        takes = kind == "always" or (kind == "weighted" and actives <= 1 and weighted)
+        takes = takes or (kind == "mixing" and actives > 1)
+        if unit.family.elementwise and actives == 1 and weighted and unit.family.affine:
+            before = _layer_before(unit, producer, linear)
+            if before is not None:
+                before.epsilon = 0.0
+                takes = True
+        if takes:
+            unit.epsilon = unit.option_epsilon
+            linear.add(id(unit))
+
+
+def _layer_before(unit: Unit, producer: dict[fx.Node, Unit], linear: set[int]) -> Unit | None:
+    """The linear unit whose only use, through views and casts, is this unit's active operand."""
+    node = next(n for n, active in zip(unit.inputs, unit.active) if active)
+    while node in producer and len(node.users) == 1:
+        before = producer[node]
+        if id(before) in linear:
+            return before if before.family.name != "reduction" else None
+        if not before.family.passes_form or sum(before.active) != 1:
+            return None
+        node = next(n for n, active in zip(before.inputs, before.active) if active)
+    return None
