@@ -1,0 +1,1 @@
+"""Feedback training for any PyTorch model."""

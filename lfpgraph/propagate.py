@@ -1,0 +1,235 @@
+"""The walk: run the units forward, then hand signals back from the outputs. Everything else serves this file.
+
+The same code runs on real tensors (step through it with a debugger) and under make_fx (`program` traces it once).
+
+Note [Two forms of a signal]: a signal is the reward per unit of activation, `s = r / a`, which no activation of zero
+has. An activation function reads a reward and divides by its input stabilized, `r / (x + eps * sign(x))`: that is
+already what the epsilon rule of the layer before makes of it. So such a signal is *stabilized* and takes no second
+epsilon factor; views pass the form on. At a fan-out where both forms meet, the other one is multiplied by
+`x / (x + eps * sign(x))`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .errors import NonFiniteError, RuleError
+from .numerics import epsilon_factor
+from .plan import Plan, Unit
+from .trace.graph import is_float, module_path
+
+__all__ = ["Call", "run_backward", "run_forward"]
+
+
+class Call:
+    """One unit's run: what its rule sees as `node`.
+
+    Attributes:
+        op, name, module_path: which operation this is, and where.
+        inputs: its tensor arguments; `output`: what it returned.
+        active, weightlike, wanted: for each tensor argument.
+        epsilon: the ruleset's stabilizer.
+        stabilized: a rule sets it when its answer is in stabilized form (Note [Two forms of a signal]).
+    """
+
+    def __init__(self, unit: Unit, values: Mapping[fx.Node, Any]) -> None:
+        self.unit = unit
+        self.op = unit.node.target
+        self.name = unit.node.name
+        self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
+        self.epsilon = unit.option_epsilon
+        self.stabilized = False
+        self.inputs = [values[node] for node in unit.inputs]
+        tape = unit.handler is not None and unit.needs_vjp
+        self._leaves = [
+            x.detach().requires_grad_() if tape and want and is_float(x) else x for x, want in zip(self.inputs, unit.wanted)
+        ]
+        with torch.enable_grad() if tape else torch.no_grad():
+            self._tape = _execute(unit, values, self._leaves)
+        self.output = _detached(self._tape) if tape else self._tape
+        self.args, self.kwargs = ((), {}) if unit.is_region else _arguments(unit.node, values)
+
+    @property
+    def module_path(self) -> str:
+        return module_path(self.unit.node)
+
+    def vjp(self, s: Any) -> list[Tensor | None]:
+        """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others."""
+        outputs = self._tape if isinstance(self._tape, list | tuple) else [self._tape]
+        signals = s if isinstance(s, list | tuple) else [s]
+        pairs = [(z, g) for z, g in zip(outputs, signals) if g is not None and is_float(z) and z.requires_grad]
+        places = [i for i, leaf in enumerate(self._leaves) if is_float(leaf) and leaf.requires_grad]
+        result: list[Tensor | None] = [None] * len(self._leaves)
+        if pairs and places:
+            zs, gs = zip(*pairs)
+            leaves = [self._leaves[i] for i in places]
+            for i, g in zip(places, torch.autograd.grad(zs, leaves, gs, allow_unused=True)):
+                result[i] = g
+        return result
+
+
+def _execute(unit: Unit, values: Mapping[fx.Node, Any], leaves: Sequence[Any]) -> Any:
+    """Run the unit's nodes with its tensor arguments replaced by `leaves`."""
+    if not unit.is_region:
+        return _apply(unit.node, values, iter(leaves), set(unit.inputs))
+    local = dict(zip(unit.inputs, leaves))
+    for node in unit.nodes:
+        lookup = lambda n: local[n] if n in local else values[n]  # noqa: E731
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lookup)
+        local[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return local[unit.node]
+
+
+def _apply(node: fx.Node, values: Mapping[fx.Node, Any], leaves: Any, tensors: set[fx.Node]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: next(leaves) if n in tensors else values[n])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Any, Any]:
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, list | tuple):
+        return type(value)([_detached(item) for item in value])
+    return value
+
+
+def run_forward(plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], list[Call], dict[fx.Node, Any]]:
+    """Execute the graph on the values of its placeholders.
+
+    Returns the graph's outputs (updated buffers first), and the calls and values that `run_backward` needs.
+    """
+    values: dict[fx.Node, Any] = dict(zip(plan.graph.placeholder_nodes, inputs))
+    for node in plan.graph.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = getattr(plan.graph.module, node.target)
+    calls = []
+    for unit in plan.units:
+        call = Call(unit, values)
+        values[unit.node] = call.output
+        calls.append(call)
+    outputs = [values[out] if isinstance(out, fx.Node) else out for out in plan.graph.output_nodes]
+    return outputs, calls, values
+
+
+def run_backward(
+    plan: Plan,
+    calls: Sequence[Call],
+    values: Mapping[fx.Node, Any],
+    signals: Mapping[fx.Node, Tensor | None],
+    check: bool = False,
+    observe: Any = None,
+) -> dict[fx.Node, Tensor | None]:
+    """Hand signals back from graph nodes to the wanted placeholders.
+
+    Args:
+        plan, calls, values: from `run_forward`.
+        signals: the signal at each output node (same shape as the output).
+        check: raise NonFiniteError at the first operation that hands on NaN or infinity.
+        observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
+
+    Returns:
+        The signal of every wanted placeholder, None where none arrived.
+    """
+    pending: dict[fx.Node, _Sum] = {}
+    for node, s in signals.items():
+        if s is not None:
+            pending.setdefault(node, _Sum()).add(s, False)
+    for call in reversed(calls):
+        unit = call.unit
+        arrived = pending.pop(unit.node, None)
+        if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
+            continue
+        if unit.node.target is operator.getitem:
+            source, index = unit.node.args
+            holder = pending.setdefault(source, _Sum())  # type: ignore[arg-type]
+            holder.add_item(index, arrived)  # type: ignore[arg-type]
+            continue
+        s, stabilized = arrived.settle(call.output, unit)
+        answers = list(_ask(call, s))
+        if len(answers) != len(unit.inputs):
+            raise RuleError(
+                f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
+                "tensor arguments; return one for each, None for none"
+            )
+        form = call.stabilized or (stabilized and unit.family.passes_form)
+        for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
+            if answer is not None and unit.wanted[i]:
+                pending.setdefault(node, _Sum()).add(_fit(plan, call, i, answer), form)
+                if check and not bool(torch.isfinite(answer).all()):
+                    raise NonFiniteError(f"{plan.graph.describe(unit.node)} hands on a signal that is NaN or infinite")
+        if observe is not None:
+            observe(unit, call, s, answers)
+    wanted = [node for node in plan.graph.placeholder_nodes if node in plan.wanted]
+    return {node: pending[node].total(values[node]) if node in pending else None for node in wanted}
+
+
+def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:
+    assert call.unit.handler is not None
+    call.stabilized = False
+    return call.unit.handler(call, s, *call.args, **call.kwargs)
+
+
+def _fit(plan: Plan, call: Call, i: int, answer: Tensor) -> Tensor:
+    """Sum a broadcast answer to its argument's shape and cast it to its dtype."""
+    x = call.inputs[i]
+    if answer.shape != x.shape:
+        try:
+            answer = answer.sum_to_size(x.shape)
+        except RuntimeError:
+            raise RuleError(
+                f"the rule of {plan.graph.describe(call.unit.node)} answered a signal of shape {list(answer.shape)} for "
+                f"tensor argument {i} of shape {list(x.shape)}"
+            ) from None
+    return answer.to(x.dtype) if answer.dtype != x.dtype else answer
+
+
+class _Sum:
+    """Signals that have arrived at a node from its users, each form on its own; items of a tuple apart."""
+
+    def __init__(self) -> None:
+        self.raw: Tensor | None = None
+        self.stabilized: Tensor | None = None
+        self.items: dict[int, _Sum] = {}
+
+    def add(self, s: Tensor, stabilized: bool) -> None:
+        if stabilized:
+            self.stabilized = s if self.stabilized is None else self.stabilized + s
+        else:
+            self.raw = s if self.raw is None else self.raw + s
+
+    def add_item(self, index: int, other: _Sum) -> None:
+        item = self.items.setdefault(index, _Sum())
+        if other.raw is not None:
+            item.add(other.raw, False)
+        if other.stabilized is not None:
+            item.add(other.stabilized, True)
+
+    def settle(self, output: Any, unit: Unit) -> tuple[Any, bool]:
+        """The one signal (or tuple of signals) at the unit's output, and whether it is in stabilized form."""
+        if self.items:
+            size = len(output)
+            settled = {i: item.settle(output[i], unit) for i, item in self.items.items()}
+            return [settled[i][0] if i in settled else None for i in range(size)], all(f for _, f in settled.values())
+        if self.raw is None:
+            return self.stabilized, True
+        if unit.epsilon:
+            raw = epsilon_factor(self.raw, output, unit.epsilon)
+            return (raw if self.stabilized is None else raw + self.stabilized), True
+        if self.stabilized is None:
+            return self.raw, False
+        return epsilon_factor(self.raw, output, unit.option_epsilon) + self.stabilized, True
+
+    def total(self, value: Tensor) -> Tensor | None:
+        """The plain sum, where the walk ends."""
+        if self.raw is None or self.stabilized is None:
+            return self.raw if self.stabilized is None else self.stabilized
+        return self.raw + self.stabilized

@@ -1,0 +1,1 @@
+"""Architectures to test, report and benchmark on."""
