@@ -16,7 +16,7 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
-    return z + torch.where(z < 0, -epsilon, epsilon)
+    return torch.where(z < 0, z - epsilon, z + epsilon)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float) -> Tensor:

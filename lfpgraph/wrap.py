@@ -1,0 +1,270 @@
+"""wrap and unwrap: feedback in place of the gradient, for an unmodified model and any training loop."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .composites import Composite, get_composite
+from .errors import InputError, NonFiniteError, WrapError
+from .function import run_program
+from .plan import make_plan
+from .program import Program, make_program
+from .trace import OpGraph, trace
+from .trace.capture import fill_slots, is_tracing
+
+__all__ = ["FeedbackForward", "is_wrapped", "unwrap", "wrap"]
+
+log = logging.getLogger("lfpgraph")
+_MAX_PROGRAMS = 32
+
+
+class FeedbackForward:
+    """Takes the place of `model.forward`: the same call, the same outputs, feedback on `.backward()`.
+
+    Programs are kept per structure of the call (input tree, dtypes, ranks, modes, what requires a signal) and reused
+    for every size their graph allows. Copies and pickles carry the options and trace again when first called.
+    """
+
+    def __init__(self, model: nn.Module, composite: Composite, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.replaced = model.__dict__.get("forward")
+        self.composite = composite
+        self.options = dict(options)
+        self.programs: dict[Any, list[_Entry]] = {}
+        self.traces = 0
+        functools.update_wrapper(self, type(model).forward, updated=())
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The model's own forward."""
+        return self.replaced if self.replaced is not None else type(self.model).forward.__get__(self.model)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state.pop("__wrapped__", None)
+        return {**state, "programs": {}, "traces": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        functools.update_wrapper(self, type(state["model"]).forward, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if is_tracing() or not torch.is_grad_enabled() or not self._anything_to_train(leaves):
+            return self.original(*args, **kwargs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        state = dict(self.model.named_parameters(remove_duplicate=False))
+        state.update(self.model.named_buffers(remove_duplicate=False))
+        entry = self._program(args, kwargs, leaves, spec, tensors, state)
+        return self._run(entry, tensors, state)
+
+    def _anything_to_train(self, leaves: Sequence[Any]) -> bool:
+        return any(p.requires_grad for p in self.model.parameters()) or any(
+            isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves
+        )
+
+    def _program(
+        self, args: Any, kwargs: Any, leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]
+    ) -> _Entry:
+        key = _key(self.model, leaves, spec, state)
+        entries = self.programs.setdefault(key, [])
+        for entry in entries:
+            if entry.accepts(tensors):
+                return entry
+        if entries:
+            log.warning("tracing %s again: no program fits inputs of sizes %s", type(self.model).__name__, _sizes(tensors))
+        entry = self._make(args, kwargs, tensors, state)
+        if entry.graph.tracer == "export":
+            entries.append(entry)
+            del entries[:-_MAX_PROGRAMS]
+        return entry
+
+    def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> _Entry:
+        self.traces += 1
+        with _autocast_as_is():
+            graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
+        wanted = set()
+        for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
+            source = tensors[placeholder.target] if placeholder.kind == "input" else state.get(placeholder.target)
+            if source is not None and source.requires_grad:
+                wanted.add(node)
+        plan = make_plan(graph, self.composite, wanted, self.options["on_missing"])
+        entry = _Entry(graph)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            entry.program = make_program(plan, entry.values(tensors, state), self.options["compile"])
+        entry.watch_sizes()
+        log.info(
+            "traced %s: %d units, %d placeholders with feedback, %s sizes",
+            type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
+        )  # fmt: skip
+        if self.options["compile"]:
+            log.info("%s runs compiled", type(self.model).__name__)
+        return entry
+
+    def _run(self, entry: _Entry, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Any:
+        graph, program = entry.graph, entry.program
+        assert program is not None
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            outputs = run_program(program, entry.values(tensors, state))
+        with torch.no_grad():
+            for name, value in zip(graph.mutations, outputs):
+                if value is not state[name]:
+                    state[name].copy_(value)
+            for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
+                tensors[position].copy_(value)
+        results = outputs[len(graph.mutations) + len(graph.input_mutations) :]
+        if self.options["check"]:
+            for result in results:
+                if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
+                    raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
+        leaves = [results[item] if kind == "tensor" else fill_slots(item, results) for kind, item in graph.out_leaves]
+        return pytree.tree_unflatten(leaves, graph.out_spec)
+
+
+class _Entry:
+    """A program and the sizes it is right for."""
+
+    def __init__(self, graph: OpGraph) -> None:
+        self.graph = graph
+        self.program: Program | None = None
+        self.guards: str | None = None
+        self.shape_env: Any = None
+        self.inputs = [n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"]
+
+    def values(self, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> list[Any]:
+        """The placeholders' values for this call."""
+        result: list[Any] = []
+        for placeholder in self.graph.placeholders:
+            if placeholder.kind == "input":
+                result.append(tensors[placeholder.target])
+            elif placeholder.kind == "constant":
+                result.append(self.graph.constants[placeholder.target])
+            else:
+                result.append(state[placeholder.target])
+        return result
+
+    def watch_sizes(self) -> None:
+        """Collect the guards of the symbolic sizes, as a test for later inputs."""
+        fakes = [node.meta.get("val") for node in self.inputs]
+        fake = next((f for f in fakes if hasattr(f, "fake_mode")), None)
+        self.shape_env = fake.fake_mode.shape_env if fake is not None else None
+        if self.shape_env is not None and self.graph.dynamic:
+            self.guards = self.shape_env.produce_guards_expression([f for f in fakes if f is not None])
+
+    def accepts(self, tensors: Sequence[Tensor]) -> bool:
+        for node, tensor in zip(self.inputs, tensors):
+            for known, size in zip(node.meta["val"].shape, tensor.shape):
+                if isinstance(known, int) and known != size:
+                    return False
+        if self.guards is None or self.shape_env is None:
+            return True
+        return bool(self.shape_env.evaluate_guards_expression(self.guards, _guard_args(tensors)))
+
+
+def _guard_args(tensors: Sequence[Tensor]) -> list[Any]:
+    return list(tensors)
+
+
+def _autocast_as_is() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def _key(model: nn.Module, leaves: Sequence[Any], spec: Any, state: Mapping[str, Tensor]) -> Any:
+    """What a program depends on, sizes apart."""
+    described = tuple(
+        (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else _static(leaf)
+        for leaf in leaves
+    )
+    modes = tuple(module.training for module in model.modules())
+    params = tuple((name, t.dtype, t.device, t.requires_grad, t.shape) for name, t in state.items())
+    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
+    return (str(spec), described, modes, params, casts)
+
+
+def _static(leaf: Any) -> Any:
+    return leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf)
+
+
+def _sizes(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(str(list(t.shape)) for t in tensors)
+
+
+def wrap(
+    model: nn.Module,
+    composite: str | Composite = "lfp-epsilon",
+    *,
+    compile: bool = False,
+    on_missing: str = "derive",
+    fallback: str = "error",
+    check: bool = False,
+) -> nn.Module:
+    """Let a model learn by feedback: after `loss.backward()` every `.grad` holds the negative LFP feedback.
+
+    In place: the same object, class, state_dict and signature. Under `no_grad` the model runs as ever. The graph is
+    traced at the first call and reused for other batch sizes.
+
+    Args:
+        model: any `nn.Module`.
+        composite: a name (`lfpgraph.composite_names()`) or a `Composite`.
+        compile: run the forward and the feedback graph through torch.compile.
+        on_missing: "derive" lets an operation without a rule use its true vjp (logged); "error" refuses it.
+        fallback: "error", or "retrace" to trace real values anew at every step where forward branches on data.
+        check: raise NonFiniteError on NaN or infinity in the outputs.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        WrapError: already wrapped, or not an nn.Module. CompositeError: unknown composite.
+        At the first call: TraceError, NoRuleError, InputError.
+    """
+    if not isinstance(model, nn.Module):
+        raise WrapError(f"wrap takes an nn.Module, not {type(model).__name__}")
+    if is_wrapped(model):
+        raise WrapError(f"{type(model).__name__} is wrapped already; call lfpgraph.unwrap(model) first.")
+    for option, value, known in (("on_missing", on_missing, ("derive", "error")), ("fallback", fallback, ("error", "retrace"))):
+        if value not in known:
+            raise WrapError(f"{option}={value!r} is not known; choose one of {', '.join(known)}")
+    chosen = get_composite(composite)
+    if not any(True for _ in model.parameters()):
+        raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
+    options = {"compile": compile, "on_missing": on_missing, "fallback": fallback, "check": check}
+    model.__dict__["forward"] = FeedbackForward(model, chosen, options)
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Undo `wrap`, in place.
+
+    Raises:
+        WrapError: the model is not wrapped.
+    """
+    forward = model.__dict__.get("forward")
+    if not isinstance(forward, FeedbackForward):
+        raise WrapError(f"{type(model).__name__} is not wrapped.")
+    if forward.replaced is None:
+        del model.__dict__["forward"]
+    else:
+        model.__dict__["forward"] = forward.replaced
+    return model
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether `wrap` is in effect on the model."""
+    return isinstance(model.__dict__.get("forward"), FeedbackForward)
+
+
