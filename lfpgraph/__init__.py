@@ -1,8 +1,11 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
+from . import rewards
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
+from .feedback import feedback
 from .registry import rule
+from .rewards import reward_loss
 from .trace import OpGraph, trace
 from .wrap import is_wrapped, unwrap, wrap
 
@@ -12,9 +15,12 @@ __all__ = [
     "OpGraph",
     "Ruleset",
     "composite_names",
+    "feedback",
     "get_composite",
     "is_wrapped",
     "register_composite",
+    "reward_loss",
+    "rewards",
     "rule",
     "trace",
     "unwrap",

@@ -45,10 +45,17 @@ def original_forward(model: nn.Module) -> Callable[..., Any]:
     return getattr(forward, "original", forward)
 
 
+class _Record:
+    """Where a run notes its outputs; an object of its own, since torch.export undoes what a module sets on itself."""
+
+    out_spec: Any = None
+    out_leaves: list[Any] = []
+
+
 class FlatModel(nn.Module):
     """A model that takes its tensor leaves as positional arguments and returns a flat list of tensors.
 
-    `out_spec` and `out_leaves` describe the true output after a run: a leaf is ("tensor", position) or
+    `record.out_spec` and `record.out_leaves` describe the true output after a run: a leaf is ("tensor", position) or
     ("value", anything else).
     """
 
@@ -58,8 +65,7 @@ class FlatModel(nn.Module):
         leaves, self.in_spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self.out_spec: Any = None
-        self.out_leaves: list[Any] = []
+        self.record = _Record()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         leaves = list(self.leaves)
@@ -67,15 +73,16 @@ class FlatModel(nn.Module):
             leaves[slot] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         output = original_forward(self.model)(*args, **kwargs)
-        flat, self.out_spec = pytree.tree_flatten(output)
+        flat, self.record.out_spec = pytree.tree_flatten(output)
         tensors_out: list[Tensor] = []
-        self.out_leaves = []
+        described: list[Any] = []
         for leaf in flat:
             if isinstance(leaf, Tensor):
-                self.out_leaves.append(("tensor", len(tensors_out)))
+                described.append(("tensor", len(tensors_out)))
                 tensors_out.append(leaf)
             else:
-                self.out_leaves.append(("value", _opaque(leaf, tensors_out)))
+                described.append(("value", _opaque(leaf, tensors_out)))
+        self.record.out_leaves = described
         return tensors_out
 
 
@@ -298,8 +305,8 @@ def _to_graph(program: torch.export.ExportedProgram, flat: FlatModel, dynamic: b
         module=program.graph_module,
         placeholders=placeholders,
         mutations=mutations,
-        out_spec=flat.out_spec,
-        out_leaves=list(flat.out_leaves),
+        out_spec=flat.record.out_spec,
+        out_leaves=list(flat.record.out_leaves),
         constants=constants,
         dynamic=dynamic,
         tracer="export",
