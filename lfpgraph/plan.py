@@ -35,6 +35,7 @@ class Unit:
         active, weightlike, wanted: for each input: its class, and whether someone waits for its signal.
         handler: the rule; None when no reward passes.
         epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
+        ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived" or "none".
     """
 
@@ -49,6 +50,7 @@ class Unit:
     option_epsilon: float
     origin: str
     epsilon: float = 0.0
+    ends_layer: bool = False
 
     @property
     def node(self) -> fx.Node:
@@ -220,8 +222,8 @@ def _is_differentiable(node: fx.Node) -> bool:
 def _settle_epsilon(plan: Plan) -> None:
     """Decide where the epsilon factor is applied (see `Family.epsilon`).
 
-    A layer written as product, then scale, then bias is one linear operation: epsilon goes to the last of them, so
-    that it equals the fused form.
+    A layer written as product, then scale, then bias is one linear operation and gets one factor, on the last of them:
+    that one hands its signal on in stabilized form (Note [Two forms of a signal]), as the fused layer would have it.
     """
     producer = {unit.node: unit for unit in plan.units}
     linear: set[int] = set()
@@ -232,24 +234,22 @@ def _settle_epsilon(plan: Plan) -> None:
         kind = unit.family.epsilon
         takes = kind == "always" or (kind == "weighted" and actives <= 1 and weighted)
         takes = takes or (kind == "mixing" and actives > 1)
-        if unit.family.elementwise and actives == 1 and weighted and unit.family.affine:
-            before = _layer_before(unit, producer, linear)
-            if before is not None:
-                before.epsilon = 0.0
-                takes = True
+        if unit.family.elementwise and unit.family.affine and actives == 1 and weighted:
+            unit.ends_layer = _follows_layer(unit, producer, linear)
+            takes = takes or unit.ends_layer
         if takes:
             unit.epsilon = unit.option_epsilon
             linear.add(id(unit))
 
 
-def _layer_before(unit: Unit, producer: dict[fx.Node, Unit], linear: set[int]) -> Unit | None:
-    """The linear unit whose only use, through views and casts, is this unit's active operand."""
+def _follows_layer(unit: Unit, producer: dict[fx.Node, Unit], linear: set[int]) -> bool:
+    """Whether the unit's active operand comes, through views and casts, from a linear unit."""
     node = next(n for n, active in zip(unit.inputs, unit.active) if active)
-    while node in producer and len(node.users) == 1:
+    while node in producer:
         before = producer[node]
         if id(before) in linear:
-            return before if before.family.name != "reduction" else None
-        if not before.family.passes_form or sum(before.active) != 1:
-            return None
-        node = next(n for n, active in zip(before.inputs, before.active) if active)
-    return None
+            return before.family.name not in ("reduction", "split") or before.ends_layer
+        if not before.family.passes_form or sum(before.active) > 1 or len(before.inputs) < 1:
+            return False
+        node = before.inputs[before.active.index(True)] if True in before.active else before.inputs[0]
+    return False

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .errors import TraceError
@@ -39,6 +40,7 @@ _RECOMPUTED = {
     aten.t.default,
     aten.transpose.int,
     aten.unsqueeze.default,
+    aten.reshape.default,
     aten.view.default,
 }
 
@@ -102,7 +104,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
         return [torch.empty_like(outputs[i].meta["val"], memory_format=torch.contiguous_format) for i in signal_outputs]
 
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):
             if fake_mode is not None:
                 with fake_mode:
                     traced = make_fx(joint, tracing_mode="real")(fakes, make_signals())
@@ -119,11 +121,13 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
 
 
 def _clean(traced: fx.GraphModule) -> None:
-    """Drop detach and alias, which mean nothing without autograd, and what nobody uses."""
+    """Drop detach and alias, which mean nothing without autograd, and what nobody uses; views become reshapes."""
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
     traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)
     traced.recompile()
 

@@ -160,7 +160,7 @@ def run_backward(
                 f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
                 "tensor arguments; return one for each, None for none"
             )
-        form = call.stabilized or (stabilized and unit.family.passes_form)
+        form = call.stabilized or (stabilized and (unit.family.passes_form or unit.ends_layer))
         for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
             if answer is not None and unit.wanted[i]:
                 pending.setdefault(node, _Sum()).add(_fit(plan, call, i, answer), form)
@@ -216,9 +216,12 @@ class _Sum:
     def settle(self, output: Any, unit: Unit) -> tuple[Any, bool]:
         """The one signal (or tuple of signals) at the unit's output, and whether it is in stabilized form."""
         if self.items:
-            size = len(output)
+            mixed = any(item.stabilized is not None for item in self.items.values())
             settled = {i: item.settle(output[i], unit) for i, item in self.items.items()}
-            return [settled[i][0] if i in settled else None for i in range(size)], all(f for _, f in settled.values())
+            if mixed and unit.option_epsilon:
+                for i, (s, stabilized) in settled.items():
+                    settled[i] = (s if stabilized else epsilon_factor(s, output[i], unit.option_epsilon), True)
+            return [settled[i][0] if i in settled else None for i in range(len(output))], mixed
         if self.raw is None:
             return self.stabilized, True
         if unit.epsilon:

@@ -11,17 +11,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import Dim
+from torch.fx.experimental import _config as _fx_config
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
+from ..registry import find_rule
 from .graph import OpGraph, Placeholder
 
 __all__ = ["FlatModel", "capture", "is_tracing", "original_forward"]
 
 log = logging.getLogger("lfpgraph")
 _state = threading.local()
+_aten = torch.ops.aten
+_RECURRENT = {
+    _aten.gru.data,
+    _aten.gru.input,
+    _aten.lstm.data,
+    _aten.lstm.input,
+    _aten.rnn_relu.data,
+    _aten.rnn_relu.input,
+    _aten.rnn_tanh.data,
+    _aten.rnn_tanh.input,
+}
 
 
 def is_tracing() -> bool:
@@ -220,10 +234,11 @@ def _user_line(error: Exception) -> str:
 def _export(flat: FlatModel, tensors: Sequence[Tensor], shapes: Any) -> OpGraph:
     rng = torch.get_rng_state()
     try:
-        with tracing(), torch.enable_grad(), _quiet():
+        with tracing(), torch.enable_grad(), _quiet(), _fx_config.patch(backed_size_oblivious=True):
             program = torch.export.export(flat, tuple(tensors), strict=False, dynamic_shapes=shapes)
             _keep_no_grad(program.graph_module)
-            program = program.run_decompositions(_decompositions())
+            program = program.run_decompositions(_decompositions(program.graph_module))
+            _tidy(program.graph_module)
     finally:
         torch.set_rng_state(rng)
     return _to_graph(program, flat, dynamic=shapes is not None)
@@ -265,13 +280,43 @@ def _keep_no_grad(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Recurrent layers are unrolled into their cells; everything else stays whole."""
-    from torch._decomp import decomposition_table
+def _decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
+    """How to take apart the operations of a graph that have no rule of their own (composite ops).
 
-    aten = torch.ops.aten
-    names = [aten.lstm.input, aten.lstm.data, aten.gru.input, aten.gru.data, aten.rnn_tanh.input, aten.rnn_relu.input]
-    return {op: decomposition_table[op] for op in names if op in decomposition_table}
+    Recurrent layers become their cells and cells their gates; operations that torch defines in terms of others, or has
+    a core decomposition for, become those.
+    """
+    from torch._decomp import core_aten_decompositions, decomposition_table
+    from torch._export.utils import _get_decomp_for_cia
+
+    core = core_aten_decompositions()
+    table: dict[Any, Callable[..., Any]] = {}
+    for graph in (m for m in module.modules() if isinstance(m, fx.GraphModule)):
+        for node in graph.graph.nodes:
+            op = node.target
+            if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
+                continue
+            if op in _RECURRENT:
+                table[op] = decomposition_table[op]
+            elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+                table[op] = _get_decomp_for_cia(op)
+            elif op in core:
+                table[op] = core[op]
+    return table
+
+
+def _tidy(module: fx.GraphModule) -> None:
+    """Remove the tracer's assertions, which compute nothing but look like users of a value; make views tolerant.
+
+    A view is right for the strides that the tracer assumed; a kernel may return others, and reshape takes both.
+    """
+    for node in reversed(list(module.graph.nodes)):
+        if node.target is _aten.view.default:
+            node.target = _aten.reshape.default
+        if node.op == "call_function" and getattr(node.target, "__name__", "").startswith("_assert_") and not node.users:
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
 
 
 def _to_graph(program: torch.export.ExportedProgram, flat: FlatModel, dynamic: bool) -> OpGraph:

@@ -26,8 +26,9 @@ def classify(graph: OpGraph) -> OpGraph:
     for node in graph.graph.nodes:
         if node.op != "placeholder":
             sources = node.all_input_nodes
-            from_input[node] = any(from_input[source] for source in sources)
-            kinds[node] = _kind(node, [kinds[source] for source in sources], from_input[node])
+            is_size = not isinstance(node.meta.get("val"), torch.Tensor | list | tuple)
+            from_input[node] = not is_size and any(from_input[source] for source in sources)
+            kinds[node] = CONSTANT if is_size else _kind(node, [kinds[source] for source in sources], from_input[node])
         graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective")
     if not any(info.kind == ACTIVE for info in graph.info.values()):
         raise InputError(
@@ -83,8 +84,3 @@ def _descendants(roots: set[fx.Node]) -> set[fx.Node]:
             seen.add(node)
             stack.extend(node.users)
     return seen
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is a tensor that can carry reward only between a comparison and a cast."""
-    return isinstance(value, torch.Tensor) and not is_float(value)
