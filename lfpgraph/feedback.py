@@ -64,7 +64,7 @@ def feedback(
         given = _reward(reward, output, check)
         epsilon = chosen.default.epsilon or 1e-12
         signal = given / stabilize(output, epsilon)
-        found = run_backward(plan, calls, env, {node: signal}, check=check)
+        found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=True)
     answer: dict[str, Tensor] = {}
     names = _input_names(args, kwargs)
     for placeholder_node, placeholder in kinds:

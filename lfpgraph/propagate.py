@@ -127,6 +127,7 @@ def run_backward(
     signals: Mapping[fx.Node, Tensor | None],
     check: bool = False,
     observe: Any = None,
+    stabilized: bool = False,
 ) -> dict[fx.Node, Tensor | None]:
     """Hand signals back from graph nodes to the wanted placeholders.
 
@@ -134,6 +135,7 @@ def run_backward(
         plan, calls, values: from `run_forward`.
         signals: the signal at each output node (same shape as the output).
         check: raise NonFiniteError at the first operation that hands on NaN or infinity.
+        stabilized: the signals are in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
         observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
 
     Returns:
@@ -142,7 +144,7 @@ def run_backward(
     pending: dict[fx.Node, _Sum] = {}
     for node, s in signals.items():
         if s is not None:
-            pending.setdefault(node, _Sum()).add(s, False)
+            pending.setdefault(node, _Sum()).add(s, stabilized)
     for call in reversed(calls):
         unit = call.unit
         arrived = pending.pop(unit.node, None)
@@ -153,14 +155,14 @@ def run_backward(
             holder = pending.setdefault(source, _Sum())  # type: ignore[arg-type]
             holder.add_item(index, arrived)  # type: ignore[arg-type]
             continue
-        s, stabilized = arrived.settle(call.output, unit)
+        s, form = arrived.settle(call.output, unit)
         answers = list(_ask(call, s))
         if len(answers) != len(unit.inputs):
             raise RuleError(
                 f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
                 "tensor arguments; return one for each, None for none"
             )
-        form = call.stabilized or (stabilized and (unit.family.passes_form or unit.ends_layer))
+        form = call.stabilized or (form and (unit.family.passes_form or unit.ends_layer))
         for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
             if answer is not None and unit.wanted[i]:
                 pending.setdefault(node, _Sum()).add(_fit(plan, call, i, answer), form)

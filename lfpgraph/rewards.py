@@ -21,8 +21,8 @@ __all__ = ["BinarySigmoid", "CorrectClassification", "Sigmoid", "Softmax", "rewa
 def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = 1e-6) -> Tensor:
     """A scalar whose `.backward()` gives `reward` to `outputs`.
 
-    The value is minus the summed reward. Its gradient at the outputs is `-reward / stabilize(outputs, epsilon)`: minus the
-    signal of that reward, so any reward will do, differentiable or not.
+    The value is minus the summed reward. Its gradient at the outputs is minus the signal of that reward, `-reward /
+    outputs` (outputs below epsilon are stabilized), so any reward will do, differentiable or not.
 
     Args:
         outputs: a float tensor of a wrapped model, any shape.
@@ -57,7 +57,8 @@ class _RewardLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         outputs, reward = ctx.saved_tensors
-        return -gradients[0] * reward / stabilize(outputs, ctx.epsilon), None, None
+        small = outputs.abs() <= ctx.epsilon
+        return -gradients[0] * reward / torch.where(small, stabilize(outputs, ctx.epsilon), outputs), None, None
 
 
 def _kind(value: Any) -> str:
