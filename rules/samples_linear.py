@@ -96,7 +96,7 @@ case(_sdpa, lambda t: call(t(2, 2, 3), t(2, 4, 3), t(2, 4, 3)), "learnt_query", 
 case(_sdpa, lambda t: call(t(2, 2, 3), t(2, 4, 3), t(2, 4, 3)), "learnt_memory", active=(0,), weight=(1, 2))
 case(_sdpa, lambda t: call(t(2, 2, 3), t(2, 4, 3), t(2, 4, 3)), "value", active=(2,))
 
-# A batch norm in training needs more than one value per channel, so it takes no empty batch.
+# No empty batch for batch norms: torch refuses it, or its backward divides an integer by zero and kills the process.
 _AFFINE = {"active": (0,), "weight": (1,), "bias": (2,)}
 case(aten.layer_norm.default, lambda t: call(t(t.n, 4), [4], t(4), t(4)), **_AFFINE)
 case(aten.layer_norm.default, lambda t: call(t(t.n, 3, 2), [3, 2]), "plain")
@@ -105,9 +105,8 @@ case(aten.rms_norm.default, lambda t: call(t(t.n, 4), [4], t(4), 1e-5), weight=(
 case(aten._fused_rms_norm.default, lambda t: call(t(t.n, 4), [4], t(4), 1e-5), weight=(1,))
 case(aten.group_norm.default, lambda t: call(t(t.n, 4, 3), 2, t(4), t(4)), **_AFFINE)
 case(aten.native_group_norm.default, lambda t: call(t(t.n, 4, 3), t(4), t(4), t.n, 4, 3, 2, 1e-5), strided=False, **_AFFINE)
-case(aten.instance_norm.default, lambda t: call(t(t.n, 2, 3), t(2), t(2), None, None, True, 0.1, 1e-5, False), **_AFFINE)
 case(
-    aten.batch_norm.default,
+    [aten.batch_norm.default, aten.instance_norm.default],
     lambda t: call(t(t.n, 2, 3), t(2), t(2), None, None, True, 0.1, 1e-5, False),
     empty=False,
     **_AFFINE,
@@ -115,11 +114,13 @@ case(
 case(
     [aten.native_batch_norm.default, aten._native_batch_norm_legit.default],
     lambda t: call(t(t.n, 2, 3), t(2), t(2), t(2), t.positive(2), False, 0.1, 1e-5),
+    empty=False,
     **_AFFINE,
 )
 case(
     aten._native_batch_norm_legit_no_training.default,
     lambda t: call(t(t.n, 2, 3), t(2), t(2), t(2), t.positive(2), 0.1, 1e-5),
+    empty=False,
     **_AFFINE,
 )
 case(
