@@ -16,7 +16,7 @@ __all__ = ["Sample", "samples", "samples_elementwise", "samples_linear", "sample
 def samples(op: OpOverload, dtype: torch.dtype = torch.float64) -> list[Sample]:
     """The samples of an operation, the same at every call; none if its table row is missing.
 
-    Each row gives one; the first also an empty batch and tensors that are not contiguous, where torch takes them.
+    Each row gives one; the first also an empty batch and non-contiguous tensors, where torch takes them.
     """
     found: list[Sample] = []
     for i, row in enumerate(TABLE.get(op, [])):

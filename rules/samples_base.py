@@ -1,7 +1,7 @@
 """What sample tables are written with: `Maker` draws tensors, `case` adds a row, `call` spells a call.
 
-Every tensor holds distinct multiples of a power of two, exact in bfloat16 too: no ties, the same values in every dtype,
-mixed signs, one entry exactly zero.
+Every tensor holds distinct multiples of a power of two, exact in bfloat16 too: no ties, the same values in
+every dtype, mixed signs, one entry exactly zero.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Sample:
     Attributes:
         name: part of the test's id.
         args, kwargs: of the operation.
-        active, weight, bias: places, among the tensor arguments in order, of those that carry reward as activations, as
-            weights, and as weights that are added. The others are constants.
+        active, weight, bias: places, among the tensor arguments in order, of those that carry reward as
+            activations, as weights, and as weights that are added. The others are constants.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Maker:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, *shape: int) -> Tensor:
-        """Both signs and a zero, steps of 1/8."""
-        return self._finish((self._permutation(shape) - _size(shape) // 2) / 8)
+        """Both signs and a zero, steps of 1/4."""
+        return self._finish((self._permutation(shape) - _size(shape) // 2) / 4)
 
     def inside(self, *shape: int) -> Tensor:
         """Between -1 and 1, a zero included, steps of 1/64."""
@@ -98,7 +98,7 @@ def call(*args: Any, **kwargs: Any) -> Arguments:
 class Case:
     """A row of the tables: how to draw a sample, and the roles of its tensors (see `Sample`).
 
-    `empty` and `strided`: whether torch takes an empty batch, and tensors that are not contiguous, in this call.
+    `empty` and `strided`: whether torch takes an empty batch, and non-contiguous tensors, in this call.
     """
 
     name: str

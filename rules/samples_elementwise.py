@@ -134,5 +134,8 @@ case(aten.bernoulli.default, lambda t: call(t.inside(t.n, 5).abs()))
 case([aten.all.dim, aten.any.dim, aten.argmax.default, aten.argmin.default], lambda t: call(t(t.n, 5), 1))
 case(aten.any.dims, lambda t: call(t(t.n, 5, 2), [1, 2]))
 case(aten.full_like.default, lambda t: call(t(t.n, 5), 2.0))
-case([aten.new_empty.default, aten.new_ones.default, aten.new_zeros.default], lambda t: call(t(t.n, 5), [t.n, 2]))
+case(
+    [aten.new_empty.default, aten.new_ones.default, aten.new_zeros.default],
+    lambda t: call(t(t.n, 5), [t.n, 2]),
+)
 case(aten.new_full.default, lambda t: call(t(t.n, 5), [t.n, 2], 2.0))

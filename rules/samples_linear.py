@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .samples_base import call, case
@@ -31,7 +33,9 @@ case(
     weight=(2,),
     bias=(0,),
 )
-case(aten.addmm.default, lambda t: call(t(t.n, 4), t(t.n, 3), t(3, 4)), "residual", active=(0, 1), weight=(2,))
+case(
+    aten.addmm.default, lambda t: call(t(t.n, 4), t(t.n, 3), t(3, 4)), "residual", active=(0, 1), weight=(2,)
+)
 case(aten.addmv.default, lambda t: call(t(t.n), t(t.n, 3), t(3)), active=(1,), weight=(2,), bias=(0,))
 case(aten.addmv.default, lambda t: call(t(t.n), t(t.n, 3), t(3)), "residual", active=(0, 1), weight=(2,))
 case(aten.baddbmm.default, lambda t: call(t(t.n, 1, 2), t(t.n, 2, 3), t(t.n, 3, 2)), active=(1, 2))
@@ -58,20 +62,32 @@ case(
 )
 case(aten.bilinear.default, lambda t: call(t(t.n, 3), t(t.n, 2), t(4, 3, 2)), "one_active", weight=(2,))
 case(aten.einsum.default, lambda t: call("ni,io->no", [t(t.n, 3), t(3, 4)]), weight=(1,))
-case(aten.einsum.default, lambda t: call("nqi,nki->nqk", [t(t.n, 2, 3), t(t.n, 4, 3)]), "two_active", active=(0, 1))
+case(
+    aten.einsum.default,
+    lambda t: call("nqi,nki->nqk", [t(t.n, 2, 3), t(t.n, 4, 3)]),
+    "two_active",
+    active=(0, 1),
+)
 case(aten.embedding.default, lambda t: call(t(5, 3), t.index(5, t.n, 2)), active=(), weight=(0,))
 case(aten.embedding.default, lambda t: call(t(5, 3), t.index(5, t.n, 2)), "soft", active=(0,))
 
-_CONV = {"active": (0,), "weight": (1,), "bias": (2,)}
+_CONV: dict[str, Any] = {"active": (0,), "weight": (1,), "bias": (2,)}
 case(aten.conv1d.default, lambda t: call(t(t.n, 2, 5), t(3, 2, 2), t(3)), **_CONV)
 case(aten.conv1d.default, lambda t: call(t(t.n, 2, 5), t(4, 1, 2), t(4), [2], [1], [2], 2), "groups", **_CONV)
 case(aten.conv1d.default, lambda t: call(t(t.n, 2, 5), t(3, 2, 2)), "two_active", active=(0, 1))
 case(aten.conv1d.padding, lambda t: call(t(t.n, 2, 5), t(3, 2, 3), t(3), [1], "same"), **_CONV)
 case(aten.conv2d.default, lambda t: call(t(t.n, 2, 3, 3), t(3, 2, 2, 2), t(3)), **_CONV)
-case(aten.conv2d.default, lambda t: call(t(t.n, 2, 3, 3), t(2, 1, 2, 2), None, [2, 1], [1, 0], [1, 1], 2), "groups", weight=(1,))
+case(
+    aten.conv2d.default,
+    lambda t: call(t(t.n, 2, 3, 3), t(2, 1, 2, 2), None, [2, 1], [1, 0], [1, 1], 2),
+    "groups",
+    weight=(1,),
+)
 case(aten.conv2d.padding, lambda t: call(t(t.n, 2, 3, 3), t(2, 2, 3, 3), t(2), [1, 1], "same"), **_CONV)
 case(aten.conv3d.default, lambda t: call(t(t.n, 2, 2, 2, 2), t(2, 2, 2, 1, 1), t(2)), **_CONV)
-case(aten.conv3d.padding, lambda t: call(t(t.n, 1, 2, 2, 2), t(2, 1, 1, 2, 1), t(2), [1] * 3, "valid"), **_CONV)
+case(
+    aten.conv3d.padding, lambda t: call(t(t.n, 1, 2, 2, 2), t(2, 1, 1, 2, 1), t(2), [1] * 3, "valid"), **_CONV
+)
 case(aten.conv_transpose1d.default, lambda t: call(t(t.n, 2, 4), t(2, 3, 2), t(3), [2]), **_CONV)
 case(aten.conv_transpose2d.input, lambda t: call(t(t.n, 2, 2, 2), t(2, 2, 2, 2), t(2)), **_CONV)
 case(aten.conv_transpose3d.input, lambda t: call(t(t.n, 1, 2, 2, 1), t(1, 2, 2, 1, 1), t(2)), **_CONV)
@@ -96,15 +112,20 @@ case(_sdpa, lambda t: call(t(2, 2, 3), t(2, 4, 3), t(2, 4, 3)), "learnt_query", 
 case(_sdpa, lambda t: call(t(2, 2, 3), t(2, 4, 3), t(2, 4, 3)), "learnt_memory", active=(0,), weight=(1, 2))
 case(_sdpa, lambda t: call(t(2, 2, 3), t(2, 4, 3), t(2, 4, 3)), "value", active=(2,))
 
-# No empty batch for batch norms: torch refuses it, or its backward divides an integer by zero and kills the process.
-_AFFINE = {"active": (0,), "weight": (1,), "bias": (2,)}
+# No empty batch for batch norms: torch refuses it, or its backward divides by zero and kills the process.
+_AFFINE: dict[str, Any] = {"active": (0,), "weight": (1,), "bias": (2,)}
 case(aten.layer_norm.default, lambda t: call(t(t.n, 4), [4], t(4), t(4)), **_AFFINE)
 case(aten.layer_norm.default, lambda t: call(t(t.n, 3, 2), [3, 2]), "plain")
 case(aten.native_layer_norm.default, lambda t: call(t(t.n, 4), [4], t(4), t(4), 1e-5), **_AFFINE)
 case(aten.rms_norm.default, lambda t: call(t(t.n, 4), [4], t(4), 1e-5), weight=(1,))
 case(aten._fused_rms_norm.default, lambda t: call(t(t.n, 4), [4], t(4), 1e-5), weight=(1,))
 case(aten.group_norm.default, lambda t: call(t(t.n, 4, 3), 2, t(4), t(4)), **_AFFINE)
-case(aten.native_group_norm.default, lambda t: call(t(t.n, 4, 3), t(4), t(4), t.n, 4, 3, 2, 1e-5), strided=False, **_AFFINE)
+case(
+    aten.native_group_norm.default,
+    lambda t: call(t(t.n, 4, 3), t(4), t(4), t.n, 4, 3, 2, 1e-5),
+    strided=False,
+    **_AFFINE,
+)
 case(
     [aten.batch_norm.default, aten.instance_norm.default],
     lambda t: call(t(t.n, 2, 3), t(2), t(2), None, None, True, 0.1, 1e-5, False),

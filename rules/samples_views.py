@@ -33,13 +33,19 @@ case(aten.cat.default, lambda t: call([t(1, 2), t(t.n, 2)]), "weight", active=(1
 case(aten.stack.default, lambda t: call([t(t.n, 3), t(t.n, 3)], 1), active=(0, 1))
 case([aten.chunk.default, aten.unsafe_chunk.default], lambda t: call(t(t.n, 5), 2, 1))
 case([aten.split.Tensor, aten.unsafe_split.Tensor], lambda t: call(t(t.n, 5), 2, 1))
-case([aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default], lambda t: call(t(t.n, 5), [2, 3], 1))
+case(
+    [aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default],
+    lambda t: call(t(t.n, 5), [2, 3], 1),
+)
 case(aten.unbind.int, lambda t: call(t(t.n, 3), 1))
 case(aten.constant_pad_nd.default, lambda t: call(t(t.n, 3), [1, 2], 0.5))
 case(aten.pad.default, lambda t: call(t(t.n, 3), [1, 2]))
 case(aten.pad.default, lambda t: call(t(t.n, 2, 3), [1, 1], "reflect"), "reflect")
 case([aten.reflection_pad1d.default, aten.replication_pad1d.default], lambda t: call(t(t.n, 2, 3), [1, 2]))
-case([aten.reflection_pad2d.default, aten.replication_pad2d.default], lambda t: call(t(t.n, 2, 3, 3), [1, 2, 0, 1]))
+case(
+    [aten.reflection_pad2d.default, aten.replication_pad2d.default],
+    lambda t: call(t(t.n, 2, 3, 3), [1, 2, 0, 1]),
+)
 case(aten.copy.default, lambda t: call(t(t.n, 3), t(t.n, 3)), active=(0, 1))
 case(aten.copy.default, lambda t: call(t(t.n, 3), t(3)), "broadcast", active=(1,))
 case(aten.diagonal.default, lambda t: call(t(t.n, 3, 3), 1, 1, 2))
@@ -81,8 +87,15 @@ case(aten.take_along_dim.default, lambda t: call(t(t.n, 5), t.index(5, t.n, 3), 
 case(aten.index.Tensor, lambda t: call(t(t.n, 5), [None, t.index(5, 3)]))
 case(aten.index.Tensor, lambda t: call(t(t.n, 5), [t.mask(2, 5)]), "mask")
 case(aten.index_select.default, lambda t: call(t(t.n, 5), 1, t.index(5, 3)))
-case(aten.index_put.default, lambda t: call(t(t.n, 5), [None, torch.tensor([3, 1])], t(t.n, 2)), active=(0, 2))
-case(aten.index_put.default, lambda t: call(t(t.n, 5), [None, torch.tensor([3, 3])], t(t.n, 2), True), "accumulate", active=(0, 2))
+case(
+    aten.index_put.default, lambda t: call(t(t.n, 5), [None, torch.tensor([3, 1])], t(t.n, 2)), active=(0, 2)
+)
+case(
+    aten.index_put.default,
+    lambda t: call(t(t.n, 5), [None, torch.tensor([3, 3])], t(t.n, 2), True),
+    "accumulate",
+    active=(0, 2),
+)
 case(aten.masked_scatter.default, lambda t: call(t(t.n, 5), t.mask(t.n, 5), t(t.n, 5)), active=(0, 2))
 case(aten.masked_select.default, lambda t: call(t(t.n, 5), t.mask(t.n, 5)))
 case(aten.scatter.src, lambda t: call(t(t.n, 5), 1, t.index(5, t.n, 1), t(t.n, 1)), active=(0, 2))
@@ -92,9 +105,15 @@ case(aten.scatter.value, lambda t: call(t(t.n, 5), 1, t.index(5, t.n, 2), 0.5))
 case(aten.adaptive_max_pool1d.default, lambda t: call(t(t.n, 2, 5), [2]))
 case(aten.adaptive_max_pool2d.default, lambda t: call(t(t.n, 2, 3, 3), [2, 2]))
 case(aten.max_pool1d.default, lambda t: call(t(t.n, 2, 5), [2]))
-case([aten.max_pool2d.default, aten.max_pool2d_with_indices.default], lambda t: call(t(t.n, 2, 3, 3), [2, 2], [1, 1]))
+case(
+    [aten.max_pool2d.default, aten.max_pool2d_with_indices.default],
+    lambda t: call(t(t.n, 2, 3, 3), [2, 2], [1, 1]),
+)
 case(aten.max_pool2d.default, lambda t: call(t(t.n, 1, 4, 4), [2, 2], [2, 2], [1, 1]), "padding")
-case([aten.max_pool3d.default, aten.max_pool3d_with_indices.default], lambda t: call(t(t.n, 1, 2, 2, 3), [2, 2, 2], [1, 1, 1]))
+case(
+    [aten.max_pool3d.default, aten.max_pool3d_with_indices.default],
+    lambda t: call(t(t.n, 1, 2, 2, 3), [2, 2, 2], [1, 1, 1]),
+)
 
 case(aten.dropout.default, lambda t: call(t(t.n, 5), 0.5, True))
 case(aten.native_dropout.default, lambda t: call(t(t.n, 5), 0.5, True))

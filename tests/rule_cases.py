@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lfpgraph.rules.samples import Sample, samples
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
@@ -15,13 +16,13 @@ from torch.utils import _pytree as pytree
 from lfpgraph.composites import Composite, get_composite
 from lfpgraph.plan import Plan, make_plan
 from lfpgraph.propagate import run_backward, run_forward
-from lfpgraph.registry import Rule, find_rule
-from lfpgraph.rules.samples import Sample, samples
+from lfpgraph.registry import Rule, find_rule, registered_rules
 from lfpgraph.trace import NodeInfo, OpGraph, Placeholder
 from lfpgraph.trace.classify import classify
 from lfpgraph.trace.graph import is_float
 
 aten = torch.ops.aten
+_CASES: dict[tuple[OpOverload, int], Case] = {}
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Case:
     """One operation on one sample.
 
     Attributes:
-        graph: placeholders for the tensor arguments, the operation, its outputs; integer and boolean results are cast.
+        graph: placeholders for the tensor arguments, the operation, its outputs (cast if no floats).
         tensors: the tensor arguments, in order.
         outputs: the float outputs that take a signal (all pieces of a split; otherwise the first).
         signals: a fixed signal for each of them.
@@ -48,13 +49,21 @@ class Case:
         """Places of the tensor arguments that can carry reward."""
         return sorted({*self.sample.active, *self.sample.weight, *self.sample.bias})
 
-    @property
-    def differentiable(self) -> bool:
-        return bool(self.carriers) and any(z.requires_grad for z in run_op(self, self.tensors, tape=True)[0])
+
+def seed() -> None:
+    """Seed the CPU only: `torch.manual_seed` records the stack for CUDA, which takes longer than a rule."""
+    torch.default_generator.manual_seed(0)
 
 
 def make_case(op: OpOverload, sample: Sample) -> Case:
-    """The graph that calls `op` once."""
+    """The graph that calls `op` once; the same one for the same sample."""
+    key = (op, id(sample))
+    if key not in _CASES:
+        _CASES[key] = _make_case(op, sample)
+    return _CASES[key]
+
+
+def _make_case(op: OpOverload, sample: Sample) -> Case:
     entry = find_rule(op)
     assert entry is not None
     leaves, spec = pytree.tree_flatten((sample.args, sample.kwargs))
@@ -69,7 +78,7 @@ def make_case(op: OpOverload, sample: Sample) -> Case:
             tensors.append(leaf)
             leaves[i] = node
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    torch.manual_seed(0)
+    seed()
     result = op(*sample.args, **sample.kwargs)
     node = _call(graph, op, args, kwargs, result)
     outputs = [node]
@@ -127,10 +136,12 @@ def plan_of(case: Case, composite: str | Composite, epsilon: float | None = None
     return make_plan(case.graph, chosen, {nodes[i] for i in case.carriers}, on_missing="error")
 
 
-def run(case: Case, composite: str | Composite = "lfp-epsilon", epsilon: float | None = None) -> list[Tensor | None]:
+def run(
+    case: Case, composite: str | Composite = "lfp-epsilon", epsilon: float | None = None
+) -> list[Tensor | None]:
     """The signal of each tensor argument, by the eager walk."""
     plan = plan_of(case, composite, epsilon)
-    torch.manual_seed(0)
+    seed()
     with torch.no_grad():
         _, calls, values = run_forward(plan, case.tensors)
         found = run_backward(plan, calls, values, dict(zip(case.outputs, case.signals)))
@@ -138,12 +149,12 @@ def run(case: Case, composite: str | Composite = "lfp-epsilon", epsilon: float |
 
 
 def run_op(case: Case, tensors: Sequence[Tensor], tape: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """The operation itself on other tensors: its float outputs (or the cast one), and the leaves if on tape."""
+    """The operation itself on other tensors: its float outputs (or the cast one), and its leaves."""
     leaves, spec = pytree.tree_flatten((case.sample.args, case.sample.kwargs))
     own = [t.detach().requires_grad_() if tape and i in case.carriers else t for i, t in enumerate(tensors)]
     given = iter(own)
     args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], spec)
-    torch.manual_seed(0)
+    seed()
     result = case.op(*args, **kwargs)
     if isinstance(result, tuple):
         result = result[0]
@@ -167,20 +178,18 @@ def autograd(case: Case) -> list[Tensor | None]:
 def jacobian(case: Case, place: int) -> Tensor:
     """The dense Jacobian [outputs, inputs] of all outputs with respect to one tensor argument, in float64."""
 
-    def flat(x: Tensor) -> Tensor:
-        tensors = [x if i == place else t for i, t in enumerate(case.tensors)]
-        return torch.cat([z.reshape(-1).double() for z in run_op(case, tensors)[0]])
-
-    rows, columns = sum(s.numel() for s in case.signals), case.tensors[place].numel()
-    if rows == 0 or columns == 0:
-        return torch.zeros(rows, columns, dtype=torch.float64)
-    return torch.autograd.functional.jacobian(flat, case.tensors[place]).reshape(rows, columns)
+    x = case.tensors[place].detach().requires_grad_()
+    outputs, _ = run_op(case, [x if i == place else t for i, t in enumerate(case.tensors)])
+    z = torch.cat([out.reshape(-1).double() for out in outputs])
+    rows = []
+    for unit in torch.eye(z.numel(), dtype=torch.float64) if z.requires_grad else []:
+        (row,) = torch.autograd.grad(z, x, unit, retain_graph=True, allow_unused=True)
+        rows.append(torch.zeros(x.numel()) if row is None else row.reshape(-1))
+    return torch.stack(rows).double() if rows else torch.zeros(z.numel(), x.numel(), dtype=torch.float64)
 
 
 def all_cases(dtype: torch.dtype = torch.float64) -> list[tuple[OpOverload, Sample]]:
     """Every registered operation with every sample it has."""
-    from lfpgraph.registry import registered_rules
-
     return [(entry.op, sample) for entry in registered_rules() for sample in samples(entry.op, dtype)]
 
 

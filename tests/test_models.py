@@ -15,7 +15,13 @@ from lfpgraph.models_zoo.tiny import TINY, build_tiny
 from .helpers import assert_same, gradients, lfp
 
 HF = ("vit", "bert", "gpt2", "llama", "qwen3", "t5")
-CASES = [(name, attention) for name in TINY for attention in (("eager", "sdpa") if name in HF else ("eager",))]
+SLOW = {("vit", "sdpa"), ("gpt2", "sdpa"), ("qwen3", "sdpa"), ("llama", "sdpa")}
+CASES = [
+    pytest.param(name, attention, id=f"{name}-{attention}", marks=[pytest.mark.slow] if (name, attention) in SLOW else [])
+    for name in TINY
+    for attention in (("eager", "sdpa") if name in HF else ("eager",))
+]
+IN_FLOAT32 = ("mlp", "vgg-bn", "lstm", "vit", "bert")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -31,11 +37,11 @@ def _tensors(out: Any) -> list[Tensor]:
     return [t for t in ([out] if isinstance(out, Tensor) else [out.loss, out.logits])]
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES, ids=["-".join(c) for c in CASES])
+@pytest.mark.parametrize(("name", "attention"), CASES)
 def test_gradient_composite_equals_autograd(name: str, attention: str) -> None:
     """Train mode with dropout, float64 and float32, then another batch size on the same trace."""
     for dtype, tolerance in TOLERANCE.items():
-        if dtype == torch.float32 and attention == "sdpa":
+        if dtype == torch.float32 and (attention == "sdpa" or name not in IN_FLOAT32):
             continue
         model, batch = _cast(*build_tiny(name, attention), dtype)
         args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
@@ -53,7 +59,7 @@ def test_gradient_composite_equals_autograd(name: str, attention: str) -> None:
             assert model.forward.traces == 1
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES, ids=["-".join(c) for c in CASES])
+@pytest.mark.parametrize(("name", "attention"), CASES)
 def test_outputs_equal_and_feedback_finite(name: str, attention: str) -> None:
     """Train mode at the same seed, eval mode with autograd on, no_grad: the same outputs; feedback in both modes."""
     model, batch = build_tiny(name, attention)
@@ -68,7 +74,7 @@ def test_outputs_equal_and_feedback_finite(name: str, attention: str) -> None:
         expected = twin(*args, **kwargs)
         assert type(out) is type(expected)
         for found, wanted in zip(_tensors(out), _tensors(expected)):
-            assert torch.equal(found, wanted)
+            _assert_equal(found, wanted, name)
         model.zero_grad()
         sum(t.sum() for t in _tensors(out)).backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -78,6 +84,14 @@ def test_outputs_equal_and_feedback_finite(name: str, attention: str) -> None:
     with torch.no_grad():
         for found, wanted in zip(_tensors(model(*args, **kwargs)), _tensors(twin(*args, **kwargs))):
             assert torch.equal(found, wanted)
+
+
+def _assert_equal(found: Tensor, wanted: Tensor, name: str) -> None:
+    """Bit-equal, but for the fused recurrent kernel, which feedback writes out as its cells."""
+    if name == "lstm":
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["mlp", "vgg-bn", "bert", "llama"])
@@ -96,11 +110,11 @@ def test_bfloat16(name: str) -> None:
     assert torch.nn.functional.cosine_similarity(ours, reference, dim=0) > 0.98
 
 
-def test_eager_and_sdpa_same_feedback() -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("bert", "t5") else [pytest.mark.slow]) for n in HF])
+def test_eager_and_sdpa_same_feedback(name: str) -> None:
     """Whole models, float64, dropout off: T5's learned position bias included."""
-    for name in HF:
-        found = []
-        for attention in ("eager", "sdpa"):
-            model, batch = _cast(*build_tiny(name, attention), torch.float64)
-            found.append(lfp(model.eval(), **batch))
-        assert_same(found[1], found[0], 1e-6 if name in ("llama", "qwen3", "t5") else 1e-9, 1e-12)
+    found = []
+    for attention in ("eager", "sdpa"):
+        model, batch = _cast(*build_tiny(name, attention), torch.float64)
+        found.append(lfp(model.eval(), **batch))
+    assert_same(found[1], found[0], 1e-6 if name in ("llama", "qwen3", "t5") else 1e-9, 1e-12)

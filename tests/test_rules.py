@@ -1,40 +1,55 @@
 """Every rule on every sample. Generated from the registry: an operation without samples fails.
 
-Note [Declared leaks]: with epsilon 0 the rewards `x * s_x` of the active operands of an operation, plus a leak, equal the
-reward `z * s_z` of its output. The leaks, by family:
+Note [Declared leaks]: with epsilon 0 the rewards `x * s_x` of an operation's active operands, plus a leak,
+equal the reward `z * s_z` of its output. The leaks, by family:
 
-- contraction, pooling, selection, view, reduction, random, cast, split, product, choice, rectifier: what the operation gives
-  when its active operands are zero, `s_z * f(0)`: the bias, an added or chosen constant or parameter, a padding value.
-- activation, and comparison with the cast after it: entries where the one active operand is zero receive nothing.
-  Several active operands get the true vjp, which keeps reward only where f is homogeneous (maximum, minimum, clamp):
-  atan2, pow and xlogy of two activations declare no conservation.
-- quotient: none; the numerator takes all. A weight-like numerator over an active divisor is an activation of the divisor.
+- contraction, pooling, selection, view, reduction, random, cast, split, product, choice, rectifier: what the
+  operation gives when its active operands are zero, `s_z * f(0)`: the bias, an added or chosen constant or
+  parameter, a padding value. An active addend of a fused product (addmm) is a term of its own, paid in full.
+- activation, and comparison with the cast after it: entries where the active operand is zero receive none.
+  Several active operands get the true vjp, which keeps reward only where f is homogeneous of degree one
+  (maximum, minimum, clamp): atan2, pow and xlogy of two activations declare no conservation.
+- quotient: none; the numerator takes all. With no active numerator it is an activation of the divisor.
 - comparison of several active operands: everything. It has no float operand to hand reward to.
 - normalisation, softmax, attention, general, nothing: conserve nothing that could be declared per operation.
+
+Epsilon leaks `s_z * z * (1 - z / stabilize(z))` beside these; the dense reference checks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from lfpgraph.rules.samples import Sample, samples
 from torch import Tensor
 from torch._ops import OpOverload
 
 from lfpgraph.numerics import stabilize
 from lfpgraph.program import make_program
 from lfpgraph.registry import find_rule, registered_rules, remove_rule, restore_rule, rule
-from lfpgraph.rules.samples import Sample, samples
 
-from .rule_cases import Case, all_cases, autograd, jacobian, make_case, plan_of, run, run_op, short_name
+from .rule_cases import Case, all_cases, autograd, jacobian, make_case, plan_of, run, run_op, seed, short_name
 
 aten = torch.ops.aten
 
 OPS = [entry.op for entry in registered_rules()]
 CASES = all_cases()
-LINEAR = {"contraction", "pooling", "selection", "view", "split", "product", "choice", "reduction", "random", "cast"}
+LINEAR = {
+    "contraction",
+    "pooling",
+    "selection",
+    "view",
+    "split",
+    "product",
+    "choice",
+    "reduction",
+    "random",
+    "cast",
+}
 TRUE_VJP = LINEAR | {"normalisation", "softmax", "general", "rectifier"}
+NO_DERIVATIVE = {aten.copy.default, aten.heaviside.default}  # torch raises in backward
 SHARED = {"contraction", "product"}
 HOMOGENEOUS = {aten.clamp.Tensor, aten.maximum.default, aten.minimum.default}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -45,14 +60,47 @@ ATTENTION_SHARES = {
     (0,): (1.0, 1.0, 1.0),
     (2,): (1.0, 1.0, 1.0),
 }
-RESIDUAL = "an active addend of a fused product halves the reward of all three (sum of parts is not shared by count)"
-KNOWN: dict[str, str] = {}
+ADDENDS = {aten.addmm.default: (0,), aten.addmv.default: (0,), aten.baddbmm.default: (0,)}
+_ADDEND = "an active addend of a fused product is counted among the factors, so reward is lost"
+_NUMERATOR = "a weight-like numerator takes the reward of the active divisor"
+_COPY = "aten.copy has no derivative in torch, yet its rule is the vjp"
+_IN_PLACE = "the program drops the in-place copy in the derivative of as_strided"
+KNOWN: dict[str, str] = {
+    **{
+        f"{check}:{op}-residual": _ADDEND
+        for check in ("conservation", "reference")
+        for op in ("addmm", "addmv", "baddbmm")
+    },
+    **{f"{check}:copy": _COPY for check in ("program", "deterministic", "dtype")},
+    **{f"{check}:copy-{s.name}": _COPY for check in ("conservation",) for s in samples(aten.copy.default)},
+    "program:as_strided": _IN_PLACE,
+    **{f"{check}:div.Tensor-weight_first": _NUMERATOR for check in ("conservation", "identity")},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they save on tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def case_id(value: object) -> str | None:
     if isinstance(value, OpOverload):
         return short_name(value)
     return f"{value.name}-float64" if isinstance(value, Sample) else None
+
+
+def operations(check: str) -> list[object]:
+    """All operations, known failures marked."""
+    marks = {
+        op: [pytest.mark.xfail(strict=True, reason=r)]
+        for op in OPS
+        if (r := KNOWN.get(f"{check}:{short_name(op)}"))
+    }
+    return [pytest.param(op, marks=marks.get(op, [])) for op in OPS]
 
 
 def pairs(keep: Callable[[OpOverload, Sample], bool], check: str) -> list[object]:
@@ -98,7 +146,7 @@ def check_gradient(case: Case) -> None:
 
 
 def takes_gradient(op: OpOverload, sample: Sample) -> bool:
-    return bool(sample.active or sample.weight) and op is not aten.heaviside.default  # torch has no derivative of it
+    return bool(sample.active or sample.weight) and op not in NO_DERIVATIVE
 
 
 @pytest.mark.parametrize(("op", "sample"), pairs(takes_gradient, "gradient"), ids=case_id)
@@ -109,45 +157,66 @@ def test_gradient_composite_is_autograd(op: OpOverload, sample: Sample) -> None:
 def factor(case: Case, epsilon: float) -> list[Tensor]:
     """The signals at the outputs after the epsilon rule, written as in LFP eq. 8."""
     kind, actives = case.entry.family.epsilon, len(case.sample.active)
-    if case.op is aten.embedding.default and not actives:
-        actives = 0  # the table is the only operand: a sum of one entry
     weighted = bool(case.sample.weight or case.sample.bias)
-    applies = kind == "always" or (kind == "weighted" and actives <= 1 and weighted) or (kind == "mixing" and actives > 1)
+    applies = (
+        kind == "always"
+        or (kind == "weighted" and actives <= 1 and weighted)
+        or (kind == "mixing" and actives > 1)
+    )
     if not applies:
         return case.signals
-    return [s * z / stabilize(z, epsilon) if epsilon else s for s, z in zip(case.signals, run_op(case, case.tensors)[0])]
+    return [
+        s * z / stabilize(z, epsilon) if epsilon else s
+        for s, z in zip(case.signals, run_op(case, case.tensors)[0])
+    ]
 
 
-def check_reference(case: Case, epsilon: float) -> None:
+def share_of(case: Case, place: int) -> float:
+    """The part of the true signal that an operand gets: active factors share, addends and weights get all."""
     actives = case.sample.active
-    signals = torch.cat([s.reshape(-1).double() for s in factor(case, epsilon)])
-    for i, found in enumerate(run(case, "lfp-0", epsilon)):
-        if i not in case.carriers:
-            assert found is None
-            continue
-        share = len(actives) if family(case.op) in SHARED and i in actives else 1
-        if family(case.op) == "attention":
-            share = 1 / ATTENTION_SHARES[actives][i]
-        expected = (jacobian(case, i).mT @ signals).view(case.tensors[i].shape) / share
-        close(found, expected, 1e-12)
+    if family(case.op) == "attention":
+        return ATTENTION_SHARES[actives][place]
+    factors = [i for i in actives if i not in ADDENDS.get(case.op, ())]
+    return 1 / len(factors) if family(case.op) in SHARED and place in factors else 1.0
+
+
+def check_reference(case: Case) -> None:
+    """J^T s, with the epsilon rule's factor on s, for epsilon 0 and a large one."""
+    matrices = {i: jacobian(case, i) for i in case.carriers}
+    for epsilon in (0.0, 0.125):
+        signals = torch.cat([s.reshape(-1).double() for s in factor(case, epsilon)])
+        for i, found in enumerate(run(case, "lfp-0", epsilon)):
+            assert i in matrices or found is None
+            if i in matrices:
+                expected = (matrices[i].mT @ signals).view(case.tensors[i].shape) * share_of(case, i)
+                close(found, expected, 1e-12)
 
 
 def is_vjp(op: OpOverload, sample: Sample) -> bool:
-    return family(op) in TRUE_VJP | {"attention"} and bool(sample.active or sample.weight)
+    # the derivative of copy is known only to its rule: it is checked by conservation
+    return (
+        family(op) in TRUE_VJP | {"attention"}
+        and op is not aten.copy.default
+        and bool(sample.active or sample.weight)
+    )
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.125], ids=["zero", "epsilon"])
 @pytest.mark.parametrize(("op", "sample"), pairs(is_vjp, "reference"), ids=case_id)
-def test_signal_is_the_dense_jacobian(op: OpOverload, sample: Sample, epsilon: float) -> None:
-    check_reference(make_case(op, sample), epsilon)
+def test_signal_is_the_dense_jacobian(op: OpOverload, sample: Sample) -> None:
+    check_reference(make_case(op, sample))
 
 
-def check_identity(case: Case, epsilon: float) -> None:
+def check_identity(case: Case) -> None:
+    """The active operand gets s z / x, the weight-like ones their true signal."""
     (place,) = case.sample.active
     x, s = case.tensors[place], case.signals[0]
     z = run_op(case, case.tensors)[0][0]
-    divisor = stabilize(x, epsilon) if epsilon else torch.where(x == 0, torch.inf, x)
-    close(run(case, "lfp-0", epsilon)[place], (s * z / divisor).sum_to_size(x.shape), 1e-12)
+    for epsilon in (0.0, 0.125):
+        divisor = stabilize(x, epsilon) if epsilon else torch.where(x == 0, torch.inf, x)
+        found = run(case, "lfp-0", epsilon)
+        close(found[place], (s * z / divisor).sum_to_size(x.shape), 1e-12)
+        for i in case.sample.weight:
+            close(found[i], (jacobian(case, i).mT @ s.reshape(-1)).view(case.tensors[i].shape), 1e-12)
 
 
 def is_identity(op: OpOverload, sample: Sample) -> bool:
@@ -158,10 +227,9 @@ def is_identity(op: OpOverload, sample: Sample) -> bool:
     return family(op) == "activation" and len(sample.active) == 1
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.125], ids=["zero", "epsilon"])
 @pytest.mark.parametrize(("op", "sample"), pairs(is_identity, "identity"), ids=case_id)
-def test_activation_hands_its_reward_on(op: OpOverload, sample: Sample, epsilon: float) -> None:
-    check_identity(make_case(op, sample), epsilon)
+def test_activation_hands_its_reward_on(op: OpOverload, sample: Sample) -> None:
+    check_identity(make_case(op, sample))
 
 
 def conserves(op: OpOverload, sample: Sample) -> bool:
@@ -175,7 +243,7 @@ def conserves(op: OpOverload, sample: Sample) -> bool:
 
 
 def leak_of(case: Case, zeroed: tuple[int, ...]) -> list[Tensor]:
-    """The reward that reaches none of the operands `zeroed`, at each output entry (see Note [Declared leaks])."""
+    """Reward that reaches none of the operands `zeroed`, per output entry (Note [Declared leaks])."""
     outputs = run_op(case, case.tensors)[0]
     if is_identity(case.op, case.sample):
         x = case.tensors[case.sample.active[0]]
@@ -183,9 +251,6 @@ def leak_of(case: Case, zeroed: tuple[int, ...]) -> list[Tensor]:
     if family(case.op) == "quotient":
         return [torch.zeros_like(z) for z in outputs]
     at_zero = run_op(case, [torch.zeros_like(t) if i in zeroed else t for i, t in enumerate(case.tensors)])[0]
-    if family(case.op) == "selection" and len(zeroed) < 2 and isinstance(case.sample.args[0], Tensor):
-        # the entries of a constant stay; those picked by value leave nothing
-        at_zero = at_zero if case.op is aten.scatter.value or 0 not in zeroed else [torch.zeros_like(z) for z in outputs]
     return [s * z for s, z in zip(case.signals, at_zero)]
 
 
@@ -206,7 +271,7 @@ def check_conservation(case: Case) -> None:
 
 
 def check_weights(case: Case, rewards: list[Tensor], total: Tensor, leak: list[Tensor], scale: float) -> None:
-    """A factor that is weight-like has the same reward as the activations it multiplies; an addend has the leak."""
+    """A weight-like factor has the same reward as the activations it multiplies; an addend has the leak."""
     addend = family(case.op) in {"split", "choice", "view", "selection", "reduction"}
     if not case.sample.active or family(case.op) in {"activation", "comparison", "rectifier", "quotient"}:
         return
@@ -252,8 +317,10 @@ def refusal(case: Case) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("op", OPS, ids=case_id)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch.")
+)
+@pytest.mark.parametrize("op", operations("dtype"), ids=case_id)
 def test_shape_and_dtype(op: OpOverload, dtype: torch.dtype) -> None:
     for exact, sample in zip(samples(op), samples(op, dtype)):
         try:
@@ -261,7 +328,7 @@ def test_shape_and_dtype(op: OpOverload, dtype: torch.dtype) -> None:
         except (RuntimeError, NotImplementedError) as error:
             assert dtype is not torch.float64 and "not implemented" in str(error)
             pytest.skip(f"torch: {error}")
-        reason = refusal(case) if op is not aten.heaviside.default else None
+        reason = refusal(case) if op not in NO_DERIVATIVE else None
         if reason is not None:
             assert dtype is not torch.float64
             pytest.skip(f"torch: {reason}")
@@ -274,13 +341,13 @@ def test_shape_and_dtype(op: OpOverload, dtype: torch.dtype) -> None:
                     close(found, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("op", OPS, ids=case_id)
+@pytest.mark.parametrize("op", operations("program"), ids=case_id)
 def test_program_equals_eager_walk(op: OpOverload) -> None:
     case = make_case(op, samples(op)[0])
     if not case.carriers:
         pytest.skip("only boolean operands: nothing to hand reward to")
     program = make_program(plan_of(case, "lfp-epsilon"), case.tensors)
-    torch.manual_seed(0)
+    seed()
     with torch.no_grad():
         results = program.call_forward(*case.tensors)
         given = [case.signals[i] for i in program.signal_outputs]
@@ -293,7 +360,7 @@ def test_program_equals_eager_walk(op: OpOverload) -> None:
         close(one, other, 1e-13)
 
 
-@pytest.mark.parametrize("op", OPS, ids=case_id)
+@pytest.mark.parametrize("op", operations("deterministic"), ids=case_id)
 def test_deterministic_and_inputs_unchanged(op: OpOverload) -> None:
     for sample in samples(op):
         case = make_case(op, sample)
@@ -307,15 +374,15 @@ def test_deterministic_and_inputs_unchanged(op: OpOverload) -> None:
 
 WRONG = [
     (aten.mm.default, check_conservation),
-    (aten.mm.default, lambda case: check_reference(case, 0.125)),
-    (aten.gelu.default, lambda case: check_identity(case, 0.125)),
+    (aten.mm.default, check_reference),
+    (aten.gelu.default, check_identity),
     (aten.gelu.default, check_conservation),
     (aten.add.Tensor, check_conservation),
-    (aten.mul.Tensor, lambda case: check_reference(case, 0.0)),
+    (aten.mul.Tensor, check_reference),
     (aten.div.Tensor, check_conservation),
-    (aten.layer_norm.default, lambda case: check_reference(case, 0.125)),
+    (aten.layer_norm.default, check_reference),
     (aten.sum.dim_IntList, check_conservation),
-    (aten.scaled_dot_product_attention.default, lambda case: check_reference(case, 0.0)),
+    (aten.scaled_dot_product_attention.default, check_reference),
 ]
 
 

@@ -1,0 +1,170 @@
+"""The command line: `lfpgraph demo` and `lfpgraph train`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import LfpGraphError, TargetError
+
+if TYPE_CHECKING:
+    from .demo.training import Options, Result
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Run the command line; our own errors become one line and exit status 1."""
+    try:
+        app()
+    except LfpGraphError as error:
+        print(f"lfpgraph: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 15,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Train three models on scikit-learn's digits, by LFP and by backprop: a ViT, a CNN, a CNN of step functions."""
+    from .demo.data import digits
+    from .demo.training import Options
+    from .models_zoo.digits import cnn, step_cnn, vit
+
+    train, test = digits()
+    wide = Options(epochs=epochs, lr=3e-3, batch_size=32, seed=seed)
+    cases = [
+        ("ViT (transformers)", vit, Options(epochs=epochs, lr=1e-3, batch_size=32, seed=seed)),
+        ("CNN, ReLU", cnn, wide),
+        ("CNN, step activations", step_cnn, wide),
+    ]
+    results = _train_all(cases, train, test, "cross_entropy")
+    _finish(results, out, json_file, "lfpgraph demo: digits")
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
+    data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
+    loss: Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse_loss.")] = "cross_entropy",
+    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp-epsilon",
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    lr: Annotated[float, typer.Option(min=0.0)] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "AdamW",
+    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    compare: Annotated[bool, typer.Option(help="Train a copy by backprop beside it.")] = True,
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
+    save: Annotated[Path | None, typer.Option(help="Save the trained weights (.safetensors).")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Train your own model on your own data by LFP, beside backprop."""
+    import torch
+
+    from .composites import get_composite
+    from .demo.training import Options
+    from .targets import load_target
+
+    get_composite(composite)
+    if not isinstance(getattr(torch.optim, optimizer, None), type):
+        raise TargetError(f"torch.optim has no optimizer {optimizer!r}")
+    build, make_data = load_target(model), load_target(data)
+    train_set, test_set = _datasets(make_data(), data)
+    options = Options(
+        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, clip=clip or None,
+        composite=composite, seed=seed, compare=compare,
+    )  # fmt: skip
+    results = _train_all([(model, build, options)], train_set, test_set, loss)
+    if save is not None:
+        from safetensors.torch import save_model
+
+        save_model(results[0].model, str(save))
+    _finish(results, out, json_file, f"lfpgraph train: {model}")
+
+
+def _datasets(value: Any, target: str) -> tuple[Any, Any]:
+    """Two pairs of tensors from datasets or pairs of arrays."""
+    import torch
+
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TargetError(f"{target!r} must return (train, test), not {type(value).__name__}")
+    pairs = []
+    for part in value:
+        if isinstance(part, tuple | list) and len(part) == 2:
+            x, y = part
+        elif hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part) > 0:
+            x, y = zip(*(part[i] for i in range(len(part))))
+            x, y = torch.stack([torch.as_tensor(v) for v in x]), torch.stack([torch.as_tensor(v) for v in y])
+        else:
+            raise TargetError(f"{target!r} must return two datasets or two (x, y) pairs, not {type(part).__name__}")
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        if len(x) != len(y) or len(x) == 0:
+            raise TargetError(f"{target!r}: inputs and labels must be equally many and not none: {len(x)} and {len(y)}")
+        pairs.append((x.float() if x.dtype == torch.float64 else x, y.float() if y.dtype == torch.float64 else y))
+    return pairs[0], pairs[1]
+
+
+def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, loss: str) -> list[Result]:
+    """Run `compare` on every case under one progress display."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .demo.training import compare
+
+    function = getattr(torch.nn.functional, loss, None)
+    if not callable(function):
+        raise TargetError(f"torch.nn.functional has no loss {loss!r}")
+    metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    results = []
+    with Progress(*columns, TextColumn("{task.fields[live]}")) as progress:
+        for name, build, options in cases:
+            torch.manual_seed(options.seed)
+            model = build()
+            if not isinstance(model, torch.nn.Module):
+                raise TargetError(f"{name!r} must return an nn.Module, not {type(model).__name__}")
+            steps = options.epochs * (-(-len(train[0]) // options.batch_size) + 1)
+            task = progress.add_task(name, total=steps, live="tracing")
+            results.append(
+                compare(
+                    name, model, train, test, function, options, metric=metric,
+                    on_step=lambda result, task=task: progress.update(task, advance=1, live=_live(result)),
+                )
+            )  # fmt: skip
+    return results
+
+
+def _live(result: Result) -> str:
+    parts = []
+    for run in (result.lfp, result.backprop):
+        if run is not None and run.metric:
+            last = f"{run.metric[-1] * 100:.1f} %" if result.metric == "accuracy" else f"{run.metric[-1]:.4f}"
+            parts.append(f"{run.way} {last}")
+    return "  ".join(parts)
+
+
+def _finish(results: list[Result], out: Path, json_file: Path | None, title: str) -> None:
+    from rich.console import Console
+
+    from .demo.report import closing_table, write_report
+
+    console = Console()
+    console.print(closing_table(results))
+    write_report(results, out, title)
+    console.print(f"report: {out}")
+    if json_file is not None:
+        json_file.write_text(json.dumps([result.to_json() for result in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()
