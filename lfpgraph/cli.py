@@ -36,16 +36,21 @@ def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Train three models on scikit-learn's digits, by LFP and by backprop: a ViT, a CNN, a CNN of step functions."""
+    from dataclasses import replace
+
+    from .composites import get_composite
     from .demo.data import digits
     from .demo.training import Options
     from .models_zoo.digits import cnn, step_cnn, vit
 
     train, test = digits()
     wide = Options(epochs=epochs, lr=3e-3, batch_size=32, seed=seed)
+    # A step hands its whole reward to however small an input; a wide epsilon keeps one of them from ruling a layer.
+    steps = replace(wide, composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
     cases = [
-        ("ViT (transformers)", vit, Options(epochs=epochs, lr=1e-3, batch_size=32, seed=seed)),
+        ("ViT (transformers)", vit, replace(wide, lr=1e-3)),
         ("CNN, ReLU", cnn, wide),
-        ("CNN, step activations", step_cnn, wide),
+        ("CNN, step activations", step_cnn, steps),
     ]
     results = _train_all(cases, train, test, "cross_entropy")
     _finish(results, out, json_file, "lfpgraph demo: digits")
@@ -57,6 +62,7 @@ def train(
     data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
     loss: Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse_loss.")] = "cross_entropy",
     composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp-epsilon",
+    epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     lr: Annotated[float, typer.Option(min=0.0)] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -75,14 +81,16 @@ def train(
     from .demo.training import Options
     from .targets import load_target
 
-    get_composite(composite)
+    rules = get_composite(composite)
+    if epsilon is not None:
+        rules = rules.with_options(epsilon=epsilon)
     if not isinstance(getattr(torch.optim, optimizer, None), type):
         raise TargetError(f"torch.optim has no optimizer {optimizer!r}")
     build, make_data = load_target(model), load_target(data)
     train_set, test_set = _datasets(make_data(), data)
     options = Options(
         epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, clip=clip or None,
-        composite=composite, seed=seed, compare=compare,
+        composite=rules, seed=seed, compare=compare,
     )  # fmt: skip
     results = _train_all([(model, build, options)], train_set, test_set, loss)
     if save is not None:

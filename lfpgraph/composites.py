@@ -65,16 +65,27 @@ class Composite:
             options: fields of `Ruleset` to change, e.g. `epsilon=1e-3`.
         """
         base = self.default if composite is None else get_composite(composite).default
-        try:
-            ruleset = replace(base, **options)
-        except TypeError:
-            known = ", ".join(Ruleset.__dataclass_fields__)
-            raise CompositeError(f"unknown option in {sorted(options)}; a ruleset has: {known}") from None
-        return replace(self, overrides=(*self.overrides, (pattern, ruleset)))
+        return replace(self, overrides=(*self.overrides, (pattern, _changed(base, options))))
+
+    def with_options(self, **options: Any) -> Composite:
+        """This composite with fields of its default `Ruleset` changed, e.g. `epsilon=0.1`.
+
+        Raises:
+            CompositeError: a ruleset has no such field.
+        """
+        return replace(self, default=_changed(self.default, options))
 
     def feedback(self, w: Tensor, s: Tensor) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6)."""
         return w.abs() * s if self.weight_scaled else s
+
+
+def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:
+    try:
+        return replace(ruleset, **options)
+    except TypeError:
+        known = ", ".join(Ruleset.__dataclass_fields__)
+        raise CompositeError(f"unknown option in {sorted(options)}; a ruleset has: {known}") from None
 
 
 _COMPOSITES: dict[str, Composite] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -103,13 +104,17 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
     def make_signals() -> list[Tensor]:
         return [torch.empty_like(outputs[i].meta["val"], memory_format=torch.contiguous_format) for i in signal_outputs]
 
-    try:
+    def trace_joint(function: Callable[..., list[Any]]) -> fx.GraphModule:
         with _quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):
-            if fake_mode is not None:
-                with fake_mode:
-                    traced = make_fx(joint, tracing_mode="real")(fakes, make_signals())
-            else:
-                traced = make_fx(joint, tracing_mode="real", _error_on_data_dependent_ops=False)(fakes, make_signals())
+            if fake_mode is None:
+                return make_fx(function, tracing_mode="real", _error_on_data_dependent_ops=False)(fakes, make_signals())
+            with fake_mode:
+                return make_fx(function, tracing_mode="real")(fakes, make_signals())
+
+    try:
+        traced = trace_joint(joint)
+        if any(_is_mutation(node) and not node.users for node in traced.graph.nodes):
+            traced = trace_joint(functionalize(traced, remove="mutations"))
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
@@ -132,10 +137,13 @@ def _clean(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
+def _is_mutation(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _has_side_effect(node: fx.Node) -> bool:
-    if node.op in ("placeholder", "output"):
-        return True
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and bool(node.users)
+    """Mutations whose result nobody uses have been functionalized away, so only the graph's ends must stay."""
+    return node.op in ("placeholder", "output")
 
 
 def _split(

@@ -139,9 +139,9 @@ class _Entry:
     def __init__(self, graph: OpGraph) -> None:
         self.graph = graph
         self.program: Program | None = None
-        self.guards: str | None = None
-        self.shape_env: Any = None
         self.inputs = [n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"]
+        self.guards: list[Any] = []
+        self.known: dict[tuple[Any, ...], bool] = {}
 
     def values(self, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> list[Any]:
         """The placeholders' values for this call."""
@@ -156,25 +156,39 @@ class _Entry:
         return result
 
     def watch_sizes(self) -> None:
-        """Collect the guards of the symbolic sizes, as a test for later inputs."""
-        fakes = [node.meta.get("val") for node in self.inputs]
-        fake = next((f for f in fakes if hasattr(f, "fake_mode")), None)
-        self.shape_env = fake.fake_mode.shape_env if fake is not None else None
-        if self.shape_env is not None and self.graph.dynamic:
-            self.guards = self.shape_env.produce_guards_expression([f for f in fakes if f is not None])
+        """Collect what the trace assumed of the symbolic sizes, as a test for later inputs.
+
+        Assumptions made by torch's shape functions of kernels (which memory layout is quick at this size) are left out:
+        they change no value.
+        """
+        fake = next((n.meta["val"] for n in self.inputs if hasattr(n.meta.get("val"), "fake_mode")), None)
+        if fake is not None and fake.fake_mode.shape_env is not None:
+            self.guards = [g.expr for g in fake.fake_mode.shape_env.guards if "fake_impls.py" not in str(g.sloc)]
 
     def accepts(self, tensors: Sequence[Tensor]) -> bool:
-        for node, tensor in zip(self.inputs, tensors):
-            for known, size in zip(node.meta["val"].shape, tensor.shape):
-                if isinstance(known, int) and known != size:
+        """Whether inputs of these sizes may run on the program."""
+        sizes = tuple(tuple(t.shape) for t in tensors)
+        if sizes not in self.known:
+            self.known[sizes] = self._fits(sizes)
+        return self.known[sizes]
+
+    def _fits(self, sizes: tuple[tuple[int, ...], ...]) -> bool:
+        bound: dict[Any, int] = {}
+        compound: list[tuple[Any, int]] = []
+        for node, shape in zip(self.inputs, sizes):
+            for known, size in zip(node.meta["val"].shape, shape):
+                if isinstance(known, int):
+                    if known != size:
+                        return False
+                    continue
+                expression = known.node.expr
+                if not expression.is_Symbol:
+                    compound.append((expression, size))
+                elif bound.setdefault(expression, size) != size:
                     return False
-        if self.guards is None or self.shape_env is None:
-            return True
-        return bool(self.shape_env.evaluate_guards_expression(self.guards, _guard_args(tensors)))
-
-
-def _guard_args(tensors: Sequence[Tensor]) -> list[Any]:
-    return list(tensors)
+        if any(expression.subs(bound) != size for expression, size in compound):
+            return False
+        return all(guard.subs(bound) == True for guard in self.guards)  # noqa: E712  (sympy's true is no bool)
 
 
 def _autocast_as_is() -> Any:

@@ -16,13 +16,35 @@ from lfpgraph.registry import CONTRACTION, rows
 aten = torch.ops.aten
 
 
+# Position, among an operation's tensor arguments, of what is added to the product rather than multiplied.
+_ADDEND = {
+    aten.addmm.default: 0,
+    aten.addmv.default: 0,
+    aten.baddbmm.default: 0,
+    aten.bilinear.default: 3,
+    aten.conv1d.default: 2,
+    aten.conv1d.padding: 2,
+    aten.conv2d.default: 2,
+    aten.conv2d.padding: 2,
+    aten.conv3d.default: 2,
+    aten.conv3d.padding: 2,
+    aten.conv_transpose1d.default: 2,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 2,
+    aten.convolution.default: 2,
+    aten.linear.default: 2,
+}
+
+
 def contraction(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
-    """Signals of z = x @ w and its relatives: the vjp, shared evenly among the active operands."""
+    """Signals of z = x @ w + b and its relatives: the vjp, shared evenly among the active factors."""
     signals = node.vjp(s)
-    share = sum(node.active)
+    addend = _ADDEND.get(node.op)
+    factor = [active and i != addend for i, active in enumerate(node.active)]
+    share = sum(factor)
     if share < 2:
         return signals
-    return [g / share if active and g is not None else g for g, active in zip(signals, node.active)]
+    return [g / share if shares and g is not None else g for g, shares in zip(signals, factor)]
 
 
 rows(

@@ -17,14 +17,15 @@ aten = torch.ops.aten
 
 
 def quotient(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
-    """Signals of z = x / y: the numerator takes all; with a numerator that carries no reward, z is a function of y."""
-    carries = [a or w for a, w in zip(node.active, node.weightlike)]
-    if len(carries) == 2 and carries[1] and not carries[0]:
-        return [None, *identity(node, s, node.inputs[1:], node.active[1:])]
-    signals = node.vjp(s)
-    if len(carries) == 2 and node.active[1]:
-        return [signals[0], None]
-    return signals
+    """Signals of z = x / y: an active numerator takes all; with another one, z is a function of an active y."""
+    if len(node.active) == 2 and node.active[1]:
+        if node.active[0]:
+            return [node.vjp(s)[0], None]
+        to_divisor = identity(node, s, node.inputs[1:], node.active[1:])
+        return [node.vjp(s)[0] if node.weightlike[0] else None, *to_divisor]
+    if node.active == (True,) and not isinstance(args[0], Tensor):
+        return identity(node, s, node.inputs, node.active)
+    return node.vjp(s)
 
 
 rows(

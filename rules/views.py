@@ -34,7 +34,6 @@ rows(
         aten.clone.default,
         aten.constant_pad_nd.default,
         aten.contiguous.default,
-        aten.copy.default,
         aten.diagonal.default,
         aten.expand.default,
         aten.expand_as.default,

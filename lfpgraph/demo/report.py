@@ -50,15 +50,16 @@ def rows_of(results: list[Result]) -> list[dict[str, str]]:
 
 
 def closing_table(results: list[Result]) -> Any:
-    """A rich table of the results."""
+    """A rich table of the results, a column for each model."""
     from rich.table import Table
 
     table = Table(title="LFP beside backprop: same start, same batches, steps in turn")
     rows = rows_of(results)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
+    table.add_column("")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_column(row["model"], overflow="fold")
+    for key in list(rows[0])[1:]:
+        table.add_row(key, *(row[key] for row in rows))
     return table
 
 

@@ -313,10 +313,23 @@ def _tidy(module: fx.GraphModule) -> None:
     for node in reversed(list(module.graph.nodes)):
         if node.target is _aten.view.default:
             node.target = _aten.reshape.default
+        if node.target is _aten.copy.default:
+            _copy_as_expand(module, node)
         if node.op == "call_function" and getattr(node.target, "__name__", "").startswith("_assert_") and not node.users:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:
+    """A functional copy is its source, in the shape and dtype of its first argument; torch has no derivative of it."""
+    target, source = node.args[:2]
+    with module.graph.inserting_before(node):
+        if source.meta["val"].dtype != node.meta["val"].dtype:  # type: ignore[union-attr]
+            cast = module.graph.call_function(_aten._to_copy.default, (source,), {"dtype": node.meta["val"].dtype})
+            cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}  # type: ignore[union-attr]
+            source = cast
+    node.target, node.args, node.kwargs = _aten.expand_as.default, (source, target), {}
 
 
 def _to_graph(program: torch.export.ExportedProgram, flat: FlatModel, dynamic: bool) -> OpGraph:
