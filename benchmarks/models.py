@@ -30,19 +30,19 @@ def _resnet18() -> Case:
 def _digits_cnn() -> Case:
     from lfpgraph.models_zoo.digits import cnn
 
-    return cnn(), _images(32, 1, 8, 10)
+    return cnn(), _images(64, 1, 8, 10)
 
 
 def _digits_step_cnn() -> Case:
     from lfpgraph.models_zoo.digits import step_cnn
 
-    return step_cnn(), _images(32, 1, 8, 10)
+    return step_cnn(), _images(64, 1, 8, 10)
 
 
 def _digits_vit() -> Case:
     from lfpgraph.models_zoo.digits import vit
 
-    return vit(), _images(32, 1, 8, 10)
+    return vit(), _images(64, 1, 8, 10)
 
 
 MODELS: dict[str, Callable[[], Case]] = {

@@ -31,7 +31,7 @@ def main() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 15,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
@@ -44,7 +44,7 @@ def demo(
     from .models_zoo.digits import cnn, step_cnn, vit
 
     train, test = digits()
-    wide = Options(epochs=epochs, lr=3e-3, batch_size=32, seed=seed)
+    wide = Options(epochs=epochs, lr=3e-3, batch_size=64, seed=seed)
     # A step hands its whole reward to however small an input; a wide epsilon keeps one of them from ruling a layer.
     steps = replace(wide, composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
     cases = [

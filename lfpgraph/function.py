@@ -48,17 +48,19 @@ class _Feedback(torch.autograd.Function):
         result: list[Any] = [None] * len(program.plan.graph.placeholders)
         for position, s in zip(program.wanted, signals):
             result[position] = s
-        placeholders = program.plan.graph.placeholders
-        composite = program.plan.composite
-        for position in program.wanted:
-            if placeholders[position].kind == "parameter" and result[position] is not None:
-                weight = ctx.weights[position]
-                result[position] = _scaled(composite, weight, result[position])
+        _scale(program, ctx.weights, result)
         return (None, *result)
 
 
-def _scaled(composite: Any, weight: Tensor, s: Tensor) -> Tensor:
-    return composite.feedback(weight.detach(), s)
+def _scale(program: Program, weights: dict[int, Tensor], result: list[Any]) -> None:
+    """Turn the signals of parameters into feedback, all of them in two calls."""
+    places = [i for i in weights if result[i] is not None]
+    if not program.plan.composite.weight_scaled or not places:
+        return
+    feedback = torch._foreach_abs([weights[i].detach() for i in places])
+    torch._foreach_mul_(feedback, [result[i] for i in places])
+    for i, value in zip(places, feedback):
+        result[i] = value
 
 
 def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,8 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
-    return torch.where(z < 0, z - epsilon, z + epsilon)
+    plus_zero = z + 0.0  # minus zero becomes plus zero
+    return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero).add_(z)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -41,4 +42,4 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
         return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
         return torch.where(x == 0, torch.zeros_like(s), s * z / torch.where(x == 0, torch.ones_like(x), x))
-    return s * z / stabilize(x, epsilon)
+    return (s * z).div_(stabilize(x, epsilon))

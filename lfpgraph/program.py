@@ -133,8 +133,30 @@ def _clean(traced: fx.GraphModule) -> None:
             traced.graph.erase_node(node)
         elif node.target is aten.view.default:
             node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
+        _shorten(node)
     traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)
     traced.recompile()
+
+
+def _shorten(node: fx.Node) -> None:
+    """A transpose undone, a reshape of a reshape and a reshape to the same shape need one step less."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or node.op != "call_function":
+        return
+    if node.target is aten.reshape.default and _shape(node) == _shape(source):
+        node.replace_all_uses_with(source)
+        return
+    if node.target is not source.target:
+        return
+    if node.target is aten.t.default:
+        node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
+    elif node.target is aten.reshape.default:
+        node.args = (source.args[0], *node.args[1:])
+
+
+def _shape(node: fx.Node) -> list[str] | None:
+    value = node.meta.get("val")
+    return [str(size) for size in value.shape] if isinstance(value, Tensor) else None
 
 
 def _is_mutation(node: fx.Node) -> bool:

@@ -62,18 +62,14 @@ class FeedbackForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        if is_tracing() or not torch.is_grad_enabled() or not self._anything_to_train(leaves):
+        if is_tracing() or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        state = dict(self.model.named_parameters(remove_duplicate=False))
-        state.update(self.model.named_buffers(remove_duplicate=False))
+        state = _state(self.model)
+        if not any(t.requires_grad for t in (*state.values(), *tensors)):
+            return self.original(*args, **kwargs)
         entry = self._program(args, kwargs, leaves, spec, tensors, state)
         return self._run(entry, tensors, state)
-
-    def _anything_to_train(self, leaves: Sequence[Any]) -> bool:
-        return any(p.requires_grad for p in self.model.parameters()) or any(
-            isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves
-        )
 
     def _program(
         self, args: Any, kwargs: Any, leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]
@@ -93,8 +89,7 @@ class FeedbackForward:
 
     def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> _Entry:
         self.traces += 1
-        with _autocast_as_is():
-            graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
+        graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
         wanted = set()
         for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
             source = tensors[placeholder.target] if placeholder.kind == "input" else state.get(placeholder.target)
@@ -109,8 +104,6 @@ class FeedbackForward:
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
         )  # fmt: skip
-        if self.options["compile"]:
-            log.info("%s runs compiled", type(self.model).__name__)
         return entry
 
     def _run(self, entry: _Entry, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Any:
@@ -191,10 +184,16 @@ class _Entry:
         return all(guard.subs(bound) == True for guard in self.guards)  # noqa: E712  (sympy's true is no bool)
 
 
-def _autocast_as_is() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by dotted name, a tied one under each of its names."""
+    state: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        dot = prefix + "." if prefix else ""
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                if value is not None:
+                    state[dot + name] = value
+    return state
 
 
 def _key(model: nn.Module, leaves: Sequence[Any], spec: Any, state: Mapping[str, Tensor]) -> Any:
