@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
 from lfpgraph.models_zoo.torch_models import ResNet18
+from torch import Tensor, nn
 
 __all__ = ["MODELS"]
 

@@ -70,7 +70,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%Y-%m-%d')}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%Y-%m-%d')}"
+    )
     rows = []
     for name in options.model:
         row = measure(name, options.composite, options.repeats, options.compile)

@@ -60,7 +60,9 @@ def demo(
 def train(
     model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
     data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
-    loss: Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse_loss.")] = "cross_entropy",
+    loss: Annotated[
+        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse_loss.")
+    ] = "cross_entropy",
     composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp-epsilon",
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
@@ -143,12 +145,11 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
                 raise TargetError(f"{name!r} must return an nn.Module, not {type(model).__name__}")
             steps = options.epochs * (-(-len(train[0]) // options.batch_size) + 1)
             task = progress.add_task(name, total=steps, live="tracing")
-            results.append(
-                compare(
-                    name, model, train, test, function, options, metric=metric,
-                    on_step=lambda result, task=task: progress.update(task, advance=1, live=_live(result)),
-                )
-            )  # fmt: skip
+
+            def show(result: Result, task: Any = task) -> None:
+                progress.update(task, advance=1, live=_live(result))
+
+            results.append(compare(name, model, train, test, function, options, show, metric))
     return results
 
 

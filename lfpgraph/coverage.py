@@ -37,9 +37,15 @@ def operation_table(plan: Plan) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str, str]] = Counter()
     for unit in plan.units:
         for node in unit.nodes:
-            name = getattr(node.target, "__name__", str(node.target)) if not hasattr(node.target, "_schema") else node.target
+            name = (
+                getattr(node.target, "__name__", str(node.target))
+                if not hasattr(node.target, "_schema")
+                else node.target
+            )
             counts[(str(name), unit.family.name, unit.origin)] += 1
-    rows = [{"operation": op, "family": family, "origin": origin, "count": n} for (op, family, origin), n in counts.items()]
+    rows = [
+        {"operation": op, "family": family, "origin": origin, "count": n} for (op, family, origin), n in counts.items()
+    ]
     return sorted(rows, key=lambda row: (-row["count"], row["operation"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import rules as _rules  # noqa: F401  (fills the registry)
 from .composites import Composite, Ruleset
 from .errors import NoRuleError
 from .regions import Region, find_regions
@@ -107,7 +107,9 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
         plan.units.append(unit)
     if missing:
         listed = "; ".join(graph.describe(node) for node in missing)
-        hint = 'Register them with @lfpgraph.rule' + (', or pass on_missing="derive".' if on_missing == "error" else ".")
+        hint = "Register them with @lfpgraph.rule" + (
+            ', or pass on_missing="derive".' if on_missing == "error" else "."
+        )
         kinds = len({node.target for node in missing})
         noun = "operation has" if kinds == 1 else "operations have"
         raise NoRuleError(f"{kinds} {noun} no rule and cannot pass reward on: {listed}. {hint}")
@@ -158,15 +160,20 @@ def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.No
     flags = _flags(graph, inputs, reached)
     info = graph.info[node]
     entry = find_rule(node.target)
-    common: dict[str, Any] = {"nodes": (node,), "inputs": tuple(inputs), "option_epsilon": ruleset.epsilon, **flags}
-    if node.target is _GETITEM:
+    common: dict[str, Any] = {
+        "nodes": (node,),
+        "inputs": tuple(inputs),
+        "option_epsilon": ruleset.epsilon,
+        **flags,
+    }
+    if node.target is operator.getitem:
         return Unit(handler=None, family=VIEW, needs_vjp=False, origin="rule", **common)
     blocked = entry is not None and entry.family is NOTHING
     if blocked or not any(flags["wanted"]) or not _can_carry(node):
         return Unit(handler=None, family=entry.family if entry else NOTHING, needs_vjp=False, origin="none", **common)
     if not ruleset.rules or info.kind != ACTIVE or info.part == "objective":
         return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="gradient", **common)
-    override = ruleset.handlers.get(node.target)
+    override = ruleset.handlers.get(node.target)  # type: ignore[call-overload]
     if entry is None and override is None:
         return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="derived", **common)
     handler = override or entry.handler  # type: ignore[union-attr]
@@ -175,15 +182,12 @@ def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.No
     return Unit(handler=handler, family=family, needs_vjp=needs, origin="rule", **common)
 
 
-_GETITEM = __import__("operator").getitem
-
-
 def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
     inside = set(region.nodes)
     inputs = [region.entry]
     for node in region.nodes:
         inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
-    flags = _flags(graph, inputs, reached)
+    flags: dict[str, Any] = _flags(graph, inputs, reached)
     is_norm = region.kind == "normalisation"
     wants = any(flags["wanted"])
     return Unit(
@@ -203,7 +207,7 @@ def _is_differentiable(node: fx.Node) -> bool:
 
     def fresh(source: fx.Node) -> Any:
         value = source.meta.get("val")
-        return value.detach().requires_grad_() if is_float(value) else value
+        return value.detach().requires_grad_() if isinstance(value, torch.Tensor) and is_float(value) else value
 
     try:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), fresh)

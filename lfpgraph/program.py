@@ -105,7 +105,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
         return [torch.empty_like(outputs[i].meta["val"], memory_format=torch.contiguous_format) for i in signal_outputs]
 
     def trace_joint(function: Callable[..., list[Any]]) -> fx.GraphModule:
-        with _quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):
+        with _quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             if fake_mode is None:
                 return make_fx(function, tracing_mode="real", _error_on_data_dependent_ops=False)(fakes, make_signals())
             with fake_mode:
@@ -197,7 +197,12 @@ def _split(
     order = {node: i for i, node in enumerate(nodes)}
     saved.sort(key=order.__getitem__)
     body = sorted(inside, key=order.__getitem__)
-    forward = _build(traced, values, [n for n in nodes if n in ahead and n.op != "placeholder"], results[:n_outputs] + saved)
+    forward = _build(
+        traced,
+        values,
+        [n for n in nodes if n in ahead and n.op != "placeholder"],
+        results[:n_outputs] + saved,
+    )
     feedback = _build(traced, [*saved, *signals], body, results[n_outputs:], boxed=not compile)
     calls: list[Callable[..., Any]] = [forward, feedback]
     if compile:
@@ -228,7 +233,9 @@ def _users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node
 def _random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Random operations and what they need: drawn in the forward pass, never again."""
     random = [
-        n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
+        n
+        for n in nodes
+        if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
     ]
     return _ancestors(random)
 

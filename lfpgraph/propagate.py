@@ -47,12 +47,16 @@ class Call:
         self.inputs = [values[node] for node in unit.inputs]
         tape = unit.handler is not None and unit.needs_vjp
         self._leaves = [
-            x.detach().requires_grad_() if tape and want and is_float(x) else x for x, want in zip(self.inputs, unit.wanted)
+            x.detach().requires_grad_() if tape and want and is_float(x) else x
+            for x, want in zip(self.inputs, unit.wanted)
         ]
         with torch.enable_grad() if tape else torch.no_grad():
             self._tape = _execute(unit, values, self._leaves)
         self.output = _detached(self._tape) if tape else self._tape
-        self.args, self.kwargs = ((), {}) if unit.is_region else _arguments(unit.node, values)
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        if not unit.is_region:
+            self.args, self.kwargs = _arguments(unit.node, values)
 
     @property
     def module_path(self) -> str:
@@ -222,7 +226,10 @@ class _Sum:
             settled = {i: item.settle(output[i], unit) for i, item in self.items.items()}
             if mixed and unit.option_epsilon:
                 for i, (s, stabilized) in settled.items():
-                    settled[i] = (s if stabilized else epsilon_factor(s, output[i], unit.option_epsilon), True)
+                    settled[i] = (
+                        s if stabilized else epsilon_factor(s, output[i], unit.option_epsilon),
+                        True,
+                    )
             return [settled[i][0] if i in settled else None for i in range(len(output))], mixed
         if self.raw is None:
             return self.stabilized, True

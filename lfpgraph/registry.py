@@ -120,7 +120,9 @@ def rule(
             if not isinstance(op, OpOverload):
                 raise RuleError(f"{op!r} is not an operation overload; write e.g. torch.ops.aten.gelu.default")
             if op in _RULES and not may_override:
-                raise RuleError(f"{op} already has the rule {_RULES[op].handler.__name__}; pass override=True to replace it")
+                raise RuleError(
+                    f"{op} already has the rule {_RULES[op].handler.__name__}; pass override=True to replace it"
+                )
             _RULES[op] = Rule(op, handler, kind, source or kind.source, needs_vjp, samples)
         return handler
 

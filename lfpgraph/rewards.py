@@ -58,7 +58,11 @@ class _RewardLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         outputs, reward = ctx.saved_tensors
         small = outputs.abs() <= ctx.epsilon
-        return -gradients[0] * reward / torch.where(small, stabilize(outputs, ctx.epsilon), outputs), None, None
+        return (
+            -gradients[0] * reward / torch.where(small, stabilize(outputs, ctx.epsilon), outputs),
+            None,
+            None,
+        )
 
 
 def _kind(value: Any) -> str:

@@ -72,7 +72,13 @@ class FeedbackForward:
         return self._run(entry, tensors, state)
 
     def _program(
-        self, args: Any, kwargs: Any, leaves: Sequence[Any], spec: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]
+        self,
+        args: Any,
+        kwargs: Any,
+        leaves: Sequence[Any],
+        spec: Any,
+        tensors: Sequence[Tensor],
+        state: Mapping[str, Tensor],
     ) -> _Entry:
         key = _key(self.model, leaves, spec, state)
         entries = self.programs.setdefault(key, [])
@@ -80,7 +86,11 @@ class FeedbackForward:
             if entry.accepts(tensors):
                 return entry
         if entries:
-            log.warning("tracing %s again: no program fits inputs of sizes %s", type(self.model).__name__, _sizes(tensors))
+            log.warning(
+                "tracing %s again: no program fits inputs of sizes %s",
+                type(self.model).__name__,
+                _sizes(tensors),
+            )
         entry = self._make(args, kwargs, tensors, state)
         if entry.graph.tracer == "export":
             entries.append(entry)
@@ -121,7 +131,9 @@ class FeedbackForward:
         if self.options["check"]:
             for result in results:
                 if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
-                    raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
+                    raise NonFiniteError(
+                        f"{type(self.model).__name__} returned NaN or infinity; no feedback was given."
+                    )
         leaves = [results[item] if kind == "tensor" else fill_slots(item, results) for kind, item in graph.out_leaves]
         return pytree.tree_unflatten(leaves, graph.out_spec)
 
@@ -249,7 +261,10 @@ def wrap(
         raise WrapError(f"wrap takes an nn.Module, not {type(model).__name__}")
     if is_wrapped(model):
         raise WrapError(f"{type(model).__name__} is wrapped already; call lfpgraph.unwrap(model) first.")
-    for option, value, known in (("on_missing", on_missing, ("derive", "error")), ("fallback", fallback, ("error", "retrace"))):
+    for option, value, known in (
+        ("on_missing", on_missing, ("derive", "error")),
+        ("fallback", fallback, ("error", "retrace")),
+    ):
         if value not in known:
             raise WrapError(f"{option}={value!r} is not known; choose one of {', '.join(known)}")
     chosen = get_composite(composite)
@@ -279,5 +294,3 @@ def unwrap(model: nn.Module) -> nn.Module:
 def is_wrapped(model: nn.Module) -> bool:
     """Whether `wrap` is in effect on the model."""
     return isinstance(model.__dict__.get("forward"), FeedbackForward)
-
-

@@ -10,7 +10,12 @@ __all__ = ["cnn", "step_cnn", "vit"]
 
 
 def _cnn(activation: type[nn.Module]) -> nn.Module:
-    features = [nn.Conv2d(1, 32, 3, padding=1), activation(), nn.Conv2d(32, 64, 3, stride=2, padding=1), activation()]
+    features = [
+        nn.Conv2d(1, 32, 3, padding=1),
+        activation(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        activation(),
+    ]
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(1024, 128), activation(), nn.Linear(128, 10))
 
 

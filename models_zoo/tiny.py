@@ -29,14 +29,18 @@ def _ids(n: int, length: int = 7) -> torch.Tensor:
     return torch.randint(1, 60, (n, length))
 
 
-def _torch(build: Callable[[], nn.Module], inputs: Callable[[int], torch.Tensor]) -> Callable[..., tuple[nn.Module, Batch]]:
+def _torch(
+    build: Callable[[], nn.Module], inputs: Callable[[int], torch.Tensor]
+) -> Callable[..., tuple[nn.Module, Batch]]:
     return lambda attention, n: (build(), {"input": inputs(n)})
 
 
 def _bert(attention: str, n: int) -> tuple[nn.Module, Batch]:
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(vocab_size=60, max_position_embeddings=32, num_labels=3, attn_implementation=attention, **_KEYWORDS)
+    config = BertConfig(
+        vocab_size=60, max_position_embeddings=32, num_labels=3, attn_implementation=attention, **_KEYWORDS
+    )
     ids = _ids(n)
     mask = torch.ones_like(ids)
     mask[0, -2:] = 0
@@ -52,7 +56,10 @@ def _vit(attention: str, n: int) -> tuple[nn.Module, Batch]:
         image_size=8, patch_size=4, num_channels=1, num_labels=10, attn_implementation=attention,
         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, **_KEYWORDS,
     )  # fmt: skip
-    return ViTForImageClassification(config), {"pixel_values": torch.randn(n, 1, 8, 8), "labels": torch.arange(n) % 10}
+    return ViTForImageClassification(config), {
+        "pixel_values": torch.randn(n, 1, 8, 8),
+        "labels": torch.arange(n) % 10,
+    }
 
 
 def _resnet(attention: str, n: int) -> tuple[nn.Module, Batch]:

@@ -49,7 +49,10 @@ class ResNet18(nn.Module):
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         blocks = []
         for i in range(4):
-            blocks += [_Block(widths[i], widths[i + 1], 1 if i == 0 else 2), _Block(widths[i + 1], widths[i + 1], 1)]
+            blocks += [
+                _Block(widths[i], widths[i + 1], 1 if i == 0 else 2),
+                _Block(widths[i + 1], widths[i + 1], 1),
+            ]
         self.layers = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(8 * width, classes)
@@ -81,7 +84,9 @@ def lenet(classes: int = 10) -> nn.Module:
     """LeNet-5 (LeCun et al. 1998) with ReLU; images [n, 1, 28, 28]."""
     features = [nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)]
     features += [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
-    return nn.Sequential(*features, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes))
+    return nn.Sequential(
+        *features, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)
+    )
 
 
 def vgg(norm: bool = True, width: int = 8, classes: int = 5) -> nn.Module:
@@ -100,5 +105,11 @@ def vgg(norm: bool = True, width: int = 8, classes: int = 5) -> nn.Module:
 
 def step_cnn(classes: int = 10, width: int = 8) -> nn.Module:
     """A CNN with step activations; images [n, 1, 8, 8]."""
-    features = [nn.Conv2d(1, width, 3, padding=1), Step(), nn.Conv2d(width, width, 3, padding=1), Step(), nn.MaxPool2d(2)]
+    features = [
+        nn.Conv2d(1, width, 3, padding=1),
+        Step(),
+        nn.Conv2d(width, width, 3, padding=1),
+        Step(),
+        nn.MaxPool2d(2),
+    ]
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(16 * width, 32), Step(), nn.Linear(32, classes))

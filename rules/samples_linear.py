@@ -33,9 +33,7 @@ case(
     weight=(2,),
     bias=(0,),
 )
-case(
-    aten.addmm.default, lambda t: call(t(t.n, 4), t(t.n, 3), t(3, 4)), "residual", active=(0, 1), weight=(2,)
-)
+case(aten.addmm.default, lambda t: call(t(t.n, 4), t(t.n, 3), t(3, 4)), "residual", active=(0, 1), weight=(2,))
 case(aten.addmv.default, lambda t: call(t(t.n), t(t.n, 3), t(3)), active=(1,), weight=(2,), bias=(0,))
 case(aten.addmv.default, lambda t: call(t(t.n), t(t.n, 3), t(3)), "residual", active=(0, 1), weight=(2,))
 case(aten.baddbmm.default, lambda t: call(t(t.n, 1, 2), t(t.n, 2, 3), t(t.n, 3, 2)), active=(1, 2))
@@ -85,9 +83,7 @@ case(
 )
 case(aten.conv2d.padding, lambda t: call(t(t.n, 2, 3, 3), t(2, 2, 3, 3), t(2), [1, 1], "same"), **_CONV)
 case(aten.conv3d.default, lambda t: call(t(t.n, 2, 2, 2, 2), t(2, 2, 2, 1, 1), t(2)), **_CONV)
-case(
-    aten.conv3d.padding, lambda t: call(t(t.n, 1, 2, 2, 2), t(2, 1, 1, 2, 1), t(2), [1] * 3, "valid"), **_CONV
-)
+case(aten.conv3d.padding, lambda t: call(t(t.n, 1, 2, 2, 2), t(2, 1, 1, 2, 1), t(2), [1] * 3, "valid"), **_CONV)
 case(aten.conv_transpose1d.default, lambda t: call(t(t.n, 2, 4), t(2, 3, 2), t(3), [2]), **_CONV)
 case(aten.conv_transpose2d.input, lambda t: call(t(t.n, 2, 2, 2), t(2, 2, 2, 2), t(2)), **_CONV)
 case(aten.conv_transpose3d.input, lambda t: call(t(t.n, 1, 2, 2, 1), t(1, 2, 2, 1, 1), t(2)), **_CONV)

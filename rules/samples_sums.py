@@ -80,9 +80,7 @@ case(aten.adaptive_avg_pool3d.default, lambda t: call(t(t.n, 2, 2, 2, 3), [1, 2,
 case(aten.avg_pool1d.default, lambda t: call(t(t.n, 2, 5), [2]))
 case(aten.avg_pool1d.default, lambda t: call(t(t.n, 2, 5), [3], [2], [1]), "padding")
 case(aten.avg_pool2d.default, lambda t: call(t(t.n, 2, 3, 3), [2, 2], [1, 1]))
-case(
-    aten.avg_pool2d.default, lambda t: call(t(t.n, 1, 4, 4), [2, 2], [2, 2], [1, 1], False, False), "padding"
-)
+case(aten.avg_pool2d.default, lambda t: call(t(t.n, 1, 4, 4), [2, 2], [2, 2], [1, 1], False, False), "padding")
 case(aten.avg_pool3d.default, lambda t: call(t(t.n, 1, 2, 2, 3), [2, 2, 2]))
 
 case([aten._log_softmax.default, aten._softmax.default], lambda t: call(t(t.n, 5), -1, False))

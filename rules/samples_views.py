@@ -87,9 +87,7 @@ case(aten.take_along_dim.default, lambda t: call(t(t.n, 5), t.index(5, t.n, 3), 
 case(aten.index.Tensor, lambda t: call(t(t.n, 5), [None, t.index(5, 3)]))
 case(aten.index.Tensor, lambda t: call(t(t.n, 5), [t.mask(2, 5)]), "mask")
 case(aten.index_select.default, lambda t: call(t(t.n, 5), 1, t.index(5, 3)))
-case(
-    aten.index_put.default, lambda t: call(t(t.n, 5), [None, torch.tensor([3, 1])], t(t.n, 2)), active=(0, 2)
-)
+case(aten.index_put.default, lambda t: call(t(t.n, 5), [None, torch.tensor([3, 1])], t(t.n, 2)), active=(0, 2))
 case(
     aten.index_put.default,
     lambda t: call(t(t.n, 5), [None, torch.tensor([3, 3])], t(t.n, 2), True),

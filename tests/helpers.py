@@ -18,7 +18,9 @@ def relative(a: Tensor, b: Tensor) -> float:
     return difference if size == 0 else difference / size
 
 
-def gradients(model: nn.Module, *args: Any, seed: int = 1, weight: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
+def gradients(
+    model: nn.Module, *args: Any, seed: int = 1, weight: Tensor | None = None, **kwargs: Any
+) -> dict[str, Tensor]:
     """Gradients of a fixed random projection of the output (or of its loss), by parameter name."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
@@ -27,17 +29,23 @@ def gradients(model: nn.Module, *args: Any, seed: int = 1, weight: Tensor | None
     if loss is None:
         if not isinstance(out, Tensor):
             out = out[0] if isinstance(out, tuple) else out.logits
-        loss = (out * (torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape) if weight is None else weight)).sum()
+        loss = (
+            out * (torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape) if weight is None else weight)
+        ).sum()
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float, floor: float = 1e-12) -> None:
+def assert_same(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float, floor: float = 1e-12
+) -> None:
     """Every tensor of `expected` is in `found`, to a relative tolerance; tensors smaller than `floor` absolutely."""
     assert set(found) == set(expected)
     for name, value in expected.items():
         error = (found[name].double() - value.double()).norm().item()
-        assert error <= max(tolerance * value.double().norm().item(), floor), f"{name}: {error} of {value.norm().item()}"
+        assert error <= max(tolerance * value.double().norm().item(), floor), (
+            f"{name}: {error} of {value.norm().item()}"
+        )
 
 
 def lfp(model: nn.Module, *args: Any, composite: str = "lfp-epsilon", **kwargs: Any) -> dict[str, Tensor]:

@@ -136,9 +136,7 @@ def plan_of(case: Case, composite: str | Composite, epsilon: float | None = None
     return make_plan(case.graph, chosen, {nodes[i] for i in case.carriers}, on_missing="error")
 
 
-def run(
-    case: Case, composite: str | Composite = "lfp-epsilon", epsilon: float | None = None
-) -> list[Tensor | None]:
+def run(case: Case, composite: str | Composite = "lfp-epsilon", epsilon: float | None = None) -> list[Tensor | None]:
     """The signal of each tensor argument, by the eager walk."""
     plan = plan_of(case, composite, epsilon)
     seed()

@@ -45,9 +45,7 @@ def train(model: nn.Module, parameters: nn.Module, rows: slice) -> list[Tensor]:
 def worker(rank: int, port: int, folder: str) -> None:
     """One rank; writes its weights and how often it traced."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         model = lfpgraph.wrap(make_model(), "lfp-epsilon")
         parallel = nn.parallel.DistributedDataParallel(model)

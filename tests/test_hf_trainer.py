@@ -92,9 +92,7 @@ class StopAt(transformers.TrainerCallback):
             control.should_training_stop = True
 
 
-def train(
-    model: nn.Module, name: str, folder: Path, *, stop: int | None = None, resume: str | None = None
-) -> Any:
+def train(model: nn.Module, name: str, folder: Path, *, stop: int | None = None, resume: str | None = None) -> Any:
     """Four optimizer steps of two batches each; saves after the second."""
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),

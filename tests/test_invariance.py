@@ -37,7 +37,11 @@ ACTIVATIONS: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "quick-gelu": [lambda x: x * torch.sigmoid(1.702 * x), lambda x: F.silu(1.702 * x) / 1.702],
     "silu": [F.silu, lambda x: x * torch.sigmoid(x), lambda x: x / (1 + torch.exp(-x))],
     "soft-cap": [lambda x: 3.0 * torch.tanh(x / 3.0), lambda x: torch.tanh(x * (1 / 3.0)) * 3.0],
-    "mish": [F.mish, lambda x: x * torch.tanh(F.softplus(x)), lambda x: x * torch.tanh(torch.log1p(torch.exp(x)))],
+    "mish": [
+        F.mish,
+        lambda x: x * torch.tanh(F.softplus(x)),
+        lambda x: x * torch.tanh(torch.log1p(torch.exp(x))),
+    ],
     "hardswish": [F.hardswish, lambda x: x * F.relu6(x + 3) / 6, lambda x: x * torch.clamp(x + 3, 0, 6) / 6],
     "step": [
         lambda x: torch.heaviside(x, torch.zeros((), dtype=x.dtype)),

@@ -128,9 +128,7 @@ def assert_close(got: Tensor | None, want: Tensor | None, tolerance: float = 1e-
     assert error <= tolerance, f"{what}: relative difference {error:.2e}"
 
 
-def assert_same_grads(
-    model: nn.Module, plain: nn.Module, tolerance: float = 1e-10, scaled: bool = False
-) -> None:
+def assert_same_grads(model: nn.Module, plain: nn.Module, tolerance: float = 1e-10, scaled: bool = False) -> None:
     """`.grad` of every parameter as in `plain`, or that times |w|."""
     for (name, p), q in zip(model.named_parameters(), plain.parameters()):
         if not q.requires_grad:

@@ -7,17 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from lfpgraph.models_zoo.tiny import TINY, build_tiny
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.models_zoo.tiny import TINY, build_tiny
 
 from .helpers import assert_same, gradients, lfp
 
 HF = ("vit", "bert", "gpt2", "llama", "qwen3", "t5")
 SLOW = {("vit", "sdpa"), ("gpt2", "sdpa"), ("qwen3", "sdpa"), ("llama", "sdpa")}
 CASES = [
-    pytest.param(name, attention, id=f"{name}-{attention}", marks=[pytest.mark.slow] if (name, attention) in SLOW else [])
+    pytest.param(
+        name,
+        attention,
+        id=f"{name}-{attention}",
+        marks=[pytest.mark.slow] if (name, attention) in SLOW else [],
+    )
     for name in TINY
     for attention in (("eager", "sdpa") if name in HF else ("eager",))
 ]

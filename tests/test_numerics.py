@@ -42,9 +42,7 @@ def test_epsilon_factor_is_the_formula(epsilon: float) -> None:
     generator = torch.Generator().manual_seed(0)
     s, z = (torch.randn(200, dtype=torch.float64, generator=generator) for _ in range(2))
     z[:3] = double(0.0, -0.0, 1e-12)
-    torch.testing.assert_close(
-        epsilon_factor(s, z, epsilon), s * z / stabilize(z, epsilon), rtol=0, atol=1e-14
-    )
+    torch.testing.assert_close(epsilon_factor(s, z, epsilon), s * z / stabilize(z, epsilon), rtol=0, atol=1e-14)
 
 
 def test_epsilon_factor_lets_nothing_through_a_zero() -> None:

@@ -118,9 +118,7 @@ def _by_hand(model: Small, x: Tensor) -> dict[str, Tensor]:
     """Gradient-like feedback of `Small` when gelu hands on twice the signal it gets."""
     hidden = F.gelu(model.first(x)).detach()
     out = model.last(hidden)
-    s = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(
-        out.shape
-    )  # as helpers.gradients weights the output
+    s = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)  # as helpers.gradients weights the output
     before = 2 * (s @ model.last.weight.detach())
     plain = {
         "first.weight": before.mT @ x,
@@ -220,14 +218,10 @@ def test_rule_files_import_no_engine(path: Path) -> None:
     assert imported(path) <= engine | standard | siblings
 
 
-@pytest.mark.parametrize(
-    "path", ENGINE_FILES, ids=lambda path: path.relative_to(ROOT / "lfpgraph").as_posix()
-)
+@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: path.relative_to(ROOT / "lfpgraph").as_posix())
 def test_only_the_command_line_imports_the_zoo(path: Path) -> None:
     names = imported(path)
-    assert not any(name.split(".")[0] == "rules" for name in names), (
-        "`import rules` registers everything twice"
-    )
+    assert not any(name.split(".")[0] == "rules" for name in names), "`import rules` registers everything twice"
     if path.relative_to(ROOT / "lfpgraph").parts[0] not in ("cli.py", "cli", "demo", "__main__.py"):
         assert not any("models_zoo" in name for name in names)
 

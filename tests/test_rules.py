@@ -96,9 +96,7 @@ def case_id(value: object) -> str | None:
 def operations(check: str) -> list[object]:
     """All operations, known failures marked."""
     marks = {
-        op: [pytest.mark.xfail(strict=True, reason=r)]
-        for op in OPS
-        if (r := KNOWN.get(f"{check}:{short_name(op)}"))
+        op: [pytest.mark.xfail(strict=True, reason=r)] for op in OPS if (r := KNOWN.get(f"{check}:{short_name(op)}"))
     }
     return [pytest.param(op, marks=marks.get(op, [])) for op in OPS]
 
@@ -159,15 +157,12 @@ def factor(case: Case, epsilon: float) -> list[Tensor]:
     kind, actives = case.entry.family.epsilon, len(case.sample.active)
     weighted = bool(case.sample.weight or case.sample.bias)
     applies = (
-        kind == "always"
-        or (kind == "weighted" and actives <= 1 and weighted)
-        or (kind == "mixing" and actives > 1)
+        kind == "always" or (kind == "weighted" and actives <= 1 and weighted) or (kind == "mixing" and actives > 1)
     )
     if not applies:
         return case.signals
     return [
-        s * z / stabilize(z, epsilon) if epsilon else s
-        for s, z in zip(case.signals, run_op(case, case.tensors)[0])
+        s * z / stabilize(z, epsilon) if epsilon else s for s, z in zip(case.signals, run_op(case, case.tensors)[0])
     ]
 
 
@@ -195,9 +190,7 @@ def check_reference(case: Case) -> None:
 def is_vjp(op: OpOverload, sample: Sample) -> bool:
     # the derivative of copy is known only to its rule: it is checked by conservation
     return (
-        family(op) in TRUE_VJP | {"attention"}
-        and op is not aten.copy.default
-        and bool(sample.active or sample.weight)
+        family(op) in TRUE_VJP | {"attention"} and op is not aten.copy.default and bool(sample.active or sample.weight)
     )
 
 

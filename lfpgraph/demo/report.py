@@ -77,7 +77,11 @@ def _curves(result: Result) -> str:
             epochs = range(1, len(run.metric) + 1)
             label = "LFP" if run is result.lfp else "backprop"
             axes.plot(epochs, [scale * v for v in run.metric], "o-", ms=3, color=colour, label=label)
-    axes.set(xlabel="epoch", ylabel=f"held-out {result.metric}" + (" (%)" if scale == 100 else ""), title=result.name)
+    axes.set(
+        xlabel="epoch",
+        ylabel=f"held-out {result.metric}" + (" (%)" if scale == 100 else ""),
+        title=result.name,
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()

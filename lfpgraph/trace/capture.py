@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import Dim
-from torch.fx.experimental import _config as _fx_config
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental import _config as _fx_config
 from torch.utils import _pytree as pytree
 
 from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
@@ -193,7 +193,12 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
         except LfpGraphError:
             raise
         except Exception as caught:
-            log.info("tracing %s with %s sizes failed: %s", type(model).__name__, "dynamic" if shapes else "fixed", caught)
+            log.info(
+                "tracing %s with %s sizes failed: %s",
+                type(model).__name__,
+                "dynamic" if shapes else "fixed",
+                caught,
+            )
             error = caught
     assert error is not None
     raise _explain(model, error) from error
@@ -204,7 +209,10 @@ def _explain(model: nn.Module, error: Exception) -> TraceError:
     text = str(error)
     name = type(model).__name__
     data_dependent = (
-        "data-dependent" in text.lower() or "GuardOnDataDependent" in type(error).__name__ or "unbacked" in text or "aten._local_scalar_dense" in text
+        "data-dependent" in text.lower()
+        or "GuardOnDataDependent" in type(error).__name__
+        or "unbacked" in text
+        or "aten._local_scalar_dense" in text
     )
     where = _user_line(error)
     if data_dependent:
@@ -234,7 +242,7 @@ def _user_line(error: Exception) -> str:
 def _export(flat: FlatModel, tensors: Sequence[Tensor], shapes: Any) -> OpGraph:
     rng = torch.get_rng_state()
     try:
-        with tracing(), torch.enable_grad(), _quiet(), _fx_config.patch(backed_size_oblivious=True):
+        with tracing(), torch.enable_grad(), _quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(flat, tuple(tensors), strict=False, dynamic_shapes=shapes)
             _keep_no_grad(program.graph_module)
             program = program.run_decompositions(_decompositions(program.graph_module))
@@ -315,7 +323,11 @@ def _tidy(module: fx.GraphModule) -> None:
             node.target = _aten.reshape.default
         if node.target is _aten.copy.default:
             _copy_as_expand(module, node)
-        if node.op == "call_function" and getattr(node.target, "__name__", "").startswith("_assert_") and not node.users:
+        if (
+            node.op == "call_function"
+            and getattr(node.target, "__name__", "").startswith("_assert_")
+            and not node.users
+        ):
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()

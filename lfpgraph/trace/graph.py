@@ -12,7 +12,17 @@ from torch import fx
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["ACTIVE", "CONSTANT", "WEIGHT", "NodeInfo", "OpGraph", "Placeholder", "is_float", "module_path", "source_line"]
+__all__ = [
+    "ACTIVE",
+    "CONSTANT",
+    "WEIGHT",
+    "NodeInfo",
+    "OpGraph",
+    "Placeholder",
+    "is_float",
+    "module_path",
+    "source_line",
+]
 
 ACTIVE = "active"
 WEIGHT = "weight-like"

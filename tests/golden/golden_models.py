@@ -37,7 +37,14 @@ def mlp() -> tuple[nn.Module, tuple[int, ...]]:
 
 def lenet() -> tuple[nn.Module, tuple[int, ...]]:
     """LeNet-5's shape on 20 x 20 images."""
-    features = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    features = [
+        nn.Conv2d(1, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
     head = [nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, CLASSES)]
     return nn.Sequential(*features, *head), (1, 20, 20)
 

@@ -61,7 +61,13 @@ def run(name: str) -> dict[str, np.ndarray]:
         (input_reward,) = torch.autograd.grad((outputs,), (inputs,), grad_outputs=(reward,))
     found = {f"state/{key}": value for key, value in state.items()}
     found |= {f"feedback/{key}": p.feedback for key, p in parameters.items()}  # type: ignore[attr-defined]
-    found |= {"inputs": inputs, "labels": labels, "reward": reward, "outputs": outputs, "input_reward": input_reward}
+    found |= {
+        "inputs": inputs,
+        "labels": labels,
+        "reward": reward,
+        "outputs": outputs,
+        "input_reward": input_reward,
+    }
     return {f"{name}/{key}": value.detach().numpy() for key, value in found.items()}
 
 
