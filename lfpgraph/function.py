@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .errors import NonFiniteError
 from .program import Program
 
 __all__ = ["run_program"]
@@ -22,11 +23,12 @@ class _Feedback(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, program: Program, *values: Any) -> tuple[Any, ...]:
+    def forward(ctx: Any, program: Program, check: bool, *values: Any) -> tuple[Any, ...]:
         results = program.call_forward(*values)
         outputs, saved = results[: program.n_outputs], results[program.n_outputs :]
         inputs = {id(value) for value in values}
         ctx.program = program
+        ctx.check = check
         ctx.layout = _save(ctx, saved, values)
         ctx.shapes = [(outputs[i].shape, outputs[i].dtype, outputs[i].device) for i in program.signal_outputs]
         outputs = [out.clone() if id(out) in inputs and isinstance(out, Tensor) else out for out in outputs]
@@ -43,13 +45,22 @@ class _Feedback(torch.autograd.Function):
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):
             g = gradients[position]
             inputs.append(torch.zeros(shape, dtype=dtype, device=device) if g is None else g)
+        if ctx.check:
+            _check_finite(gradients, "the signal given to the outputs")
         del gradients
         signals = program.call_feedback(inputs)
         result: list[Any] = [None] * len(program.plan.graph.placeholders)
         for position, s in zip(program.wanted, signals):
             result[position] = s
         _scale(program, ctx.weights, result)
-        return (None, *result)
+        if ctx.check:
+            _check_finite(result, "the feedback signal")
+        return (None, None, *result)
+
+
+def _check_finite(tensors: Sequence[Any], what: str) -> None:
+    if not all(bool(torch.isfinite(t).all()) for t in tensors if isinstance(t, Tensor)):
+        raise NonFiniteError(f"{what} holds NaN or infinity; lfpgraph.feedback(..., check=True) names the operation.")
 
 
 def _scale(program: Program, weights: dict[int, Tensor], result: list[Any]) -> None:
@@ -82,6 +93,10 @@ def _restore(ctx: Any) -> list[Any]:
     return [next(tensors) if is_tensor else value for is_tensor, value in ctx.layout]
 
 
-def run_program(program: Program, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Run forward now; feedback runs on `.backward()`. Returns the graph's outputs."""
-    return _Feedback.apply(program, *values)
+def run_program(program: Program, values: Sequence[Any], check: bool = False) -> tuple[Any, ...]:
+    """Run forward now; feedback runs on `.backward()`. Returns the graph's outputs.
+
+    Raises:
+        NonFiniteError: on backward, with `check`, where a signal is NaN or infinite.
+    """
+    return _Feedback.apply(program, check, *values)

@@ -195,7 +195,7 @@ def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[
         inputs=tuple(inputs),
         handler=(vjp if is_norm else activation) if wants else None,
         family=NORMALISATION if is_norm else ACTIVATION,
-        needs_vjp=is_norm or any(w and l for w, l in zip(flags["wanted"], flags["weightlike"])),
+        needs_vjp=is_norm or any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"])),
         option_epsilon=ruleset.epsilon,
         origin="region" if wants else "none",
         **flags,

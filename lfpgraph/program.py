@@ -102,7 +102,10 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
         return [*results, *(found[nodes[i]] for i in wanted)]
 
     def make_signals() -> list[Tensor]:
-        return [torch.empty_like(outputs[i].meta["val"], memory_format=torch.contiguous_format) for i in signal_outputs]
+        fakes = [outputs[i].meta["val"] for i in signal_outputs]
+        if fake_mode is None:
+            return [torch.zeros([int(n) for n in f.shape], dtype=f.dtype, device=f.device) for f in fakes]
+        return [torch.empty_like(f, memory_format=torch.contiguous_format) for f in fakes]
 
     def trace_joint(function: Callable[..., list[Any]]) -> fx.GraphModule:
         with _quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]

@@ -120,7 +120,7 @@ class FeedbackForward:
         graph, program = entry.graph, entry.program
         assert program is not None
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            outputs = run_program(program, entry.values(tensors, state))
+            outputs = run_program(program, entry.values(tensors, state), self.options["check"])
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not state[name]:
@@ -248,7 +248,7 @@ def wrap(
         compile: run the forward and the feedback graph through torch.compile.
         on_missing: "derive" lets an operation without a rule use its true vjp (logged); "error" refuses it.
         fallback: "error", or "retrace" to trace real values anew at every step where forward branches on data.
-        check: raise NonFiniteError on NaN or infinity in the outputs.
+        check: raise NonFiniteError on NaN or infinity in outputs, reward or feedback.
 
     Returns:
         The model itself.
