@@ -168,7 +168,8 @@ class _Entry:
         """
         fake = next((n.meta["val"] for n in self.inputs if hasattr(n.meta.get("val"), "fake_mode")), None)
         if fake is not None and fake.fake_mode.shape_env is not None:
-            self.guards = [g.expr for g in fake.fake_mode.shape_env.guards if "fake_impls.py" not in str(g.sloc)]
+            shapes = fake.fake_mode.shape_env
+            self.guards = [shapes.replace(g.expr) for g in shapes.guards if "fake_impls.py" not in str(g.sloc)]
 
     def accepts(self, tensors: Sequence[Tensor]) -> bool:
         """Whether inputs of these sizes may run on the program."""

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 # Position, among an operation's tensor arguments, of what is added to the product rather than multiplied.
-_ADDEND = {
+ADDEND = {
     aten.addmm.default: 0,
     aten.addmv.default: 0,
     aten.baddbmm.default: 0,
@@ -39,7 +39,7 @@ _ADDEND = {
 def contraction(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
     """Signals of z = x @ w + b and its relatives: the vjp, shared evenly among the active factors."""
     signals = node.vjp(s)
-    addend = _ADDEND.get(node.op)
+    addend = ADDEND.get(node.op)
     factor = [active and i != addend for i, active in enumerate(node.active)]
     share = sum(factor)
     if share < 2:

@@ -46,8 +46,6 @@ case(
     [aten.reflection_pad2d.default, aten.replication_pad2d.default],
     lambda t: call(t(t.n, 2, 3, 3), [1, 2, 0, 1]),
 )
-case(aten.copy.default, lambda t: call(t(t.n, 3), t(t.n, 3)), active=(0, 1))
-case(aten.copy.default, lambda t: call(t(t.n, 3), t(3)), "broadcast", active=(1,))
 case(aten.diagonal.default, lambda t: call(t(t.n, 3, 3), 1, 1, 2))
 case(aten.expand.default, lambda t: call(t(t.n, 1), [t.n, 3]))
 case(aten.expand.default, lambda t: call(t(3), [t.n, -1]), "new_dimension")

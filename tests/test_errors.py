@@ -206,7 +206,11 @@ def test_unknown_composite_lists_the_known() -> None:
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("nowhere:build", "nowhere"), ("json:nothing", "no function 'nothing'; it has:.*loads"), ("json", "module:function")],
+    [
+        ("nowhere:build", "nowhere"),
+        ("json:nothing", "no function 'nothing'; it has:.*loads"),
+        ("json", "module:function"),
+    ],
 )
 def test_targets(target: str, message: str) -> None:
     with pytest.raises(errors.TargetError, match=message):
@@ -216,7 +220,10 @@ def test_targets(target: str, message: str) -> None:
 def test_command_line_gives_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from lfpgraph import cli
 
-    for arguments in (["train", "nowhere:build", "json:loads"], ["train", "json:loads", "json:loads", "--composite", "x"]):
+    for arguments in (
+        ["train", "nowhere:build", "json:loads"],
+        ["train", "json:loads", "json:loads", "--composite", "x"],
+    ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
             patch.setattr(sys, "argv", ["lfpgraph", *arguments, "--out", str(tmp_path / "r.html")])
             cli.main()

@@ -1,0 +1,82 @@
+"""Reward is conserved at every unit of whole models, up to declared leaks (float64, 1e-12), with epsilon 0.
+
+Declared leaks: what a bias or another constant adds, which is the signal times the unit's output at zero active
+input; an activation's entries at x = 0. Normalisations, softmax and attention claim none (`Family.conserves`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lfpgraph.models_zoo.tiny import build_tiny
+from torch import Tensor
+
+from lfpgraph.composites import get_composite
+from lfpgraph.plan import Unit, make_plan
+from lfpgraph.propagate import Call, run_backward, run_forward
+from lfpgraph.trace import trace
+from lfpgraph.trace.graph import is_float
+
+
+def _leak(call: Call, s: Tensor) -> Tensor:
+    """What the unit gives to constants and biases: its signal times its output without any active input."""
+    zeroed = {i for i, active in enumerate(call.active) if active}
+    values = iter([torch.zeros_like(x) if i in zeroed else x for i, x in enumerate(call.inputs)])
+    node, tensors = call.unit.node, set(call.unit.inputs)
+    flat = list(values)
+    position = iter(range(len(flat)))
+
+    def lookup(source: Any) -> Any:
+        return flat[next(position)] if source in tensors else source
+
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lookup)
+    if any(isinstance(leaf, torch.fx.Node) for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
+        return torch.zeros((), dtype=s.dtype)
+    out = node.target(*args, **kwargs)
+    return (s * out).sum() if isinstance(out, Tensor) else torch.zeros((), dtype=s.dtype)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "lenet", "vgg", "vgg-bn", "resnet18", "lstm", "step-cnn", "bert", "llama", "t5"]
+)
+def test_every_unit_conserves(name: str) -> None:
+    model, batch = build_tiny(name)
+    model = model.double().eval()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
+    graph = trace(model, args, kwargs, dynamic=False)
+    tensors = list(args) + list(kwargs.values())
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
+    wanted = {n for n, p in pairs if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta["val"]))}
+    plan = make_plan(graph, get_composite("lfp-0"), wanted)
+    sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
+    values = [sources.get(p.kind, state)[p.target] for _, p in pairs]
+    checked: list[str] = []
+
+    def observe(unit: Unit, call: Call, s: Any, answers: list[Any]) -> None:
+        whole = all(wanted for active, wanted in zip(unit.active, unit.wanted) if active)
+        if unit.origin not in ("rule", "region") or not unit.family.conserves or not isinstance(s, Tensor) or not whole:
+            return
+        received = (s * call.output).sum()
+        given = sum(
+            (x * g).sum() for x, g, active in zip(call.inputs, answers, unit.active) if active and g is not None
+        )
+        leak: Any = 0.0
+        if unit.family.name == "activation":
+            leak = (s * call.output)[call.inputs[0] == 0].sum()
+        elif unit.family.name != "quotient" and unit.is_region is False and sum(unit.active) < len(unit.inputs):
+            leak = _leak(call, s)
+        scale = (s * call.output).abs().sum() + 1e-300
+        # transformers' Llama norm computes in float32 whatever comes in.
+        wide = all(t.dtype == torch.float64 for t in (s, call.output, *call.inputs) if is_float(t))
+        assert abs(received - given - leak) <= (1e-12 if wide else 1e-6) * scale, f"{unit.node} {unit.node.target}"
+        checked.append(unit.family.name)
+
+    with torch.no_grad():
+        outputs, calls, env = run_forward(plan, [v.detach() for v in values])
+        node = next(n for n in graph.user_output_nodes if n.meta["val"].dim() > 0)
+        run_backward(plan, calls, env, {node: torch.randn_like(env[node])}, observe=observe)
+    assert len(checked) >= 5 and len(set(checked)) >= 2
