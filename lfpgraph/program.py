@@ -22,7 +22,7 @@ from .errors import TraceError
 from .plan import Plan
 from .propagate import run_backward, run_forward
 from .trace.capture import _quiet
-from .trace.graph import is_float
+from .trace.graph import ancestors, is_float
 
 __all__ = ["Program", "make_program"]
 
@@ -186,7 +186,7 @@ def _split(
     values, signals = placeholders[:n_values], placeholders[n_values:]
     results = list(nodes[-1].args[0])
     from_signals = _users_of(signals, nodes)
-    ahead = _ancestors([r for r in results[:n_outputs] if isinstance(r, fx.Node)])
+    ahead = ancestors([r for r in results[:n_outputs] if isinstance(r, fx.Node)])
     ahead |= {n for n in _random_nodes(nodes) if n not in from_signals}
     ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
     feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
@@ -214,17 +214,6 @@ def _split(
     return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, calls[0], boxed)
 
 
-def _ancestors(roots: Sequence[fx.Node]) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return seen
-
-
 def _users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:
     found = set(roots)
     for node in nodes:
@@ -240,7 +229,7 @@ def _random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
         for n in nodes
         if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
     ]
-    return _ancestors(random)
+    return ancestors(random)
 
 
 def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:

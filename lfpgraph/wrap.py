@@ -18,7 +18,8 @@ from .function import run_program
 from .plan import make_plan
 from .program import Program, make_program
 from .trace import OpGraph, trace
-from .trace.capture import fill_slots, is_tracing
+from .trace.capture import is_tracing
+from .trace.flat import fill_slots
 
 __all__ = ["FeedbackForward", "is_wrapped", "unwrap", "wrap"]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from ..errors import InputError
 from ..registry import find_rule
-from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, is_float
+from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, is_float
 
 __all__ = ["classify"]
 
@@ -61,18 +59,7 @@ def _network(graph: OpGraph) -> set[fx.Node]:
     if not roots:
         weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
         roots = [user for node in _descendants(weights) for user in [node] if set(node.all_input_nodes) & weights]
-    return _ancestors(roots)
-
-
-def _ancestors(roots: list[Any]) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return seen
+    return ancestors(roots)
 
 
 def _descendants(roots: set[fx.Node]) -> set[fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "NodeInfo",
     "OpGraph",
     "Placeholder",
+    "ancestors",
     "is_float",
     "module_path",
     "source_line",
@@ -124,6 +125,18 @@ class OpGraph:
         """`op (module path, source line)` of a node, for messages."""
         where = ", ".join(part for part in (module_path(node), source_line(node)) if part)
         return f"{node.target} ({node.name}{', ' + where if where else ''})"
+
+
+def ancestors(roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """The roots and every node they are computed from."""
+    seen: set[fx.Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return seen
 
 
 def is_float(value: Any) -> bool:

@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .capture import FlatModel, _quiet, tracing
+from .capture import _quiet, tracing
+from .flat import FlatModel
 from .graph import OpGraph, Placeholder
 
 __all__ = ["capture_values"]
