@@ -1,0 +1,117 @@
+"""OpGraph: classes, module paths, dynamic sizes, networkx, fake and meta tensors; the program's two graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lfpgraph.models_zoo.tiny import build_tiny
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+import lfpgraph
+from lfpgraph.composites import get_composite
+from lfpgraph.plan import make_plan
+from lfpgraph.program import make_program
+from lfpgraph.trace.graph import ACTIVE, CONSTANT, WEIGHT
+
+from .helpers import assert_same, gradients
+
+
+def test_classes_of_a_language_model() -> None:
+    """Token embeddings are active, position embeddings weight-like, masks constant; the loss is the objective."""
+    model, batch = build_tiny("bert")
+    graph = lfpgraph.trace(model, (), batch)
+    kinds: dict[str, set[str]] = {ACTIVE: set(), WEIGHT: set(), CONSTANT: set()}
+    parts: dict[str, str] = {}
+    for node in graph.operations():
+        kinds[graph.info[node].kind].add(str(node.target))
+        parts[str(node.target)] = graph.info[node].part
+    lookups = [n for n in graph.operations() if str(n.target) == "aten.embedding.default"]
+    assert {graph.info[n].kind for n in lookups} == {ACTIVE, WEIGHT}
+    assert "aten.matmul.default" in kinds[ACTIVE]
+    assert parts["aten.linear.default"] == "network"
+    assert "objective" in {graph.info[n].part for n in graph.operations()}
+    assert graph.dynamic and graph.tracer == "export"
+
+
+def test_networkx_carries_paths_and_lines() -> None:
+    model, batch = build_tiny("vgg-bn")
+    graph = lfpgraph.trace(model, batch["input"])
+    network = graph.to_networkx()
+    assert network.number_of_nodes() == len(graph.graph.nodes)
+    data = next(d for _, d in network.nodes(data=True) if d["op"] == "aten.conv2d.default")
+    assert data["module"] == "0" and ".py:" in data["source"] and data["kind"] == ACTIVE and data["part"] == "network"
+
+
+def test_fake_and_meta_tensors() -> None:
+    """An architecture traces without its weights."""
+    model, batch = build_tiny("llama")
+    expected = lfpgraph.trace(model, (), batch)
+    with torch.device("meta"):
+        meta, meta_batch = build_tiny("llama")
+    graph = lfpgraph.trace(meta, (), {k: v.to("meta") for k, v in meta_batch.items()})
+    for op in ("linear", "silu", "softmax.int", "matmul", "rsqrt", "embedding"):
+        counts = [sum(op in str(n.target) for n in g.operations()) for g in (graph, expected)]
+        assert counts[0] == counts[1] > 0, op
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        inputs = torch.randn(3, 4)
+    graph = lfpgraph.trace(fake, inputs)
+    assert [str(n.target) for n in graph.operations()][-1] == "aten.linear.default"
+
+
+def test_no_grad_region_passes_no_reward() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shown, self.hidden = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                silent = self.hidden(x)
+            return self.shown(x) * silent
+
+    model = lfpgraph.wrap(Partly())
+    model(torch.randn(5, 4)).sum().backward()
+    assert model.shown.weight.grad is not None and bool(model.shown.weight.grad.any())
+    hidden = model.hidden.weight.grad
+    assert hidden is None or not bool(hidden.any())
+
+
+def test_batch_and_sequence_sizes_on_one_trace() -> None:
+    """One BERT trace serves batches 1 to 9 and lengths 2 to 20, equal to autograd in each."""
+    model, _ = build_tiny("bert")
+    twin, _ = build_tiny("bert")
+    model, twin = model.double().eval(), twin.double().eval()
+    lfpgraph.wrap(model, "gradient")
+    for n, length in ((4, 6), (1, 9), (9, 2), (2, 20), (3, 6)):
+        ids = torch.randint(1, 60, (n, length))
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(n) % 3}
+        assert_same(gradients(model, **batch), gradients(twin, **batch), 1e-10, 1e-13)
+    assert model.forward.traces == 1
+
+
+def test_program_is_two_printable_graphs() -> None:
+    """Forward and feedback are plain torch.fx graphs of ATen operations, without autograd."""
+    model, batch = build_tiny("mlp")
+    graph = lfpgraph.trace(model, batch["input"])
+    wanted = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
+    program = make_program(make_plan(graph, get_composite("lfp-epsilon"), wanted), [])
+    assert "addmm" in program.print() and "addcdiv" in program.print()
+    for module in (program.forward, program.feedback):
+        targets = [n.target for n in module.graph.nodes if n.op == "call_function"]
+        assert targets and all(isinstance(t, torch._ops.OpOverload) or t.__module__ == "_operator" for t in targets)
+    random = [n for n in program.feedback.graph.nodes if str(n.target) == "aten.native_dropout.default"]
+    assert not random
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager() -> None:
+    """`compile=True` gives the eager program's feedback, for two batch sizes."""
+    found = []
+    for compile in (False, True):
+        model, batch = build_tiny("lenet")
+        lfpgraph.wrap(model, compile=compile)
+        found.append([gradients(model, batch["input"][:n]) for n in (3, 2)])
+    for eager, compiled in zip(*found):
+        assert_same(compiled, eager, 1e-4, 1e-6)
