@@ -15,7 +15,7 @@ import lfpgraph
 from .helpers import assert_same, gradients, lfp
 
 HF = ("vit", "bert", "gpt2", "llama", "qwen3", "t5")
-SLOW = {("vit", "sdpa"), ("gpt2", "sdpa"), ("qwen3", "sdpa"), ("llama", "sdpa")}
+SLOW = {("vit", "sdpa"), ("gpt2", "sdpa"), ("qwen3", "sdpa"), ("llama", "sdpa"), ("t5", "sdpa")}
 CASES = [
     pytest.param(
         name,
@@ -115,7 +115,7 @@ def test_bfloat16(name: str) -> None:
     assert torch.nn.functional.cosine_similarity(ours, reference, dim=0) > 0.98
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("bert", "t5") else [pytest.mark.slow]) for n in HF])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "bert" else [pytest.mark.slow]) for n in HF])
 def test_eager_and_sdpa_same_feedback(name: str) -> None:
     """Whole models, float64, dropout off: T5's learned position bias included."""
     found = []
