@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +35,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Train three models on scikit-learn's digits, by LFP and by backprop: a ViT, a CNN, a CNN of step functions."""
@@ -52,7 +55,10 @@ def demo(
         ("CNN, ReLU", cnn, wide),
         ("CNN, step activations", step_cnn, steps),
     ]
-    results = _train_all(cases, train, test, "cross_entropy")
+    _make_folders(out, json_file)
+    # Models this small gain nothing from a second thread, and two that share a core wait for each other at every step.
+    with _threads(threads):
+        results = _train_all(cases, train, test, "cross_entropy")
     _finish(results, out, json_file, "lfpgraph demo: digits")
 
 
@@ -61,7 +67,7 @@ def train(
     model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
     data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
     loss: Annotated[
-        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse_loss.")
+        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")
     ] = "cross_entropy",
     composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp-epsilon",
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
@@ -74,27 +80,27 @@ def train(
     compare: Annotated[bool, typer.Option(help="Train a copy by backprop beside it.")] = True,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     save: Annotated[Path | None, typer.Option(help="Save the trained weights (.safetensors).")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Train your own model on your own data by LFP, beside backprop."""
-    import torch
-
     from .composites import get_composite
+    from .demo.inputs import call_target, datasets, optimizer_named
     from .demo.training import Options
     from .targets import load_target
 
     rules = get_composite(composite)
     if epsilon is not None:
         rules = rules.with_options(epsilon=epsilon)
-    if not isinstance(getattr(torch.optim, optimizer, None), type):
-        raise TargetError(f"torch.optim has no optimizer {optimizer!r}")
     build, make_data = load_target(model), load_target(data)
-    train_set, test_set = _datasets(make_data(), data)
     options = Options(
-        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, clip=clip or None,
+        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer_named(optimizer), clip=clip or None,
         composite=rules, seed=seed, compare=compare,
     )  # fmt: skip
-    results = _train_all([(model, build, options)], train_set, test_set, loss)
+    train_set, test_set = datasets(call_target(make_data, data), data)
+    _make_folders(out, save, json_file)
+    with _threads(threads):
+        results = _train_all([(model, build, options)], train_set, test_set, loss)
     if save is not None:
         from safetensors.torch import save_model
 
@@ -102,26 +108,29 @@ def train(
     _finish(results, out, json_file, f"lfpgraph train: {model}")
 
 
-def _datasets(value: Any, target: str) -> tuple[Any, Any]:
-    """Two pairs of tensors from datasets or pairs of arrays."""
+def _make_folders(*files: Path | None) -> None:
+    """Make the folders of the files to come, so that a wrong path shows before the training and not after it."""
+    for file in files:
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TargetError(f"cannot write {file}: {error.strerror}") from error
+            if file.is_dir():
+                raise TargetError(f"cannot write {file}: it is a folder")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside; 0 changes nothing."""
     import torch
 
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TargetError(f"{target!r} must return (train, test), not {type(value).__name__}")
-    pairs = []
-    for part in value:
-        if isinstance(part, tuple | list) and len(part) == 2:
-            x, y = part
-        elif hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part) > 0:
-            x, y = zip(*(part[i] for i in range(len(part))))
-            x, y = torch.stack([torch.as_tensor(v) for v in x]), torch.stack([torch.as_tensor(v) for v in y])
-        else:
-            raise TargetError(f"{target!r} must return two datasets or two (x, y) pairs, not {type(part).__name__}")
-        x, y = torch.as_tensor(x), torch.as_tensor(y)
-        if len(x) != len(y) or len(x) == 0:
-            raise TargetError(f"{target!r}: inputs and labels must be equally many and not none: {len(x)} and {len(y)}")
-        pairs.append((x.float() if x.dtype == torch.float64 else x, y.float() if y.dtype == torch.float64 else y))
-    return pairs[0], pairs[1]
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, loss: str) -> list[Result]:
@@ -129,18 +138,17 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from .demo.inputs import call_target, loss_named
     from .demo.training import compare
 
-    function = getattr(torch.nn.functional, loss, None)
-    if not callable(function):
-        raise TargetError(f"torch.nn.functional has no loss {loss!r}")
+    function = loss_named(loss)
     metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     results = []
     with Progress(*columns, TextColumn("{task.fields[live]}")) as progress:
         for name, build, options in cases:
             torch.manual_seed(options.seed)
-            model = build()
+            model = call_target(build, name)
             if not isinstance(model, torch.nn.Module):
                 raise TargetError(f"{name!r} must return an nn.Module, not {type(model).__name__}")
             steps = options.epochs * (-(-len(train[0]) // options.batch_size) + 1)

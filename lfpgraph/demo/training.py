@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..composites import Composite
 from ..coverage import operation_table, plan_of, reward_summary
+from ..errors import InputError
 from ..wrap import wrap
 from .data import Arrays
 
@@ -105,7 +106,14 @@ def compare(
     on_step: Callable[[Result], None] = lambda result: None,
     metric: str = "accuracy",
 ) -> Result:
-    """Train `model` by feedback and a copy by backprop; `on_step` is called after each pair of steps."""
+    """Train `model` by feedback and a copy by backprop; `on_step` is called after each pair of steps.
+
+    Raises:
+        InputError: every parameter is frozen.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"{name}: {type(model).__name__} has no parameter that requires a gradient.")
+    model.train()
     twins = {"lfp": model}
     if options.compare:
         twins["backprop"] = copy.deepcopy(model)
