@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lfpgraph import cli
 
@@ -29,6 +30,30 @@ def datasets():
 
 def wrong():
     return 3
+
+def needs(size):
+    return build()
+
+def fails():
+    raise ValueError("no weights here")
+
+def frozen():
+    return build().requires_grad_(False)
+
+def numpy_data():
+    (x, y), test = data()
+    return (x.double().numpy(), y.int().numpy()), test
+
+def ragged():
+    part = [(torch.zeros(2), 0), (torch.zeros(3), 1), (torch.zeros(3), 1)]
+    return part, part
+
+def regressor():
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+
+def regression():
+    (x, _), (z, _) = data()
+    return (x, x[:, :1]), (z, z[:, :1])
 """
 
 
@@ -49,7 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("source", ["data", "datasets"])
+@pytest.mark.parametrize("source", ["data", "datasets", "numpy_data"])
 def test_train(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """It learns, and writes the report, the weights and the figures."""
     options = ["--epochs", "12", "--lr", "0.01", "--json", "r.json", "--save", "w.safetensors"]
@@ -68,7 +93,16 @@ def test_train(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> No
         ("own_model:wrong", "own_model:data", [], "nn.Module"),
         ("own_model:build", "own_model:wrong", [], "(train, test)"),
         ("own_model:missing", "own_model:data", [], "build"),
-        ("own_model:build", "own_model:data", ["--loss", "nothing"], "nothing"),
+        ("own_model:needs", "own_model:data", [], "size"),
+        ("own_model:fails", "own_model:data", [], "no weights here"),
+        ("own_model:frozen", "own_model:data", [], "no parameter that requires a gradient"),
+        ("own_model:build", "own_model:ragged", [], "equal shapes"),
+        ("no_such_module:build", "own_model:data", [], "no_such_module"),
+        ("own_model", "own_model:data", [], "module:function"),
+        ("own_model:build", "own_model:data", ["--loss", "nothing"], "cross_entropy"),
+        ("own_model:build", "own_model:data", ["--loss", "relu"], "mse_loss"),
+        ("own_model:build", "own_model:data", ["--optimizer", "LBFGS"], "AdamW"),
+        ("own_model:build", "own_model:data", ["--out", "own_model.py/report.html"], "own_model.py"),
         ("own_model:build", "own_model:data", ["--composite", "nothing"], "lfp-epsilon"),
     ],
 )
@@ -79,6 +113,40 @@ def test_bad_input(
     assert _run(monkeypatch, "train", model, data, *options) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (folder / "report.html").exists()
+
+
+def test_train_regression(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short name of a loss, no twin, a folder that is not there yet; torch's threads are as before."""
+    threads = torch.get_num_threads()
+    options = [
+        "--loss",
+        "mse",
+        "--epochs",
+        "2",
+        "--no-compare",
+        "--out",
+        "new/r.html",
+        "--json",
+        "r.json",
+        "--threads",
+        "1",
+    ]
+    assert _run(monkeypatch, "train", "own_model:regressor", "own_model:regression", *options) == 0
+    (result,) = json.loads((folder / "r.json").read_text())
+    assert result["metric"] == "loss" and list(result["runs"]) == ["lfp"] and result["step_ratio"] is None
+    assert (folder / "new" / "r.html").exists() and torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+def test_demo_one_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three models run and are shown; backprop reaches only the last layer behind steps."""
+    assert _run(monkeypatch, "demo", "--epochs", "1", "--json", "demo.json") == 0
+    results = json.loads((folder / "demo.json").read_text())
+    assert [len(r["runs"]["lfp"]["by_epoch"]) for r in results] == [1, 1, 1]
+    assert [r["runs"]["lfp"]["rewarded"] for r in results[1:]] == [[8, 8], [8, 8]]
+    assert results[2]["runs"]["backprop"]["rewarded"] == [2, 8]
+    assert not any(row["origin"] == "derived" for r in results for row in r["operations"])
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == 3
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def _curves(result: Result) -> str:
         ylabel=f"held-out {result.metric}" + (" (%)" if scale == 100 else ""),
         title=result.name,
     )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()
