@@ -9,6 +9,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch numpy
 	$(BIN)/pip install -q -c constraints.txt -e ".[hf,cli,dev]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps lxt zennit
 	touch $@
 
 demo: $(STAMP)

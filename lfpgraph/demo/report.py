@@ -69,6 +69,7 @@ def _curves(result: Result) -> str:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=110)
     scale = 100 if result.metric == "accuracy" else 1
@@ -82,7 +83,7 @@ def _curves(result: Result) -> str:
         ylabel=f"held-out {result.metric}" + (" (%)" if scale == 100 else ""),
         title=result.name,
     )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()
