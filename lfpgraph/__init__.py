@@ -5,16 +5,19 @@ from .composites import Composite, Ruleset, composite_names, get_composite, regi
 from .errors import LfpGraphError
 from .feedback import feedback
 from .registry import rule
+from .reports.coverage import CoverageReport, coverage
 from .rewards import reward_loss
 from .trace import OpGraph, trace
 from .wrap import is_wrapped, unwrap, wrap
 
 __all__ = [
     "Composite",
+    "CoverageReport",
     "LfpGraphError",
     "OpGraph",
     "Ruleset",
     "composite_names",
+    "coverage",
     "feedback",
     "get_composite",
     "is_wrapped",

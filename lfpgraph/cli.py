@@ -1,4 +1,4 @@
-"""The command line: `lfpgraph demo` and `lfpgraph train`."""
+"""The command line: `lfpgraph demo` and `lfpgraph train`; the reports are in `cli_reports`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_reports import register, writable
 from .errors import LfpGraphError, TargetError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
+register(app)
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def demo(
         ("CNN, ReLU", cnn, wide),
         ("CNN, step activations", step_cnn, steps),
     ]
-    _make_folders(out, json_file)
+    writable(out, json_file)
     # Models this small gain nothing from a second thread, and two that share a core wait for each other at every step.
     with _threads(threads):
         results = _train_all(cases, train, test, "cross_entropy")
@@ -98,7 +100,7 @@ def train(
         composite=rules, seed=seed, compare=compare,
     )  # fmt: skip
     train_set, test_set = datasets(call_target(make_data, data), data)
-    _make_folders(out, save, json_file)
+    writable(out, save, json_file)
     with _threads(threads):
         results = _train_all([(model, build, options)], train_set, test_set, loss)
     if save is not None:
@@ -106,18 +108,6 @@ def train(
 
         save_model(results[0].model, str(save))
     _finish(results, out, json_file, f"lfpgraph train: {model}")
-
-
-def _make_folders(*files: Path | None) -> None:
-    """Make the folders of the files to come, so that a wrong path shows before the training and not after it."""
-    for file in files:
-        if file is not None:
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise TargetError(f"cannot write {file}: {error.strerror}") from error
-            if file.is_dir():
-                raise TargetError(f"cannot write {file}: it is a folder")
 
 
 @contextmanager

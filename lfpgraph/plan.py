@@ -17,7 +17,7 @@ from .errors import NoRuleError
 from .regions import Region, find_regions
 from .registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, find_rule
 from .rules.activations import activation
-from .rules.views import vjp
+from .rules.views import nothing, vjp
 from .trace.graph import ACTIVE, WEIGHT, OpGraph, is_float, module_path
 
 __all__ = ["Plan", "Unit", "make_plan"]
@@ -36,7 +36,7 @@ class Unit:
         handler: the rule; None when no reward passes.
         epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
-        origin: "rule", "region", "gradient" (weight-like or objective part), "derived" or "none".
+        origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
     nodes: tuple[fx.Node, ...]
@@ -84,7 +84,8 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
         graph: a classified graph.
         composite: the rules to use.
         wanted: placeholders whose signal is asked for (parameters that train, inputs that need one).
-        on_missing: "derive" uses the true vjp of an operation without a rule; "error" refuses.
+        on_missing: "derive" uses the true vjp of an operation without a rule; "error" refuses; "report" marks one that
+            cannot be derived as "uncovered" and lets no reward pass there (for reports, not for training).
 
     Raises:
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
@@ -101,9 +102,12 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
             continue
         unit = _region_unit(graph, region, ruleset, reached) if region else _op_unit(graph, node, ruleset, reached)
         if unit.origin == "derived":
-            plan.derived[str(node.target)] += 1
-            if on_missing == "error" or not _is_differentiable(node):
+            derivable = _is_differentiable(node)
+            if on_missing == "report" and not derivable:
+                unit.origin, unit.handler = "uncovered", nothing
+            elif on_missing == "error" or not derivable:
                 missing.append(node)
+            plan.derived[str(node.target)] += derivable
         plan.units.append(unit)
     if missing:
         listed = "; ".join(graph.describe(node) for node in missing)
@@ -113,6 +117,7 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
         kinds = len({node.target for node in missing})
         noun = "operation has" if kinds == 1 else "operations have"
         raise NoRuleError(f"{kinds} {noun} no rule and cannot pass reward on: {listed}. {hint}")
+    plan.derived = +plan.derived
     if plan.derived:
         log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in plan.derived.items()))
     _settle_epsilon(plan)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..composites import Composite
-from ..coverage import operation_table, plan_of, reward_summary
+from ..reports.operations import operation_table, plan_of, reward_summary
 from ..errors import InputError
 from ..wrap import wrap
 from .data import Arrays

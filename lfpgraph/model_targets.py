@@ -1,0 +1,210 @@
+"""What a command-line TARGET means: a model with example inputs, on the meta device wherever that is possible.
+
+A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo, or a
+saved exported program (.pt2). Code from a hub is never run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import TargetError
+from .targets import load_target
+
+__all__ = ["ModelTarget", "resolve_model"]
+
+log = logging.getLogger("lfpgraph")
+# Heads in order of choice for a configuration that names no class of its own.
+_HEADS = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageClassification",
+    "AutoModelForCTC",
+    "AutoModelForObjectDetection",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForDepthEstimation",
+    "AutoModelForAudioClassification",
+    "AutoModelForVideoClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModelForPreTraining",
+    "AutoModel",
+)
+
+
+@dataclass
+class ModelTarget:
+    """A model to report on. `args` and `kwargs` are None where inputs are to be worked out from the model."""
+
+    name: str
+    model: nn.Module
+    args: tuple[Any, ...] | None = None
+    kwargs: dict[str, Any] | None = field(default=None)
+
+
+def resolve_model(target: str) -> ModelTarget:
+    """The model that a TARGET names.
+
+    Raises:
+        TargetError: nothing of this name, or it cannot be loaded; one line that says what was tried.
+    """
+    path = Path(target)
+    if target.endswith(".pt2"):
+        return _exported(path)
+    if path.is_dir() or path.suffix == ".json":
+        return _config_file(path)
+    if ":" in target:
+        return _function(target)
+    if (found := _model_type(target)) is not None:
+        return found
+    return _zoo(target)
+
+
+def _exported(path: Path) -> ModelTarget:
+    if not path.is_file():
+        raise TargetError(f"no such file: {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+        model = program.module()
+        args, kwargs = program.example_inputs or ((), {})
+    except Exception as error:
+        raise TargetError(f"{path} is no exported program: {type(error).__name__}: {_first_line(error)}") from error
+    if not args and not kwargs:
+        raise TargetError(f"{path} carries no example inputs; save it with torch.export.save after torch.export.export")
+    return ModelTarget(path.name, model, tuple(args), dict(kwargs))
+
+
+def _config_file(path: Path) -> ModelTarget:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise TargetError(f"no config.json in {path}" if path.is_dir() else f"no such file: {path}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TargetError(f"{file} is not JSON: {_first_line(error)}") from error
+    if not isinstance(values, dict) or not values.get("model_type"):
+        raise TargetError(f"{file} has no model_type, so it is no configuration of a transformers model")
+    if "auto_map" in values:
+        raise TargetError(f"{file} asks to run code from a hub (auto_map), which is never done; load the model yourself")
+    auto = _transformers()
+    kind = values["model_type"]
+    if kind not in auto.CONFIG_MAPPING:
+        raise TargetError(f"{file}: model_type {kind!r} is not known to transformers{_near(kind, auto.CONFIG_MAPPING)}")
+    try:
+        config = auto.CONFIG_MAPPING[kind].from_dict(values)
+    except Exception as error:
+        raise TargetError(f"{file}: {type(error).__name__}: {_first_line(error)}") from error
+    return ModelTarget(path.resolve().name if path.is_dir() else str(path), _from_config(config, str(file)))
+
+
+def _model_type(name: str) -> ModelTarget | None:
+    try:
+        auto = _transformers()
+    except TargetError:
+        return None
+    if name not in auto.CONFIG_MAPPING:
+        return None
+    try:
+        config = auto.CONFIG_MAPPING[name]()
+    except Exception as error:
+        raise TargetError(f"{name}: no default configuration: {type(error).__name__}: {_first_line(error)}") from error
+    return ModelTarget(name, _from_config(config, name))
+
+
+def _transformers() -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers
+    except ImportError as error:
+        raise TargetError("transformers is not installed; pip install lfpgraph[hf]") from error
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def _from_config(config: Any, name: str) -> nn.Module:
+    """The model of a configuration, on the meta device; on the CPU where its constructor needs values."""
+    transformers = _transformers()
+    named = [getattr(transformers, n, None) for n in getattr(config, "architectures", None) or []]
+    builders = [cls._from_config for cls in named if hasattr(cls, "_from_config")]
+    for head in _HEADS:
+        auto = getattr(transformers, head, None)
+        if auto is not None and type(config) in auto._model_mapping:
+            builders.append(lambda config, auto=auto: auto.from_config(config, trust_remote_code=False))
+    if not builders:
+        raise TargetError(f"{name}: transformers has no model for {type(config).__name__}")
+    errors = []
+    for device in ("meta", "cpu"):
+        for build in builders:
+            try:
+                with torch.device(device), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return build(config)
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {_first_line(error)}")
+        log.info("%s cannot be built without memory: %s", name, errors[-1])
+    raise TargetError(f"{name}: the model cannot be built: {errors[-1]}")
+
+
+def _function(target: str) -> ModelTarget:
+    function = load_target(target)
+    try:
+        result = function()
+    except Exception as error:
+        raise TargetError(f"{target!r} failed: {type(error).__name__}: {_first_line(error)}") from error
+    model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"{target!r} must return an nn.Module or (model, inputs), not {type(result).__name__}")
+    args, kwargs = split_inputs(inputs)
+    return ModelTarget(target, model, args, kwargs)
+
+
+def split_inputs(inputs: Any) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+    """Inputs as a user writes them (tensor, tuple, dict, or None) as args and kwargs."""
+    if inputs is None:
+        return None, None
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+
+
+def _zoo(target: str) -> ModelTarget:
+    from .models_zoo import ZOO, build
+
+    if target not in ZOO:
+        names = [*ZOO]
+        try:
+            names += [*_transformers().CONFIG_MAPPING]
+        except TargetError:
+            pass
+        raise TargetError(
+            f"{target!r} is no transformers model type, no zoo name, no folder with a config.json, no .pt2 file and not "
+            f"module:function{_near(target, names)}"
+        )
+    with torch.device("meta"):
+        model, args, kwargs = build(target)
+    return ModelTarget(target, model, args, kwargs)
+
+
+def _near(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=3)
+    return f"; near it: {', '.join(close)}" if close else ""
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]

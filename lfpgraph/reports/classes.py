@@ -1,0 +1,68 @@
+"""How each node of a plan is covered, and where reward arrives."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..plan import Plan, Unit
+from ..registry import find_rule
+from ..trace.graph import is_float
+
+__all__ = ["CLASSES", "STRUCTURAL", "arrivals", "classify_nodes"]
+
+CLASSES = ("rule", "structural", "derived", "none", "uncovered")
+STRUCTURAL = {"view", "cast"}
+
+
+@dataclass(frozen=True)
+class NodeClass:
+    """One of `CLASSES`, and the plan's word for it (rule, region, gradient, derived, none, uncovered)."""
+
+    name: str
+    origin: str
+    family: str
+
+
+def arrivals(plan: Plan) -> set[fx.Node]:
+    """The nodes at which a signal can arrive from the model's float outputs."""
+    arrived = {node for node in plan.graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta["val"])}
+    for unit in reversed(plan.units):
+        if unit.node not in arrived:
+            continue
+        if unit.node.target is operator.getitem:
+            arrived.add(unit.node.args[0])  # type: ignore[arg-type]
+        elif unit.handler is not None and unit.origin != "uncovered":
+            arrived.update(node for node, wanted in zip(unit.inputs, unit.wanted) if wanted)
+    return arrived
+
+
+def classify_nodes(plan: Plan, arrived: set[fx.Node]) -> dict[fx.Node, NodeClass]:
+    """The class of every operation.
+
+    - "rule": a rule of its own, or part of a region that has one.
+    - "structural": a view, a copy or a cast: it moves signals and changes none.
+    - "derived": no rule; its true vector-Jacobian product is used.
+    - "none": needs none: constant, integer, or no reward arrives there.
+    - "uncovered": reward arrives and cannot pass.
+    """
+    return {node: _classify(unit, node, arrived) for unit in plan.units for node in unit.nodes}
+
+
+def _classify(unit: Unit, node: fx.Node, arrived: set[fx.Node]) -> NodeClass:
+    family = unit.family.name
+    if node.target is operator.getitem:
+        carries = unit.node in arrived and any(unit.wanted) and is_float(node.meta.get("val"))
+        return NodeClass("structural" if carries else "none", "rule" if carries else "none", "view")
+    if unit.handler is None or unit.node not in arrived:
+        return NodeClass("none", "none", family)
+    if unit.origin in ("derived", "uncovered"):
+        return NodeClass(unit.origin, unit.origin, family)
+    entry = find_rule(node.target)
+    if entry is None:  # a loss, or a function of weights, whose gradient is wanted by design
+        return NodeClass("derived", unit.origin, family)
+    if not unit.is_region and entry.family.name in STRUCTURAL:
+        return NodeClass("structural", unit.origin, entry.family.name)
+    return NodeClass("rule", unit.origin, entry.family.name if unit.origin != "region" else family)

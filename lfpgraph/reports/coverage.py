@@ -1,0 +1,199 @@
+"""The coverage report: does feedback work on this model, and where does it not?"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from ..composites import Composite, get_composite
+from ..plan import Plan, make_plan
+from ..trace import OpGraph, trace
+from ..trace.graph import is_float, module_path, source_line
+from .classes import CLASSES, arrivals, classify_nodes
+from .flops import node_flops
+from .leaks import leak_counts
+from .parameters import parameter_report
+
+__all__ = ["CoverageReport", "coverage", "coverage_of"]
+
+SCHEMA = 1
+_MAX_PLACES = 5
+
+
+@dataclass
+class CoverageReport:
+    """What each operation of a model does with reward.
+
+    Attributes:
+        model: its name. data: the report as plain values, in the schema that docs/coverage-schema.md describes.
+        graph, plan: what the report was made from.
+        classes: class of every operation node (`lfpgraph.reports.classes.NodeClass`).
+    """
+
+    model: str
+    data: dict[str, Any]
+    graph: OpGraph = field(repr=False)
+    plan: Plan = field(repr=False)
+    classes: dict[fx.Node, Any] = field(repr=False)
+    flops: dict[fx.Node, int] = field(repr=False)
+
+    @property
+    def covered(self) -> bool:
+        """Whether reward passes wherever it arrives."""
+        return self.data["nodes"]["uncovered"] == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as values that `json.dumps` takes; the schema is in docs/coverage-schema.md."""
+        return self.data
+
+    def table(self, **options: Any) -> Any:
+        """The report for the terminal, a renderable of rich."""
+        from .table import render
+
+        return render(self.data, **options)
+
+    def to_html(self) -> str:
+        """One self-contained HTML page: totals, operations, parameters, the module tree and the graph."""
+        from .html import render
+
+        return render(self)
+
+    def __str__(self) -> str:
+        nodes = self.data["nodes"]
+        parts = ", ".join(f"{nodes[name]} {name}" for name in CLASSES)
+        return f"{self.model}: {nodes['total']} operations: {parts}"
+
+
+def coverage(
+    model: nn.Module,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    composite: str | Composite = "lfp-epsilon",
+    name: str | None = None,
+    fallback: str = "retrace",
+) -> CoverageReport:
+    """Report how reward passes every operation of a model. Runs nothing but shape functions on meta tensors.
+
+    Args:
+        model: any module, on any device; on "meta" it needs no memory.
+        args, kwargs: example inputs, a single tensor allowed; without both, inputs are worked out from the model.
+        composite: whose rules are reported.
+        name: for the report; the class's name otherwise.
+        fallback: "retrace" traces real values where torch.export cannot (not on meta tensors); "error" does not.
+
+    Raises:
+        TraceError, InputError: the model cannot be traced on these inputs, or no inputs can be worked out.
+    """
+    start = time.perf_counter()
+    if args is None and kwargs is None:
+        from ..inputs import example_inputs
+
+        args, kwargs = example_inputs(model)
+    if fallback == "retrace" and any(p.device.type == "meta" for p in model.parameters()):
+        fallback = "error"
+    graph = trace(model, () if args is None else args, kwargs or {}, dynamic=False, fallback=fallback)
+    return coverage_of(graph, model, composite, name or type(model).__name__, time.perf_counter() - start)
+
+
+def coverage_of(
+    graph: OpGraph, model: nn.Module, composite: str | Composite = "lfp-epsilon", name: str = "", seconds: float = 0.0
+) -> CoverageReport:
+    """The report on a graph that is traced already; `seconds` is how long that took."""
+    pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
+    wanted = {n for n, p in pairs if p.kind in ("parameter", "input") and is_float(n.meta.get("val"))}
+    plan = make_plan(graph, get_composite(composite), wanted, on_missing="report")
+    arrived = arrivals(plan)
+    classes = classify_nodes(plan, arrived)
+    flops = node_flops(list(graph.operations()))
+    counts = Counter(entry.name for entry in classes.values())
+    nodes = {"total": len(classes), **{c: counts[c] for c in CLASSES}}
+    bearing = nodes["total"] - nodes["none"]
+    work: Counter[str] = Counter()
+    for node, entry in classes.items():
+        work[entry.name] += flops[node]
+    total = sum(work.values())
+    operations = _operations(classes, flops)
+    kinds = Counter(row["class"] for row in operations)
+    data = {
+        "model": name,
+        "nodes": nodes,
+        "operations": operations,
+        "parameters": parameter_report(model, plan, arrived, classes),
+        "summary": {
+            "reward_bearing_nodes": bearing,
+            "covered_nodes": bearing - nodes["uncovered"],
+            "covered_fraction": (bearing - nodes["uncovered"]) / bearing if bearing else 1.0,
+            "derived_fraction": nodes["derived"] / bearing if bearing else 0.0,
+            "operations": {c: kinds[c] for c in CLASSES},
+            "flops": {"total": total, **{c: work[c] for c in CLASSES}},
+        },
+        "leaks": leak_counts(plan, arrived),
+        "problems": _problems(graph, classes),
+        "trace": {"tracer": graph.tracer, "seconds": round(seconds, 3)},
+        "composite": get_composite(composite).name,
+        "schema": SCHEMA,
+    }
+    return CoverageReport(name, data, graph, plan, classes, flops)
+
+
+def _operations(classes: Mapping[fx.Node, Any], flops: Mapping[fx.Node, int]) -> list[dict[str, Any]]:
+    """Rows of operation and class, most frequent first, with the modules and lines where the first ones stand."""
+    groups: dict[tuple[str, str, str, str], list[fx.Node]] = defaultdict(list)
+    for node, entry in classes.items():
+        groups[_op_name(node), entry.name, entry.origin, entry.family].append(node)
+    rows = [
+        {
+            "operation": op,
+            "class": name,
+            "origin": origin,
+            "family": family,
+            "count": len(nodes),
+            "flops": sum(flops[n] for n in nodes),
+            "where": _places(nodes),
+        }
+        for (op, name, origin, family), nodes in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["count"], row["operation"], row["class"]))
+
+
+def _op_name(node: fx.Node) -> str:
+    target = node.target
+    return str(target) if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+
+
+def _places(nodes: Sequence[fx.Node]) -> list[str]:
+    places = dict.fromkeys(
+        ", ".join(part for part in (module_path(n), source_line(n)) if part) or n.name for n in nodes
+    )
+    return list(places)[:_MAX_PLACES]
+
+
+def _problems(graph: OpGraph, classes: Mapping[fx.Node, Any]) -> list[dict[str, Any]]:
+    """Every derived or uncovered node, with what to do."""
+    rows = []
+    for node, entry in classes.items():
+        if entry.name in ("derived", "uncovered"):
+            rows.append(
+                {
+                    "class": entry.name,
+                    "operation": _op_name(node),
+                    "node": node.name,
+                    "module": module_path(node),
+                    "source": source_line(node),
+                    "advice": _advice(node, entry.name),
+                }
+            )
+    return sorted(rows, key=lambda row: row["class"] != "uncovered")
+
+
+def _advice(node: fx.Node, name: str) -> str:
+    op = f"@lfpgraph.rule(torch.ops.{_op_name(node)})"
+    if name == "uncovered":
+        return f"It has no rule and no derivative: register a rule with {op}, or no reward passes here."
+    return f"Its true vector-Jacobian product is used; register a rule with {op} if the operation needs another."

@@ -1,0 +1,56 @@
+"""Where reward is absorbed: operations whose inputs' rewards do not add up to their output's."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx
+
+from ..plan import Plan, Unit
+from ..trace.graph import is_float
+
+__all__ = ["LEAKS", "leak_counts"]
+
+LEAKS = {
+    "bias": "a bias or another parameter added takes the share of its value",
+    "constant": "a constant added takes the share of its value",
+    "epsilon": "the stabilizer takes a share of small outputs",
+    "activation at zero": "reward on an activation whose input is exactly 0",
+    "normalisation": "the true vector-Jacobian product of a norm, whose mean and scale depend on the input",
+    "softmax": "the true vector-Jacobian product of a softmax (AttnLRP prop. 3.1), also within attention",
+    "gradient": "loss or function of weights: the plain gradient",
+    "derived": "the operation's own vector-Jacobian product, which promises nothing",
+    "uncovered": "reward arrives and cannot pass",
+}
+
+
+def leak_counts(plan: Plan, arrived: set[fx.Node]) -> dict[str, int]:
+    """How many units of the plan that receive reward can absorb some of it, by kind (see `LEAKS`)."""
+    counts: Counter[str] = Counter()
+    for unit in plan.units:
+        if unit.node in arrived and (unit.handler is not None):
+            counts.update(_kinds(unit))
+    return {kind: counts[kind] for kind in LEAKS if counts[kind]}
+
+
+def _kinds(unit: Unit) -> list[str]:
+    if unit.origin in ("derived", "uncovered", "gradient"):
+        return [unit.origin]
+    kinds = []
+    family = unit.family.name
+    if unit.epsilon:
+        kinds.append("epsilon")
+    if family in ("softmax", "attention"):
+        kinds.append("softmax")
+    if family == "normalisation":
+        kinds.append("normalisation")
+    if family == "activation":
+        kinds.append("activation at zero")
+    if family == "contraction" and sum(is_float(n.meta.get("val")) for n in unit.inputs) > 2:
+        kinds.append("bias")
+    if family == "split" and not unit.is_region:
+        floats = [active for active, n in zip(unit.active, unit.inputs) if is_float(n.meta.get("val"))]
+        adds = not all(floats) or any(isinstance(a, int | float) and a for a in unit.node.args[:2])
+        if adds:
+            kinds.append("bias" if any(unit.weightlike) else "constant")
+    return kinds
