@@ -101,7 +101,9 @@ def _config_file(path: Path) -> ModelTarget:
     if not isinstance(values, dict) or not values.get("model_type"):
         raise TargetError(f"{file} has no model_type, so it is no configuration of a transformers model")
     if "auto_map" in values:
-        raise TargetError(f"{file} asks to run code from a hub (auto_map), which is never done; load the model yourself")
+        raise TargetError(
+            f"{file} asks to run code from a hub (auto_map), which is never done; load the model yourself"
+        )
     auto = _transformers()
     kind = values["model_type"]
     if kind not in auto.CONFIG_MAPPING:
@@ -140,7 +142,7 @@ def _transformers() -> Any:
 def _from_config(config: Any, name: str) -> nn.Module:
     """The model of a configuration, on the meta device; on the CPU where its constructor needs values."""
     transformers = _transformers()
-    named = [getattr(transformers, n, None) for n in getattr(config, "architectures", None) or []]
+    named: list[Any] = [getattr(transformers, n, None) for n in getattr(config, "architectures", None) or []]
     builders = [cls._from_config for cls in named if hasattr(cls, "_from_config")]
     for head in _HEADS:
         auto = getattr(transformers, head, None)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..composites import Composite
-from ..reports.operations import operation_table, plan_of, reward_summary
 from ..errors import InputError
+from ..reports.operations import operation_table, plan_of, reward_summary
 from ..wrap import wrap
 from .data import Arrays
 

@@ -28,7 +28,9 @@ class NodeClass:
 
 def arrivals(plan: Plan) -> set[fx.Node]:
     """The nodes at which a signal can arrive from the model's float outputs."""
-    arrived = {node for node in plan.graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta["val"])}
+    arrived = {
+        node for node in plan.graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta["val"])
+    }
     for unit in reversed(plan.units):
         if unit.node not in arrived:
             continue

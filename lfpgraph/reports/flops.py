@@ -45,7 +45,8 @@ def _key(node: fx.Node) -> Any:
 
 def _count(node: fx.Node) -> int:
     value = node.meta.get("val")
-    outputs = [t for t in (value if isinstance(value, list | tuple) else [value]) if is_float(t)]
+    items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    outputs = [t for t in items if is_float(t)]
     if not outputs or not isinstance(node.target, torch._ops.OpOverload):
         return 0
     counter = FlopCounterMode(display=False)
@@ -58,7 +59,7 @@ def _count(node: fx.Node) -> int:
         flops = 0
     if flops:
         return flops
-    return 0 if node.target.is_view else sum(_elements(t) for t in outputs)
+    return 0 if node.target.is_view else sum(map(_elements, outputs))
 
 
 def _elements(tensor: Tensor) -> int:

@@ -14,7 +14,9 @@ __all__ = ["parameter_report"]
 _MAX_NAMED = 3
 
 
-def parameter_report(model: nn.Module, plan: Plan, arrived: set[fx.Node], classes: dict[fx.Node, Any]) -> dict[str, Any]:
+def parameter_report(
+    model: nn.Module, plan: Plan, arrived: set[fx.Node], classes: dict[fx.Node, Any]
+) -> dict[str, Any]:
     """Counts of parameters, and each one that no reward reaches with the reason.
 
     Returns:

@@ -144,5 +144,7 @@ def _problems(data: Mapping[str, Any]) -> list[Any]:
 def _verdict(data: Mapping[str, Any]) -> str:
     summary, uncovered = data["summary"], data["nodes"]["uncovered"]
     share = f"{summary['covered_nodes']} of {summary['reward_bearing_nodes']} ({percent(summary['covered_fraction'])})"
-    text = f"Covered: {share} of the operations that carry reward; {percent(summary['derived_fraction'])} of them derived."
+    text = (
+        f"Covered: {share} of the operations that carry reward; {percent(summary['derived_fraction'])} of them derived."
+    )
     return f"[green]{text}[/green]" if not uncovered else f"[bold red]{text} {uncovered} cannot pass reward.[/bold red]"

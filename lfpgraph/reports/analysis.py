@@ -1,0 +1,188 @@
+"""What the operation graph says of a model: depth, fan-out, residual paths, and where to cut it to train a part."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+from torch import fx
+
+from ..registry import find_rule
+from ..trace.graph import module_path, source_line
+from .table import count, percent
+
+if TYPE_CHECKING:
+    from .coverage import CoverageReport
+
+__all__ = ["analyse", "render", "reward_graph"]
+
+_ROOT = "input"
+_SHOWN = 12
+
+
+def reward_graph(report: CoverageReport) -> nx.DiGraph:
+    """The operations that carry reward, from a common root to the outputs; nodes are torch.fx nodes.
+
+    The root stands for the float inputs, and for the tables where token ids meet parameters.
+    """
+    graph = report.graph
+    kinds = graph.info
+    bearing = [n for n, c in report.classes.items() if c.name != "none" and kinds[n].kind == "active"]
+    result = nx.DiGraph()
+    result.add_node(_ROOT)
+    result.add_nodes_from(bearing)
+    for node in bearing:
+        sources = [s for s in node.all_input_nodes if s in result]
+        result.add_edges_from((source, node) for source in sources)
+        if not sources:
+            result.add_edge(_ROOT, node)
+        elif any(s.op == "placeholder" and kinds[s].kind == "active" for s in node.all_input_nodes):
+            result.add_edge(_ROOT, node)
+    return result
+
+
+def analyse(report: CoverageReport) -> dict[str, Any]:
+    """Figures of the graph, as plain values.
+
+    Returns:
+        `operations`, `edges`, `depth` (longest path, in operations), `fan_out` (the most read values), `residual_paths`
+        (additions that join a value with what was computed from it alone), `cut_points` (operations that all reward
+        passes, outermost modules only: train what stands behind one and freeze the rest), `parameters`.
+    """
+    flow = reward_graph(report)
+    longest = nx.dag_longest_path_length(flow)
+    readers = sorted((n for n in flow if n is not _ROOT), key=flow.out_degree, reverse=True)
+    parameters = report.data["parameters"]
+    return {
+        "model": report.model,
+        "operations": report.data["nodes"]["total"],
+        "reward_bearing": flow.number_of_nodes() - 1,
+        "edges": flow.number_of_edges(),
+        "depth": longest,
+        "fan_out": [{**_place(n), "users": flow.out_degree(n)} for n in readers[:5] if flow.out_degree(n) > 1],
+        "residual_paths": _residuals(report, flow),
+        "cut_points": _cuts(report, flow),
+        "parameters": {key: parameters[key] for key in ("total", "elements", "rewarded", "rewarded_elements")}
+        | {"without_reward": [row["name"] for row in parameters["without_reward"]]},
+    }
+
+
+def _place(node: fx.Node) -> dict[str, str]:
+    made = node.all_input_nodes[0] if node.target is operator.getitem else node
+    return {"node": node.name, "operation": str(made.target), "module": module_path(node), "source": source_line(node)}
+
+
+def _through_views(node: Any) -> Any:
+    """The value that a chain of views and casts shows."""
+    while isinstance(node, fx.Node):
+        entry = find_rule(node.target)
+        if entry is None or entry.family.name not in ("view", "cast") or len(node.all_input_nodes) != 1:
+            break
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _residuals(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
+    """Additions of x and f(x), where everything else that reaches the addition comes from x."""
+    dominators = nx.immediate_dominators(flow, _ROOT)
+    in_region = {node for unit in report.plan.units if unit.is_region for node in unit.nodes}
+    rank = {node: i for i, node in enumerate(nx.topological_sort(flow))}
+    found = []
+    for node in flow:
+        entry = find_rule(node.target) if isinstance(node, fx.Node) else None
+        if entry is None or entry.family.name != "split" or flow.in_degree(node) != 2 or node in in_region:
+            continue
+        start = dominators[node]
+        sides = [_through_views(source) for source in flow.predecessors(node)]
+        skips = [side for side in sides if side is start or _through_views(start) is side]
+        if len(skips) == 1 and isinstance(start, fx.Node):
+            found.append({**_place(node), "from": _place(start), "operations_between": rank[node] - rank[start] - 1})
+    return found
+
+
+def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
+    """Operations that all reward of the main output passes, from there down, where one module ends and another begins.
+
+    The main output is the first float output that is no scalar; a scalar is the loss, others are states and caches.
+    """
+    graph = report.graph
+    outputs = sorted((n for n in graph.user_output_nodes if n in flow), key=lambda n: n.meta["val"].dim() == 0)
+    if not outputs:
+        return []
+    flow = flow.subgraph(nx.ancestors(flow, outputs[0]) | {outputs[0]})
+    dominators = nx.immediate_dominators(flow, _ROOT)
+    chain = []
+    node = outputs[0]
+    while isinstance(node, fx.Node):
+        chain.append(node)
+        node = dominators[node]
+    edges = [a for a, b in zip(chain, [None, *chain]) if b is None or _block(a) != _block(b)]
+    weights = {n: p.target for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
+    total_flops = sum(report.flops.values()) or 1
+    rows = []
+    for cut in edges:
+        behind = nx.descendants(flow, cut)
+        inside = set(flow) - behind
+        names = _parameters_behind(graph.graph, weights, inside)
+        flops = sum(report.flops[n] for n in behind)
+        rows.append({**_place(cut), "parameters_behind": names, "flops_behind": flops / total_flops})
+    return rows
+
+
+def _block(node: fx.Node) -> str:
+    """The module path up to its last number: the block of a stack that a node is in."""
+    parts = module_path(node).split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else parts[0]
+
+
+def _parameters_behind(graph: fx.Graph, weights: Mapping[fx.Node, str], inside: set[Any]) -> list[str]:
+    """Parameters used only by operations outside `inside`, also through functions of weights."""
+    before: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        if node in inside or (node in before and node.op != "placeholder"):
+            before.update(node.all_input_nodes)
+    return [name for node, name in weights.items() if node not in before]
+
+
+def render(found: Mapping[str, Any]) -> Any:
+    """The analysis for the terminal, a renderable of rich."""
+    from rich.console import Group
+    from rich.table import Table
+
+    head = (
+        f"{found['model']}: {found['operations']} operations, {found['reward_bearing']} carry reward; "
+        f"depth {found['depth']}; {len(found['residual_paths'])} residual paths; "
+        f"{found['parameters']['rewarded']} of {found['parameters']['total']} parameters reach the output"
+    )
+    parts: list[Any] = [head]
+    if found["parameters"]["without_reward"]:
+        parts.append("without reward: " + ", ".join(found["parameters"]["without_reward"][:_SHOWN]))
+    if found["fan_out"]:
+        read = ", ".join(f"{r['node']} ({r['module'] or 'root'}): {r['users']} users" for r in found["fan_out"])
+        parts.append(f"most read: {read}")
+    if found["cut_points"]:
+        table = Table(title="Cut points: train what stands behind one, freeze the rest")
+        for name in ("after", "operation", "module"):
+            table.add_column(name)
+        for name in ("parameter tensors behind", "FLOPs behind"):
+            table.add_column(name, justify="right")
+        for row in _some(found["cut_points"]):
+            table.add_row(
+                row["node"],
+                row["operation"],
+                row["module"],
+                count(len(row["parameters_behind"])),
+                percent(row["flops_behind"]),
+            )
+        parts.append(table)
+    return Group(*parts)
+
+
+def _some(rows: Sequence[Any]) -> Sequence[Any]:
+    """At most `_SHOWN` rows, spread evenly."""
+    if len(rows) <= _SHOWN:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]

@@ -1,0 +1,101 @@
+"""The coverage report as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx
+
+from ..trace.graph import module_path, source_line
+from .classes import CLASSES
+from .leaks import LEAKS
+from .table import MEANINGS, count, percent
+from .tree import Branch, module_tree
+
+if TYPE_CHECKING:
+    from .coverage import CoverageReport
+
+__all__ = ["render"]
+
+COLOURS = {
+    "rule": "#2a9d5c",
+    "structural": "#3a86c8",
+    "derived": "#d99a00",
+    "none": "#9aa0a6",
+    "uncovered": "#d1242f",
+}
+
+
+def render(report: CoverageReport, drawing_only: bool = False) -> str:
+    """The page; with `drawing_only` just the module tree and the graph."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters.update(count=count, percent=percent)
+    folder = resources.files("lfpgraph.reports")
+    template = environment.from_string(folder.joinpath("coverage.html").read_text(encoding="utf-8"))
+    return template.render(
+        data=report.data,
+        classes=CLASSES,
+        meanings=MEANINGS,
+        colours=COLOURS,
+        leak_meanings=LEAKS,
+        drawing=json.dumps(_drawing(report), separators=(",", ":")).replace("</", "<\\/"),
+        script=folder.joinpath("graph.js").read_text(encoding="utf-8"),
+        drawing_only=drawing_only,
+    )
+
+
+def _drawing(report: CoverageReport) -> dict[str, Any]:
+    """Operations, edges and module tree as compact arrays; strings are kept once each."""
+    nodes = list(report.classes)
+    index = {node: i for i, node in enumerate(nodes)}
+    strings: dict[str, int] = {}
+
+    def text(value: str) -> int:
+        return strings.setdefault(value, len(strings))
+
+    rows = [
+        [
+            text(_short(node)),
+            CLASSES.index(report.classes[node].name),
+            text(_shape(node)),
+            text(module_path(node)),
+            text(source_line(node)),
+            text(report.classes[node].family),
+        ]
+        for node in nodes
+    ]
+    edges = [[index[s], index[n]] for n in nodes for s in n.all_input_nodes if s in index]
+    branches: list[Any] = []
+
+    def grow(branch: Branch) -> int:
+        place = len(branches)
+        branches.append(None)
+        members = [~grow(m) if isinstance(m, Branch) else index[m] for m in branch.members]
+        branches[place] = [text(branch.name), members, branch.counts(report.classes)]
+        return place
+
+    grow(module_tree(nodes, report.model))
+    return {
+        "strings": list(strings),
+        "ops": rows,
+        "edges": edges,
+        "branches": branches,
+        "classes": CLASSES,
+        "colours": [COLOURS[c] for c in CLASSES],
+    }
+
+
+def _short(node: fx.Node) -> str:
+    name = str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
+    return name.removeprefix("aten.").removesuffix(".default")
+
+
+def _shape(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return f"{list(map(str, value.shape))} {value.dtype}".replace("'", "").replace("torch.", "")
+    return ""
