@@ -1,4 +1,4 @@
-"""What a command-line TARGET means: a model with example inputs, on the meta device wherever that is possible.
+"""What a command-line TARGET means: a model with example inputs, of fake tensors wherever that is possible.
 
 A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo, or a
 saved exported program (.pt2). Code from a hub is never run.
@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import TargetError
 from .targets import load_target
@@ -48,16 +49,20 @@ _HEADS = (
 
 @dataclass
 class ModelTarget:
-    """A model to report on. `args` and `kwargs` are None where inputs are to be worked out from the model."""
+    """A model to report on. `args` and `kwargs` are None where inputs are to be worked out from the model.
+
+    `rebuild` gives the same model with real tensors, where the one here has fake ones.
+    """
 
     name: str
     model: nn.Module
     args: tuple[Any, ...] | None = None
-    kwargs: dict[str, Any] | None = field(default=None)
+    kwargs: dict[str, Any] | None = None
+    rebuild: Callable[[], nn.Module] | None = field(default=None, repr=False)
 
 
 def resolve_model(target: str) -> ModelTarget:
-    """The model that a TARGET names.
+    """The model that a TARGET names, without weights where it is built here (a type, a configuration, the zoo).
 
     Raises:
         TargetError: nothing of this name, or it cannot be loaded; one line that says what was tried.
@@ -112,7 +117,7 @@ def _config_file(path: Path) -> ModelTarget:
         config = auto.CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:
         raise TargetError(f"{file}: {type(error).__name__}: {_first_line(error)}") from error
-    return ModelTarget(path.resolve().name if path.is_dir() else str(path), _from_config(config, str(file)))
+    return _from_config(config, path.resolve().name if path.is_dir() else str(path))
 
 
 def _model_type(name: str) -> ModelTarget | None:
@@ -126,7 +131,7 @@ def _model_type(name: str) -> ModelTarget | None:
         config = auto.CONFIG_MAPPING[name]()
     except Exception as error:
         raise TargetError(f"{name}: no default configuration: {type(error).__name__}: {_first_line(error)}") from error
-    return ModelTarget(name, _from_config(config, name))
+    return _from_config(config, name)
 
 
 def _transformers() -> Any:
@@ -139,8 +144,8 @@ def _transformers() -> Any:
     return transformers
 
 
-def _from_config(config: Any, name: str) -> nn.Module:
-    """The model of a configuration, on the meta device; on the CPU where its constructor needs values."""
+def _from_config(config: Any, name: str) -> ModelTarget:
+    """The model of a configuration."""
     transformers = _transformers()
     named: list[Any] = [getattr(transformers, n, None) for n in getattr(config, "architectures", None) or []]
     builders = [cls._from_config for cls in named if hasattr(cls, "_from_config")]
@@ -150,17 +155,30 @@ def _from_config(config: Any, name: str) -> nn.Module:
             builders.append(lambda config, auto=auto: auto.from_config(config, trust_remote_code=False))
     if not builders:
         raise TargetError(f"{name}: transformers has no model for {type(config).__name__}")
-    errors = []
-    for device in ("meta", "cpu"):
-        for build in builders:
+
+    def build() -> nn.Module:
+        errors = []
+        for builder in builders:
             try:
-                with torch.device(device), warnings.catch_warnings():
+                with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    return build(config)
+                    return builder(config)
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {_first_line(error)}")
-        log.info("%s cannot be built without memory: %s", name, errors[-1])
-    raise TargetError(f"{name}: the model cannot be built: {errors[-1]}")
+        raise TargetError(f"{name}: the model cannot be built: {errors[0]}")
+
+    return _weightless(name, build)
+
+
+def _weightless(name: str, build: Callable[[], nn.Module]) -> ModelTarget:
+    """What `build` gives, of fake tensors; of real ones where its constructor needs values."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = build()
+    except Exception as error:
+        log.info("%s cannot be built without weights: %s", name, _first_line(error))
+        return ModelTarget(name, build())
+    return ModelTarget(name, model, rebuild=build)
 
 
 def _function(target: str) -> ModelTarget:
@@ -198,9 +216,7 @@ def _zoo(target: str) -> ModelTarget:
             f"{target!r} is no transformers model type, no zoo name, no folder with a config.json, no .pt2 file and not "
             f"module:function{_near(target, names)}"
         )
-    with torch.device("meta"):
-        model, args, kwargs = build(target)
-    return ModelTarget(target, model, args, kwargs)
+    return _weightless(target, lambda: build(target)[0])
 
 
 def _near(name: str, names: Any) -> str:

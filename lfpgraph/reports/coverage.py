@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..composites import Composite, get_composite
 from ..plan import Plan, make_plan
@@ -78,24 +80,26 @@ def coverage(
     name: str | None = None,
     fallback: str = "retrace",
 ) -> CoverageReport:
-    """Report how reward passes every operation of a model. Runs nothing but shape functions on meta tensors.
+    """Report how reward passes every operation of a model. On fake or meta tensors it runs nothing but shape functions.
 
     Args:
-        model: any module, on any device; on "meta" it needs no memory.
+        model: any module, on any device; of fake tensors, or on "meta", it needs no memory.
         args, kwargs: example inputs, a single tensor allowed; without both, inputs are worked out from the model.
         composite: whose rules are reported.
         name: for the report; the class's name otherwise.
-        fallback: "retrace" traces real values where torch.export cannot (not on meta tensors); "error" does not.
+        fallback: "retrace" traces real values where torch.export cannot (if the tensors are real); "error" does not.
 
     Raises:
         TraceError, InputError: the model cannot be traced on these inputs, or no inputs can be worked out.
     """
     start = time.perf_counter()
+    fake = next((p for p in model.parameters() if isinstance(p, FakeTensor)), None)
     if args is None and kwargs is None:
         from ..inputs import example_inputs
 
-        args, kwargs = example_inputs(model)
-    if fallback == "retrace" and any(p.device.type == "meta" for p in model.parameters()):
+        with fake.fake_mode if fake is not None else nullcontext():
+            args, kwargs = example_inputs(model)
+    if fake is not None or any(p.device.type == "meta" for p in model.parameters()):
         fallback = "error"
     graph = trace(model, () if args is None else args, kwargs or {}, dynamic=False, fallback=fallback)
     return coverage_of(graph, model, composite, name or type(model).__name__, time.perf_counter() - start)
