@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph import cli
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -55,3 +58,12 @@ def lfp(model: nn.Module, *args: Any, composite: str = "lfp-epsilon", **kwargs: 
         return gradients(model, *args, **kwargs)
     finally:
         lfpgraph.unwrap(model)
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["lfpgraph", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+        raise SystemExit(0)
+    return int(stop.value.code or 0)

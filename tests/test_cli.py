@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfpgraph import cli
+from .helpers import run_cli
 
 SOURCE = """
 import torch
@@ -57,14 +57,6 @@ def regression():
 """
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lfpgraph", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-        raise SystemExit(0)
-    return int(stop.value.code or 0)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_model.py").write_text(SOURCE)
@@ -78,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_train(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """It learns, and writes the report, the weights and the figures."""
     options = ["--epochs", "12", "--lr", "0.01", "--json", "r.json", "--save", "w.safetensors"]
-    assert _run(monkeypatch, "train", "own_model:build", f"own_model:{source}", *options) == 0
+    assert run_cli(monkeypatch, "train", "own_model:build", f"own_model:{source}", *options) == 0
     (result,) = json.loads((folder / "r.json").read_text())
     assert result["runs"]["lfp"]["by_epoch"][-1] > 0.8
     assert result["runs"]["lfp"]["rewarded"] == [4, 4]
@@ -110,7 +102,7 @@ def test_bad_input(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     model: str, data: str, options: list[str], message: str,
 ) -> None:  # fmt: skip
-    assert _run(monkeypatch, "train", model, data, *options) == 1
+    assert run_cli(monkeypatch, "train", model, data, *options) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (folder / "report.html").exists()
 
@@ -131,7 +123,7 @@ def test_train_regression(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "--threads",
         "1",
     ]
-    assert _run(monkeypatch, "train", "own_model:regressor", "own_model:regression", *options) == 0
+    assert run_cli(monkeypatch, "train", "own_model:regressor", "own_model:regression", *options) == 0
     (result,) = json.loads((folder / "r.json").read_text())
     assert result["metric"] == "loss" and list(result["runs"]) == ["lfp"] and result["step_ratio"] is None
     assert (folder / "new" / "r.html").exists() and torch.get_num_threads() == threads
@@ -140,7 +132,7 @@ def test_train_regression(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_demo_one_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All three models run and are shown; backprop reaches only the last layer behind steps."""
-    assert _run(monkeypatch, "demo", "--epochs", "1", "--json", "demo.json") == 0
+    assert run_cli(monkeypatch, "demo", "--epochs", "1", "--json", "demo.json") == 0
     results = json.loads((folder / "demo.json").read_text())
     assert [len(r["runs"]["lfp"]["by_epoch"]) for r in results] == [1, 1, 1]
     assert [r["runs"]["lfp"]["rewarded"] for r in results[1:]] == [[8, 8], [8, 8]]
@@ -152,7 +144,7 @@ def test_demo_one_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LFP within a point of backprop for the ViT and the CNN; the step CNN at 94 % or more."""
-    assert _run(monkeypatch, "demo", "--json", "demo.json") == 0
+    assert run_cli(monkeypatch, "demo", "--json", "demo.json") == 0
     results = json.loads((folder / "demo.json").read_text())
     last = [{way: run["by_epoch"][-1] for way, run in r["runs"].items()} for r in results]
     assert all(r["lfp"] >= r["backprop"] - 0.01 for r in last[:2]) and last[2]["lfp"] >= 0.94

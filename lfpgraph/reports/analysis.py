@@ -10,7 +10,7 @@ import networkx as nx
 from torch import fx
 
 from ..registry import find_rule
-from ..trace.graph import module_path, source_line
+from ..trace.graph import ACTIVE, module_path, source_line
 from .table import count, percent
 
 if TYPE_CHECKING:
@@ -23,23 +23,20 @@ _SHOWN = 12
 
 
 def reward_graph(report: CoverageReport) -> nx.DiGraph:
-    """The operations that carry reward, from a common root to the outputs; nodes are torch.fx nodes.
+    """Float inputs and the operations that carry reward, from a common root to the outputs; nodes are torch.fx nodes.
 
-    The root stands for the float inputs, and for the tables where token ids meet parameters.
+    Under the root stand the float inputs, and the operations where integer inputs meet parameters (embeddings).
     """
     graph = report.graph
     kinds = graph.info
-    bearing = [n for n, c in report.classes.items() if c.name != "none" and kinds[n].kind == "active"]
+    inputs = [n for n in graph.placeholder_nodes if kinds[n].kind == ACTIVE]
+    bearing = [n for n, c in report.classes.items() if c.name != "none" and kinds[n].kind == ACTIVE]
     result = nx.DiGraph()
     result.add_node(_ROOT)
-    result.add_nodes_from(bearing)
-    for node in bearing:
-        sources = [s for s in node.all_input_nodes if s in result]
+    result.add_nodes_from([*inputs, *bearing])
+    for node in [*inputs, *bearing]:
+        sources: list[Any] = [s for s in node.all_input_nodes if s in result] or [_ROOT]
         result.add_edges_from((source, node) for source in sources)
-        if not sources:
-            result.add_edge(_ROOT, node)
-        elif any(s.op == "placeholder" and kinds[s].kind == "active" for s in node.all_input_nodes):
-            result.add_edge(_ROOT, node)
     return result
 
 
@@ -52,15 +49,14 @@ def analyse(report: CoverageReport) -> dict[str, Any]:
         passes, outermost modules only: train what stands behind one and freeze the rest), `parameters`.
     """
     flow = reward_graph(report)
-    longest = nx.dag_longest_path_length(flow)
     readers = sorted((n for n in flow if n is not _ROOT), key=flow.out_degree, reverse=True)
     parameters = report.data["parameters"]
     return {
         "model": report.model,
         "operations": report.data["nodes"]["total"],
-        "reward_bearing": flow.number_of_nodes() - 1,
-        "edges": flow.number_of_edges(),
-        "depth": longest,
+        "reward_bearing": report.data["summary"]["reward_bearing_nodes"],
+        "edges": flow.number_of_edges() - flow.out_degree(_ROOT),
+        "depth": sum(isinstance(n, fx.Node) and n.op == "call_function" for n in nx.dag_longest_path(flow)),
         "fan_out": [{**_place(n), "users": flow.out_degree(n)} for n in readers[:5] if flow.out_degree(n) > 1],
         "residual_paths": _residuals(report, flow),
         "cut_points": _cuts(report, flow),
@@ -103,7 +99,7 @@ def _residuals(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]
 
 
 def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
-    """Operations that all reward of the main output passes, from there down, where one module ends and another begins.
+    """Operations that all reward of the main output passes, from there down, where ways join or a module ends.
 
     The main output is the first float output that is no scalar; a scalar is the loss, others are states and caches.
     """
@@ -115,10 +111,12 @@ def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
     dominators = nx.immediate_dominators(flow, _ROOT)
     chain = []
     node = outputs[0]
-    while isinstance(node, fx.Node):
+    while isinstance(node, fx.Node) and node.op == "call_function":
         chain.append(node)
         node = dominators[node]
-    edges = [a for a, b in zip(chain, [None, *chain]) if b is None or _block(a) != _block(b)]
+    in_region = {node for unit in report.plan.units if unit.is_region for node in unit.nodes}
+    joins = {node for node in chain if flow.in_degree(node) > 1 and node not in in_region}
+    edges = [a for a, b in zip(chain, [None, *chain]) if b is None or a in joins or _block(a) != _block(b)]
     weights = {n: p.target for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
     total_flops = sum(report.flops.values()) or 1
     rows = []
@@ -144,7 +142,7 @@ def _parameters_behind(graph: fx.Graph, weights: Mapping[fx.Node, str], inside: 
     for node in reversed(list(graph.nodes)):
         if node in inside or (node in before and node.op != "placeholder"):
             before.update(node.all_input_nodes)
-    return [name for node, name in weights.items() if node not in before]
+    return [name for node, name in weights.items() if node.users and node not in before]
 
 
 def render(found: Mapping[str, Any]) -> Any:
