@@ -20,17 +20,18 @@ def stabilize(z: Tensor, epsilon: float) -> Tensor:
     return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero).add_(z)
 
 
-def epsilon_factor(s: Tensor, z: Tensor, epsilon: float) -> Tensor:
+def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False) -> Tensor:
     """Return `s * z / stabilize(z, epsilon)`, the signal that the epsilon rule lets through an output z.
 
     Written as `s - s * epsilon / (abs(z) + epsilon)`: the same number with one division, and right
-    for infinite z. Any shape; s and z alike.
+    for infinite z. Any shape; s and z alike. With `positive`, z has no negative entry.
     """
     if epsilon == 0:
         return s
     if z.dtype in _LOW_PRECISION:
-        return epsilon_factor(s.float(), z.float(), epsilon).to(s.dtype)
-    return torch.addcdiv(s, s, z.abs().add_(epsilon), value=-epsilon)
+        return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
+    size = z + epsilon if positive else z.abs().add_(epsilon)
+    return torch.addcdiv(s, s, size, value=-epsilon)
 
 
 def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import fx
 from .composites import Composite, Ruleset
 from .errors import NoRuleError
 from .regions import Region, find_regions
-from .registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, find_rule
+from .registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, RECTIFIER, VIEW, Family, find_rule
 from .rules.activations import activation
 from .rules.views import nothing, vjp
 from .trace.graph import ACTIVE, WEIGHT, OpGraph, is_float, module_path
@@ -35,6 +35,7 @@ class Unit:
         active, weightlike, wanted: for each input: its class, and whether someone waits for its signal.
         handler: the rule; None when no reward passes.
         epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
+        rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
@@ -51,6 +52,7 @@ class Unit:
     origin: str
     epsilon: float = 0.0
     ends_layer: bool = False
+    rectified: fx.Node | None = None
 
     @property
     def node(self) -> fx.Node:
@@ -248,7 +250,29 @@ def _settle_epsilon(plan: Plan) -> None:
             takes = takes or unit.ends_layer
         if takes:
             unit.epsilon = unit.option_epsilon
+            unit.rectified = _only_relu(unit, plan, producer)
             linear.add(id(unit))
+
+
+def _only_relu(unit: Unit, plan: Plan, producer: dict[fx.Node, Unit]) -> fx.Node | None:
+    """The relu behind the unit's (first) output, if nothing else reads it.
+
+    Where the output is not positive, relu hands no signal on, so the factor there is of no account; elsewhere relu's
+    output equals it. So the unit's own output need not be kept, and has no sign to take.
+    """
+    output = unit.node
+    if isinstance(output.meta.get("val"), list | tuple):
+        items = [n for n in output.users if n.target is operator.getitem and n.args[1] == 0]
+        if len(items) != 1:
+            return None
+        output = items[0]
+    users = list(output.users)
+    if len(users) != 1 or output in plan.graph.output_nodes or users[0].target is not torch.ops.aten.relu.default:
+        return None
+    behind, entry = producer.get(users[0]), find_rule(users[0].target)
+    if behind is None or entry is None or entry.family is not RECTIFIER or behind.handler is not entry.handler:
+        return None
+    return users[0]
 
 
 def _follows_layer(unit: Unit, producer: dict[fx.Node, Unit], linear: set[int]) -> bool:

@@ -159,7 +159,7 @@ def run_backward(
             holder = pending.setdefault(source, _Sum())  # type: ignore[arg-type]
             holder.add_item(index, arrived)  # type: ignore[arg-type]
             continue
-        s, form = arrived.settle(call.output, unit)
+        s, form = arrived.settle(_measure(unit, call, values), unit)
         answers = list(_ask(call, s))
         if len(answers) != len(unit.inputs):
             raise RuleError(
@@ -176,6 +176,14 @@ def run_backward(
             observe(unit, call, s, answers)
     wanted = [node for node in plan.graph.placeholder_nodes if node in plan.wanted]
     return {node: pending[node].total(values[node]) if node in pending else None for node in wanted}
+
+
+def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
+    """The output that the epsilon factor looks at."""
+    if unit.rectified is None:
+        return call.output
+    relu = values[unit.rectified]
+    return relu if isinstance(call.output, Tensor) else [relu, *call.output[1:]]
 
 
 def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:
@@ -234,7 +242,7 @@ class _Sum:
         if self.raw is None:
             return self.stabilized, True
         if unit.epsilon:
-            raw = epsilon_factor(self.raw, output, unit.epsilon)
+            raw = epsilon_factor(self.raw, output, unit.epsilon, unit.rectified is not None)
             return (raw if self.stabilized is None else raw + self.stabilized), True
         if self.stabilized is None:
             return self.raw, False
