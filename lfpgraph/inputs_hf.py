@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -174,6 +175,9 @@ def _count_rows(value: Any) -> int:
     return sum(_count_rows(item) for item in value) if isinstance(value, list | tuple) else 0
 
 
+_VALUES_WANTED = ("meta tensor", "datadependent", "data-dependent", "dynamicoutput", "unbacked", "concrete integers")
+
+
 class _Unclear(Exception):
     """The call asked for a tensor's value, which meta and fake tensors do not have."""
 
@@ -183,6 +187,9 @@ def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> A
     mode = _shapes_only(model)
     modes = {module: module.training for module in model.modules()}
     rng = torch.get_rng_state()
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it prints the traceback of every candidate that does not fit
     try:
         model.eval()
         with torch.no_grad(), mode or contextlib.nullcontext(), warnings.catch_warnings():
@@ -192,12 +199,11 @@ def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> A
             return function(**kwargs)
     except Exception as error:
         text = f"{type(error).__name__} {error}".lower()
-        if any(
-            word in text for word in ("meta tensor", "datadependent", "data-dependent", "dynamicoutput", "unbacked")
-        ):
+        if any(word in text for word in _VALUES_WANTED):
             return _Unclear(str(error))
         return error
     finally:
+        log.setLevel(level)
         torch.set_rng_state(rng)
         for module, training in modes.items():
             module.training = training
