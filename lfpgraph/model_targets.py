@@ -1,7 +1,7 @@
 """What a command-line TARGET means: a model with example inputs, of fake tensors wherever that is possible.
 
-A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo, or a
-saved exported program (.pt2). Code from a hub is never run.
+A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo (`zoo:gpt2`
+where a model type has the same name), or a saved exported program (.pt2). Code from a hub is never run.
 """
 
 from __future__ import annotations
@@ -47,18 +47,21 @@ _HEADS = (
 )
 
 
+Built = tuple[nn.Module, tuple[Any, ...] | None, dict[str, Any] | None]
+
+
 @dataclass
 class ModelTarget:
     """A model to report on. `args` and `kwargs` are None where inputs are to be worked out from the model.
 
-    `rebuild` gives the same model with real tensors, where the one here has fake ones.
+    `rebuild` gives the same model and inputs of real tensors, where those here are fake.
     """
 
     name: str
     model: nn.Module
     args: tuple[Any, ...] | None = None
     kwargs: dict[str, Any] | None = None
-    rebuild: Callable[[], nn.Module] | None = field(default=None, repr=False)
+    rebuild: Callable[[], Built] | None = field(default=None, repr=False)
 
 
 def resolve_model(target: str) -> ModelTarget:
@@ -72,6 +75,8 @@ def resolve_model(target: str) -> ModelTarget:
         return _exported(path)
     if path.is_dir() or path.suffix == ".json":
         return _config_file(path)
+    if target.startswith("zoo:"):
+        return _zoo(target.removeprefix("zoo:"))
     if ":" in target:
         return _function(target)
     if (found := _model_type(target)) is not None:
@@ -156,13 +161,13 @@ def _from_config(config: Any, name: str) -> ModelTarget:
     if not builders:
         raise TargetError(f"{name}: transformers has no model for {type(config).__name__}")
 
-    def build() -> nn.Module:
+    def build() -> Built:
         errors = []
         for builder in builders:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    return builder(config)
+                    return builder(config), None, None
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {_first_line(error)}")
         raise TargetError(f"{name}: the model cannot be built: {errors[0]}")
@@ -170,15 +175,20 @@ def _from_config(config: Any, name: str) -> ModelTarget:
     return _weightless(name, build)
 
 
-def _weightless(name: str, build: Callable[[], nn.Module]) -> ModelTarget:
+def _weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
     """What `build` gives, of fake tensors; of real ones where its constructor needs values."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            model = build()
+            model, args, kwargs = build()
     except Exception as error:
         log.info("%s cannot be built without weights: %s", name, _first_line(error))
-        return ModelTarget(name, build())
-    return ModelTarget(name, model, rebuild=build)
+        try:
+            return ModelTarget(name, *build())
+        except TargetError:
+            raise
+        except Exception as again:
+            raise TargetError(f"{name} cannot be built: {type(again).__name__}: {_first_line(again)}") from again
+    return ModelTarget(name, model, args, kwargs, rebuild=build)
 
 
 def _function(target: str) -> ModelTarget:
@@ -216,7 +226,7 @@ def _zoo(target: str) -> ModelTarget:
             f"{target!r} is no transformers model type, no zoo name, no folder with a config.json, no .pt2 file and not "
             f"module:function{_near(target, names)}"
         )
-    return _weightless(target, lambda: build(target)[0])
+    return _weightless(target, lambda: build(target))
 
 
 def _near(name: str, names: Any) -> str:
