@@ -29,7 +29,7 @@ class _Feedback(torch.autograd.Function):
         inputs = {id(value) for value in values}
         ctx.program = program
         ctx.check = check
-        ctx.layout = _save(ctx, saved, values)
+        _save(ctx, saved, values, outputs)
         ctx.shapes = [(outputs[i].shape, outputs[i].dtype, outputs[i].device) for i in program.signal_outputs]
         outputs = [out.clone() if id(out) in inputs and isinstance(out, Tensor) else out for out in outputs]
         signal = set(program.signal_outputs)
@@ -74,23 +74,42 @@ def _scale(program: Program, weights: dict[int, Tensor], result: list[Any]) -> N
         result[i] = value
 
 
-def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Keep what feedback needs; symbolic sizes as plain numbers."""
+def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Keep what feedback needs.
+
+    Inputs and outputs go through autograd, which watches them for in-place changes. What only this pass knows is kept
+    on the context, so that backward can let each tensor go at its last use; with saved-tensor hooks (offloading) in
+    force, it goes through autograd too.
+    """
     program: Program = ctx.program
     placeholders = program.plan.graph.placeholders
     mutated = set(program.plan.graph.mutations)
     changing = {id(v) for v, p in zip(values, placeholders) if p.kind == "buffer" and p.target in mutated}
-    tensors = [v.clone() if id(v) in changing else v for v in saved if isinstance(v, Tensor)]
-    layout = [None if isinstance(value, Tensor) else value for value in saved]
-    kinds = [isinstance(value, Tensor) for value in saved]
-    ctx.save_for_backward(*tensors)
+    known = {id(v) for v in (*values, *outputs)}
+    given = [v for v, p in zip(values, placeholders) if p.kind == "input"]
+    shared = {v.untyped_storage()._cdata for v in (*given, *outputs) if isinstance(v, Tensor)}  # views of these as well
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    watched = [
+        isinstance(v, Tensor) and (hooked or id(v) in known or v.untyped_storage()._cdata in shared) for v in saved
+    ]
+    ctx.save_for_backward(*(v.clone() if id(v) in changing else v for v, w in zip(saved, watched) if w))
+    ctx.kept = [None if w else v for v, w in zip(saved, watched)]
+    ctx.watched = watched
     ctx.weights = {i: values[i] for i in program.wanted if placeholders[i].kind == "parameter"}
-    return list(zip(kinds, layout))
 
 
 def _restore(ctx: Any) -> list[Any]:
+    """The saved values as a list of its own, let go by the context unless the graph is to be kept."""
+    if ctx.kept is None:
+        raise RuntimeError(
+            "Trying to backward through the graph a second time, but what it saved has been freed; pass "
+            "retain_graph=True to the first backward call."
+        )
     tensors = iter(ctx.saved_tensors)
-    return [next(tensors) if is_tensor else value for is_tensor, value in ctx.layout]
+    values = [next(tensors) if w else v for v, w in zip(ctx.kept, ctx.watched)]
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        ctx.kept = None
+    return values
 
 
 def run_program(program: Program, values: Sequence[Any], check: bool = False) -> tuple[Any, ...]:

@@ -478,3 +478,48 @@ def test_learns_with_an_ordinary_optimizer() -> None:
         optimizer.step()
     end = (model(x).argmax(1) == y).float().mean().item()
     assert start < 0.6 and end > 0.9, (start, end)
+
+
+def test_saved_tensors_are_freed() -> None:
+    """A backward lets go of what was kept; a second one says so, unless the graph was retained."""
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+    x = torch.randn(3, 4)
+    loss = model(x).sum()
+    loss.backward(retain_graph=True)
+    first = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    loss.backward()
+    for a, p in zip(first, model.parameters()):
+        assert p.grad is not None and torch.equal(a, p.grad)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_output_changed_in_place_is_noticed() -> None:
+    """Kept values that share memory with an output are watched, as autograd watches its own."""
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid()))
+    out = model(torch.randn(3, 4))
+    with torch.no_grad():
+        out.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_saved_tensor_hooks() -> None:
+    """Offloading hooks see what is kept."""
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+    x = torch.randn(3, 4)
+    model(x).sum().backward()
+    want = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    seen: list[torch.Size] = []
+
+    def pack(t: Tensor) -> Tensor:
+        seen.append(t.shape)
+        return t.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = model(x).sum()
+    loss.backward()
+    assert torch.Size([3, 8]) in seen
+    assert all(torch.equal(a, b.grad) for a, b in zip(want, model.parameters()) if b.grad is not None)
