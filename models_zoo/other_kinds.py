@@ -106,16 +106,16 @@ class NeRF(nn.Module):
 
 
 class LIF(nn.Module):
-    """Leaky integrate-and-fire neurons: the membrane decays, spikes above 1, and is reset by what it spiked."""
+    """Leaky integrate-and-fire neurons: the membrane decays, spikes above a threshold, and falls by it for a spike."""
 
-    def __init__(self, beta: float = 0.9) -> None:
+    def __init__(self, beta: float = 0.9, threshold: float = 1.0) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta, self.threshold = beta, threshold
 
     def forward(self, current: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
         membrane = self.beta * membrane + current
-        spike = (membrane > 1).to(current.dtype)
-        return spike, membrane - spike
+        spike = (membrane > self.threshold).to(current.dtype)
+        return spike, membrane - self.threshold * spike
 
 
 class SpikingMLP(nn.Module):
@@ -144,7 +144,7 @@ class SpikingCNN(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
         self.linear = nn.Linear(2 * width * (side // 4) ** 2, classes)
-        self.neuron, self.steps = LIF(), steps
+        self.neuron, self.steps = LIF(threshold=0.25), steps
 
     def forward(self, x: Tensor) -> Tensor:
         first = second = third = torch.zeros((), dtype=x.dtype, device=x.device)

@@ -49,7 +49,9 @@ CNN = [
         "hidden_sizes": [8, 16], "depths": [1, 1], "focal_levels": [2, 2], "focal_windows": [3, 3]}),
     _hf("textnet-tiny", "CNN", "TextNetForImageClassification", inputs=images(), tiny={"stem_out_channels": 8,
         "hidden_sizes": [8, 8, 8, 8, 8]}),
-    _hf("hgnet-v2-l", "CNN", "HGNetV2ForImageClassification", inputs=images()),
+    _hf("hgnet-v2-l", "CNN", "HGNetV2ForImageClassification", inputs=images(), tiny={"stem_channels": [3, 8, 8],
+        "stage_in_channels": [8, 16, 16, 16], "stage_mid_channels": [8, 8, 8, 8],
+        "stage_out_channels": [16, 16, 16, 16], "hidden_sizes": [16, 16, 16, 16], "stage_numb_of_layers": [2, 2, 2, 2]}),
 ]  # fmt: skip
 
 VIT = [
