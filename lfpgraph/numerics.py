@@ -30,6 +30,8 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False)
         return s
     if z.dtype in _LOW_PRECISION:
         return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
+    if z.is_complex():
+        return s * (1 - epsilon / (z.abs() + epsilon))
     size = z + epsilon if positive else z.abs().add_(epsilon)
     return torch.addcdiv(s, s, size, value=-epsilon)
 
@@ -39,8 +41,20 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
 
     With epsilon 0 an x of exactly zero receives no signal. Source: LFP section 3; AttnLRP eq. 9.
     """
+    if x.is_complex() or z.is_complex():
+        return _complex_identity(s, x, z, epsilon)
     if z.dtype in _LOW_PRECISION or x.dtype in _LOW_PRECISION:
         return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
         return torch.where(x == 0, torch.zeros_like(s), s * z / torch.where(x == 0, torch.ones_like(x), x))
     return (s * z).div_(stabilize(x, epsilon))
+
+
+def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
+    """The same where x or z is complex: the reward of a is Re(conj(a) * s)."""
+    reward = s * z.conj()
+    if not x.is_complex():
+        return identity_signal(reward.real, x, torch.ones_like(x), epsilon)
+    size = x.abs()
+    toward = torch.where(size == 0, torch.zeros_like(x), x / size.clamp_min(torch.finfo(size.dtype).tiny))
+    return reward * toward / torch.where(size == 0, 1.0, size + epsilon)

@@ -94,7 +94,7 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
     """
     regions = find_regions(graph)
     by_node = {node: region for region in regions for node in region.nodes}
-    reached = _reached(graph, wanted)
+    reached = set(wanted)  # nodes through which a signal can arrive at a wanted placeholder
     plan = Plan(graph, composite, [], reached)
     missing: list[fx.Node] = []
     for node in graph.operations():
@@ -110,6 +110,8 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
             elif on_missing == "error" or not derivable:
                 missing.append(node)
             plan.derived[str(node.target)] += derivable
+        if any(unit.wanted) and (unit.handler is not None or node.target is operator.getitem):
+            reached.add(node)
         plan.units.append(unit)
     if missing:
         listed = "; ".join(graph.describe(node) for node in missing)
@@ -124,15 +126,6 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
         log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in plan.derived.items()))
     _settle_epsilon(plan)
     return plan
-
-
-def _reached(graph: OpGraph, wanted: set[fx.Node]) -> set[fx.Node]:
-    """Nodes through which a signal can arrive at a wanted placeholder."""
-    reached = set(wanted)
-    for node in graph.operations():
-        if any(source in reached for source in node.all_input_nodes):
-            reached.add(node)
-    return reached
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:

@@ -67,6 +67,7 @@ RECTIFIER = _family("rectifier", "LFP section 3 (f(x)/x equals the slope)", elem
 COMPARISON = _family("comparison", "LFP (step functions): reward passes inside a run only", elementwise=True)
 CHOICE = _family("choice", "LRP-0 on the chosen entries", elementwise=True, affine=True)
 REDUCTION = _family("reduction", "AttnLRP eq. 8", epsilon="always", affine=True)
+TRANSFORM = _family("transform", "a fixed linear map of complex numbers, true vjp", affine=True, conserves=False)
 NORMALISATION = _family("normalisation", "lfprop (true vjp, epsilon)", epsilon="always", conserves=False)
 SOFTMAX = _family("softmax", "AttnLRP prop. 3.1", conserves=False)
 RANDOM = _family("random", "linear at the drawn mask", affine=True, passes_form=True)

@@ -12,7 +12,12 @@ from lfpgraph.registry import ATTENTION, rule
 aten = torch.ops.aten
 
 
-@rule(aten.scaled_dot_product_attention.default, family=ATTENTION, override=False)
+@rule(
+    aten.scaled_dot_product_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    family=ATTENTION,
+    override=False,
+)
 def attention(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
     """Signals of softmax(q k^T + m) v, as if written out: v takes half, q and k a quarter each.
 

@@ -18,6 +18,7 @@ aten = torch.ops.aten
 
 # Position, among an operation's tensor arguments, of what is added to the product rather than multiplied.
 ADDEND = {
+    aten.addbmm.default: 0,
     aten.addmm.default: 0,
     aten.addmv.default: 0,
     aten.baddbmm.default: 0,
@@ -28,6 +29,7 @@ ADDEND = {
     aten.conv2d.padding: 2,
     aten.conv3d.default: 2,
     aten.conv3d.padding: 2,
+    aten.conv_tbc.default: 2,
     aten.conv_transpose1d.default: 2,
     aten.conv_transpose2d.input: 2,
     aten.conv_transpose3d.input: 2,
@@ -51,6 +53,8 @@ rows(
     CONTRACTION,
     contraction,
     [
+        aten._embedding_bag.default,
+        aten.addbmm.default,
         aten.addmm.default,
         aten.addmv.default,
         aten.baddbmm.default,
@@ -62,6 +66,7 @@ rows(
         aten.conv2d.padding,
         aten.conv3d.default,
         aten.conv3d.padding,
+        aten.conv_tbc.default,
         aten.conv_transpose1d.default,
         aten.conv_transpose2d.input,
         aten.conv_transpose3d.input,
@@ -69,9 +74,11 @@ rows(
         aten.dot.default,
         aten.einsum.default,
         aten.embedding.default,
+        aten.linalg_cross.default,
         aten.linear.default,
         aten.matmul.default,
         aten.mm.default,
         aten.mv.default,
+        aten.vdot.default,
     ],
 )

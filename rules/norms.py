@@ -14,6 +14,8 @@ rows(
     NORMALISATION,
     vjp,
     [
+        aten._batch_norm_no_update.default,
+        aten._batch_norm_with_update_functional.default,
         aten._fused_rms_norm.default,
         aten._native_batch_norm_legit.default,
         aten._native_batch_norm_legit.no_stats,

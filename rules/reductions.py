@@ -1,10 +1,10 @@
-"""Sums over a dimension, means and average pools: additions of many terms."""
+"""Sums over a dimension, means, average pools and interpolations: additions of many terms with fixed weights."""
 
 from __future__ import annotations
 
 import torch
 
-from lfpgraph.registry import GENERAL, POOLING, REDUCTION, SOFTMAX, rows
+from lfpgraph.registry import POOLING, REDUCTION, SOFTMAX, rows
 
 from .views import vjp
 
@@ -14,13 +14,16 @@ rows(
     REDUCTION,
     vjp,
     [
+        aten.col2im.default,
         aten.cumsum.default,
         aten.index_add.default,
         aten.mean.default,
         aten.mean.dim,
+        aten.nansum.default,
         aten.scatter_add.default,
         aten.sum.default,
         aten.sum.dim_IntList,
+        aten.trace.default,
     ],
 )
 rows(
@@ -28,12 +31,25 @@ rows(
     vjp,
     [
         aten._adaptive_avg_pool2d.default,
+        aten._adaptive_avg_pool3d.default,
+        aten._upsample_bicubic2d_aa.default,
+        aten._upsample_bicubic2d_aa.vec,
+        aten._upsample_bilinear2d_aa.default,
+        aten._upsample_bilinear2d_aa.vec,
         aten.adaptive_avg_pool1d.default,
         aten.adaptive_avg_pool2d.default,
         aten.adaptive_avg_pool3d.default,
         aten.avg_pool1d.default,
         aten.avg_pool2d.default,
         aten.avg_pool3d.default,
+        aten.upsample_bicubic2d.default,
+        aten.upsample_bicubic2d.vec,
+        aten.upsample_bilinear2d.default,
+        aten.upsample_bilinear2d.vec,
+        aten.upsample_linear1d.default,
+        aten.upsample_linear1d.vec,
+        aten.upsample_trilinear3d.default,
+        aten.upsample_trilinear3d.vec,
     ],
 )
 rows(
@@ -46,17 +62,4 @@ rows(
         aten.log_softmax.int,
         aten.softmax.int,
     ],
-)
-rows(
-    GENERAL,
-    vjp,
-    [
-        aten.linalg_vector_norm.default,
-        aten.logsumexp.default,
-        aten.prod.dim_int,
-        aten.std.correction,
-        aten.var.correction,
-        aten.var.dim,
-    ],
-    source="this project: a statistic of an activation, true vjp",
 )

@@ -7,10 +7,28 @@ import zlib
 import torch
 from torch._ops import OpOverload
 
-from . import samples_elementwise, samples_linear, samples_sums, samples_views
+from . import (
+    samples_copies,
+    samples_elementwise,
+    samples_indexing,
+    samples_linear,
+    samples_statistics,
+    samples_sums,
+    samples_views,
+)
 from .samples_base import TABLE, Maker, Sample
 
-__all__ = ["Sample", "samples", "samples_elementwise", "samples_linear", "samples_sums", "samples_views"]
+__all__ = [
+    "Sample",
+    "samples",
+    "samples_copies",
+    "samples_elementwise",
+    "samples_indexing",
+    "samples_linear",
+    "samples_statistics",
+    "samples_sums",
+    "samples_views",
+]
 
 
 def samples(op: OpOverload, dtype: torch.dtype = torch.float64) -> list[Sample]:

@@ -139,3 +139,38 @@ case(
     lambda t: call(t(t.n, 5), [t.n, 2]),
 )
 case(aten.new_full.default, lambda t: call(t(t.n, 5), [t.n, 2], 2.0))
+
+case(
+    [
+        aten.digamma.default,
+        aten.i0.default,
+        aten.lgamma.default,
+        aten.special_erfcx.default,
+        aten.special_i0e.default,
+    ],
+    lambda t: call(t.positive(t.n, 5)),
+)
+case(aten.erfinv.default, lambda t: call(t.inside(t.n, 5)))
+case(aten.logit.default, lambda t: call(t.inside(t.n, 5).abs() / 2 + 0.25))
+case([aten.nan_to_num.default, aten.sgn.default, aten.sinc.default], lambda t: call(t(t.n, 5)))
+case([aten.hardshrink.default, aten.softshrink.default], lambda t: call(t(t.n, 5), 0.375))
+case(aten.threshold.default, lambda t: call(t(t.n, 5), 0.375, 0.0))
+_ROUNDED = [aten.floor_divide.default, aten.fmod.Tensor, aten.remainder.Tensor]
+case(_ROUNDED, lambda t: call(t(t.n, 5), t.positive(5)))
+case(aten.div.Tensor_mode, lambda t: call(t(t.n, 5), t.positive(5), rounding_mode="floor"))
+case(aten.div.Scalar_mode, lambda t: call(t(t.n, 5), 0.5, rounding_mode="trunc"))
+_OF_TWO = [aten.fmax.default, aten.fmin.default, aten.hypot.default, aten.logaddexp.default, aten.logaddexp2.default]
+case(_OF_TWO, lambda t: call(t(t.n, 5), t.nonzero(5)))
+case(_OF_TWO, lambda t: call(t.nonzero(t.n, 5), t.nonzero(t.n, 5)), "two_active", active=(0, 1))
+case([aten.isneginf.default, aten.isposinf.default], lambda t: call(t(t.n, 5)))
+case([aten.bitwise_xor.Tensor, aten.logical_xor.default], lambda t: call(t.mask(t.n, 5), t.mask(5)), active=())
+case(aten.bernoulli.p, lambda t: call(t.inside(t.n, 5).abs(), 0.5))
+case(aten.bernoulli.Tensor, lambda t: call(t.inside(t.n, 5).abs(), t.inside(t.n, 5).abs()))
+case(
+    [aten.count_nonzero.default, aten.detach_copy.default, aten.exponential.default, aten.histc.default],
+    lambda t: call(t(t.n, 5)),
+)
+case([aten.nonzero.default, aten.uniform.default], lambda t: call(t(t.n, 5)))
+case(aten.poisson.default, lambda t: call(t.positive(t.n, 5)))
+case(aten.multinomial.default, lambda t: call(t.positive(2, 5), 1), empty=False)
+case(aten.bucketize.Tensor, lambda t: call(t(t.n, 5), torch.arange(3).to(t.dtype)))

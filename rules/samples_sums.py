@@ -76,7 +76,9 @@ case(
     lambda t: call(t(t.n, 2, 3, 3), [2, 2]),
 )
 case(aten.adaptive_avg_pool1d.default, lambda t: call(t(t.n, 2, 5), [2]))
-case(aten.adaptive_avg_pool3d.default, lambda t: call(t(t.n, 2, 2, 2, 3), [1, 2, 2]))
+case(
+    [aten._adaptive_avg_pool3d.default, aten.adaptive_avg_pool3d.default], lambda t: call(t(t.n, 2, 2, 2, 3), [1, 2, 2])
+)
 case(aten.avg_pool1d.default, lambda t: call(t(t.n, 2, 5), [2]))
 case(aten.avg_pool1d.default, lambda t: call(t(t.n, 2, 5), [3], [2], [1]), "padding")
 case(aten.avg_pool2d.default, lambda t: call(t(t.n, 2, 3, 3), [2, 2], [1, 1]))

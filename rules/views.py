@@ -1,4 +1,4 @@
-"""Views, copies, selections: entries move, merge with nothing, and take their signal along (the true vjp)."""
+"""Views and copies: entries move, merge with nothing, and take their signal along (the true vjp)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfpgraph.registry import RANDOM, SELECTION, VIEW, rows
+from lfpgraph.registry import RANDOM, VIEW, rows
 
 aten = torch.ops.aten
 
@@ -76,37 +76,6 @@ rows(
         aten.unsafe_split_with_sizes.default,
         aten.unsqueeze.default,
         aten.view.default,
-    ],
-)
-rows(
-    SELECTION,
-    vjp,
-    [
-        aten.adaptive_max_pool1d.default,
-        aten.adaptive_max_pool2d.default,
-        aten.amax.default,
-        aten.amin.default,
-        aten.gather.default,
-        aten.index.Tensor,
-        aten.index_put.default,
-        aten.index_select.default,
-        aten.masked_scatter.default,
-        aten.masked_select.default,
-        aten.max.default,
-        aten.max.dim,
-        aten.max_pool1d.default,
-        aten.max_pool2d.default,
-        aten.max_pool2d_with_indices.default,
-        aten.max_pool3d.default,
-        aten.max_pool3d_with_indices.default,
-        aten.median.dim,
-        aten.min.default,
-        aten.min.dim,
-        aten.scatter.src,
-        aten.scatter.value,
-        aten.sort.default,
-        aten.take_along_dim.default,
-        aten.topk.default,
     ],
 )
 rows(RANDOM, vjp, [aten.dropout.default, aten.native_dropout.default])
