@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from .errors import TraceError
 from .plan import Plan
 from .propagate import run_backward, run_forward
-from .trace.capture import _quiet
+from .trace.capture import quiet
 from .trace.graph import ancestors, is_float
 
 __all__ = ["Program", "make_program"]
@@ -108,7 +108,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
         return [torch.empty_like(f, memory_format=torch.contiguous_format) for f in fakes]
 
     def trace_joint(function: Callable[..., list[Any]]) -> fx.GraphModule:
-        with _quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             if fake_mode is None:
                 return make_fx(function, tracing_mode="real", _error_on_data_dependent_ops=False)(fakes, make_signals())
             with fake_mode:

@@ -147,9 +147,21 @@ def attach_samples(op: OpOverload, samples: Callable[[], Iterable[Any]]) -> None
     _RULES[op] = Rule(old.op, old.handler, old.family, old.source, old.needs_vjp, samples)
 
 
+_NAMED: dict[str, tuple[Family, Callable[..., Any]]] = {}
+
+
+def rows_by_name(family: Family, handler: Callable[..., Any], names: Sequence[str]) -> None:
+    """Register a handler for operations of other libraries (`"library::operation"`), which need not be imported."""
+    _NAMED.update({name: (family, handler) for name in names})
+
+
 def find_rule(op: Any) -> Rule | None:
     """The registered rule of an operation, or None."""
-    return _RULES.get(op)
+    found = _RULES.get(op)
+    if found is None and isinstance(op, OpOverload) and op.name() in _NAMED:
+        family, handler = _NAMED[op.name()]
+        found = _RULES[op] = Rule(op, handler, family, family.source)
+    return found
 
 
 def remove_rule(op: OpOverload) -> Rule | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfpgraph.registry import CONTRACTION, rows
+from lfpgraph.registry import CONTRACTION, rows, rows_by_name
 
 aten = torch.ops.aten
 
@@ -82,3 +82,5 @@ rows(
         aten.vdot.default,
     ],
 )
+# Expert layers: each row of x meets the matrix of its expert.
+rows_by_name(CONTRACTION, contraction, ["aten::_grouped_mm", "transformers::grouped_mm_fallback"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import _config as _fx_config
@@ -20,7 +20,7 @@ from .flat import FlatModel
 from .graph import OpGraph, Placeholder
 from .rewrite import decompositions, keep_no_grad, tidy
 
-__all__ = ["capture", "is_tracing"]
+__all__ = ["capture", "export_flat", "is_tracing", "quiet", "tracing"]
 
 log = logging.getLogger("lfpgraph")
 _state = threading.local()
@@ -129,20 +129,38 @@ def _user_line(error: Exception) -> str:
 
 
 def _export(flat: FlatModel, tensors: Sequence[Tensor], shapes: Any) -> OpGraph:
+    return export_flat(flat, tensors, shapes, flat.record)
+
+
+def export_flat(
+    module: nn.Module,
+    tensors: Sequence[Tensor],
+    shapes: Any,
+    record: Any,
+    placeholders: list[Placeholder] | None = None,
+) -> OpGraph:
+    """Export a module of flat tensors, and put its graph into our form.
+
+    Args:
+        module, tensors: what to export, and its arguments.
+        shapes: dynamic shapes for torch.export; None for fixed ones.
+        record: where a run notes the model's true outputs.
+        placeholders: what the arguments stand for, where parameters are among them.
+    """
     rng = torch.get_rng_state()
     try:
-        with tracing(), torch.enable_grad(), _quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            program = torch.export.export(flat, tuple(tensors), strict=False, dynamic_shapes=shapes)
+        with tracing(), torch.enable_grad(), quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
             keep_no_grad(program.graph_module)
             program = program.run_decompositions(decompositions(program.graph_module))
             tidy(program.graph_module)
     finally:
         torch.set_rng_state(rng)
-    return _to_graph(program, flat, dynamic=shapes is not None)
+    return _to_graph(program, record, shapes is not None, placeholders)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch.export's own warnings and log lines from the user."""
     import warnings
 
@@ -159,41 +177,66 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _to_graph(program: torch.export.ExportedProgram, flat: FlatModel, dynamic: bool) -> OpGraph:
+def _to_graph(
+    program: torch.export.ExportedProgram, record: Any, dynamic: bool, arguments: list[Placeholder] | None
+) -> OpGraph:
     kinds = {
         InputKind.PARAMETER: "parameter",
         InputKind.BUFFER: "buffer",
         InputKind.CONSTANT_TENSOR: "constant",
         InputKind.USER_INPUT: "input",
     }
+    signature = program.graph_signature
     placeholders: list[Placeholder] = []
-    for spec in program.graph_signature.input_specs:
+    arguments_seen: dict[str, Placeholder] = {}
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    own_state = arguments is not None  # what the module holds itself is then a constant of the recorded run
+    constants = {name.removeprefix("model."): value for name, value in program.constants.items()}
+    for name, spec in zip(names, signature.input_specs):
         kind = kinds.get(spec.kind)
         if kind is None:
             raise TraceError(f"the traced graph has an input of a kind not supported yet: {spec.kind}")
         if kind == "input":
-            target: Any = sum(1 for p in placeholders if p.kind == "input")
-        else:
-            target = spec.target.removeprefix("model.") if spec.target else spec.target
+            position = len(arguments_seen)
+            arguments_seen[name] = Placeholder("input", position) if arguments is None else arguments[position]
+            placeholders.append(arguments_seen[name])
+            continue
+        target = spec.target.removeprefix("model.") if spec.target else spec.target
+        if own_state and kind != "constant":
+            constants[str(target)] = program.state_dict[str(spec.target)].detach()
+            kind = "constant"
         placeholders.append(Placeholder(kind, target))
-    mutations = []
-    input_mutations = []
-    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    users = [name for name, p in zip(names, placeholders) if p.kind == "input"]
-    for out in program.graph_signature.output_specs:
+    mutations: list[str] = []
+    input_mutations: list[int] = []
+    order: list[tuple[int, int]] = []
+    for place, out in enumerate(signature.output_specs):
         if out.kind == OutputKind.BUFFER_MUTATION:
-            mutations.append(out.target.removeprefix("model."))
+            order.append((0, place))
+            mutations.append(str(out.target).removeprefix("model."))
         elif out.kind == OutputKind.USER_INPUT_MUTATION:
-            input_mutations.append(users.index(out.target))
-    constants = {name.removeprefix("model."): value for name, value in program.constants.items()}
+            changed = arguments_seen[str(out.target)]
+            order.append((1 if changed.kind == "input" else 0, place))
+            (input_mutations if changed.kind == "input" else mutations).append(changed.target)
+        else:
+            order.append((2, place))
+    _reorder(program.graph_module, [place for _, place in sorted(order)])
     return OpGraph(
         module=program.graph_module,
         placeholders=placeholders,
         mutations=mutations,
-        out_spec=flat.record.out_spec,
-        out_leaves=list(flat.record.out_leaves),
+        out_spec=record.out_spec,
+        out_leaves=list(record.out_leaves),
         constants=constants,
         dynamic=dynamic,
         tracer="export",
         input_mutations=input_mutations,
     )
+
+
+def _reorder(module: fx.GraphModule, places: Sequence[int]) -> None:
+    """Return updated buffers first, then updated inputs, then the model's outputs."""
+    output = module.graph.output_node()
+    results = list(output.args[0])  # type: ignore[arg-type]
+    if places != list(range(len(results))):
+        output.args = (tuple(results[place] for place in places),)
+        module.recompile()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, functionalize
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .capture import _quiet, tracing
+from .capture import export_flat, quiet, tracing
 from .flat import FlatModel
 from .graph import OpGraph, Placeholder
 
@@ -25,51 +25,60 @@ log = logging.getLogger("lfpgraph")
 def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OpGraph:
     """Trace a model whose forward branches on data, for this call's values alone.
 
+    The run is recorded operation by operation, numbers read from tensors and all; what comes out branches on nothing,
+    and is exported like any other model.
+
     Raises:
         TraceError: the model does not run, or what it does cannot be recorded.
     """
     flat = FlatModel(model, args, kwargs)
     tensors = [t.detach() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
-    parameters = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     names = [*parameters, *buffers]
     state = [t.detach() for t in (*parameters.values(), *buffers.values())]
 
     def run(*values: Tensor) -> list[Tensor]:
         bound = {f"model.{name}": value for name, value in zip(names, values)}
-        before = {name: bound[f"model.{name}"] for name in buffers}
-        outputs = functional_call(flat, bound, tuple(values[len(names) :]))
-        return [before[name] for name in buffers] + outputs
+        return functional_call(flat, bound, tuple(values[len(names) :]))
 
-    rng = torch.get_rng_state()
-    backup = [value.clone() for value in buffers.values()]
-    try:
-        with tracing(), _quiet():
-            traced = make_fx(
-                functionalize(run, remove="mutations_and_views"),
-                tracing_mode="real",
-                _error_on_data_dependent_ops=False,
-            )(*state, *tensors)
-    except Exception as error:
-        raise TraceError(f"{type(model).__name__} could not be traced on real values: {error}") from error
-    finally:
-        torch.set_rng_state(rng)
-        for value, old in zip(buffers.values(), backup):
-            value.data.copy_(old)
-    log.warning("%s traced on real values: one call's graph, traced anew at every step", type(model).__name__)
     placeholders = [Placeholder("parameter", name) for name in parameters]
     placeholders += [Placeholder("buffer", name) for name in buffers]
     placeholders += [Placeholder("input", i) for i in range(len(tensors))]
-    output = next(node for node in reversed(traced.graph.nodes) if node.op == "output")
-    output.args = (tuple(output.args[0]),)
-    traced.recompile()
-    return OpGraph(
-        module=traced,
-        placeholders=placeholders,
-        mutations=list(buffers),
-        out_spec=flat.record.out_spec,
-        out_leaves=list(flat.record.out_leaves),
-        constants={},
-        dynamic=False,
-        tracer="values",
-    )
+    errors: list[Exception] = []
+    for whole in (True, False):  # composite operations whole, then taken apart
+        try:
+            recorded = _record(run, [*state, *tensors], whole)
+            out_spec, out_leaves = flat.record.out_spec, list(flat.record.out_leaves)
+            graph = export_flat(recorded, [*state, *tensors], None, flat.record, placeholders)
+            graph.out_spec, graph.out_leaves, graph.tracer = out_spec, out_leaves, "values"
+            log.warning("%s traced on real values: one call's graph, traced anew at every step", type(model).__name__)
+            return graph
+        except Exception as error:
+            errors.append(error)
+    message = f"{type(model).__name__} could not be traced on real values: {' '.join(str(errors[0]).split())[:300]}"
+    raise TraceError(message) from errors[0]
+
+
+def _record(run: Callable[..., Any], values: Sequence[Tensor], whole: bool) -> fx.GraphModule:
+    """The operations of one run, in place ones and all; leaves values, buffers and the random state as they were."""
+    rng = torch.get_rng_state()
+    copies = [value.clone() for value in values]
+    try:
+        with tracing(), quiet(), torch.enable_grad():
+            recorded = make_fx(run, tracing_mode="real", _error_on_data_dependent_ops=False, pre_dispatch=whole)(
+                *copies
+            )
+    finally:
+        torch.set_rng_state(rng)
+    recorded.graph.eliminate_dead_code(is_impure_node=_stays)
+    recorded.recompile()
+    return recorded
+
+
+def _stays(node: fx.Node) -> bool:
+    """Nodes to keep that nobody reads: all that change something; not a number read from a tensor."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    return node.op == "call_function" and node.target is torch._C._set_grad_enabled
