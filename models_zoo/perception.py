@@ -107,7 +107,9 @@ DENSE = [
     _hf("dpt-large", "segmentation", "DPTForDepthEstimation", image_size=384, hidden_size=1024, num_hidden_layers=24,
         num_attention_heads=16, intermediate_size=4096, backbone_out_indices=[5, 11, 17, 23],
         tiny={"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 8, 8, 8]}),
-    _hf("mask2former-swin-small", "segmentation", "Mask2FormerForUniversalSegmentation", inputs=images(384, 64)),
+    _hf("mask2former-swin-small", "segmentation", "Mask2FormerForUniversalSegmentation", inputs=images(384, 64),
+        tiny={"backbone_config": {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "window_size": 2,
+        "num_heads": [1, 2, 2, 2], "out_features": ["stage1", "stage2", "stage3", "stage4"]}}),
     _hf("maskformer-resnet-50", "segmentation", "MaskFormerForInstanceSegmentation",
         backbone_config=_resnet(out_features=["stage1", "stage2", "stage3", "stage4"]), inputs=images(384, 64),
         tiny={"backbone_config": _resnet(out_features=["stage1", "stage2", "stage3", "stage4"], **_SMALL_RESNET)}),
@@ -133,7 +135,7 @@ AUDIO = [
         "conv_channels": 32}),
     _hf("ast", "audio", "ASTForAudioClassification", num_labels=527, tiny={"max_length": 64, "num_mel_bins": 32}),
     _hf("moonshine-tiny", "audio", "MoonshineForConditionalGeneration"),
-    _hf("parakeet-ctc-0.6b", "audio", "ParakeetForCTC"),
+    _hf("parakeet-ctc-0.6b", "audio", "ParakeetForCTC", encoder_config={"layerdrop": 0.0}),
 ]  # fmt: skip
 
 _SEEING = {"num_hidden_layers": 2, "image_size": 64}
