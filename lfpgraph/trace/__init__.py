@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import TraceError
 from .capture import capture
 from .classify import classify
 from .graph import NodeInfo, OpGraph, Placeholder
 from .values import capture_values
+from .verify import disagreement, draws_numbers, is_real
 
 __all__ = ["NodeInfo", "OpGraph", "Placeholder", "trace"]
+
+log = logging.getLogger("lfpgraph")
 
 
 def trace(
@@ -33,19 +38,37 @@ def trace(
         fallback: "error", or "retrace" to trace real values where torch.export cannot (right for this call only).
 
     Raises:
-        TraceError: the model cannot be traced (DataDependentError: because it branches on data).
+        TraceError: the model cannot be traced (DataDependentError: because it branches on data), or the graph does not
+            give its outputs (checked once, on the example, where tensors have values).
         InputError: no tensor goes in, or no float tensor comes out.
     """
-    from torch import Tensor
-
-    from ..errors import TraceError
-
     if isinstance(args, Tensor):
         args = (args,)
+    kwargs = kwargs or {}
     try:
-        graph = capture(model, args, kwargs or {}, dynamic)
-    except TraceError:
-        if fallback != "retrace":
+        graph = capture(model, args, kwargs, dynamic)
+        _verify(graph, model, args, kwargs)
+    except TraceError as error:
+        if fallback != "retrace" or not is_real(model, args, kwargs):
             raise
-        graph = capture_values(model, args, kwargs or {})
+        log.info("%s", error)
+        graph = capture_values(model, args, kwargs)
     return classify(graph)
+
+
+def _verify(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Compare the graph with the model, where there are values to compare."""
+    if not is_real(model, args, kwargs):
+        return
+    distance = disagreement(graph, model, args, kwargs)
+    if distance <= 1:
+        return
+    name = type(model).__name__
+    if draws_numbers(graph):
+        log.warning("%s and its graph give different outputs; they draw random numbers, so this may be chance", name)
+        return
+    raise TraceError(
+        f"torch.export's graph of {name} gives other outputs than {name} itself ({distance:.3g} times what rounding "
+        'explains): the model takes another way while it is traced. Wrap with fallback="retrace", which records what '
+        "it does."
+    )

@@ -1,0 +1,69 @@
+"""Does a traced graph compute what the model computes? One run of each, on the example.
+
+A tracer can be wrong without an error: a model may take another way while it is being traced than when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from .flat import FlatModel
+from .graph import OpGraph
+
+__all__ = ["disagreement", "draws_numbers", "is_real"]
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, torch.complex128: 1e-6}
+
+
+def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the model and its example have values to compute with."""
+    leaves = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
+    tensors = [*leaves, *model.parameters(), *model.buffers()]
+    return not any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
+
+
+def draws_numbers(graph: OpGraph) -> bool:
+    """Whether the graph draws random numbers, so that two runs need not agree."""
+    ops = (node.target for node in graph.operations())
+    return any(isinstance(op, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in op.tags for op in ops)
+
+
+def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """The largest difference of an output, in units of what rounding explains; above 1 the graph is wrong.
+
+    Leaves buffers and the random state as they were.
+    """
+    flat = FlatModel(model, args, kwargs)
+    tensors = [t.detach() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
+    values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
+    copies = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    rng = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            expected = functional_call(flat, copies, tuple(t.clone() for t in tensors))
+            torch.set_rng_state(rng)
+            found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
+    finally:
+        torch.set_rng_state(rng)
+    found = found[len(graph.mutations) + len(graph.input_mutations) :]
+    pairs = [(a, b) for a, b in zip(found, expected) if isinstance(a, Tensor) and a.is_floating_point()]
+    return max((_distance(a, b) for a, b in pairs), default=0.0)
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    wide_found, wide = found.double(), expected.double()
+    if not found.numel() or not bool(torch.isfinite(wide).all()):
+        return 0.0
+    scale = float(wide.abs().max()) + 1e-12
+    return float((wide_found - wide).abs().max()) / (scale * _TOLERANCE.get(expected.dtype, 5e-2))
