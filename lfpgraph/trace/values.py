@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     errors: list[Exception] = []
     for whole in (True, False):  # composite operations whole, then taken apart
         try:
-            recorded = _record(run, [*state, *tensors], whole)
+            recorded = _record(model, run, [*state, *tensors], whole)
             out_spec, out_leaves = flat.record.out_spec, list(flat.record.out_leaves)
             graph = export_flat(recorded, [*state, *tensors], None, flat.record, placeholders)
             graph.out_spec, graph.out_leaves, graph.tracer = out_spec, out_leaves, "values"
@@ -59,12 +60,12 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     raise TraceError(message) from errors[0]
 
 
-def _record(run: Callable[..., Any], values: Sequence[Tensor], whole: bool) -> fx.GraphModule:
+def _record(model: nn.Module, run: Callable[..., Any], values: Sequence[Tensor], whole: bool) -> fx.GraphModule:
     """The operations of one run, in place ones and all; leaves values, buffers and the random state as they were."""
     rng = torch.get_rng_state()
     copies = [value.clone() for value in values]
     try:
-        with tracing(), quiet(), torch.enable_grad():
+        with tracing(), quiet(), torch.enable_grad(), _plain_experts(model):
             recorded = make_fx(run, tracing_mode="real", _error_on_data_dependent_ops=False, pre_dispatch=whole)(
                 *copies
             )
@@ -73,6 +74,21 @@ def _record(run: Callable[..., Any], values: Sequence[Tensor], whole: bool) -> f
     recorded.graph.eliminate_dead_code(is_impure_node=_stays)
     recorded.recompile()
     return recorded
+
+
+@contextlib.contextmanager
+def _plain_experts(model: nn.Module) -> Iterator[None]:
+    """Let the expert layers of transformers multiply by plain matrix products, which every tracer knows."""
+    config, choose = getattr(model, "config", None), getattr(model, "set_experts_implementation", None)
+    before = getattr(config, "_experts_implementation", None)
+    if choose is None or before is None:
+        yield
+        return
+    choose("batched_mm")
+    try:
+        yield
+    finally:
+        choose(before)
 
 
 def _stays(node: fx.Node) -> bool:
