@@ -44,9 +44,11 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r"intermediate|ffn|mlp_dim|d_ff|n_inner|inner_dim|feed_?forward|linear_units", 64),
     (r"(hidden|embed|d_model|n_embd|_dim$|^dim$|width|_channels$|project|classifier_proj_size|lru_)", 32),
 )
+# Worked out from others. (A backbone keeps the names of its outputs in `_out_features` and takes them as `out_features`.)
+_LEFT_OUT = ("model_type", "_out_indices", "stage_names")
 # Fields of counts of blocks at each stage, and of widths at each stage.
 _DEPTHS = re.compile(r"depths|layer_depth|num_block_repeats")
-_KEPT_LISTS = re.compile(r"kernel|stride|padding|ratio|patch|size|indices|features|levels|conv_dim|head_dim")
+_KEPT_LISTS = re.compile(r"kernel|stride|padding|ratio|patch|[a-z]_size$|img|indices|features|levels|conv_dim|head_dim")
 
 
 def shrink(config: Any, given: Mapping[str, Any], tiny: Mapping[str, Any]) -> Any:
@@ -62,11 +64,14 @@ def shrink(config: Any, given: Mapping[str, Any], tiny: Mapping[str, Any]) -> An
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         value = vars(config).get(field.name)
-        if field.name in base and field.name not in given or value is None or field.name == "model_type":
+        if field.name in base and field.name not in given or value is None or field.name in _LEFT_OUT:
             continue
         if hasattr(value, "model_type"):
             part = tiny.get(field.name, {})
             values[field.name] = part if not isinstance(part, Mapping) else _part(value, given.get(field.name), part)
+        elif field.name == "_out_features":
+            if len(value) > 1:  # a single one is the last stage, whichever that is
+                values["out_features"] = list(value)
         elif field.default is None and field.name not in given:
             continue
         else:
