@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
 from .flat import FlatModel
 from .graph import OpGraph, Placeholder
-from .rewrite import decompositions, keep_no_grad, tidy
+from .rewrite import decompositions, free_detached, keep_no_grad, tidy
 
 __all__ = ["capture", "export_flat", "is_tracing", "quiet", "tracing"]
 
@@ -152,6 +152,7 @@ def export_flat(
         with tracing(), torch.enable_grad(), quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
             keep_no_grad(program.graph_module)
+            free_detached(program.graph_module)
             program = program.run_decompositions(decompositions(program.graph_module))
             tidy(program.graph_module)
     finally:

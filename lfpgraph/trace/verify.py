@@ -29,10 +29,25 @@ def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return not any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
 
 
-def draws_numbers(graph: OpGraph) -> bool:
-    """Whether the graph draws random numbers, so that two runs need not agree."""
-    ops = (node.target for node in graph.operations())
-    return any(isinstance(op, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in op.tags for op in ops)
+def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether two runs of the model from different random states give different outputs."""
+    rng = torch.get_rng_state()
+    try:
+        torch.manual_seed(0)
+        first = _run(model, args, kwargs)
+        torch.manual_seed(1)
+        second = _run(model, args, kwargs)
+    finally:
+        torch.set_rng_state(rng)
+    return any(_distance(a, b) > 1 for a, b in zip(first, second) if a.is_floating_point())
+
+
+def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The model's tensor outputs; its buffers stay as they are."""
+    tensors = [t.detach().clone() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
+    copies = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        return functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
 
 
 def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
@@ -40,16 +55,14 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
 
     Leaves buffers and the random state as they were.
     """
-    flat = FlatModel(model, args, kwargs)
     tensors = [t.detach() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
     values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
-    copies = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
     rng = torch.get_rng_state()
     try:
+        expected = _run(model, args, kwargs)
         with torch.no_grad():
-            expected = functional_call(flat, copies, tuple(t.clone() for t in tensors))
             torch.set_rng_state(rng)
             found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
     finally:
