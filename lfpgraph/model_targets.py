@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .errors import TargetError
 from .targets import load_target
 
-__all__ = ["ModelTarget", "resolve_model"]
+__all__ = ["ModelTarget", "builders_of", "resolve_model", "transformers_library"]
 
 log = logging.getLogger("lfpgraph")
 # Heads in order of choice for a configuration that names no class of its own.
@@ -114,7 +114,7 @@ def _config_file(path: Path) -> ModelTarget:
         raise TargetError(
             f"{file} asks to run code from a hub (auto_map), which is never done; load the model yourself"
         )
-    auto = _transformers()
+    auto = transformers_library()
     kind = values["model_type"]
     if kind not in auto.CONFIG_MAPPING:
         raise TargetError(f"{file}: model_type {kind!r} is not known to transformers{_near(kind, auto.CONFIG_MAPPING)}")
@@ -127,7 +127,7 @@ def _config_file(path: Path) -> ModelTarget:
 
 def _model_type(name: str) -> ModelTarget | None:
     try:
-        auto = _transformers()
+        auto = transformers_library()
     except TargetError:
         return None
     if name not in auto.CONFIG_MAPPING:
@@ -139,7 +139,12 @@ def _model_type(name: str) -> ModelTarget | None:
     return _from_config(config, name)
 
 
-def _transformers() -> Any:
+def transformers_library() -> Any:
+    """The package, offline and quiet.
+
+    Raises:
+        TargetError: it is not installed.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import transformers
@@ -149,9 +154,13 @@ def _transformers() -> Any:
     return transformers
 
 
-def _from_config(config: Any, name: str) -> ModelTarget:
-    """The model of a configuration."""
-    transformers = _transformers()
+def builders_of(config: Any, name: str) -> list[Callable[[Any], nn.Module]]:
+    """How a configuration can become a model: by the classes it names, then by the heads that take it.
+
+    Raises:
+        TargetError: transformers has no model for it.
+    """
+    transformers = transformers_library()
     named: list[Any] = [getattr(transformers, n, None) for n in getattr(config, "architectures", None) or []]
     builders = [cls._from_config for cls in named if hasattr(cls, "_from_config")]
     for head in _HEADS:
@@ -160,6 +169,12 @@ def _from_config(config: Any, name: str) -> ModelTarget:
             builders.append(lambda config, auto=auto: auto.from_config(config, trust_remote_code=False))
     if not builders:
         raise TargetError(f"{name}: transformers has no model for {type(config).__name__}")
+    return builders
+
+
+def _from_config(config: Any, name: str) -> ModelTarget:
+    """The model of a configuration."""
+    builders = builders_of(config, name)
 
     def build() -> Built:
         errors = []
@@ -219,7 +234,7 @@ def _zoo(target: str) -> ModelTarget:
     if target not in ZOO:
         names = [*ZOO]
         try:
-            names += [*_transformers().CONFIG_MAPPING]
+            names += [*transformers_library().CONFIG_MAPPING]
         except TargetError:
             pass
         raise TargetError(

@@ -1,0 +1,149 @@
+"""One model of the sweep: traced, covered, one step taken, against autograd."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from lfpgraph.composites import get_composite
+from lfpgraph.plan import make_plan
+from lfpgraph.propagate import run_backward, run_forward
+from lfpgraph.reports.classes import arrivals, classify_nodes
+from lfpgraph.trace import OpGraph, trace
+from lfpgraph.trace.flat import FlatModel
+from lfpgraph.trace.graph import is_float
+
+__all__ = ["default_builder", "measure"]
+
+Signals = list[tuple[int, Tensor]]
+
+
+def default_builder(model_type: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A small random instance of a model type of transformers with inputs, from the library's own means."""
+    from lfpgraph.models_zoo.shrink import shrink
+
+    from lfpgraph.inputs import example_inputs
+    from lfpgraph.model_targets import builders_of, transformers_library
+
+    transformers = transformers_library()
+    config = shrink(transformers.CONFIG_MAPPING[model_type](), {}, {})
+    error: Exception | None = None
+    for build in builders_of(config, model_type):
+        try:
+            torch.manual_seed(0)
+            model = build(config)
+            args, kwargs = example_inputs(model)
+            return model, kwargs
+        except Exception as caught:
+            error = error or caught
+    raise error if error is not None else LookupError(f"{model_type} has no model")
+
+
+def measure(model_type: str, builder: Any) -> dict[str, Any]:
+    """The row of one model type; `error` holds the stage and the message where something fails."""
+    row: dict[str, Any] = {"type": model_type}
+    stage = "build"
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, inputs = builder(model_type)[:2]
+            model.eval()
+            with torch.no_grad():
+                model(**inputs)
+            stage, start = "trace", time.perf_counter()
+            graph = trace(model, (), inputs, dynamic=False, fallback="retrace")
+            row |= {"tracer": graph.tracer, "trace_s": round(time.perf_counter() - start, 2)}
+            stage, start = "step", time.perf_counter()
+            row |= _coverage(graph)
+            row |= _step(graph, model, inputs)
+            row["step_s"] = round(time.perf_counter() - start, 2)
+    except Exception as error:
+        row["error"] = f"{stage}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return row
+
+
+def _wanted(graph: OpGraph) -> set[fx.Node]:
+    pairs = zip(graph.placeholder_nodes, graph.placeholders)
+    return {n for n, p in pairs if p.kind in ("parameter", "input") and is_float(n.meta.get("val"))}
+
+
+def _coverage(graph: OpGraph) -> dict[str, Any]:
+    plan = make_plan(graph, get_composite("lfp-epsilon"), _wanted(graph), on_missing="report")
+    classes = classify_nodes(plan, arrivals(plan))
+    kinds = {
+        name: sorted({str(n.target) for n, c in classes.items() if c.name == name}) for name in ("derived", "uncovered")
+    }
+    return {"nodes": dict(Counter(c.name for c in classes.values())), "kinds": kinds}
+
+
+def _step(graph: OpGraph, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The largest difference between our gradients and autograd's, relative to the largest gradient; is LFP finite?"""
+    tensors = [t for t in pytree.tree_leaves(((), inputs)) if isinstance(t, Tensor)]
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    signals, expected = _autograd(model, inputs, tensors, parameters)
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
+    values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
+    values = [v.detach() if isinstance(v, Tensor) else v for v in values]
+    found = _walk(graph, "gradient", values, signals, state)
+    scale = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0) or 1.0
+    worst = 0.0
+    for name, parameter in parameters.items():
+        ours, theirs = found.get(id(parameter)), expected.get(name)
+        if parameter.numel() and (ours is not None or theirs is not None):
+            zero = torch.zeros_like(parameter)
+            difference = (zero if ours is None else ours) - (zero if theirs is None else theirs)
+            worst = max(worst, float(difference.abs().max()) / scale)
+    feedback = _walk(graph, "lfp-epsilon", values, signals, state)
+    finite = all(bool(torch.isfinite(s).all()) for s in feedback.values())
+    given = {"parameters": len(parameters), "with_gradient": len(expected), "with_feedback": len(feedback)}
+    return {"gradient_error": worst, "finite": finite, **given}
+
+
+def _autograd(
+    model: nn.Module, inputs: dict[str, Any], tensors: list[Tensor], parameters: dict[str, Any]
+) -> tuple[Signals, dict[str, Tensor]]:
+    """Random signals at the outputs (all finite floats that have a gradient), and the gradients that follow."""
+    torch.manual_seed(0)
+    outputs = FlatModel(model, (), inputs)(*tensors)
+    generator = torch.Generator().manual_seed(1)
+    signals: Signals = []
+    for i, out in enumerate(outputs):
+        if is_float(out) and out.requires_grad and bool(torch.isfinite(out).all()):
+            signals.append((i, torch.randn(out.shape, generator=generator).to(out.dtype)))
+    if not signals:
+        return [], {}
+    outs = [outputs[i] for i, _ in signals]
+    found = torch.autograd.grad(outs, list(parameters.values()), [s for _, s in signals], allow_unused=True)
+    return signals, {name: g for name, g in zip(parameters, found) if g is not None}
+
+
+def _walk(
+    graph: OpGraph, composite: str, values: list[Any], signals: Signals, state: dict[str, Tensor]
+) -> dict[int, Tensor]:
+    """Signals of the parameters, by the parameter's id, tied ones summed."""
+    plan = make_plan(graph, get_composite(composite), _wanted(graph), on_missing="report")
+    torch.manual_seed(0)
+    at: dict[fx.Node, Tensor | None] = {}
+    with torch.no_grad():
+        _, calls, env = run_forward(plan, values)
+        for i, s in signals:
+            node = graph.user_output_nodes[i]
+            if isinstance(node, fx.Node):
+                before = at.get(node)
+                at[node] = s if before is None else before + s
+        found = run_backward(plan, calls, env, at)
+    result: dict[int, Tensor] = {}
+    for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
+        s = found.get(node)
+        if placeholder.kind == "parameter" and s is not None:
+            key = id(state[placeholder.target])
+            result[key] = s if key not in result else result[key] + s
+    return result
