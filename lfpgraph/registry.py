@@ -155,6 +155,11 @@ def rows_by_name(family: Family, handler: Callable[..., Any], names: Sequence[st
     _NAMED.update({name: (family, handler) for name in names})
 
 
+def named_operations() -> dict[str, str]:
+    """What `rows_by_name` has registered: operation and family."""
+    return {name: family.name for name, (family, _) in _NAMED.items()}
+
+
 def find_rule(op: Any) -> Rule | None:
     """The registered rule of an operation, or None."""
     found = _RULES.get(op)

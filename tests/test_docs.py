@@ -1,0 +1,31 @@
+"""The documents do what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lfpgraph.registry import remove_rule
+from tools.rules_table import rules_table
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_rules_page_is_current() -> None:
+    assert (ROOT / "docs" / "rules.md").read_text() == rules_table(), "run python -m tools.rules_table > docs/rules.md"
+
+
+def test_guide_to_rules_runs() -> None:
+    """Every block of the page, in order, in one namespace."""
+    page = (ROOT / "docs" / "writing-rules.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {"__name__": "writing_rules"}
+    try:
+        for block in blocks:
+            exec(compile(block, "writing-rules.md", "exec"), names)
+    finally:
+        remove_rule(torch.ops.docs.quarters.default)
