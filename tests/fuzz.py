@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import torch
@@ -158,10 +159,15 @@ class _Writer:
         self.parameters[name] = self.draw(*eval(f"({shape},)", {"a": a})) * 0.7
         return f"self.{name}"
 
+    def pick(self) -> str:
+        """A value, mostly a late one, so that graphs grow deep."""
+        names = list(self.values)
+        return self.random.choice(names[-3:] if self.random.random() < 0.7 else names)
+
     def write(self) -> bool:
         """Try one line; whether it was kept."""
         template = self.random.choice(self.random.choice(KINDS))
-        a, b = (self.random.choice(list(self.values)) for _ in range(2))
+        a, b = self.pick(), self.pick()
         value = self.values[a]
         target = f"v{len(self.lines)}"
         before = dict(self.parameters)
@@ -199,9 +205,9 @@ def random_module(seed: int, length: int = 12) -> tuple[nn.Module, tuple[Tensor,
         if len(writer.lines) == length:
             break
         writer.write()
-    used = " ".join(writer.lines)
-    ends = [n for n in writer.values if n not in "xy" and f"{n}." not in used and f"{n} " not in used] or ["v0"]
-    outputs = ", ".join(dict.fromkeys([*ends[-2:], list(writer.values)[-1]]))
+    read = {word for line in writer.lines for word in re.findall(r"v\d+", line.split(" = ", 1)[-1])}
+    ends = [name for name in writer.values if name.startswith("v") and name not in read]
+    outputs = ", ".join(ends[-4:])
     body = "\n".join(f"        {line}" for line in writer.lines)
     source = f"class Fuzzed(nn.Module):\n    def forward(self, x, y):\n{body}\n        return ({outputs},)\n"
     names: dict[str, Any] = {"torch": torch, "F": F, "nn": nn}
