@@ -1,13 +1,18 @@
-"""Write docs/rules.md from the registry: `python -m tools.rules_table > docs/rules.md`."""
+"""Write docs/rules.md from the registry: `python -m tools.rules_table > docs/rules.md`; `--check` tells if it is current."""
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
+from pathlib import Path
 
 import lfpgraph  # noqa: F401  (fills the registry)
 from lfpgraph.registry import FAMILIES, Rule, named_operations, registered_rules
 
-__all__ = ["rules_table"]
+__all__ = ["is_current", "rules_table"]
+
+PAGE = Path(__file__).parents[1] / "docs" / "rules.md"
+REGENERATE = "run python -m tools.rules_table > docs/rules.md"
 
 EPSILON = {
     "always": "on every output",
@@ -49,5 +54,19 @@ def rules_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_current() -> bool:
+    """Whether docs/rules.md is what the registry says now."""
+    return PAGE.exists() and PAGE.read_text() == rules_table()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print docs/rules.md.")
+    parser.add_argument("--check", action="store_true", help="print nothing; fail if docs/rules.md is not current")
+    if not parser.parse_args().check:
+        print(rules_table(), end="")
+    elif not is_current():
+        raise SystemExit(f"docs/rules.md is not current: {REGENERATE}")
+
+
 if __name__ == "__main__":
-    print(rules_table(), end="")
+    main()
