@@ -172,7 +172,9 @@ def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.No
     if blocked or not any(flags["wanted"]) or not _can_carry(node):
         return Unit(handler=None, family=entry.family if entry else NOTHING, needs_vjp=False, origin="none", **common)
     if not ruleset.rules or info.kind != ACTIVE or info.part == "objective":
-        return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="gradient", **common)
+        own = entry is not None and getattr(entry.handler, "is_vjp", False)  # a rule that writes out the derivative
+        handler = entry.handler if own else vjp  # type: ignore[union-attr]
+        return Unit(handler=handler, family=GENERAL, needs_vjp=not own, origin="gradient", **common)
     override = ruleset.handlers.get(node.target)  # type: ignore[call-overload]
     if entry is None and override is None:
         return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="derived", **common)

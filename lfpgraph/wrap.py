@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .composites import Composite, get_composite
-from .errors import InputError, NonFiniteError, WrapError
+from .entry import Entry, key_of
+from .errors import InputError, LfpGraphError, NonFiniteError, WrapError
 from .function import run_program
 from .plan import make_plan
-from .program import Program, make_program
+from .program import make_program
 from .trace import OpGraph, trace
 from .trace.capture import is_tracing
 from .trace.flat import fill_slots
@@ -39,7 +41,7 @@ class FeedbackForward:
         self.replaced = model.__dict__.get("forward")
         self.composite = composite
         self.options = dict(options)
-        self.programs: dict[Any, list[_Entry]] = {}
+        self.programs: dict[Any, list[Entry]] = {}
         self.traces = 0
         functools.update_wrapper(self, type(model).forward, updated=())
 
@@ -80,8 +82,8 @@ class FeedbackForward:
         spec: Any,
         tensors: Sequence[Tensor],
         state: Mapping[str, Tensor],
-    ) -> _Entry:
-        key = _key(self.model, leaves, spec, state)
+    ) -> Entry:
+        key = key_of(self.model, leaves, spec, state)
         entries = self.programs.setdefault(key, [])
         for entry in entries:
             if entry.accepts(tensors):
@@ -98,16 +100,32 @@ class FeedbackForward:
             del entries[:-_MAX_PROGRAMS]
         return entry
 
-    def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> _Entry:
+    def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
+        """Trace and plan; where the feedback cannot be traced for open sizes, for these sizes alone."""
         self.traces += 1
-        graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
+        name = type(self.model).__name__
+        with _random_state_kept():
+            graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
+            try:
+                return self._prepare(graph, tensors, state)
+            except LfpGraphError:
+                raise
+            except Exception as error:
+                if not graph.dynamic:
+                    raise
+                log.info("%s does not trace for open sizes: %s", name, error)
+            log.warning("%s is traced for these sizes alone: %s", name, _sizes(tensors))
+            graph = trace(self.model, args, kwargs, dynamic=False, fallback=self.options["fallback"])
+            return self._prepare(graph, tensors, state)
+
+    def _prepare(self, graph: OpGraph, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
         wanted = set()
         for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
             source = tensors[placeholder.target] if placeholder.kind == "input" else state.get(placeholder.target)
             if source is not None and source.requires_grad:
                 wanted.add(node)
         plan = make_plan(graph, self.composite, wanted, self.options["on_missing"])
-        entry = _Entry(graph)
+        entry = Entry(graph)
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             entry.program = make_program(plan, entry.values(tensors, state), self.options["compile"])
         entry.watch_sizes()
@@ -117,7 +135,7 @@ class FeedbackForward:
         )  # fmt: skip
         return entry
 
-    def _run(self, entry: _Entry, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Any:
+    def _run(self, entry: Entry, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Any:
         graph, program = entry.graph, entry.program
         assert program is not None
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
@@ -139,63 +157,17 @@ class FeedbackForward:
         return pytree.tree_unflatten(leaves, graph.out_spec)
 
 
-class _Entry:
-    """A program and the sizes it is right for."""
-
-    def __init__(self, graph: OpGraph) -> None:
-        self.graph = graph
-        self.program: Program | None = None
-        self.inputs = [n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"]
-        self.guards: list[Any] = []
-        self.known: dict[tuple[Any, ...], bool] = {}
-
-    def values(self, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> list[Any]:
-        """The placeholders' values for this call."""
-        result: list[Any] = []
-        for placeholder in self.graph.placeholders:
-            if placeholder.kind == "input":
-                result.append(tensors[placeholder.target])
-            elif placeholder.kind == "constant":
-                result.append(self.graph.constants[placeholder.target])
-            else:
-                result.append(state[placeholder.target])
-        return result
-
-    def watch_sizes(self) -> None:
-        """Collect what the trace assumed of the symbolic sizes, as a test for later inputs.
-
-        Assumptions made by torch's shape functions of kernels (which memory layout is quick at this size) are left out:
-        they change no value.
-        """
-        fake = next((n.meta["val"] for n in self.inputs if hasattr(n.meta.get("val"), "fake_mode")), None)
-        if fake is not None and fake.fake_mode.shape_env is not None:
-            shapes = fake.fake_mode.shape_env
-            self.guards = [shapes.replace(g.expr) for g in shapes.guards if "fake_impls.py" not in str(g.sloc)]
-
-    def accepts(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether inputs of these sizes may run on the program."""
-        sizes = tuple(tuple(t.shape) for t in tensors)
-        if sizes not in self.known:
-            self.known[sizes] = self._fits(sizes)
-        return self.known[sizes]
-
-    def _fits(self, sizes: tuple[tuple[int, ...], ...]) -> bool:
-        bound: dict[Any, int] = {}
-        compound: list[tuple[Any, int]] = []
-        for node, shape in zip(self.inputs, sizes):
-            for known, size in zip(node.meta["val"].shape, shape):
-                if isinstance(known, int):
-                    if known != size:
-                        return False
-                    continue
-                expression = known.node.expr
-                if not expression.is_Symbol:
-                    compound.append((expression, size))
-                elif bound.setdefault(expression, size) != size:
-                    return False
-        if any(expression.subs(bound) != size for expression, size in compound):
-            return False
-        return all(guard.subs(bound) == True for guard in self.guards)  # noqa: E712  (sympy's true is no bool)
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """What is drawn inside is not missed outside, so that a run that traces gives the outputs of one that does not."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -208,22 +180,6 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
                 if value is not None:
                     state[dot + name] = value
     return state
-
-
-def _key(model: nn.Module, leaves: Sequence[Any], spec: Any, state: Mapping[str, Tensor]) -> Any:
-    """What a program depends on, sizes apart."""
-    described = tuple(
-        (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else _static(leaf)
-        for leaf in leaves
-    )
-    modes = tuple(module.training for module in model.modules())
-    params = tuple((name, t.dtype, t.device, t.requires_grad, t.shape) for name, t in state.items())
-    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-    return (str(spec), described, modes, params, casts)
-
-
-def _static(leaf: Any) -> Any:
-    return leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf)
 
 
 def _sizes(tensors: Sequence[Tensor]) -> str:

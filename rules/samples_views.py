@@ -39,8 +39,7 @@ case(
 )
 case(aten.unbind.int, lambda t: call(t(t.n, 3), 1))
 case(aten.constant_pad_nd.default, lambda t: call(t(t.n, 3), [1, 2], 0.5))
-case(aten.pad.default, lambda t: call(t(t.n, 3), [1, 2]))
-case(aten.pad.default, lambda t: call(t(t.n, 2, 3), [1, 1], "reflect"), "reflect")
+case(aten.constant_pad_nd.default, lambda t: call(t(t.n, 4, 3), [1, -1, -2, 1], 0.5), "cuts")
 case([aten.reflection_pad1d.default, aten.replication_pad1d.default], lambda t: call(t(t.n, 2, 3), [1, 2]))
 case(
     [aten.reflection_pad2d.default, aten.replication_pad2d.default],

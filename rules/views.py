@@ -22,6 +22,20 @@ def nothing(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]
     return [None] * len(node.inputs)
 
 
+def padding(node: Any, s: Tensor, x: Tensor, pad: Any, *args: Any) -> list[Tensor | None]:
+    """The part of s that stands where x stood: the vjp, in slices, which trace for open sizes; a negative pad cuts x."""
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2])):
+        dim = s.dim() - 1 - i
+        s = s.narrow(dim, max(before, 0), s.shape[dim] - max(before, 0) - max(after, 0))
+        if before < 0 or after < 0:
+            edges = [list(s.shape), list(s.shape)]
+            edges[0][dim], edges[1][dim] = max(-before, 0), max(-after, 0)
+            s = torch.cat([s.new_zeros(edges[0]), s, s.new_zeros(edges[1])], dim)
+    return [s]
+
+
+padding.is_vjp = True  # type: ignore[attr-defined]
+rows(VIEW, padding, [aten.constant_pad_nd.default], needs_vjp=False)
 rows(
     VIEW,
     vjp,
@@ -32,7 +46,6 @@ rows(
         aten.cat.default,
         aten.chunk.default,
         aten.clone.default,
-        aten.constant_pad_nd.default,
         aten.contiguous.default,
         aten.diagonal.default,
         aten.expand.default,
@@ -42,7 +55,6 @@ rows(
         aten.lift_fresh_copy.default,
         aten.movedim.int,
         aten.narrow.default,
-        aten.pad.default,
         aten.permute.default,
         aten.pixel_shuffle.default,
         aten.pixel_unshuffle.default,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -162,15 +164,15 @@ def export_flat(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch.export's own warnings and log lines from the user."""
-    import warnings
-
-    with warnings.catch_warnings():
+    """Keep torch.export's own warnings, log lines and dumps of graphs from the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export")]
+        loggers = [
+            logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export", "torch._subclasses")
+        ]
         levels = [logger.level for logger in loggers]
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
