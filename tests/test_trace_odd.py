@@ -1,0 +1,214 @@
+"""Models with odd control flow: each way of tracing gives autograd's gradients, or says why it cannot."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lfpgraph
+from lfpgraph.errors import TraceError
+from lfpgraph.trace import trace
+
+wrap_module = importlib.import_module("lfpgraph.wrap")  # the package's name `wrap` is the function
+
+
+class Odd(nn.Module):
+    """A linear layer before and after something odd."""
+
+    def __init__(self, odd: Callable[[Odd, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.register_buffer("calls", torch.zeros(()))
+        self.odd = odd
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.odd(self, self.first(x)))
+
+
+def experts(self: Odd, x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for i in range(2):
+        chosen = ((x[:, 0] > 0).long() == i).nonzero()[:, 0]
+        out[chosen] = x[chosen] * (i + 1) * self.scale
+    return out
+
+
+def branch(self: Odd, x: Tensor) -> Tensor:
+    return x * self.scale if x.sum().item() > 0 else -x * self.scale
+
+
+def lengths(self: Odd, x: Tensor) -> Tensor:
+    sizes = torch.tensor([2, x.shape[0] - 2]).tolist()
+    return torch.cat([part * self.scale for part in x.split(sizes)])
+
+
+def loop(self: Odd, x: Tensor) -> Tensor:
+    for _ in range(int(x.detach().abs().max()) + 1):
+        x = torch.tanh(x * self.scale)
+    return x
+
+
+def masked(self: Odd, x: Tensor) -> Tensor:
+    return x + (x * self.scale)[x > 0].sum()
+
+
+def passing_through(self: Odd, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x.to(x.dtype)
+        weight = y.abs().mean()
+    return x * self.scale * weight
+
+
+def detached_in_place(self: Odd, x: Tensor) -> Tensor:
+    y = (x * 2).detach()
+    y += self.scale
+    return x + y
+
+
+def counting(self: Odd, x: Tensor) -> Tensor:
+    self.calls += 1
+    return x * self.scale + self.calls
+
+
+def in_place_dropout(self: Odd, x: Tensor) -> Tensor:
+    return F.dropout(x * self.scale, 0.5, inplace=True)
+
+
+def random_branch(self: Odd, x: Tensor) -> Tensor:
+    return F.dropout(x * self.scale, 0.5) if x.sum() < 1e9 else x
+
+
+def checkpointed(self: Odd, x: Tensor) -> Tensor:
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(lambda y: torch.tanh(y * self.scale), x, use_reentrant=False)
+
+
+EXPORTED = [experts, masked, passing_through, detached_in_place, counting, in_place_dropout, checkpointed]
+RECORDED = [branch, lengths, loop, random_branch]
+
+
+def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(3)
+    out = model(x)
+    out.square().sum().backward()
+    return out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("odd", [*EXPORTED, *RECORDED], ids=lambda f: f.__name__)
+def test_gradient_is_autograd(odd: Callable[[Odd, Tensor], Tensor]) -> None:
+    """Also at the next step and on other numbers, where a recorded graph is recorded anew."""
+    torch.manual_seed(0)
+    model = Odd(odd).double()
+    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient", fallback="retrace")
+    for step in range(2):
+        x = torch.randn(6, 4, dtype=torch.float64)
+        expected, wanted = gradients(model, x)
+        found, grads = gradients(twin, x)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert set(grads) == set(wanted)
+        for name, value in wanted.items():
+            torch.testing.assert_close(grads[name], value, rtol=1e-10, atol=1e-12)
+        assert torch.equal(model.calls, twin.calls), f"step {step}"
+
+
+@pytest.mark.parametrize("odd", RECORDED, ids=lambda f: f.__name__)
+def test_refused_without_fallback(odd: Callable[[Odd, Tensor], Tensor]) -> None:
+    if odd is lengths:
+        pytest.skip("the lengths do not come from the data, so torch.export takes them")
+    with pytest.raises(TraceError, match="retrace"):
+        trace(Odd(odd), torch.randn(6, 4))
+
+
+class Twofaced(nn.Module):
+    """Takes another way while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if torch.compiler.is_exporting() else self.layer(x) * 2
+
+
+def test_wrong_graph_is_noticed() -> None:
+    model, x = Twofaced(), torch.randn(2, 3)
+    with pytest.raises(TraceError, match="gives other outputs"):
+        trace(model, x)
+    graph = trace(model, x, fallback="retrace")
+    assert graph.tracer == "values"
+    out = lfpgraph.wrap(copy.deepcopy(model), fallback="retrace")(x)
+    torch.testing.assert_close(out, model(x))
+
+
+def test_random_outputs_are_no_wrong_graph(caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers drawn in another order are not held against a graph."""
+
+    class Noise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                torch.manual_seed(7)
+            return self.layer(x) + torch.rand_like(x)
+
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        graph = trace(Noise(), torch.randn(2, 3))
+    assert graph.tracer == "export"
+
+
+def test_tracing_draws_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    model = lfpgraph.wrap(Odd(branch), fallback="retrace")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model(torch.randn(4, 4).abs())
+    torch.manual_seed(5)
+    torch.randn(4, 4)
+    assert not torch.equal(before, torch.get_rng_state())
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    model(torch.randn(4, 4).abs())
+    assert torch.equal(after, torch.get_rng_state())
+    assert capfd.readouterr().err == ""
+
+
+def test_padding_keeps_sizes_open() -> None:
+    """One trace serves other sizes; the trace for fixed sizes where that fails is told of."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3))
+    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient")
+    for batch in (2, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        for one in (model, twin):
+            one.zero_grad()
+            one(x).square().sum().backward()
+        for p, q in zip(model.parameters(), twin.parameters()):
+            torch.testing.assert_close(q.grad, p.grad)
+    assert twin.forward.traces == 1
+
+
+def test_fixed_sizes_where_open_ones_fail(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation whose derivative torch does not know for open sizes costs a trace for each size, and is told of."""
+    real = wrap_module.make_program
+
+    def make(plan: Any, *args: Any) -> Any:
+        if plan.graph.dynamic:
+            raise RuntimeError("expected to contain only concrete integers")
+        return real(plan, *args)
+
+    monkeypatch.setattr(wrap_module, "make_program", make)
+    twin = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "gradient")
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        for batch in (2, 3, 2):
+            twin(torch.randn(batch, 3)).square().sum().backward()
+    assert "for these sizes alone" in caplog.text and twin.forward.traces == 2
