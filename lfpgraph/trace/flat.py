@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["FlatModel", "fill_slots", "original_forward"]
+__all__ = ["FlatModel", "fill_slots", "flatten_output", "original_forward"]
 
 
 def original_forward(model: nn.Module) -> Callable[..., Any]:
@@ -28,8 +28,7 @@ class _Record:
 class FlatModel(nn.Module):
     """A model that takes its tensor leaves as positional arguments and returns a flat list of tensors.
 
-    `record.out_spec` and `record.out_leaves` describe the true output after a run: a leaf is ("tensor", position) or
-    ("value", anything else).
+    `record.out_spec` and `record.out_leaves` describe the true output after a run (see `flatten_output`).
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -46,17 +45,22 @@ class FlatModel(nn.Module):
             leaves[slot] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         output = original_forward(self.model)(*args, **kwargs)
-        flat, self.record.out_spec = pytree.tree_flatten(output)
-        tensors_out: list[Tensor] = []
-        described: list[Any] = []
-        for leaf in flat:
-            if isinstance(leaf, Tensor):
-                described.append(("tensor", len(tensors_out)))
-                tensors_out.append(leaf)
-            else:
-                described.append(("value", _opaque(leaf, tensors_out)))
-        self.record.out_leaves = described
+        tensors_out, self.record.out_leaves, self.record.out_spec = flatten_output(output)
         return tensors_out
+
+
+def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
+    """The tensors of a model's output, what each leaf is ("tensor", position) or ("value", anything), and the pytree."""
+    flat, spec = pytree.tree_flatten(output)
+    tensors: list[Tensor] = []
+    described: list[Any] = []
+    for leaf in flat:
+        if isinstance(leaf, Tensor):
+            described.append(("tensor", len(tensors)))
+            tensors.append(leaf)
+        else:
+            described.append(("value", _opaque(leaf, tensors)))
+    return tensors, described, spec
 
 
 class _TensorSlot:
