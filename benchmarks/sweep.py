@@ -1,8 +1,8 @@
 """Every model type of transformers in small: traced, covered, one step, against autograd: `python -m benchmarks.sweep`.
 
-Rows go to a file of JSON lines as they come, and a stopped run goes on. Models run in a worker process, which is
-replaced when one takes too long or crashes. `--builder file.py:function` takes instances from elsewhere: a function of
-the type's name that returns (model, keyword inputs, ...).
+Rows go to a file of JSON lines as they come, and a stopped run goes on; `--again` measures the misses anew. Models run
+in worker processes, which are replaced when one takes too long or crashes. `--builder file.py:function` takes instances
+from elsewhere: a function of the type's name that returns (model, keyword inputs, ...).
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import json
 import logging
 import multiprocessing
 import sys
-import time
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 from rich.progress import track
 
 from .sweep_one import default_builder, measure
-
-_CLOSE = 1e-4
+from .sweep_table import miss, summary, table
 
 
 def load_builder(target: str | None) -> Any:
@@ -86,74 +85,39 @@ class Worker:
         return {"type": name, "error": problem}
 
 
-def table(rows: list[dict[str, Any]], builder: str) -> str:
-    """docs/sweep.md."""
-    built = [row for row in rows if not row.get("error", "").startswith("build")]
-    traced = [row for row in built if "tracer" in row]
-    covered = [row for row in traced if "nodes" in row and not row["nodes"].get("uncovered")]
-    right = [row for row in traced if row.get("gradient_error", 1.0) <= _CLOSE]
-    finite = [row for row in traced if row.get("finite")]
-    totals = Counter[str]()
-    for row in covered:
-        totals.update(row["nodes"])
-    bearing = sum(n for name, n in totals.items() if name != "none") or 1
-    tracers = Counter(row["tracer"] for row in traced)
-    lines = [
-        "# Sweep over transformers",
-        "",
-        f"Made by `make sweep` ({time.strftime('%Y-%m-%d')}, torch {torch.__version__}, 2 cores; {builder}). Small random "
-        "instances in eval mode, float32; one forward and one backward walk each.",
-        "",
-        "| | model types |",
-        "|---|---|",
-        f"| asked for | {len(rows)} |",
-        f"| built and run without lfpgraph | {len(built)} |",
-        f"| traced | {len(traced)} ({tracers['export']} by torch.export, {tracers['values']} by the fallback) |",
-        f"| every operation that carries reward covered | {len(covered)} |",
-        f"| gradient composite equal to autograd (relative {_CLOSE:g} of the largest gradient) | {len(right)} |",
-        f"| LFP feedback finite | {len(finite)} |",
-        "",
-        f"Of {bearing} operations that carry reward {totals['derived']} are derived ({100 * totals['derived'] / bearing:.2f} %).",
-        "",
-        "## Misses",
-        "",
-        "| type | what |",
-        "|---|---|",
-    ]
-    for row in built:
-        problem = row.get("error")
-        if problem is None and row["nodes"].get("uncovered"):
-            problem = f"uncovered: {', '.join(row['kinds']['uncovered'])}"
-        if problem is None and row["gradient_error"] > _CLOSE:
-            problem = f"gradient differs from autograd's by {row['gradient_error']:.2g}"
-        if problem is None and not row["finite"]:
-            problem = "LFP feedback is not finite"
-        if problem is not None:
-            lines.append(f"| {row['type']} | {problem.replace('|', '/')} |")
-    lines += [
-        "",
-        "## Every type",
-        "",
-        "| type | tracer | operations | derived | gradient error | trace s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in traced:
-        nodes, error = row.get("nodes", {}), row.get("gradient_error")
-        derived = ", ".join(row.get("kinds", {}).get("derived", [])) or "0"
-        shown = "" if error is None else f"{error:.1g}"
-        lines.append(
-            f"| {row['type']} | {row['tracer']} | {sum(nodes.values())} | {derived} | {shown} | {row['trace_s']} |"
-        )
-    lost = [row["type"] for row in rows if row.get("error", "").startswith("build")]
-    lines += ["", f"Not built ({len(lost)}): {', '.join(lost)}", ""]
-    return "\n".join(lines)
+def sweep(names: list[str], out: Path, builder: str | None, jobs: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Measure the types, a row to the file as each is done."""
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    workers = [Worker(builder) for _ in range(min(jobs, len(names)))]
+    for worker in workers:
+        idle.put(worker)
+
+    def one(name: str) -> dict[str, Any]:
+        worker = idle.get()
+        try:
+            return worker.run(name, seconds)
+        finally:
+            idle.put(worker)
+
+    rows: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(jobs) as pool, out.open("a") as file:
+        for done in track(as_completed([pool.submit(one, name) for name in names]), "sweep", total=len(names)):
+            row = done.result()
+            rows[row["type"]] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    for worker in workers:
+        worker.process.kill()
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("types", nargs="*", help="model types; all by default")
     parser.add_argument("--builder", help="file.py:function; the library's own small instances by default")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep.jsonl"), help="rows; a type found here is done")
+    parser.add_argument("--again", action="store_true", help="measure the types found there with a miss anew")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for a model")
     parser.add_argument("--table", type=Path, help="write the Markdown table here")
     options = parser.parse_args()
@@ -161,19 +125,14 @@ def main() -> None:
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     known = {row["type"]: row for row in map(json.loads, lines)}
     names = options.types or model_types()
-    worker = Worker(options.builder)
-    for name in track([n for n in names if n not in known], "sweep"):
-        known[name] = worker.run(name, options.timeout)
-        with options.out.open("a") as file:
-            file.write(json.dumps(known[name]) + "\n")
-    worker.process.kill()
+    todo = [name for name in names if name not in known or (options.again and miss(known[name]) is not None)]
+    known |= sweep(todo, options.out, options.builder, options.jobs, options.timeout)
     rows = [known[name] for name in names]
     if options.table is not None:
-        source = (
-            "instances of the library's own builder" if options.builder is None else "instances of a separate builder"
-        )
+        own = options.builder is None
+        source = "instances of the library's own builder" if own else "instances of a builder given with --builder"
         options.table.write_text(table(rows, source), encoding="utf-8")
-    print("\n".join(table(rows, "").splitlines()[4:16]))
+    print("\n".join(summary(rows)))
 
 
 if __name__ == "__main__":
