@@ -10,73 +10,120 @@ from torch import Tensor, fx, nn
 
 import lfpgraph
 from lfpgraph.composites import get_composite
-from lfpgraph.plan import make_plan
+from lfpgraph.plan import Plan, make_plan
+from lfpgraph.program import make_program
 from lfpgraph.propagate import run_backward, run_forward
 from lfpgraph.trace import OpGraph, trace
 
 from .fuzz import random_module
 
 QUICK, MANY = 100, 2000
+TOLERANCE = 1e-9
+Inputs = tuple[Tensor, ...]
 Grads = dict[str, Tensor]
 
 
-def expected(module: nn.Module, inputs: tuple[Tensor, ...], signals: list[Tensor]) -> Grads:
-    outputs = module(*inputs)
-    pairs = [(out, s) for out, s in zip(outputs, signals) if out.requires_grad]
-    parameters = dict(module.named_parameters())
-    if not pairs or not parameters:
+def leaves(inputs: Inputs) -> Inputs:
+    return tuple(x.detach().clone().requires_grad_() for x in inputs)
+
+
+def expected(module: nn.Module, inputs: Inputs, signals: list[Tensor]) -> Grads:
+    """Autograd's answer for every parameter and input."""
+    module = copy.deepcopy(module)
+    own = leaves(inputs)
+    pairs = [(out, s) for out, s in zip(module(*own), signals) if out.requires_grad]
+    names = {f"input {i}": x for i, x in enumerate(own)} | dict(module.named_parameters())
+    if not pairs:
         return {}
     outs, given = zip(*pairs)
-    found = torch.autograd.grad(outs, list(parameters.values()), given, allow_unused=True)
-    return {name: g for name, g in zip(parameters, found) if g is not None}
+    found = torch.autograd.grad(outs, list(names.values()), given, allow_unused=True)
+    return {name: g for name, g in zip(names, found) if g is not None}
 
 
-def walked(graph: OpGraph, module: nn.Module, inputs: tuple[Tensor, ...], signals: list[Tensor], rules: str) -> Grads:
-    state = dict(module.named_parameters())
+def prepare(graph: OpGraph, module: nn.Module, inputs: Inputs, rules: str) -> tuple[Plan, list[Tensor]]:
+    """The plan, and the values of the graph's placeholders."""
+    state = dict(module.named_parameters()) | dict(module.named_buffers())
     pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
-    plan = make_plan(graph, get_composite(rules), {n for n, p in pairs if p.kind == "parameter"})
+    plan = make_plan(graph, get_composite(rules), {n for n, p in pairs if p.kind in ("parameter", "input")})
     sources = {"input": inputs, "constant": graph.constants}
+    return plan, [sources.get(p.kind, state)[p.target].detach() for _, p in pairs]
+
+
+def named(graph: OpGraph, found: list[Tensor | None]) -> Grads:
+    names = [f"input {p.target}" if p.kind == "input" else str(p.target) for p in graph.placeholders]
+    return {name: s for name, s in zip(names, found) if s is not None}
+
+
+def walked(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tensor], rules: str) -> Grads:
+    """The eager walk."""
+    plan, values = prepare(graph, module, inputs, rules)
     with torch.no_grad():
-        _, calls, env = run_forward(plan, [sources.get(p.kind, state)[p.target].detach() for _, p in pairs])
+        _, calls, env = run_forward(plan, values)
         at: dict[fx.Node, Tensor | None] = {}
         for node, s in zip(graph.user_output_nodes, signals):
             if isinstance(node, fx.Node):
                 before = at.get(node)
                 at[node] = s if before is None else before + s
         found = run_backward(plan, calls, env, at)
-    signals_of = ((p.target, found.get(node)) for node, p in pairs if p.kind == "parameter")
-    return {name: s for name, s in signals_of if s is not None}
+    return named(graph, [found.get(node) for node in graph.placeholder_nodes])
 
 
-def wrapped(module: nn.Module, inputs: tuple[Tensor, ...], signals: list[Tensor]) -> Grads:
-    twin = lfpgraph.wrap(copy.deepcopy(module), "gradient")
-    loss = sum((out * s).sum() for out, s in zip(twin(*inputs), signals))
+def programmed(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tensor], rules: str) -> Grads:
+    """The traced feedback graph."""
+    plan, values = prepare(graph, module, inputs, rules)
+    program = make_program(plan, values)
+    first = len(graph.output_nodes) - len(signals)
+    with torch.no_grad():
+        results = program.call_forward(*values)
+        given = [signals[i - first] for i in program.signal_outputs]
+        answers = dict(zip(program.wanted, program.call_feedback([*results[program.n_outputs :], *given])))
+    return named(graph, [answers.get(i) for i in range(len(values))])
+
+
+def wrapped(module: nn.Module, inputs: Inputs, signals: list[Tensor]) -> Grads:
+    """What a training step leaves in `.grad`."""
+    twin, own = lfpgraph.wrap(copy.deepcopy(module), "gradient"), leaves(inputs)
+    loss = sum((out * s).sum() for out, s in zip(twin(*own), signals))
     if isinstance(loss, Tensor) and loss.requires_grad:
         loss.backward()
-    return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+    names = {f"input {i}": x for i, x in enumerate(own)} | dict(twin.named_parameters())
+    return {name: x.grad for name, x in names.items() if x.grad is not None}
+
+
+def compare(way: str, found: Grads, want: Grads) -> None:
+    """Equal, relative to the largest entry; an absent one is zero; NaN and infinity in the same places."""
+    sizes = [float(g.abs().nan_to_num(0, 0, 0).max()) for g in want.values()]
+    close = {"rtol": 0.0, "atol": TOLERANCE * (max(sizes, default=0.0) or 1.0), "equal_nan": True}
+    for name in {*want, *found}:
+        some = want[name] if name in want else found[name]
+        ours, theirs = (grads.get(name, torch.zeros_like(some)) for grads in (found, want))
+        assert ours.shape == theirs.shape, f"{way}: {name} has shape {list(ours.shape)}, not {list(theirs.shape)}"
+        assert torch.allclose(ours, theirs, **close), (
+            f"{way}: {name} is off by {float((ours - theirs).abs().max()):.3g}"
+        )
 
 
 def check(seed: int) -> None:
+    """One random graph, all ways.
+
+    Raises:
+        AssertionError: with the seed and the module's source.
+    """
     module, inputs, source = random_module(seed)
     generator = torch.Generator().manual_seed(seed)
-    signals = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in module(*inputs)]
+    outputs = copy.deepcopy(module)(*inputs)
+    signals = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]
     try:
         want = expected(module, inputs, signals)
-        if not dict(module.named_parameters()):
-            return
         graph = trace(module, inputs, dynamic=False)
-        found = {"walk": walked(graph, module, inputs, signals, "gradient")}
-        if seed % 10 == 0:
-            found["wrap"] = wrapped(module, inputs, signals)
-        scale = max((float(g.abs().max()) for g in want.values()), default=0.0) or 1.0
-        for way, grads in found.items():
-            for name in {*want, *grads}:
-                ours, theirs = grads.get(name), want.get(name)
-                zero = torch.zeros(())
-                difference = (zero if ours is None else ours) - (zero if theirs is None else theirs)
-                assert float(difference.abs().max()) <= 1e-9 * scale, f"{way}: {name}"
+        compare("walk", walked(graph, module, inputs, signals, "gradient"), want)
         feedback = walked(graph, module, inputs, signals, "lfp-epsilon")
-        assert all(bool(torch.isfinite(s).all()) for s in feedback.values()), "feedback is not finite"
+        if all(bool(torch.isfinite(g).all()) for g in want.values()):
+            assert all(bool(torch.isfinite(s).all()) for s in feedback.values()), "feedback is not finite"
+        if seed % 10 == 0:
+            if dict(module.named_parameters()):
+                compare("wrap", wrapped(module, inputs, signals), want)
+            compare("program", programmed(graph, module, inputs, signals, "lfp-epsilon"), feedback)
     except Exception as error:
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{source}") from error
 
@@ -97,3 +144,39 @@ def test_many_random_graphs(start: int) -> None:
         except AssertionError as error:
             failures.append(str(error))
     assert not failures, "\n".join(failures)
+
+
+class NoGradWrite(nn.Module):
+    """Autograd lets the gradient pass a write that it does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = x.clone()
+        with torch.no_grad():
+            t[0].mul_(3)
+        return t * 2
+
+
+class DetachedWrite(nn.Module):
+    """The same through an alias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = x.clone()
+        t.detach().add_(1)
+        return t * 2
+
+
+@pytest.mark.parametrize("kind", [NoGradWrite, DetachedWrite])
+@pytest.mark.xfail(strict=True, reason="a write hidden from autograd ends the signal of what it writes to")
+def test_write_hidden_from_autograd(kind: type[nn.Module]) -> None:
+    module, x, s = kind(), torch.randn(3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+    graph = trace(module, (x,), dynamic=False)
+    compare("walk", walked(graph, module, (x,), [s], "gradient"), {"input 0": 2 * s})
+
+
+@pytest.mark.xfail(strict=True, reason="torch leaves its marks of open sizes on the example after a failed export")
+def test_fixed_sizes_after_open_ones_fail() -> None:
+    class OneRow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x[1:]
+
+    assert not trace(OneRow(), (torch.randn(2, 3),)).dynamic
