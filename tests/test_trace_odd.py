@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import TraceError
 from lfpgraph.trace import trace
+from lfpgraph.trace.graph import module_path, source_line
 
 wrap_module = importlib.import_module("lfpgraph.wrap")  # the package's name `wrap` is the function
 
@@ -212,3 +213,48 @@ def test_fixed_sizes_where_open_ones_fail(caplog: pytest.LogCaptureFixture, monk
         for batch in (2, 3, 2):
             twin(torch.randn(batch, 3)).square().sum().backward()
     assert "for these sizes alone" in caplog.text and twin.forward.traces == 2
+
+
+class Nested(nn.Module):
+    """A part of its own called `model`, and one whose forward branches on data under no_grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+        self.odd = Odd(branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight = self.model(x).mean()
+        return self.odd(self.model(x) * weight)
+
+
+def test_recorded_nodes_know_their_place() -> None:
+    """Module path and source line, as for an exported model; in no_grad regions too. So overrides by path apply."""
+    graph = trace(Nested(), torch.randn(6, 4), fallback="retrace")
+    assert graph.tracer == "values"
+    found = [(str(n.target), module_path(n), source_line(n)) for n in graph.operations()]
+    linear = [path for op, path, _ in found if op == "aten.linear.default"]
+    assert linear == ["model.0", "model.0", "odd.first", "odd.last"]
+    assert {path for op, path, _ in found if op == "aten.gelu.default"} == {"model.1"}
+    means = [(path, line.split(":")[0]) for op, path, line in found if op == "aten.mean.default"]
+    assert means == [("", "test_trace_odd.py")]
+    assert all(line for _, _, line in found)
+
+
+def test_no_grad_regions_know_their_place() -> None:
+    class Region(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = x + torch.sin(self.model(x))
+            return self.model(x)
+
+    graph = trace(Region(), torch.randn(6, 4))
+    assert graph.tracer == "export"
+    assert [module_path(n) for n in graph.operations() if str(n.target) == "aten.linear.default"] == ["model", "model"]
+    sine = next(n for n in graph.operations() if str(n.target) == "aten.sin.default")
+    assert source_line(sine).startswith("test_trace_odd.py:")

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ..registry import find_rule
+from .places import remember_places
 
 __all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
 
@@ -47,6 +48,9 @@ def keep_no_grad(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op != "call_function" or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
             continue
+        body = _body(module, node)
+        if body is not None:
+            remember_places(body)
         if node.args[0]:
             continue
         for user in list(node.users):
@@ -64,11 +68,16 @@ def keep_no_grad(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _passed_through(module: fx.GraphModule, region: fx.Node, item: fx.Node) -> fx.Node | None:
-    """The region's argument that an item of its output is, untouched; None if the region computed it."""
+def _body(module: fx.GraphModule, region: fx.Node) -> fx.GraphModule | None:
     body = region.args[1]
     inner = getattr(module, str(body.target), None) if isinstance(body, fx.Node) else None
-    if not isinstance(inner, fx.GraphModule) or item.target is not operator.getitem:
+    return inner if isinstance(inner, fx.GraphModule) else None
+
+
+def _passed_through(module: fx.GraphModule, region: fx.Node, item: fx.Node) -> fx.Node | None:
+    """The region's argument that an item of its output is, untouched; None if the region computed it."""
+    inner = _body(module, region)
+    if inner is None or item.target is not operator.getitem:
         return None
     node: Any = inner.graph.output_node().args[0][item.args[1]]  # type: ignore[index]
     while isinstance(node, fx.Node) and node.target in _MAY_RETURN_SELF:

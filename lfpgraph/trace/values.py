@@ -17,6 +17,7 @@ from ..errors import TraceError
 from .capture import export_flat, quiet, tracing
 from .flat import FlatModel
 from .graph import OpGraph, Placeholder
+from .places import note_lines, noting_places, restore_places
 
 __all__ = ["capture_values"]
 
@@ -50,7 +51,9 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
         try:
             recorded = _record(model, run, [*state, *tensors], whole)
             out_spec, out_leaves = flat.record.out_spec, list(flat.record.out_leaves)
+            note_lines(recorded)
             graph = export_flat(recorded, [*state, *tensors], None, flat.record, placeholders)
+            restore_places(graph.module)
             graph.out_spec, graph.out_leaves, graph.tracer = out_spec, out_leaves, "values"
             log.warning("%s traced on real values: one call's graph, traced anew at every step", type(model).__name__)
             return graph
@@ -65,10 +68,15 @@ def _record(model: nn.Module, run: Callable[..., Any], values: Sequence[Tensor],
     rng = torch.get_rng_state()
     copies = [value.clone() for value in values]
     try:
-        with tracing(), quiet(), torch.enable_grad(), _plain_experts(model):
-            recorded = make_fx(run, tracing_mode="real", _error_on_data_dependent_ops=False, pre_dispatch=whole)(
-                *copies
+        with tracing(), quiet(), torch.enable_grad(), _plain_experts(model), noting_places(model):
+            tracer = make_fx(
+                run,
+                tracing_mode="real",
+                _error_on_data_dependent_ops=False,
+                pre_dispatch=whole,
+                record_stack_traces=True,
             )
+            recorded = tracer(*copies)
     finally:
         torch.set_rng_state(rng)
     recorded.graph.eliminate_dead_code(is_impure_node=_stays)
