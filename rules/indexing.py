@@ -24,6 +24,7 @@ rows(
         aten.cummax.default,
         aten.cummin.default,
         aten.fractional_max_pool2d.default,
+        aten.fractional_max_pool3d.default,
         aten.gather.default,
         aten.index.Tensor,
         aten.index_copy.default,

@@ -79,6 +79,7 @@ rows(
         aten.matmul.default,
         aten.mm.default,
         aten.mv.default,
+        aten.outer.default,
         aten.vdot.default,
     ],
 )

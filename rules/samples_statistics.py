@@ -1,4 +1,4 @@
-"""Samples of statistics, matrix functions, transforms, losses and rarer contractions."""
+"""Samples of statistics, transforms, losses and rarer contractions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ aten = torch.ops.aten
 def _wide(x: Tensor) -> Tensor:
     """There are no complex numbers of bfloat16."""
     return x.float() if x.dtype == torch.bfloat16 else x
-
-
-def _regular(t: Maker) -> Tensor:
-    """Well-conditioned square matrices."""
-    return t.inside(t.n, 3, 3) + 2 * torch.eye(3, dtype=t.dtype)
-
-
-def _definite(t: Maker) -> Tensor:
-    """Symmetric positive definite matrices with distinct eigenvalues."""
-    x = t.inside(t.n, 3, 3)
-    return x @ x.mT + torch.diag(torch.tensor([1, 2, 4], dtype=t.dtype))
 
 
 case(
@@ -42,21 +31,6 @@ case(aten.prod.default, lambda t: call(t.nonzero(t.n, 2)), empty=False)
 case(aten.renorm.default, lambda t: call(t.nonzero(t.n, 5), 2, 0, 1.0), empty=False)
 case([aten.std_mean.correction, aten.var_mean.correction], lambda t: call(t(t.n, 5), [1], correction=0), empty=False)
 case(aten.trace.default, lambda t: call(t(3, 3)), empty=False)
-
-case(aten._cdist_forward.default, lambda t: call(t(t.n, 3, 2), t.nonzero(t.n, 4, 2), 2.0, None), active=(0, 1))
-case([aten._linalg_det.default, aten.linalg_inv_ex.default], lambda t: call(_wide(_regular(t))), empty=False)
-case(aten.linalg_matrix_exp.default, lambda t: call(_wide(t.inside(t.n, 3, 3))), empty=False)
-case(aten.linalg_cholesky_ex.default, lambda t: call(_definite(t)), empty=False)
-case(aten._linalg_eigh.default, lambda t: call(_definite(t)), empty=False)
-case(aten._linalg_svd.default, lambda t: call(_regular(t), False, True), empty=False)
-case(aten.linalg_qr.default, lambda t: call(_regular(t)), empty=False)
-case(aten._linalg_solve_ex.default, lambda t: call(_regular(t), t(t.n, 3, 2)), active=(0, 1), empty=False)
-case(
-    aten.linalg_solve_triangular.default,
-    lambda t: call(_regular(t), t(t.n, 3, 2), upper=True),
-    active=(0, 1),
-    empty=False,
-)
 
 case(
     aten.grid_sampler_2d.default,

@@ -90,4 +90,31 @@ rows(
         aten.view.default,
     ],
 )
-rows(RANDOM, vjp, [aten.dropout.default, aten.native_dropout.default])
+rows(
+    RANDOM,
+    vjp,
+    [
+        aten.dropout.default,
+        aten.native_dropout.default,
+    ],
+)
+
+
+def noisy_slope(
+    node: Any,
+    s: Any,
+    x: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    *_: Any,
+) -> list[Tensor | None]:
+    """The vjp of rrelu: the slopes it drew, its second output, which torch's derivative forgets."""
+    if training:
+        return [s[0] * node.output[1], None]
+    return [torch.where(x > 0, s[0], s[0] * ((lower + upper) / 2)), None]
+
+
+noisy_slope.is_vjp = True  # type: ignore[attr-defined]
+rows(RANDOM, noisy_slope, [aten.rrelu_with_noise_functional.default], needs_vjp=False)

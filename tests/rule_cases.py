@@ -173,17 +173,26 @@ def autograd(case: Case) -> list[Tensor | None]:
     return answer
 
 
+def as_reals(x: Tensor) -> Tensor:
+    """All entries in one row, in float64; a complex number as its real and imaginary part."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1).double()
+
+
+def from_reals(row: Tensor, like: Tensor) -> Tensor:
+    """The tensor of the shape of `like` that `as_reals` gives as this row."""
+    return torch.view_as_complex(row.view(*like.shape, 2)) if like.is_complex() else row.view(like.shape)
+
+
 def jacobian(case: Case, place: int) -> Tensor:
     """The dense Jacobian [outputs, inputs] of all outputs with respect to one tensor argument, in float64."""
-
     x = case.tensors[place].detach().requires_grad_()
     outputs, _ = run_op(case, [x if i == place else t for i, t in enumerate(case.tensors)])
-    z = torch.cat([out.reshape(-1).double() for out in outputs])
+    z = torch.cat([as_reals(out) for out in outputs])
     rows = []
     for unit in torch.eye(z.numel(), dtype=torch.float64) if z.requires_grad else []:
         (row,) = torch.autograd.grad(z, x, unit, retain_graph=True, allow_unused=True)
-        rows.append(torch.zeros(x.numel()) if row is None else row.reshape(-1))
-    return torch.stack(rows).double() if rows else torch.zeros(z.numel(), x.numel(), dtype=torch.float64)
+        rows.append(as_reals(torch.zeros_like(x) if row is None else row))
+    return torch.stack(rows) if rows else torch.zeros(z.numel(), as_reals(x).numel(), dtype=torch.float64)
 
 
 def all_cases(dtype: torch.dtype = torch.float64) -> list[tuple[OpOverload, Sample]]:

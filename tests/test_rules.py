@@ -31,7 +31,20 @@ from lfpgraph.numerics import stabilize
 from lfpgraph.program import make_program
 from lfpgraph.registry import find_rule, registered_rules, remove_rule, restore_rule, rule
 
-from .rule_cases import Case, all_cases, autograd, jacobian, make_case, plan_of, run, run_op, seed, short_name
+from .rule_cases import (
+    Case,
+    all_cases,
+    as_reals,
+    autograd,
+    from_reals,
+    jacobian,
+    make_case,
+    plan_of,
+    run,
+    run_op,
+    seed,
+    short_name,
+)
 
 aten = torch.ops.aten
 
@@ -49,13 +62,21 @@ LINEAR = {
     "random",
     "cast",
 }
-TRUE_VJP = LINEAR | {"normalisation", "softmax", "general", "rectifier"}
-# torch raises in backward
+TRUE_VJP = LINEAR | {"normalisation", "softmax", "general", "rectifier", "transform"}
+# torch raises in backward; its derivatives of as_strided_scatter and rrelu are wrong
 NO_DERIVATIVE = {
+    aten._sample_dirichlet.default,
+    aten.as_strided_scatter.default,
     aten.bernoulli.p,
+    aten.binomial.default,
     aten.detach_copy.default,
     aten.floor_divide.default,
     aten.heaviside.default,
+    aten.normal_functional.default,
+    aten.randint_like.default,
+    aten.randint_like.low_dtype,
+    aten.rrelu_with_noise_functional.default,
+    aten.special_zeta.other_scalar,
 }
 SHARED = {"contraction", "product"}
 HOMOGENEOUS = {aten.clamp.Tensor, aten.maximum.default, aten.minimum.default}
@@ -173,17 +194,16 @@ def check_reference(case: Case) -> None:
     """J^T s, with the epsilon rule's factor on s, for epsilon 0 and a large one."""
     matrices = {i: jacobian(case, i) for i in case.carriers}
     for epsilon in (0.0, 0.125):
-        signals = torch.cat([s.reshape(-1).double() for s in factor(case, epsilon)])
+        signals = torch.cat([as_reals(s) for s in factor(case, epsilon)])
         for i, found in enumerate(run(case, "lfp-0", epsilon)):
             assert i in matrices or found is None
             if i in matrices:
-                expected = (matrices[i].mT @ signals).view(case.tensors[i].shape) * share_of(case, i)
+                expected = from_reals(matrices[i].mT @ signals, case.tensors[i]) * share_of(case, i)
                 close(found, expected, 1e-12)
 
 
 def is_vjp(op: OpOverload, sample: Sample) -> bool:
-    # the derivative of copy is known only to its rule: it is checked by conservation
-    return family(op) in TRUE_VJP | {"attention"} and bool(sample.active or sample.weight)
+    return family(op) in TRUE_VJP | {"attention"} and takes_gradient(op, sample)
 
 
 @pytest.mark.parametrize(("op", "sample"), pairs(is_vjp, "reference"), ids=case_id)
