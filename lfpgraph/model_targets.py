@@ -182,12 +182,20 @@ def _from_config(config: Any, name: str) -> ModelTarget:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    return builder(config), None, None
+                    return _plain_experts(builder(config)), None, None
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {_first_line(error)}")
         raise TargetError(f"{name}: the model cannot be built: {errors[0]}")
 
     return _weightless(name, build)
+
+
+def _plain_experts(model: nn.Module) -> nn.Module:
+    """Expert layers by plain matrix products: the default kernel of transformers is known to no fake or meta tensor."""
+    choose: Any = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("batched_mm")
+    return model
 
 
 def _weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
