@@ -20,8 +20,7 @@ from .function import run_program
 from .plan import make_plan
 from .program import make_program
 from .trace import OpGraph, trace
-from .trace.capture import is_tracing
-from .trace.flat import fill_slots
+from .trace.flat import fill_slots, flatten_input, is_tracing
 
 __all__ = ["FeedbackForward", "is_wrapped", "unwrap", "wrap"]
 
@@ -64,9 +63,9 @@ class FeedbackForward:
         functools.update_wrapper(self, type(state["model"]).forward, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
         if is_tracing() or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
+        leaves, spec = flatten_input(args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         state = _state(self.model)
         if not any(t.requires_grad for t in (*state.values(), *tensors)):

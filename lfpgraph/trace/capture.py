@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,32 +14,15 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import _config as _fx_config
-from torch.utils import _pytree as pytree
 
 from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
-from .flat import FlatModel
+from .flat import FlatModel, input_tensors, tracing
 from .graph import OpGraph, Placeholder
 from .rewrite import decompositions, free_detached, keep_no_grad, tidy
 
-__all__ = ["capture", "export_flat", "is_tracing", "quiet", "tracing"]
+__all__ = ["capture", "export_flat", "quiet"]
 
 log = logging.getLogger("lfpgraph")
-_state = threading.local()
-
-
-def is_tracing() -> bool:
-    """Whether this thread is tracing a model, so that wrapped modules must run their own forward."""
-    return getattr(_state, "depth", 0) > 0
-
-
-@contextlib.contextmanager
-def tracing() -> Iterator[None]:
-    """Mark this thread as tracing."""
-    _state.depth = getattr(_state, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _state.depth -= 1
 
 
 def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
@@ -68,7 +50,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
         TraceError: anything else that keeps torch.export from tracing.
     """
     flat = FlatModel(model, args, kwargs)
-    tensors = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
+    tensors = input_tensors(args, kwargs)
     if not tensors:
         raise InputError(f"{type(model).__name__} was called without a tensor; give it the tensors it computes on.")
     tensors = [t.detach() for t in tensors]

@@ -2,14 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["FlatModel", "fill_slots", "flatten_output", "original_forward"]
+__all__ = [
+    "FlatModel",
+    "fill_slots",
+    "flatten_input",
+    "flatten_output",
+    "input_tensors",
+    "is_tracing",
+    "original_forward",
+    "tracing",
+]
+
+_state = threading.local()
+
+
+def is_tracing() -> bool:
+    """Whether this thread is tracing a model, so that wrapped modules must run their own forward."""
+    return getattr(_state, "depth", 0) > 0
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Mark this thread as tracing."""
+    _state.depth = getattr(_state, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _state.depth -= 1
+
+
+def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """The leaves of a call's arguments and their pytree; a dataclass that holds tensors counts as a container."""
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    unknown = {type(leaf) for leaf in leaves if _is_container(leaf)}
+    if not unknown:
+        return leaves, spec
+    for cls in unknown:
+        pytree.register_dataclass(cls)
+    return flatten_input(args, kwargs)
+
+
+def _is_container(leaf: Any) -> bool:
+    """Whether a leaf is an object of a dataclass with tensors among its fields, and can be made of its fields."""
+    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type) or type(leaf) in pytree.SUPPORTED_NODES:
+        return False
+    fields = dataclasses.fields(leaf)
+    return all(f.init for f in fields) and any(_holds_tensor(getattr(leaf, f.name)) for f in fields)
+
+
+def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among a call's arguments, in order."""
+    return [leaf for leaf in flatten_input(args, kwargs)[0] if isinstance(leaf, Tensor)]
 
 
 def original_forward(model: nn.Module) -> Callable[..., Any]:
@@ -34,7 +88,7 @@ class FlatModel(nn.Module):
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
-        leaves, self.in_spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        leaves, self.in_spec = flatten_input(args, kwargs)
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.record = _Record()
@@ -44,13 +98,31 @@ class FlatModel(nn.Module):
         for slot, tensor in zip(self.slots, tensors):
             leaves[slot] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
+        buffers = dict(self.model.named_buffers()) if is_tracing() else {}
         output = original_forward(self.model)(*args, **kwargs)
+        _write_assigned(self.model, buffers)
         tensors_out, self.record.out_leaves, self.record.out_spec = flatten_output(output)
         return tensors_out
 
 
+def _write_assigned(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Write what forward assigned to a buffer's name into the buffer, as a tracer sees only what is written."""
+    for name, buffer in before.items():
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        assigned = module._buffers.get(own)
+        if assigned is buffer or assigned is None or assigned.shape != buffer.shape or assigned.dtype != buffer.dtype:
+            continue
+        with torch.no_grad():
+            buffer.copy_(assigned)
+        module._buffers[own] = buffer
+
+
 def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
-    """The tensors of a model's output, what each leaf is ("tensor", position) or ("value", anything), and the pytree."""
+    """The tensors of a model's output, what each leaf is ("tensor", position) or ("value", anything), and the pytree.
+
+    A number that a tracer does not know yet (a size, or read from a tensor) becomes a tensor, to be read again.
+    """
     flat, spec = pytree.tree_flatten(output)
     tensors: list[Tensor] = []
     described: list[Any] = []
@@ -64,10 +136,14 @@ def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
 
 
 class _TensorSlot:
-    """Stands for a tensor inside an output object that is no pytree, such as a key-value cache."""
+    """Stands for a tensor inside an output object that is no pytree, such as a key-value cache; or for its number."""
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, position: int, number: bool = False) -> None:
         self.position = position
+        self.number = number
+
+
+_SYMBOLS = {torch.SymInt: torch.int64, torch.SymFloat: torch.float64, torch.SymBool: torch.bool}
 
 
 def _opaque(value: Any, tensors: list[Tensor]) -> Any:
@@ -75,6 +151,9 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors.append(value)
         return _TensorSlot(len(tensors) - 1)
+    if type(value) in _SYMBOLS:
+        tensors.append(torch.scalar_tensor(value, dtype=_SYMBOLS[type(value)]))
+        return _TensorSlot(len(tensors) - 1, number=True)
     if isinstance(value, list | tuple):
         return type(value)([_opaque(item, tensors) for item in value])
     if isinstance(value, dict):
@@ -82,14 +161,20 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
     if hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
         if not any(_holds_tensor(item) for item in vars(value).values()):
             return value
-        twin = copy.copy(value)
-        twin.__dict__ = {key: _opaque(item, tensors) for key, item in vars(value).items()}
-        return twin
+        return _twin(value, {key: _opaque(item, tensors) for key, item in vars(value).items()})
     return value
 
 
+def _twin(value: Any, state: dict[str, Any]) -> Any:
+    """A copy of an object with other attributes; of frozen ones too."""
+    twin = copy.copy(value)
+    object.__setattr__(twin, "__dict__", state)
+    return twin
+
+
 def _holds_tensor(value: Any, depth: int = 0) -> bool:
-    if isinstance(value, Tensor):
+    """Whether there is a tensor in an object, or what stands for one."""
+    if isinstance(value, Tensor | _TensorSlot) or type(value) in _SYMBOLS:
         return True
     if depth > 4 or isinstance(value, type | nn.Module):
         return False
@@ -103,13 +188,12 @@ def _holds_tensor(value: Any, depth: int = 0) -> bool:
 def fill_slots(value: Any, tensors: Sequence[Tensor]) -> Any:
     """Undo `_opaque` with this call's tensors."""
     if isinstance(value, _TensorSlot):
-        return tensors[value.position]
+        tensor = tensors[value.position]
+        return tensor.item() if value.number else tensor
+    if not _holds_tensor(value):
+        return value
     if isinstance(value, list | tuple):
         return type(value)([fill_slots(item, tensors) for item in value])
     if isinstance(value, dict):
         return {key: fill_slots(item, tensors) for key, item in value.items()}
-    if hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
-        twin = copy.copy(value)
-        twin.__dict__ = {key: fill_slots(item, tensors) for key, item in vars(value).items()}
-        return twin
-    return value
+    return _twin(value, {key: fill_slots(item, tensors) for key, item in vars(value).items()})

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .capture import export_flat, quiet, tracing
-from .flat import FlatModel
+from .capture import export_flat, quiet
+from .flat import FlatModel, input_tensors, tracing
 from .graph import OpGraph, Placeholder
 from .places import note_lines, noting_places, restore_places
 
@@ -34,7 +33,7 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
         TraceError: the model does not run, or what it does cannot be recorded.
     """
     flat = FlatModel(model, args, kwargs)
-    tensors = [t.detach() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
+    tensors = [t.detach() for t in input_tensors(args, kwargs)]
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     names = [*parameters, *buffers]
     state = [t.detach() for t in (*parameters.values(), *buffers.values())]

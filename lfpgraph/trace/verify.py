@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
-from .flat import FlatModel
+from .flat import FlatModel, input_tensors
 from .graph import OpGraph
 
 __all__ = ["disagreement", "draws_numbers", "is_real"]
@@ -24,8 +23,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, t
 
 def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether the model and its example have values to compute with."""
-    leaves = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
-    tensors = [*leaves, *model.parameters(), *model.buffers()]
+    tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
     return not any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
 
 
@@ -44,7 +42,7 @@ def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The model's tensor outputs; its buffers stay as they are."""
-    tensors = [t.detach().clone() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
+    tensors = [t.detach().clone() for t in input_tensors(args, kwargs)]
     copies = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad():
         return functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
@@ -55,7 +53,7 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
 
     Leaves buffers and the random state as they were.
     """
-    tensors = [t.detach() for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, Tensor)]
+    tensors = [t.detach() for t in input_tensors(args, kwargs)]
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
     values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
