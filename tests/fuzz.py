@@ -269,7 +269,7 @@ class _Writer:
             exec(line, names)
             found = names[target]
             if found.requires_grad:
-                torch.autograd.grad(found.sum(), self.inputs, retain_graph=True, allow_unused=True)
+                found.sum().backward(retain_graph=True)  # autograd refuses some writes only here
             good = found.dtype == torch.float64 and 0 < found.numel() <= 256 and found.dim() <= 4
             if not good or not bool(torch.isfinite(found).all()) or float(found.detach().abs().max()) > 1e3:
                 raise ValueError
@@ -289,7 +289,8 @@ def random_module(seed: int, length: int = 12) -> tuple[nn.Module, tuple[Tensor,
         for _ in range(60 * length):
             if len(writer.lines) < length:
                 writer.write()
-    read = {word for line in writer.lines for word in re.findall(r"v\d+", line.split(" = ", 1)[-1])}
+    used = [set(re.findall(r"v\d+", line)) - {f"v{i}"} for i, line in enumerate(writer.lines)]
+    read = set().union(*used)
     ends = [name for name in writer.values if name.startswith("v") and name not in read]
     outputs = ", ".join(ends[-4:])
     body = "\n".join(f"        {line}" for line in writer.lines)

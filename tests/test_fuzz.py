@@ -173,6 +173,18 @@ def test_write_hidden_from_autograd(kind: type[nn.Module]) -> None:
     compare("walk", walked(graph, module, (x,), [s], "gradient"), {"input 0": 2 * s})
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the decomposition ends with prims.copy_strided, which has no derivative and no rule"
+)
+def test_lerp_of_two_layouts() -> None:
+    class Lerp(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.lerp(x, x.T.contiguous().T, 0.25)
+
+    module, x, s = Lerp(), torch.randn(4, 4, dtype=torch.float64), torch.ones(4, 4, dtype=torch.float64)
+    compare("walk", walked(trace(module, (x,), dynamic=False), module, (x,), [s], "gradient"), {"input 0": s})
+
+
 @pytest.mark.xfail(strict=True, reason="torch leaves its marks of open sizes on the example after a failed export")
 def test_fixed_sizes_after_open_ones_fail() -> None:
     class OneRow(nn.Module):
