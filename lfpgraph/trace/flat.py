@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 __all__ = [
     "FlatModel",
@@ -34,12 +35,22 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Mark this thread as tracing."""
+    """Mark this thread as tracing, and let checkpointed parts run as they are: reentrant ones run without gradients."""
     _state.depth = getattr(_state, "depth", 0) + 1
+    apply = CheckpointFunction.__dict__.get("apply")
+    setattr(CheckpointFunction, "apply", _run_as_it_is)  # noqa: B010
     try:
         yield
     finally:
         _state.depth -= 1
+        if apply is None:
+            del CheckpointFunction.apply
+        else:
+            setattr(CheckpointFunction, "apply", apply)  # noqa: B010
+
+
+def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    return function(*args)
 
 
 def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import TraceError
-from .capture import export_flat, quiet
-from .flat import FlatModel, input_tensors, tracing
+from .capture import export_flat
+from .flat import FlatModel, input_tensors
 from .graph import OpGraph, Placeholder
 from .places import note_lines, noting_places, restore_places
+from .record import record
 
 __all__ = ["capture_values"]
 
@@ -48,7 +47,8 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     errors: list[Exception] = []
     for whole in (True, False):  # composite operations whole, then taken apart
         try:
-            recorded = _record(model, run, [*state, *tensors], whole)
+            with _plain_experts(model), noting_places(model):
+                recorded = record(run, [*state, *tensors], whole, dict(enumerate(state)))
             out_spec, out_leaves = flat.record.out_spec, list(flat.record.out_leaves)
             note_lines(recorded)
             graph = export_flat(recorded, [*state, *tensors], None, flat.record, placeholders)
@@ -60,27 +60,6 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
             errors.append(error)
     message = f"{type(model).__name__} could not be traced on real values: {' '.join(str(errors[0]).split())[:300]}"
     raise TraceError(message) from errors[0]
-
-
-def _record(model: nn.Module, run: Callable[..., Any], values: Sequence[Tensor], whole: bool) -> fx.GraphModule:
-    """The operations of one run, in place ones and all; leaves values, buffers and the random state as they were."""
-    rng = torch.get_rng_state()
-    copies = [value.clone() for value in values]
-    try:
-        with tracing(), quiet(), torch.enable_grad(), _plain_experts(model), noting_places(model):
-            tracer = make_fx(
-                run,
-                tracing_mode="real",
-                _error_on_data_dependent_ops=False,
-                pre_dispatch=whole,
-                record_stack_traces=True,
-            )
-            recorded = tracer(*copies)
-    finally:
-        torch.set_rng_state(rng)
-    recorded.graph.eliminate_dead_code(is_impure_node=_stays)
-    recorded.recompile()
-    return recorded
 
 
 @contextlib.contextmanager
@@ -96,12 +75,3 @@ def _plain_experts(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         choose(before)
-
-
-def _stays(node: fx.Node) -> bool:
-    """Nodes to keep that nobody reads: all that change something; not a number read from a tensor."""
-    if node.op in ("placeholder", "output"):
-        return True
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    return node.op == "call_function" and node.target is torch._C._set_grad_enabled

@@ -1,0 +1,113 @@
+"""One run of a function, recorded operation by operation on real values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..errors import TraceError
+from .capture import quiet
+from .flat import tracing
+
+__all__ = ["record"]
+
+_aten = torch.ops.aten
+_READ_LENGTHS = (_aten.gru.data, _aten.lstm.data, _aten.rnn_relu.data, _aten.rnn_tanh.data)
+
+
+def record(
+    run: Callable[..., Any], values: Sequence[Tensor], whole: bool, state: Mapping[int, Tensor]
+) -> fx.GraphModule:
+    """The operations of one run, in place ones and all; leaves values and the random state as they were.
+
+    Args:
+        run, values: what to run, on copies of what.
+        whole: keep composite operations whole.
+        state: for positions of `values`: the tensors a run may find elsewhere than in its arguments.
+
+    Raises:
+        TraceError: the run takes gradients itself.
+    """
+    rng = torch.get_rng_state()
+    copies = [value.clone() for value in values]
+    try:
+        with tracing(), quiet(), torch.enable_grad(), _no_autograd():
+            tracer = make_fx(
+                run,
+                decomposition_table=_value_readers() if whole else None,
+                tracing_mode="real",
+                _error_on_data_dependent_ops=False,
+                pre_dispatch=whole,
+                record_stack_traces=True,
+            )
+            recorded = tracer(*copies)
+    finally:
+        torch.set_rng_state(rng)
+    _find_state(recorded, dict(enumerate(copies)))
+    _find_state(recorded, state)
+    recorded.graph.eliminate_dead_code(is_impure_node=_stays)
+    recorded.recompile()
+    return recorded
+
+
+def _value_readers() -> dict[Any, Callable[..., Any]]:
+    """Composite operations that read numbers from tensors, which nothing can take apart later: packed sequences."""
+    from torch._decomp import decomposition_table
+
+    pad, pack = _aten._pad_packed_sequence.default, _aten._pack_padded_sequence.default
+    return {pad: pad.decompose, pack: _pack, **{op: decomposition_table[op] for op in _READ_LENGTHS}}
+
+
+def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """The steps of sequences of falling lengths, one after the other, and how many sequences each step has."""
+    steps = x.transpose(0, 1) if batch_first else x
+    ends: list[int] = lengths.tolist()
+    sizes = [sum(end > t for end in ends) for t in range(ends[0])]
+    return torch.cat([steps[t, :n] for t, n in enumerate(sizes)]), torch.tensor(sizes)
+
+
+@contextlib.contextmanager
+def _no_autograd() -> Iterator[None]:
+    """Refuse autograd inside a run, since what it computes is not recorded as what it depends on."""
+    original = torch.autograd.grad
+
+    def grad(*args: Any, **kwargs: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            raise TraceError("forward takes gradients itself (torch.autograd.grad); use torch.func.grad there.")
+        return original(*args, **kwargs)
+
+    torch.autograd.grad = grad
+    try:
+        yield
+    finally:
+        torch.autograd.grad = original
+
+
+def _find_state(recorded: fx.GraphModule, state: Mapping[int, Tensor]) -> None:
+    """Let the arguments stand for constants of the graph that are the same tensors."""
+    arguments = [node for node in recorded.graph.nodes if node.op == "placeholder"]
+    places = {_memory(tensor): arguments[i] for i, tensor in state.items() if tensor.numel()}
+    for node in recorded.graph.nodes:
+        value = getattr(recorded, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and (argument := places.get(_memory(value))) is not None:
+            node.replace_all_uses_with(argument)
+
+
+def _memory(tensor: Tensor) -> Any:
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _stays(node: fx.Node) -> bool:
+    """Nodes to keep that nobody reads: all that change something; not a number read from a tensor."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    return node.op == "call_function" and node.target is torch._C._set_grad_enabled
