@@ -75,6 +75,7 @@ NO_DERIVATIVE = {
     aten.normal_functional.default,
     aten.randint_like.default,
     aten.randint_like.low_dtype,
+    aten.remainder.Scalar_Tensor,
     aten.rrelu_with_noise_functional.default,
     aten.special_zeta.other_scalar,
 }
