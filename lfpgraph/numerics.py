@@ -17,7 +17,7 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
     plus_zero = z + 0.0  # minus zero becomes plus zero
-    return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero).add_(z)
+    return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero) + z
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False) -> Tensor:
@@ -32,7 +32,7 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False)
         return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
     if z.is_complex():
         return s * (1 - epsilon / (z.abs() + epsilon))
-    size = z + epsilon if positive else z.abs().add_(epsilon)
+    size = z + epsilon if positive else z.abs() + epsilon
     return torch.addcdiv(s, s, size, value=-epsilon)
 
 
@@ -47,7 +47,7 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
         return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
         return torch.where(x == 0, torch.zeros_like(s), s * z / torch.where(x == 0, torch.ones_like(x), x))
-    return (s * z).div_(stabilize(x, epsilon))
+    return s * z / stabilize(x, epsilon)
 
 
 def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:

@@ -6,8 +6,6 @@ returns the signal of every wanted placeholder. Both are ordinary graphs: print 
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,31 +17,17 @@ from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .errors import TraceError
+from .inplace import make_functional, write_in_place
+from .partition import split
 from .plan import Plan
 from .propagate import run_backward, run_forward
 from .trace.capture import quiet
-from .trace.graph import ancestors, is_float
+from .trace.graph import is_float
 
 __all__ = ["Program", "make_program"]
 
 aten = torch.ops.aten
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
-_RECOMPUTED = {
-    aten.alias.default,
-    aten.detach.default,
-    aten.expand.default,
-    aten.permute.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.t.default,
-    aten.transpose.int,
-    aten.unsqueeze.default,
-    aten.reshape.default,
-    aten.view.default,
-}
 
 
 @dataclass
@@ -116,12 +100,23 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
 
     try:
         traced = trace_joint(joint)
-        if any(_is_mutation(node) and not node.users for node in traced.graph.nodes):
+        if not make_functional(traced.graph):
             traced = trace_joint(functionalize(traced, remove="mutations"))
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
-    return _split(plan, traced, len(fakes), n_outputs, signal_outputs, wanted, compile)
+    forward, feedback = split(traced, len(fakes), n_outputs)
+    if compile:
+        calls = [torch.compile(forward, dynamic=True), torch.compile(feedback, dynamic=True)]
+        return Program(
+            plan, forward, feedback, n_outputs, signal_outputs, wanted, calls[0], lambda inputs: calls[1](*inputs)
+        )
+    for half in (forward, feedback):
+        write_in_place(half.graph)
+    feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
+    forward.recompile()
+    feedback.recompile()
+    return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, forward, feedback)
 
 
 def _takes_signal(plan: Plan, node: Any) -> bool:
@@ -162,106 +157,6 @@ def _shape(node: fx.Node) -> list[str] | None:
     return [str(size) for size in value.shape] if isinstance(value, Tensor) else None
 
 
-def _is_mutation(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
 def _has_side_effect(node: fx.Node) -> bool:
     """Mutations whose result nobody uses have been functionalized away, so only the graph's ends must stay."""
     return node.op in ("placeholder", "output")
-
-
-def _split(
-    plan: Plan,
-    traced: fx.GraphModule,
-    n_values: int,
-    n_outputs: int,
-    signal_outputs: list[int],
-    wanted: list[int],
-    compile: bool,
-) -> Program:
-    """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback, views are computed twice."""
-    nodes = list(traced.graph.nodes)
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    values, signals = placeholders[:n_values], placeholders[n_values:]
-    results = list(nodes[-1].args[0])
-    from_signals = _users_of(signals, nodes)
-    ahead = ancestors([r for r in results[:n_outputs] if isinstance(r, fx.Node)])
-    ahead |= {n for n in _random_nodes(nodes) if n not in from_signals}
-    ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
-    feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
-    recompute = _views_to_recompute(feedback_nodes, ahead)
-    inside = set(feedback_nodes) | recompute
-    available = set(ahead) | set(values)
-    saved: list[fx.Node] = []
-    for node in itertools.chain(recompute, feedback_nodes):
-        saved += [n for n in node.all_input_nodes if n in available and n not in inside and n not in saved]
-    saved += [r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available and r not in saved]
-    order = {node: i for i, node in enumerate(nodes)}
-    saved.sort(key=order.__getitem__)
-    body = sorted(inside, key=order.__getitem__)
-    forward = _build(
-        traced,
-        values,
-        [n for n in nodes if n in ahead and n.op != "placeholder"],
-        results[:n_outputs] + saved,
-    )
-    feedback = _build(traced, [*saved, *signals], body, results[n_outputs:], boxed=not compile)
-    calls: list[Callable[..., Any]] = [forward, feedback]
-    if compile:
-        calls = [torch.compile(forward, dynamic=True), torch.compile(feedback, dynamic=True)]
-    boxed = calls[1] if not compile else (lambda inputs: calls[1](*inputs))
-    return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, calls[0], boxed)
-
-
-def _users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    found = set(roots)
-    for node in nodes:
-        if any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Random operations and what they need: drawn in the forward pass, never again."""
-    random = [
-        n
-        for n in nodes
-        if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
-    ]
-    return ancestors(random)
-
-
-def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:
-    """Views among what feedback needs of forward: cheaper to take again than to keep."""
-    found: set[fx.Node] = set()
-    stack = [source for node in feedback for source in node.all_input_nodes]
-    while stack:
-        node = stack.pop()
-        if node in ahead and node not in found and node.op == "call_function" and node.target in _RECOMPUTED:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
-
-
-def _build(
-    owner: fx.GraphModule,
-    inputs: Sequence[fx.Node],
-    body: Sequence[fx.Node],
-    results: Sequence[Any],
-    boxed: bool = False,
-) -> fx.GraphModule:
-    """A graph module of `body` with `inputs` as placeholders."""
-    graph = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in inputs:
-        env[node] = graph.placeholder(node.name)
-        env[node].meta = dict(node.meta)
-    for node in body:
-        env[node] = graph.node_copy(node, lambda n: env[n])
-    graph.output([env[r] if isinstance(r, fx.Node) else r for r in results])
-    graph.lint()
-    if boxed:
-        graph.set_codegen(torch.fx.graph._BoxedCodeGen())
-    module = fx.GraphModule(owner, graph)
-    return module
