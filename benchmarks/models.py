@@ -1,53 +1,213 @@
-"""The models that the benchmarks step, each with a batch of random data."""
+"""The models that the benchmarks step, each with a batch of random data, at published sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from lfpgraph.models_zoo.cnn import vgg16
+from lfpgraph.models_zoo.other_kinds import LIF, SpikingMLP
 from lfpgraph.models_zoo.torch_models import ResNet18
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["MODELS"]
-
-Case = tuple[nn.Module, tuple[Tensor, Tensor]]
-
-
-def _images(n: int, c: int, size: int, classes: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(n, c, size, size), torch.randint(classes, (n,))
+__all__ = ["MODELS", "SERIES", "Case", "build"]
 
 
-def _mlp() -> Case:
-    model = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
-    return model, (torch.randn(256, 512), torch.randint(10, (256,)))
+@dataclass
+class Case:
+    """A model and a batch.
+
+    Attributes:
+        model: what is trained, by both sides unless there is a `twin`.
+        inputs: keyword arguments of forward, or one tensor.
+        labels: of the classes; of each token for language models.
+        twin: what backprop trains, where the model itself has no useful gradient.
+    """
+
+    model: nn.Module
+    inputs: dict[str, Tensor] | Tensor
+    labels: Tensor
+    twin: nn.Module | None = None
+    notes: str = field(default="")
+
+    def loss(self, model: Callable[..., Any]) -> Tensor:
+        """Cross-entropy of one forward pass."""
+        out = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
+        logits = out if isinstance(out, Tensor) else out.logits
+        return F.cross_entropy(logits.flatten(0, -2), self.labels.flatten())
+
+    def to(self, device: str) -> Case:
+        """The same on another device."""
+        inputs = self.inputs
+        moved = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
+        twin = None if self.twin is None else self.twin.to(device)
+        return Case(self.model.to(device), moved, self.labels.to(device), twin, self.notes)
 
 
-def _resnet18() -> Case:
-    return ResNet18(), _images(8, 3, 128, 1000)
+def _images(model: nn.Module, n: int, c: int, size: int, classes: int) -> Case:
+    return Case(model, torch.randn(n, c, size, size), torch.randint(classes, (n,)))
 
 
-def _digits_cnn() -> Case:
-    from lfpgraph.models_zoo.digits import cnn
-
-    return cnn(), _images(64, 1, 8, 10)
-
-
-def _digits_step_cnn() -> Case:
-    from lfpgraph.models_zoo.digits import step_cnn
-
-    return step_cnn(), _images(64, 1, 8, 10)
+def _tokens(model: nn.Module, n: int, length: int, vocabulary: int) -> Case:
+    ids = torch.randint(vocabulary, (n, length))
+    return Case(model, {"input_ids": ids}, ids)
 
 
-def _digits_vit() -> Case:
-    from lfpgraph.models_zoo.digits import vit
+def _mlp(width: int = 1024, batch: int = 256) -> Case:
+    model = nn.Sequential(
+        nn.Linear(512, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    )  # fmt: skip
+    return Case(model, torch.randn(batch, 512), torch.randint(10, (batch,)))
 
-    return vit(), _images(64, 1, 8, 10)
+
+def _vgg16_bn() -> Case:
+    """torchvision's VGG16-BN: the zoo's VGG16 with a batch norm behind every convolution."""
+    plain = vgg16()
+    layers: list[nn.Module] = []
+    for layer in plain.modules():
+        if isinstance(layer, nn.Conv2d):
+            layers += [layer, nn.BatchNorm2d(layer.out_channels)]
+        elif not list(layer.children()):
+            layers.append(layer)
+    return _images(nn.Sequential(*layers), 4, 3, 224, 1000)
+
+
+def _resnet50() -> Case:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(num_labels=1000)
+    return _hf_images(ResNetForImageClassification(config), 8, 128)
+
+
+def _hf_images(model: nn.Module, n: int, size: int) -> Case:
+    return Case(model, {"pixel_values": torch.randn(n, 3, size, size)}, torch.randint(model.config.num_labels, (n,)))  # type: ignore[union-attr,arg-type]
+
+
+def _vit(depth: int = 12, width: int = 384, batch: int = 8) -> Case:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=4 * width,
+        num_labels=1000,
+    )  # fmt: skip
+    return _hf_images(ViTForImageClassification(config), batch, 224)
+
+
+def _bert(depth: int = 12, batch: int = 8) -> Case:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=depth, num_labels=4))
+    case = _tokens(model, batch, 128, 30000)
+    return Case(model, case.inputs, torch.randint(4, (batch,)))
+
+
+def _gpt2(depth: int = 12, batch: int = 4) -> Case:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return _tokens(GPT2LMHeadModel(GPT2Config(n_layer=depth, use_cache=False)), batch, 128, 50000)
+
+
+def _llama_1b() -> Case:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4, use_cache=False,
+    )  # fmt: skip
+    return _tokens(LlamaForCausalLM(config), 1, 64, 32000)
+
+
+def _mamba() -> Case:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(num_hidden_layers=4, hidden_size=768, use_cache=False)
+    case = _tokens(MambaForCausalLM(config), 2, 32, 50000)
+    case.notes = "4 layers of Mamba-130m"
+    return case
+
+
+class _LSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(128, 256, num_layers=2, batch_first=True), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.rnn(x)[0].mean(1))
+        return out
+
+
+def _lstm() -> Case:
+    return Case(_LSTM(), torch.randn(32, 32, 128), torch.randint(10, (32,)))
+
+
+class _Surrogate(torch.autograd.Function):
+    """A step forward; backward the derivative of a fast sigmoid (Zenke and Ganguli 2018)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return g / (25 * x.abs() + 1) ** 2
+
+
+class _SurrogateLIF(LIF):
+    def forward(self, current: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
+        membrane = self.beta * membrane + current
+        spike: Tensor = _Surrogate.apply(membrane - self.threshold)  # type: ignore[no-untyped-call]
+        return spike, membrane - self.threshold * spike
+
+
+def _snn() -> Case:
+    model, twin = SpikingMLP(), SpikingMLP()
+    twin.load_state_dict(model.state_dict())
+    twin.neuron = _SurrogateLIF()
+    case = Case(model, torch.rand(128, 784), torch.randint(10, (128,)), twin)
+    case.notes = "backprop: the same network with surrogate gradients"
+    return case
+
+
+def _digits(name: str) -> Case:
+    from lfpgraph.models_zoo import digits
+
+    return _images(getattr(digits, name)(), 64, 1, 8, 10)
 
 
 MODELS: dict[str, Callable[[], Case]] = {
     "mlp": _mlp,
-    "resnet18": _resnet18,
-    "digits-cnn": _digits_cnn,
-    "digits-step-cnn": _digits_step_cnn,
-    "digits-vit": _digits_vit,
+    "vgg16-bn": _vgg16_bn,
+    "resnet18": lambda: _images(ResNet18(), 8, 3, 128, 1000),
+    "resnet50": _resnet50,
+    "vit-s16": _vit,
+    "bert-base": _bert,
+    "gpt2": _gpt2,
+    "llama-1b": _llama_1b,
+    "mamba": _mamba,
+    "lstm": _lstm,
+    "snn": _snn,
+    "digits-cnn": lambda: _digits("cnn"),
+    "digits-step-cnn": lambda: _digits("step_cnn"),
+    "digits-vit": lambda: _digits("vit"),
 }
+
+# How cost grows with batch, depth and width.
+SERIES: dict[str, dict[str, Callable[[], Case]]] = {
+    "MLP, batch": {str(n): lambda n=n: _mlp(batch=n) for n in (1, 16, 256, 1024)},  # type: ignore[misc]
+    "MLP, width": {str(n): lambda n=n: _mlp(width=n) for n in (256, 1024, 4096)},  # type: ignore[misc]
+    "ViT, depth": {str(n): lambda n=n: _vit(n, 192, 4) for n in (4, 12, 24)},  # type: ignore[misc]
+    "ViT, width": {str(n): lambda n=n: _vit(4, n, 4) for n in (192, 384, 768)},  # type: ignore[misc]
+    "ViT, batch": {str(n): lambda n=n: _vit(4, 192, n) for n in (1, 4, 16)},  # type: ignore[misc]
+}
+
+
+def build(name: str) -> Case:
+    """A case by name, the same one each time; "series/value" for a point of `SERIES`."""
+    torch.manual_seed(0)
+    series, _, value = name.rpartition("/")
+    return SERIES[series][value]() if series else MODELS[name]()

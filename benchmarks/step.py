@@ -1,91 +1,108 @@
-"""Time of one training step, LFP against backprop, interleaved in one run: `python -m benchmarks.step --model resnet18`."""
+"""Time of one training step, all sides interleaved in one run: `python -m benchmarks.step --model resnet18 gpt2`.
+
+A step is forward, backward and plain SGD. After the warm-up the sides take turns; figures are medians. The first step of
+each side, which traces or compiles, is timed apart.
+"""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-import lfpgraph
-from benchmarks.models import MODELS
+from benchmarks.models import MODELS, build
+from benchmarks.sides import SIDES
 
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]) -> None:
-    x, y = batch
-    out = model(x)
-    loss = F.cross_entropy(out if isinstance(out, Tensor) else out.logits, y)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+WARM_UP = 3
 
 
-def measure(name: str, composite: str, repeats: int, compile: bool) -> dict[str, Any]:
-    """Median seconds of a backprop step and of a feedback step, alternating, after three warm-up steps of each."""
-    torch.manual_seed(0)
-    build: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]] = MODELS[name]
-    model, batch = build()
-    twin = copy.deepcopy(model)
-    start = time.perf_counter()
-    lfpgraph.wrap(twin, composite, compile=compile)
-    _step(twin, torch.optim.SGD(twin.parameters(), lr=0.0), batch)
-    prepare = time.perf_counter() - start
-    if compile:
-        model = torch.compile(model)  # type: ignore[assignment]
-    runs = {"backprop": model, "feedback": twin}
-    optimizers = {key: torch.optim.SGD(m.parameters(), lr=1e-6) for key, m in runs.items()}
-    seconds: dict[str, list[float]] = {key: [] for key in runs}
-    for i in range(repeats + 3):
-        for key, m in runs.items():
-            start = time.perf_counter()
-            _step(m, optimizers[key], batch)
-            if i >= 3:
-                seconds[key].append(time.perf_counter() - start)
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
-    ratio = statistics.median(f / b for f, b in zip(seconds["feedback"], seconds["backprop"]))
-    return {
-        "model": name,
-        "composite": composite,
-        "compiled": compile,
-        "prepare_s": prepare,
-        **{f"{key}_s": value for key, value in medians.items()},
-        "ratio": medians["feedback"] / medians["backprop"],
-        "ratio_of_pairs": ratio,
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budget: float = 120.0) -> dict[str, Any]:
+    """Median seconds of a step of each side, and of its first step.
+
+    Args:
+        name: see `benchmarks.models.build`.
+        repeats: steps of each side; fewer, at least 5, where they would take longer than `budget` seconds in all.
+    """
+    case = build(name).to(device)
+    parameters = list(case.model.parameters()) + list(case.twin.parameters() if case.twin else [])
+    optimizer = torch.optim.SGD(parameters, lr=1e-7)
+    row: dict[str, Any] = {"model": name, "device": device, "notes": case.notes, "first_s": {}, "errors": {}}
+    running = {}
+
+    def step(side: str) -> float:
+        start = _now(device)
+        optimizer.zero_grad(set_to_none=True)
+        running[side]()
+        optimizer.step()
+        return _now(device) - start
+
+    for side in sides:
+        try:
+            running[side] = SIDES[side](case)
+            row["first_s"][side] = step(side)
+        except Exception as error:
+            running.pop(side, None)
+            row["errors"][side] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    for _ in range(WARM_UP - 1):
+        once = sum(step(side) for side in running)
+    rounds = max(5, min(repeats, int(budget / once)))
+    seconds: dict[str, list[float]] = {side: [] for side in running}
+    for _ in range(rounds):
+        for side in running:
+            seconds[side].append(step(side))
+    row["rounds"] = rounds
+    row["step_s"] = {side: statistics.median(values) for side, values in seconds.items()}
+    row["ratio"] = {
+        side: statistics.median(a / b for a, b in zip(values, seconds[_base(side)]))
+        for side, values in seconds.items()
+        if side != _base(side) and _base(side) in seconds
     }
+    return row
+
+
+def _base(side: str) -> str:
+    """What a side is held against."""
+    return "backprop-compiled" if side == "lfp-compiled" else "backprop"
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    parts = [f"{row['model']:16s}"]
+    for side, value in row["step_s"].items():
+        ratio = f" ({row['ratio'][side]:.3f})" if side in row["ratio"] else ""
+        parts.append(f"{side} {value * 1e3:.1f} ms{ratio}")
+    parts += [f"{side}: {error}" for side, error in row["errors"].items()]
+    return "  ".join(parts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--composite", default="lfp-epsilon")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%Y-%m-%d')}"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", nargs="*", default=list(MODELS), help="names, or series/value; all models by default"
     )
-    rows = []
+    parser.add_argument("--side", nargs="*", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", help="append a JSON line for each model to this file")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
     for name in options.model:
-        row = measure(name, options.composite, options.repeats, options.compile)
-        rows.append(row)
-        print(
-            f"{name:14s} {row['composite']:12s} backprop {row['backprop_s'] * 1e3:8.1f} ms  feedback "
-            f"{row['feedback_s'] * 1e3:8.1f} ms  ratio {row['ratio']:.3f} (of pairs {row['ratio_of_pairs']:.3f})  "
-            f"prepare {row['prepare_s']:.1f} s",
-            flush=True,
-        )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+        row = measure(name, options.side, options.repeats, options.device)
+        print(describe(row), flush=True)
+        if options.json:
+            with open(options.json, "a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

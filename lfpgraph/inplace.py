@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-__all__ = ["make_functional", "write_in_place"]
+__all__ = ["is_view", "make_functional", "write_in_place"]
 
 aten = torch.ops.aten
 
@@ -58,8 +58,10 @@ def make_functional(graph: fx.Graph) -> bool:
         form, source = _functional_form(op), node.args[0]
         if form is None or not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) != 1:
             return False
-        if _is_view(source):
+        if is_view(source):
             return False
+        if form is aten.bernoulli.p and len(node.args) == 1 and not node.kwargs:
+            node.args = (source, 0.5)
         node.target = form
     return True
 
@@ -114,15 +116,16 @@ def _storages(nodes: Iterable[fx.Node]) -> dict[fx.Node, object]:
     for node in nodes:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and node.target is operator.getitem:
-            found[node] = found[source] if _is_view(source) else (source, node.args[1])
-        elif isinstance(source, fx.Node) and _is_view(node):
+            found[node] = found[source] if is_view(source) else (source, node.args[1])
+        elif isinstance(source, fx.Node) and is_view(node):
             found[node] = found[source]
         else:
             found[node] = node
     return found
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
+    """Whether the value lives in its argument's memory, or may."""
     if node.target is aten.reshape.default:
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -133,12 +136,20 @@ def _is_view(node: fx.Node) -> bool:
 def _in_place_form(node: fx.Node) -> torch._ops.OpOverload | None:
     """The operation's in-place form, for elementwise ones of the aten library that are not in place already."""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten" or torch.Tag.pointwise not in op.tags:
+    if not isinstance(op, torch._ops.OpOverload) or not _is_elementwise(op):
         return None
     name = op._schema.name.removeprefix("aten::")
     packet = getattr(aten, name + "_", None) if not name.endswith("_") else None
     overload = getattr(packet, op._overloadname, None) if packet is not None else None
     return overload if isinstance(overload, torch._ops.OpOverload) else None
+
+
+def _is_write(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_elementwise(op: torch._ops.OpOverload) -> bool:
+    return op.namespace == "aten" and torch.Tag.pointwise in op.tags
 
 
 def _can_take(node: fx.Node, source: object, storage: dict[fx.Node, object], last: dict[object, int], at: int) -> bool:
@@ -155,11 +166,11 @@ def _can_take(node: fx.Node, source: object, storage: dict[fx.Node, object], las
 
 def _is_fresh(node: fx.Node) -> bool:
     """Whether the value is memory that the graph itself has made, all of it and each place once."""
-    while node.target in _WHOLE_VIEWS:
+    while node.target in _WHOLE_VIEWS or _is_write(node):
         node = node.args[0]  # type: ignore[assignment]
     if node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
     op = node.target
     if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op in _NOT_FRESH:
         return False
-    return op in _FRESH or (op.namespace == "aten" and torch.Tag.pointwise in op.tags and not _is_view(node))
+    return op in _FRESH or (_is_elementwise(op) and not is_view(node))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .memory import choose_recomputed
 from .trace.graph import ancestors
 
 __all__ = ["split"]
@@ -33,11 +34,14 @@ _RECOMPUTED = {
 }
 
 
-def split(traced: fx.GraphModule, n_values: int, n_outputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split(
+    traced: fx.GraphModule, n_values: int, n_outputs: int, share: float | None = None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback, views are computed twice.
 
     Args:
         traced: placeholders are `n_values` values and then the signals; results are `n_outputs` outputs and then signals.
+        share: keep at most this share of the bytes, as far as it goes, and compute the rest again (see `memory`).
 
     Returns:
         Forward, values -> [outputs..., saved...], and feedback, [saved..., signals...] -> signals.
@@ -51,16 +55,15 @@ def split(traced: fx.GraphModule, n_values: int, n_outputs: int) -> tuple[fx.Gra
     ahead |= {n for n in _random_nodes(nodes) if n not in from_signals}
     ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
     feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
-    recompute = _views_to_recompute(feedback_nodes, ahead)
-    inside = set(feedback_nodes) | recompute
-    available = set(ahead) | set(values)
-    saved: list[fx.Node] = []
-    for node in itertools.chain(recompute, feedback_nodes):
-        saved += [n for n in node.all_input_nodes if n in available and n not in inside and n not in saved]
-    saved += [r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available and r not in saved]
-    order = {node: i for i, node in enumerate(nodes)}
-    saved.sort(key=order.__getitem__)
-    body = sorted(inside, key=order.__getitem__)
+    if share is None:
+        again = _views_to_recompute(feedback_nodes, ahead)
+    else:
+        again = choose_recomputed(nodes, ahead, feedback_nodes, share)
+    available = (ahead | set(values)) - again
+    kept = {n for node in itertools.chain(again, feedback_nodes) for n in node.all_input_nodes if n in available}
+    kept |= {r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available}
+    saved = [n for n in nodes if n in kept]
+    body = _just_in_time(feedback_nodes, again)
     forward = _build(
         traced,
         values,
@@ -68,6 +71,25 @@ def split(traced: fx.GraphModule, n_values: int, n_outputs: int) -> tuple[fx.Gra
         results[:n_outputs] + saved,
     )
     return forward, _build(traced, [*saved, *signals], body, results[n_outputs:])
+
+
+def _just_in_time(feedback: Sequence[fx.Node], again: set[fx.Node]) -> list[fx.Node]:
+    """Feedback's nodes in their order, each after what it needs computed again."""
+    body: list[fx.Node] = []
+    done: set[fx.Node] = set()
+    for node in feedback:
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            waiting = [n for n in top.all_input_nodes if n in again and n not in done]
+            if waiting:
+                stack += waiting
+            else:
+                stack.pop()
+                if top not in done:
+                    done.add(top)
+                    body.append(top)
+    return body
 
 
 def _users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:

@@ -58,13 +58,14 @@ class Program:
         return f"{self.forward.code}\n{self.feedback.code}"
 
 
-def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Program:
+def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share: float | None = None) -> Program:
     """Trace the walk of a plan into a program.
 
     Args:
         plan: from `make_plan`.
         values: the placeholders' values for a value-specialised graph; otherwise the graph's own fake ones serve.
         compile: run both graphs through torch.compile.
+        share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
     """
     nodes = plan.graph.placeholder_nodes
     fakes = list(values) if plan.graph.tracer == "values" else [node.meta["val"] for node in nodes]
@@ -105,7 +106,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False) -> Pr
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
-    forward, feedback = split(traced, len(fakes), n_outputs)
+    forward, feedback = split(traced, len(fakes), n_outputs, share)
     if compile:
         calls = [torch.compile(forward, dynamic=True), torch.compile(feedback, dynamic=True)]
         return Program(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from .composites import Composite, get_composite
@@ -26,6 +27,7 @@ __all__ = ["FeedbackForward", "is_wrapped", "unwrap", "wrap"]
 
 log = logging.getLogger("lfpgraph")
 _MAX_PROGRAMS = 32
+_SHARES: dict[Any, float | None] = {"fast": None, "min": 0.5}
 
 
 class FeedbackForward:
@@ -103,7 +105,7 @@ class FeedbackForward:
         """Trace and plan; where the feedback cannot be traced for open sizes, for these sizes alone."""
         self.traces += 1
         name = type(self.model).__name__
-        with _random_state_kept():
+        with _random_state_kept(), saved_tensors_hooks(lambda t: t, lambda t: t):  # the caller's see no fake tensors
             graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
             try:
                 return self._prepare(graph, tensors, state)
@@ -126,7 +128,9 @@ class FeedbackForward:
         plan = make_plan(graph, self.composite, wanted, self.options["on_missing"])
         entry = Entry(graph)
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            entry.program = make_program(plan, entry.values(tensors, state), self.options["compile"])
+            entry.program = make_program(
+                plan, entry.values(tensors, state), self.options["compile"], self.options["share"]
+            )
         entry.watch_sizes()
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
@@ -190,6 +194,7 @@ def wrap(
     composite: str | Composite = "lfp-epsilon",
     *,
     compile: bool = False,
+    memory: str | float = "fast",
     on_missing: str = "derive",
     fallback: str = "error",
     check: bool = False,
@@ -203,6 +208,8 @@ def wrap(
         model: any `nn.Module`.
         composite: a name (`lfpgraph.composite_names()`) or a `Composite`.
         compile: run the forward and the feedback graph through torch.compile.
+        memory: "fast" keeps whatever feedback needs; a number between 0 and 1 keeps about that share of its bytes and
+            computes the rest again (the same numbers, more time); "min" is 0.5.
         on_missing: "derive" lets an operation without a rule use its true vjp (logged); "error" refuses it.
         fallback: "error", or "retrace" to trace real values anew at every step where forward branches on data.
         check: raise NonFiniteError on NaN or infinity in outputs, reward or feedback.
@@ -227,7 +234,10 @@ def wrap(
     chosen = get_composite(composite)
     if not any(True for _ in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
-    options = {"compile": compile, "on_missing": on_missing, "fallback": fallback, "check": check}
+    share = _SHARES.get(memory, memory) if isinstance(memory, str | float | int) else memory
+    if share is not None and not (isinstance(share, float | int) and 0 <= share <= 1):
+        raise WrapError(f'memory={memory!r} is not known; choose "fast", "min" or a share between 0 and 1')
+    options = {"compile": compile, "share": share, "on_missing": on_missing, "fallback": fallback, "check": check}
     model.__dict__["forward"] = FeedbackForward(model, chosen, options)
     return model
 

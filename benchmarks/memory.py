@@ -1,0 +1,96 @@
+"""Memory of one training step of one side, in a process of its own: `python -m benchmarks.memory vit-s16 lfp`.
+
+Prints a JSON line: bytes that autograd or the feedback program keeps from forward to backward (parameters and inputs
+apart), and the peak of resident memory during a step over what is resident before it (CPU) or of allocated memory (CUDA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.models import build
+from benchmarks.sides import SIDES
+
+
+def _resident(key: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def _saved_bytes(run: Any, known: list[torch.Tensor]) -> int:
+    """Bytes of the storages kept for backward."""
+    storages: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = (storage.nbytes(), storage)
+        return tensor
+
+    for tensor in known:
+        pack(tensor)
+    before = sum(size for size, _ in storages.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(size for size, _ in storages.values()) - before
+
+
+def measure(name: str, side: str, device: str = "cpu", steps: int = 3) -> dict[str, Any]:
+    """Kept bytes and peak bytes of a step, gradients and forward's results included, parameters not."""
+    case = build(name).to(device)
+    run = SIDES[side](case)
+    parameters = [*case.model.parameters(), *(case.twin.parameters() if case.twin else [])]
+    given = list(case.inputs.values()) if isinstance(case.inputs, dict) else [case.inputs]
+    known = [*parameters, *case.model.buffers(), *given, case.labels]
+
+    def clear() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        gc.collect()
+
+    row: dict[str, Any] = {"model": name, "side": side, "device": device}
+    for _ in range(2):
+        run()
+        clear()
+    row["saved"] = _saved_bytes(run, known)
+    clear()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        _malloc_trim()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+    for _ in range(steps):
+        run()
+        clear()
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    return row | {"peak": peak - before}
+
+
+def _malloc_trim() -> None:
+    """Give free memory back to the system, so that what is resident is in use."""
+    import ctypes
+
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("side", choices=list(SIDES))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    options = parser.parse_args()
+    print(json.dumps(measure(options.model, options.side, options.device)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""`memory=`: less is kept, the numbers stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lfpgraph.models_zoo.tiny import build_tiny
+from torch import Tensor, nn
+
+import lfpgraph
+
+from .helpers import assert_same, gradients
+
+
+def kept_bytes(model: nn.Module, batch: dict[str, Any]) -> int:
+    """Bytes of the storages kept for feedback, parameters apart."""
+    storages: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage()._cdata] = (tensor.untyped_storage().nbytes(), tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(**batch)
+    known = {p.untyped_storage()._cdata for p in model.parameters()}
+    assert out is not None
+    return sum(size for key, (size, _) in storages.items() if key not in known)
+
+
+def conv_net() -> tuple[nn.Module, dict[str, Any]]:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 5)), {"input": torch.randn(4, 3, 6, 6)}
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("share", ["min", 0.0])
+@pytest.mark.parametrize("name", ["conv", "vit", "gpt2", *(pytest.param(n, marks=slow) for n in ("llama", "t5"))])
+def test_same_feedback_less_kept(name: str, share: Any) -> None:
+    torch.manual_seed(0)
+    model, batch = conv_net() if name == "conv" else build_tiny(name)
+    model.double().train()
+    batch = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+    lfpgraph.wrap(model)
+    expected, before = gradients(model, **batch), kept_bytes(model, batch)
+    lfpgraph.wrap(lfpgraph.unwrap(model), memory=share)
+    assert_same(gradients(model, **batch), expected, 1e-12)
+    assert kept_bytes(model, batch) <= before * (0.75 if name != "t5" else 1)
+
+
+def test_random_masks_are_kept_not_drawn_again() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.Dropout(0.5), nn.GELU(), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 4)
+    )
+    x = torch.randn(6, 8)
+    expected = gradients(lfpgraph.wrap(model), x)
+    lfpgraph.wrap(lfpgraph.unwrap(model), memory=0.0)
+    assert_same(gradients(model, x), expected, 1e-6)
+
+
+def test_feedback_twice_and_other_sizes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+    lfpgraph.wrap(model, memory="min")
+    for n in (3, 1, 9):
+        model.zero_grad()
+        loss = model(torch.randn(n, 8)).square().sum()
+        loss.backward(retain_graph=True)
+        once = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        loss.backward()
+        for grad, p in zip(once, model.parameters()):
+            torch.testing.assert_close(p.grad, 2 * grad)
+    assert model.__dict__["forward"].traces == 1
+
+
+@pytest.mark.parametrize("memory", ["small", -0.1, 2])
+def test_unknown_option(memory: Any) -> None:
+    with pytest.raises(lfpgraph.errors.WrapError, match="memory="):
+        lfpgraph.wrap(nn.Linear(2, 2), memory=memory)
+
+
+def test_saved_tensor_hooks_see_nothing_of_the_trace() -> None:
+    seen: list[Tensor] = []
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
+        model(torch.randn(3, 4))
+    assert seen and all(type(t) in (Tensor, nn.Parameter) and all(isinstance(n, int) for n in t.shape) for t in seen)
