@@ -33,7 +33,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.report --page docs/performance.md
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage --table docs/coverage.md

@@ -13,7 +13,7 @@ from torch import nn
 import lfpgraph
 from benchmarks.models import Case
 
-__all__ = ["SIDES", "Side"]
+__all__ = ["SIDES", "Side", "backprop"]
 
 Side = Callable[[], None]  # forward and backward: leaves the gradient, or the feedback, in `.grad`
 
@@ -23,7 +23,8 @@ def _twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def _backprop(case: Case, **options: Any) -> Side:
+def backprop(case: Case, **options: Any) -> Side:
+    """The model under autograd; options are torch.compile's."""
     model = _twin(case.twin or case.model)
     run = torch.compile(model, **options) if options else model
     return lambda: case.loss(run).backward()  # type: ignore[no-untyped-call]
@@ -56,10 +57,10 @@ def _lfprop(case: Case) -> Side:
 
 
 SIDES: dict[str, Callable[[Case], Side]] = {
-    "backprop": _backprop,
+    "backprop": backprop,
     "lfp": _feedback,
     "lfp-min": lambda case: _feedback(case, memory="min"),
-    "backprop-compiled": lambda case: _backprop(case, dynamic=False),
+    "backprop-compiled": lambda case: backprop(case, dynamic=False),
     "lfp-compiled": lambda case: _feedback(case, compile=True),
 }
 if importlib.util.find_spec("lfprop") is not None:

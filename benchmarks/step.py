@@ -1,7 +1,7 @@
 """Time of one training step, all sides interleaved in one run: `python -m benchmarks.step --model resnet18 gpt2`.
 
 A step is forward, backward and plain SGD. After the warm-up the sides take turns; figures are medians. The first step of
-each side, which traces or compiles, is timed apart.
+each side, which traces or compiles, is timed apart. Prints a line to read and a JSON line for each model.
 """
 
 from __future__ import annotations
@@ -94,15 +94,12 @@ def main() -> None:
     parser.add_argument("--side", nargs="*", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", help="append a JSON line for each model to this file")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
     for name in options.model:
         row = measure(name, options.side, options.repeats, options.device)
         print(describe(row), flush=True)
-        if options.json:
-            with open(options.json, "a") as file:
-                file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

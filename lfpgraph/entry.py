@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .program import Program
 from .trace import OpGraph
@@ -73,13 +73,12 @@ class Entry:
         return all(guard.subs(bound) == True for guard in self.guards)  # noqa: E712  (sympy's true is no bool)
 
 
-def key_of(model: nn.Module, leaves: Sequence[Any], spec: Any, state: Mapping[str, Tensor]) -> Any:
+def key_of(modes: tuple[bool, ...], leaves: Sequence[Any], spec: Any, state: Mapping[str, Tensor]) -> Any:
     """What a program depends on, sizes apart."""
     described = tuple(
         (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else _static(leaf)
         for leaf in leaves
     )
-    modes = tuple(module.training for module in model.modules())
     params = tuple((name, t.dtype, t.device, t.requires_grad, t.shape) for name, t in state.items())
     casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
     return (str(spec), described, modes, params, casts)

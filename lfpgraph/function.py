@@ -52,7 +52,6 @@ class _Feedback(torch.autograd.Function):
         result: list[Any] = [None] * len(program.plan.graph.placeholders)
         for position, s in zip(program.wanted, signals):
             result[position] = s
-        _scale(program, ctx.weights, result)
         if ctx.check:
             _check_finite(result, "the feedback signal")
         return (None, None, *result)
@@ -61,17 +60,6 @@ class _Feedback(torch.autograd.Function):
 def _check_finite(tensors: Sequence[Any], what: str) -> None:
     if not all(bool(torch.isfinite(t).all()) for t in tensors if isinstance(t, Tensor)):
         raise NonFiniteError(f"{what} holds NaN or infinity; lfpgraph.feedback(..., check=True) names the operation.")
-
-
-def _scale(program: Program, weights: dict[int, Tensor], result: list[Any]) -> None:
-    """Turn the signals of parameters into feedback, all of them in two calls."""
-    places = [i for i in weights if result[i] is not None]
-    if not program.plan.composite.weight_scaled or not places:
-        return
-    feedback = torch._foreach_abs([weights[i].detach() for i in places])
-    torch._foreach_mul_(feedback, [result[i] for i in places])
-    for i, value in zip(places, feedback):
-        result[i] = value
 
 
 def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -95,7 +83,6 @@ def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequen
     ctx.save_for_backward(*(v.clone() if id(v) in changing else v for v, w in zip(saved, watched) if w))
     ctx.kept = [None if w else v for v, w in zip(saved, watched)]
     ctx.watched = watched
-    ctx.weights = {i: values[i] for i in program.wanted if placeholders[i].kind == "parameter"}
 
 
 def _restore(ctx: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """The feedback program: the walk traced once into two static torch.fx graphs, forward and feedback.
 
 Forward returns the model's outputs and what must be kept; feedback takes that and the signals at the outputs and
-returns the signal of every wanted placeholder. Both are ordinary graphs: print them, compile them, export them.
+returns the feedback of every wanted parameter and the
+signal of every wanted input. Both are ordinary graphs: print them, compile them, export them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .errors import TraceError
+from .fastcalls import quick_module
 from .inplace import make_functional, write_in_place
 from .partition import split
 from .plan import Plan
@@ -37,7 +39,8 @@ class Program:
     Attributes:
         plan: what was traced.
         forward: graph module, values of the placeholders -> [outputs..., saved...].
-        feedback: graph module, [saved..., signals...] -> signal of each wanted placeholder (or None).
+        feedback: graph module, [saved..., signals...] -> for each wanted placeholder a parameter's feedback,
+            `abs(w) * s_w`, or an input's signal (or None).
         n_outputs: how many of forward's results are the graph's outputs.
         signal_outputs: positions, among the graph's outputs, of those that take a signal.
         wanted: positions of the placeholders whose signal feedback returns.
@@ -84,7 +87,13 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
             before = at_outputs.get(node)
             at_outputs[node] = s if before is None else before + s
         found = run_backward(plan, calls, env, at_outputs)
-        return [*results, *(found[nodes[i]] for i in wanted)]
+        return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
+
+    scaled = {n for n, p in zip(nodes, plan.graph.placeholders) if p.kind == "parameter"}
+    scaled = scaled if plan.composite.weight_scaled else set()
+
+    def feedback_of(node: fx.Node, s: Tensor | None, value: Tensor) -> Tensor | None:
+        return s * value.abs() if s is not None and node in scaled else s
 
     def make_signals() -> list[Tensor]:
         fakes = [outputs[i].meta["val"] for i in signal_outputs]
@@ -106,6 +115,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
+    _finish_early(traced.graph, n_outputs)
     forward, feedback = split(traced, len(fakes), n_outputs, share)
     if compile:
         calls = [torch.compile(forward, dynamic=True), torch.compile(feedback, dynamic=True)]
@@ -117,7 +127,8 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()
-    return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, forward, feedback)
+    calls = [quick_module(forward), quick_module(feedback)]
+    return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)
 
 
 def _takes_signal(plan: Plan, node: Any) -> bool:
@@ -135,6 +146,17 @@ def _clean(traced: fx.GraphModule) -> None:
         _shorten(node)
     traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)
     traced.recompile()
+
+
+def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
+    """Scale each parameter's signal as soon as it is there, so that it is at hand and waits no longer than it must."""
+    for result in list(graph.nodes)[-1].args[0][n_outputs:]:  # type: ignore[union-attr,index]
+        if isinstance(result, fx.Node) and result.target is aten.mul.Tensor:
+            signal, size = result.args
+            if isinstance(signal, fx.Node) and isinstance(size, fx.Node) and size.target is aten.abs.default:
+                if signal.op != "placeholder" and len(size.users) == 1:
+                    signal.append(size)
+                    size.append(result)
 
 
 def _shorten(node: fx.Node) -> None:

@@ -69,10 +69,10 @@ class FeedbackForward:
             return self.original(*args, **kwargs)
         leaves, spec = flatten_input(args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        state = _state(self.model)
+        state, modes = _survey(self.model)
         if not any(t.requires_grad for t in (*state.values(), *tensors)):
             return self.original(*args, **kwargs)
-        entry = self._program(args, kwargs, leaves, spec, tensors, state)
+        entry = self._program(args, kwargs, leaves, spec, tensors, state, modes)
         return self._run(entry, tensors, state)
 
     def _program(
@@ -83,8 +83,9 @@ class FeedbackForward:
         spec: Any,
         tensors: Sequence[Tensor],
         state: Mapping[str, Tensor],
+        modes: tuple[bool, ...],
     ) -> Entry:
-        key = key_of(self.model, leaves, spec, state)
+        key = key_of(modes, leaves, spec, state)
         entries = self.programs.setdefault(key, [])
         for entry in entries:
             if entry.accepts(tensors):
@@ -127,7 +128,7 @@ class FeedbackForward:
                 wanted.add(node)
         plan = make_plan(graph, self.composite, wanted, self.options["on_missing"])
         entry = Entry(graph)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with _no_autocast():
             entry.program = make_program(
                 plan, entry.values(tensors, state), self.options["compile"], self.options["share"]
             )
@@ -141,7 +142,7 @@ class FeedbackForward:
     def _run(self, entry: Entry, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Any:
         graph, program = entry.graph, entry.program
         assert program is not None
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with _no_autocast():
             outputs = run_program(program, entry.values(tensors, state), self.options["check"])
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
@@ -173,16 +174,33 @@ def _random_state_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by dotted name, a tied one under each of its names."""
+def _survey(model: nn.Module) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
+    """Parameters and buffers by dotted name, a tied one under each of its names; and which modules are in training."""
     state: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        dot = prefix + "." if prefix else ""
+    modes: list[bool] = []
+
+    def visit(module: nn.Module, dot: str) -> None:
+        modes.append(module.training)
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
                 if value is not None:
                     state[dot + name] = value
-    return state
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(child, f"{dot}{name}.")
+
+    visit(model, "")
+    return state, tuple(modes)
+
+
+@contextlib.contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Casts are nodes of the graph, so none may be added when it runs."""
+    if not any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+        yield
+        return
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _sizes(tensors: Sequence[Tensor]) -> str:

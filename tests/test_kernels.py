@@ -1,0 +1,73 @@
+"""The blocked formulas equal the plain ones, and static graphs use them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph import kernels, numerics
+
+EPSILON = 1e-3
+SHAPES = [(7,), (3, 70_001), (2, 5, 160, 101)]  # below a block; above, and no multiple of one
+LAYOUTS = ["plain", "channels-last", "strided"]
+
+
+def values(shape: tuple[int, ...], layout: str, seed: int, dtype: torch.dtype) -> Tensor:
+    torch.manual_seed(seed)
+    x = torch.randn(shape, dtype=dtype)
+    x[x.abs() < 0.1] = 0.0
+    x.view(-1)[::7] *= -0.0
+    if layout == "channels-last":
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    return x.transpose(0, -1).contiguous().transpose(0, -1) if layout == "strided" else x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equal_to_the_plain_formulas(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    s, x, z = (values(shape, layout, seed, dtype) for seed in range(3))
+    z_positive = z.relu()
+    for write in (False, True):
+        for positive, at in ((False, z), (True, z_positive)):
+            given = s.clone()
+            found = kernels.epsilon_factor(given, at, EPSILON, positive, write)
+            torch.testing.assert_close(found, numerics.epsilon_factor(s, at, EPSILON), rtol=0, atol=0)
+            assert (found.data_ptr() == given.data_ptr()) is write and (write or torch.equal(given, s))
+        given = s.clone()
+        found = kernels.identity_signal(given, x, z, EPSILON, write)
+        torch.testing.assert_close(found, numerics.identity_signal(s, x, z, EPSILON), rtol=0, atol=0)
+        assert (found.data_ptr() == given.data_ptr()) is write and (write or torch.equal(given, s))
+    given = s.clone()
+    assert kernels.scale_by_size(given, x) is given
+    torch.testing.assert_close(given, s * x.abs(), rtol=0, atol=0)
+
+
+def test_mixed_layouts_and_dtypes_take_the_plain_way() -> None:
+    s, x = values((2, 5, 160, 101), "plain", 0, torch.float32), values((2, 5, 160, 101), "strided", 1, torch.float32)
+    torch.testing.assert_close(kernels.scale_by_size(s.clone(), x), s * x.abs(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        kernels.epsilon_factor(s, x, EPSILON, False, False), numerics.epsilon_factor(s, x, EPSILON), rtol=0, atol=0
+    )
+
+
+def test_programs_call_them() -> None:
+    """All formulas of a small network are found, and the feedback is the eager walk's."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(300, 600), nn.ReLU(), nn.Linear(600, 600), nn.GELU(), nn.Linear(600, 4)]
+    model, x = nn.Sequential(*layers), torch.randn(400, 300)
+    reward = torch.randn(400, 4)
+    expected = lfpgraph.feedback(model, x, reward=reward)
+    lfpgraph.wrap(model)
+    lfpgraph.reward_loss(model(x), reward).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(-p.grad, expected[name], rtol=1e-5, atol=1e-7)
+    (entry,) = next(iter(model.__dict__["forward"].programs.values()))
+    code = entry.program.call_feedback.code
+    assert (
+        code.count("scale_by_size(") == 6 and code.count("epsilon_factor(") == 3 and code.count("identity_signal(") == 1
+    )
+    assert "abs" not in code
