@@ -68,8 +68,8 @@ def test_programs_call_them() -> None:
         assert p.grad is not None
         assert relative(-p.grad, expected[name]) < 1e-5
     (entry,) = next(iter(model.__dict__["forward"].programs.values()))
-    code = entry.program.call_feedback.code
+    code = entry.program.call_feedback.code  # gelu hands on a stabilized signal, so the layer before needs no factor
     assert (
-        code.count("scale_by_size(") == 6 and code.count("epsilon_factor(") == 3 and code.count("identity_signal(") == 1
+        code.count("scale_by_size(") == 6 and code.count("epsilon_factor(") == 2 and code.count("identity_signal(") == 1
     )
     assert "abs" not in code

@@ -94,8 +94,26 @@ def checkpointed(self: Odd, x: Tensor) -> Tensor:
     return checkpoint(lambda y: torch.tanh(y * self.scale), x, use_reentrant=False)
 
 
+def routed(self: Odd, x: Tensor) -> Tensor:
+    """Rows chosen by value go a way of their own, if there are any: how routers of experts are written."""
+    out = torch.zeros_like(x)
+    for k in range(3):
+        rows = torch.nonzero(x.argmax(1) == k).squeeze(1)
+        if rows.numel():
+            out.index_add_(0, rows, x[rows] * self.scale * (k + 1))
+    return out
+
+
+def selected(self: Odd, x: Tensor) -> Tensor:
+    mask = x > 0.1
+    rows, columns = torch.where(mask)
+    kept = (x * self.scale)[mask] + torch.masked_select(x, mask) * self.scale[columns]
+    spread = torch.zeros_like(x).index_put((rows, columns), kept)
+    return spread if len(rows) > 2 else x * self.scale
+
+
 EXPORTED = [experts, masked, passing_through, detached_in_place, counting, in_place_dropout, checkpointed]
-RECORDED = [branch, lengths, loop, random_branch]
+RECORDED = [branch, lengths, loop, random_branch, routed, selected]
 
 
 def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

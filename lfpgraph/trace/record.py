@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..errors import TraceError
 from .capture import quiet
@@ -39,7 +39,7 @@ def record(
         with tracing(), quiet(), torch.enable_grad(), _no_autograd():
             tracer = make_fx(
                 run,
-                decomposition_table=_value_readers() if whole else None,
+                decomposition_table=_selections() | (_value_readers() if whole else {}),
                 tracing_mode="real",
                 _error_on_data_dependent_ops=False,
                 pre_dispatch=whole,
@@ -53,6 +53,38 @@ def record(
     recorded.graph.eliminate_dead_code(is_impure_node=_stays)
     recorded.recompile()
     return recorded
+
+
+def _selections() -> dict[Any, Callable[..., Any]]:
+    """Operations whose result's size depends on values: places in a tensor, which become constants of the record."""
+
+    def constant(op: Any) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with disable_proxy_modes_tracing():
+                return op(*args, **kwargs)
+
+        return run
+
+    def index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+        if not any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            return NotImplemented
+        places: list[Tensor | None] = []
+        for i in indices:
+            is_mask = i is not None and i.dtype in (torch.bool, torch.uint8)
+            places += constant(_aten.nonzero_numpy.default)(i) if is_mask else [i]
+        return _aten.index.Tensor(x, places)
+
+    def masked_select(x: Tensor, mask: Tensor) -> Tensor:
+        x, mask = torch.broadcast_tensors(x, mask)
+        chosen: Tensor = index(x, [mask])
+        return chosen
+
+    places = (
+        _aten._unique2.default, _aten.argwhere.default, _aten.nonzero.default, _aten.nonzero_numpy.default,
+        _aten.unique_consecutive.default, _aten.where.default,
+    )  # fmt: skip
+    table: dict[Any, Callable[..., Any]] = {op: constant(op) for op in places}
+    return table | {_aten.index.Tensor: index, _aten.masked_select.default: masked_select}
 
 
 def _value_readers() -> dict[Any, Callable[..., Any]]:
