@@ -6,12 +6,13 @@ where a model type has the same name), or a saved exported program (.pt2). Code 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .errors import TargetError
 from .targets import load_target
 
-__all__ = ["ModelTarget", "builders_of", "resolve_model", "transformers_library"]
+__all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
 
 log = logging.getLogger("lfpgraph")
+LARGEST_REAL = 1_000_000_000  # parameters of a model that may be made with weights to be traced: 4 GB in float32
 # Heads in order of choice for a configuration that names no class of its own.
 _HEADS = (
     "AutoModelForSeq2SeqLM",
@@ -200,18 +202,48 @@ def _plain_experts(model: nn.Module) -> nn.Module:
 
 def _weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
     """What `build` gives, of fake tensors; of real ones where its constructor needs values."""
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            model, args, kwargs = build()
-    except Exception as error:
-        log.info("%s cannot be built without weights: %s", name, _first_line(error))
+    error: Exception | None = None
+    for drawing in (contextlib.nullcontext, _no_initial_values):
         try:
-            return ModelTarget(name, *build())
-        except TargetError:
-            raise
-        except Exception as again:
-            raise TargetError(f"{name} cannot be built: {type(again).__name__}: {_first_line(again)}") from again
-    return ModelTarget(name, model, args, kwargs, rebuild=build)
+            with FakeTensorMode(allow_non_fake_inputs=True), drawing():
+                model, args, kwargs = build()
+            if drawing is _no_initial_values and hasattr(model, "tie_weights"):
+                getattr(model, "tie_weights")()  # noqa: B009 - transformers ties when it draws
+            return ModelTarget(name, model, args, kwargs, rebuild=build)
+        except Exception as caught:
+            log.info("%s cannot be built without weights: %s", name, _first_line(caught))
+            error = caught
+    if (size := _size_on_meta(build)) > LARGEST_REAL:
+        raise TargetError(
+            f"{name} cannot be built without weights, and has {size:,} of them: {_first_line(error)}"
+        ) from error
+    try:
+        return ModelTarget(name, *build())
+    except TargetError:
+        raise
+    except Exception as again:
+        raise TargetError(f"{name} cannot be built: {type(again).__name__}: {_first_line(again)}") from again
+
+
+@contextlib.contextmanager
+def _no_initial_values() -> Iterator[None]:
+    """Let transformers leave weights as they are: some ways to draw them read numbers, of which fake tensors have none."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:
+        yield
+        return
+    with no_init_weights():
+        yield
+
+
+def _size_on_meta(build: Callable[[], Built]) -> int:
+    """How many parameters the model has; 0 where that cannot be told without making them."""
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build()[0].parameters())
+    except Exception:
+        return 0
 
 
 def _function(target: str) -> ModelTarget:
@@ -257,5 +289,5 @@ def _near(name: str, names: Any) -> str:
     return f"; near it: {', '.join(close)}" if close else ""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | None) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]

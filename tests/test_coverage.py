@@ -274,3 +274,24 @@ def test_tables() -> None:
         console = Console(width=width, record=True, file=io.StringIO())
         console.print(lfpgraph.coverage(Odd(), torch.randn(2, 4)).table())
         assert "Covered:" in console.export_text()
+
+
+def test_large_models_are_never_made_with_weights() -> None:
+    """Where a constructor needs values, only a model that fits is built with them."""
+    from lfpgraph.errors import TargetError
+    from lfpgraph.model_targets import _weightless
+
+    made: list[str] = []
+
+    def build(size: int) -> Any:
+        made.append(torch.zeros(1).device.type)
+        if type(torch.zeros(1)) is not torch.Tensor:
+            raise RuntimeError("needs values")
+        return nn.Linear(size, size), None, None
+
+    with pytest.raises(
+        TargetError, match=r"big cannot be built without weights, and has 1,600,040,000 of them: needs values"
+    ):
+        _weightless("big", lambda: build(40_000))
+    assert made == ["cpu", "cpu", "meta"]
+    assert type(_weightless("small", lambda: build(4)).model.weight.data) is torch.Tensor

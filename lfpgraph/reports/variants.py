@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 from ..composites import Composite
 from ..errors import LfpGraphError
-from ..model_targets import ModelTarget
+from ..model_targets import LARGEST_REAL, ModelTarget
 from .coverage import CoverageReport, coverage
 
 __all__ = ["first_report"]
 
 log = logging.getLogger("lfpgraph")
-_LARGEST_REAL = 1_000_000_000  # parameters, 4 GB in float32
 
 
 def first_report(found: ModelTarget, composite: str | Composite = "lfp-epsilon") -> CoverageReport:
@@ -40,7 +39,7 @@ def _forms(found: ModelTarget) -> Iterator[tuple[ModelTarget, str]]:
     if training:
         found.model.eval()
         yield found, "eval mode"
-    if found.rebuild is not None and sum(p.numel() for p in found.model.parameters()) < _LARGEST_REAL:
+    if found.rebuild is not None and sum(p.numel() for p in found.model.parameters()) <= LARGEST_REAL:
         real = ModelTarget(found.name, *found.rebuild())
         yield real, "real values"
         real.model.eval()
