@@ -88,7 +88,7 @@ class FeedbackForward:
         key = key_of(modes, leaves, spec, state)
         entries = self.programs.setdefault(key, [])
         for entry in entries:
-            if entry.accepts(tensors):
+            if entry.sizes.accepts(tensors):
                 return entry
         if entries:
             log.warning(
@@ -132,7 +132,7 @@ class FeedbackForward:
             entry.program = make_program(
                 plan, entry.values(tensors, state), self.options["compile"], self.options["share"]
             )
-        entry.watch_sizes()
+        entry.sizes.watch()
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..errors import TraceError
 from .capture import capture
 from .classify import classify
+from .flat import input_tensors
 from .graph import NodeInfo, OpGraph, Placeholder
+from .sizes import Sizes
 from .values import capture_values
 from .verify import disagreement, draws_numbers, is_real
 
@@ -47,6 +49,9 @@ def trace(
     kwargs = kwargs or {}
     try:
         graph = capture(model, args, kwargs, dynamic)
+        if not Sizes(graph).accepts(input_tensors(args, kwargs)):
+            log.warning("%s takes another way for a batch of one, which is traced for itself", type(model).__name__)
+            graph = capture(model, args, kwargs, dynamic, enlarge=False)
         _verify(graph, model, args, kwargs)
     except TraceError as error:
         if fallback != "retrace" or not is_real(model, args, kwargs):

@@ -28,7 +28,7 @@ log = logging.getLogger("lfpgraph")
 def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
     """Axes that may change from call to call: batch, and the sequence of token ids and of [n, length, features]."""
     axes = 2 if tensor.dim() == 3 or not tensor.is_floating_point() else 1
-    return {axis: Dim.AUTO for axis in range(min(axes, tensor.dim()))} or None
+    return {axis: Dim.AUTO for axis in range(min(axes, tensor.dim())) if tensor.shape[axis] != 1} or None
 
 
 def _enlarge(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -42,8 +42,14 @@ def _enlarge(tensors: Sequence[Tensor]) -> list[Tensor]:
     return result
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool = True) -> OpGraph:
+def capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool = True, enlarge: bool = True
+) -> OpGraph:
     """Trace a model on example inputs (real, fake or meta tensors) to a functional ATen graph.
+
+    Args:
+        dynamic: leave batch and sequence sizes open.
+        enlarge: do so for a batch of one too, by an example of two.
 
     Raises:
         DataDependentError: forward decides on a tensor's value.
@@ -56,7 +62,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dy
     tensors = [t.detach() for t in tensors]
     attempts: list[tuple[list[Tensor], Any]] = []
     if dynamic:
-        enlarged = _enlarge(tensors)
+        enlarged = _enlarge(tensors) if enlarge else tensors
         attempts.append((enlarged, (tuple(_dynamic_dims(t) for t in enlarged),)))
     attempts.append((tensors, None))
     error: Exception | None = None

@@ -1,0 +1,57 @@
+"""One wrap, many sizes: which calls share a trace."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from lfpgraph.models_zoo.tiny import build_tiny
+from torch import Tensor, nn
+
+import lfpgraph
+
+from .helpers import assert_same, gradients
+
+
+class Lonely(nn.Module):
+    """Takes another way for a batch of one, as a model may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).tanh() if x.shape[0] == 1 else self.second(x).sigmoid()
+
+
+@pytest.mark.parametrize("order", [(1, 1, 5, 1, 2), (5, 1, 2, 1)])
+def test_a_batch_of_one_of_its_own(order: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
+    model = Lonely()
+    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient")
+    with caplog.at_level(logging.WARNING, logger="lfpgraph"):
+        for n in order:
+            x = torch.randn(n, 4, dtype=torch.float64)
+            assert_same(gradients(twin, x), _nonzero(gradients(model, x), gradients(twin, x)), 1e-10)
+    assert twin.__dict__["forward"].traces == 2
+    assert "batch of one" in caplog.text or "again" in caplog.text
+
+
+def _nonzero(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Autograd gives None to what is not used; feedback may give zeros."""
+    return {name: expected.get(name, torch.zeros_like(value)) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_batches_and_lengths_of_a_transformer(name: str) -> None:
+    """From 1 x 8 to 64 x 32 on at most two traces, equal to autograd."""
+    model, batch = build_tiny(name)
+    model.double().eval()
+    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient")
+    torch.manual_seed(0)
+    for n, length in ((2, 8), (1, 8), (64, 16), (1, 32), (7, 32)):
+        ids = torch.randint(20, (n, length))
+        assert_same(gradients(twin, input_ids=ids), gradients(model, input_ids=ids), 1e-9, 1e-12)
+    assert twin.__dict__["forward"].traces <= 2
