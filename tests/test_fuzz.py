@@ -65,7 +65,11 @@ def walked(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tens
                 before = at.get(node)
                 at[node] = s if before is None else before + s
         found = run_backward(plan, calls, env, at)
-    return named(graph, [found.get(node) for node in graph.placeholder_nodes])
+    answers = [found.get(node) for node in graph.placeholder_nodes]
+    for i, (placeholder, value) in enumerate(zip(graph.placeholders, values)):
+        if plan.composite.weight_scaled and placeholder.kind == "parameter" and answers[i] is not None:
+            answers[i] = answers[i] * value.detach().abs()
+    return named(graph, answers)
 
 
 def programmed(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tensor], rules: str) -> Grads:
