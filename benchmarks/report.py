@@ -34,11 +34,12 @@ def jobs(device: str) -> list[tuple[str, list[str]]]:
     on = ["--device", device]
     for model in [*MODELS, *series]:
         found.append((f"step {model}", ["benchmarks.step", "--model", model, "--side", *TIMED, *on]))
-    for model in MODELS:
-        found.append((f"compiled {model}", ["benchmarks.step", "--model", model, "--side", *COMPILED, *on]))
-        found.append((f"prepare {model}", ["benchmarks.prepare", model, *on]))
     for model in [*MODELS, *series]:
         found += [(f"memory {model} {side}", ["benchmarks.memory", model, side, *on]) for side in WEIGHED]
+    for model in MODELS:
+        found.append((f"prepare {model}", ["benchmarks.prepare", model, *on]))
+    for model in MODELS:
+        found.append((f"compiled {model}", ["benchmarks.step", "--model", model, "--side", *COMPILED, *on]))
     return found
 
 

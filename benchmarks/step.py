@@ -27,7 +27,7 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budget: float = 120.0) -> dict[str, Any]:
+def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budget: float = 40.0) -> dict[str, Any]:
     """Median seconds of a step of each side, and of its first step.
 
     Args:
