@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from . import kernels
+from .inplace import is_fresh, is_view
 
 __all__ = ["fuse_formulas"]
 
@@ -55,6 +56,11 @@ def _epsilon(node: fx.Node) -> Any:
         return None
     positive = not _is(size, _ABS)
     z = size if positive else size.args[0]  # type: ignore[union-attr]
+    relu = node.args[0]
+    if positive and _is(relu, {aten.threshold_backward.default}) and relu.args[1:] == (z, 0):  # type: ignore[union-attr]
+        s = relu.args[0]  # type: ignore[union-attr]
+        write = isinstance(s, fx.Node) and len(s.users) == 1 and is_fresh(s) and not is_view(s)
+        return kernels.rectified_factor, (s, z, epsilon, write)
     return kernels.epsilon_factor, (node.args[0], z, epsilon, positive, node.target in _WRITES)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-__all__ = ["is_view", "make_functional", "write_in_place"]
+__all__ = ["is_fresh", "is_view", "make_functional", "write_in_place"]
 
 aten = torch.ops.aten
 
@@ -153,7 +153,7 @@ def _is_elementwise(op: torch._ops.OpOverload) -> bool:
 
 
 def _can_take(node: fx.Node, source: object, storage: dict[fx.Node, object], last: dict[object, int], at: int) -> bool:
-    if not isinstance(source, fx.Node) or last[storage[source]] > at or not _is_fresh(source):
+    if not isinstance(source, fx.Node) or last[storage[source]] > at or not is_fresh(source):
         return False
     if any(storage[n] == storage[source] and n is not source for n in node.all_input_nodes):
         return False
@@ -164,7 +164,7 @@ def _can_take(node: fx.Node, source: object, storage: dict[fx.Node, object], las
     return same and new.dtype == old.dtype and new.device == old.device and old.is_floating_point()
 
 
-def _is_fresh(node: fx.Node) -> bool:
+def is_fresh(node: fx.Node) -> bool:
     """Whether the value is memory that the graph itself has made, all of it and each place once."""
     while node.target in _WHOLE_VIEWS or _is_write(node):
         node = node.args[0]  # type: ignore[assignment]

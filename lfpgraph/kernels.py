@@ -1,4 +1,4 @@
-"""The three elementwise formulas of feedback for real tensors, in blocks that stay in the processor's cache.
+"""The elementwise formulas of feedback for real tensors, in blocks that stay in the processor's cache.
 
 On a CPU each formula would be three or four passes over memory, through tensors just allocated; in blocks it is one. On
 other devices, and for small tensors, the plain operations run. Results are the same to the last bit.
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["epsilon_factor", "identity_signal", "scale_by_size"]
+__all__ = ["epsilon_factor", "identity_signal", "rectified_factor", "scale_by_size"]
 
+aten = torch.ops.aten
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
 
 
@@ -38,6 +39,19 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool, write: 
     for a, b, c, scratch in blocks:
         size = torch.add(b, epsilon, out=scratch) if positive else torch.abs(b, out=scratch).add_(epsilon)
         torch.addcdiv(a, a, size, value=-epsilon, out=c)
+    return out
+
+
+def rectified_factor(s: Tensor, z: Tensor, epsilon: float, write: bool) -> Tensor:
+    """The epsilon factor behind a relu with output z: `epsilon_factor` of s where z is positive, zero elsewhere."""
+    out = s if write else torch.empty_like(s)
+    blocks = _blocks(s, z, out)
+    if blocks is None:
+        passed = aten.threshold_backward.default(s, z, 0)
+        return torch.addcdiv(passed, passed, z + epsilon, value=-epsilon, out=passed)
+    for a, b, c, scratch in blocks:
+        aten.threshold_backward.grad_input(a, b, 0, grad_input=c)
+        torch.addcdiv(c, c, torch.add(b, epsilon, out=scratch), value=-epsilon, out=c)
     return out
 
 

@@ -42,6 +42,11 @@ def test_equal_to_the_plain_formulas(shape: tuple[int, ...], layout: str, dtype:
         found = kernels.identity_signal(given, x, z, EPSILON, write)
         torch.testing.assert_close(found, numerics.identity_signal(s, x, z, EPSILON), rtol=0, atol=0)
         assert (found.data_ptr() == given.data_ptr()) is write and (write or torch.equal(given, s))
+        given = s.clone()
+        found = kernels.rectified_factor(given, z_positive, EPSILON, write)
+        passed = torch.where(z_positive > 0, s, 0.0)
+        torch.testing.assert_close(found, numerics.epsilon_factor(passed, z_positive, EPSILON), rtol=0, atol=0)
+        assert write or torch.equal(given, s)
     given = s.clone()
     assert kernels.scale_by_size(given, x) is given
     torch.testing.assert_close(given, s * x.abs(), rtol=0, atol=0)
@@ -70,6 +75,6 @@ def test_programs_call_them() -> None:
     (entry,) = next(iter(model.__dict__["forward"].programs.values()))
     code = entry.program.call_feedback.code  # gelu hands on a stabilized signal, so the layer before needs no factor
     assert (
-        code.count("scale_by_size(") == 6 and code.count("epsilon_factor(") == 2 and code.count("identity_signal(") == 1
+        code.count("scale_by_size(") == 6 and code.count("epsilon_factor(") == 1 and code.count("identity_signal(") == 1
     )
-    assert "abs" not in code
+    assert code.count("rectified_factor(") == 1 and "abs" not in code and "threshold_backward" not in code
