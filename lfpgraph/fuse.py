@@ -41,9 +41,12 @@ def _is(node: Any, targets: set[Any], readers: int = 1) -> bool:
 
 
 def _scaled(node: fx.Node) -> Any:
-    """`s.mul_(abs(w))`."""
+    """`s.mul_(abs(w))`, with the product that s is, if it is one."""
     if node.target is aten.mul_.Tensor and _is(node.args[1], _ABS) and _alike(node, node.args[1]):
-        return kernels.scale_by_size, (node.args[0], node.args[1].args[0])  # type: ignore[union-attr]
+        s, w = node.args[0], node.args[1].args[0]  # type: ignore[union-attr]
+        if _is(s, {aten.mm.default}):
+            return kernels.scaled_product, (*s.args, w)  # type: ignore[union-attr]
+        return kernels.scale_by_size, (s, w)
     return None
 
 

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["epsilon_factor", "identity_signal", "rectified_factor", "scale_by_size"]
+__all__ = ["epsilon_factor", "identity_signal", "rectified_factor", "scale_by_size", "scaled_product"]
 
 aten = torch.ops.aten
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
+
+_BAND = 1 << 19  # elements of a band of rows of a product
+_SHORT = 512  # rows summed over, up to which a product waits for memory
 
 
 def scale_by_size(s: Tensor, w: Tensor) -> Tensor:
@@ -25,6 +28,23 @@ def scale_by_size(s: Tensor, w: Tensor) -> Tensor:
     for a, b, scratch in blocks:
         a.mul_(torch.abs(b, out=scratch))
     return s
+
+
+def scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+    """`(a @ b) * abs(w)`: rows [rows, n] times [n, columns], scaled while they are in the cache.
+
+    Worth it where the product is bound by memory, which is where n is small.
+    """
+    rows, columns = w.shape
+    step = max(64, _BAND // max(columns, 1))
+    if w.device.type != "cpu" or b.shape[0] > _SHORT or rows <= step or not w.is_contiguous():
+        return scale_by_size(torch.mm(a, b), w)
+    out = torch.empty((rows, columns), dtype=a.dtype)
+    scratch = torch.empty((step, columns), dtype=w.dtype)
+    for start in range(0, rows, step):
+        band = torch.mm(a[start : start + step], b, out=out[start : start + step])
+        band.mul_(torch.abs(w[start : start + step], out=scratch[: band.shape[0]]))
+    return out
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool, write: bool) -> Tensor:

@@ -52,6 +52,16 @@ def test_equal_to_the_plain_formulas(shape: tuple[int, ...], layout: str, dtype:
     torch.testing.assert_close(given, s * x.abs(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("n", "rows", "columns"), [(8, 3000, 300), (8, 70, 9000), (600, 3000, 300), (3, 5, 7), (0, 5, 7)]
+)
+def test_scaled_product(n: int, rows: int, columns: int) -> None:
+    torch.manual_seed(0)
+    a, b, w = (torch.randn(shape, dtype=torch.float64) for shape in ((n, rows), (n, columns), (rows, columns)))
+    torch.testing.assert_close(kernels.scaled_product(a.t(), b, w), (a.t() @ b) * w.abs())
+    torch.testing.assert_close(kernels.scaled_product(a.t(), b, w.t().contiguous().t()), (a.t() @ b) * w.abs())
+
+
 def test_mixed_layouts_and_dtypes_take_the_plain_way() -> None:
     s, x = values((2, 5, 160, 101), "plain", 0, torch.float32), values((2, 5, 160, 101), "strided", 1, torch.float32)
     torch.testing.assert_close(kernels.scale_by_size(s.clone(), x), s * x.abs(), rtol=0, atol=0)
@@ -74,7 +84,8 @@ def test_programs_call_them() -> None:
         assert relative(-p.grad, expected[name]) < 1e-5
     (entry,) = next(iter(model.__dict__["forward"].programs.values()))
     code = entry.program.call_feedback.code  # gelu hands on a stabilized signal, so the layer before needs no factor
-    assert (
-        code.count("scale_by_size(") == 6 and code.count("epsilon_factor(") == 1 and code.count("identity_signal(") == 1
-    )
-    assert code.count("rectified_factor(") == 1 and "abs" not in code and "threshold_backward" not in code
+    counts = {name: code.count(f"{name}(") for name in kernels.__all__}
+    assert counts == {
+        "epsilon_factor": 1, "identity_signal": 1, "rectified_factor": 1, "scale_by_size": 3, "scaled_product": 3,
+    }  # fmt: skip
+    assert "abs" not in code and "threshold_backward" not in code
