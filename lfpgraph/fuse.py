@@ -9,6 +9,7 @@ from torch import fx
 
 from . import kernels
 from .inplace import is_fresh, is_view
+from .trace.graph import shape_of
 
 __all__ = ["fuse_formulas"]
 
@@ -89,5 +90,5 @@ def _alike(node: fx.Node, *others: Any) -> bool:
     values = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in (node, *others)]
     if not all(isinstance(v, torch.Tensor) for v in values):
         return False
-    described = {(tuple(str(n) for n in v.shape), v.dtype) for v in values}  # type: ignore[union-attr]
+    described = {(str(shape_of(n)), n.meta["val"].dtype) for n in (node, *others)}
     return len(described) == 1 and values[0].is_floating_point()  # type: ignore[union-attr]

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
+from .trace.graph import shape_of
+
 __all__ = ["is_fresh", "is_view", "make_functional", "write_in_place"]
 
 aten = torch.ops.aten
@@ -160,8 +162,12 @@ def _can_take(node: fx.Node, source: object, storage: dict[fx.Node, object], las
     new, old = node.meta.get("val"), source.meta.get("val")
     if not isinstance(new, Tensor) or not isinstance(old, Tensor):
         return False
-    same = [str(n) for n in new.shape] == [str(n) for n in old.shape]  # symbols compared as such would be guarded
-    return same and new.dtype == old.dtype and new.device == old.device and old.is_floating_point()
+    return (
+        shape_of(node) == shape_of(source)
+        and new.dtype == old.dtype
+        and new.device == old.device
+        and old.is_floating_point()
+    )
 
 
 def is_fresh(node: fx.Node) -> bool:

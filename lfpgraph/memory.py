@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from .inplace import is_view
+from .trace.graph import ancestors
 
 __all__ = ["choose_recomputed", "size_in_bytes"]
 
@@ -60,11 +61,12 @@ def choose_recomputed(
         excess = sum(map(size_in_bytes, kept)) - goal
         products = sorted((n for n in kept if n.target in _PRODUCTS), key=_cost)
         if excess <= 0 or not products:
-            return _between(kept, needed)
+            break
         for node in products:
             if excess > 0:
                 cheap.add(node)
                 excess -= size_in_bytes(node)
+    return ancestors(needed, lambda node: node not in kept and node.op == "call_function")
 
 
 def size_in_bytes(node: fx.Node) -> int:
@@ -119,14 +121,8 @@ def _is_residual_sum(node: fx.Node, depth: Mapping[fx.Node, int]) -> bool:
 
 def _minimum_cut(nodes: Sequence[fx.Node], needed: set[fx.Node], cheap: set[fx.Node]) -> set[fx.Node]:
     """What to keep, in least bytes, so that the rest of `needed` can be computed again from cheap operations alone."""
-    relevant: set[fx.Node] = set()
-    stack = list(needed)
-    while stack:
-        node = stack.pop()
-        if node not in relevant:
-            relevant.add(node)
-            if node in cheap:
-                stack.extend(node.all_input_nodes)
+    again = ancestors(needed, cheap.__contains__)
+    relevant = needed.union(again, *(node.all_input_nodes for node in again))
     network = nx.DiGraph()
     for node in nodes:
         if node not in relevant:
@@ -163,16 +159,4 @@ def _behind_views(needed: set[fx.Node]) -> set[fx.Node]:
             node = node.all_input_nodes[0]
         if node.op != "placeholder":
             found.add(node)
-    return found
-
-
-def _between(kept: set[fx.Node], needed: set[fx.Node]) -> set[fx.Node]:
-    """What runs again, given what is kept."""
-    found: set[fx.Node] = set()
-    stack = list(needed)
-    while stack:
-        node = stack.pop()
-        if node not in kept and node not in found and node.op == "call_function":
-            found.add(node)
-            stack.extend(node.all_input_nodes)
     return found

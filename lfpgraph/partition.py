@@ -112,14 +112,8 @@ def _random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:
     """Views among what feedback needs of forward: cheaper to take again than to keep."""
-    found: set[fx.Node] = set()
-    stack = [source for node in feedback for source in node.all_input_nodes]
-    while stack:
-        node = stack.pop()
-        if node in ahead and node not in found and node.op == "call_function" and node.target in _RECOMPUTED:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
+    needed = [source for node in feedback for source in node.all_input_nodes]
+    return ancestors(needed, lambda n: n in ahead and n.op == "call_function" and n.target in _RECOMPUTED)
 
 
 def _build(

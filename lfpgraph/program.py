@@ -24,7 +24,7 @@ from .partition import split
 from .plan import Plan
 from .propagate import run_backward, run_forward
 from .trace.capture import quiet
-from .trace.graph import is_float
+from .trace.graph import is_float, shape_of
 
 __all__ = ["Program", "make_program"]
 
@@ -164,7 +164,7 @@ def _shorten(node: fx.Node) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or node.op != "call_function":
         return
-    if node.target is aten.reshape.default and _shape(node) == _shape(source):
+    if node.target is aten.reshape.default and shape_of(node) == shape_of(source):
         node.replace_all_uses_with(source)
         return
     if node.target is not source.target:
@@ -173,11 +173,6 @@ def _shorten(node: fx.Node) -> None:
         node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
     elif node.target is aten.reshape.default:
         node.args = (source.args[0], *node.args[1:])
-
-
-def _shape(node: fx.Node) -> list[str] | None:
-    value = node.meta.get("val")
-    return [str(size) for size in value.shape] if isinstance(value, Tensor) else None
 
 
 def _has_side_effect(node: fx.Node) -> bool:

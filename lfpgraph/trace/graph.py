@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "Placeholder",
     "ancestors",
     "is_float",
+    "shape_of",
     "module_path",
     "source_line",
 ]
@@ -127,16 +128,22 @@ class OpGraph:
         return f"{node.target} ({node.name}{', ' + where if where else ''})"
 
 
-def ancestors(roots: Iterable[fx.Node]) -> set[fx.Node]:
-    """The roots and every node they are computed from."""
+def ancestors(roots: Iterable[fx.Node], among: Callable[[fx.Node], bool] = lambda node: True) -> set[fx.Node]:
+    """The roots and every node they are computed from, as far as a way back leads through nodes `among`."""
     seen: set[fx.Node] = set()
     stack = list(roots)
     while stack:
         node = stack.pop()
-        if node not in seen:
+        if node not in seen and among(node):
             seen.add(node)
             stack.extend(node.all_input_nodes)
     return seen
+
+
+def shape_of(node: fx.Node) -> list[str] | None:
+    """The sizes of a node's tensor, to compare with others': symbols compared as such would be guarded."""
+    value = node.meta.get("val")
+    return [str(size) for size in value.shape] if isinstance(value, torch.Tensor) else None
 
 
 def is_float(value: Any) -> bool:
