@@ -275,8 +275,8 @@ def _zoo(target: str) -> ModelTarget:
         names = [*ZOO]
         try:
             names += [*transformers_library().CONFIG_MAPPING]
-        except TargetError:
-            pass
+        except TargetError as error:
+            log.info("no model types to suggest: %s", error)
         raise TargetError(
             f"{target!r} is no transformers model type, no zoo name, no folder with a config.json, no .pt2 file and not "
             f"module:function{_near(target, names)}"
