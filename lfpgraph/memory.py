@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from .inplace import is_view
 from .trace.graph import ancestors
 
-__all__ = ["choose_recomputed", "size_in_bytes"]
+__all__ = ["choose_recomputed", "hint", "size_in_bytes"]
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
@@ -80,11 +80,12 @@ def size_in_bytes(node: fx.Node) -> int:
 def _elements(value: Tensor) -> int:
     count = 1
     for size in value.shape:
-        count *= _hint(size)
+        count *= hint(size)
     return count
 
 
-def _hint(size: int | torch.SymInt) -> int:
+def hint(size: int | torch.SymInt) -> int:
+    """The size at the trace."""
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else 1
@@ -145,9 +146,9 @@ def _cost(node: fx.Node) -> float:
     value, operand = node.meta["val"], node.args[0 if node.target is not aten.addmm.default else 1]
     if node.target is aten.convolution.default:
         weight = node.args[1].meta["val"]  # type: ignore[union-attr]
-        inner = _elements(weight) // max(_hint(weight.shape[0]), 1)
+        inner = _elements(weight) // max(hint(weight.shape[0]), 1)
     else:
-        inner = _hint(operand.meta["val"].shape[-1])  # type: ignore[union-attr]
+        inner = hint(operand.meta["val"].shape[-1])  # type: ignore[union-attr]
     return inner / value.element_size()
 
 

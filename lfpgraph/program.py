@@ -17,6 +17,7 @@ from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .compiled import compile_program
 from .errors import TraceError
 from .fastcalls import quick_module
 from .inplace import make_functional, write_in_place
@@ -67,9 +68,13 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     Args:
         plan: from `make_plan`.
         values: the placeholders' values for a value-specialised graph; otherwise the graph's own fake ones serve.
-        compile: run both graphs through torch.compile.
+        compile: run both graphs through inductor.
         share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
     """
+    if compile and plan.graph.tracer == "values":
+        raise TraceError(
+            "this model's graph is of one call's values and would be compiled at every step; wrap without compile=True"
+        )
     nodes = plan.graph.placeholder_nodes
     fakes = list(values) if plan.graph.tracer == "values" else [node.meta["val"] for node in nodes]
     fake_mode = next((v.fake_mode for v in fakes if hasattr(v, "fake_mode")), None)
@@ -118,16 +123,14 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     _finish_early(traced.graph, n_outputs)
     forward, feedback = split(traced, len(fakes), n_outputs, share)
     if compile:
-        calls = [torch.compile(forward, dynamic=True), torch.compile(feedback, dynamic=True)]
-        return Program(
-            plan, forward, feedback, n_outputs, signal_outputs, wanted, calls[0], lambda inputs: calls[1](*inputs)
-        )
+        calls = compile_program(forward, feedback, n_outputs)
+        return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)
     for half in (forward, feedback):
         write_in_place(half.graph)
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()
-    calls = [quick_module(forward), quick_module(feedback)]
+    calls = quick_module(forward), quick_module(feedback)
     return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)
 
 

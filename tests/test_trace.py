@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
@@ -103,15 +102,3 @@ def test_program_is_two_printable_graphs() -> None:
         assert targets and all(isinstance(t, torch._ops.OpOverload) or t.__module__ == "_operator" for t in targets)
     random = [n for n in program.feedback.graph.nodes if str(n.target) == "aten.native_dropout.default"]
     assert not random
-
-
-@pytest.mark.slow
-def test_compiled_equals_eager() -> None:
-    """`compile=True` gives the eager program's feedback, for two batch sizes."""
-    found = []
-    for compile in (False, True):
-        model, batch = build_tiny("lenet")
-        lfpgraph.wrap(model, compile=compile)
-        found.append([gradients(model, batch["input"][:n]) for n in (3, 2)])
-    for eager, compiled in zip(*found):
-        assert_same(compiled, eager, 1e-4, 1e-6)

@@ -1,0 +1,107 @@
+"""wrap(compile=True): the eager program's numbers, from graphs compiled once for all sizes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.errors import TraceError
+
+from .helpers import assert_same, gradients
+from .loop_models import cnn, dropping, mlp
+
+SIZES = (5, 17, 64, 2, 1, 3)
+
+
+def _both(model: nn.Module, twin: nn.Module, inputs: Tensor, composite: str = "lfp-epsilon", **call: Any) -> None:
+    """Feedback of the compiled model against the eager one's at every size; one trace for all."""
+    twin.load_state_dict(model.state_dict())
+    lfpgraph.wrap(model, composite, compile=True)
+    lfpgraph.wrap(twin, composite)
+    for size in SIZES:
+        x = inputs[:size]
+        assert_same(gradients(model, x, **call), gradients(twin, x, **call), 1e-9, 1e-12)
+    assert model.forward.traces == 1
+
+
+@pytest.mark.parametrize("build", [mlp, cnn], ids=["mlp", "cnn"])
+def test_one_compilation_serves_all_batch_sizes(build: Any) -> None:
+    """Batches of 1 to 64, a batch as large as the hidden width among them: the same numbers, no second compilation."""
+    torch.manual_seed(0)
+    model, twin = build().double(), build().double()
+    x = torch.randn(64, 2, 8, 8) if build is cnn else torch.randn(64, 8)
+    _both(model, twin, x.double())
+
+
+def test_layouts_that_were_not_traced() -> None:
+    """Inputs in another memory layout, and gradients that are no tensors of their own, give the same feedback."""
+    torch.manual_seed(0)
+    model, twin = cnn().double(), cnn().double()
+    twin.load_state_dict(model.state_dict())
+    lfpgraph.wrap(model, compile=True)
+    lfpgraph.wrap(twin)
+    x = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    for batch in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3),
+        x[:, :, ::2].repeat(1, 1, 2, 1),
+    ):
+        for m in (model, twin):
+            m.zero_grad()
+            m(batch).sum().backward()  # the gradient is one number, expanded
+        for p, q in zip(model.parameters(), twin.parameters()):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_masks_are_drawn_once() -> None:
+    """What forward drops, feedback drops: a unit's outgoing weights receive nothing where its incoming ones do not."""
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(dropping().double().train(), compile=True)
+    masks = []
+    for _ in range(4):
+        model.zero_grad()
+        model(torch.ones(1, 8, dtype=torch.float64)).sum().backward()
+        into, out = model[0].weight.grad, model[3].weight.grad  # type: ignore[union-attr]
+        masks.append(into.abs().sum(1) > 0)
+        assert torch.equal(masks[-1], out.abs().sum(0) > 0)
+    assert 0 < masks[0].sum() < 32 and any(not torch.equal(masks[0], mask) for mask in masks)
+
+
+def test_one_call_values_are_refused() -> None:
+    """A model that branches on data cannot be compiled, and the error says what to do."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() > 0 else -self.layer(x)
+
+    model = lfpgraph.wrap(Branching(), compile=True, fallback="retrace")
+    with pytest.raises(TraceError, match="compile"):
+        model(torch.ones(2, 3))
+
+
+@pytest.mark.slow
+def test_transformer_of_any_length(caplog: pytest.LogCaptureFixture) -> None:
+    """A GPT-2 compiled once runs batches 1 to 64 and lengths 8 to 512, and gives the eager program's feedback."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=50, n_positions=512, use_cache=False)
+    torch.manual_seed(0)
+    model, twin = GPT2LMHeadModel(config).double().eval(), GPT2LMHeadModel(config).double().eval()
+    twin.load_state_dict(model.state_dict())
+    lfpgraph.wrap(model, compile=True)
+    lfpgraph.wrap(twin)
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        for n, length in ((4, 16), (1, 8), (2, 512), (64, 8), (3, 33)):
+            ids = torch.randint(0, 50, (n, length))
+            assert_same(gradients(model, input_ids=ids), gradients(twin, input_ids=ids), 1e-8, 1e-11)
+    assert model.forward.traces == 1 + ("batch of one" in caplog.text)
