@@ -42,15 +42,18 @@ class Composite:
         default: the ruleset of every operation that no override matches.
         overrides: pairs of a module-path pattern (`encoder.layer.0.*`, shell style) and a ruleset; the last match wins.
         weight_scaled: feedback is `abs(w) * s_w` (LFP eq. 6); False gives the plain signal s_w.
+        prefix: where in the model the traced module is, if it is a part; with a dot behind it.
     """
 
     name: str
     default: Ruleset = Ruleset()
     overrides: tuple[tuple[str, Ruleset], ...] = ()
     weight_scaled: bool = True
+    prefix: str = ""
 
     def ruleset(self, path: str) -> Ruleset:
         """The ruleset for the module at a dotted path."""
+        path = f"{self.prefix}{path}".rstrip(".")
         for pattern, ruleset in reversed(self.overrides):
             if fnmatch.fnmatchcase(path, pattern):
                 return ruleset
@@ -74,6 +77,10 @@ class Composite:
             CompositeError: a ruleset has no such field.
         """
         return replace(self, default=_changed(self.default, options))
+
+    def within(self, name: str) -> Composite:
+        """This composite for the part of the model at `name`, whose graph knows nothing of the rest."""
+        return replace(self, prefix=f"{self.prefix}{name}.")
 
     def feedback(self, w: Tensor, s: Tensor) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6)."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .program import Program
 from .trace import OpGraph
@@ -16,10 +16,11 @@ __all__ = ["Entry", "key_of"]
 
 
 class Entry:
-    """A program and the sizes it is right for."""
+    """A program, the module it was traced from, and the sizes it is right for."""
 
-    def __init__(self, graph: OpGraph) -> None:
+    def __init__(self, graph: OpGraph, owner: nn.Module) -> None:
         self.graph = graph
+        self.owner = owner
         self.program: Program | None = None
         self.sizes = Sizes(graph)
 

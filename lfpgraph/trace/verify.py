@@ -16,7 +16,7 @@ from torch.func import functional_call
 from .flat import FlatModel, input_tensors
 from .graph import OpGraph
 
-__all__ = ["disagreement", "draws_numbers", "is_real"]
+__all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real"]
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, torch.complex128: 1e-6}
 
@@ -40,10 +40,25 @@ def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     return any(_distance(a, b) > 1 for a, b in zip(first, second) if a.is_floating_point())
 
 
-def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The model's tensor outputs; its buffers stay as they are."""
+def computes_the_same(first: nn.Module, other: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `first`, given the parameters and buffers of `other`, has its outputs on this call, to the last bit."""
+    results = []
+    for model in (first, other):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            results.append(_run(model, args, kwargs, other))
+    found, expected = results
+    return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def _run(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], owner: nn.Module | None = None
+) -> list[Tensor]:
+    """The model's tensor outputs, with the tensors of `owner` if it is given; buffers stay as they are."""
     tensors = [t.detach().clone() for t in input_tensors(args, kwargs)]
-    copies = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    copies: dict[str, Tensor] = {f"model.{name}": buffer.clone() for name, buffer in (owner or model).named_buffers()}
+    if owner is not None:
+        copies |= {f"model.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
     with torch.no_grad():
         return functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
 

@@ -1,0 +1,63 @@
+"""Fully sharded data parallel: blocks wrapped by themselves are sharded one by one, and train as on one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lfpgraph
+
+from .test_ddp import free_port
+from .test_regional import Deep
+
+
+def train(model: nn.Module, rows: slice) -> None:
+    """Three steps of SGD on these rows of every batch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (model(x[rows]) ** 2).mean().backward()
+        optimizer.step()
+
+
+def make_model() -> Deep:
+    torch.manual_seed(0)
+    return lfpgraph.wrap(Deep().double().eval(), regional=True)  # type: ignore[return-value]
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    """One rank: each block and then the rest sharded over two; rank 0 writes the whole weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        model = make_model()
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        train(model, slice(4 * rank, 4 * rank + 4))
+        weights = {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
+        if rank == 0:
+            torch.save({"weights": weights, "traces": model.forward.traces}, Path(folder) / "0.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+def test_sharded_blocks_train_as_on_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.multiprocessing.spawn(worker, args=(free_port(), str(tmp_path)), nprocs=2)
+    found = torch.load(tmp_path / "0.pt")
+    assert found["traces"] == 3
+    model, start = make_model(), make_model()
+    train(model, slice(0, 8))
+    for (name, p), q in zip(model.named_parameters(), start.parameters()):
+        assert not torch.equal(p, q) or name.endswith("norm.bias"), f"{name} has not been trained"
+        torch.testing.assert_close(found["weights"][name], p.detach(), rtol=1e-12, atol=1e-14)

@@ -1,0 +1,190 @@
+"""wrap(regional=True): part by part, with one program for blocks that are alike, and the whole model's feedback."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import lfpgraph
+from lfpgraph.errors import InputError, WrapError
+from lfpgraph.regional import blocks_of
+
+from .helpers import assert_same, gradients, lfp
+
+
+class Block(nn.Module):
+    """A residual block, scaled by a number of its own."""
+
+    def __init__(self, size: int = 8, scale: float = 1.0) -> None:
+        super().__init__()
+        self.norm, self.wide, self.narrow = nn.LayerNorm(size), nn.Linear(size, 16), nn.Linear(16, size)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.scale * self.narrow(torch.tanh(self.wide(self.norm(x))))
+        return out
+
+
+class Deep(nn.Module):
+    """A parameter of its own, blocks in a list, a head."""
+
+    def __init__(self, depth: int = 4, scales: tuple[float, ...] = (), checkpointed: bool = False) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(8))
+        self.embed = nn.Linear(5, 8)
+        self.blocks = nn.ModuleList(Block(scale=scales[i] if scales else 1.0) for i in range(depth))
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(8, 3)
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) * self.place
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        out: Tensor = self.head(self.drop(x))
+        return out
+
+
+def _deep(**options: Any) -> Deep:
+    torch.manual_seed(0)
+    return Deep(**options).double().eval()
+
+
+X = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def _assert_same(found: dict[str, Tensor], whole: dict[str, Tensor], rest: float = 1e-4) -> None:
+    """In the blocks to the last digits; before them sums and products between the parts, without an epsilon factor, show."""
+    blocks = {name for name in whole if re.search(r"blocks\.|\.h\.|\.layer\.", name)}
+    assert_same({k: found[k] for k in blocks}, {k: whole[k] for k in blocks}, 1e-9)
+    assert_same(found, whole, rest)
+
+
+def test_parts_are_found() -> None:
+    """Blocks that are alike, kind by kind; what is beside them as large as possible; a list is no part."""
+    model = lfpgraph.wrap(_deep(), regional=True)
+    assert blocks_of(model) == [[f"blocks.{i}" for i in range(4)]]
+    assert model.forward.parts == ["embed", *(f"blocks.{i}" for i in range(4)), "head"]
+    assert lfpgraph.is_wrapped(model) and lfpgraph.is_wrapped(model.blocks[0])
+    lfpgraph.unwrap(model)
+    assert not any(lfpgraph.is_wrapped(m) for m in model.modules()) and "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "min"}], ids=["fast", "min"])
+def test_equals_the_whole(options: dict[str, Any]) -> None:
+    """Every parameter's feedback, that of one between the parts too, is what wrapping the whole model gives."""
+    model = _deep()
+    whole = lfp(model, X)
+    lfpgraph.wrap(model, regional=True, **options)
+    _assert_same(gradients(model, X), whole)
+
+
+def test_gradient_composite_is_autograd() -> None:
+    """With the gradient composite the parts give autograd's gradient, to the last digits."""
+    model = _deep()
+    expected = gradients(model, X)
+    lfpgraph.wrap(model, "gradient", regional=True)
+    assert_same(gradients(model, X), expected, 1e-10)
+
+
+def test_traces_do_not_grow_with_depth() -> None:
+    """Two blocks or nine: one trace for the embedding, one for the blocks, one for the head; new sizes trace nothing."""
+    for depth in (2, 9):
+        model = lfpgraph.wrap(_deep(depth=depth), regional=True)
+        for batch in (X, X[:2], X[:1]):
+            model(batch).sum().backward()
+        assert model.forward.traces == 3
+
+
+def test_blocks_that_only_look_alike() -> None:
+    """A number that differs from block to block is not seen from outside: such blocks get programs of their own."""
+    model = _deep(scales=(1.0, 0.5, 1.0, 2.0))
+    whole = lfp(model, X)
+    lfpgraph.wrap(model, regional=True)
+    _assert_same(gradients(model, X), whole)
+    assert model.forward.traces == 5
+
+
+def test_dropout_in_blocks_shares_programs() -> None:
+    """In training the blocks are compared from one random state, so that dropout does not make them differ."""
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Sequential(nn.Linear(8, 8))) for _ in range(4)]
+    model = lfpgraph.wrap(nn.Sequential(*blocks).train(), regional=True)
+    model(torch.randn(3, 8)).sum().backward()
+    assert model.forward.traces == 2  # the first block's input asks for no signal
+
+
+def test_overrides_name_the_whole_path() -> None:
+    """A composite's patterns are paths in the model, not in the part; blocks treated otherwise share nothing."""
+    rules = lfpgraph.get_composite("lfp-epsilon").override("blocks.2.*", epsilon=0.5)
+    model = _deep()
+    whole = lfp(model, X, composite=rules)
+    lfpgraph.wrap(model, rules, regional=True)
+    _assert_same(gradients(model, X), whole)
+    assert model.forward.traces == 4
+
+
+def test_checkpointed_blocks() -> None:
+    """Blocks computed again by torch.utils.checkpoint give the same feedback, with a frozen block among them."""
+    model, twin = _deep(), _deep(checkpointed=True)
+    for m in (model, twin):
+        m.blocks[1].requires_grad_(False)
+        lfpgraph.wrap(m, regional=True)
+    assert_same(gradients(twin, X), gradients(model, X), 1e-12)
+
+
+def test_compiled_parts() -> None:
+    """compile=True compiles one block for all."""
+    model, twin = _deep(), _deep()
+    lfpgraph.wrap(model, regional=True)
+    lfpgraph.wrap(twin, regional=True, compile=True)
+    assert_same(gradients(twin, X), gradients(model, X), 1e-10)
+    assert twin.forward.traces == 3
+
+
+def test_named_blocks_and_copies() -> None:
+    """Blocks can be named; a copy of a wrapped model traces for itself and gives the same."""
+    model = lfpgraph.wrap(_deep(), regional=["blocks.0", "blocks.1"])
+    twin = copy.deepcopy(model)
+    assert_same(gradients(twin, X), gradients(model, X), 1e-12)
+
+
+def test_refusals() -> None:
+    """No blocks, an unknown name, a part wrapped before, and an object with a state passed to a block."""
+    with pytest.raises(WrapError, match="no two blocks alike"):
+        lfpgraph.wrap(nn.Linear(2, 2), regional=True)
+    with pytest.raises(WrapError, match="no module named 'layers.0'"):
+        lfpgraph.wrap(_deep(), regional=["layers.0"])
+    model = _deep()
+    lfpgraph.wrap(model.head)
+    with pytest.raises(WrapError, match="head is wrapped already"):
+        lfpgraph.wrap(model, regional=True)
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=20, n_positions=16, bos_token_id=0, eos_token_id=0)
+    gpt2 = lfpgraph.wrap(GPT2LMHeadModel(config), regional=True)
+    with pytest.raises(InputError, match="use_cache=False"):
+        gpt2(input_ids=torch.ones(1, 4, dtype=torch.long))
+
+
+@pytest.mark.slow
+def test_transformers_models() -> None:
+    """GPT-2 and BERT in parts: the blocks' feedback equals the whole model's, and autograd's under the gradient composite."""
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=50, use_cache=False, bos_token_id=0, eos_token_id=0)
+    bert = BertConfig(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    for model in (GPT2LMHeadModel(gpt2).double().eval(), BertForSequenceClassification(bert).double().eval()):
+        batch = {"input_ids": torch.randint(0, 50, (2, 9))}
+        plain, whole = gradients(model, **batch), lfp(model, **batch)
+        lfpgraph.wrap(model, regional=True)
+        found = gradients(model, **batch)
+        _assert_same(found, whole, 1e-3)
+        lfpgraph.wrap(lfpgraph.unwrap(model), "gradient", regional=True)
+        assert_same(gradients(model, **batch), plain, 1e-9)
