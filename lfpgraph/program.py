@@ -17,6 +17,7 @@ from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .batching import join_products
 from .compiled import compile_program
 from .errors import TraceError
 from .fastcalls import quick_module
@@ -120,6 +121,8 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
+    if share is None and fake_mode is not None:
+        join_products(traced.graph)
     _finish_early(traced.graph, n_outputs)
     forward, feedback = split(traced, len(fakes), n_outputs, share)
     if compile:

@@ -1,0 +1,66 @@
+"""Weights used at every time step: their products joined into one give the same feedback."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+
+from .helpers import assert_same, gradients, lfp
+
+
+class Loop(nn.Module):
+    """One layer again and again; `shared` also meets the input once, through a transpose."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.layer, self.steps = nn.Linear(6, 6), steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x
+        for _ in range(self.steps):
+            state = torch.tanh(self.layer(state)) + x
+        return state @ self.layer.weight.t()
+
+
+def _products(model: nn.Module) -> Counter[str]:
+    (entries,) = model.forward.programs.values()
+    return Counter(str(node.target) for node in entries[0].program.feedback.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: Loop(9), lambda: nn.LSTM(6, 5, num_layers=2), lambda: nn.GRU(6, 5)], ids=["loop", "lstm", "gru"]
+)
+def test_joined_equals_apart(build: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined or one by one, the feedback is the same in float64, for the batch that was traced and for another."""
+    torch.manual_seed(0)
+    model = build().double()  # type: ignore[operator]
+    x = torch.randn(7, 6, dtype=torch.float64) if isinstance(model, Loop) else torch.randn(7, 3, 6, dtype=torch.float64)
+    joined = lfp(model, x)
+    monkeypatch.setattr("lfpgraph.program.join_products", lambda graph: 0)
+    assert_same(joined, lfp(model, x), 1e-10)
+
+
+def test_products_become_one() -> None:
+    """Nine steps need nine products for the signal and one for the weight; what is computed again is not joined."""
+    x = torch.randn(7, 6)
+    counts = {}
+    for memory in ("fast", "min"):
+        model = lfpgraph.wrap(Loop(9), memory=memory)
+        found = gradients(model, x)
+        assert set(found) == {"layer.weight", "layer.bias"}
+        counts[memory] = _products(model)["aten.mm.default"]
+        model(torch.randn(3, 6)).sum().backward()
+        assert model.forward.traces == 1
+    assert counts["fast"] == 8 + 1 + 1 and counts["min"] >= 8 + 1 + 9  # the first step asks for no signal of x
+
+
+def test_few_terms_stay() -> None:
+    """Two uses of a weight are added, not joined."""
+    model = lfpgraph.wrap(Loop(2))
+    gradients(model, torch.randn(7, 6))
+    assert _products(model)["aten.cat.default"] == 0
