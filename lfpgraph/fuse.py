@@ -24,7 +24,7 @@ def fuse_formulas(graph: fx.Graph) -> int:
     """Change the graph, which `write_in_place` has seen; returns how many formulas were found."""
     found = 0
     for node in list(graph.nodes):
-        call = _scaled(node) or _epsilon(node) or _identity(node)
+        call = _scaled(node) or _epsilon(node) or _identity(node) or _tied(node)
         if call is not None:
             function, args = call
             with graph.inserting_before(node):
@@ -83,6 +83,16 @@ def _identity(node: fx.Node) -> Any:
         return None
     epsilon = sign.args[0].args[1]  # type: ignore[union-attr]
     return kernels.identity_signal, (s, x, z, epsilon, product.target in _WRITES)  # type: ignore[union-attr,operator]
+
+
+def _tied(node: fx.Node) -> Any:
+    """The feedback of a matrix that is both a layer's weight and an embedding: `total.add_(embedding_dense_backward(...))`."""
+    if node.target is not aten.add_.Tensor or node.kwargs or not _alike(node, *node.args):
+        return None
+    total, rows = node.args
+    if _is(rows, {aten.embedding_dense_backward.default}):
+        return kernels.add_rows, (total, *rows.args)  # type: ignore[union-attr]
+    return None
 
 
 def _alike(node: fx.Node, *others: Any) -> bool:

@@ -38,6 +38,7 @@ _FRESH = {
     aten.cat.default,
     aten.convolution.default,
     aten.convolution_backward.default,
+    aten.embedding_dense_backward.default,
     aten.mean.dim,
     aten.mm.default,
     aten.native_batch_norm_backward.default,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["epsilon_factor", "identity_signal", "rectified_factor", "scale_by_size", "scaled_product"]
+__all__ = ["add_rows", "epsilon_factor", "identity_signal", "rectified_factor", "scale_by_size", "scaled_product"]
 
 aten = torch.ops.aten
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
@@ -45,6 +45,16 @@ def scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
         band = torch.mm(a[start : start + step], b, out=out[start : start + step])
         band.mul_(torch.abs(w[start : start + step], out=scratch[: band.shape[0]]))
     return out
+
+
+def add_rows(total: Tensor, s: Tensor, indices: Tensor, rows: int, padding: int, by_frequency: bool) -> Tensor:
+    """`total + embedding_dense_backward(s, indices, ...)`, written over total [rows, n], without a second such matrix."""
+    if total.device.type != "cpu" or by_frequency:
+        return total.add_(aten.embedding_dense_backward.default(s, indices, rows, padding, by_frequency))
+    places, terms = indices.reshape(-1), s.reshape(-1, s.shape[-1])
+    if padding >= 0:
+        terms = terms.masked_fill((places == padding).unsqueeze(1), 0)
+    return total.index_add_(0, places, terms)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool, write: bool) -> Tensor:

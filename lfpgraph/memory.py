@@ -59,7 +59,7 @@ def choose_recomputed(
     while True:
         kept = _minimum_cut(nodes, needed, cheap)
         excess = sum(map(size_in_bytes, kept)) - goal
-        products = sorted((n for n in kept if n.target in _PRODUCTS), key=_cost)
+        products = sorted({n for n in map(_behind_view, kept) if n.target in _PRODUCTS and n not in cheap}, key=_cost)
         if excess <= 0 or not products:
             break
         for node in products:
@@ -154,10 +154,11 @@ def _cost(node: fx.Node) -> float:
 
 def _behind_views(needed: set[fx.Node]) -> set[fx.Node]:
     """What must be kept when only views are computed again."""
-    found = set()
-    for node in needed:
-        while node.op == "call_function" and is_view(node):
-            node = node.all_input_nodes[0]
-        if node.op != "placeholder":
-            found.add(node)
-    return found
+    return {node for node in map(_behind_view, needed) if node.op != "placeholder"}
+
+
+def _behind_view(node: fx.Node) -> fx.Node:
+    """The value that a view is a view of."""
+    while node.op == "call_function" and is_view(node):
+        node = node.all_input_nodes[0]
+    return node

@@ -147,7 +147,7 @@ def _clean(traced: fx.GraphModule) -> None:
         if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
-        elif node.target is aten.view.default:
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
         _shorten(node)
     traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)

@@ -89,3 +89,38 @@ def test_programs_call_them() -> None:
         "epsilon_factor": 1, "identity_signal": 1, "rectified_factor": 1, "scale_by_size": 3, "scaled_product": 3,
     }  # fmt: skip
     assert "abs" not in code and "threshold_backward" not in code
+
+
+@pytest.mark.parametrize("padding", [-1, 2])
+def test_rows_of_a_tied_embedding(padding: int) -> None:
+    """Rows added to a total are embedding_dense_backward's, repeated indices and the padding row included."""
+    torch.manual_seed(0)
+    total, s = torch.randn(9, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    indices = torch.randint(0, 9, (3, 5))
+    expected = total + torch.ops.aten.embedding_dense_backward(s, indices, 9, padding, False)
+    assert (indices == 2).any()
+    found = kernels.add_rows(total, s, indices, 9, padding, False)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    assert found.data_ptr() == total.data_ptr()
+
+
+def test_tied_embeddings_use_it() -> None:
+    """A language model with tied weights runs the kernel, and gets autograd's gradient under the gradient composite."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 6, padding_idx=0)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return torch.tanh(self.embed(ids)) @ self.embed.weight.t()
+
+    model, ids = Tied().double(), torch.tensor([[1, 2, 0, 2], [3, 3, 10, 0]])
+    model(ids).square().sum().backward()
+    expected = model.embed.weight.grad
+    model.zero_grad()
+    lfpgraph.wrap(model, "gradient")
+    model(ids).square().sum().backward()
+    torch.testing.assert_close(model.embed.weight.grad, expected, rtol=1e-12, atol=1e-14)
+    (entries,) = model.forward.programs.values()
+    assert "add_rows" in entries[0].program.call_feedback.code
