@@ -13,7 +13,7 @@ from lfpgraph.models_zoo.torch_models import ResNet18
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MODELS", "SERIES", "Case", "build"]
+__all__ = ["DEPTHS", "MODELS", "SERIES", "Case", "build"]
 
 
 @dataclass
@@ -104,10 +104,11 @@ def _bert(depth: int = 12, batch: int = 8) -> Case:
     return Case(model, case.inputs, torch.randint(4, (batch,)))
 
 
-def _gpt2(depth: int = 12, batch: int = 4) -> Case:
+def _gpt2(depth: int = 12, batch: int = 4, width: int = 768) -> Case:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return _tokens(GPT2LMHeadModel(GPT2Config(n_layer=depth, use_cache=False)), batch, 128, 50000)
+    config = GPT2Config(n_layer=depth, n_embd=width, n_head=width // 64, use_cache=False)
+    return _tokens(GPT2LMHeadModel(config), batch, 128, 50000)
 
 
 def _llama_1b() -> Case:
@@ -205,9 +206,12 @@ SERIES: dict[str, dict[str, Callable[[], Case]]] = {
     "ViT, batch": {str(n): lambda n=n: _vit(4, 192, n) for n in (1, 4, 16)},  # type: ignore[misc]
 }
 
+# How preparation grows with depth; narrow, since width does not matter to it.
+DEPTHS = {"GPT-2, depth": {str(n): lambda n=n: _gpt2(n, 2, 64) for n in (12, 48)}}  # type: ignore[misc]
+
 
 def build(name: str) -> Case:
     """A case by name, the same one each time; "series/value" for a point of `SERIES`."""
     torch.manual_seed(0)
     series, _, value = name.rpartition("/")
-    return SERIES[series][value]() if series else MODELS[name]()
+    return (SERIES | DEPTHS)[series][value]() if series else MODELS[name]()

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.models import MODELS, SERIES
+from benchmarks.models import DEPTHS, MODELS, SERIES
 
 __all__ = ["draw", "page"]
 
@@ -41,11 +41,12 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
         "",
         "## Preparing",
         "",
-        "First step less a later one, seconds; torch.compile with the aot_eager backend (dynamo and AOT autograd, no inductor).",
+        "First step less a later one, seconds; torch.compile with the aot_eager backend (dynamo and AOT autograd, no inductor); "
+        "lfpgraph with the model whole and in parts (`regional=True`).",
         "",
-        "| model | aot_eager s | lfpgraph s | ratio |",
-        "|---|---|---|---|",
-        *(_prepare(name, rows) for name in MODELS),
+        "| model | aot_eager s | whole s | ratio | in parts s | ratio |",
+        "|---|---|---|---|---|---|",
+        *(_prepare(name, rows) for name in [*MODELS, *(f"{s}/{v}" for s, points in DEPTHS.items() for v in points)]),
         "",
         "## How it grows",
         "",
@@ -105,7 +106,9 @@ def _memory(name: str, rows: Rows) -> str:
 def _prepare(name: str, rows: Rows) -> str:
     row = rows.get(f"prepare {name}", {})
     seconds = row.get("prepare_s", {})
-    cells = [_cell(seconds.get("aot_eager"), "{:.1f}"), _cell(seconds.get("lfp"), "{:.1f}"), _cell(row.get("ratio"))]
+    cells = [_cell(seconds.get("aot_eager"), "{:.1f}")]
+    for side in ("lfp", "lfp-regional"):
+        cells += [_cell(seconds.get(side), "{:.1f}"), _cell(row.get("ratio", {}).get(side))]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from benchmarks.models import MODELS, SERIES
+from benchmarks.models import DEPTHS, MODELS, SERIES
 from benchmarks.page import draw, page
 from benchmarks.sides import SIDES
 
@@ -36,7 +36,7 @@ def jobs(device: str) -> list[tuple[str, list[str]]]:
         found.append((f"step {model}", ["benchmarks.step", "--model", model, "--side", *TIMED, *on]))
     for model in [*MODELS, *series]:
         found += [(f"memory {model} {side}", ["benchmarks.memory", model, side, *on]) for side in WEIGHED]
-    for model in MODELS:
+    for model in [*MODELS, *(f"{name}/{value}" for name, points in DEPTHS.items() for value in points)]:
         found.append((f"prepare {model}", ["benchmarks.prepare", model, *on]))
     for model in MODELS:
         found.append((f"compiled {model}", ["benchmarks.step", "--model", model, "--side", *COMPILED, *on]))

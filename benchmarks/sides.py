@@ -60,6 +60,7 @@ SIDES: dict[str, Callable[[Case], Side]] = {
     "backprop": backprop,
     "lfp": _feedback,
     "lfp-min": lambda case: _feedback(case, memory="min"),
+    "lfp-regional": lambda case: _feedback(case, regional=True),
     "backprop-compiled": lambda case: backprop(case, dynamic=False),
     "lfp-compiled": lambda case: _feedback(case, compile=True),
 }

@@ -54,6 +54,8 @@ def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budg
         except Exception as error:
             running.pop(side, None)
             row["errors"][side] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if not running:
+        return row | {"rounds": 0, "step_s": {}, "ratio": {}}
     for _ in range(WARM_UP - 1):
         once = sum(step(side) for side in running)
     rounds = max(5, min(repeats, int(budget / once)))
