@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import CompositeError
 
-__all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
+__all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "log_unmoved", "register_composite"]
+
+log = logging.getLogger("lfpgraph")
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,46 @@ class Ruleset:
         rules: True applies the registry's rules; False the true gradient everywhere.
         epsilon: the stabilizer of the epsilon rule (LFP eq. 8), in units of the activation; 0 is the zero rule.
         handlers: rules that replace the registry's for single operations.
+        scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
+        floor: the feedback is `max(abs(w), floor) * s_w`, in units of the parameter, so that a weight of zero can move.
+        wake: a weight of two or more dimensions that is wholly zero (LoRA's `B` at its start), and so would never move
+            and let nothing behind it move, gets the plain signal for as long as it is wholly zero.
     """
 
     rules: bool = True
     epsilon: float = 1e-6
     handlers: Mapping[OpOverload, Callable[..., Any]] = field(default_factory=dict)
+    scale: str = "weight"
+    floor: float = 0.0
+    wake: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("weight", "signal"):
+            raise CompositeError(f'scale={self.scale!r} is not known; choose "weight" or "signal"')
+        if not self.floor >= 0:
+            raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
+
+    def wakes(self, w: Tensor) -> bool:
+        """Whether the parameter w is wholly zero and gets the plain signal for it."""
+        if not self.wake or self.scale != "weight" or self.floor > 0 or w.dim() < 2 or w.numel() == 0:
+            return False
+        return w.device.type != "meta" and not isinstance(w, FakeTensor) and not bool(w.any())
+
+    def moves(self, w: Tensor) -> bool:
+        """Whether any entry of the parameter w can receive feedback."""
+        return self.scale == "signal" or self.floor > 0 or bool(w.any()) or self.wakes(w)
+
+    def feedback(self, w: Tensor, s: Tensor, asleep: bool) -> Tensor:
+        """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).
+
+        Args:
+            asleep: `wakes(w)` when the graph was made: only then is w looked at for being wholly zero.
+        """
+        if self.scale == "signal":
+            return s
+        if asleep:
+            return s * torch.where(w.any(), w.abs(), 1.0)
+        return s * (w.abs().clamp_min(self.floor) if self.floor > 0 else w.abs())
 
 
 @dataclass(frozen=True)
@@ -41,14 +81,12 @@ class Composite:
         name: as users select it.
         default: the ruleset of every operation that no override matches.
         overrides: pairs of a module-path pattern (`encoder.layer.0.*`, shell style) and a ruleset; the last match wins.
-        weight_scaled: feedback is `abs(w) * s_w` (LFP eq. 6); False gives the plain signal s_w.
         prefix: where in the model the traced module is, if it is a part; with a dot behind it.
     """
 
     name: str
     default: Ruleset = Ruleset()
     overrides: tuple[tuple[str, Ruleset], ...] = ()
-    weight_scaled: bool = True
     prefix: str = ""
 
     def ruleset(self, path: str) -> Ruleset:
@@ -59,11 +97,23 @@ class Composite:
                 return ruleset
         return self.default
 
+    def parameter_ruleset(self, name: str) -> Ruleset:
+        """The ruleset of a parameter by its dotted name: the last override that matches the name or its module's path."""
+        name = self.prefix + name
+        module = name.rpartition(".")[0]
+        for pattern, ruleset in reversed(self.overrides):
+            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern):
+                return ruleset
+        return self.default
+
     def override(self, pattern: str, composite: str | Composite | None = None, **options: Any) -> Composite:
         """This composite with other rules where the module path matches `pattern` (shell style, `*` crosses dots).
 
+        The options of parameters (`scale`, `floor`, `wake`) apply where the pattern matches the parameter's own name, or
+        its module's.
+
         Args:
-            pattern: e.g. `"classifier"`, `"encoder.layer.0.*"`.
+            pattern: e.g. `"classifier"`, `"encoder.layer.0.*"`, for parameters also `"*.bias"`.
             composite: take the ruleset of this composite; otherwise this composite's own default.
             options: fields of `Ruleset` to change, e.g. `epsilon=1e-3`.
         """
@@ -82,9 +132,21 @@ class Composite:
         """This composite for the part of the model at `name`, whose graph knows nothing of the rest."""
         return replace(self, prefix=f"{self.prefix}{name}.")
 
-    def feedback(self, w: Tensor, s: Tensor) -> Tensor:
-        """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6)."""
-        return w.abs() * s if self.weight_scaled else s
+
+def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor]) -> list[str]:
+    """Say in the log which trainable parameters are wholly zero and receive no feedback; returns their names."""
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad}
+    unmoved = [name for name, p in trainable.items() if not composite.parameter_ruleset(name).moves(p)]
+    if unmoved:
+        shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
+        biases = all(trainable[name].dim() < 2 for name in unmoved)
+        log.log(
+            logging.INFO if biases else logging.WARNING,
+            "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
+            'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
+            len(unmoved), len(trainable), shown,
+        )  # fmt: skip
+    return unmoved
 
 
 def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:
@@ -128,6 +190,6 @@ def get_composite(composite: str | Composite) -> Composite:
     return _COMPOSITES[composite]
 
 
-register_composite(Composite("gradient", Ruleset(rules=False, epsilon=0.0), weight_scaled=False))
+register_composite(Composite("gradient", Ruleset(rules=False, epsilon=0.0, scale="signal")))
 register_composite(Composite("lfp-0", Ruleset(epsilon=0.0)))
 register_composite(Composite("lfp-epsilon", Ruleset(epsilon=1e-6)))

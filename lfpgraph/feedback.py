@@ -72,7 +72,8 @@ def feedback(
         if s is None:
             continue
         if placeholder.kind == "parameter":
-            own = chosen.feedback(state[placeholder.target].detach(), s)
+            ruleset, w = chosen.parameter_ruleset(placeholder.target), state[placeholder.target].detach()
+            own = ruleset.feedback(w, s, ruleset.wakes(w))
             answer[placeholder.target] = answer[placeholder.target] + own if placeholder.target in answer else own
         else:
             answer[names[placeholder.target]] = tensors[placeholder.target] * s

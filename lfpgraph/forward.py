@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
-from .composites import Composite
+from .composites import Composite, log_unmoved
 from .entry import Entry, key_of
 from .errors import InputError, LfpGraphError, NonFiniteError
 from .function import run_program
@@ -152,6 +152,7 @@ class FeedbackForward:
                 plan, entry.values(tensors, state), self.options["compile"], self.options["share"]
             )
         entry.sizes.watch()
+        log_unmoved(self.composite, state)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",

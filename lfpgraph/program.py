@@ -42,7 +42,7 @@ class Program:
         plan: what was traced.
         forward: graph module, values of the placeholders -> [outputs..., saved...].
         feedback: graph module, [saved..., signals...] -> for each wanted placeholder a parameter's feedback,
-            `abs(w) * s_w`, or an input's signal (or None).
+            `abs(w) * s_w` or what its ruleset makes of it, or an input's signal (or None).
         n_outputs: how many of forward's results are the graph's outputs.
         signal_outputs: positions, among the graph's outputs, of those that take a signal.
         wanted: positions of the placeholders whose signal feedback returns.
@@ -68,7 +68,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
 
     Args:
         plan: from `make_plan`.
-        values: the placeholders' values for a value-specialised graph; otherwise the graph's own fake ones serve.
+        values: the placeholders' values; a graph that is not specialised to them is traced on its own fake ones.
         compile: run both graphs through inductor.
         share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
     """
@@ -95,11 +95,15 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
         found = run_backward(plan, calls, env, at_outputs)
         return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
 
-    scaled = {n for n, p in zip(nodes, plan.graph.placeholders) if p.kind == "parameter"}
-    scaled = scaled if plan.composite.weight_scaled else set()
+    rulesets = {
+        node: plan.composite.parameter_ruleset(placeholder.target)
+        for node, placeholder in zip(nodes, plan.graph.placeholders)
+        if placeholder.kind == "parameter"
+    }
+    asleep = {node for node, value in zip(nodes, values) if node in rulesets and rulesets[node].wakes(value)}
 
     def feedback_of(node: fx.Node, s: Tensor | None, value: Tensor) -> Tensor | None:
-        return s * value.abs() if s is not None and node in scaled else s
+        return s if s is None or node not in rulesets else rulesets[node].feedback(value, s, node in asleep)
 
     def make_signals() -> list[Tensor]:
         fakes = [outputs[i].meta["val"] for i in signal_outputs]
@@ -159,10 +163,16 @@ def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
     for result in list(graph.nodes)[-1].args[0][n_outputs:]:  # type: ignore[union-attr,index]
         if isinstance(result, fx.Node) and result.target is aten.mul.Tensor:
             signal, size = result.args
-            if isinstance(signal, fx.Node) and isinstance(size, fx.Node) and size.target is aten.abs.default:
-                if signal.op != "placeholder" and len(size.users) == 1:
-                    signal.append(size)
-                    size.append(result)
+            chain = [size]
+            while isinstance(chain[-1], fx.Node) and chain[-1].target is aten.clamp_min.default:
+                chain.append(chain[-1].args[0])
+            if not isinstance(signal, fx.Node) or signal.op == "placeholder":
+                continue
+            if isinstance(chain[-1], fx.Node) and chain[-1].target is aten.abs.default:
+                if all(len(node.users) == 1 for node in chain):  # type: ignore[union-attr]
+                    for node in chain:
+                        signal.append(node)  # type: ignore[arg-type]
+                    size.append(result)  # type: ignore[union-attr]
 
 
 def _shorten(node: fx.Node) -> None:

@@ -67,8 +67,9 @@ def walked(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tens
         found = run_backward(plan, calls, env, at)
     answers = [found.get(node) for node in graph.placeholder_nodes]
     for i, (placeholder, value) in enumerate(zip(graph.placeholders, values)):
-        if plan.composite.weight_scaled and placeholder.kind == "parameter" and answers[i] is not None:
-            answers[i] = answers[i] * value.detach().abs()
+        if placeholder.kind == "parameter" and answers[i] is not None:
+            ruleset = plan.composite.parameter_ruleset(placeholder.target)
+            answers[i] = ruleset.feedback(value.detach(), answers[i], ruleset.wakes(value))
     return named(graph, answers)
 
 
