@@ -51,8 +51,8 @@ class Ruleset:
             raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
 
     def wakes(self, w: Tensor) -> bool:
-        """Whether the parameter w is wholly zero and gets the plain signal for it."""
-        if not self.wake or self.scale != "weight" or self.floor > 0 or w.dim() < 2 or w.numel() == 0:
+        """Whether the parameter w is a wholly zero matrix (or more) that is to get a signal all the same."""
+        if not (self.wake or self.floor > 0 or self.scale == "signal") or w.dim() < 2 or w.numel() == 0:
             return False
         return w.device.type != "meta" and not isinstance(w, FakeTensor) and not bool(w.any())
 
@@ -64,11 +64,11 @@ class Ruleset:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).
 
         Args:
-            asleep: `wakes(w)` when the graph was made: only then is w looked at for being wholly zero.
+            asleep: `wakes(w)` when the plan was made: only then is w looked at for being wholly zero.
         """
         if self.scale == "signal":
             return s
-        if asleep:
+        if asleep and self.floor == 0:
             return s * torch.where(w.any(), w.abs(), 1.0)
         return s * (w.abs().clamp_min(self.floor) if self.floor > 0 else w.abs())
 

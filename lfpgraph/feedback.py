@@ -58,6 +58,7 @@ def feedback(
     plan = make_plan(graph, chosen, wanted, on_missing)
     lookup: dict[str, Mapping[Any, Any]] = {"input": dict(enumerate(tensors)), "constant": graph.constants}
     values = [lookup.get(p.kind, state)[p.target] for p in graph.placeholders]
+    plan.wake(values)
     with torch.no_grad():
         outputs, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
         node, output = _rewarded(graph.output_nodes, graph.user_output_nodes, outputs)
@@ -73,7 +74,7 @@ def feedback(
             continue
         if placeholder.kind == "parameter":
             ruleset, w = chosen.parameter_ruleset(placeholder.target), state[placeholder.target].detach()
-            own = ruleset.feedback(w, s, ruleset.wakes(w))
+            own = ruleset.feedback(w, s, placeholder_node in plan.asleep)
             answer[placeholder.target] = answer[placeholder.target] + own if placeholder.target in answer else own
         else:
             answer[names[placeholder.target]] = tensors[placeholder.target] * s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,18 @@ from torch import fx
 from .composites import Composite, Ruleset
 from .errors import NoRuleError
 from .regions import Region, find_regions
-from .registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, RECTIFIER, VIEW, Family, find_rule
+from .registry import (
+    ACTIVATION,
+    CONTRACTION,
+    GENERAL,
+    NORMALISATION,
+    NOTHING,
+    PRODUCT,
+    RECTIFIER,
+    VIEW,
+    Family,
+    find_rule,
+)
 from .rules.activations import activation
 from .rules.views import nothing, vjp
 from .trace.graph import ACTIVE, WEIGHT, OpGraph, is_float, module_path
@@ -37,6 +48,7 @@ class Unit:
         epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
+        zeroed_by: parameters that, as long as one is wholly zero, make the output zero and are to learn (`Plan.wake`).
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -53,6 +65,7 @@ class Unit:
     epsilon: float = 0.0
     ends_layer: bool = False
     rectified: fx.Node | None = None
+    zeroed_by: tuple[fx.Node, ...] = ()
 
     @property
     def node(self) -> fx.Node:
@@ -72,6 +85,28 @@ class Plan:
     units: list[Unit]
     wanted: set[fx.Node] = field(default_factory=set)
     derived: Counter[str] = field(default_factory=Counter)
+    asleep: set[fx.Node] = field(default_factory=set)
+
+    def wake(self, values: Sequence[Any]) -> None:
+        """Find the wholly zero weights that are to learn (`Ruleset.wakes`) and the units whose output they make zero.
+
+        The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved.
+
+        Args:
+            values: of the placeholders.
+        """
+        for node, placeholder, value in zip(self.graph.placeholder_nodes, self.graph.placeholders, values):
+            if placeholder.kind == "parameter" and node in self.wanted:
+                if self.composite.parameter_ruleset(placeholder.target).wakes(value):
+                    self.asleep.add(node)
+        zeroed: dict[fx.Node, tuple[fx.Node, ...]] = {node: (node,) for node in self.asleep}
+        for unit in self.units if zeroed else ():
+            entry = None if unit.is_region else find_rule(unit.node.target)
+            carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
+            if entry is None or not any(carried):
+                continue
+            if entry.family in (CONTRACTION, PRODUCT) or (all(carried) and entry.family.affine):
+                zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
 
     def explain(self) -> str:
         """What will run: number of nodes by origin, family and operation."""

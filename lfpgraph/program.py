@@ -100,10 +100,10 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
         for node, placeholder in zip(nodes, plan.graph.placeholders)
         if placeholder.kind == "parameter"
     }
-    asleep = {node for node, value in zip(nodes, values) if node in rulesets and rulesets[node].wakes(value)}
+    plan.wake(values)
 
     def feedback_of(node: fx.Node, s: Tensor | None, value: Tensor) -> Tensor | None:
-        return s if s is None or node not in rulesets else rulesets[node].feedback(value, s, node in asleep)
+        return s if s is None or node not in rulesets else rulesets[node].feedback(value, s, node in plan.asleep)
 
     def make_signals() -> list[Tensor]:
         fakes = [outputs[i].meta["val"] for i in signal_outputs]

@@ -179,11 +179,15 @@ def run_backward(
 
 
 def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
-    """The output that the epsilon factor looks at."""
-    if unit.rectified is None:
-        return call.output
-    relu = values[unit.rectified]
-    return relu if isinstance(call.output, Tensor) else [relu, *call.output[1:]]
+    """The output that the epsilon factor looks at; infinite, so that all of s passes, where a zero weight makes it zero."""
+    output = call.output
+    if unit.rectified is not None:
+        relu = values[unit.rectified]
+        output = relu if isinstance(output, Tensor) else [relu, *output[1:]]
+    if isinstance(output, Tensor) and unit.option_epsilon:
+        for weight in unit.zeroed_by:
+            output = torch.where(values[weight].any(), output, torch.inf)
+    return output
 
 
 def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:

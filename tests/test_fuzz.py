@@ -69,7 +69,7 @@ def walked(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tens
     for i, (placeholder, value) in enumerate(zip(graph.placeholders, values)):
         if placeholder.kind == "parameter" and answers[i] is not None:
             ruleset = plan.composite.parameter_ruleset(placeholder.target)
-            answers[i] = ruleset.feedback(value.detach(), answers[i], ruleset.wakes(value))
+            answers[i] = ruleset.feedback(value.detach(), answers[i], graph.placeholder_nodes[i] in plan.asleep)
     return named(graph, answers)
 
 
