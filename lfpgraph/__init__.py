@@ -1,5 +1,7 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import rewards
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
@@ -10,12 +12,16 @@ from .rewards import reward_loss
 from .trace import OpGraph, trace
 from .wrap import is_wrapped, unwrap, wrap
 
+if TYPE_CHECKING:
+    from .training import Trainer
+
 __all__ = [
     "Composite",
     "CoverageReport",
     "LfpGraphError",
     "OpGraph",
     "Ruleset",
+    "Trainer",
     "composite_names",
     "coverage",
     "feedback",
@@ -29,3 +35,12 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Trainer` is imported when it is asked for."""
+    if name == "Trainer":
+        from .training import Trainer
+
+        return Trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

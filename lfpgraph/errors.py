@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "CompositeError",
     "DataDependentError",
+    "DataError",
     "InputError",
     "LfpGraphError",
+    "MissingPackageError",
     "NoRuleError",
     "NonFiniteError",
     "RewardError",
     "RuleError",
     "TargetError",
     "TraceError",
+    "TrainingError",
+    "TrainingInterrupted",
     "WrapError",
 ]
 
@@ -59,3 +64,23 @@ class WrapError(LfpGraphError):
 
 class TargetError(LfpGraphError):
     """A `module:function` that does not exist or does not return what is expected."""
+
+
+class DataError(LfpGraphError):
+    """Training data that cannot be used: none at all, NaN, labels that do not fit the outputs."""
+
+
+class CheckpointError(LfpGraphError):
+    """A checkpoint that cannot be written or read, or that belongs to another model or optimizer."""
+
+
+class TrainingError(LfpGraphError):
+    """Arguments of a Trainer that do not go together."""
+
+
+class TrainingInterrupted(LfpGraphError):
+    """Training was asked to stop by a signal (Ctrl-C); it stopped after a whole step."""
+
+
+class MissingPackageError(LfpGraphError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""

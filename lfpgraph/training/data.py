@@ -1,0 +1,175 @@
+"""Training data: whose turn each row is, on every process, and a position in it that can be taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from ..errors import DataError
+from .extras import need
+from .state import random_state, set_random_state
+
+__all__ = ["Batches", "call_of", "rows_of"]
+
+
+class _Rows(Sampler[list[int]]):
+    """Rows of this process's part of every batch; the order depends on seed and epoch alone."""
+
+    def __init__(self, count: int, size: int, shuffle: bool, seed: int, rank: int, world: int) -> None:
+        self.count, self.size, self.shuffle, self.seed, self.rank, self.world = count, size, shuffle, seed, rank, world
+        self.epoch = self.skip = 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.size) - self.skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.count)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.count, generator=generator)
+        for rows in order.split(self.size)[self.skip :]:
+            start, end = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))
+            yield rows[start:end].tolist() or rows[:1].tolist()  # nobody's part is empty; see `weight`
+
+    def weight(self, batch: int) -> int:
+        """How many of batch's rows on this process count: 0 where a row only keeps the process busy."""
+        rows = min(self.size, self.count - batch * self.size)
+        return rows * (self.rank + 1) // self.world - rows * self.rank // self.world
+
+
+class Batches:
+    """The batches of a dataset or a DataLoader, from any position of any epoch on.
+
+    A dataset's rows are drawn in an order that depends on the seed and the epoch alone, and each batch is split among
+    the processes, so that any number of processes does what one does. A DataLoader keeps its own order; with several
+    processes accelerate splits its batches.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        what: str,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        workers: int,
+        collate: Callable[..., Any] | None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.what = what
+        self.rows: _Rows | None = None
+        if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+            if len(data[0]) != len(data[1]):
+                raise DataError(f"{what}: {len(data[0])} inputs and {len(data[1])} labels; they must be equally many")
+            data = torch.utils.data.TensorDataset(*data)
+        if isinstance(data, DataLoader):
+            self.loader: Iterable[Any] = data
+            if world > 1:
+                prepare = need("accelerate.data_loader", "trainer", "lfpgraph.Trainer").prepare_data_loader
+                self.loader = prepare(data, num_processes=world, process_index=rank, split_batches=True)
+        elif isinstance(data, IterableDataset):
+            if world > 1:
+                raise DataError(f"{what}: give an IterableDataset to several processes as a DataLoader of your own")
+            self.loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=collate)
+        elif hasattr(data, "__getitem__") and isinstance(data, Sized):
+            if len(data):
+                self.rows = _Rows(len(data), batch_size, shuffle, seed, rank, world)
+                dataset: Dataset[Any] = data  # type: ignore[assignment]
+                self.loader = DataLoader(dataset, batch_sampler=self.rows, num_workers=workers, collate_fn=collate)
+            else:
+                self.loader = []
+        else:
+            raise DataError(f"{what} must be a Dataset, a DataLoader or a pair of tensors, not {type(data).__name__}")
+        if self.count == 0:
+            raise DataError(f"{what}: there is nothing in it, not one batch")
+
+    @property
+    def count(self) -> int | None:
+        """Batches of an epoch, if that is known."""
+        try:
+            return len(self.loader) if self.rows is None else len(self.rows) + self.rows.skip  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def start(self, epoch: int, skip: int = 0, state: Any = None) -> tuple[Iterator[tuple[Any, int]], Any]:
+        """Batches of an epoch, each with the number of its rows that count, and what `state` must be to start there again.
+
+        Args:
+            skip: batches that are done already. state: as returned for this epoch, if it was begun before.
+        """
+        if state is not None:
+            self._set_state(state)
+        state = self.state()
+        if self.rows is not None:
+            self.rows.epoch, self.rows.skip = epoch, skip
+        return self._batches(iter(self.loader), skip), state
+
+    def _batches(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Any, int]]:
+        if self.rows is None:
+            for _ in range(skip):
+                next(batches, None)
+        for i, batch in enumerate(batches):
+            yield batch, rows_of(batch) if self.rows is None else self.rows.weight(skip + i)
+
+    def _generators(self) -> list[torch.Generator]:
+        found: list[torch.Generator] = []
+        holders: list[Any] = [self.loader]
+        for holder in holders:
+            for name in ("generator", "synchronized_generator"):
+                generator = getattr(holder, name, None)
+                if isinstance(generator, torch.Generator) and generator not in found:
+                    found.append(generator)
+            holders += [h for h in (getattr(holder, n, None) for n in ("batch_sampler", "sampler")) if h is not None]
+        return found
+
+    def state(self) -> Any:
+        """The states of all random generators, the loader's own as well."""
+        return {"random": random_state(), "generators": [g.get_state() for g in self._generators()]}
+
+    def _set_state(self, state: Any) -> None:
+        set_random_state(state["random"])
+        for generator, saved in zip(self._generators(), state["generators"]):
+            generator.set_state(saved)
+
+
+def rows_of(batch: Any) -> int:
+    """Length of the first tensor in a batch, its number of samples; 1 without a tensor."""
+    tensors = (leaf for leaf in torch.utils._pytree.tree_leaves(_plain(batch)) if isinstance(leaf, Tensor))
+    first = next(tensors, None)
+    return 1 if first is None or first.dim() == 0 else first.shape[0]
+
+
+def _plain(batch: Any) -> Any:
+    return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def call_of(batch: Any, labels: str | None) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """A batch as positional and keyword arguments of the model, and the labels.
+
+    Args:
+        batch: a mapping, or a sequence whose last entry is the labels.
+        labels: the key of the labels in a mapping; None leaves them to the model.
+
+    Raises:
+        DataError: neither, or no such key.
+    """
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+        if labels is None:
+            return (), kwargs, None
+        if labels not in kwargs:
+            raise DataError(f"the batch has no {labels!r}; it has {', '.join(map(str, kwargs))}; name them by labels=")
+        found = kwargs.pop(labels)
+        return (), kwargs, found
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        return tuple(batch[:-1]), {}, batch[-1]
+    raise DataError(
+        f"a batch must be (inputs, ..., labels) or a mapping, not {type(batch).__name__}; for others give the Trainer a "
+        "function step=(model, batch) that returns the loss"
+    )

@@ -1,0 +1,196 @@
+"""Where the figures of a run go: JSON lines, CSV, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import TrainingError
+from .extras import need
+
+__all__ = ["Bar", "CsvLog", "JsonLines", "Logger", "TensorBoard", "make_loggers"]
+
+Record = Mapping[str, Any]
+
+
+class Logger(Protocol):
+    """Takes one record of a step or an evaluation at a time; a logger of your own needs these two methods."""
+
+    def write(self, record: Record) -> None:
+        """Take a record: `step`, `epoch` and figures by name."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+class JsonLines:
+    """One JSON object a line, each line written by one call, so that a reader never meets half of one.
+
+    Args:
+        file: where to. after: keep the lines up to this step of a run taken up again; None starts anew.
+    """
+
+    def __init__(self, file: Path, after: int | None) -> None:
+        records = [r for r in _read(file) if r["step"] <= after] if after is not None else []
+        _replace(file, "".join(json.dumps(record) + "\n" for record in records))
+        self.handle = os.open(file, os.O_WRONLY | os.O_APPEND)
+
+    def write(self, record: Record) -> None:
+        os.write(self.handle, (json.dumps(record) + "\n").encode())
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    records = []
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break  # the line that a full disk cut short
+    return records
+
+
+class CsvLog:
+    """A table with a column for each figure; a figure that comes later adds a column.
+
+    Args:
+        file: where to. after: keep the rows up to this step of a run taken up again; None starts anew.
+    """
+
+    def __init__(self, file: Path, after: int | None) -> None:
+        self.file = file
+        self.rows: list[Record] = []
+        if after is not None and file.is_file():
+            with file.open(newline="") as lines:
+                self.rows += [
+                    row for row in csv.DictReader(lines) if (row["step"] or "").isdigit() and int(row["step"]) <= after
+                ]
+        self.columns: list[str] = []
+        self._learn(*self.rows)
+        self._rewrite()
+
+    def _learn(self, *records: Record) -> bool:
+        new = dict.fromkeys(key for record in records for key in record if key not in self.columns)
+        self.columns += new
+        return bool(new)
+
+    def _line(self, values: Sequence[Any]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue()
+
+    def _rewrite(self) -> None:
+        lines = [self.columns] if self.columns else []
+        lines += [[row.get(c, "") for c in self.columns] for row in self.rows]
+        _replace(self.file, "".join(map(self._line, lines)))
+
+    def write(self, record: Record) -> None:
+        self.rows.append(record)
+        if self._learn(record):
+            self._rewrite()
+        else:
+            with self.file.open("a") as file:
+                file.write(self._line([record.get(c, "") for c in self.columns]))
+
+    def close(self) -> None:
+        pass
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+class TensorBoard:
+    """Figures as TensorBoard's scalars; `folder` is what `tensorboard --logdir` takes."""
+
+    def __init__(self, folder: Path, after: int | None) -> None:
+        need("tensorboard", "tensorboard", "logging to TensorBoard")
+        writer = need("torch.utils.tensorboard", "tensorboard", "logging to TensorBoard").SummaryWriter
+        self.writer = writer(str(folder), purge_step=None if after is None else after + 1)
+
+    def write(self, record: Record) -> None:
+        for key, value in record.items():
+            if key not in ("step", "epoch") and isinstance(value, int | float):
+                self.writer.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def make_loggers(asked: Sequence[str | Logger], folder: Path | None, after: int | None) -> list[Logger]:
+    """The loggers by name ("jsonl", "csv", "tensorboard"), writing into `folder`, or as they are given.
+
+    Args:
+        after: the step of the checkpoint that the run goes on from; None for a new run.
+
+    Raises:
+        TrainingError: an unknown name. OSError: a file cannot be written.
+    """
+    made: list[Logger] = []
+    for name in asked:
+        if not isinstance(name, str):
+            made.append(name)
+        elif name not in ("jsonl", "csv", "tensorboard"):
+            raise TrainingError(
+                f"no logger {name!r}; known: jsonl, csv, tensorboard, or an object with write and close"
+            )
+        elif folder is None:
+            continue
+        elif name == "tensorboard":
+            made.append(TensorBoard(folder / "tensorboard", after))
+        elif name == "jsonl":
+            made.append(JsonLines(folder / "log.jsonl", after))
+        else:
+            made.append(CsvLog(folder / "log.csv", after))
+    return made
+
+
+class Bar:
+    """A progress bar with live figures on a terminal's stderr; nothing elsewhere.
+
+    Args:
+        show: True, False, or "auto": where stderr is a terminal and rich is installed.
+        total: steps of the whole run, if known. name: what is trained.
+    """
+
+    def __init__(self, show: bool | str, total: int | None, name: str) -> None:
+        self.progress: Any = None
+        if show is False or (show == "auto" and not sys.stderr.isatty()):
+            return
+        try:
+            rich = need("rich.progress", "trainer", "the progress bar")
+        except ImportError:
+            if show == "auto":
+                return
+            raise
+        columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+        columns += [rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[live]}")]
+        console = need("rich.console", "trainer", "the progress bar").Console(stderr=True)
+        self.progress = rich.Progress(*columns, console=console)
+        self.task = self.progress.add_task(name, total=total, live="")
+        self.live: dict[str, str] = {}
+
+    def write(self, record: Record) -> None:
+        """Show a record of a step or an evaluation."""
+        if self.progress is None:
+            return
+        self.progress.start()
+        for key, value in record.items():
+            if isinstance(value, float) and key not in ("seconds", "grad_norm"):
+                self.live[key] = f"{value:.4g}"
+        live = "  ".join(f"{key} {value}" for key, value in self.live.items())
+        self.progress.update(self.task, completed=record["step"], live=live)
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
