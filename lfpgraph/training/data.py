@@ -108,12 +108,13 @@ class Batches:
         state = self.state()
         if self.rows is not None:
             self.rows.epoch, self.rows.skip = epoch, skip
-        return self._batches(iter(self.loader), skip), state
-
-    def _batches(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Any, int]]:
+        batches = iter(self.loader)
         if self.rows is None:
-            for _ in range(skip):
+            for _ in range(skip):  # now, as it draws from the generators
                 next(batches, None)
+        return self._counted(batches, skip), state
+
+    def _counted(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Any, int]]:
         for i, batch in enumerate(batches):
             yield batch, rows_of(batch) if self.rows is None else self.rows.weight(skip + i)
 
