@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import rewards
+from . import hebbian, policies, rewards
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
 from .feedback import feedback
@@ -26,7 +26,9 @@ __all__ = [
     "coverage",
     "feedback",
     "get_composite",
+    "hebbian",
     "is_wrapped",
+    "policies",
     "register_composite",
     "reward_loss",
     "rewards",

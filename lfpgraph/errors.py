@@ -12,6 +12,7 @@ __all__ = [
     "MissingPackageError",
     "NoRuleError",
     "NonFiniteError",
+    "PolicyError",
     "RewardError",
     "RuleError",
     "TargetError",
@@ -68,6 +69,10 @@ class TargetError(LfpGraphError):
 
 class DataError(LfpGraphError):
     """Training data that cannot be used: none at all, NaN, labels that do not fit the outputs."""
+
+
+class PolicyError(LfpGraphError):
+    """An update policy with arguments it does not know, or with nothing to act on."""
 
 
 class CheckpointError(LfpGraphError):

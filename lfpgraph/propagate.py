@@ -62,8 +62,11 @@ class Call:
     def module_path(self) -> str:
         return module_path(self.unit.node)
 
-    def vjp(self, s: Any) -> list[Tensor | None]:
-        """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others."""
+    def vjp(self, s: Any, again: bool = False) -> list[Tensor | None]:
+        """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others.
+
+        Every call but the last says that there will be one `again`.
+        """
         outputs = self._tape if isinstance(self._tape, list | tuple) else [self._tape]
         signals = s if isinstance(s, list | tuple) else [s]
         pairs = [(z, g) for z, g in zip(outputs, signals) if g is not None and is_float(z) and z.requires_grad]
@@ -72,7 +75,7 @@ class Call:
         if pairs and places:
             zs, gs = zip(*pairs)
             leaves = [self._leaves[i] for i in places]
-            for i, g in zip(places, torch.autograd.grad(zs, leaves, gs, allow_unused=True)):
+            for i, g in zip(places, torch.autograd.grad(zs, leaves, gs, retain_graph=again, allow_unused=True)):
                 result[i] = g
         return result
 
