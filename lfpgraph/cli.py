@@ -141,7 +141,7 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
             model = call_target(build, name)
             if not isinstance(model, torch.nn.Module):
                 raise TargetError(f"{name!r} must return an nn.Module, not {type(model).__name__}")
-            steps = options.epochs * (-(-len(train[0]) // options.batch_size) + 1)
+            steps = options.epochs * -(-len(train[0]) // options.batch_size)
             task = progress.add_task(name, total=steps, live="tracing")
 
             def show(result: Result, task: Any = task) -> None:

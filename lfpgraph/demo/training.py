@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..composites import Composite
-from ..errors import InputError
 from ..reports.operations import operation_table, plan_of, reward_summary
-from ..wrap import wrap
+from ..training import Trainer
 from .data import Arrays
 
 __all__ = ["Options", "Result", "Run", "compare"]
@@ -76,32 +74,12 @@ class Result:
         }
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def _outputs(model: nn.Module, x: Tensor) -> Tensor:
-    out = model(x)
-    return out if isinstance(out, Tensor) else out.logits
-
-
-def _evaluate(model: nn.Module, data: Arrays, loss: Loss, metric: str) -> float:
-    model.eval()
-    with torch.no_grad():
-        outputs = torch.cat([_outputs(model, x) for x in data[0].split(256)])
-        if metric == "accuracy":
-            value = (outputs.argmax(-1) == data[1]).float().mean().item()
-        else:
-            value = loss(outputs, data[1]).item()
-    model.train()
-    return value
-
-
 def compare(
     name: str,
     model: nn.Module,
     train: Arrays,
     test: Arrays,
-    loss: Loss,
+    loss: Callable[[Tensor, Tensor], Tensor],
     options: Options,
     on_step: Callable[[Result], None] = lambda result: None,
     metric: str = "accuracy",
@@ -111,44 +89,31 @@ def compare(
     Raises:
         InputError: every parameter is frozen.
     """
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"{name}: {type(model).__name__} has no parameter that requires a gradient.")
-    model.train()
-    twins = {"lfp": model}
-    if options.compare:
-        twins["backprop"] = copy.deepcopy(model)
-    wrap(model, options.composite)
-    optimizers = {k: getattr(torch.optim, options.optimizer)(m.parameters(), lr=options.lr) for k, m in twins.items()}
-    steps = options.epochs * ((len(train[0]) + options.batch_size - 1) // options.batch_size)
-    schedules = {
-        k: torch.optim.lr_scheduler.OneCycleLR(o, options.lr, total_steps=steps, cycle_momentum=False)
-        for k, o in optimizers.items()
-    }
+    twins = {"lfp": model} | ({"backprop": copy.deepcopy(model)} if options.compare else {})
+    trainers = {
+        way: Trainer(
+            twin, train, test, loss=loss, optimizer=options.optimizer, lr=options.lr, scheduler="onecycle",
+            epochs=options.epochs, batch_size=options.batch_size, clip=options.clip, seed=options.seed, progress=False,
+            composite=options.composite if way == "lfp" else None, device="cpu",
+            metrics=["accuracy"] if metric == "accuracy" else [],
+        )
+        for way, twin in twins.items()
+    }  # fmt: skip
     runs = {way: Run(way) for way in twins}
     result = Result(name, runs["lfp"], runs.get("backprop"), [], model, metric)
-    generator = torch.Generator().manual_seed(options.seed)
-    done = 0
-    for _ in range(options.epochs):
-        for rows in torch.randperm(len(train[0]), generator=generator).split(options.batch_size):
+    steps = {way: trainer.iterate() for way, trainer in trainers.items()}
+    for done in range(trainers["lfp"].total_steps or 0):
+        for way, run in runs.items():
+            torch.manual_seed(options.seed + done)  # the same draws for both
+            seconds = next(steps[way])["seconds"]
+            run.step_seconds += [seconds] * (done > 0)
+            run.metric = [record[f"eval_{metric}"] for record in trainers[way].history]
+        if done == 0:
+            result.operations = operation_table(plan_of(model))
             for way, twin in twins.items():
-                torch.manual_seed(options.seed + done)
-                start = time.perf_counter()
-                value = loss(_outputs(twin, train[0][rows]), train[1][rows])
-                optimizers[way].zero_grad(set_to_none=True)
-                value.backward()
-                if options.clip is not None:
-                    nn.utils.clip_grad_norm_(twin.parameters(), options.clip)
-                optimizers[way].step()
-                if done > 0:
-                    runs[way].step_seconds.append(time.perf_counter() - start)
-                schedules[way].step()
-            if done == 0:
-                result.operations = operation_table(plan_of(model))
-                for way, twin in twins.items():
-                    runs[way].rewarded = reward_summary(twin)
-            done += 1
-            on_step(result)
-        for way, twin in twins.items():
-            runs[way].metric.append(_evaluate(twin, test, loss, metric))
+                runs[way].rewarded = reward_summary(twin)
         on_step(result)
+    for way, run in runs.items():
+        next(steps[way], None)  # the last evaluation
+        run.metric = [record[f"eval_{metric}"] for record in trainers[way].history]
     return result

@@ -41,6 +41,26 @@ class _Rows(Sampler[list[int]]):
         return rows * (self.rank + 1) // self.world - rows * self.rank // self.world
 
 
+class _Pair(Dataset[Any]):
+    """Inputs and labels; a batch is taken at once, not row by row."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[row], self.labels[row]
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return self.inputs[rows], self.labels[rows]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
 class Batches:
     """The batches of a dataset or a DataLoader, from any position of any epoch on.
 
@@ -67,7 +87,7 @@ class Batches:
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
             if len(data[0]) != len(data[1]):
                 raise DataError(f"{what}: {len(data[0])} inputs and {len(data[1])} labels; they must be equally many")
-            data = torch.utils.data.TensorDataset(*data)
+            data, collate = _Pair(*data), collate or _as_is
         if isinstance(data, DataLoader):
             self.loader: Iterable[Any] = data
             if world > 1:
