@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lfpgraph.registry import remove_rule
@@ -29,3 +30,14 @@ def test_guide_to_rules_runs() -> None:
             exec(compile(block, "writing-rules.md", "exec"), names)
     finally:
         remove_rule(torch.ops.docs.quarters.default)
+
+
+def test_page_on_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for docs/training.md, in a folder of its own."""
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.S)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {"__name__": "training"}
+    for block in blocks:
+        exec(compile(block, "training.md", "exec"), names)
