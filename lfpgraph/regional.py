@@ -17,8 +17,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from .composites import Composite
 from .errors import WrapError
 
 __all__ = ["RegionalForward", "blocks_of", "parts_of"]
@@ -89,7 +90,7 @@ class RegionalForward:
         model: the whole model.
         blocks: names of the blocks; None looks for them.
         wrap_part: called with (name, module, the name of the block whose programs it may use, or None).
-        scale: feedback of a parameter from its signal, for parameters that no part holds; None for the plain signal.
+        composite: says the feedback of parameters that no part holds.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class RegionalForward:
         model: nn.Module,
         blocks: list[str] | None,
         wrap_part: Callable[[str, nn.Module, str | None], Any],
-        scale: Callable[[Tensor, Tensor], Tensor] | None,
+        composite: Composite,
     ) -> None:
         self.model = model
         self.replaced = model.__dict__.get("forward")
@@ -111,7 +112,7 @@ class RegionalForward:
         for name in self.parts:
             leader = first.get(name)
             wrap_part(name, model.get_submodule(name), leader if leader != name else None)
-        self.scale = scale
+        self.composite = composite
         self.hooks: list[Any] | None = None  # made at the first call, of a copy too
         functools.update_wrapper(self, type(model).forward, updated=())
         log.info("%s in parts: %s", type(model).__name__, ", ".join(self.parts))
@@ -144,12 +145,12 @@ class RegionalForward:
             hook.remove()
 
     def _hook_the_rest(self) -> Iterator[Any]:
-        if self.scale is None:
-            return
         held = {id(p) for name in self.parts for p in self.model.get_submodule(name).parameters()}
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             if id(parameter) not in held and parameter.requires_grad:
-                yield parameter.register_hook(functools.partial(self.scale, parameter))
+                ruleset = self.composite.parameter_ruleset(name)
+                scale = functools.partial(ruleset.feedback, parameter, asleep=ruleset.wakes(parameter))
+                yield parameter.register_hook(scale)
 
 
 def _named(model: nn.Module, blocks: list[str]) -> list[list[str]]:

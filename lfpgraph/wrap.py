@@ -87,13 +87,14 @@ def wrap(
         part.__dict__["forward"] = FeedbackForward(part, own, options, shared)
 
     blocks = None if regional is True else list(regional)  # type: ignore[arg-type]
-    scale = chosen.feedback if chosen.weight_scaled else None
-    model.__dict__["forward"] = RegionalForward(model, blocks, wrap_part, scale)
+    model.__dict__["forward"] = RegionalForward(model, blocks, wrap_part, chosen)
     return model
 
 
 def _alike(part: nn.Module, own: Composite, other: Composite) -> bool:
     """Whether two composites treat a part's modules alike."""
+    if any(own.parameter_ruleset(n) != other.parameter_ruleset(n) for n, _ in part.named_parameters()):
+        return False
     return all(own.ruleset(path) == other.ruleset(path) for path, _ in part.named_modules(remove_duplicate=False))
 
 

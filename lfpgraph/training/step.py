@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from ..composites import get_composite
 from ..errors import DataError, LfpGraphError, NonFiniteError
-from ..wrap import FeedbackForward
 from .diagnose import bad_inputs, first_non_finite
 from .extras import need
 from .objective import Objective
@@ -125,7 +124,7 @@ class Stepper:
         if given is not None:
             return given
         forward = self.model.__dict__.get("forward")
-        composite = forward.composite if isinstance(forward, FeedbackForward) else get_composite("gradient")
+        composite = getattr(forward, "composite", None) or get_composite("gradient")
         torch.set_rng_state(random)
         try:
             with self.accelerator.autocast():
