@@ -1,6 +1,6 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
-from . import rewards
+from . import rewards, spiking
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
 from .feedback import feedback
@@ -25,6 +25,7 @@ __all__ = [
     "reward_loss",
     "rewards",
     "rule",
+    "spiking",
     "trace",
     "unwrap",
     "wrap",

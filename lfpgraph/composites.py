@@ -8,12 +8,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch._ops import OpOverload
 
 from .errors import CompositeError
+
+if TYPE_CHECKING:
+    from .structure import Structure
+    from .trace.graph import OpGraph
 
 __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
 
@@ -43,6 +47,9 @@ class Composite:
         overrides: pairs of a module-path pattern (`encoder.layer.0.*`, shell style) and a ruleset; the last match wins.
         weight_scaled: feedback is `abs(w) * s_w` (LFP eq. 6); False gives the plain signal s_w.
         prefix: where in the model the traced module is, if it is a part; with a dot behind it.
+        structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
+            reward passes (see `structure`); None for the usual regions.
+        online: run the model again inside feedback, step by step of an unrolled loop, and keep nothing (see `online`).
     """
 
     name: str
@@ -50,6 +57,8 @@ class Composite:
     overrides: tuple[tuple[str, Ruleset], ...] = ()
     weight_scaled: bool = True
     prefix: str = ""
+    structure: Callable[[OpGraph], Structure] | None = None
+    online: bool = False
 
     def ruleset(self, path: str) -> Ruleset:
         """The ruleset for the module at a dotted path."""
