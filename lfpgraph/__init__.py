@@ -1,6 +1,6 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
-from . import rewards, spiking
+from . import rewards, rivals, spiking
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
 from .feedback import feedback
@@ -24,6 +24,7 @@ __all__ = [
     "register_composite",
     "reward_loss",
     "rewards",
+    "rivals",
     "rule",
     "spiking",
     "trace",

@@ -92,7 +92,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
             node = outputs[position]
             before = at_outputs.get(node)
             at_outputs[node] = s if before is None else before + s
-        found = run_backward(plan, calls, env, at_outputs)
+        found = run_backward(plan, calls, env, at_outputs, direction=-1)
         return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
 
     scaled = {n for n, p in zip(nodes, plan.graph.placeholders) if p.kind == "parameter"}

@@ -35,7 +35,12 @@ class Call:
         active, weightlike, wanted: for each tensor argument.
         epsilon: the ruleset's stabilizer.
         stabilized: a rule sets it when its answer is in stabilized form (Note [Two forms of a signal]).
+        given: the signals at the model's outputs, for rules that need them.
+        direction: 1 where signals are rewards, -1 where they are gradients (in `.backward()`).
     """
+
+    given: list[Tensor]
+    direction: int
 
     def __init__(self, unit: Unit, values: Mapping[fx.Node, Any]) -> None:
         self.unit = unit
@@ -132,6 +137,7 @@ def run_backward(
     check: bool = False,
     observe: Any = None,
     stabilized: bool = False,
+    direction: int = 1,
 ) -> dict[fx.Node, Tensor | None]:
     """Hand signals back from graph nodes to the wanted placeholders.
 
@@ -140,6 +146,7 @@ def run_backward(
         signals: the signal at each output node (same shape as the output).
         check: raise NonFiniteError at the first operation that hands on NaN or infinity.
         stabilized: the signals are in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
+        direction: 1 where the signals are rewards, -1 where they are gradients.
         observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
 
     Returns:
@@ -149,8 +156,10 @@ def run_backward(
     for node, s in signals.items():
         if s is not None:
             pending.setdefault(node, _Sum()).add(s, stabilized)
+    given = [s for s in signals.values() if s is not None]
     for call in reversed(calls):
         unit = call.unit
+        call.given, call.direction = given, direction
         arrived = pending.pop(unit.node, None)
         if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
             continue
