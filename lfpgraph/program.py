@@ -22,6 +22,7 @@ from .compiled import compile_program
 from .errors import TraceError
 from .fastcalls import quick_module
 from .inplace import make_functional, write_in_place
+from .online import split_online
 from .partition import split
 from .plan import Plan
 from .propagate import run_backward, run_forward
@@ -124,7 +125,10 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     if share is None and fake_mode is not None:
         join_products(traced.graph)
     _finish_early(traced.graph, n_outputs)
-    forward, feedback = split(traced, len(fakes), n_outputs, share)
+    online = plan.composite.online
+    forward, feedback = (
+        split_online(traced, len(fakes), n_outputs) if online else split(traced, len(fakes), n_outputs, share)
+    )
     if compile:
         calls = compile_program(forward, feedback, n_outputs)
         return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)

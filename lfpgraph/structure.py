@@ -161,9 +161,7 @@ def _resets(
     return found
 
 
-def _earlier(
-    graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]
-) -> set[tuple[fx.Node, fx.Node]]:
+def _earlier(graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]) -> set[tuple[fx.Node, fx.Node]]:
     """Operands on the way to a membrane that depend on the same neuron's membrane at an earlier time, in any way."""
     carried: dict[fx.Node, set[fx.Node]] = {}
     neuron: dict[fx.Node, fx.Node] = {}
