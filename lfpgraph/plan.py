@@ -171,6 +171,8 @@ def _op_unit(
     inputs = _tensor_inputs(node)
     flags = _flags(graph, inputs, reached, blocked_inputs)
     info = graph.info[node]
+    if info.selects is not None and ruleset.rules:
+        return _mask_unit(graph, node, inputs, ruleset, reached)
     entry = find_rule(node.target)
     common: dict[str, Any] = {
         "nodes": (node,),
@@ -194,6 +196,25 @@ def _op_unit(
     family = entry.family if entry else GENERAL
     needs = override is not None or entry.needs_vjp  # type: ignore[union-attr]
     return Unit(handler=handler, family=family, needs_vjp=needs, origin="rule", **common)
+
+
+def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+    """A mask and, beside its own arguments, the tensor it selects from, which takes its reward."""
+    selects = graph.info[node].selects
+    assert selects is not None
+    wanted = selects in reached and graph.info[node].part == "network"
+    return Unit(
+        nodes=(node,),
+        inputs=(*inputs, selects),
+        active=(*(False for _ in inputs), True),
+        weightlike=tuple(False for _ in (*inputs, selects)),
+        wanted=(*(False for _ in inputs), wanted),
+        handler=activation if wanted else None,
+        family=ACTIVATION,
+        needs_vjp=False,
+        option_epsilon=ruleset.epsilon,
+        origin="rule" if wanted else "none",
+    )
 
 
 def _region_unit(

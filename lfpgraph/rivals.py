@@ -76,7 +76,7 @@ def rival(
         if not through_time:
             found.blocked |= neurons.earlier
         if weights != "true":
-            found.rules |= {node: _LAYERS[weights](node) for node in _layers(graph)}
+            found.rules |= {node: _LAYERS[weights](_key(graph, node)) for node in _layers(graph)}
         return found
 
     return Composite(name, Ruleset(rules=False, epsilon=0.0), (), False, structure, online)
@@ -104,10 +104,11 @@ def _layers(graph: OpGraph) -> list[fx.Node]:
     return found
 
 
-def _key(node: fx.Node) -> int:
-    """A number for the parameters that an operation multiplies with: the same at every step of an unrolled loop."""
-    weights = ancestors(n for n in node.all_input_nodes if "val" in n.meta)
-    names = sorted(n.name for n in weights if n.op == "placeholder" and n.name.startswith("p_"))
+def _key(graph: OpGraph, layer: fx.Node) -> int:
+    """A number for the parameters that a layer multiplies with: the same at every step of an unrolled loop."""
+    factors = [n for n in layer.all_input_nodes if graph.info[n].kind == WEIGHT and n.meta["val"].dim() > 1]
+    behind = ancestors(factors)
+    names = [str(p.target) for n, p in zip(graph.placeholder_nodes, graph.placeholders) if n in behind]
     return zlib.crc32("/".join(names).encode())
 
 
@@ -125,9 +126,8 @@ def fixed_random(shape: torch.Size, key: int, like: Tensor) -> Tensor:
     return (uniform / math.sqrt(max(count // max(int(shape[0]), 1), 1))).to(like.dtype).reshape(shape)
 
 
-def _aligned(layer: fx.Node) -> Callable[[Handler], Handler]:
+def _aligned(key: int) -> Callable[[Handler], Handler]:
     """Feedback alignment: the activation's signal comes through a fixed random tensor in the weight's place."""
-    key = _key(layer)
 
     def rule(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
         signals = node.vjp(s)
@@ -148,12 +148,10 @@ def _aligned(layer: fx.Node) -> Callable[[Handler], Handler]:
     return lambda usual: rule
 
 
-def _projected(target: bool) -> Callable[[fx.Node], Callable[[Handler], Handler]]:
+def _projected(target: bool) -> Callable[[int], Callable[[Handler], Handler]]:
     """The activation's signal is a fixed random projection of the signal at the model's output, or of the target."""
 
-    def make(layer: fx.Node) -> Callable[[Handler], Handler]:
-        key = _key(layer)
-
+    def make(key: int) -> Callable[[Handler], Handler]:
         def rule(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
             signals = node.vjp(s)
             for i, x in enumerate(node.inputs):
@@ -194,7 +192,7 @@ def _same(a: Any, b: Any) -> bool:
     return [str(n) for n in a] == [str(n) for n in b]
 
 
-_LAYERS: dict[str, Callable[[fx.Node], Callable[[Handler], Handler]]] = {
+_LAYERS: dict[str, Callable[[int], Callable[[Handler], Handler]]] = {
     "direct": _projected(target=False),
     "random": _aligned,
     "target": _projected(target=True),
