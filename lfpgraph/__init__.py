@@ -1,6 +1,6 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
-from . import rewards, rivals, spiking
+from . import centred, rewards, rivals, spiking
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
 from .feedback import feedback
@@ -16,6 +16,7 @@ __all__ = [
     "LfpGraphError",
     "OpGraph",
     "Ruleset",
+    "centred",
     "composite_names",
     "coverage",
     "feedback",

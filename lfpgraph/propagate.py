@@ -23,7 +23,7 @@ from .numerics import epsilon_factor
 from .plan import Plan, Unit
 from .trace.graph import is_float, module_path
 
-__all__ = ["Call", "run_backward", "run_forward"]
+__all__ = ["Call", "execute", "run_backward", "run_forward"]
 
 
 class Call:
@@ -56,7 +56,7 @@ class Call:
             for x, want in zip(self.inputs, unit.wanted)
         ]
         with torch.enable_grad() if tape else torch.no_grad():
-            self._tape = _execute(unit, values, self._leaves)
+            self._tape = execute(unit, values, self._leaves)
         self.output = _detached(self._tape) if tape else self._tape
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -82,7 +82,7 @@ class Call:
         return result
 
 
-def _execute(unit: Unit, values: Mapping[fx.Node, Any], leaves: Sequence[Any]) -> Any:
+def execute(unit: Unit, values: Mapping[fx.Node, Any], leaves: Sequence[Any]) -> Any:
     """Run the unit's nodes with its tensor arguments replaced by `leaves`."""
     if not unit.is_region:
         return _apply(unit.node, values, iter(leaves), set(unit.inputs))

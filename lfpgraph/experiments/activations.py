@@ -14,13 +14,20 @@ __all__ = ["run"]
 
 
 def run(settings: Settings) -> Report:
-    """The same MLP with each activation. Steps get a wide epsilon, as they hand all reward to however small an input."""
+    """The same MLP with each activation. Steps get a wide epsilon, as they hand all reward to however small an input.
+
+    `lfp-centred` treats the constant of an activation that is not zero at zero as a bias (see `centred`).
+    """
     train, test = flat_digits()
     wide = get_composite("lfp-epsilon").with_options(epsilon=0.1)
     cases: list[Case] = []
     for name, activation in ACTIVATIONS.items():
         composite = wide if name == "Heaviside" else "lfp-epsilon"
-        ways = [Way("LFP", composite, cross_entropy), Way("backprop", None, cross_entropy)]
+        ways = [
+            Way("LFP", composite, cross_entropy, lr=1e-2),
+            Way("backprop", None, cross_entropy, lr=1e-2),
+            Way("LFP centred", "lfp-centred", cross_entropy, lr=1e-2),
+        ]
         start = seeded(lambda activation=activation: mlp([64, 128, 64, 10], activation))  # type: ignore[misc]
         cases += fit(start(0), ways, train, test, settings, epochs=20, name=name, start=start)
     return Report("activations", "accuracy", cases, draw_bars)

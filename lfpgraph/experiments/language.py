@@ -43,16 +43,16 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _model(size: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = GPT2Config(
-        vocab_size=size,
-        n_positions=_CONTEXT,
-        n_embd=96,
-        n_layer=2,
-        n_head=4,
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        **dropouts,
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=size,
+            n_positions=_CONTEXT,
+            n_embd=96,
+            n_layer=2,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
     )
-    return GPT2LMHeadModel(config)

@@ -37,6 +37,8 @@ class LifNet(nn.Module):
     The input is a constant current. Returns spikes [t, n, c].
     """
 
+    beta: Tensor
+
     def __init__(self, sizes: tuple[int, int, int] = (64, 128, 10), steps: int = 15, beta: float = 0.9) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(*sizes[:2]), nn.Linear(*sizes[1:])

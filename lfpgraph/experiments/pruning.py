@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays
-from ..feedback import feedback
-from ..rewards import Softmax
-from ..wrap import is_wrapped, unwrap
+from ..wrap import is_wrapped, unwrap, wrap
 from .data import flat_digits
 from .harness import Case, Report, Settings, Way, accuracy, evaluate, fit
 from .models import mlp, seeded
@@ -63,11 +61,14 @@ def _magnitude(model: nn.Module) -> dict[str, Tensor]:
 
 def _feedback(model: nn.Module, train: Arrays) -> dict[str, Tensor]:
     """Size of each weight's feedback, summed over batches of the training set."""
-    scores = {name: torch.zeros_like(p) for name, p in _weights(model).items()}
+    twin = wrap(copy.deepcopy(model))
+    scores = {name: torch.zeros_like(p) for name, p in _weights(twin).items()}
     for x, y in zip(train[0].split(64), train[1].split(64)):
-        found = feedback(model, x, lambda o, y=y: Softmax()(o, y))  # type: ignore[misc]
-        for name, total in scores.items():
-            total += found[name].abs()
+        twin.zero_grad(set_to_none=True)
+        cross_entropy(twin(x), y).backward()
+        for name, p in _weights(twin).items():
+            assert p.grad is not None
+            scores[name] += p.grad.abs()
     return scores
 
 

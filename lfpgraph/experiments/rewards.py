@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -31,7 +33,7 @@ def bandit() -> Way:
 def run(settings: Settings) -> Report:
     """One row for each reward; backprop stands beside those that are a loss's."""
     train, test = flat_digits()
-    named = {
+    named: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "softmax": rewards.Softmax(),
         "bounded softmax": rewards.BoundedSoftmax(0.02, 0.98),
         "sigmoid": rewards.Sigmoid(),
