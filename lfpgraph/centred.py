@@ -20,7 +20,7 @@ from .propagate import execute
 from .regions import find_regions
 from .registry import find_rule
 from .structure import Structure
-from .trace.graph import ACTIVE, OpGraph
+from .trace.graph import OpGraph
 
 __all__ = ["centred_structure"]
 

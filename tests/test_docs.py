@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lfpgraph.registry import remove_rule
@@ -29,3 +30,14 @@ def test_guide_to_rules_runs() -> None:
             exec(compile(block, "writing-rules.md", "exec"), names)
     finally:
         remove_rule(torch.ops.docs.quarters.default)
+
+
+@pytest.mark.parametrize("page", ["rewards.md", "spiking.md"])
+def test_page_runs(page: str) -> None:
+    """Every block of the page, in order, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    assert len(blocks) >= 2
+    names: dict[str, Any] = {"__name__": page.removesuffix(".md")}
+    torch.manual_seed(0)
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)

@@ -135,8 +135,13 @@ def test_scalar_reward() -> None:
     function = rewards.ScalarReward()
     assert all(not function(o, torch.ones(6), actions).any() for _ in range(2))
     assert function(o, torch.full((6,), 2.0), actions).any()
-    drawn = rewards.ScalarReward.sample(torch.tensor([[0.0, 0.0]]).repeat(4000, 1), torch.Generator().manual_seed(0))
+    drawn = rewards.ScalarReward.sample(
+        torch.tensor([[0.0, 0.0]]).repeat(4000, 1), generator=torch.Generator().manual_seed(0)
+    )
     assert 1850 < int(drawn.sum()) < 2150
+    sure = torch.tensor([[30.0, 0.0]]).repeat(4000, 1)
+    drawn = rewards.ScalarReward.sample(sure, 0.5, torch.Generator().manual_seed(0))
+    assert 900 < int(drawn.sum()) < 1100 and not rewards.ScalarReward.sample(sure).any()
 
 
 def test_callback() -> None:

@@ -20,10 +20,10 @@ __all__ = ["bandit", "run"]
 
 def bandit() -> Way:
     """The environment is asked of one action a sample and answers 1 if it was the label, else 0."""
-    reward = rewards.ScalarReward()
+    reward = rewards.ScalarReward(baseline="none")
 
     def objective(outputs: Tensor, labels: Tensor) -> Tensor:
-        actions = reward.sample(outputs)
+        actions = reward.sample(outputs, explore=0.1)
         answers = (actions == labels).float()
         return reward_loss(outputs, reward(outputs, answers, actions)) / len(labels)
 

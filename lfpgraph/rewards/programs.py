@@ -22,7 +22,8 @@ class ScalarReward:
     known of the actions that were not taken.
 
     Args:
-        baseline: "mean", a running mean of the rewards seen, taken off first; or "none".
+        baseline: "mean", a running mean of the rewards seen, taken off first; or "none". With actions that the policy
+            itself would hardly draw (`sample(explore=...)`) take "none": a punishment for those never ends.
         decay: of the running mean, per call.
 
     Raises:
@@ -58,9 +59,14 @@ class ScalarReward:
         return before
 
     @staticmethod
-    def sample(outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an action for each row from softmax(outputs). Outputs [n, c]; returns [n]."""
-        return torch.multinomial(outputs.detach().softmax(-1), 1, generator=generator).squeeze(1)
+    def sample(outputs: Tensor, explore: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Draw an action for each row from softmax(outputs). Outputs [n, c]; returns [n].
+
+        Args:
+            explore: share of the draws that are uniform over all actions, so that one given up is tried again.
+        """
+        p = outputs.detach().softmax(-1)
+        return torch.multinomial((1 - explore) * p + explore / p.shape[-1], 1, generator=generator).squeeze(1)
 
 
 class PairwisePreference:
