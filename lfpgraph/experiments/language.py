@@ -54,5 +54,7 @@ def _model(size: int) -> nn.Module:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     )

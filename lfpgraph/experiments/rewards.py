@@ -1,4 +1,4 @@
-"""Every published reward trains: digits for classes, breast cancer for two, and a bandit that is told right or wrong."""
+"""Rewards for classes on digits, for two on breast cancer, and a bandit that is told right or wrong."""
 
 from __future__ import annotations
 
