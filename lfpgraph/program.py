@@ -122,7 +122,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
-    if share is None and fake_mode is not None:
+    if share is None and fake_mode is not None and not plan.composite.online:
         join_products(traced.graph)
     _finish_early(traced.graph, n_outputs)
     online = plan.composite.online

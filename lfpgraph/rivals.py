@@ -79,7 +79,8 @@ def rival(
             found.rules |= {node: _LAYERS[weights](_key(graph, node)) for node in _layers(graph)}
         return found
 
-    return Composite(name, Ruleset(rules=False, epsilon=0.0), (), False, structure, online)
+    rules = Ruleset(rules=False, epsilon=0.0)
+    return Composite(name, rules, weight_scaled=False, structure=structure, online=online)
 
 
 class _Threshold:
