@@ -18,7 +18,7 @@ _CONTEXT = 48
 
 def run(settings: Settings) -> Report:
     """Two layers of width 96, context of 48 characters; loss in nats a character on a part never seen."""
-    text, size = library_text()
+    text, size = library_text(150_000)
     windows = text[: len(text) // (_CONTEXT + 1) * (_CONTEXT + 1)].view(-1, _CONTEXT + 1)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
     test, train = windows[order[:256]], windows[order[256:]]
