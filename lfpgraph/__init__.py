@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import hebbian, policies, rewards
+from . import centred, hebbian, policies, rewards, rivals, spiking
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
 from .feedback import feedback
@@ -22,6 +22,7 @@ __all__ = [
     "OpGraph",
     "Ruleset",
     "Trainer",
+    "centred",
     "composite_names",
     "coverage",
     "feedback",
@@ -32,7 +33,9 @@ __all__ = [
     "register_composite",
     "reward_loss",
     "rewards",
+    "rivals",
     "rule",
+    "spiking",
     "trace",
     "unwrap",
     "wrap",

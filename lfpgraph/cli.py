@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_reports import register, writable
+from .cli_reproduce import register as register_reproduce
 from .errors import LfpGraphError, TargetError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
 register(app)
+register_reproduce(app)
 
 
 def main() -> None:

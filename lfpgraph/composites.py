@@ -9,7 +9,7 @@ import fnmatch
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import CompositeError
+
+if TYPE_CHECKING:
+    from .structure import Structure
+    from .trace.graph import OpGraph
 
 __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "log_unmoved", "register_composite"]
 
@@ -82,12 +86,17 @@ class Composite:
         default: the ruleset of every operation that no override matches.
         overrides: pairs of a module-path pattern (`encoder.layer.0.*`, shell style) and a ruleset; the last match wins.
         prefix: where in the model the traced module is, if it is a part; with a dot behind it.
+        structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
+            reward passes (see `structure`); None for the usual regions.
+        online: run the model again inside feedback, step by step of an unrolled loop, and keep nothing (see `online`).
     """
 
     name: str
     default: Ruleset = Ruleset()
     overrides: tuple[tuple[str, Ruleset], ...] = ()
     prefix: str = ""
+    structure: Callable[[OpGraph], Structure] | None = None
+    online: bool = False
 
     def ruleset(self, path: str) -> Ruleset:
         """The ruleset for the module at a dotted path."""

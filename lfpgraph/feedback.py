@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .composites import Composite, get_composite
 from .errors import NonFiniteError, RewardError
-from .numerics import stabilize
+from .numerics import ZERO_REWARD, stabilize
 from .plan import make_plan
 from .propagate import run_backward, run_forward
 from .trace import trace
@@ -64,7 +64,7 @@ def feedback(
         node, output = _rewarded(graph.output_nodes, graph.user_output_nodes, outputs)
         given = _reward(reward, output, check)
         epsilon = chosen.default.epsilon or 1e-12
-        signal = given / stabilize(output, epsilon)
+        signal = given / torch.where(output == 0, ZERO_REWARD, stabilize(output, epsilon))
         found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=True)
     answer: dict[str, Tensor] = {}
     names = _input_names(args, kwargs)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["epsilon_factor", "identity_signal", "stabilize"]
+__all__ = ["ZERO_REWARD", "epsilon_factor", "identity_signal", "stabilize"]
 
+ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 

@@ -13,7 +13,7 @@ from torch import fx
 from .memory import choose_recomputed
 from .trace.graph import ancestors
 
-__all__ = ["split"]
+__all__ = ["build", "random_nodes", "split", "users_of"]
 
 aten = torch.ops.aten
 _RECOMPUTED = {
@@ -50,9 +50,9 @@ def split(
     placeholders = [node for node in nodes if node.op == "placeholder"]
     values, signals = placeholders[:n_values], placeholders[n_values:]
     results = list(nodes[-1].args[0])
-    from_signals = _users_of(signals, nodes)
+    from_signals = users_of(signals, nodes)
     ahead = ancestors([r for r in results[:n_outputs] if isinstance(r, fx.Node)])
-    ahead |= {n for n in _random_nodes(nodes) if n not in from_signals}
+    ahead |= {n for n in random_nodes(nodes) if n not in from_signals}
     ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
     feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
     if share is None:
@@ -64,13 +64,13 @@ def split(
     kept |= {r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available}
     saved = [n for n in nodes if n in kept]
     body = _just_in_time(feedback_nodes, again)
-    forward = _build(
+    forward = build(
         traced,
         values,
         [n for n in nodes if n in ahead and n.op != "placeholder"],
         results[:n_outputs] + saved,
     )
-    return forward, _build(traced, [*saved, *signals], body, results[n_outputs:])
+    return forward, build(traced, [*saved, *signals], body, results[n_outputs:])
 
 
 def _just_in_time(feedback: Sequence[fx.Node], again: set[fx.Node]) -> list[fx.Node]:
@@ -92,7 +92,7 @@ def _just_in_time(feedback: Sequence[fx.Node], again: set[fx.Node]) -> list[fx.N
     return body
 
 
-def _users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:
     found = set(roots)
     for node in nodes:
         if any(source in found for source in node.all_input_nodes):
@@ -100,7 +100,7 @@ def _users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node
     return found
 
 
-def _random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Random operations and what they need: drawn in the forward pass, never again."""
     random = [
         n
@@ -116,7 +116,7 @@ def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set
     return ancestors(needed, lambda n: n in ahead and n.op == "call_function" and n.target in _RECOMPUTED)
 
 
-def _build(
+def build(
     owner: fx.GraphModule,
     inputs: Sequence[fx.Node],
     body: Sequence[fx.Node],

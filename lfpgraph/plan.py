@@ -29,6 +29,7 @@ from .registry import (
 )
 from .rules.activations import activation
 from .rules.views import nothing, vjp
+from .structure import Structure
 from .trace.graph import ACTIVE, WEIGHT, OpGraph, is_float, module_path
 
 __all__ = ["Plan", "Unit", "make_plan"]
@@ -127,17 +128,24 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
     Raises:
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
     """
-    regions = find_regions(graph)
-    by_node = {node: region for region in regions for node in region.nodes}
+    structure = composite.structure(graph) if composite.structure else Structure(find_regions(graph))
+    by_node = {node: region for region in structure.regions for node in region.nodes}
     reached = set(wanted)  # nodes through which a signal can arrive at a wanted placeholder
     plan = Plan(graph, composite, [], reached)
     missing: list[fx.Node] = []
     for node in graph.operations():
         ruleset = composite.ruleset(module_path(node))
-        region = by_node.get(node) if ruleset.rules else None
+        follows = ruleset.rules == composite.default.rules  # not a part with the rules of another kind of composite
+        region = by_node.get(node) if ruleset.rules or (composite.structure and follows) else None
         if region is not None and region.exit is not node:
             continue
-        unit = _region_unit(graph, region, ruleset, reached) if region else _op_unit(graph, node, ruleset, reached)
+        blocked = structure.blocked_inputs(region.nodes if region else (node,)) if follows else set()
+        if region:
+            unit = _region_unit(graph, region, ruleset, reached, blocked)
+        else:
+            unit = _op_unit(graph, node, ruleset, reached, blocked)
+        if follows and unit.handler is not None and node in structure.rules:
+            unit.handler, unit.needs_vjp = structure.rules[node](unit.handler), True
         if unit.origin == "derived":
             derivable = _is_differentiable(node)
             if on_missing == "report" and not derivable:
@@ -182,18 +190,24 @@ def _can_carry(node: fx.Node) -> bool:
     return is_float(value)
 
 
-def _flags(graph: OpGraph, inputs: list[fx.Node], reached: set[fx.Node]) -> dict[str, tuple[bool, ...]]:
+def _flags(
+    graph: OpGraph, inputs: list[fx.Node], reached: set[fx.Node], blocked: set[fx.Node]
+) -> dict[str, tuple[bool, ...]]:
     return {
-        "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) for n in inputs),
+        "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) and n not in blocked for n in inputs),
         "weightlike": tuple(graph.info[n].kind == WEIGHT for n in inputs),
-        "wanted": tuple(n in reached and _can_carry(n) for n in inputs),
+        "wanted": tuple(n in reached and _can_carry(n) and n not in blocked for n in inputs),
     }
 
 
-def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+def _op_unit(
+    graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.Node], blocked_inputs: set[fx.Node]
+) -> Unit:
     inputs = _tensor_inputs(node)
-    flags = _flags(graph, inputs, reached)
+    flags = _flags(graph, inputs, reached, blocked_inputs)
     info = graph.info[node]
+    if info.selects is not None and ruleset.rules:
+        return _mask_unit(graph, node, inputs, ruleset, reached)
     entry = find_rule(node.target)
     common: dict[str, Any] = {
         "nodes": (node,),
@@ -219,12 +233,33 @@ def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.No
     return Unit(handler=handler, family=family, needs_vjp=needs, origin="rule", **common)
 
 
-def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+    """A mask and, beside its own arguments, the tensor it selects from, which takes its reward."""
+    selects = graph.info[node].selects
+    assert selects is not None
+    wanted = selects in reached and graph.info[node].part == "network"
+    return Unit(
+        nodes=(node,),
+        inputs=(*inputs, selects),
+        active=(*(False for _ in inputs), True),
+        weightlike=tuple(False for _ in (*inputs, selects)),
+        wanted=(*(False for _ in inputs), wanted),
+        handler=activation if wanted else None,
+        family=ACTIVATION,
+        needs_vjp=False,
+        option_epsilon=ruleset.epsilon,
+        origin="rule" if wanted else "none",
+    )
+
+
+def _region_unit(
+    graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node], blocked: set[fx.Node]
+) -> Unit:
     inside = set(region.nodes)
     inputs = [region.entry]
     for node in region.nodes:
         inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
-    flags: dict[str, Any] = _flags(graph, inputs, reached)
+    flags: dict[str, Any] = _flags(graph, inputs, reached, blocked)
     is_norm = region.kind == "normalisation"
     wants = any(flags["wanted"])
     return Unit(

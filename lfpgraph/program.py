@@ -22,6 +22,7 @@ from .compiled import compile_program
 from .errors import TraceError
 from .fastcalls import quick_module
 from .inplace import make_functional, write_in_place
+from .online import split_online
 from .partition import split
 from .plan import Plan
 from .propagate import run_backward, run_forward
@@ -92,7 +93,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
             node = outputs[position]
             before = at_outputs.get(node)
             at_outputs[node] = s if before is None else before + s
-        found = run_backward(plan, calls, env, at_outputs)
+        found = run_backward(plan, calls, env, at_outputs, direction=-1)
         return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
 
     rulesets = {
@@ -125,10 +126,13 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     _clean(traced)
-    if share is None and fake_mode is not None:
+    if share is None and fake_mode is not None and not plan.composite.online:
         join_products(traced.graph)
     _finish_early(traced.graph, n_outputs)
-    forward, feedback = split(traced, len(fakes), n_outputs, share)
+    online = plan.composite.online
+    forward, feedback = (
+        split_online(traced, len(fakes), n_outputs) if online else split(traced, len(fakes), n_outputs, share)
+    )
     if compile:
         calls = compile_program(forward, feedback, n_outputs)
         return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)

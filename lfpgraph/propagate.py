@@ -23,7 +23,7 @@ from .numerics import epsilon_factor
 from .plan import Plan, Unit
 from .trace.graph import is_float, module_path
 
-__all__ = ["Call", "run_backward", "run_forward"]
+__all__ = ["Call", "execute", "run_backward", "run_forward"]
 
 
 class Call:
@@ -35,7 +35,12 @@ class Call:
         active, weightlike, wanted: for each tensor argument.
         epsilon: the ruleset's stabilizer.
         stabilized: a rule sets it when its answer is in stabilized form (Note [Two forms of a signal]).
+        given: the signals at the model's outputs, for rules that need them.
+        direction: 1 where signals are rewards, -1 where they are gradients (in `.backward()`).
     """
+
+    given: list[Tensor]
+    direction: int
 
     def __init__(self, unit: Unit, values: Mapping[fx.Node, Any]) -> None:
         self.unit = unit
@@ -51,7 +56,7 @@ class Call:
             for x, want in zip(self.inputs, unit.wanted)
         ]
         with torch.enable_grad() if tape else torch.no_grad():
-            self._tape = _execute(unit, values, self._leaves)
+            self._tape = execute(unit, values, self._leaves)
         self.output = _detached(self._tape) if tape else self._tape
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -80,7 +85,7 @@ class Call:
         return result
 
 
-def _execute(unit: Unit, values: Mapping[fx.Node, Any], leaves: Sequence[Any]) -> Any:
+def execute(unit: Unit, values: Mapping[fx.Node, Any], leaves: Sequence[Any]) -> Any:
     """Run the unit's nodes with its tensor arguments replaced by `leaves`."""
     if not unit.is_region:
         return _apply(unit.node, values, iter(leaves), set(unit.inputs))
@@ -135,6 +140,7 @@ def run_backward(
     check: bool = False,
     observe: Any = None,
     stabilized: bool = False,
+    direction: int = 1,
 ) -> dict[fx.Node, Tensor | None]:
     """Hand signals back from graph nodes to the wanted placeholders.
 
@@ -143,6 +149,7 @@ def run_backward(
         signals: the signal at each output node (same shape as the output).
         check: raise NonFiniteError at the first operation that hands on NaN or infinity.
         stabilized: the signals are in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
+        direction: 1 where the signals are rewards, -1 where they are gradients.
         observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
 
     Returns:
@@ -152,8 +159,10 @@ def run_backward(
     for node, s in signals.items():
         if s is not None:
             pending.setdefault(node, _Sum()).add(s, stabilized)
+    given = [s for s in signals.values() if s is not None]
     for call in reversed(calls):
         unit = call.unit
+        call.given, call.direction = given, direction
         arrived = pending.pop(unit.node, None)
         if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
             continue

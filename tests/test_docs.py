@@ -41,3 +41,14 @@ def test_page_on_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     names: dict[str, Any] = {"__name__": "training"}
     for block in blocks:
         exec(compile(block, "training.md", "exec"), names)
+
+
+@pytest.mark.parametrize("page", ["rewards.md", "spiking.md"])
+def test_page_runs(page: str) -> None:
+    """Every block of the page, in order, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    assert len(blocks) >= 2
+    names: dict[str, Any] = {"__name__": page.removesuffix(".md")}
+    torch.manual_seed(0)
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)

@@ -198,7 +198,7 @@ def imported(path: Path) -> set[str]:
 
 
 RULE_FILES = sorted((ROOT / "rules").glob("*.py"))
-COMMAND_LINE = ("cli.py", "cli_reports.py", "model_targets.py", "demo")
+COMMAND_LINE = ("cli.py", "cli_reports.py", "model_targets.py", "demo", "experiments")
 ENGINE_FILES = sorted((ROOT / "lfpgraph").rglob("*.py"))
 # Rule files that share a rule: who may take one from whom.
 BORROWED = {

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import lfpgraph
+from lfpgraph import rewards
+from lfpgraph.errors import RewardError
 from lfpgraph.rewards import BinarySigmoid, CorrectClassification, Sigmoid, Softmax
 
 from .helpers import relative
@@ -55,3 +62,116 @@ def test_wrapped_and_eager_feedback_agree() -> None:
     lfpgraph.reward_loss(model(x), reward).backward()
     for name, p in model.named_parameters():
         assert relative(-p.grad, found[name]) < 1e-9
+
+
+GOLDEN = Path(__file__).parent / "golden" / "lfprop_rewards.npz"
+OURS: dict[str, Any] = {
+    "binary_sigmoid": rewards.BinarySigmoid(),
+    "bounded_softmax": rewards.BoundedSoftmax(0.1, 0.7),
+    "bounded_softmax_sign": rewards.BoundedSoftmax(0.1, 0.7, sign_only=True),
+    "correct": rewards.CorrectClassification(),
+    "maximize": rewards.MaximizeNeuron(),
+    "minimize": rewards.MinimizeNeuron(),
+    "misclassification": rewards.Misclassification(),
+    "sigmoid": rewards.Sigmoid(),
+    "softmax": rewards.Softmax(),
+    "spikes": rewards.RateCodedSpikes(),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_equals_lfprop(name: str) -> None:
+    """The published lfprop 1.0.0's own functions (golden file by make_rewards_golden.py), a tie and a zero included."""
+    with np.load(GOLDEN) as file:
+        outputs, labels, reward = (torch.from_numpy(file[f"{name}/{part}"]) for part in ("outputs", "labels", "reward"))
+    found = OURS[name](outputs, labels)
+    assert reward.abs().sum() > 0 and found.shape == outputs.shape and not found.requires_grad
+    torch.testing.assert_close(found, reward, rtol=1e-12, atol=0)
+
+
+def test_one_neuron() -> None:
+    o = torch.tensor([[1.0, -2.0, 3.0]])
+    found = rewards.MaximizeNeuron(1)(o)
+    assert found[0, 0] == found[0, 2] == 0 and found[0, 1] == rewards.MaximizeNeuron()(o)[0, 1] < 0
+    with pytest.raises(RewardError, match="no output 3"):
+        rewards.MaximizeNeuron(3)(o)
+
+
+@pytest.mark.parametrize(
+    "reward, loss",
+    [
+        (rewards.SquaredError(), lambda o, t: 0.5 * (o - t).square().sum()),
+        (rewards.SquaredError(delta=0.5), lambda o, t: nn.functional.huber_loss(o, t, reduction="sum", delta=0.5)),
+        (rewards.AbsoluteError(), lambda o, t: (o - t).abs().sum()),
+    ],
+)
+def test_regression_rewards_are_losses(reward: Any, loss: Any) -> None:
+    torch.manual_seed(1)
+    o, t = torch.randn(8, 1, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64)
+    loss(o, t.unsqueeze(1)).backward()
+    torch.testing.assert_close(reward(o, t), -(o * o.grad).detach())
+
+
+def test_preferences() -> None:
+    """Bradley and Terry's loss in reward form, for classes of a row and for scored items, a pair given twice too."""
+    o = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    pairs = torch.tensor([[0, 1], [3, 2], [1, 3]])
+    difference = o.gather(1, pairs[:, :1]) - o.gather(1, pairs[:, 1:])
+    (-nn.functional.logsigmoid(2 * difference)).sum().backward()
+    torch.testing.assert_close(rewards.PairwisePreference(beta=2)(o, pairs), -(o * o.grad).detach())
+
+    scores = torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
+    pairs = torch.tensor([[0, 1], [4, 2], [0, 1]])
+    (-nn.functional.logsigmoid(scores[pairs[:, 0]] - scores[pairs[:, 1]])).sum().backward()
+    torch.testing.assert_close(rewards.PairwisePreference()(scores, pairs), -(scores * scores.grad).detach())
+
+
+def test_scalar_reward() -> None:
+    """REINFORCE in reward form; the running mean makes a constant reward say nothing."""
+    o = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    actions, given = torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, dtype=torch.float64)
+    (-(given * o.log_softmax(1)[torch.arange(6), actions])).sum().backward()
+    torch.testing.assert_close(rewards.ScalarReward("none")(o, given, actions), -(o * o.grad).detach())
+    function = rewards.ScalarReward()
+    assert all(not function(o, torch.ones(6), actions).any() for _ in range(2))
+    assert function(o, torch.full((6,), 2.0), actions).any()
+    drawn = rewards.ScalarReward.sample(
+        torch.tensor([[0.0, 0.0]]).repeat(4000, 1), generator=torch.Generator().manual_seed(0)
+    )
+    assert 1850 < int(drawn.sum()) < 2150
+    sure = torch.tensor([[30.0, 0.0]]).repeat(4000, 1)
+    drawn = rewards.ScalarReward.sample(sure, 0.5, torch.Generator().manual_seed(0))
+    assert 900 < int(drawn.sum()) < 1100 and not rewards.ScalarReward.sample(sure).any()
+
+
+def test_callback() -> None:
+    o = torch.randn(4, 2, requires_grad=True)
+    assert torch.equal(rewards.Callback(lambda o, y: [1, 2])(o), torch.tensor([[1.0, 2.0]]).expand(4, 2))
+    assert torch.equal(rewards.Callback(lambda o, y: np.ones((4, 1)) * y)(o, 3), torch.full((4, 2), 3.0))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda o: rewards.Softmax()(o, torch.tensor([0, 1, 5])), "between 0 and 3; got 0 to 5"),
+        (lambda o: rewards.Softmax()(o, torch.tensor([0, -1, 1])), "got -1 to 1"),
+        (lambda o: rewards.Softmax()(o, torch.zeros(2)), r"shape \[2\]"),
+        (lambda o: rewards.Softmax()(o, torch.tensor([0.5, 1, 1])), "whole numbers"),
+        (lambda o: rewards.SquaredError()(o, torch.zeros(3)), "targets of shape"),
+        (lambda o: rewards.SquaredError(delta=0)(o, o), "delta"),
+        (lambda o: rewards.BoundedSoftmax(0.9, 0.1), "0 <= lower <= upper <= 1"),
+        (lambda o: rewards.RateCodedSpikes()(o, torch.zeros(3)), r"spikes \[t, n, c\]"),
+        (lambda o: rewards.RateCodedSpikes()(o.expand(2, 3, 4), torch.tensor([0, 1, 4])), "between 0 and 3"),
+        (lambda o: rewards.ScalarReward()(o, torch.zeros(4)), "give one for each"),
+        (lambda o: rewards.ScalarReward("median"), "baseline="),
+        (lambda o: rewards.ScalarReward()(o, torch.zeros(3), torch.tensor([0, 0, 9])), "actions must be"),
+        (lambda o: rewards.PairwisePreference()(o, torch.tensor([0, 1])), r"\[m, 2\]"),
+        (lambda o: rewards.PairwisePreference()(o, torch.tensor([[0, 4]] * 3)), "pairs must be"),
+        (lambda o: rewards.Callback(lambda o, y: torch.zeros(3))(o), "does not fit"),
+        (lambda o: rewards.Callback(lambda o, y: "good")(o), "does not fit"),
+        (lambda o: rewards.Callback(lambda o, y: float("nan"))(o), "NaN"),
+    ],
+)
+def test_bad_input(call: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        call(torch.randn(3, 4))

@@ -18,7 +18,7 @@ from lfpgraph.errors import TraceError
 from lfpgraph.trace import trace
 from lfpgraph.trace.graph import module_path, source_line
 
-wrap_module = importlib.import_module("lfpgraph.wrap")  # the package's name `wrap` is the function
+wrap_module = importlib.import_module("lfpgraph.forward")
 
 
 class Odd(nn.Module):

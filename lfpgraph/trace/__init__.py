@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import TraceError
 from .capture import capture
 from .classify import classify
+from .comparisons import copy_shared_comparisons
 from .flat import input_tensors
 from .graph import NodeInfo, OpGraph, Placeholder
 from .sizes import Sizes
@@ -58,6 +59,7 @@ def trace(
             raise
         log.info("%s", error)
         graph = capture_values(model, args, kwargs)
+    copy_shared_comparisons(graph)
     return classify(graph)
 
 

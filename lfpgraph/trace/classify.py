@@ -8,6 +8,7 @@ from torch import fx
 from ..errors import InputError
 from ..registry import find_rule
 from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, is_float
+from .selections import selected_from
 
 __all__ = ["classify"]
 
@@ -27,7 +28,10 @@ def classify(graph: OpGraph) -> OpGraph:
             is_size = not isinstance(node.meta.get("val"), torch.Tensor | list | tuple)
             from_input[node] = not is_size and any(from_input[source] for source in sources)
             kinds[node] = CONSTANT if is_size else _kind(node, [kinds[source] for source in sources], from_input[node])
-        graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective")
+        selects = selected_from(node, lambda n: kinds[n] == ACTIVE)
+        if selects is not None:
+            kinds[node] = ACTIVE
+        graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective", selects)
     if not any(info.kind == ACTIVE for info in graph.info.values()):
         raise InputError(
             "nothing in this model can carry reward: no float input and no parameter on the way from input to output. "

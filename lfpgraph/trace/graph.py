@@ -47,10 +47,12 @@ class NodeInfo:
         kind: "active" (depends on the model's input in a way that carries reward), "weight-like" (on parameters only)
             or "constant".
         part: "network" (rules apply) or "objective" (logits to loss: plain gradient).
+        selects: for a mask, the tensor that it selects from and hands its reward to (see `selections`).
     """
 
     kind: str
     part: str
+    selects: fx.Node | None = None
 
 
 @dataclass

@@ -1,0 +1,92 @@
+"""Decision boundaries and weight distributions on blobs, circles and swirls (LFP, figure 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..demo.data import Arrays
+from .data import blobs, circles, swirls
+from .harness import Case, Report, Settings, Way, fit
+from .models import mlp, seeded
+
+__all__ = ["run"]
+
+SETS = {"blobs": blobs, "circles": circles, "swirls": swirls}
+_GRID = 80
+
+
+def run(settings: Settings) -> Report:
+    """A ReLU MLP of two hidden layers for each set; the first seed's boundary and weights are kept for the figure."""
+    ways = [Way("LFP", "lfp-epsilon", cross_entropy, lr=1e-2), Way("backprop", None, cross_entropy, lr=1e-2)]
+    cases: list[Case] = []
+    for name, make in SETS.items():
+        train, test = make()
+        start = seeded(lambda: mlp([2, 64, 64, 3]))
+
+        def keep(case: Case, seed: int, model: nn.Module, train: Arrays = train) -> None:
+            weights = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if n.endswith("weight")])
+            case.more.setdefault("near_zero", []).append((weights.abs() < 1e-2).float().mean().item())
+            case.more.setdefault("kurtosis", []).append(_kurtosis(weights))
+            if seed == 0:
+                case.more |= {"grid": _grid(model, train[0]), "weights": _histogram(weights)}
+                case.more["points"] = [train[0][:300].tolist(), train[1][:300].tolist()]
+
+        cases += fit(start(0), ways, train, test, settings, epochs=60, name=name, after=keep, start=start)
+    notes = [
+        f"{c.model}, {c.way}: weights below 0.01: {_mean(c, 'near_zero'):.1%}, kurtosis {_mean(c, 'kurtosis'):.1f}"
+        for c in cases
+    ]
+    return Report("boundaries", "accuracy", cases, _draw, (9, 8), notes)
+
+
+def _mean(case: Case, key: str) -> float:
+    return sum(case.more[key]) / len(case.more[key])
+
+
+def _kurtosis(weights: Tensor) -> float:
+    """3 for a Gaussian; larger where few weights hold most of the size."""
+    centred = weights - weights.mean()
+    return (centred.pow(4).mean() / centred.var(correction=0).square()).item()
+
+
+def _histogram(weights: Tensor) -> dict[str, list[float]]:
+    limit = weights.abs().max().item()
+    counts = torch.histc(weights, 61, -limit, limit)
+    return {"edges": torch.linspace(-limit, limit, 62).tolist(), "counts": counts.tolist()}
+
+
+@torch.no_grad()
+def _grid(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """The class at every point of a grid around the data."""
+    low, high = x.amin(0) - 0.3, x.amax(0) + 0.3
+    axes = [torch.linspace(float(a), float(b), _GRID) for a, b in zip(low, high)]
+    points = torch.cartesian_prod(*axes)
+    return {
+        "classes": model(points).argmax(-1).view(_GRID, _GRID).T.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
+
+
+def _draw(figure: Any, report: Report) -> None:
+    rows = list(dict.fromkeys(case.model for case in report.cases))
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for row, name in zip(panels, rows):
+        for axes, case in zip(row, [c for c in report.cases if c.model == name]):
+            grid, (points, labels) = case.more["grid"], case.more["points"]
+            extent = (grid["low"][0], grid["high"][0], grid["low"][1], grid["high"][1])
+            axes.imshow(
+                grid["classes"], origin="lower", extent=extent, alpha=0.4, cmap="viridis", aspect="auto", vmin=0, vmax=2
+            )
+            axes.scatter(*zip(*points), c=labels, s=4, cmap="viridis", vmin=0, vmax=2)
+            axes.set_title(f"{name}, {case.way}: {100 * case.values[0]:.1f} %")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            row[2].stairs(case.more["weights"]["counts"], case.more["weights"]["edges"], label=case.way)
+        row[2].set_yscale("log")
+        row[2].set_title("weights")
+        row[2].legend()

@@ -1,0 +1,59 @@
+"""Which experiments there are, and how one is run and written down."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import TargetError
+from .harness import Report, Settings
+
+__all__ = ["EXPERIMENTS", "Experiment", "reproduce"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A module of this package with `run(settings) -> Report`."""
+
+    name: str
+    summary: str
+
+    def run(self, settings: Settings) -> Report:
+        """Train everything and return what was found."""
+        module = importlib.import_module(f".{self.name.replace('-', '_')}", __package__)
+        report: Report = module.run(settings)
+        return report
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    name: Experiment(name, summary)
+    for name, summary in {
+        "activations": "ReLU, SiLU, ELU, tanh, sigmoid and Heaviside: an MLP on digits",
+        "boundaries": "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)",
+        "convergence": "accuracy per step and per second: a CNN on digits",
+        "language": "next-character loss of a small GPT-2 on Python's own standard library",
+        "pruning": "accuracy against sparsity, pruned by magnitude and by feedback: an MLP on digits",
+        "regression": "diabetes (and California housing, if scikit-learn has it cached): an MLP",
+        "rewards": "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer",
+        "spiking": "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps",
+        "transfer": "half of the digits by backprop, then the other half by feedback",
+        "vit": "a ViT of transformers, random weights, on digits",
+    }.items()
+}
+
+
+def reproduce(name: str, settings: Settings, folder: Path) -> Report:
+    """Run an experiment and write `NAME.json` and `NAME.png` into a folder.
+
+    Raises:
+        TargetError: no such experiment.
+    """
+    if name not in EXPERIMENTS:
+        raise TargetError(f"no experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}")
+    report = EXPERIMENTS[name].run(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    report.plot(folder / f"{name}.png")
+    return report

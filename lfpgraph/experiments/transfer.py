@@ -1,0 +1,57 @@
+"""Transfer: digits 0 to 4 by backprop, then 5 to 9 by each way from there (LFP, section on transfer)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ..demo.data import Arrays, digits
+from ..models_zoo.digits import cnn
+from .drawing import draw_curves
+from .harness import Case, Report, Settings, Way, fit
+from .models import seeded
+
+__all__ = ["run"]
+
+
+def run(settings: Settings) -> Report:
+    """A CNN pretrained by backprop gets a new last layer and learns the other half: all layers, and the last three."""
+    train, test = digits()
+    first = [_classes(part, range(5)) for part in (train, test)]
+    second = [_classes(part, range(5, 10)) for part in (train, test)]
+    trained: dict[int, nn.Module] = {}
+    start = seeded(lambda: _with_head(cnn()))
+
+    def keep(case: Case, seed: int, model: nn.Module) -> None:
+        trained[seed] = copy.deepcopy(model)
+
+    before = Way("backprop", None, cross_entropy)
+    fit(start(0), [before], first[0], first[1], settings, epochs=8, name="pretraining", after=keep, start=start)
+    ways = [Way("LFP", "lfp-epsilon", cross_entropy, lr=1e-3), Way("backprop", None, cross_entropy, lr=1e-3)]
+    cases: list[Case] = []
+    for name, frozen in (("all layers", 0), ("without the convolutions", 2)):
+
+        def adapted(seed: int, frozen: int = frozen) -> nn.Module:
+            torch.manual_seed(100 + seed)
+            model = _with_head(copy.deepcopy(trained[seed]))
+            for layer in [m for m in model.modules() if isinstance(m, nn.Conv2d)][:frozen]:
+                layer.requires_grad_(False)
+            return model
+
+        cases += fit(adapted(0), ways, second[0], second[1], settings, epochs=8, name=name, start=adapted)
+    return Report("transfer", "accuracy", cases, draw_curves)
+
+
+def _classes(data: Arrays, kept: range) -> Arrays:
+    rows = (data[1] >= kept.start) & (data[1] < kept.stop)
+    return data[0][rows], data[1][rows] - kept.start
+
+
+def _with_head(model: nn.Module) -> nn.Module:
+    """A fresh last layer for five classes."""
+    *_, (name, last) = [(n, m) for n, m in model.named_children() if isinstance(m, nn.Linear)]
+    setattr(model, name, nn.Linear(last.in_features, 5))
+    return model

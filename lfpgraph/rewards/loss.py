@@ -1,0 +1,65 @@
+"""`reward_loss`: any reward tensor enters training as something with `.backward()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RewardError
+from ..numerics import ZERO_REWARD, stabilize
+
+__all__ = ["reward_loss"]
+
+
+def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -> Tensor:
+    """A scalar whose `.backward()` gives `reward` to `outputs`.
+
+    The value is minus the summed reward. Its gradient at the outputs is minus the signal of that reward, `-reward /
+    outputs` (outputs below epsilon are stabilized), so any reward will do, differentiable or not.
+
+    Args:
+        outputs: a float tensor of a wrapped model, any shape.
+        reward: same shape, or broadcastable to it.
+        epsilon: stabilizer for outputs near zero. An output of exactly zero (a spike that did not happen) gives its reward
+            the signal `reward / epsilon`; the rules of thresholds read it back with the default.
+
+    Raises:
+        RewardError: the shapes do not fit, or outputs carry no signal.
+    """
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        raise RewardError(f"reward_loss needs a float tensor of outputs, not {_kind(outputs)}")
+    if not outputs.requires_grad:
+        raise RewardError("the outputs carry no signal back: run the wrapped model with autograd on, outside no_grad.")
+    reward = torch.as_tensor(reward, dtype=outputs.dtype, device=outputs.device).detach()
+    try:
+        reward = reward.expand_as(outputs)
+    except RuntimeError:
+        raise RewardError(
+            f"reward of shape {list(reward.shape)} does not fit outputs of shape {list(outputs.shape)}; give one reward "
+            "for each output"
+        ) from None
+    return _RewardLoss.apply(outputs, reward, epsilon)
+
+
+class _RewardLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, reward: Tensor, epsilon: float) -> Tensor:
+        ctx.save_for_backward(outputs, reward)
+        ctx.epsilon = epsilon
+        return -reward.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        outputs, reward = ctx.saved_tensors
+        small = outputs.abs() <= ctx.epsilon
+        return (
+            -gradients[0] * reward / torch.where(small, stabilize(outputs, ctx.epsilon), outputs),
+            None,
+            None,
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,122 @@
+"""The experiments' machinery at tiny size, and what it must not get wrong: same starts, same batches, real figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lfpgraph.experiments import EXPERIMENTS, Settings, data, reproduce
+from lfpgraph.experiments.harness import Case, Report, Way, evaluate, fit, spread_text
+from lfpgraph.experiments.models import LifNet, mlp, seeded
+from lfpgraph.experiments.pruning import _accuracy_at, _magnitude
+
+from .helpers import run_cli
+
+TINY = Settings(seeds=2, effort=0.01)
+
+
+def test_gradient_composite_is_the_backprop_twin() -> None:
+    """Both ways see the same weights and batches: with the true gradient they give the same figures, seed by seed."""
+    train, test = data.flat_digits()
+    ways = [Way("engine", "gradient", cross_entropy), Way("backprop", None, cross_entropy)]
+    start = seeded(lambda: mlp([64, 32, 10]))
+    engine, autograd = fit(start(7), ways, train, test, Settings(2, 1.0), epochs=2, start=start)
+    assert engine.values == autograd.values and engine.curves == autograd.curves
+    assert engine.values[0] != engine.values[1] and all(0.6 < v <= 1 for v in engine.values)
+
+
+LONG = ["convergence", "language", "spiking", "transfer", "vit"]
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(LONG)))
+def test_experiment_runs(name: str, tmp_path: Path) -> None:
+    """Next to untrained; figures for each seed and way, and a picture."""
+    _check(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_long_experiment_runs(name: str, tmp_path: Path) -> None:
+    _check(name, tmp_path)
+
+
+def _check(name: str, folder: Path) -> None:
+    report = reproduce(name, TINY, folder)
+    written = json.loads((folder / f"{name}.json").read_text())
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {"LFP", "backprop"} <= {case.way for case in report.cases}
+    for case in written["cases"]:
+        assert len(case["values"]) == 2
+        assert 0 <= case["mean"] <= (1 if report.metric == "accuracy" else 10)
+    assert len(report.table()) == 1 + len({case.model for case in report.cases})
+
+
+def test_pruning_takes_the_smallest() -> None:
+    model = mlp([64, 16, 10])
+    scores = _magnitude(model)
+    _, test = data.flat_digits()
+    whole = evaluate(model, test, lambda o, y: o.sum().item())
+    assert evaluate(model, test, lambda o, y: o.sum().item()) == whole
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    assert _accuracy_at(model, scores, 0.0, test) == evaluate(
+        model, test, lambda o, y: (o.argmax(-1) == y).float().mean().item()
+    )
+    _accuracy_at(model, scores, 0.9, test)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_synthetic_sets_need_a_nonlinear_model() -> None:
+    """Circles and swirls are no linear problems, blobs are; all are standardised and split without overlap."""
+    for make, linear in ((data.blobs, True), (data.circles, False), (data.swirls, False)):
+        (x, y), (test_x, test_y) = make()
+        assert x.mean(0).abs().max() < 1e-5 and (x.std(0) - 1).abs().max() < 1e-5
+        assert not (x[:, None] == test_x[None]).all(-1).any()
+        design = torch.cat([x, torch.ones(len(x), 1)], 1)
+        weights = torch.linalg.lstsq(design, nn.functional.one_hot(y).float()).solution
+        found = (torch.cat([test_x, torch.ones(len(test_x), 1)], 1) @ weights).argmax(1)
+        assert ((found == test_y).float().mean() > 0.75) == linear
+
+
+def test_text_is_python() -> None:
+    text, size = data.library_text(50_000)
+    known = "\n" + "".join(map(chr, range(32, 127)))
+    assert size == len(known) and "import " in "".join(known[i] for i in text[:20_000])
+
+
+def test_lif_net_spikes_by_hand() -> None:
+    net = LifNet((1, 1, 1), steps=4, beta=0.5)
+    with torch.no_grad():
+        for p, value in zip(net.parameters(), (0.8, 0.0, 1.5, 0.0)):
+            p.fill_(value)
+    # First membrane: 0.8, 1.2 (spike, 0.2 left), 0.9, 1.25 (spike). The second gets 1.5 for a spike and fires with it.
+    assert net(torch.ones(1, 1)).flatten().tolist() == [0, 1, 0, 1]
+
+
+def test_table_and_spread() -> None:
+    cases = [Case("a", "LFP", [0.9, 1.0]), Case("a", "backprop", [0.5]), Case("b", "LFP", [0.25])]
+    report = Report("x", "accuracy", cases, lambda figure, report: None)
+    assert report.table() == [
+        ("", "LFP", "backprop"),
+        ("a", "95.0 ± 7.1 %", "50.0 ± 0.0 %"),
+        ("b", "25.0 ± 0.0 %", "-"),
+    ]
+    assert spread_text(Case("a", "LFP", [1.0, 3.0]), "loss") == "2.000 ± 1.414"
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(monkeypatch, "reproduce", "--list") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in EXPERIMENTS)
+    arguments = ["reproduce", "regression", "--seeds", "1", "--effort", "0.01", "--out", str(tmp_path), "--json"]
+    assert run_cli(monkeypatch, *arguments) == 0
+    assert json.loads(capsys.readouterr().out)["experiment"] == "regression"
+    assert run_cli(monkeypatch, "reproduce", "nothing", "--out", str(tmp_path)) == 1
+    assert "choose one of" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run_cli(monkeypatch, "reproduce", "regression", "--out", str(tmp_path / "file")) == 1
+    assert "not a folder" in capsys.readouterr().err
