@@ -1,6 +1,6 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
-from . import rewards
+from . import lrp, rewards
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
 from .feedback import feedback
@@ -21,6 +21,7 @@ __all__ = [
     "feedback",
     "get_composite",
     "is_wrapped",
+    "lrp",
     "register_composite",
     "reward_loss",
     "rewards",

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from .errors import CompositeError
+from .places import Place
 
-__all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
+__all__ = ["Composite", "Depths", "Ruleset", "composite_names", "get_composite", "register_composite"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,36 @@ class Ruleset:
     Attributes:
         rules: True applies the registry's rules; False the true gradient everywhere.
         epsilon: the stabilizer of the epsilon rule (LFP eq. 8), in units of the activation; 0 is the zero rule.
-        handlers: rules that replace the registry's for single operations.
+        handlers: rules that replace the registry's, for single operations or, by name, for families of them; those of
+            "normalisation" and "activation" also serve such a function written out.
     """
 
     rules: bool = True
     epsilon: float = 1e-6
-    handlers: Mapping[OpOverload, Callable[..., Any]] = field(default_factory=dict)
+    handlers: Mapping[OpOverload | str, Callable[..., Any]] = field(default_factory=dict)
+
+    def handler(self, op: Any, family: str) -> Callable[..., Any] | None:
+        """The rule that this ruleset has for an operation of its own, or for its family."""
+        return self.handlers.get(op) or self.handlers.get(family)
+
+
+@dataclass(frozen=True)
+class Depths:
+    """A range of depths, as places of a model.
+
+    Attributes:
+        start, stop: layers counted from the input as in a slice, from 0 and without `stop`; negative ones count from the
+            output, None leaves that end open.
+    """
+
+    start: int | None
+    stop: int | None
+
+    def matches(self, place: Place | None) -> bool:
+        """Whether a node's place lies in the range."""
+        if place is None:
+            return False
+        return place.depth in range(*slice(self.start, self.stop).indices(place.count))
 
 
 @dataclass(frozen=True)
@@ -40,21 +65,45 @@ class Composite:
     Attributes:
         name: as users select it.
         default: the ruleset of every operation that no override matches.
-        overrides: pairs of a module-path pattern (`encoder.layer.0.*`, shell style) and a ruleset; the last match wins.
+        overrides: pairs of a place and a ruleset; the last match wins. A place is a module-path pattern
+            (`encoder.layer.0.*`, shell style) or a range of depths.
         weight_scaled: feedback is `abs(w) * s_w` (LFP eq. 6); False gives the plain signal s_w.
+        merge_norms: `attribute` merges batch norms into the layer before them.
     """
 
     name: str
     default: Ruleset = Ruleset()
-    overrides: tuple[tuple[str, Ruleset], ...] = ()
+    overrides: tuple[tuple[str | Depths, Ruleset], ...] = ()
     weight_scaled: bool = True
+    merge_norms: bool = False
 
-    def ruleset(self, path: str) -> Ruleset:
-        """The ruleset for the module at a dotted path."""
-        for pattern, ruleset in reversed(self.overrides):
-            if fnmatch.fnmatchcase(path, pattern):
+    @property
+    def by_place(self) -> bool:
+        """Whether any override asks for a depth."""
+        return any(isinstance(where, Depths) for where, _ in self.overrides)
+
+    def ruleset(self, path: str, place: Place | None = None) -> Ruleset:
+        """The ruleset for the module at a dotted path, at its place among the layers."""
+        for where, ruleset in reversed(self.overrides):
+            if where.matches(place) if isinstance(where, Depths) else fnmatch.fnmatchcase(path, where):
                 return ruleset
         return self.default
+
+    def at_depth(
+        self, start: int | None, stop: int | None = None, composite: str | Composite | None = None, **options: Any
+    ) -> Composite:
+        """This composite with other rules for the layers from depth `start` up to `stop`, which is left out.
+
+        A layer is an operation of an activation and weights (linear, convolution); its depth is the number of layers on
+        the longest way from the input to it. What is no layer counts with the layer before it. `at_depth(0, 1, ...)` is
+        the first layer, `at_depth(-3, None, ...)` the last three.
+
+        Args:
+            composite: take the default ruleset of this composite; otherwise this composite's own.
+            options: fields of `Ruleset` to change.
+        """
+        base = self.default if composite is None else get_composite(composite).default
+        return replace(self, overrides=(*self.overrides, (Depths(start, stop), _changed(base, options))))
 
     def override(self, pattern: str, composite: str | Composite | None = None, **options: Any) -> Composite:
         """This composite with other rules where the module path matches `pattern` (shell style, `*` crosses dots).

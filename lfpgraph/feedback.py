@@ -64,7 +64,8 @@ def feedback(
         given = _reward(reward, output, check)
         epsilon = chosen.default.epsilon or 1e-12
         signal = given / stabilize(output, epsilon)
-        found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=True)
+        rewards: dict[fx.Node, Any] = dict.fromkeys(n for n, p in kinds if p.kind == "input")
+        found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=epsilon, record=rewards)
     answer: dict[str, Tensor] = {}
     names = _input_names(args, kwargs)
     for placeholder_node, placeholder in kinds:
@@ -75,7 +76,7 @@ def feedback(
             own = chosen.feedback(state[placeholder.target].detach(), s)
             answer[placeholder.target] = answer[placeholder.target] + own if placeholder.target in answer else own
         else:
-            answer[names[placeholder.target]] = tensors[placeholder.target] * s
+            answer[names[placeholder.target]] = rewards[placeholder_node]
     return answer
 
 

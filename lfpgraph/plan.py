@@ -14,6 +14,7 @@ from torch import fx
 
 from .composites import Composite, Ruleset
 from .errors import NoRuleError
+from .places import layer_places
 from .regions import Region, find_regions
 from .registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, RECTIFIER, VIEW, Family, find_rule
 from .rules.activations import activation
@@ -37,6 +38,7 @@ class Unit:
         epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
+        blocked: nodes of a region whose result counts as a constant there (the statistics of a norm, say).
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -53,6 +55,7 @@ class Unit:
     epsilon: float = 0.0
     ends_layer: bool = False
     rectified: fx.Node | None = None
+    blocked: frozenset[fx.Node] = frozenset()
 
     @property
     def node(self) -> fx.Node:
@@ -85,24 +88,32 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
     Args:
         graph: a classified graph.
         composite: the rules to use.
-        wanted: placeholders whose signal is asked for (parameters that train, inputs that need one).
+        wanted: placeholders whose signal is asked for (parameters that train, inputs that need one), and other nodes
+            that a signal shall reach; these never lie within a region.
         on_missing: "derive" uses the true vjp of an operation without a rule; "error" refuses; "report" marks one that
             cannot be derived as "uncovered" and lets no reward pass there (for reports, not for training).
 
     Raises:
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
     """
-    regions = find_regions(graph)
+    regions = [region for region in find_regions(graph) if not wanted & set(region.nodes[:-1])]
     by_node = {node: region for region in regions for node in region.nodes}
     reached = set(wanted)  # nodes through which a signal can arrive at a wanted placeholder
+    places = layer_places(graph) if composite.by_place else {}
+    still: set[fx.Node] = set()  # nodes that depend on the input through blocking operations alone: constants
     plan = Plan(graph, composite, [], reached)
     missing: list[fx.Node] = []
     for node in graph.operations():
-        ruleset = composite.ruleset(module_path(node))
+        ruleset = composite.ruleset(module_path(node), places.get(node))
         region = by_node.get(node) if ruleset.rules else None
         if region is not None and region.exit is not node:
             continue
-        unit = _region_unit(graph, region, ruleset, reached) if region else _op_unit(graph, node, ruleset, reached)
+        if region:
+            unit = _region_unit(graph, region, ruleset, reached, still)
+        else:
+            unit = _op_unit(graph, node, ruleset, reached, still)
+        if getattr(unit.handler, "blocks", False) or _all_still(graph, unit, still):
+            still.add(node)
         if unit.origin == "derived":
             derivable = _is_differentiable(node)
             if on_missing == "report" and not derivable:
@@ -147,17 +158,25 @@ def _can_carry(node: fx.Node) -> bool:
     return is_float(value)
 
 
-def _flags(graph: OpGraph, inputs: list[fx.Node], reached: set[fx.Node]) -> dict[str, tuple[bool, ...]]:
+def _all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:
+    """Whether the unit depends on the model's input, but only through what counts as constant."""
+    sources = [n for node in unit.nodes for n in node.all_input_nodes if n not in unit.nodes]
+    return any(n in still for n in sources) and all(n in still or graph.info[n].kind != ACTIVE for n in sources)
+
+
+def _flags(
+    graph: OpGraph, inputs: list[fx.Node], reached: set[fx.Node], still: set[fx.Node]
+) -> dict[str, tuple[bool, ...]]:
     return {
-        "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) for n in inputs),
+        "active": tuple(graph.info[n].kind == ACTIVE and n not in still and _can_carry(n) for n in inputs),
         "weightlike": tuple(graph.info[n].kind == WEIGHT for n in inputs),
         "wanted": tuple(n in reached and _can_carry(n) for n in inputs),
     }
 
 
-def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.Node], still: set[fx.Node]) -> Unit:
     inputs = _tensor_inputs(node)
-    flags = _flags(graph, inputs, reached)
+    flags = _flags(graph, inputs, reached, still)
     info = graph.info[node]
     entry = find_rule(node.target)
     common: dict[str, Any] = {
@@ -175,7 +194,7 @@ def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.No
         own = entry is not None and getattr(entry.handler, "is_vjp", False)  # a rule that writes out the derivative
         handler = entry.handler if own else vjp  # type: ignore[union-attr]
         return Unit(handler=handler, family=GENERAL, needs_vjp=not own, origin="gradient", **common)
-    override = ruleset.handlers.get(node.target)  # type: ignore[call-overload]
+    override = ruleset.handler(node.target, entry.family.name if entry else "")
     if entry is None and override is None:
         return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="derived", **common)
     handler = override or entry.handler  # type: ignore[union-attr]
@@ -184,22 +203,25 @@ def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.No
     return Unit(handler=handler, family=family, needs_vjp=needs, origin="rule", **common)
 
 
-def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
+def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node], still: set[fx.Node]) -> Unit:
     inside = set(region.nodes)
     inputs = [region.entry]
     for node in region.nodes:
         inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
-    flags: dict[str, Any] = _flags(graph, inputs, reached)
+    flags: dict[str, Any] = _flags(graph, inputs, reached, still)
     is_norm = region.kind == "normalisation"
     wants = any(flags["wanted"])
+    handler = ruleset.handler(None, region.kind) or (vjp if is_norm else activation)
+    constants: frozenset[Any] = getattr(handler, "constants", frozenset())
     return Unit(
         nodes=region.nodes,
         inputs=tuple(inputs),
-        handler=(vjp if is_norm else activation) if wants else None,
+        handler=handler if wants else None,
         family=NORMALISATION if is_norm else ACTIVATION,
         needs_vjp=is_norm or any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"])),
         option_epsilon=ruleset.epsilon,
         origin="region" if wants else "none",
+        blocked=frozenset(node for node in region.nodes if node.target in constants),
         **flags,
     )
 
@@ -244,7 +266,8 @@ def _settle_epsilon(plan: Plan) -> None:
             unit.ends_layer = _follows_layer(unit, producer, linear)
             takes = takes or unit.ends_layer
         if takes:
-            unit.epsilon = unit.option_epsilon
+            own = getattr(unit.handler, "own_stabilizer", False)  # a rule that divides by sums of its own
+            unit.epsilon = 0.0 if own else unit.option_epsilon
             unit.rectified = _only_relu(unit, plan, producer)
             linear.add(id(unit))
 
