@@ -1,8 +1,10 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
 from . import lrp, rewards
+from .attribution import Attribution, attribute
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
+from .explained import Contrast
 from .feedback import feedback
 from .registry import rule
 from .reports.coverage import CoverageReport, coverage
@@ -11,6 +13,9 @@ from .trace import OpGraph, trace
 from .wrap import is_wrapped, unwrap, wrap
 
 __all__ = [
+    "Attribution",
+    "Contrast",
+    "attribute",
     "Composite",
     "CoverageReport",
     "LfpGraphError",

@@ -171,5 +171,6 @@ def get_composite(composite: str | Composite) -> Composite:
 
 
 register_composite(Composite("gradient", Ruleset(rules=False, epsilon=0.0), weight_scaled=False))
+register_composite(Composite("gradient-x-input", Ruleset(rules=False, epsilon=0.0), weight_scaled=False))
 register_composite(Composite("lfp-0", Ruleset(epsilon=0.0)))
 register_composite(Composite("lfp-epsilon", Ruleset(epsilon=1e-6)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AttributionError",
     "CompositeError",
     "DataDependentError",
     "InputError",
@@ -47,6 +48,10 @@ class RewardError(LfpGraphError):
 
 class InputError(LfpGraphError):
     """The model or its inputs offer nothing that a reward could reach."""
+
+
+class AttributionError(LfpGraphError):
+    """What is to be explained does not exist or is ambiguous, or an explanation cannot be shown."""
 
 
 class NonFiniteError(LfpGraphError):

@@ -61,7 +61,13 @@ class Program:
         return f"{self.forward.code}\n{self.feedback.code}"
 
 
-def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share: float | None = None) -> Program:
+def make_program(
+    plan: Plan,
+    values: Sequence[Any],
+    compile: bool = False,
+    share: float | None = None,
+    rewards: Sequence[fx.Node] | None = None,
+) -> Program:
     """Trace the walk of a plan into a program.
 
     Args:
@@ -69,6 +75,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
         values: the placeholders' values for a value-specialised graph; otherwise the graph's own fake ones serve.
         compile: run both graphs through torch.compile.
         share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
+        rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
     """
     nodes = plan.graph.placeholder_nodes
     fakes = list(values) if plan.graph.tracer == "values" else [node.meta["val"] for node in nodes]
@@ -86,6 +93,10 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
             node = outputs[position]
             before = at_outputs.get(node)
             at_outputs[node] = s if before is None else before + s
+        if rewards is not None:
+            record: dict[fx.Node, Any] = dict.fromkeys(rewards)
+            run_backward(plan, calls, env, at_outputs, record=record)
+            return [*results, *(record[node] for node in rewards)]
         found = run_backward(plan, calls, env, at_outputs)
         return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
 

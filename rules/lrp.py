@@ -150,7 +150,10 @@ class AlphaBeta(_SplitRule):
             raise ValueError(f"alpha - beta must be 1, both not negative; got {self.alpha} and {self.beta}")
 
     def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
-        found = [(lambda r: r * self.alpha, _positive, _negative), (lambda r: r * -self.beta, _negative, _positive)]
+        found: list[tuple[Part, Part, Part]] = [
+            (lambda r: r * self.alpha, _positive, _negative),
+            (lambda r: r * -self.beta, _negative, _positive),
+        ]
         return found[: 1 + (self.beta != 0)]
 
 
