@@ -160,7 +160,8 @@ def _integrated(
         points = list(leaves)
         for i in floats:
             points[i] = starts[i] + portion * (leaves[i].detach() - starts[i])
-        found = explainer.explain(*pytree.tree_unflatten(points, spec), target)
+        at_point, named = pytree.tree_unflatten(points, spec)
+        found = explainer.explain(at_point, named, target)
         for i in floats:
             if places[i] in found.inputs:
                 totals[i] += found.inputs[places[i]] / steps

@@ -84,7 +84,7 @@ def _fits(layer: fx.Node) -> bool:
     if layer.target in (aten.linear.default, aten.addmm.default):
         return len(layer.meta["val"].shape) == 2 and not layer.kwargs
     if "transpose" in str(layer.target):
-        return len(layer.args) < 7 or layer.args[6] == 1
+        return len(layer.args) < 7 or bool(layer.args[6] == 1)
     return True
 
 

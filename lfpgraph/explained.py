@@ -86,7 +86,7 @@ def _at_place(place: tuple[Any, ...], output: Tensor) -> Tensor:
             raise AttributionError(
                 f"target={place}: {index} is out of range for the output of shape {list(output.shape)}"
             )
-    weights[(slice(None), *place)] = 1
+    weights[(slice(None),) + place] = 1
     return weights
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .canonize import merge_norms
 from .composites import Composite, get_composite
-from .entry import Entry
+from .entry import Entry, key_of
 from .errors import AttributionError, InputError
 from .explained import target_signals
 from .plan import make_plan
@@ -23,6 +23,7 @@ from .registry import find_rule
 from .trace import OpGraph
 from .trace.flat import fill_slots, flatten_input
 from .trace.graph import is_float, module_path
+from .trace.sizes import Sizes
 from .wrap import FeedbackForward, _no_autocast, _survey
 
 __all__ = ["Explainer", "Found", "explainer_of"]
@@ -83,6 +84,7 @@ class Explainer(FeedbackForward):
         super().__init__(
             model, composite, {"compile": False, "share": None, "check": False, "signals": False, **options}
         )
+        self.graphs: dict[Any, list[OpGraph]] = {}
         self.record = tuple(record)
         self.parameters = parameters
 
@@ -146,6 +148,18 @@ class Explainer(FeedbackForward):
                 found.inputs[reading.name] = _sum(found.inputs.get(reading.name), value)
         return found
 
+    def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
+        """Plan a graph that another composite has had traced, or trace."""
+        leaves, spec = flatten_input(args, kwargs)
+        key = (key_of(_survey(self.model)[1], leaves, spec, state), self.composite.merge_norms)
+        for graph in self.graphs.get(key, []):
+            if Sizes(graph).accepts(tensors):
+                return self._prepare(graph, tensors, state)
+        entry = super()._make(args, kwargs, tensors, state)
+        if entry.graph.tracer == "export":
+            self.graphs.setdefault(key, []).append(entry.graph)
+        return entry
+
     def _prepare(self, graph: OpGraph, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
         if self.composite.merge_norms:
             merge_norms(graph)
@@ -183,17 +197,19 @@ def explainer_of(
     model: nn.Module, composite: str | Composite, record: Sequence[str], parameters: bool, options: Mapping[str, Any]
 ) -> Explainer:
     """The model's explainer for these rules, made when first asked for."""
-    kept = _EXPLAINERS.setdefault(model, OrderedDict())
+    kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
     key = (composite if isinstance(composite, str) else id(composite), tuple(record), parameters, *options.items())
     if key not in kept:
         kept[key] = Explainer(model, get_composite(composite), record, parameters, options)
+        kept[key].graphs = graphs
         while len(kept) > _MOST:
             kept.popitem(last=False)
     kept.move_to_end(key)
     return kept[key]
 
 
-_EXPLAINERS: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Any, Explainer]] = weakref.WeakKeyDictionary()
+_Kind = tuple[OrderedDict[Any, Explainer], dict[Any, list[OpGraph]]]
+_EXPLAINERS: weakref.WeakKeyDictionary[nn.Module, _Kind] = weakref.WeakKeyDictionary()
 
 
 def _plain(tensor: Tensor) -> Tensor:
