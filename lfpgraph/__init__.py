@@ -7,6 +7,7 @@ from .errors import LfpGraphError
 from .explained import Contrast
 from .feedback import feedback
 from .registry import rule
+from .reports.conservation import Conservation, conservation
 from .reports.coverage import CoverageReport, coverage
 from .rewards import reward_loss
 from .trace import OpGraph, trace
@@ -14,6 +15,7 @@ from .wrap import is_wrapped, unwrap, wrap
 
 __all__ = [
     "Attribution",
+    "Conservation",
     "Contrast",
     "attribute",
     "Composite",
@@ -22,6 +24,7 @@ __all__ = [
     "OpGraph",
     "Ruleset",
     "composite_names",
+    "conservation",
     "coverage",
     "feedback",
     "get_composite",

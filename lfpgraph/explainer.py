@@ -26,7 +26,7 @@ from .trace.graph import is_float, module_path
 from .trace.sizes import Sizes
 from .wrap import FeedbackForward, _no_autocast, _survey
 
-__all__ = ["Explainer", "Found", "explainer_of"]
+__all__ = ["Explainer", "Found", "explainer_of", "rebuilt"]
 
 aten = torch.ops.aten
 _MOST = 8  # kept for each model
@@ -124,7 +124,7 @@ class Explainer(FeedbackForward):
             del results
             first = len(graph.mutations) + len(graph.input_mutations)
             users = outputs[first:]
-            signals = target_signals(target, users, lambda values: _rebuilt(graph, values))
+            signals = target_signals(target, users, lambda values: rebuilt(graph, values))
             given = [signals[i - first] for i in program.signal_outputs]
             missing = [s is None for s in given]
             if all(missing):
@@ -161,11 +161,7 @@ class Explainer(FeedbackForward):
         return entry
 
     def _prepare(self, graph: OpGraph, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
-        if self.composite.merge_norms:
-            merge_norms(graph)
-        readings = self._find_readings(graph)
-        if self.options["signals"]:
-            readings = [reading for reading in readings if reading.kind == "input"]
+        readings = self.readings_of(graph)
         plan = make_plan(graph, self.composite, {r.node for r in readings}, self.options["on_missing"])
         entry = _Kept(graph, readings)
         nodes = None if self.options["signals"] else [reading.node for reading in readings]
@@ -176,8 +172,15 @@ class Explainer(FeedbackForward):
         entry.sizes.watch()
         return entry
 
-    def _find_readings(self, graph: OpGraph) -> list[_Reading]:
-        readings = []
+    def readings_of(self, graph: OpGraph) -> list[_Reading]:
+        """What is to be read off a graph's walk; batch norms are merged first where the composite says so.
+
+        Raises:
+            InputError: nothing can have relevance. AttributionError: a recorded name does not exist.
+        """
+        if self.composite.merge_norms:
+            merge_norms(graph)
+        readings: list[_Reading] = []
         for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
             if placeholder.kind == "input" and is_float(node.meta.get("val")):
                 readings.append(_Reading(node, "input", placeholder.target))
@@ -190,6 +193,8 @@ class Explainer(FeedbackForward):
                 f"{type(self.model).__name__} has no float input, and its integer inputs are looked up in no embedding, so "
                 "there is nothing to give relevance to; pass float inputs (inputs_embeds), or record= a module"
             )
+        if self.options["signals"]:
+            return [reading for reading in readings if reading.kind == "input"]
         return readings + [_Reading(node, "node", name) for name in self.record for node in [_named(graph, name)]]
 
 
@@ -221,7 +226,7 @@ def _sum(before: Tensor | None, value: Tensor) -> Tensor:
     return value if before is None else before + value
 
 
-def _rebuilt(graph: OpGraph, values: Sequence[Any]) -> Any:
+def rebuilt(graph: OpGraph, values: Sequence[Any]) -> Any:
     """The model's own output structure."""
     leaves = [values[item] if kind == "tensor" else fill_slots(item, values) for kind, item in graph.out_leaves]
     return pytree.tree_unflatten(leaves, graph.out_spec)

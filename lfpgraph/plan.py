@@ -112,7 +112,10 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
             unit = _region_unit(graph, region, ruleset, reached, still)
         else:
             unit = _op_unit(graph, node, ruleset, reached, still)
-        if getattr(unit.handler, "blocks", False) or _all_still(graph, unit, still):
+        blocks = getattr(unit.handler, "blocks", False)
+        if blocks:
+            unit.handler, unit.origin = None, "none"
+        if blocks or _all_still(graph, unit, still):
             still.add(node)
         if unit.origin == "derived":
             derivable = _is_differentiable(node)

@@ -38,6 +38,7 @@ class Call:
         stabilized: a rule sets it when its answer is in stabilized form (Note [Two forms of a signal]): True, or the
             epsilon where that is not the ruleset's.
         form: the epsilon of the signal that has arrived, where that is in stabilized form; None where it is not.
+        answered: the same of the rule's answers.
     """
 
     def __init__(self, unit: Unit, values: Mapping[fx.Node, Any]) -> None:
@@ -48,6 +49,7 @@ class Call:
         self.epsilon = unit.option_epsilon
         self.stabilized: bool | float = False
         self.form: float | None = None
+        self.answered: float | None = None
         self.inputs = [values[node] for node in unit.inputs]
         tape = unit.handler is not None and unit.needs_vjp
         self._leaves = [
@@ -196,6 +198,7 @@ def run_backward(
             form = unit.option_epsilon if call.stabilized is True else call.stabilized
         elif not (unit.family.passes_form or unit.ends_layer):
             form = None
+        call.answered = form
         for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
             if answer is not None and unit.wanted[i]:
                 pending.setdefault(node, _Sum()).add(_fit(plan, call, i, answer), form, call.inputs[i])
