@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .places import is_layer
 from .trace.classify import classify
-from .trace.graph import OpGraph
+from .trace.graph import WEIGHT, NodeInfo, OpGraph
 
 __all__ = ["merge_norms"]
 
@@ -100,6 +100,7 @@ def _fused(graph: OpGraph, layer: fx.Node, gamma: Any, beta: Any, mean: Any, var
         def call(target: Any, *values: Any) -> fx.Node:
             node = graph.graph.call_function(target, values)
             node.meta["val"] = _value(target, values)
+            graph.info[node] = NodeInfo(WEIGHT, graph.info[layer].part)
             return node
 
         scale = call(aten.rsqrt.default, call(aten.add.Tensor, variance, eps))
@@ -113,6 +114,7 @@ def _fused(graph: OpGraph, layer: fx.Node, gamma: Any, beta: Any, mean: Any, var
         args[bias_place] = shift if beta is None else call(aten.add.Tensor, shift, beta)
         fused = graph.graph.call_function(layer.target, tuple(args), dict(layer.kwargs))  # type: ignore[arg-type]
         fused.meta["val"] = layer.meta["val"]
+        graph.info[fused] = graph.info[layer]
     return fused
 
 
