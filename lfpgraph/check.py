@@ -104,7 +104,7 @@ class _Comparison:
         self.skipped: dict[str, int] = {}
 
     def __call__(self, unit: Unit, call: Call, s: Any, answers: Sequence[Any]) -> None:
-        handler = None if unit.is_region else self.theirs.handlers.get(unit.node.target)  # type: ignore[call-overload]
+        handler = None if unit.is_region else self.theirs.handlers.get(unit.node.target)  # type: ignore[arg-type]
         if handler is None or unit.origin != "rule" or not handler.fits(call):  # type: ignore[attr-defined]
             if unit.family.name not in ("view", "cast", "random"):
                 name = unit.family.name if unit.is_region else str(unit.node.target)

@@ -77,7 +77,7 @@ def perturbation_curves(
     count = order.shape[1]
     if not 1 <= steps <= count:
         raise AttributionError(f"steps must lie between 1 and {count}, the number of features; got {steps}")
-    ranks = order.argsort(1, descending=True, stable=True).argsort(1)  # 0 for the most relevant
+    ranks = _ranks(order)  # 0 for the most relevant
     curves: dict[bool, list[Tensor]] = {True: [], False: []}
     for step in range(steps + 1):
         gone = round(step * count / steps)
@@ -133,7 +133,7 @@ def token_perturbation(
     curves: dict[bool, list[Tensor]] = {True: [], False: []}
     for most in (True, False):
         keyed = torch.where(free, relevance if most else -relevance, -torch.inf)
-        ranks = keyed.argsort(1, descending=True, stable=True).argsort(1)
+        ranks = _ranks(keyed)
         for step in range(steps + 1):
             gone = torch.round(count * (step / steps))
             curves[most].append(score(tokens, ~(free & (ranks < gone))).detach())
@@ -163,7 +163,7 @@ def _erased(
 ) -> Tensor:
     order, spread = _features(inputs, relevance, region)
     count = order.shape[1]
-    ranks = order.argsort(1, descending=True, stable=True).argsort(1)
+    ranks = _ranks(order)
     whole = score(inputs).detach()
     drops = []
     for fraction in fractions:
@@ -196,6 +196,11 @@ def _features(inputs: Tensor, relevance: Tensor, region: int) -> tuple[Tensor, C
         return places.repeat_interleave(region, 2).repeat_interleave(region, 3)
 
     return by_place.flatten(1), spread
+
+
+def _ranks(order: Tensor) -> Tensor:
+    """The place of each entry in its row, 0 for the largest; equal ones in their order."""
+    return order.argsort(stable=True, dim=1, descending=True).argsort(1)
 
 
 def _as(replace: float | Tensor, inputs: Tensor) -> Tensor:

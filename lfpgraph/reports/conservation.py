@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +103,7 @@ def conservation(
     return Conservation(
         explained=sum(float(r.sum()) for r in handed),
         inputs=arrived,
-        leaks={kind: value for kind, value in tally.leaks.items()},
+        leaks=dict(tally.leaks),
         flow=sum(float(r.abs().sum()) for r in handed),
         worst=sorted(tally.undeclared, key=lambda pair: -abs(pair[1]))[:5],
     )
@@ -113,7 +113,7 @@ class _Tally:
     """Observes the walk and adds up what stays at each unit."""
 
     def __init__(self) -> None:
-        self.leaks: Counter[str] = Counter()
+        self.leaks: defaultdict[str, float] = defaultdict(float)
         self.undeclared: list[tuple[str, float]] = []
 
     def __call__(self, unit: Unit, call: Call, s: Any, answers: Sequence[Any]) -> None:
