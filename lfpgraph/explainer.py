@@ -26,7 +26,7 @@ from .trace.graph import is_float, module_path
 from .trace.sizes import Sizes
 from .wrap import FeedbackForward, _no_autocast, _survey
 
-__all__ = ["Explainer", "Found", "explainer_of", "rebuilt"]
+__all__ = ["Explainer", "Found", "explainer_of", "has_output", "rebuilt"]
 
 aten = torch.ops.aten
 _MOST = 8  # kept for each model
@@ -261,12 +261,21 @@ def _named(graph: OpGraph, name: str) -> fx.Node:
     for node in nodes:
         if node.name == name and is_float(node.meta.get("val")):
             return node
-    inside = [n for n in nodes if n.op == "call_function" and _within(module_path(n), name)]
-    ends = [n for n in inside if is_float(n.meta.get("val")) and any(user not in inside for user in n.users)]
+    ends = _ends(graph, name)
     if ends:
         return ends[-1]
     modules = sorted({module_path(n) for n in graph.operations()} - {""})
     raise AttributionError(f"record={name!r} is no module or node of the graph; modules: {', '.join(modules[:20])}")
+
+
+def has_output(graph: OpGraph, module: str) -> bool:
+    """Whether a module has a float result that others use, which `record` can name."""
+    return bool(_ends(graph, module))
+
+
+def _ends(graph: OpGraph, module: str) -> list[fx.Node]:
+    inside = {n for n in graph.operations() if _within(module_path(n), module)}
+    return [n for n in graph.operations() if n in inside and is_float(n.meta.get("val")) and set(n.users) - inside]
 
 
 def _within(path: str, module: str) -> bool:
