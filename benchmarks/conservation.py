@@ -1,6 +1,6 @@
 """Relevance over the zoo, as a table: `python -m benchmarks.conservation --table docs/conservation.md`.
 
-Every tiny model of the zoo, float64, epsilon-plus, the first output's sum: the share of the explained value at the inputs
+Every tiny model of the zoo, float64, epsilon-plus, the first output's sum, batch norms with the batch's statistics: the share of the explained value at the inputs
 and in each kind of leak, what no declaration covers, and what is missing altogether.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lfpgraph.models_zoo import ZOO, build
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import lfpgraph
@@ -26,6 +26,18 @@ def _first(output: Any) -> Tensor:
     return next(o for o in leaves if isinstance(o, Tensor) and o.is_floating_point() and o.dim() > 0).sum()
 
 
+def _calibrate(model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Give batch norms the statistics of the batch: with those of a fresh model, activations vanish over many layers."""
+    norms = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # type: ignore[assignment]
+    if norms:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    model.eval()
+
+
 def row(name: str, composite: str) -> str:
     """One model's line; undeclared and missing are shares of the whole flow, leaks included."""
     torch.manual_seed(0)
@@ -34,6 +46,7 @@ def row(name: str, composite: str) -> str:
     args, kwargs = pytree.tree_map(
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, (args, kwargs)
     )
+    _calibrate(model, args, kwargs)
     try:
         found = lfpgraph.conservation(model, kwargs or args, _first, composite, fallback="retrace")
     except Exception as error:  # a row says so and the table goes on

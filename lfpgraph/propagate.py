@@ -39,6 +39,7 @@ class Call:
             epsilon where that is not the ruleset's.
         form: the epsilon of the signal that has arrived, where that is in stabilized form; None where it is not.
         answered: the same of the rule's answers.
+        arrived: the reward that has arrived, where somebody observes.
     """
 
     def __init__(self, unit: Unit, values: Mapping[fx.Node, Any]) -> None:
@@ -50,6 +51,7 @@ class Call:
         self.stabilized: bool | float = False
         self.form: float | None = None
         self.answered: float | None = None
+        self.arrived: Any = None
         self.inputs = [values[node] for node in unit.inputs]
         tape = unit.handler is not None and unit.needs_vjp
         self._leaves = [
@@ -186,6 +188,8 @@ def run_backward(
             holder = pending.setdefault(source, _Sum())  # type: ignore[arg-type]
             holder.add_item(index, arrived)  # type: ignore[arg-type]
             continue
+        if observe is not None:
+            call.arrived = arrived.reward(call.output)
         s, form = arrived.settle(_measure(unit, call, values), unit)
         call.form = form
         answers = list(_ask(call, s))

@@ -120,7 +120,8 @@ class _Tally:
         signals = s if isinstance(s, list | tuple) else [s]
         outputs = call.output if isinstance(call.output, list | tuple) else [call.output]
         pairs = [(g, z) for g, z in zip(signals, outputs) if g is not None and is_float(z)]
-        arrived = sum(float(_reward(g, z, call.form).sum()) for g, z in pairs)
+        whole = call.arrived if isinstance(call.arrived, list | tuple) else [call.arrived]
+        arrived = sum(float(r.nan_to_num(0, 0, 0).sum()) for r in whole if r is not None)
         given = sum(
             float(_reward(g, x, call.answered).sum())
             for g, x, wanted in zip(answers, call.inputs, unit.wanted)
@@ -128,8 +129,9 @@ class _Tally:
         )
         rest = arrived - given
         kinds = _declared(unit, call.form is not None)
-        if call.form is not None and call.answered is None:  # what the stabilizer takes can be told exactly
-            stabilizer = arrived - sum(float(_reward(g, z, None).sum()) for g, z in pairs)
+        if call.form is not None:  # what the stabilizer takes can be told exactly, and what it loses to rounding
+            kept = None if call.answered is None else call.form
+            stabilizer = arrived - sum(float(_reward(g, z, kept).sum()) for g, z in pairs)
             self.leaks["epsilon"] += stabilizer
             rest -= stabilizer
         others = [kind for kind in kinds if kind != "epsilon"] or kinds
