@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lfpgraph.registry import remove_rule
@@ -29,3 +30,13 @@ def test_guide_to_rules_runs() -> None:
             exec(compile(block, "writing-rules.md", "exec"), names)
     finally:
         remove_rule(torch.ops.docs.quarters.default)
+
+
+@pytest.mark.parametrize("name", ["attribution", "from-zennit-and-lxt"])
+def test_pages_on_explaining_run(name: str) -> None:
+    """Every block of the page, in order, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.S)
+    assert blocks
+    names: dict[str, Any] = {"__name__": name}
+    for block in blocks:
+        exec(compile(block, f"{name}.md", "exec"), names)
