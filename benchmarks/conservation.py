@@ -1,7 +1,7 @@
 """Relevance over the zoo, as a table: `python -m benchmarks.conservation --table docs/conservation.md`.
 
-Every tiny model of the zoo, float64, epsilon-plus, the first output's sum, batch norms with the batch's statistics: the share of the explained value at the inputs
-and in each kind of leak, what no declaration covers, and what is missing altogether.
+Every tiny model of the zoo, float64, epsilon-plus, the first output's sum, batch norms with the batch's statistics: the
+share of the explained value at the inputs and in each kind of leak, what no declaration covers, and what is missing.
 """
 
 from __future__ import annotations
