@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from lfpgraph.numerics import identity_signal
 from lfpgraph.registry import find_rule
@@ -127,7 +127,7 @@ def gated_product(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     return [None if n is gate else g for n, g in zip(node.unit.inputs, vjp(node, s))]
 
 
-def _is_gate(node: fx.Node) -> bool:
+def _is_gate(node: Any) -> bool:
     """Whether a value is an activation function's, views and casts aside."""
     while node.op == "call_function":
         entry = find_rule(node.target)
@@ -141,14 +141,14 @@ def _is_gate(node: fx.Node) -> bool:
     return False
 
 
-def _is_self_gated(node: fx.Node) -> bool:
+def _is_self_gated(node: Any) -> bool:
     """x * f(x), as SiLU and GELU are written out."""
     sources = node.all_input_nodes
     return len(sources) == 2 and any(_is_gate(n) and other in _behind(n) for n, other in (sources, sources[::-1]))
 
 
-def _behind(node: fx.Node, steps: int = 8) -> set[fx.Node]:
-    found: set[fx.Node] = {node}
+def _behind(node: Any, steps: int = 8) -> set[Any]:
+    found: set[Any] = {node}
     for _ in range(steps):
         found |= {n for m in found for n in m.all_input_nodes}
     return found
