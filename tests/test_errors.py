@@ -197,7 +197,7 @@ def test_wrapping_twice_and_unwrapping_unwrapped(x: Tensor) -> None:
 
 def test_unknown_composite_lists_the_known() -> None:
     model = Calls()
-    with pytest.raises(errors.CompositeError, match="gradient, lfp-0, lfp-epsilon"):
+    with pytest.raises(errors.CompositeError, match="gradient, .*lfp-0, .*lfp-epsilon"):
         lfpgraph.wrap(model, "lfp-delta")
     assert not lfpgraph.is_wrapped(model)
     with pytest.raises(errors.CompositeError, match="epsilon"):
