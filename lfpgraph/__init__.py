@@ -2,11 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import centred, hebbian, policies, rewards, rivals, spiking
+from . import centred, hebbian, lrp, metrics, policies, rewards, rivals, spiking
+from .attribution import Attribution, attribute
+from .check import CheckReport, check
 from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
 from .errors import LfpGraphError
+from .explained import Contrast
 from .feedback import feedback
+from .importance import importance, prune
+from .interop import from_reward_function
 from .registry import rule
+from .reports.conservation import Conservation, conservation
 from .reports.coverage import CoverageReport, coverage
 from .rewards import reward_loss
 from .trace import OpGraph, trace
@@ -16,6 +22,12 @@ if TYPE_CHECKING:
     from .training import Trainer
 
 __all__ = [
+    "Attribution",
+    "CheckReport",
+    "Conservation",
+    "Contrast",
+    "attribute",
+    "check",
     "Composite",
     "CoverageReport",
     "LfpGraphError",
@@ -24,12 +36,18 @@ __all__ = [
     "Trainer",
     "centred",
     "composite_names",
+    "conservation",
     "coverage",
     "feedback",
+    "from_reward_function",
     "get_composite",
     "hebbian",
+    "importance",
     "is_wrapped",
+    "lrp",
+    "metrics",
     "policies",
+    "prune",
     "register_composite",
     "reward_loss",
     "rewards",

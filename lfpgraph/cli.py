@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import cli_explain
 from .cli_reports import register, writable
 from .cli_reproduce import register as register_reproduce
 from .errors import LfpGraphError, TargetError
@@ -23,6 +24,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
 register(app)
 register_reproduce(app)
+cli_explain.register(app)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import CompositeError
+from .places import Depths, Place
 
 if TYPE_CHECKING:
     from .structure import Structure
@@ -34,7 +35,8 @@ class Ruleset:
     Attributes:
         rules: True applies the registry's rules; False the true gradient everywhere.
         epsilon: the stabilizer of the epsilon rule (LFP eq. 8), in units of the activation; 0 is the zero rule.
-        handlers: rules that replace the registry's for single operations.
+        handlers: rules that replace the registry's, for single operations or, by name, for families of them; those of
+            "normalisation" and "activation" also serve such a function written out.
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
         floor: the feedback is `max(abs(w), floor) * s_w`, in units of the parameter, so that a weight of zero can move.
         wake: a weight of two or more dimensions that is wholly zero (LoRA's `B` at its start), and so would never move
@@ -43,7 +45,7 @@ class Ruleset:
 
     rules: bool = True
     epsilon: float = 1e-6
-    handlers: Mapping[OpOverload, Callable[..., Any]] = field(default_factory=dict)
+    handlers: Mapping[OpOverload | str, Callable[..., Any]] = field(default_factory=dict)
     scale: str = "weight"
     floor: float = 0.0
     wake: bool = True
@@ -53,6 +55,10 @@ class Ruleset:
             raise CompositeError(f'scale={self.scale!r} is not known; choose "weight" or "signal"')
         if not self.floor >= 0:
             raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
+
+    def handler(self, op: Any, family: str) -> Callable[..., Any] | None:
+        """The rule that this ruleset has for an operation of its own, or for its family."""
+        return self.handlers.get(op) or self.handlers.get(family)
 
     def wakes(self, w: Tensor) -> bool:
         """Whether the parameter w is a wholly zero matrix (or more) that is to get a signal all the same."""
@@ -84,7 +90,9 @@ class Composite:
     Attributes:
         name: as users select it.
         default: the ruleset of every operation that no override matches.
-        overrides: pairs of a module-path pattern (`encoder.layer.0.*`, shell style) and a ruleset; the last match wins.
+        overrides: pairs of a place and a ruleset; the last match wins. A place is a module-path pattern
+            (`encoder.layer.0.*`, shell style) or a range of depths.
+        merge_norms: `attribute` merges batch norms into the layer before them.
         prefix: where in the model the traced module is, if it is a part; with a dot behind it.
         structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
             reward passes (see `structure`); None for the usual regions.
@@ -93,16 +101,22 @@ class Composite:
 
     name: str
     default: Ruleset = Ruleset()
-    overrides: tuple[tuple[str, Ruleset], ...] = ()
+    overrides: tuple[tuple[str | Depths, Ruleset], ...] = ()
+    merge_norms: bool = False
     prefix: str = ""
     structure: Callable[[OpGraph], Structure] | None = None
     online: bool = False
 
-    def ruleset(self, path: str) -> Ruleset:
-        """The ruleset for the module at a dotted path."""
+    @property
+    def by_place(self) -> bool:
+        """Whether any override asks for a depth."""
+        return any(isinstance(where, Depths) for where, _ in self.overrides)
+
+    def ruleset(self, path: str, place: Place | None = None) -> Ruleset:
+        """The ruleset for the module at a dotted path, at its place among the layers."""
         path = f"{self.prefix}{path}".rstrip(".")
-        for pattern, ruleset in reversed(self.overrides):
-            if fnmatch.fnmatchcase(path, pattern):
+        for where, ruleset in reversed(self.overrides):
+            if where.matches(place) if isinstance(where, Depths) else fnmatch.fnmatchcase(path, where):
                 return ruleset
         return self.default
 
@@ -111,9 +125,27 @@ class Composite:
         name = self.prefix + name
         module = name.rpartition(".")[0]
         for pattern, ruleset in reversed(self.overrides):
+            if isinstance(pattern, Depths):
+                continue
             if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern):
                 return ruleset
         return self.default
+
+    def at_depth(
+        self, start: int | None, stop: int | None = None, composite: str | Composite | None = None, **options: Any
+    ) -> Composite:
+        """This composite with other rules for the layers from depth `start` up to `stop`, which is left out.
+
+        A layer is an operation of an activation and weights (linear, convolution); its depth is the number of layers on
+        the longest way from the input to it. What is no layer counts with the layer before it. `at_depth(0, 1, ...)` is
+        the first layer, `at_depth(-3, None, ...)` the last three.
+
+        Args:
+            composite: take the default ruleset of this composite; otherwise this composite's own.
+            options: fields of `Ruleset` to change.
+        """
+        base = self.default if composite is None else get_composite(composite).default
+        return replace(self, overrides=(*self.overrides, (Depths(start, stop), _changed(base, options))))
 
     def override(self, pattern: str, composite: str | Composite | None = None, **options: Any) -> Composite:
         """This composite with other rules where the module path matches `pattern` (shell style, `*` crosses dots).
@@ -200,5 +232,6 @@ def get_composite(composite: str | Composite) -> Composite:
 
 
 register_composite(Composite("gradient", Ruleset(rules=False, epsilon=0.0, scale="signal")))
+register_composite(Composite("gradient-x-input", Ruleset(rules=False, epsilon=0.0, scale="signal")))
 register_composite(Composite("lfp-0", Ruleset(epsilon=0.0)))
 register_composite(Composite("lfp-epsilon", Ruleset(epsilon=1e-6)))

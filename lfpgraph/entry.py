@@ -16,9 +16,9 @@ __all__ = ["Entry", "key_of"]
 
 
 class Entry:
-    """A program, the module it was traced from, and the sizes it is right for."""
+    """A program, the module it was traced from (where programs are shared), and the sizes it is right for."""
 
-    def __init__(self, graph: OpGraph, owner: nn.Module) -> None:
+    def __init__(self, graph: OpGraph, owner: nn.Module | None = None) -> None:
         self.graph = graph
         self.owner = owner
         self.program: Program | None = None

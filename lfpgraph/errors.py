@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AttributionError",
     "CheckpointError",
     "CompositeError",
     "DataDependentError",
@@ -53,6 +54,10 @@ class RewardError(LfpGraphError):
 
 class InputError(LfpGraphError):
     """The model or its inputs offer nothing that a reward could reach."""
+
+
+class AttributionError(LfpGraphError):
+    """What is to be explained does not exist or is ambiguous, or an explanation cannot be shown."""
 
 
 class NonFiniteError(LfpGraphError):

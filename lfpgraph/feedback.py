@@ -65,7 +65,8 @@ def feedback(
         given = _reward(reward, output, check)
         epsilon = chosen.default.epsilon or 1e-12
         signal = given / torch.where(output == 0, ZERO_REWARD, stabilize(output, epsilon))
-        found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=True)
+        rewards: dict[fx.Node, Any] = dict.fromkeys(n for n, p in kinds if p.kind == "input")
+        found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=epsilon, record=rewards)
     answer: dict[str, Tensor] = {}
     names = _input_names(args, kwargs)
     for placeholder_node, placeholder in kinds:
@@ -77,7 +78,7 @@ def feedback(
             own = ruleset.feedback(w, s, placeholder_node in plan.asleep)
             answer[placeholder.target] = answer[placeholder.target] + own if placeholder.target in answer else own
         else:
-            answer[names[placeholder.target]] = tensors[placeholder.target] * s
+            answer[names[placeholder.target]] = rewards[placeholder_node]
     return answer
 
 

@@ -25,7 +25,7 @@ from .trace import OpGraph, trace
 from .trace.flat import fill_slots, flatten_input, is_tracing
 from .trace.verify import computes_the_same
 
-__all__ = ["FeedbackForward"]
+__all__ = ["FeedbackForward", "no_autocast", "survey"]
 
 log = logging.getLogger("lfpgraph")
 _MAX_PROGRAMS = 32
@@ -77,7 +77,7 @@ class FeedbackForward:
             return self.original(*args, **kwargs)
         leaves, spec = flatten_input(args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        state, modes = _survey(self.model)
+        state, modes = survey(self.model)
         if not any(t.requires_grad for t in (*state.values(), *tensors)):
             return self.original(*args, **kwargs)
         entry = self._program(args, kwargs, leaves, spec, tensors, state, modes)
@@ -99,7 +99,7 @@ class FeedbackForward:
             if entry.sizes.accepts(tensors):
                 if entry.owner is self.model or entry in self.trusted:
                     return entry
-                if computes_the_same(entry.owner, self.model, args, kwargs):
+                if entry.owner is not None and computes_the_same(entry.owner, self.model, args, kwargs):
                     self.trusted.add(entry)
                     return entry
                 log.info(
@@ -123,7 +123,7 @@ class FeedbackForward:
         """Trace and plan; where the feedback cannot be traced for open sizes, for these sizes alone."""
         self.traces += 1
         name = type(self.model).__name__
-        if self.options["part"]:
+        if self.options.get("part"):
             _refuse_state(name, args, kwargs)
         with _random_state_kept(), saved_tensors_hooks(lambda t: t, lambda t: t):  # the caller's see no fake tensors
             graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
@@ -147,7 +147,7 @@ class FeedbackForward:
                 wanted.add(node)
         plan = make_plan(graph, self.composite, wanted, self.options["on_missing"])
         entry = Entry(graph, self.model)
-        with _no_autocast():
+        with no_autocast():
             entry.program = make_program(
                 plan, entry.values(tensors, state), self.options["compile"], self.options["share"]
             )
@@ -162,7 +162,7 @@ class FeedbackForward:
     def _run(self, entry: Entry, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Any:
         graph, program = entry.graph, entry.program
         assert program is not None
-        with _no_autocast():
+        with no_autocast():
             outputs = run_program(program, entry.values(tensors, state), self.options["check"])
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
@@ -194,7 +194,7 @@ def _random_state_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def _survey(model: nn.Module) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
+def survey(model: nn.Module) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
     """Parameters and buffers by dotted name, a tied one under each of its names; and which modules are in training."""
     state: dict[str, Tensor] = {}
     modes: list[bool] = []
@@ -214,7 +214,7 @@ def _survey(model: nn.Module) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
 
 
 @contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
+def no_autocast() -> Iterator[None]:
     """Casts are nodes of the graph, so none may be added when it runs."""
     if not any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         yield

@@ -67,5 +67,5 @@ def _plain_for_transposed(rule: Callable[..., Signals]) -> Callable[..., Signals
 
 
 for _name, _rule in (("hebb", hebb), ("oja", oja)):
-    _handlers = dict.fromkeys(_LAYERS, _plain_for_transposed(_rule))
+    _handlers: dict[Any, Any] = dict.fromkeys(_LAYERS, _plain_for_transposed(_rule))
     register_composite(Composite(_name, Ruleset(scale="signal", handlers=_handlers)))

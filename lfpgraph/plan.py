@@ -7,13 +7,14 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
 from .composites import Composite, Ruleset
 from .errors import NoRuleError
+from .places import layer_places
 from .regions import Region, find_regions
 from .registry import (
     ACTIVATION,
@@ -50,6 +51,7 @@ class Unit:
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
         zeroed_by: parameters that, as long as one is wholly zero, make the output zero and are to learn (`Plan.wake`).
+        constants: nodes of a region whose result counts as a constant there (the statistics of a norm, say).
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -67,6 +69,7 @@ class Unit:
     ends_layer: bool = False
     rectified: fx.Node | None = None
     zeroed_by: tuple[fx.Node, ...] = ()
+    constants: frozenset[fx.Node] = frozenset()
 
     @property
     def node(self) -> fx.Node:
@@ -121,7 +124,8 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
     Args:
         graph: a classified graph.
         composite: the rules to use.
-        wanted: placeholders whose signal is asked for (parameters that train, inputs that need one).
+        wanted: placeholders whose signal is asked for (parameters that train, inputs that need one), and other nodes
+            that a signal shall reach; these never lie within a region.
         on_missing: "derive" uses the true vjp of an operation without a rule; "error" refuses; "report" marks one that
             cannot be derived as "uncovered" and lets no reward pass there (for reports, not for training).
 
@@ -129,23 +133,29 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
     """
     structure = composite.structure(graph) if composite.structure else Structure(find_regions(graph))
-    by_node = {node: region for region in structure.regions for node in region.nodes}
+    regions = [region for region in structure.regions if not wanted & set(region.nodes[:-1])]
+    by_node = {node: region for region in regions for node in region.nodes}
     reached = set(wanted)  # nodes through which a signal can arrive at a wanted placeholder
+    places = layer_places(graph) if composite.by_place else {}
+    still: set[fx.Node] = set()  # nodes that depend on the input through blocking operations alone: constants
     plan = Plan(graph, composite, [], reached)
     missing: list[fx.Node] = []
     for node in graph.operations():
-        ruleset = composite.ruleset(module_path(node))
+        ruleset = composite.ruleset(module_path(node), places.get(node))
         follows = ruleset.rules == composite.default.rules  # not a part with the rules of another kind of composite
         region = by_node.get(node) if ruleset.rules or (composite.structure and follows) else None
         if region is not None and region.exit is not node:
             continue
         blocked = structure.blocked_inputs(region.nodes if region else (node,)) if follows else set()
-        if region:
-            unit = _region_unit(graph, region, ruleset, reached, blocked)
-        else:
-            unit = _op_unit(graph, node, ruleset, reached, blocked)
+        ways = _Ways(reached, still, blocked)
+        unit = _region_unit(graph, region, ruleset, ways) if region else _op_unit(graph, node, ruleset, ways)
         if follows and unit.handler is not None and node in structure.rules:
             unit.handler, unit.needs_vjp = structure.rules[node](unit.handler), True
+        blocks = getattr(unit.handler, "blocks", False)
+        if blocks:
+            unit.handler, unit.origin = None, "none"
+        if blocks or _all_still(graph, unit, still):
+            still.add(node)
         if unit.origin == "derived":
             derivable = _is_differentiable(node)
             if on_missing == "report" and not derivable:
@@ -190,24 +200,36 @@ def _can_carry(node: fx.Node) -> bool:
     return is_float(value)
 
 
-def _flags(
-    graph: OpGraph, inputs: list[fx.Node], reached: set[fx.Node], blocked: set[fx.Node]
-) -> dict[str, tuple[bool, ...]]:
+def _all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:
+    """Whether the unit depends on the model's input, but only through what counts as constant."""
+    sources = [n for node in unit.nodes for n in node.all_input_nodes if n not in unit.nodes]
+    return any(n in still for n in sources) and all(n in still or graph.info[n].kind != ACTIVE for n in sources)
+
+
+class _Ways(NamedTuple):
+    """Where signals can go: nodes reached from what is wanted, nodes that are constant (as inputs of no unit active),
+    and inputs of one unit that its structure blocks."""
+
+    reached: set[fx.Node]
+    still: set[fx.Node]
+    blocked: set[fx.Node]
+
+
+def _flags(graph: OpGraph, inputs: list[fx.Node], ways: _Ways) -> dict[str, tuple[bool, ...]]:
+    quiet = ways.still | ways.blocked
     return {
-        "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) and n not in blocked for n in inputs),
+        "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) and n not in quiet for n in inputs),
         "weightlike": tuple(graph.info[n].kind == WEIGHT for n in inputs),
-        "wanted": tuple(n in reached and _can_carry(n) and n not in blocked for n in inputs),
+        "wanted": tuple(n in ways.reached and _can_carry(n) and n not in ways.blocked for n in inputs),
     }
 
 
-def _op_unit(
-    graph: OpGraph, node: fx.Node, ruleset: Ruleset, reached: set[fx.Node], blocked_inputs: set[fx.Node]
-) -> Unit:
+def _op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, ways: _Ways) -> Unit:
     inputs = _tensor_inputs(node)
-    flags = _flags(graph, inputs, reached, blocked_inputs)
+    flags = _flags(graph, inputs, ways)
     info = graph.info[node]
     if info.selects is not None and ruleset.rules:
-        return _mask_unit(graph, node, inputs, ruleset, reached)
+        return _mask_unit(graph, node, inputs, ruleset, ways.reached)
     entry = find_rule(node.target)
     common: dict[str, Any] = {
         "nodes": (node,),
@@ -224,7 +246,7 @@ def _op_unit(
         own = entry is not None and getattr(entry.handler, "is_vjp", False)  # a rule that writes out the derivative
         handler = entry.handler if own else vjp  # type: ignore[union-attr]
         return Unit(handler=handler, family=GENERAL, needs_vjp=not own, origin="gradient", **common)
-    override = ruleset.handlers.get(node.target)  # type: ignore[call-overload]
+    override = ruleset.handler(node.target, entry.family.name if entry else "")
     if entry is None and override is None:
         return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="derived", **common)
     handler = override or entry.handler  # type: ignore[union-attr]
@@ -252,24 +274,25 @@ def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ru
     )
 
 
-def _region_unit(
-    graph: OpGraph, region: Region, ruleset: Ruleset, reached: set[fx.Node], blocked: set[fx.Node]
-) -> Unit:
+def _region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, ways: _Ways) -> Unit:
     inside = set(region.nodes)
     inputs = [region.entry]
     for node in region.nodes:
         inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
-    flags: dict[str, Any] = _flags(graph, inputs, reached, blocked)
+    flags: dict[str, Any] = _flags(graph, inputs, ways)
     is_norm = region.kind == "normalisation"
     wants = any(flags["wanted"])
+    handler = ruleset.handler(None, region.kind) or (vjp if is_norm else activation)
+    constants: frozenset[Any] = getattr(handler, "constants", frozenset())
     return Unit(
         nodes=region.nodes,
         inputs=tuple(inputs),
-        handler=(vjp if is_norm else activation) if wants else None,
+        handler=handler if wants else None,
         family=NORMALISATION if is_norm else ACTIVATION,
         needs_vjp=is_norm or any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"])),
         option_epsilon=ruleset.epsilon,
         origin="region" if wants else "none",
+        constants=frozenset(node for node in region.nodes if node.target in constants),
         **flags,
     )
 
@@ -314,7 +337,8 @@ def _settle_epsilon(plan: Plan) -> None:
             unit.ends_layer = _follows_layer(unit, producer, linear)
             takes = takes or unit.ends_layer
         if takes:
-            unit.epsilon = unit.option_epsilon
+            own = getattr(unit.handler, "own_stabilizer", False)  # a rule that divides by sums of its own
+            unit.epsilon = 0.0 if own else unit.option_epsilon
             unit.rectified = _only_relu(unit, plan, producer)
             linear.add(id(unit))
 

@@ -64,7 +64,13 @@ class Program:
         return f"{self.forward.code}\n{self.feedback.code}"
 
 
-def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share: float | None = None) -> Program:
+def make_program(
+    plan: Plan,
+    values: Sequence[Any],
+    compile: bool = False,
+    share: float | None = None,
+    rewards: Sequence[fx.Node] | None = None,
+) -> Program:
     """Trace the walk of a plan into a program.
 
     Args:
@@ -72,6 +78,7 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
         values: the placeholders' values; a graph that is not specialised to them is traced on its own fake ones.
         compile: run both graphs through inductor.
         share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
+        rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
     """
     if compile and plan.graph.tracer == "values":
         raise TraceError(
@@ -93,6 +100,10 @@ def make_program(plan: Plan, values: Sequence[Any], compile: bool = False, share
             node = outputs[position]
             before = at_outputs.get(node)
             at_outputs[node] = s if before is None else before + s
+        if rewards is not None:
+            record: dict[fx.Node, Any] = dict.fromkeys(rewards)
+            run_backward(plan, calls, env, at_outputs, record=record)
+            return [*results, *(record[node] for node in rewards)]
         found = run_backward(plan, calls, env, at_outputs, direction=-1)
         return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from .errors import NonFiniteError, RuleError
-from .numerics import epsilon_factor
+from .numerics import epsilon_factor, stabilize
 from .plan import Plan, Unit
 from .trace.graph import is_float, module_path
 
-__all__ = ["Call", "execute", "run_backward", "run_forward"]
+__all__ = ["Call", "execute", "reward_of", "run_backward", "run_forward"]
 
 
 class Call:
@@ -34,7 +35,11 @@ class Call:
         inputs: its tensor arguments; `output`: what it returned.
         active, weightlike, wanted: for each tensor argument.
         epsilon: the ruleset's stabilizer.
-        stabilized: a rule sets it when its answer is in stabilized form (Note [Two forms of a signal]).
+        stabilized: a rule sets it when its answer is in stabilized form (Note [Two forms of a signal]): True, or the
+            epsilon where that is not the ruleset's.
+        form: the epsilon of the signal that has arrived, where that is in stabilized form; None where it is not.
+        answered: the same of the rule's answers.
+        arrived: the reward that has arrived, where somebody observes.
         given: the signals at the model's outputs, for rules that need them.
         direction: 1 where signals are rewards, -1 where they are gradients (in `.backward()`).
     """
@@ -48,7 +53,10 @@ class Call:
         self.name = unit.node.name
         self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
         self.epsilon = unit.option_epsilon
-        self.stabilized = False
+        self.stabilized: bool | float = False
+        self.form: float | None = None
+        self.answered: float | None = None
+        self.arrived: Any = None
         self.inputs = [values[node] for node in unit.inputs]
         tape = unit.handler is not None and unit.needs_vjp
         self._leaves = [
@@ -66,6 +74,21 @@ class Call:
     @property
     def module_path(self) -> str:
         return module_path(self.unit.node)
+
+    def reward(self, s: Tensor) -> Tensor:
+        """The reward of an output that holds the signal s."""
+        return reward_of(s, self.output, self.form)
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        """The operation's result with other tensor arguments, in the order of `inputs`."""
+        position = iter(range(len(self.inputs)))
+        old = list(self.inputs)
+
+        def replace(value: Any) -> Any:
+            return tensors[next(position)] if any(value is x for x in old) else value
+
+        args, kwargs = pytree.tree_map_only(Tensor, replace, (self.args, self.kwargs))
+        return self.op(*args, **kwargs)  # type: ignore[operator]
 
     def vjp(self, s: Any, again: bool = False) -> list[Tensor | None]:
         """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others.
@@ -94,6 +117,8 @@ def execute(unit: Unit, values: Mapping[fx.Node, Any], leaves: Sequence[Any]) ->
         lookup = lambda n: local[n] if n in local else values[n]  # noqa: E731
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lookup)
         local[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        if node in unit.constants:
+            local[node] = local[node].detach()
     return local[unit.node]
 
 
@@ -139,7 +164,8 @@ def run_backward(
     signals: Mapping[fx.Node, Tensor | None],
     check: bool = False,
     observe: Any = None,
-    stabilized: bool = False,
+    stabilized: float | None = None,
+    record: dict[fx.Node, Any] | None = None,
     direction: int = 1,
 ) -> dict[fx.Node, Tensor | None]:
     """Hand signals back from graph nodes to the wanted placeholders.
@@ -148,7 +174,8 @@ def run_backward(
         plan, calls, values: from `run_forward`.
         signals: the signal at each output node (same shape as the output).
         check: raise NonFiniteError at the first operation that hands on NaN or infinity.
-        stabilized: the signals are in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
+        stabilized: the epsilon of signals in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
+        record: the reward that arrives at a node is put here, for the nodes that are its keys.
         direction: 1 where the signals are rewards, -1 where they are gradients.
         observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
 
@@ -164,6 +191,8 @@ def run_backward(
         unit = call.unit
         call.given, call.direction = given, direction
         arrived = pending.pop(unit.node, None)
+        if arrived is not None and record is not None and unit.node in record:
+            record[unit.node] = arrived.reward(call.output)
         if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
             continue
         if unit.node.target is operator.getitem:
@@ -171,22 +200,32 @@ def run_backward(
             holder = pending.setdefault(source, _Sum())  # type: ignore[arg-type]
             holder.add_item(index, arrived)  # type: ignore[arg-type]
             continue
+        if observe is not None:
+            call.arrived = arrived.reward(call.output)
         s, form = arrived.settle(_measure(unit, call, values), unit)
+        call.form = form
         answers = list(_ask(call, s))
         if len(answers) != len(unit.inputs):
             raise RuleError(
                 f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
                 "tensor arguments; return one for each, None for none"
             )
-        form = call.stabilized or (form and (unit.family.passes_form or unit.ends_layer))
+        if call.stabilized is not False:
+            form = unit.option_epsilon if call.stabilized is True else call.stabilized
+        elif not (unit.family.passes_form or unit.ends_layer):
+            form = None
+        call.answered = form
         for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
             if answer is not None and unit.wanted[i]:
-                pending.setdefault(node, _Sum()).add(_fit(plan, call, i, answer), form)
+                pending.setdefault(node, _Sum()).add(_fit(plan, call, i, answer), form, call.inputs[i])
                 if check and not bool(torch.isfinite(answer).all()):
                     raise NonFiniteError(f"{plan.graph.describe(unit.node)} hands on a signal that is NaN or infinite")
         if observe is not None:
             observe(unit, call, s, answers)
     wanted = [node for node in plan.graph.placeholder_nodes if node in plan.wanted]
+    for node in wanted if record is not None else ():
+        if node in pending and node in record:  # type: ignore[operator]
+            record[node] = pending[node].reward(values[node])  # type: ignore[index]
     return {node: pending[node].total(values[node]) if node in pending else None for node in wanted}
 
 
@@ -228,44 +267,74 @@ class _Sum:
     def __init__(self) -> None:
         self.raw: Tensor | None = None
         self.stabilized: Tensor | None = None
+        self.epsilon = 0.0  # of the stabilized part
         self.items: dict[int, _Sum] = {}
 
-    def add(self, s: Tensor, stabilized: bool) -> None:
-        if stabilized:
-            self.stabilized = s if self.stabilized is None else self.stabilized + s
-        else:
+    def add(self, s: Tensor, form: float | None, value: Tensor | None = None) -> None:
+        """Add a signal; `form` is its epsilon if it is in stabilized form, `value` what the node holds."""
+        if form is None:
             self.raw = s if self.raw is None else self.raw + s
+        elif self.stabilized is None:
+            self.stabilized, self.epsilon = s, form
+        else:
+            self.stabilized = self.stabilized + _restated(s, value, form, self.epsilon)
 
     def add_item(self, index: int, other: _Sum) -> None:
         item = self.items.setdefault(index, _Sum())
         if other.raw is not None:
-            item.add(other.raw, False)
+            item.add(other.raw, None)
         if other.stabilized is not None:
-            item.add(other.stabilized, True)
+            item.add(other.stabilized, other.epsilon)
 
-    def settle(self, output: Any, unit: Unit) -> tuple[Any, bool]:
-        """The one signal (or tuple of signals) at the unit's output, and whether it is in stabilized form."""
+    def settle(self, output: Any, unit: Unit) -> tuple[Any, float | None]:
+        """The one signal (or tuple of signals) at the unit's output; its epsilon if it is in stabilized form."""
         if self.items:
             mixed = any(item.stabilized is not None for item in self.items.values())
             settled = {i: item.settle(output[i], unit) for i, item in self.items.items()}
             if mixed and unit.option_epsilon:
-                for i, (s, stabilized) in settled.items():
-                    settled[i] = (
-                        s if stabilized else epsilon_factor(s, output[i], unit.option_epsilon),
-                        True,
-                    )
-            return [settled[i][0] if i in settled else None for i in range(len(output))], mixed
+                for i, (s, form) in settled.items():
+                    plain = form is None
+                    settled[i] = (epsilon_factor(s, output[i], unit.option_epsilon) if plain else s), 0.0
+            form = unit.option_epsilon if mixed else None
+            return [settled[i][0] if i in settled else None for i in range(len(output))], form
         if self.raw is None:
-            return self.stabilized, True
+            return _restated(self.stabilized, output, self.epsilon, unit.epsilon or self.epsilon), (
+                unit.epsilon or self.epsilon
+            )
         if unit.epsilon:
             raw = epsilon_factor(self.raw, output, unit.epsilon, unit.rectified is not None)
-            return (raw if self.stabilized is None else raw + self.stabilized), True
+            if self.stabilized is not None:
+                raw = raw + _restated(self.stabilized, output, self.epsilon, unit.epsilon)
+            return raw, unit.epsilon
         if self.stabilized is None:
-            return self.raw, False
-        return epsilon_factor(self.raw, output, unit.option_epsilon) + self.stabilized, True
+            return self.raw, None
+        return epsilon_factor(self.raw, output, self.epsilon) + self.stabilized, self.epsilon
 
     def total(self, value: Tensor) -> Tensor | None:
         """The plain sum, where the walk ends."""
         if self.raw is None or self.stabilized is None:
             return self.raw if self.stabilized is None else self.stabilized
         return self.raw + self.stabilized
+
+    def reward(self, value: Any) -> Any:
+        """The reward that has arrived; of a tuple, a list with None where none has."""
+        if self.items:
+            return [self.items[i].reward(value[i]) if i in self.items else None for i in range(len(value))]
+        parts = [] if self.raw is None else [reward_of(self.raw, value, None)]
+        if self.stabilized is not None:
+            parts.append(reward_of(self.stabilized, value, self.epsilon))
+        return sum(parts[1:], parts[0])
+
+
+def reward_of(s: Tensor, value: Tensor, form: float | None) -> Tensor:
+    """The reward of a value that holds the signal s, of the epsilon `form` if in stabilized form; [shape of value]."""
+    if s.is_complex() or value.is_complex():
+        return (value.conj() * s).real
+    return s * (stabilize(value, form) if form else value)
+
+
+def _restated(s: Tensor | None, value: Tensor | None, epsilon: float, wanted: float) -> Any:
+    """A signal stabilized with one epsilon as one stabilized with another: the same reward."""
+    if s is None or value is None or epsilon == wanted or not epsilon or not wanted or s.is_complex():
+        return s
+    return s * stabilize(value, epsilon) / stabilize(value, wanted)

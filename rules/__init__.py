@@ -1,6 +1,19 @@
 """One rule per primitive operation. Importing this package fills the registry (`lfpgraph.registry`)."""
 
-from . import activations, attention, copies, indexing, linear, norms, reductions, statistics, sums, views
+from . import (
+    activations,
+    attention,
+    copies,
+    indexing,
+    linear,
+    lrp,
+    lrp_transformer,
+    norms,
+    reductions,
+    statistics,
+    sums,
+    views,
+)
 
 __all__ = [
     "activations",
@@ -8,6 +21,8 @@ __all__ = [
     "copies",
     "indexing",
     "linear",
+    "lrp",
+    "lrp_transformer",
     "norms",
     "reductions",
     "statistics",

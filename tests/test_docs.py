@@ -52,3 +52,13 @@ def test_page_runs(page: str) -> None:
     torch.manual_seed(0)
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("name", ["attribution", "from-zennit-and-lxt"])
+def test_pages_on_explaining_run(name: str) -> None:
+    """Every block of the page, in order, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.S)
+    assert blocks
+    names: dict[str, Any] = {"__name__": name}
+    for block in blocks:
+        exec(compile(block, f"{name}.md", "exec"), names)

@@ -205,6 +205,8 @@ BORROWED = {
     "activations": {".views"},
     "copies": {".views"},
     "indexing": {".views"},
+    "lrp": {".linear"},
+    "lrp_transformer": {".linear", ".views"},
     "norms": {".views"},
     "reductions": {".views"},
     "statistics": {".views"},
@@ -216,7 +218,7 @@ BORROWED = {
 
 @pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.stem)
 def test_rule_files_import_no_engine(path: Path) -> None:
-    engine = {"lfpgraph.registry", "lfpgraph.numerics", "lfpgraph.errors"}
+    engine = {"lfpgraph.registry", "lfpgraph.numerics", "lfpgraph.signs", "lfpgraph.errors"}
     standard = {"__future__", "collections.abc", "dataclasses", "typing", "zlib", "torch", "torch._ops"}
     siblings = {".samples_base"} if path.stem.startswith("samples_") else BORROWED.get(path.stem, set())
     assert imported(path) <= engine | standard | siblings

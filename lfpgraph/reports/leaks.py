@@ -9,7 +9,7 @@ from torch import fx
 from ..plan import Plan, Unit
 from ..trace.graph import is_float
 
-__all__ = ["LEAKS", "leak_counts"]
+__all__ = ["LEAKS", "kinds_of", "leak_counts"]
 
 LEAKS = {
     "bias": "a bias or another parameter added takes the share of its value",
@@ -29,11 +29,12 @@ def leak_counts(plan: Plan, arrived: set[fx.Node]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for unit in plan.units:
         if unit.node in arrived and (unit.handler is not None):
-            counts.update(_kinds(unit))
+            counts.update(kinds_of(unit))
     return {kind: counts[kind] for kind in LEAKS if counts[kind]}
 
 
-def _kinds(unit: Unit) -> list[str]:
+def kinds_of(unit: Unit) -> list[str]:
+    """The kinds of leak that a unit can have (see `LEAKS`)."""
     if unit.origin in ("derived", "uncovered", "gradient"):
         return [unit.origin]
     kinds = []

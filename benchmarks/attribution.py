@@ -1,0 +1,183 @@
+"""Cost of an explanation over one gradient x input pass: `python -m benchmarks.attribution --json out.json`.
+
+Every side explains the same batch of the same model with random weights, in turn in one process: the median of all rounds,
+after one that prepares. Memory is the largest growth of the resident set over the model and the batch, each side in a
+process of its own (`--memory`). Gradient x input is autograd with the input alone requiring a gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lfpgraph.models_zoo.cnn import vgg16
+from torch import Tensor, nn
+
+import lfpgraph
+
+Run = Callable[[], Any]
+COMPOSITES = (
+    "gradient-x-input",
+    "lrp-0",
+    "epsilon",
+    "epsilon-plus",
+    "epsilon-alpha2-beta1",
+    "epsilon-gamma-box",
+    "attnlrp",
+)
+
+
+def _resnet50() -> tuple[nn.Module, Tensor]:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(ResNetConfig(num_labels=1000)), torch.randn(4, 3, 224, 224)
+
+
+def _vit_s() -> tuple[nn.Module, Tensor]:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, num_labels=1000
+    )
+    return ViTForImageClassification(config), torch.randn(4, 3, 224, 224)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "vgg16": lambda: (vgg16(), torch.randn(2, 3, 224, 224)),
+    "resnet50": _resnet50,
+    "vit-s16": _vit_s,
+}
+
+
+def _logits(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def _gradient(model: nn.Module, x: Tensor) -> Run:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+    def run() -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(_logits(model(leaf))[:, 3].sum(), leaf)
+        return gradient * x
+
+    return run
+
+
+def _ours(model: nn.Module, x: Tensor, composite: str) -> Run:
+    return lambda: lfpgraph.attribute(model, x, 3, composite)
+
+
+def _zennit(model: nn.Module, x: Tensor) -> Run:
+    """zennit's EpsilonPlus with batch norms merged where they follow a layer; entered once."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.peers import peer
+
+    composites, canonizers = peer("zennit.composites"), peer("zennit.canonizers")
+    entered = composites.EpsilonPlus(canonizers=[canonizers.SequentialMergeBatchNorm()]).context(model).__enter__()
+
+    def run() -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (relevance,) = torch.autograd.grad(_logits(entered(leaf))[:, 3].sum(), leaf)
+        return relevance
+
+    return run
+
+
+def side(name: str, model: nn.Module, x: Tensor) -> Run:
+    """One way to explain."""
+    if name == "autograd":
+        return _gradient(model, x)
+    return _zennit(model, x) if name == "zennit" else _ours(model, x, name)
+
+
+def timed(model_name: str, names: list[str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round, the sides in turn."""
+    torch.manual_seed(0)
+    model, x = MODELS[model_name]()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    runs: dict[str, Run] = {}
+    for name in names:
+        twin = MODELS[model_name]()[0]
+        twin.load_state_dict(state)
+        runs[name] = side(name, twin.eval(), x)
+        runs[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak(model_name: str, name: str) -> float:
+    """MiB that an explanation needs beyond model, batch and what is kept: growth of the resident set, sampled."""
+    import psutil
+
+    torch.manual_seed(0)
+    model, x = MODELS[model_name]()
+    run = side(name, model.eval(), x)
+    run()
+    process, most, done = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            most[0] = max(most[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    run()
+    done.set()
+    thread.join()
+    return (most[0] - before) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--sides", default="autograd," + ",".join(COMPOSITES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", action="store_true", help="measure memory instead, a process for each side")
+    parser.add_argument("--one", help="one side's memory, in this process")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.one:
+        print(peak(options.models[0], options.one))
+        return
+    results = {}
+    for model in options.models:
+        names = options.sides.split(",")
+        if options.memory:
+            command = [sys.executable, "-m", "benchmarks.attribution", model, "--one"]
+            found = {
+                n: float(subprocess.run([*command, n], capture_output=True, check=True, text=True).stdout)
+                for n in names
+            }
+            unit = "MiB"
+        else:
+            seconds = timed(model, names, options.rounds)
+            found = {n: statistics.median(s) for n, s in seconds.items()}
+            unit = "s"
+        results[model] = {n: {unit: v, "ratio": v / found["autograd"]} for n, v in found.items()}
+        for name, row in results[model].items():
+            print(f"{model:10s} {name:22s} {row[unit]:9.3f} {unit}  {row['ratio']:.2f}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""A model's explanation made static: graph, plan and program, traced once and kept."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .canonize import merge_norms
+from .composites import Composite, get_composite
+from .entry import Entry, key_of
+from .errors import AttributionError, InputError
+from .explained import target_signals
+from .forward import FeedbackForward, no_autocast, survey
+from .plan import make_plan
+from .program import make_program
+from .registry import find_rule
+from .trace import OpGraph
+from .trace.flat import fill_slots, flatten_input
+from .trace.graph import is_float, module_path
+from .trace.sizes import Sizes
+
+__all__ = ["Explainer", "Found", "explainer_of", "has_output", "rebuilt"]
+
+aten = torch.ops.aten
+_MOST = 8  # kept for each model
+
+
+@dataclass
+class Found:
+    """Relevance by what it belongs to.
+
+    Attributes:
+        inputs: by position among the call's tensors; of token ids [n, length], else of the input's shape.
+        nodes: by the names asked for; parameters: by name, of the parameter's shape.
+        outputs: the model's tensor outputs; signals: what each was given.
+    """
+
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    nodes: dict[str, Tensor] = field(default_factory=dict)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    outputs: list[Any] = field(default_factory=list)
+    signals: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A node whose reward is asked for, and what it stands for."""
+
+    node: fx.Node
+    kind: str  # "input", "tokens", "node" or "parameter"
+    name: Any
+
+
+class _Kept(Entry):
+    """A program, the sizes it is right for, and what its rewards stand for."""
+
+    def __init__(self, graph: OpGraph, readings: list[_Reading]) -> None:
+        super().__init__(graph)
+        self.readings = readings
+
+
+class Explainer(FeedbackForward):
+    """Programs of one model under one composite, by structure of the call; the model is held weakly.
+
+    Options are those of `wrap`, and "signals": give the signals of float inputs (for the composite "gradient-x-input" their
+    gradients) instead of relevance.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Composite,
+        record: Sequence[str],
+        parameters: bool,
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__(
+            model, composite, {"compile": False, "share": None, "check": False, "signals": False, **options}
+        )
+        self.graphs: dict[Any, list[OpGraph]] = {}
+        self.record = tuple(record)
+        self.parameters = parameters
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]
+        found = self._model()
+        assert found is not None
+        return found
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    def explain(self, args: Sequence[Any], kwargs: Mapping[str, Any], target: Any) -> Found:
+        """Relevance of one call; nothing of the model is changed.
+
+        Raises:
+            AttributionError: the target does not fit, or a recorded name does not exist.
+        """
+        with torch.no_grad(), torch.inference_mode(False):
+            leaves, spec = flatten_input(args, kwargs)
+            tensors = [_plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+            position = iter(tensors)
+            leaves = [next(position) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            state, modes = survey(self.model)
+            entry = self._program(args, kwargs, leaves, spec, tensors, state, modes)
+            assert isinstance(entry, _Kept)
+            return self._explained(entry, tensors, state, target)
+
+    def _explained(self, entry: _Kept, tensors: Sequence[Tensor], state: Mapping[str, Tensor], target: Any) -> Found:
+        graph, program = entry.graph, entry.program
+        assert program is not None
+        with no_autocast():
+            results = program.call_forward(*entry.values(tensors, {k: _plain(v) for k, v in state.items()}))
+            outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
+            del results
+            first = len(graph.mutations) + len(graph.input_mutations)
+            users = outputs[first:]
+            signals = target_signals(target, users, lambda values: rebuilt(graph, values))
+            given = [signals[i - first] for i in program.signal_outputs]
+            missing = [s is None for s in given]
+            if all(missing):
+                raise AttributionError(
+                    "what target= names does not depend on the model's inputs in a way that rules follow"
+                )
+            saved += [torch.zeros_like(outputs[i]) if s is None else s for i, s in zip(program.signal_outputs, given)]
+            found = program.call_feedback(saved)
+        return self._sorted(entry.readings, found, Found(outputs=users, signals=signals))
+
+    def _sorted(self, readings: Sequence[_Reading], rewards: Sequence[Any], found: Found) -> Found:
+        for reading, reward in zip(readings, rewards):
+            if reward is None:
+                continue
+            if reading.kind == "parameter":
+                found.parameters[reading.name] = _sum(found.parameters.get(reading.name), reward)
+            elif reading.kind == "node":
+                found.nodes[reading.name] = reward
+            else:
+                value = reward.sum(-1) if reading.kind == "tokens" else reward
+                found.inputs[reading.name] = _sum(found.inputs.get(reading.name), value)
+        return found
+
+    def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
+        """Plan a graph that another composite has had traced, or trace."""
+        leaves, spec = flatten_input(args, kwargs)
+        key = (key_of(survey(self.model)[1], leaves, spec, state), self.composite.merge_norms)
+        for graph in self.graphs.get(key, []):
+            if Sizes(graph).accepts(tensors):
+                return self._prepare(graph, tensors, state)
+        entry = super()._make(args, kwargs, tensors, state)
+        if entry.graph.tracer == "export":
+            self.graphs.setdefault(key, []).append(entry.graph)
+        return entry
+
+    def _prepare(self, graph: OpGraph, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
+        readings = self.readings_of(graph)
+        plan = make_plan(graph, self.composite, {r.node for r in readings}, self.options["on_missing"])
+        entry = _Kept(graph, readings)
+        nodes = None if self.options["signals"] else [reading.node for reading in readings]
+        with no_autocast():
+            entry.program = make_program(
+                plan, entry.values(tensors, state), self.options["compile"], self.options["share"], nodes
+            )
+        entry.sizes.watch()
+        return entry
+
+    def readings_of(self, graph: OpGraph) -> list[_Reading]:
+        """What is to be read off a graph's walk; batch norms are merged first where the composite says so.
+
+        Raises:
+            InputError: nothing can have relevance. AttributionError: a recorded name does not exist.
+        """
+        if self.composite.merge_norms:
+            merge_norms(graph)
+        readings: list[_Reading] = []
+        for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
+            if placeholder.kind == "input" and is_float(node.meta.get("val")):
+                readings.append(_Reading(node, "input", placeholder.target))
+            elif placeholder.kind == "input":
+                readings += [_Reading(n, "tokens", placeholder.target) for n in _embeddings(node)]
+            elif placeholder.kind == "parameter" and self.parameters:
+                readings.append(_Reading(node, "parameter", placeholder.target))
+        if not readings and not self.record:
+            raise InputError(
+                f"{type(self.model).__name__} has no float input, and its integer inputs are looked up in no embedding, so "
+                "there is nothing to give relevance to; pass float inputs (inputs_embeds), or record= a module"
+            )
+        if self.options["signals"]:
+            return [reading for reading in readings if reading.kind == "input"]
+        return readings + [_Reading(node, "node", name) for name in self.record for node in [_named(graph, name)]]
+
+
+def explainer_of(
+    model: nn.Module, composite: str | Composite, record: Sequence[str], parameters: bool, options: Mapping[str, Any]
+) -> Explainer:
+    """The model's explainer for these rules, made when first asked for."""
+    kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
+    key = (composite if isinstance(composite, str) else id(composite), tuple(record), parameters, *options.items())
+    if key not in kept:
+        kept[key] = Explainer(model, get_composite(composite), record, parameters, options)
+        kept[key].graphs = graphs
+        while len(kept) > _MOST:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+_Kind = tuple[OrderedDict[Any, Explainer], dict[Any, list[OpGraph]]]
+_EXPLAINERS: weakref.WeakKeyDictionary[nn.Module, _Kind] = weakref.WeakKeyDictionary()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without gradient, and an ordinary tensor where it was made under inference_mode."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+
+
+def _sum(before: Tensor | None, value: Tensor) -> Tensor:
+    return value if before is None else before + value
+
+
+def rebuilt(graph: OpGraph, values: Sequence[Any]) -> Any:
+    """The model's own output structure."""
+    leaves = [values[item] if kind == "tensor" else fill_slots(item, values) for kind, item in graph.out_leaves]
+    return pytree.tree_unflatten(leaves, graph.out_spec)
+
+
+_LOOKUPS = {aten.embedding.default}
+_FOLLOWED = {"view", "cast"}
+
+
+def _embeddings(node: fx.Node) -> list[fx.Node]:
+    """The embeddings that are looked up by an integer input itself, not by something computed of it."""
+    found = []
+    for user in node.users:
+        entry = find_rule(user.target) if user.op == "call_function" else None
+        if user.target in _LOOKUPS and user.args[1] is node:
+            if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
+                found.append(user)
+        elif entry is not None and entry.family.name in _FOLLOWED:
+            if len(user.meta["val"].shape) == len(node.meta["val"].shape) if is_tensor(user) else False:
+                found += _embeddings(user)
+    return found
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node holds one tensor."""
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _named(graph: OpGraph, name: str) -> fx.Node:
+    """The node of a name, or the last one of a module that others use."""
+    nodes = list(graph.graph.nodes)
+    for node in nodes:
+        if node.name == name and is_float(node.meta.get("val")):
+            return node
+    ends = _ends(graph, name)
+    if ends:
+        return ends[-1]
+    modules = sorted({module_path(n) for n in graph.operations()} - {""})
+    raise AttributionError(f"record={name!r} is no module or node of the graph; modules: {', '.join(modules[:20])}")
+
+
+def has_output(graph: OpGraph, module: str) -> bool:
+    """Whether a module has a float result that others use, which `record` can name."""
+    return bool(_ends(graph, module))
+
+
+def _ends(graph: OpGraph, module: str) -> list[fx.Node]:
+    inside = {n for n in graph.operations() if _within(module_path(n), module)}
+    return [n for n in graph.operations() if n in inside and is_float(n.meta.get("val")) and set(n.users) - inside]
+
+
+def _within(path: str, module: str) -> bool:
+    return path == module or path.startswith(module + ".")

@@ -1,0 +1,93 @@
+"""Scores of weights and units from relevance or feedback summed over data, for pruning and quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attribution import attribute
+from .composites import Composite
+from .errors import AttributionError
+
+__all__ = ["importance", "prune"]
+
+
+def importance(
+    model: nn.Module,
+    data: Iterable[Any],
+    composite: str | Composite = "epsilon",
+    *,
+    by: str = "weight",
+    absolute: bool = True,
+) -> dict[str, Tensor]:
+    """How much each parameter took part in the right outputs: its relevance, summed over the data.
+
+    Args:
+        model: in the mode it shall be judged in (`model.eval()`).
+        data: batches (inputs, target), as for `attribute`.
+        composite: the rules. A batch norm that a composite merges has no relevance of its own but its layer's.
+        by: "weight" for a score of each entry, "unit" for one of each row of a parameter (dimension 0: output features,
+            channels), summed over the rest.
+        absolute: sum sizes over batches, so that use in one direction does not cancel use in another.
+
+    Returns:
+        Scores by parameter name, of the parameter's shape or [rows], in units of the output, summed over samples.
+
+    Raises:
+        AttributionError: no batch, or an unknown `by`. Those of `attribute`.
+
+    Source: Yeom et al. 2021 (pruning by LRP); Becking et al. 2022 (quantisation by relevance of weights).
+    """
+    if by not in ("weight", "unit"):
+        raise AttributionError(f'by={by!r} is not known; choose "weight" or "unit"')
+    totals: dict[str, Tensor] = {}
+    for inputs, target in data:
+        found = attribute(model, inputs, target, composite, parameters=True).parameters
+        for name, relevance in found.items():
+            score = relevance.flatten(1).sum(1) if by == "unit" and relevance.dim() > 1 else relevance
+            score = score.abs() if absolute else score
+            totals[name] = totals[name] + score if name in totals else score.clone()
+    if not totals:
+        raise AttributionError("importance needs at least one batch of (inputs, target), and parameters on their way")
+    return totals
+
+
+def prune(model: nn.Module, scores: dict[str, Tensor], share: float, *, biases: bool = False) -> int:
+    """Set the share of entries with the least scores to zero, over all scored parameters together; in place.
+
+    Args:
+        model: whose parameters the scores are for.
+        scores: from `importance`: of each entry, or of each row ("unit"), whose entries then go together.
+        share: between 0 and 1.
+        biases: whether parameters of one dimension count, too.
+
+    Returns:
+        How many entries are zero now because of this.
+
+    Raises:
+        AttributionError: a share outside [0, 1], or scores that fit no parameter.
+    """
+    if not 0 <= share <= 1:
+        raise AttributionError(f"share must lie between 0 and 1, not {share}")
+    parameters = dict(model.named_parameters())
+    spread: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        if name not in parameters or score.shape[:1] != parameters[name].shape[:1]:
+            raise AttributionError(f"the scores of {name!r} fit no parameter of {type(model).__name__}")
+        if parameters[name].dim() > 1 or biases:
+            wide = (
+                score if score.shape == parameters[name].shape else score.view(-1, *[1] * (parameters[name].dim() - 1))
+            )
+            spread[name] = wide.expand_as(parameters[name])
+    if not spread:
+        raise AttributionError("none of the scores is of a parameter of two or more dimensions; pass biases=True")
+    flat = torch.cat([s.flatten() for s in spread.values()])
+    gone = torch.zeros_like(flat, dtype=torch.bool)
+    gone[flat.argsort(stable=True)[: round(share * flat.numel())]] = True
+    with torch.no_grad():
+        for (name, score), mask in zip(spread.items(), gone.split([s.numel() for s in spread.values()])):
+            parameters[name].masked_fill_(mask.view(score.shape), 0.0)
+    return int(gone.sum())
