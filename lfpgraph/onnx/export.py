@@ -88,7 +88,8 @@ def export_training_step(
         described["forward"] = f"{path.stem}.forward.onnx"
     if not inside:
         described["values"] = f"{path.stem}.safetensors"
-        _write_values(model, step, path.with_name(described["values"]))
+        stored = [*described["parameters"], *described["frozen"], *described["buffers"]]
+        _write_values(model, stored, path.with_name(described["values"]))
     proto.metadata_props.add(key=METADATA, value=json.dumps(described))
     save_model(proto, path, external_data)
     if forward:
@@ -158,7 +159,7 @@ def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
 
 
 def _graph_inputs(
-    b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool, everything: bool
+    b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool
 ) -> tuple[list[Value], list[Any]]:
     """Values for the step's placeholders, and ONNX's descriptions of those that are inputs of the file.
 
@@ -185,8 +186,9 @@ def _step_proto(
     model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
 ) -> tuple[Any, dict[str, Any]]:
     b, axes = Builder(seed), _open_axes(step, names)
-    given = {*step.parameters, *step.buffers}
-    values, infos = _graph_inputs(b, model, step, names, given, inside, False)
+    frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
+    stored = [*step.parameters, *frozen, *step.buffers]
+    values, infos = _graph_inputs(b, model, step, names, set(stored), inside)
     target = "reward" if reward == "external" else "target"
     extra = [target, "lr", *step.state]
     for name, fake in zip(extra, step.fakes[len(step.inputs) :]):
@@ -201,6 +203,7 @@ def _step_proto(
         "inputs": [names[index] for kind, index in step.inputs if kind == "input"],
         "target": target,
         "parameters": step.parameters,
+        "frozen": frozen,
         "buffers": step.buffers,
         "state": step.state,
         "outputs": outputs,
@@ -208,6 +211,10 @@ def _step_proto(
         "aliases": step.aliases,
         "reward": reward,
     }
+    if inside:  # so that a runtime alone can read what the file begins with
+        of = dict(zip([target for _, target in step.inputs], values))
+        titles += [f"value/{name}" for name in stored]
+        results += [of[name] for name in stored]
     return b.model(infos, name_results(b, titles, results, axes), type(model).__name__, {}), described
 
 
@@ -235,17 +242,17 @@ def _forward_proto(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
     tensors = _state_tensors(model)
     given = {name for kind, name in step.inputs if kind == "parameter"}
     given |= {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
-    values, infos = _graph_inputs(b, model, step, names, given, False, False)
+    values, infos = _graph_inputs(b, model, step, names, given, False)
     results = translate(b, step.module, values)
     titles = [f"output_{i}" if i else "output" for i in range(len(results))]
     return b.model(infos, name_results(b, titles, results, axes), type(model).__name__, {})
 
 
-def _write_values(model: nn.Module, step: Step, path: Path) -> None:
+def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = _state_tensors(model)
-    save_file({n: tensors[n].detach().cpu().contiguous().clone() for n in (*step.parameters, *step.buffers)}, path)
+    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)
 
 
 def save_model(proto: Any, path: Path, external: bool | None) -> None:
