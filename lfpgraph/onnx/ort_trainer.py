@@ -203,7 +203,7 @@ class OrtTrainer:
         if optimizer:
             tensors |= {f"optimizer/{name}": value for name, value in self.optimizer_state().items()}
         try:
-            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+            save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, str(path))
         except OSError as error:
             raise OnnxError(f"cannot write {path}: {error}") from error
 
@@ -358,7 +358,7 @@ def _array(value: Any, described: Any) -> np.ndarray:
         raise OnnxError(f"input {described.name!r} takes whole numbers ({described.type}), not {array.dtype}")
     if array.ndim != len(described.shape):
         raise OnnxError(f"input {described.name!r} has {len(described.shape)} dimensions, the array given {array.ndim}")
-    return np.ascontiguousarray(array, dtype=dtype)
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def _check_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
