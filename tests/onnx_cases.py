@@ -22,7 +22,6 @@ class Case:
     batch: Callable[[int], Tensor]
     epsilon: float = 1e-6
     lr: float = 1e-2
-    slow: bool = False
 
 
 def _mlp() -> nn.Module:
@@ -67,14 +66,14 @@ def _ids(n: int) -> Tensor:
 
 CASES: dict[str, Case] = {
     "mlp": Case(_mlp, _draw(20)),
-    "lenet": Case(torch_models.lenet, _draw(1, 28, 28)),
+    "lenet": Case(torch_models.lenet, _draw(1, 28, 28), epsilon=0.1),
     "norm_cnn": Case(_norm_cnn, _draw(1, 8, 8), epsilon=0.1),
     "step_cnn": Case(lambda: torch_models.step_cnn(width=4), _draw(1, 8, 8), epsilon=0.1),
     "lif": Case(lambda: other_kinds.SpikingMLP(64, 32, 10, 5), lambda n: 3 * torch.rand(n, 64)),
-    "vit": Case(digits.vit, _draw(1, 8, 8), epsilon=0.1, slow=True),
-    "bert": Case(_bert, _ids, slow=True),
-    "gpt2": Case(_gpt2, _ids, epsilon=0.1, slow=True),
-    "lstm": Case(torch_models.LSTMClassifier, _draw(6, 4), epsilon=0.1, slow=True),
+    "vit": Case(digits.vit, _draw(1, 8, 8), epsilon=0.1),
+    "bert": Case(_bert, _ids, epsilon=0.1),
+    "gpt2": Case(_gpt2, _ids, epsilon=0.1),
+    "lstm": Case(torch_models.LSTMClassifier, _draw(6, 4), epsilon=0.1),
 }
 
 

@@ -54,7 +54,7 @@ class OrtTrainer:
     ) -> None:
         self.path = Path(path)
         self._options = (threads, list(providers))
-        self._session = _session(self.path, *self._options)
+        self._session = open_session(self.path, *self._options)
         self.description = _description(self._session, self.path)
         self._inputs = {i.name: i for i in (*self._session.get_inputs(), *self._session.get_overridable_initializers())}
         self._outputs = [o.name for o in self._session.get_outputs()]
@@ -268,7 +268,7 @@ class OrtTrainer:
             name = self.description.get("forward")
             if not name:
                 raise OnnxError(f"{self.path.name} was exported without its forward file; export with forward=True.")
-            self._forward = _session(_companion(self.path, name), *self._options)
+            self._forward = open_session(_companion(self.path, name), *self._options)
         return self._forward
 
 
@@ -293,7 +293,7 @@ def _text(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-def _session(path: Path, threads: int, providers: list[str]) -> Any:
+def open_session(path: Path, threads: int, providers: list[str]) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -368,7 +368,7 @@ def _check_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
 
 
 def _smallest(described: Any) -> np.ndarray:
-    return np.zeros([n if isinstance(n, int) else 1 for n in described.shape], _DTYPES[described.type])
+    return np.zeros([n if isinstance(n, int) else 2 for n in described.shape], _DTYPES[described.type])
 
 
 def _length(x: Batch) -> int:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from onnx import helper
 from torch import Tensor, fx
 
@@ -19,8 +20,15 @@ __all__ = ["tensor_info", "translate", "value_of"]
 
 def value_of(name: str, fake: Tensor) -> Value:
     """A value of a known name for a fake tensor."""
-    shape = tuple(int(n) if isinstance(n, int) else n for n in fake.shape)
-    return Value(name, fake.dtype, shape)
+    return Value(name, fake.dtype, tuple(_settled(n) for n in fake.shape))
+
+
+def _settled(size: Any) -> Any:
+    """A size as a number where tracing has found that it can be no other."""
+    if isinstance(size, int):
+        return int(size)
+    expression = size.node.expr
+    return int(expression) if expression.is_number else size
 
 
 def translate(b: Builder, module: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
@@ -61,8 +69,8 @@ def _refuse_unknown(graph: fx.Graph) -> None:
 
 def _call(b: Builder, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     result = node.meta.get("val")
-    if isinstance(result, int) and not isinstance(result, bool):
-        return result
+    if isinstance(result, int | torch.SymInt) and not isinstance(result, bool) and isinstance(_settled(result), int):
+        return _settled(result)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     if node.target is operator.getitem:
         return args[0][args[1]]
@@ -79,5 +87,6 @@ def _call(b: Builder, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
 
 def tensor_info(name: str, value: Any, axes: Mapping[str, str]) -> Any:
     """ONNX's description of an input or output like `value`; `axes` gives readable names to open sizes."""
-    shape = [int(n) if isinstance(n, int) else axes.get(str(n), str(n)) for n in value.shape]
+    sizes = [_settled(n) for n in value.shape]
+    shape = [n if isinstance(n, int) else axes.get(str(n), str(n)) for n in sizes]
     return helper.make_tensor_value_info(name, onnx_type(value.dtype), shape)
