@@ -100,6 +100,13 @@ def max_pool_with_indices(
     return [value, b.op("Mod", places, b.ints(area) if isinstance(area, int) else area)]
 
 
+@translates(aten.upsample_nearest2d.default)
+def upsample_nearest(b: Builder, result: Any, x: Value, size: Sequence[Any], *scales: Any) -> Any:
+    sizes = b.sizes([b.size(x, 0), b.size(x, 1), *size])
+    how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    return b.op("Resize", x, None, None, sizes, **how)
+
+
 @translates(aten.native_layer_norm.default)
 def native_layer_norm(
     b: Builder, result: Any, x: Value, shape: Sequence[Any], weight: Value | None, bias: Value | None, eps: float
