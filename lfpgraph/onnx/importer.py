@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import OnnxError
 from ..trace.flat import is_tracing
@@ -117,6 +118,7 @@ class OnnxModel(nn.Module):
                 self._store(item.output[0], _constant(item), set(), [])
                 continue
             self._add(position, item, version, borrowed)
+        self._measured: set[Any] = set()
         self._last = _last_uses(self._program, self.output_names)
 
     def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> None:
@@ -179,6 +181,13 @@ class OnnxModel(nn.Module):
         env: dict[str, Any] = {"": None, **given, **named, **self.constants}
         for name, path in self.paths.items():
             env[name] = self._held(path)
+        if not is_tracing() and not torch.compiler.is_exporting():
+            self._refuse_absurd(env)
+        results = tuple(tensor_of(value) for value in self._run(env))
+        return results[0] if len(results) == 1 else results
+
+    def _run(self, env: dict[str, Any], look: Callable[[Any], None] | None = None) -> list[Any]:
+        """The outputs, by the values that are there; `look` sees what each node has made."""
         for position, (title, reads, makes) in enumerate(self._program):
             try:
                 found = self.steps[title](*(env[name] for name in reads))
@@ -189,11 +198,33 @@ class OnnxModel(nn.Module):
                     raise
                 text = " ".join(str(error).split())[:200]
                 raise OnnxError(f"{self.steps[title]} ({title}) cannot run on these inputs: {text}") from error
-            env.update(zip(makes, found if isinstance(found, tuple | list) else (found,)))
+            made = found if isinstance(found, tuple | list) else (found,)
+            if look is not None:
+                look(made)
+            env.update(zip(makes, made))
             for name in self._last.get(position, ()):
                 del env[name]
-        results = tuple(tensor_of(env[name]) for name in self.output_names)
-        return results[0] if len(results) == 1 else results
+        return [env[name] for name in self.output_names]
+
+    def _refuse_absurd(self, env: dict[str, Any]) -> None:
+        """Before the first run on inputs of new sizes: shapes alone, so that no file makes tensors beyond all memory."""
+        sizes = tuple(tuple(env[name].shape) for name in self.input_names if isinstance(env[name], Tensor))
+        if sizes in self._measured:
+            return
+
+        def look(made: Sequence[Any]) -> None:
+            for value in made:
+                if isinstance(value, Tensor) and value.numel() > LARGEST:
+                    raise OnnxError(f"the file asks for a tensor of {value.numel():.3g} elements: {list(value.shape)}")
+
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            fakes = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in env.items()}
+            try:
+                self._run(fakes, look)
+            except OnnxError as error:
+                if "elements" in str(error):
+                    raise  # other errors are the run's own to tell
+        self._measured.add(sizes)
 
     def _held(self, path: str) -> Tensor:
         owner: Any = self

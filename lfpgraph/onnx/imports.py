@@ -45,14 +45,17 @@ class Known:
         return not self.dtype.is_floating_point
 
 
-def imports(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function for operators."""
+def imports(*kinds: str, known: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function for operators; with `known` it takes `Known` inputs as they are, else as tensors."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def on_tensors(node: Node, *inputs: Any) -> Any:
+            return function(node, *(tensor_of(x) for x in inputs))
+
         for kind in kinds:
             if kind in IMPORTERS:
                 raise ValueError(f"{kind} is registered twice")
-            IMPORTERS[kind] = function
+            IMPORTERS[kind] = function if known else on_tensors
         return function
 
     return register

@@ -68,11 +68,11 @@ _ARITHMETIC = {
 
 
 def _unary(function: Any) -> Any:
-    return lambda node, x: x if node.kind == "Identity" else function(tensor_of(x))
+    return lambda node, x: function(x)
 
 
 def _pair(function: Any) -> Any:
-    return lambda node, x, y: function(tensor_of(x), tensor_of(y))
+    return lambda node, x, y: function(x, y)
 
 
 def _arithmetic(function: Any, python: Any) -> Any:
@@ -103,14 +103,14 @@ def _among_known(python: Any, x: Any, y: Any) -> Known | None:
 
 
 for _kind, _function in _UNARY.items():
-    imports(_kind)(_unary(_function))
+    imports(_kind, known=_kind == "Identity")(_unary(_function))
 for _kind, _function in _PAIRS.items():
     imports(_kind)(_pair(_function))
 for _kind, _both in _ARITHMETIC.items():
-    imports(_kind)(_arithmetic(*_both))
+    imports(_kind, known=True)(_arithmetic(*_both))
 
 
-@imports("Div")
+@imports("Div", known=True)
 def div(node: Node, x: Any, y: Any) -> Any:
     found = _among_known(lambda a, b: a // b if isinstance(b, int) and b else a, x, y)  # sizes are not negative
     if found is not None:
@@ -121,11 +121,10 @@ def div(node: Node, x: Any, y: Any) -> Any:
 
 @imports("Mod")
 def mod(node: Node, x: Any, y: Any) -> Any:
-    x, y = tensor_of(x), tensor_of(y)
     return torch.fmod(x, y) if node.get("fmod", 0) else torch.remainder(x, y)
 
 
-@imports("Pow")
+@imports("Pow", known=True)
 def power(node: Node, x: Any, y: Any) -> Any:
     x = tensor_of(x)
     if isinstance(y, Known) and len(y.items) == 1 and isinstance(y.items[0], int | float):
@@ -136,15 +135,14 @@ def power(node: Node, x: Any, y: Any) -> Any:
 
 @imports("Sum", "Mean", "Max", "Min")
 def several(node: Node, *items: Any) -> Any:
-    tensors = [tensor_of(x) for x in items]
-    total = tensors[0]
+    total = items[0]
     join = {"Sum": torch.add, "Mean": torch.add, "Max": torch.maximum, "Min": torch.minimum}[node.kind]
-    for x in tensors[1:]:
+    for x in items[1:]:
         total = join(total, x)
-    return total / len(tensors) if node.kind == "Mean" else total
+    return total / len(items) if node.kind == "Mean" else total
 
 
-@imports("Clip")
+@imports("Clip", known=True)
 def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
     x = tensor_of(x)
     low, high = (node.get("min") if low is None else low), (node.get("max") if high is None else high)
@@ -174,7 +172,7 @@ def is_inf(node: Node, x: Tensor) -> Any:
 
 @imports("Where")
 def where(node: Node, condition: Any, x: Any, y: Any) -> Any:
-    return torch.where(tensor_of(condition), tensor_of(x), tensor_of(y))
+    return torch.where(condition, x, y)
 
 
 @imports("Gelu")
@@ -235,7 +233,7 @@ def prelu(node: Node, x: Tensor, slope: Tensor) -> Any:
     return torch.where(x < 0, x * slope, x)
 
 
-@imports("Dropout")
+@imports("Dropout", known=True)
 def dropout(node: Node, x: Tensor, ratio: Any = None, training: Any = None) -> Any:
     if training is not None and any(numbers(node, training)) and (ratio is None or any(numbers(node, ratio))):
         raise OnnxError(f"Dropout {node.name!r} is in training mode; export the model for inference.")
@@ -267,7 +265,7 @@ def dtype_of(number: int) -> torch.dtype:
     return DTYPES[number]
 
 
-@imports("Cast")
+@imports("Cast", known=True)
 def cast(node: Node, x: Any) -> Any:
     dtype = dtype_of(node.get("to"))
     if isinstance(x, Known) and dtype in (torch.int64, torch.int32):
@@ -277,7 +275,7 @@ def cast(node: Node, x: Any) -> Any:
 
 @imports("CastLike")
 def cast_like(node: Node, x: Any, y: Tensor) -> Any:
-    return tensor_of(x).to(y.dtype)
+    return x.to(y.dtype)
 
 
 @imports("DequantizeLinear")

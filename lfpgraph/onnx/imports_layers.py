@@ -17,10 +17,10 @@ from .imports_shapes import axes_of
 def gemm(node: Node, a: Tensor, b: Tensor, c: Any = None) -> Any:
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
     a = a.t() if node.get("transA", 0) else a
-    if alpha == 1 and beta == 1 and (c is None or tensor_of(c).dim() == 1):
-        return F.linear(a, b if node.get("transB", 0) else b.t(), tensor_of(c))
+    if alpha == 1 and beta == 1 and (c is None or c.dim() == 1):
+        return F.linear(a, b if node.get("transB", 0) else b.t(), c)
     product = alpha * (a @ (b.t() if node.get("transB", 0) else b))
-    return product if c is None else product + beta * tensor_of(c)
+    return product if c is None else product + beta * c
 
 
 @imports("Einsum")
@@ -166,7 +166,6 @@ def group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Any:
 @imports("LayerNormalization")
 def layer_norm(node: Node, x: Tensor, scale: Any, bias: Any = None) -> Any:
     axis = node.get("axis", -1) % x.dim()
-    scale, bias = tensor_of(scale), tensor_of(bias)
     eps, shape = node.get("epsilon", 1e-5), list(x.shape[axis:])
     if node.outputs == 1:
         fits = list(scale.shape) == shape and (bias is None or list(bias.shape) == shape)
@@ -271,7 +270,7 @@ _REDUCTIONS: dict[str, Any] = {
     "LogSumExp": lambda x, axes, keep: torch.logsumexp(x, axes, keepdim=keep),
 }
 for _kind in _REDUCTIONS:
-    imports(f"Reduce{_kind}")(_reduction(_kind))
+    imports(f"Reduce{_kind}", known=True)(_reduction(_kind))
 
 
 @imports("ArgMax", "ArgMin")
@@ -283,7 +282,7 @@ def arg_extreme(node: Node, x: Tensor) -> Any:
     return x.shape[axis] - 1 - function(x.flip(axis), axis, keepdim=keep)
 
 
-@imports("CumSum")
+@imports("CumSum", known=True)
 def cumsum(node: Node, x: Tensor, axis: Any) -> Any:
     at = int(numbers(node, axis)[0])
     turned = x.flip(at) if node.get("reverse", 0) else x

@@ -12,7 +12,7 @@ from ..errors import OnnxError
 from .imports import Known, Node, imports, numbers, tensor_of
 from .imports_elementwise import dtype_of
 
-LARGEST = 2**31  # elements that an operator may make out of a few numbers of the file
+LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
 
 
 def modest(node: Node, shape: list[Any]) -> list[Any]:
@@ -30,16 +30,16 @@ def modest(node: Node, shape: list[Any]) -> list[Any]:
 
 @imports("Shape")
 def shape(node: Node, x: Any) -> Any:
-    items = list(tensor_of(x).shape)
+    items = list(x.shape)
     return Known(items[slice(node.get("start", 0), node.get("end"))])
 
 
 @imports("Size")
 def size(node: Node, x: Any) -> Any:
-    return Known([tensor_of(x).numel()], scalar=True)
+    return Known([x.numel()], scalar=True)
 
 
-@imports("Reshape")
+@imports("Reshape", known=True)
 def reshape(node: Node, x: Any, wanted: Any = None) -> Any:
     items = node.get("shape") if wanted is None else numbers(node, wanted)
     if isinstance(x, Known):
@@ -72,7 +72,7 @@ def axes_of(node: Node, given: Any) -> list[int] | None:
     return None if found is None else [int(a) for a in found]
 
 
-@imports("Squeeze")
+@imports("Squeeze", known=True)
 def squeeze(node: Node, x: Any, axes: Any = None) -> Any:
     if isinstance(x, Known):
         return Known(x.items, len(x.items) == 1, x.dtype)
@@ -82,7 +82,7 @@ def squeeze(node: Node, x: Any, axes: Any = None) -> Any:
     return x.squeeze(tuple(chosen))
 
 
-@imports("Unsqueeze")
+@imports("Unsqueeze", known=True)
 def unsqueeze(node: Node, x: Any, axes: Any = None) -> Any:
     chosen = axes_of(node, axes) or []
     if isinstance(x, Known) and x.scalar and chosen == [0]:
@@ -94,7 +94,7 @@ def unsqueeze(node: Node, x: Any, axes: Any = None) -> Any:
     return x
 
 
-@imports("Concat")
+@imports("Concat", known=True)
 def concat(node: Node, *items: Any) -> Any:
     if any(isinstance(x, Known) for x in items):
         if all(isinstance(x, Known) and not x.scalar for x in items):
@@ -102,7 +102,7 @@ def concat(node: Node, *items: Any) -> Any:
     return torch.cat([tensor_of(x) for x in items], node.get("axis"))
 
 
-@imports("Expand")
+@imports("Expand", known=True)
 def expand(node: Node, x: Any, wanted: Any) -> Any:
     x, items = tensor_of(x), numbers(node, wanted)
     modest(node, items)
@@ -111,14 +111,14 @@ def expand(node: Node, x: Any, wanted: Any) -> Any:
     return x.expand([a if isinstance(b, int) and b == 1 else b for a, b in zip(own, items)])
 
 
-@imports("Tile")
+@imports("Tile", known=True)
 def tile(node: Node, x: Any, times: Any) -> Any:
     x, counts = tensor_of(x), numbers(node, times)
     modest(node, [n * c for n, c in zip(x.shape, counts)])
     return x.repeat(counts)
 
 
-@imports("Slice")
+@imports("Slice", known=True)
 def slice_(node: Node, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Any:
     first = node.get("starts") if starts is None else numbers(node, starts)
     last = node.get("ends") if ends is None else numbers(node, ends)
@@ -142,7 +142,7 @@ def _reversed(x: Tensor, axis: int, start: int, end: int, step: int) -> Any:
     return x.flip(axis), n - 1 - start, max(n - 1 - end, 0), -step
 
 
-@imports("Split")
+@imports("Split", known=True)
 def split(node: Node, x: Tensor, sizes: Any = None) -> Any:
     axis = node.get("axis", 0)
     given = node.get("split") if sizes is None else numbers(node, sizes)
@@ -155,7 +155,7 @@ def split(node: Node, x: Tensor, sizes: Any = None) -> Any:
     return tuple(found) if node.outputs > 1 else found[0]
 
 
-@imports("Gather")
+@imports("Gather", known=True)
 def gather(node: Node, x: Any, index: Any) -> Any:
     axis = node.get("axis", 0)
     if isinstance(x, Known) and isinstance(index, Known) and not x.scalar:
@@ -178,12 +178,11 @@ def _positive(index: Tensor, size: Any) -> Tensor:
 @imports("GatherElements")
 def gather_elements(node: Node, x: Tensor, index: Any) -> Any:
     axis = node.get("axis", 0)
-    return torch.gather(x, axis, _positive(tensor_of(index), x.shape[axis]).long())
+    return torch.gather(x, axis, _positive(index, x.shape[axis]).long())
 
 
 @imports("GatherND")
 def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
-    index = tensor_of(index)
     batch = node.get("batch_dims", 0)
     places: list[Any] = [index[..., i] for i in range(index.shape[-1])]
     lead = []
@@ -196,7 +195,6 @@ def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
 
 @imports("ScatterND")
 def scatter_nd(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
-    index = tensor_of(index)
     how = node.get("reduction", "none")
     if how not in ("none", "add"):
         raise OnnxError(f"ScatterND {node.name!r} with reduction {how!r} is not supported")
@@ -206,7 +204,7 @@ def scatter_nd(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
 @imports("ScatterElements", "Scatter")
 def scatter_elements(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
     axis, how = node.get("axis", 0), node.get("reduction", "none")
-    index = _positive(tensor_of(index), x.shape[axis]).long()
+    index = _positive(index, x.shape[axis]).long()
     if how == "none":
         return x.scatter(axis, index, updates)
     names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -218,7 +216,7 @@ def constant(node: Node) -> Any:
     raise OnnxError(f"Constant {node.name!r} has no tensor")
 
 
-@imports("ConstantOfShape")
+@imports("ConstantOfShape", known=True)
 def constant_of_shape(node: Node, wanted: Any) -> Any:
     items = modest(node, numbers(node, wanted))
     value = node.get("value")
@@ -229,7 +227,7 @@ def constant_of_shape(node: Node, wanted: Any) -> Any:
     return torch.full(items, value.reshape(()).item(), dtype=value.dtype)
 
 
-@imports("Range")
+@imports("Range", known=True)
 def range_(node: Node, start: Any, end: Any, step: Any) -> Any:
     first, last, by = (numbers(node, n)[0] for n in (start, end, step))
     dtype = tensor_of(start).dtype
@@ -238,7 +236,7 @@ def range_(node: Node, start: Any, end: Any, step: Any) -> Any:
     return torch.arange(first, last, by, dtype=dtype)
 
 
-@imports("Pad")
+@imports("Pad", known=True)
 def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
     widths = node.get("pads") if pads is None else numbers(node, pads)
     mode = node.get("mode", "constant")
@@ -271,7 +269,7 @@ def _folded(mode: str, size: int, before: int, after: int) -> Tensor:
     return torch.where(places >= size, period - places, places)
 
 
-@imports("Trilu")
+@imports("Trilu", known=True)
 def trilu(node: Node, x: Tensor, k: Any = None) -> Any:
     diagonal = 0 if k is None else int(numbers(node, k)[0])
     return torch.triu(x, diagonal) if node.get("upper", 1) else torch.tril(x, diagonal)
@@ -293,7 +291,7 @@ def space_to_depth(node: Node, x: Tensor) -> Any:
     return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
 
 
-@imports("OneHot")
+@imports("OneHot", known=True)
 def one_hot(node: Node, index: Tensor, depth: Any, values: Tensor) -> Any:
     classes = modest(node, [int(numbers(node, depth)[0])])[0]
     values = tensor_of(values)
@@ -315,7 +313,7 @@ def nonzero(node: Node, x: Tensor) -> Any:
     return torch.nonzero(x).t()
 
 
-@imports("TopK")
+@imports("TopK", known=True)
 def topk(node: Node, x: Tensor, k: Any) -> Any:
     count = int(numbers(node, k)[0])
     return tuple(torch.topk(x, count, node.get("axis", -1), bool(node.get("largest", 1)), bool(node.get("sorted", 1))))
