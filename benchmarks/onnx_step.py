@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from lfpgraph.models_zoo import digits, torch_models
 from torch import Tensor, nn
 
-from lfpgraph.models_zoo import digits, torch_models
 from lfpgraph.onnx import OrtTrainer, export_training_step
 
 WARM_UP = 3
@@ -55,7 +55,9 @@ def _gpt2() -> nn.Module:
 
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=1000, n_positions=64, n_embd=256, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2, **off)
+        GPT2Config(
+            vocab_size=1000, n_positions=64, n_embd=256, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2, **off
+        )
     )
 
 

@@ -27,8 +27,8 @@ RATES = {"cnn": 3e-3, "vit": 1e-3}
 def export(folder: Path) -> None:
     """Write both steps, with random weights. Needs torch, transformers and onnx."""
     import torch
-
     from lfpgraph.models_zoo import digits
+
     from lfpgraph.onnx import export_training_step
 
     for name, build in (("cnn", digits.cnn), ("vit", digits.vit)):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from lfpgraph.models_zoo import digits, other_kinds, torch_models
+from torch import Tensor, nn
 
 __all__ = ["CASES", "Case"]
 

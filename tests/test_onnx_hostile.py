@@ -20,7 +20,6 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper  # noqa: E402
 
 from lfpgraph.onnx import OrtTrainer, export_training_step, load  # noqa: E402
-
 from lfpgraph.onnx.imports import IMPORTERS  # noqa: E402
 
 from .test_onnx_import import make, small_mlp  # noqa: E402
@@ -125,8 +124,20 @@ def test_external_data_stay_in_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     opened: list[str] = []
     for owner, name in ((builtins, "open"), (np, "fromfile")):
         real = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda file, *a, real=real, **k: (opened.append(str(file)), real(file, *a, **k))[1])
-    for location in ("../secret.bin", str(secret), "sub/../../secret.bin", "link.bin", "sub", "", "absent", "a\0b", "/dev/zero"):
+        monkeypatch.setattr(
+            owner, name, lambda file, *a, real=real, **k: (opened.append(str(file)), real(file, *a, **k))[1]
+        )
+    for location in (
+        "../secret.bin",
+        str(secret),
+        "sub/../../secret.bin",
+        "link.bin",
+        "sub",
+        "",
+        "absent",
+        "a\0b",
+        "/dev/zero",
+    ):
         path = folder / "m.onnx"
         path.write_bytes(external(location).SerializeToString())
         with pytest.raises(OnnxError, match="folder"):

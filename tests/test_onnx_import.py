@@ -25,7 +25,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from lfpgraph.onnx import OrtTrainer, export, export_training_step, load  # noqa: E402
 
 
-def make(nodes: list[Any], inputs: dict[str, list[Any]], outputs: list[str], values: dict[str, Any], opset: int = 17) -> Any:
+def make(
+    nodes: list[Any], inputs: dict[str, list[Any]], outputs: list[str], values: dict[str, Any], opset: int = 17
+) -> Any:
     """A ModelProto of float inputs and outputs."""
     graph = helper.make_graph(
         nodes,
@@ -77,7 +79,9 @@ def test_made_by_hand(opset: int) -> None:
     model, x = load(proto), torch.randn(5, 8)
     names = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
     assert set(dict(model.named_parameters())) == names
-    np.testing.assert_allclose(model(x).detach().numpy(), run(proto, x) if opset < 24 else model(x=x).detach(), rtol=1e-5)
+    np.testing.assert_allclose(
+        model(x).detach().numpy(), run(proto, x) if opset < 24 else model(x=x).detach(), rtol=1e-5
+    )
     report = lfpgraph.coverage(model, x)
     assert report.covered and not report.data["parameters"]["without_reward"]
     graph = lfpgraph.trace(model, (x,))
@@ -95,7 +99,9 @@ def test_an_imported_model_goes_out_again_and_trains_without_torch(tmp_path: Pat
     assert losses[-1] < losses[0] / 2
     model.load_state_dict({name: torch.from_numpy(value) for name, value in trainer.state_dict().items()}, strict=False)
     path = export(model, tmp_path / "m.onnx", x)
-    np.testing.assert_allclose(run(path, torch.cat([x, x])), np.tile(trainer.predict(x.numpy()), (2, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run(path, torch.cat([x, x])), np.tile(trainer.predict(x.numpy()), (2, 1)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_what_trains_can_be_chosen() -> None:
@@ -105,7 +111,12 @@ def test_what_trains_can_be_chosen() -> None:
     assert trained(load(small_mlp(), trainable=["fc2.*"])) == {"fc2.weight", "fc2.bias"}
     assert trained(load(small_mlp(), trainable=lambda name, tensor: tensor.ndim == 2)) == {"fc1.weight", "fc2.weight"}
     mask = np.full((3,), -np.inf, np.float32)
-    values = {"w": np.ones((4, 3), np.float32), "mask": mask, "one": np.ones((1,), np.float32), "b": np.ones((3,), np.float32)}
+    values = {
+        "w": np.ones((4, 3), np.float32),
+        "mask": mask,
+        "one": np.ones((1,), np.float32),
+        "b": np.ones((3,), np.float32),
+    }
     nodes = [
         helper.make_node("Transpose", ["w"], ["wt"], perm=[0, 1]),
         helper.make_node("Gemm", ["x", "wt", "b"], ["a"]),
@@ -116,11 +127,17 @@ def test_what_trains_can_be_chosen() -> None:
 
 
 EXPORTERS = [("mlp", "dynamo", 18), ("norm_cnn", "dynamo", 20), ("norm_cnn", "script", 13), ("lenet", "script", 17)]
-SLOW = [(name, how, opset) for name in CASES for how, opset in (("dynamo", 18), ("dynamo", 23), ("script", 13), ("script", 17))]
+SLOW = [
+    (name, how, opset)
+    for name in CASES
+    for how, opset in (("dynamo", 18), ("dynamo", 23), ("script", 13), ("script", 17))
+]
 SLOW = [case for case in SLOW if case not in EXPORTERS and case[:2] != ("gpt2", "script")]  # aten::diff is not in it
 
 
-@pytest.mark.parametrize(("name", "how", "opset"), [*EXPORTERS, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)])
+@pytest.mark.parametrize(
+    ("name", "how", "opset"), [*EXPORTERS, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)]
+)
 def test_exported_by_torch(name: str, how: str, opset: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x, path = CASES[name].build().eval(), CASES[name].batch(4), tmp_path / "m.onnx"
@@ -129,7 +146,9 @@ def test_exported_by_torch(name: str, how: str, opset: int, tmp_path: Path) -> N
         warnings.simplefilter("ignore")
         if how == "dynamo":
             shapes = ({0: torch.export.Dim.DYNAMIC},)
-            torch.onnx.export(model, (x,), str(path), dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False)
+            torch.onnx.export(
+                model, (x,), str(path), dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False
+            )
         else:
             axes = {"x": {0: "n"}}
             torch.onnx.export(

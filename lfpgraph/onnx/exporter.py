@@ -270,5 +270,3 @@ def save_model(proto: Any, path: Path, external: bool | None) -> None:
         onnx.save_model(proto, str(path))
     except OSError as error:
         raise OnnxError(f"cannot write {path}: {error.strerror}") from error
-
-

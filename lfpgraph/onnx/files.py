@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
@@ -116,7 +117,9 @@ def _check_order(graph: Any) -> None:
             known.add(name)
         for attribute in node.attribute:
             if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                raise OnnxError(f"{node.op_type} {node.name!r} holds a graph of its own; control flow cannot be traced.")
+                raise OnnxError(
+                    f"{node.op_type} {node.name!r} holds a graph of its own; control flow cannot be traced."
+                )
     for out in graph.output:
         if out.name not in known:
             raise OnnxError(f"nothing makes the output {out.name!r}")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import re
-import sys
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import OnnxError
+from ..trace.capture import quiet
 from ..trace.flat import is_tracing
 from . import imports_elementwise, imports_layers, imports_shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
@@ -48,9 +46,7 @@ _TERMS = ("Add", "Mul", "Sub")
 _MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
-def load(
-    source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None
-) -> OnnxModel:
+def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
     """An ONNX model as an `nn.Module`, with one submodule for each node.
 
     Initializers keep their names. Which of them are parameters: those of a float type, with finite values, that are read
@@ -72,7 +68,9 @@ def load(
     except OnnxError:
         raise
     except Exception as error:
-        raise OnnxError(f"the ONNX file is broken: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise OnnxError(
+            f"the ONNX file is broken: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 class _Step(nn.Module):
@@ -106,18 +104,18 @@ class OnnxModel(nn.Module):
         self.output_names = [o.name for o in graph.output]
         self.constants: dict[str, Known] = {}
         self.paths: dict[str, str] = {}
-        borrowed = _Borrowed(proto)
-        _refuse_unknown(graph, borrowed)
+        _refuse_unknown(graph)
         chosen = _weights(graph)
         for name, tensor in initializers.items():
             self._store(name, tensor_from(tensor, folder), chosen, trainable)
         self.steps = nn.ModuleDict()
         self._program: list[tuple[str, list[str], list[str]]] = []
         for position, item in enumerate(graph.node):
-            if item.op_type == "Constant" and _constant(item) is not None:
-                self._store(item.output[0], _constant(item), set(), [])
+            held = _constant(item) if item.op_type == "Constant" else None
+            if held is not None:
+                self._store(item.output[0], held, set(), [])
                 continue
-            self._add(position, item, version, borrowed)
+            self._add(position, item, version)
         self._measured: set[Any] = set()
         self._last = _last_uses(self._program, self.output_names)
 
@@ -159,19 +157,15 @@ class OnnxModel(nn.Module):
                     return parts
                 owner = held
 
-    def _add(self, position: int, item: Any, version: int, borrowed: _Borrowed) -> None:
+    def _add(self, position: int, item: Any, version: int) -> None:
         attributes = {a.name: _attribute(a) for a in item.attribute}
         read = max((i + 1 for i, name in enumerate(item.output) if name), default=0)
         node = Node(item.op_type, item.name or item.op_type, version, attributes, read)
         title = re.sub(r"\W+", "_", item.name or item.op_type).strip("_") or "node"
         if title in self.steps or hasattr(self.steps, title):
             title = f"{title}_{position}"
-        inputs = list(item.input)
-        if item.op_type in IMPORTERS and item.domain in ("", "ai.onnx"):
-            self.steps[title] = _Step(node, IMPORTERS[item.op_type])
-        else:
-            self.steps[title], inputs = borrowed.module(item)
-        self._program.append((title, inputs, list(item.output)))
+        self.steps[title] = _Step(node, IMPORTERS[item.op_type])
+        self._program.append((title, list(item.input), list(item.output)))
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The outputs for the inputs, in the file's order or by its names: a tensor, or a tuple of several."""
@@ -217,7 +211,7 @@ class OnnxModel(nn.Module):
                 if isinstance(value, Tensor) and value.numel() > LARGEST:
                     raise OnnxError(f"the file asks for a tensor of {value.numel():.3g} elements: {list(value.shape)}")
 
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             fakes = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in env.items()}
             try:
                 self._run(fakes, look)
@@ -246,8 +240,7 @@ class OnnxModel(nn.Module):
             if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
                 raise OnnxError(f"input {info.name!r} has no shape in the file; give example inputs.")
             sizes = [
-                d.dim_value if d.HasField("dim_value") else batch if i == 0 else 8
-                for i, d in enumerate(kind.shape.dim)
+                d.dim_value if d.HasField("dim_value") else batch if i == 0 else 8 for i, d in enumerate(kind.shape.dim)
             ]
             count = 1
             for n in sizes:
@@ -332,83 +325,14 @@ def _last_uses(program: Sequence[tuple[str, list[str], list[str]]], outputs: Seq
     return found
 
 
-def _refuse_unknown(graph: Any, borrowed: _Borrowed) -> None:
+def _refuse_unknown(graph: Any) -> None:
     unknown = {
         f"{node.domain + '.' if node.domain not in ('', 'ai.onnx') else ''}{node.op_type}"
         for node in graph.node
-        if not (node.op_type in IMPORTERS and node.domain in ("", "ai.onnx")) and not borrowed.knows(node)
+        if node.op_type not in IMPORTERS or node.domain not in ("", "ai.onnx")
     }
     if unknown:
         raise OnnxError(
             f"the ONNX file holds operators that cannot be imported: {', '.join(sorted(unknown))}. Quantised models "
             "train in their float form; others can be added with lfpgraph.onnx.imports.imports."
         )
-
-
-class _Borrowed:
-    """Converters of onnx2torch, for operators that our own table lacks."""
-
-    def __init__(self, proto: Any) -> None:
-        self.proto = proto
-        self.versions = {o.domain: o.version for o in proto.opset_import}
-        self.graph: Any = None
-
-    def _converter(self, item: Any) -> Any:
-        try:
-            with _without_torchvision():
-                from onnx2torch.node_converters import get_converter
-        except ImportError:
-            return None
-        try:
-            return get_converter(
-                operation_type=item.op_type, version=self.versions.get(item.domain, 1), domain=item.domain
-            )
-        except Exception:  # NotImplementedError, or onnx's error of an unknown schema
-            return None
-
-    def knows(self, item: Any) -> bool:
-        """Whether onnx2torch has the operator in this opset."""
-        return item.op_type not in ("NonMaxSuppression", "RoiAlign") and self._converter(item) is not None
-
-    def module(self, item: Any) -> tuple[nn.Module, list[str]]:
-        """The node as a module, and what it reads."""
-        from onnx2torch.onnx_graph import OnnxGraph
-        from onnx2torch.onnx_node import OnnxNode
-
-        if self.graph is None:
-            self.graph = OnnxGraph(self.proto.graph)
-        try:
-            module, mapping = self._converter(item)(OnnxNode(item, item.name or item.op_type), self.graph)
-        except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            raise OnnxError(f"{item.op_type} {item.name!r} cannot be imported: {type(error).__name__} {text}") from error
-        return _Foreign(module), list(mapping.inputs)
-
-
-class _Foreign(nn.Module):
-    """A module of onnx2torch, which takes tensors alone."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.module(*(tensor_of(x) for x in inputs))
-
-
-@contextlib.contextmanager
-def _without_torchvision() -> Iterator[None]:
-    """onnx2torch imports torchvision at its top, for two operators that we do not take from it."""
-    if "onnx2torch" in sys.modules or "torchvision" in sys.modules:
-        yield
-        return
-    stand_in, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
-    setattr(ops, "roi_align", None)  # noqa: B010
-    setattr(stand_in, "ops", ops)  # noqa: B010
-    names: Mapping[str, types.ModuleType] = {"torchvision": stand_in, "torchvision.ops": ops}
-    sys.modules.update(names)
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)

@@ -136,7 +136,7 @@ def power(node: Node, x: Any, y: Any) -> Any:
 @imports("Sum", "Mean", "Max", "Min")
 def several(node: Node, *items: Any) -> Any:
     total = items[0]
-    join = {"Sum": torch.add, "Mean": torch.add, "Max": torch.maximum, "Min": torch.minimum}[node.kind]
+    join: Any = {"Sum": torch.add, "Mean": torch.add, "Max": torch.maximum, "Min": torch.minimum}[node.kind]
     for x in items[1:]:
         total = join(total, x)
     return total / len(items) if node.kind == "Mean" else total
@@ -308,5 +308,3 @@ def _spread(node: Node, x: Tensor, values: Tensor) -> Tensor:
     shape = [1] * x.dim()
     shape[axis] = values.shape[0]
     return values.reshape(shape)
-
-

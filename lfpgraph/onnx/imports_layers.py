@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import OnnxError
 from .imports import Node, imports, numbers, tensor_of
-from .imports_shapes import axes_of
+from .imports_shapes import axes_of, modest
 
 
 @imports("Gemm")
@@ -350,3 +350,37 @@ def _gru_step(node: Node, given: Tensor, h: Tensor, r: Tensor, rb: Tensor) -> Te
     else:
         new = torch.tanh(new + F.linear(reset * h, parts[2], biases[2]))
     return (1 - z) * new + z * h
+
+
+@imports("Resize", known=True)
+def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None) -> Any:
+    """What torch's interpolation does too: nearest asymmetric, linear and cubic by half pixels or aligned corners."""
+    place, mode = node.get("coordinate_transformation_mode", "half_pixel"), node.get("mode", "nearest")
+    chosen = [a % x.dim() for a in node.get("axes", range(x.dim()))]
+    factors = [] if scales is None else numbers(node, scales)
+    wanted = list(x.shape)
+    for axis, n in zip(chosen, numbers(node, sizes) if not factors else factors):
+        wanted[axis] = int(x.shape[axis] * n) if factors else n
+    corners = place == "align_corners"
+    usual = place in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    nearest = mode == "nearest" and place == "asymmetric" and node.get("nearest_mode") == "floor"
+    fits = nearest or (mode in ("linear", "cubic") and usual)
+    fits = fits and not node.get("antialias", 0) and not node.get("exclude_outside", 0)
+    fits = fits and node.get("keep_aspect_ratio_policy", "stretch") == "stretch" and wanted[:2] == list(x.shape[:2])
+    if not fits or (mode == "cubic" and x.dim() != 4) or (mode == "linear" and x.dim() > 5):
+        raise OnnxError(f"Resize {node.name!r} with mode {mode!r} and places {place!r} is not supported")
+    modest(node, wanted)
+    names = {
+        "nearest": "nearest",
+        "cubic": "bicubic",
+        "linear": {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.dim()),
+    }
+    align = {} if mode == "nearest" else {"align_corners": corners}
+    return F.interpolate(x, wanted[2:], mode=str(names[mode]), **align)
+
+
+@imports("GridSample")
+def grid_sample(node: Node, x: Tensor, grid: Tensor) -> Any:
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(node.get("mode", "linear"), node.get("mode", "linear"))
+    padding, corners = node.get("padding_mode", "zeros"), bool(node.get("align_corners", 0))
+    return F.grid_sample(x, grid, mode=mode, padding_mode=padding, align_corners=corners)

@@ -54,8 +54,9 @@ def export(
         InputError: the example does not fit.
     """
     path = Path(path)
-    if example is None and hasattr(model, "example"):
-        example = model.example()
+    own: Any = getattr(model, "example", None)
+    if example is None and callable(own):
+        example = own()
     args, kwargs = call_of(example)
     names, tensors = input_names(model, args, kwargs), [t.detach() for t in input_tensors(args, kwargs)]
     if not tensors:
@@ -141,7 +142,7 @@ def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], 
         size = float(np.linalg.norm(b))
         distance = float(np.linalg.norm(a - b)) / size if size else float(np.linalg.norm(a))
         if a.shape != b.shape or not distance <= tolerance:
-            raise OnnxError(f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than {tolerance}")
+            raise OnnxError(
+                f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than {tolerance}"
+            )
     log.info("%s agrees with the model in onnxruntime", path)
-
-

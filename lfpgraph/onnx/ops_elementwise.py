@@ -409,5 +409,3 @@ def negative_size(b: Builder, result: Any, x: Any) -> Any:
 @translates(aten.scalar_tensor.default)
 def scalar_tensor(b: Builder, result: Any, x: Any, **ignored: Any) -> Any:
     return operand(b, x, result.dtype)
-
-

@@ -136,7 +136,7 @@ def index_put(
     places = _places(b, indices)[1]
     shape = b.op("Concat", b.op("Shape", places, end=-1), b.op("Shape", source, start=len(axes)), axis=0)
     value = b.op("Expand", operand(b, values, x.dtype) if value == values.name else value, shape)
-    how = {"reduction": "add"} if accumulate else {}
+    how: dict[str, Any] = {"reduction": "add"} if accumulate else {}
     found = b.op("ScatterND", source, places, value, **how)
     if order == list(range(x.rank)):
         return found
@@ -144,9 +144,7 @@ def index_put(
 
 
 @translates(aten.topk.default)
-def topk(
-    b: Builder, result: Any, x: Value, k: Any, axis: int = -1, largest: bool = True, sorted: bool = True
-) -> Any:
+def topk(b: Builder, result: Any, x: Value, k: Any, axis: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     count = k if isinstance(k, str) else b.ints(k)
     return list(b.op("TopK", x, count, outputs=2, axis=axis, largest=int(largest), sorted=int(sorted)))
 

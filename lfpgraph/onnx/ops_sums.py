@@ -46,7 +46,7 @@ def convolution(
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Any:  # fmt: skip
     n = weight.rank - 2
-    spread = {
+    spread: dict[str, Any] = {
         "strides": _each(stride, n), "pads": _each(padding, n) * 2, "dilations": _each(dilation, n), "group": groups,
     }  # fmt: skip
     if transposed:
@@ -103,7 +103,7 @@ def max_pool_with_indices(
 @translates(aten.upsample_nearest2d.default)
 def upsample_nearest(b: Builder, result: Any, x: Value, size: Sequence[Any], *scales: Any) -> Any:
     sizes = b.sizes([b.size(x, 0), b.size(x, 1), *size])
-    how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    how: dict[str, Any] = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     return b.op("Resize", x, None, None, sizes, **how)
 
 

@@ -157,7 +157,9 @@ class OrtTrainer:
             row = {name: value / length for name, value in sums.items()}
             row["seconds"] = time.perf_counter() - start
             if validation is not None:
-                row["val_accuracy"] = float((self.predict(validation[0]).argmax(-1) == np.asarray(validation[1])).mean())
+                row["val_accuracy"] = float(
+                    (self.predict(validation[0]).argmax(-1) == np.asarray(validation[1])).mean()
+                )
             history.append(row)
         bar.close()
         return history

@@ -71,9 +71,9 @@ def _call(b: Builder, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     result = node.meta.get("val")
     if isinstance(result, int | torch.SymInt) and not isinstance(result, bool) and isinstance(_settled(result), int):
         return _settled(result)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])  # type: ignore[misc]
     if node.target is operator.getitem:
-        return args[0][args[1]]
+        return env[node.args[0]][node.args[1]]  # type: ignore[index]
     try:
         found = TRANSLATORS[node.target](b, result, *args, **kwargs)
     except (NotImplementedError, KeyError) as error:
