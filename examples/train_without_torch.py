@@ -2,7 +2,7 @@
 
 The steps are exported once, where torch is (any of both ways):
 
-    lfpgraph export lfpgraph.models_zoo.digits:cnn cnn.onnx --what step --example 1,8,8 --optimizer adam --clip 1
+    lfpgraph export lfpgraph.models_zoo.digits:cnn cnn.onnx --what step --shape 1,8,8 --clip 1
     python examples/train_without_torch.py --export
 
 Then, with numpy, onnxruntime and scikit-learn (for the images) alone, as `make without-torch` does it:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from .ort_trainer import OrtTrainer, StepResult
 
 if TYPE_CHECKING:
-    from .exporter import export_training_step
+    from .exporter import export_forward, export_training_step
     from .importer import load
     from .model import export
 
-__all__ = ["OrtTrainer", "StepResult", "export", "export_training_step", "load"]
+__all__ = ["OrtTrainer", "StepResult", "export", "export_forward", "export_training_step", "load"]
 
-_PLACES = {"export": "model", "export_training_step": "exporter", "load": "importer"}
+_PLACES = {"export": "model", "export_forward": "exporter", "export_training_step": "exporter", "load": "importer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from .optimizers import OPTIMIZERS
 from .step import REWARDS, Step, trace_forward, trace_step
 from .translate import tensor_info, translate, value_of
 
-__all__ = ["export_training_step", "save_model"]
+__all__ = ["call_of", "export_forward", "export_training_step", "input_names", "save_model"]
 
 log = logging.getLogger("lfpgraph")
 _LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf ends at 2 GiB
@@ -93,8 +93,19 @@ def export_training_step(
     proto.metadata_props.add(key=METADATA, value=json.dumps(described))
     save_model(proto, path, external_data)
     if forward:
-        save_model(_forward_proto(model, args, kwargs, names), path.with_name(described["forward"]), external_data)
+        export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
     log.info("wrote %s: %d nodes, %d parameters", path, len(proto.graph.node), len(step.parameters))
+    return path
+
+
+def export_forward(model: nn.Module, example: Any, path: str | Path, *, external_data: bool | None = None) -> Path:
+    """Write the forward pass in eval mode with parameters and float buffers as inputs, by the model's own names.
+
+    The companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
+    """
+    path = Path(path)
+    args, kwargs = call_of(example)
+    save_model(_forward_proto(model, args, kwargs, input_names(model, args, kwargs)), path, external_data)
     return path
 
 
