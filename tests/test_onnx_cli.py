@@ -40,7 +40,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_export_and_coverage(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(monkeypatch, "export", "onnx_target:build", "m.onnx") == 0
-    assert run_cli(monkeypatch, "export", "onnx_target:build", "s.onnx", "--what", "step", "--shape", "4", "--outside") == 0
+    assert (
+        run_cli(monkeypatch, "export", "onnx_target:build", "s.onnx", "--what", "step", "--shape", "4", "--outside")
+        == 0
+    )
     assert run_cli(monkeypatch, "export", "onnx_target:build", "f.onnx", "--what", "forward", "--external-data") == 0
     assert run_cli(monkeypatch, "coverage", "m.onnx") == 0
     assert "4 of 4 tensors receive reward" in capsys.readouterr().out
@@ -71,7 +74,9 @@ def test_bad_input_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.fixture(scope="module")
 def step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 3)
+    )
     path = tmp_path_factory.mktemp("step") / "s.onnx"
     return export_training_step(model, torch.randn(4, 4), path, optimizer="adam")
 

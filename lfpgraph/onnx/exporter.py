@@ -207,12 +207,14 @@ def _step_proto(
         infos.append(tensor_info(name, fake, axes))
         values.append(value_of(name, fake))
     results = translate(b, step.module, values)
+    open_names = {*names, target}
     changing = [*step.parameters, *step.buffers, *step.state]
     outputs = [f"output_{i}" if i else "output" for i in range(len(results) - len(changing) - len(step.metrics))]
     titles = [*(f"new/{name}" for name in changing), *outputs, *(f"metric/{name}" for name in step.metrics)]
     described = {
         "inputs": [names[index] for kind, index in step.inputs if kind == "input"],
         "target": target,
+        "example": {v.name: _hinted(v) for v in values[: len(step.inputs) + 1] if v.name in open_names},
         "parameters": step.parameters,
         "frozen": frozen,
         "buffers": step.buffers,
@@ -227,6 +229,11 @@ def _step_proto(
         titles += [f"value/{name}" for name in stored]
         results += [of[name] for name in stored]
     return b.model(infos, name_results(b, titles, results, axes), type(model).__name__, {}), described
+
+
+def _hinted(value: Value) -> list[int]:
+    """The shape that the example had."""
+    return [n if isinstance(n, int) else int(n.node.hint) for n in value.shape]
 
 
 def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> list[Any]:

@@ -230,9 +230,14 @@ class OrtTrainer:
         beside = self.description.get("values")
         if beside:
             return _read_tensors(_companion(self.path, beside))
-        feeds = {name: _smallest(i) for name, i in self._inputs.items() if name not in self._stored}
+        feeds = {name: self._blank(i) for name, i in self._inputs.items() if name not in self._stored}
         asked = [f"value/{name}" for name in self._stored]
         return dict(zip(self._stored, (v.numpy() for v in self._run(self._session, asked, feeds, {}))))
+
+    def _blank(self, described: Any) -> np.ndarray:
+        """Zeros for an input, of the shape that the example had when the step was exported."""
+        shape = self.description.get("example", {}).get(described.name, described.shape)
+        return np.zeros([n if isinstance(n, int) else 2 for n in shape], _DTYPES[described.type])
 
     def _set(self, values: Mapping[str, Any]) -> None:
         from onnxruntime import OrtValue
@@ -367,10 +372,6 @@ def _check_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
     if list(value.shape) != list(described.shape):
         raise OnnxError(f"{name} has shape {list(described.shape)}, not {list(value.shape)}")
     return np.asarray(value, dtype=_DTYPES[described.type], order="C")
-
-
-def _smallest(described: Any) -> np.ndarray:
-    return np.zeros([n if isinstance(n, int) else 2 for n in described.shape], _DTYPES[described.type])
 
 
 def _length(x: Batch) -> int:
