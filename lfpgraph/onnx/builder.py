@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ..errors import OnnxError
+
 __all__ = ["OPSET", "Builder", "Value", "onnx_type"]
 
 OPSET = 20
 IR_VERSION = 9
+_LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf ends at 2 GiB
 _RANDOM = {"RandomUniformLike", "RandomNormalLike"}
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -61,7 +65,7 @@ class Builder:
 
     def __init__(self, seed: int | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[TensorProto] = []
+        self.initializers: dict[str, Tensor] = {}
         self.seed = seed
         self._known: dict[Any, tuple[str, ...]] = {}
         self._taken: set[str] = set()
@@ -121,7 +125,7 @@ class Builder:
 
     def initializer(self, name: str, tensor: Tensor) -> None:
         """An initializer of a given name, which must be reserved."""
-        self.initializers.append(to_proto(name, tensor))
+        self.initializers[name] = tensor.detach().cpu().contiguous()
 
     def ints(self, *values: int) -> str:
         """A constant int64 vector."""
@@ -150,17 +154,56 @@ class Builder:
             return self.ints(*items)
         return self.op("Concat", *(self.ints(n) if isinstance(n, int) else n for n in items), axis=0)
 
-    def model(self, inputs: Sequence[Any], outputs: Sequence[Any], name: str, metadata: dict[str, str]) -> Any:
-        """The finished ModelProto of the used nodes; inputs and outputs are ValueInfoProtos."""
+    def save(
+        self, path: Path, inputs: Sequence[Any], outputs: Sequence[Any], name: str, metadata: dict[str, str],
+        external: bool | None = None,
+    ) -> None:  # fmt: skip
+        """Write the nodes that are used, as a file.
+
+        Args:
+            inputs, outputs: ValueInfoProtos.
+            external: keep large tensors in `<name>.data` beside the file; None does so where protobuf could not.
+
+        Raises:
+            OnnxError: the file cannot be written.
+        """
         nodes = _used(self.nodes, {out.name for out in outputs})
         wanted = {n for node in nodes for n in node.input} | {i.name for i in inputs}
-        initializers = [t for t in self.initializers if t.name in wanted]
-        graph = helper.make_graph(nodes, name, list(inputs), list(outputs), initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="lfpgraph")
-        model.ir_version = IR_VERSION
-        for key, text in metadata.items():
-            model.metadata_props.add(key=key, value=text)
-        return model
+        tensors = {n: t for n, t in self.initializers.items() if n in wanted}
+        outside = external or (external is None and sum(t.nbytes for t in tensors.values()) > _LARGEST)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = path.with_name(f"{path.name}.data") if outside else None
+            initializers = _stored(tensors, data)
+            graph = helper.make_graph(nodes, name, list(inputs), list(outputs), initializers)
+            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="lfpgraph")
+            model.ir_version = IR_VERSION
+            for key, text in metadata.items():
+                model.metadata_props.add(key=key, value=text)
+            path.write_bytes(model.SerializeToString())
+        except OSError as error:
+            raise OnnxError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _stored(tensors: dict[str, Tensor], data: Path | None) -> list[TensorProto]:
+    """Tensors as ONNX stores them; with `data`, the large ones in that file, each at a multiple of 4096 bytes."""
+    if data is None:
+        return [to_proto(name, tensor) for name, tensor in tensors.items()]
+    found = []
+    with data.open("wb") as file:
+        for name, tensor in tensors.items():
+            if tensor.nbytes < 1024:
+                found.append(to_proto(name, tensor))
+                continue
+            file.seek(-(-file.tell() // 4096) * 4096)
+            proto = TensorProto(
+                name=name, data_type=onnx_type(tensor.dtype), dims=tensor.shape, data_location=TensorProto.EXTERNAL
+            )
+            for key, value in (("location", data.name), ("offset", file.tell()), ("length", tensor.nbytes)):
+                proto.external_data.add(key=key, value=str(value))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            found.append(proto)
+    return found
 
 
 def _used(nodes: Sequence[Any], wanted: set[str]) -> list[Any]:

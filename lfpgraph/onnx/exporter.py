@@ -6,11 +6,11 @@ import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx.external_data_helper import convert_model_to_external_data
+from onnx import helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -22,11 +22,23 @@ from .optimizers import OPTIMIZERS
 from .step import REWARDS, Step, trace_forward, trace_step
 from .translate import tensor_info, translate, value_of
 
-__all__ = ["call_of", "export_forward", "export_training_step", "input_names", "save_model"]
+__all__ = ["call_of", "export_forward", "export_training_step", "input_names"]
 
 log = logging.getLogger("lfpgraph")
-_LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf ends at 2 GiB
 METADATA = "lfpgraph.training_step"
+
+
+@dataclass
+class _Graph:
+    """A finished graph, ready to be written."""
+
+    builder: Builder
+    inputs: list[Any]
+    outputs: list[Any]
+    name: str
+
+    def save(self, path: Path, metadata: dict[str, str], external: bool | None) -> None:
+        self.builder.save(path, self.inputs, self.outputs, self.name, metadata, external)
 
 
 def export_training_step(
@@ -81,7 +93,7 @@ def export_training_step(
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
     names = input_names(model, args, kwargs)
     inside = parameters == "inside"
-    proto, described = _step_proto(model, step, names, reward, seed, inside)
+    graph, described = _step_graph(model, step, names, reward, seed, inside)
     described |= {"optimizer": optimizer, "options": chosen, "clip": clip, "format": 1}
     described["composite"] = get_composite(composite).name
     if forward:
@@ -90,11 +102,10 @@ def export_training_step(
         described["values"] = f"{path.stem}.safetensors"
         stored = [*described["parameters"], *described["frozen"], *described["buffers"]]
         _write_values(model, stored, path.with_name(described["values"]))
-    proto.metadata_props.add(key=METADATA, value=json.dumps(described))
-    save_model(proto, path, external_data)
+    graph.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
         export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
-    log.info("wrote %s: %d nodes, %d parameters", path, len(proto.graph.node), len(step.parameters))
+    log.info("wrote %s: %d nodes, %d parameters", path, len(graph.builder.nodes), len(step.parameters))
     return path
 
 
@@ -105,7 +116,7 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
     """
     path = Path(path)
     args, kwargs = call_of(example)
-    save_model(_forward_proto(model, args, kwargs, input_names(model, args, kwargs)), path, external_data)
+    _forward_graph(model, args, kwargs, input_names(model, args, kwargs)).save(path, {}, external_data)
     return path
 
 
@@ -193,9 +204,9 @@ def _graph_inputs(
     return found, infos
 
 
-def _step_proto(
+def _step_graph(
     model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[_Graph, dict[str, Any]]:
     b, axes = Builder(seed), _open_axes(step, names)
     frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
     stored = [*step.parameters, *frozen, *step.buffers]
@@ -228,7 +239,7 @@ def _step_proto(
         of = dict(zip([target for _, target in step.inputs], values))
         titles += [f"value/{name}" for name in stored]
         results += [of[name] for name in stored]
-    return b.model(infos, name_results(b, titles, results, axes), type(model).__name__, {}), described
+    return _Graph(b, infos, name_results(b, titles, results, axes), type(model).__name__), described
 
 
 def _hinted(value: Value) -> list[int]:
@@ -243,12 +254,12 @@ def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes
         if not isinstance(result, Value):
             continue
         b.reserve(title)
-        b.nodes.append(onnx.helper.make_node("Identity", [result.name], [title]))
+        b.nodes.append(helper.make_node("Identity", [result.name], [title]))
         infos.append(tensor_info(title, result, axes))
     return infos
 
 
-def _forward_proto(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> Any:
+def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> _Graph:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -263,7 +274,7 @@ def _forward_proto(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
     values, infos = _graph_inputs(b, model, step, names, given, False)
     results = translate(b, step.module, values)
     titles = [f"output_{i}" if i else "output" for i in range(len(results))]
-    return b.model(infos, name_results(b, titles, results, axes), type(model).__name__, {})
+    return _Graph(b, infos, name_results(b, titles, results, axes), type(model).__name__)
 
 
 def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
@@ -271,20 +282,3 @@ def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
 
     tensors = _state_tensors(model)
     save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)
-
-
-def save_model(proto: Any, path: Path, external: bool | None) -> None:
-    """Write a ModelProto, its large tensors to `<name>.data` where asked for or needed.
-
-    Raises:
-        OnnxError: the file cannot be written.
-    """
-    size = sum(len(t.raw_data) for t in proto.graph.initializer)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if external or (external is None and size > _LARGEST):
-            (path.parent / f"{path.name}.data").unlink(missing_ok=True)
-            convert_model_to_external_data(proto, location=f"{path.name}.data", size_threshold=1024)
-        onnx.save_model(proto, str(path))
-    except OSError as error:
-        raise OnnxError(f"cannot write {path}: {error.strerror}") from error

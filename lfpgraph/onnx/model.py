@@ -18,7 +18,7 @@ from ..errors import OnnxError
 from ..trace.capture import quiet
 from ..trace.flat import FlatModel, input_tensors, tracing
 from .builder import OPSET
-from .exporter import call_of, input_names, save_model
+from .exporter import call_of, input_names
 
 __all__ = ["export"]
 
@@ -67,13 +67,16 @@ def export(
     try:
         with torch.no_grad(), tracing():
             expected = flat(*tensors)
-        proto = _to_onnx(flat, tensors, names, len(expected), opset)
+        program = _to_onnx(flat, tensors, names, len(expected), opset)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    for tensor in proto.graph.initializer:  # FlatModel holds the model as `model`
-        _rename(proto, tensor, tensor.name.removeprefix("model."))
-    save_model(proto, path, external_data)
+    _drop_prefix(program.model.graph, "model.")  # FlatModel holds the model as `model`
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(str(path), external_data=external_data)
+    except OSError as error:
+        raise OnnxError(f"cannot write {path}: {error.strerror}") from error
     try:
         _compare(path, dict(zip(names, tensors)), expected, tolerance)
     except OnnxError:
@@ -98,22 +101,16 @@ def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], o
             f"torch.onnx could not export the model: {type(error).__name__}: {' '.join(lines[-1:])[:300]}"
         ) from error
     assert program is not None
-    return program.model_proto
+    return program
 
 
-def _rename(proto: Any, tensor: Any, name: str) -> None:
-    """Give an initializer another name, if that is free."""
-    taken = {t.name for t in proto.graph.initializer} | {v.name for v in (*proto.graph.input, *proto.graph.output)}
-    if name == tensor.name or name in taken:
-        return
-    for node in proto.graph.node:
-        for i, read in enumerate(node.input):
-            if read == tensor.name:
-                node.input[i] = name
-    for value in proto.graph.value_info:
-        if value.name == tensor.name:
+def _drop_prefix(graph: Any, prefix: str) -> None:
+    """Give initializers the model's own names, where they are free."""
+    taken = {value.name for value in (*graph.initializers.values(), *graph.inputs, *graph.outputs)}
+    for value in list(graph.initializers.values()):
+        name = value.name.removeprefix(prefix)
+        if name != value.name and name not in taken:
             value.name = name
-    tensor.name = name
 
 
 @contextlib.contextmanager
