@@ -132,7 +132,13 @@ SLOW = [
     for name in CASES
     for how, opset in (("dynamo", 18), ("dynamo", 23), ("script", 13), ("script", 17))
 ]
-SLOW = [case for case in SLOW if case not in EXPORTERS and case[:2] != ("gpt2", "script")]  # aten::diff is not in it
+# what the older exporter cannot write: attention before opset 14, aten::diff at all
+ATTENTION = ("vit", "bert", "gpt2")
+SLOW = [
+    c
+    for c in SLOW
+    if c not in EXPORTERS and not (c[0] in ATTENTION and c[1:] == ("script", 13)) and c[:2] != ("gpt2", "script")
+]
 
 
 @pytest.mark.parametrize(

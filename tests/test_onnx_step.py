@@ -27,8 +27,8 @@ OPTIMIZERS = {
     "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr),
 }
-QUICK = [("mlp", "sgd"), ("mlp", "momentum"), ("mlp", "adam"), ("lenet", "sgd"), ("norm_cnn", "momentum")]
-QUICK += [("step_cnn", "sgd"), ("lif", "adam")]
+QUICK = [("mlp", "sgd"), ("mlp", "adam"), ("lenet", "sgd"), ("norm_cnn", "momentum"), ("step_cnn", "sgd")]
+
 REST = [(name, optimizer) for name in CASES for optimizer in OPTIMIZERS if (name, optimizer) not in QUICK]
 
 

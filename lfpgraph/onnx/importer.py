@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..errors import OnnxError
 from ..trace.capture import quiet
 from ..trace.flat import is_tracing
-from . import imports_elementwise, imports_layers, imports_shapes  # noqa: F401  (they fill the table)
+from . import imports_attention, imports_elementwise, imports_layers, imports_shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
 from .imports import IMPORTERS, Known, Node, tensor_of
 from .imports_elementwise import dtype_of

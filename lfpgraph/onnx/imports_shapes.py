@@ -286,6 +286,8 @@ def depth_to_space(node: Node, x: Tensor) -> Any:
 
 @imports("SpaceToDepth")
 def space_to_depth(node: Node, x: Tensor) -> Any:
+    if node.get("mode", "DCR") != "DCR":
+        raise OnnxError(f"SpaceToDepth {node.name!r} of mode {node.get('mode')!r} is not supported")
     n, c, h, w = x.shape
     b = node.get("blocksize")
     return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
