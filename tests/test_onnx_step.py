@@ -37,6 +37,7 @@ def distance(trainer: OrtTrainer, model: nn.Module) -> float:
     expected = {k: v for k, v in model.state_dict().items() if k in trainer.state_dict()}
     found = trainer.state_dict()
     assert {k for k, _ in model.named_parameters()} <= set(found)
+    assert all(bool(torch.isfinite(value).all()) for value in expected.values())
     return max(relative(torch.from_numpy(found[name]), value) for name, value in expected.items())
 
 

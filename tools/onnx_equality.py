@@ -1,11 +1,11 @@
-"""How far onnxruntime's parameters are from torch's after fifty steps: `python -m tools.onnx_equality [epsilon]`.
+"""How far onnxruntime's parameters are from torch's after fifty steps: `python -m tools.onnx_equality`.
 
 Prints the first table of docs/onnx.md: the largest relative difference of a parameter or float buffer, by optimizer.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,17 +16,20 @@ from tests.test_onnx_step import OPTIMIZERS, fifty_steps
 
 
 def main() -> None:
-    epsilon = float(sys.argv[1]) if len(sys.argv) > 1 else None
-    optimizers = list(OPTIMIZERS) if epsilon is None else ["sgd"]
-    print(f"| model | epsilon | {' | '.join(optimizers)} |\n|---|---|{'---|' * len(optimizers)}")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epsilon", type=float, help="of all models, in place of each one's own")
+    parser.add_argument("--model", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--optimizer", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    options = parser.parse_args()
+    print(f"| model | epsilon | {' | '.join(options.optimizer)} |\n|---|---|{'---|' * len(options.optimizer)}")
     with tempfile.TemporaryDirectory() as folder:
-        for name, case in CASES.items():
-            row = []
-            for optimizer in optimizers:
+        for name in options.model:
+            case, row = CASES[name], []
+            epsilon = case.epsilon if options.epsilon is None else options.epsilon
+            for optimizer in options.optimizer:
                 torch.manual_seed(0)
-                found = fifty_steps(case, optimizer, Path(folder), case.epsilon if epsilon is None else epsilon)
-                row.append(f"{found[0]:.1e}")
-            print(f"| {name} | {case.epsilon if epsilon is None else epsilon} | {' | '.join(row)} |", flush=True)
+                row.append(f"{fifty_steps(case, optimizer, Path(folder), epsilon)[0]:.1e}")
+            print(f"| {name} | {epsilon:g} | {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

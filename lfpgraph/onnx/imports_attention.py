@@ -11,14 +11,25 @@ from torch.nn import functional as F
 from ..errors import OnnxError
 from .imports import Node, imports
 
+_ATTRIBUTES = {
+    "is_causal",
+    "kv_num_heads",
+    "q_num_heads",
+    "qk_matmul_output_mode",
+    "scale",
+    "softcap",
+    "softmax_precision",
+}
+
 
 @imports("Attention")
 def attention(
     node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *cache: Tensor | None
 ) -> Any:  # fmt: skip
     """Heads apart [n, heads, length, width], or side by side [n, length, heads * width] with their number given."""
-    if any(item is not None for item in cache) or node.outputs > 1 or node.get("softcap", 0.0):
-        raise OnnxError(f"Attention {node.name!r}: caches, further outputs and softcap are not supported")
+    unknown = sorted(set(node.attributes) - _ATTRIBUTES)
+    if any(item is not None for item in cache) or node.outputs > 1 or node.get("softcap", 0.0) or unknown:
+        raise OnnxError(f"Attention {node.name!r}: caches, further outputs, softcap, {unknown} are not supported")
     causal, scale = bool(node.get("is_causal", 0)), node.get("scale")
     joined = q.dim() == 3
     if joined:
