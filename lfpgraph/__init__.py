@@ -54,5 +54,9 @@ def __getattr__(name: str) -> Any:
         from .training import Trainer
 
         return Trainer
-    why = "" if here or name not in __all__ else ": it needs torch, which is not installed; lfpgraph.onnx.OrtTrainer does not"
+    why = (
+        ""
+        if here or name not in __all__
+        else ": it needs torch, which is not installed; lfpgraph.onnx.OrtTrainer does not"
+    )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{why}")

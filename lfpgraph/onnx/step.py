@@ -20,6 +20,7 @@ from ..plan import Plan, make_plan
 from ..propagate import run_backward, run_forward
 from ..trace import OpGraph, trace
 from ..trace.capture import quiet
+from ..trace.flat import input_tensors
 from ..trace.graph import is_float
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm
@@ -166,6 +167,11 @@ def trace_step(
     if not wanted:
         raise InputError(f"{type(model).__name__} has no parameters that train.")
     plan = make_plan(graph, composite, wanted, on_missing)
+    if composite.online:
+        raise OnnxError(
+            f"{composite.name} gives feedback while forward runs; only composites that walk back can be exported."
+        )
+    plan.wake(_values(graph, model, args, kwargs))
     position = _rewarded_output(graph)
     output = results[position].meta["val"]
     if results[position] not in plan.wanted:
@@ -184,7 +190,7 @@ def trace_step(
         outputs, calls, env = run_forward(plan, [values[i] for i in places])
         signal, metrics = _signal(reward, outputs[position].float(), target)
         signals: dict[fx.Node, Tensor | None] = {results[position]: signal.to(output.dtype)}
-        found = run_backward(plan, calls, env, signals)
+        found = run_backward(plan, calls, env, signals, direction=-1)
         feedback = [_feedback(plan, found, nodes, places, i, values[i]) for i in trained]
         if clip is not None:
             feedback = clip_by_norm(feedback, clip)
@@ -215,11 +221,20 @@ def _reached(plan: Plan, places: list[int], trained: list[int], position: int) -
 
 def _feedback(plan: Plan, found: Any, nodes: Any, places: list[int], i: int, value: Tensor) -> Tensor:
     """What an optimizer reads as the gradient of input i: all its uses together."""
-    signals = [found[node] for node, place in zip(nodes, places) if place == i and found.get(node) is not None]
-    total = signals[0]
-    for s in signals[1:]:
-        total = total + s
-    return total * value.abs() if plan.composite.weight_scaled else total
+    total: Any = None
+    for node, place, placeholder in zip(nodes, places, plan.graph.placeholders):
+        s = found.get(node)
+        if place == i and s is not None:
+            own = plan.composite.parameter_ruleset(placeholder.target).feedback(value, s, node in plan.asleep)
+            total = own if total is None else total + own
+    return total
+
+
+def _values(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The placeholders' real values."""
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tables: dict[str, Any] = {"input": input_tensors(args, kwargs), "constant": graph.constants}
+    return [tables.get(p.kind, state)[p.target] for p in graph.placeholders]
 
 
 def _metric_names(reward: str) -> tuple[str, ...]:
