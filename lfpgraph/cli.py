@@ -1,4 +1,4 @@
-"""The command line: `lfpgraph demo` and `lfpgraph train`; the reports are in `cli_reports`."""
+"""The command line: `lfpgraph demo` and `lfpgraph train`; the reports are in `cli_reports`, `export` in `cli_export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_explain
+from . import cli_explain, cli_export
 from .cli_reports import register, writable
 from .cli_reproduce import register as register_reproduce
 from .errors import LfpGraphError, TargetError
@@ -25,6 +25,7 @@ app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch 
 register(app)
 register_reproduce(app)
 cli_explain.register(app)
+cli_export.register(app)
 
 
 def main() -> None:

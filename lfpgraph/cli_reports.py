@@ -16,7 +16,7 @@ __all__ = ["register"]
 
 TARGET = (
     "A transformers model type (gpt2), a folder or file with a config.json, module:function returning a model or "
-    "(model, inputs), a zoo name (lfpgraph zoo), or an exported program (.pt2)."
+    "(model, inputs), a zoo name (lfpgraph zoo), an exported program (.pt2), or an ONNX file (.onnx)."
 )
 Target = Annotated[str, typer.Argument(help=TARGET)]
 

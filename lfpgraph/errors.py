@@ -14,6 +14,7 @@ __all__ = [
     "NoRuleError",
     "NonFiniteError",
     "PolicyError",
+    "OnnxError",
     "RewardError",
     "RuleError",
     "TargetError",
@@ -94,3 +95,7 @@ class TrainingInterrupted(LfpGraphError):
 
 class MissingPackageError(LfpGraphError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class OnnxError(LfpGraphError):
+    """An ONNX file that cannot be read, run or trained, or a model or training step that has no ONNX form."""

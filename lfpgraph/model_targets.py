@@ -1,7 +1,8 @@
 """What a command-line TARGET means: a model with example inputs, of fake tensors wherever that is possible.
 
 A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo (`zoo:gpt2`
-where a model type has the same name), or a saved exported program (.pt2). Code from a hub is never run.
+where a model type has the same name), a saved exported program (.pt2), or an
+ONNX file (.onnx). Code from a hub is never run.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def resolve_model(target: str) -> ModelTarget:
     path = Path(target)
     if target.endswith(".pt2"):
         return _exported(path)
+    if target.endswith(".onnx"):
+        return _onnx(path)
     if path.is_dir() or path.suffix == ".json":
         return _config_file(path)
     if target.startswith("zoo:"):
@@ -100,6 +103,13 @@ def _exported(path: Path) -> ModelTarget:
     if not args and not kwargs:
         raise TargetError(f"{path} carries no example inputs; save it with torch.export.save after torch.export.export")
     return ModelTarget(path.name, model, tuple(args), dict(kwargs))
+
+
+def _onnx(path: Path) -> ModelTarget:
+    from .onnx import load
+
+    model = load(path)
+    return ModelTarget(path.name, model, model.example(), {})
 
 
 def _config_file(path: Path) -> ModelTarget:

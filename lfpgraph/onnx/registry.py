@@ -1,0 +1,36 @@
+"""Which function translates which ATen operation to ONNX operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._ops import OpOverload, OpOverloadPacket
+
+__all__ = ["TRANSLATORS", "translates"]
+
+Translator = Callable[..., Any]
+TRANSLATORS: dict[Any, Translator] = {}
+
+
+def translates(*operations: Any) -> Callable[[Translator], Translator]:
+    """Register a translator for operations; a packet (`aten.add`) stands for all its overloads.
+
+    It is called as `translator(builder, result, *args, **kwargs)`: `result` is the fake value of the node, tensor
+    arguments are `Value`s, open sizes names of tensors of shape [1]. It returns the output's name, or a list of names.
+    """
+
+    def register(translator: Translator) -> Translator:
+        for operation in operations:
+            overloads = [operation]
+            if isinstance(operation, OpOverloadPacket):
+                overloads = [getattr(operation, name) for name in operation.overloads()]
+            for overload in overloads:
+                if overload in TRANSLATORS:
+                    raise ValueError(f"{overload} has a translator already")
+                if isinstance(overload, OpOverload) and overload._schema.name.endswith("_"):
+                    continue
+                TRANSLATORS[overload] = translator
+        return translator
+
+    return register

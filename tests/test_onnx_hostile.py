@@ -1,0 +1,305 @@
+"""Broken and hostile ONNX files: one clear error of our own, nothing outside the folder read, memory bounded."""
+
+from __future__ import annotations
+
+import builtins
+import random
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lfpgraph.errors import LfpGraphError, OnnxError
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+from lfpgraph.onnx import OrtTrainer, export_training_step, load  # noqa: E402
+from lfpgraph.onnx.imports import IMPORTERS  # noqa: E402
+
+from .test_onnx_import import make, small_mlp  # noqa: E402
+
+
+def changed(change: Any) -> Any:
+    proto = small_mlp()
+    change(proto)
+    return proto
+
+
+def cyclic(proto: Any) -> None:
+    proto.graph.node[1].input[0] = "c"
+
+
+def twice(proto: Any) -> None:
+    proto.graph.node[1].output[0] = "a"
+
+
+def unknown(proto: Any) -> None:
+    proto.graph.node[0].op_type = "Frobnicate"
+    proto.graph.node[1].domain = "com.example"
+
+
+def opset(number: int) -> Any:
+    def change(proto: Any) -> None:
+        proto.opset_import[0].version = number
+
+    return change
+
+
+def huge(proto: Any) -> None:
+    proto.graph.initializer[0].dims[:] = [2**40, 2**20]
+
+
+def negative(proto: Any) -> None:
+    proto.graph.initializer[0].dims[:] = [-4, -32]
+
+
+def short(proto: Any) -> None:
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
+
+
+def control_flow(proto: Any) -> None:
+    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "b", [], [proto.graph.output[0]])
+    proto.graph.node.append(helper.make_node("If", ["x"], ["w"], then_branch=branch, else_branch=branch))
+
+
+def no_output(proto: Any) -> None:
+    del proto.graph.output[:]
+
+
+def strings(proto: Any) -> None:
+    proto.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [1], [b"a"]))
+
+
+BROKEN = [
+    (cyclic, "cycle"), (twice, "two nodes"), (unknown, "Frobnicate, com.example.Relu"), (opset(999), "opset"),
+    (opset(1), "opset"), (huge, "belong"), (negative, "negative"), (short, "belong"), (control_flow, "control flow"),
+    (no_output, "no output"), (strings, "STRING"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "word"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_broken_models_are_refused(change: Any, word: str) -> None:
+    with pytest.raises(OnnxError, match=word):
+        load(changed(change))
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    data = small_mlp().SerializeToString()
+    for content in (b"", b"not onnx at all", data[: len(data) // 2], data[:-1], b"\x00" * 1000, data[10:]):
+        path = tmp_path / "m.onnx"
+        path.write_bytes(content)
+        with pytest.raises(OnnxError):
+            load(path)
+        with pytest.raises(OnnxError):
+            OrtTrainer(path)
+    for source in (tmp_path, tmp_path / "absent.onnx", 3, None):
+        with pytest.raises(OnnxError):
+            load(source)
+
+
+def external(location: str, **entries: str) -> Any:
+    proto = small_mlp()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    return proto
+
+
+def test_external_data_stay_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(4 * 16 * 8))
+    (folder / "link.bin").symlink_to(secret)
+    (folder / "sub").mkdir()
+    (folder / "good.bin").write_bytes(bytes(4 * 16 * 8))
+    opened: list[str] = []
+    for owner, name in ((builtins, "open"), (np, "fromfile")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda file, *a, real=real, **k: (opened.append(str(file)), real(file, *a, **k))[1]
+        )
+    for location in (
+        "../secret.bin",
+        str(secret),
+        "sub/../../secret.bin",
+        "link.bin",
+        "sub",
+        "",
+        "absent",
+        "a\0b",
+        "/dev/zero",
+    ):
+        path = folder / "m.onnx"
+        path.write_bytes(external(location).SerializeToString())
+        with pytest.raises(OnnxError, match="folder"):
+            load(path)
+    for entries in ({"offset": "8"}, {"offset": "-1"}, {"offset": "x"}, {"length": str(2**60)}, {"length": "4"}):
+        path.write_bytes(external("good.bin", **entries).SerializeToString())
+        with pytest.raises(OnnxError):
+            load(path)
+    assert not [name for name in opened if name.endswith(("secret.bin", "link.bin", "zero"))]
+    path.write_bytes(external("good.bin").SerializeToString())
+    assert not load(path).state_dict()["fc1.weight"].any()
+    assert [name for name in opened if name.endswith("good.bin")]
+
+
+def test_a_companion_stays_in_the_folder(tmp_path: Path) -> None:
+    path = export_training_step(torch.nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "s.onnx")
+    proto = onnx.load(str(path))
+    entry = next(p for p in proto.metadata_props if p.key == "lfpgraph.training_step")
+    for wrong in ("../s.forward.onnx", "/etc/passwd"):
+        entry.value = entry.value.replace("s.forward.onnx", wrong)
+        onnx.save(proto, str(path))
+        with pytest.raises(OnnxError, match="outside its folder"):
+            OrtTrainer(path).predict(np.zeros((2, 3)))
+        entry.value = entry.value.replace(wrong, "s.forward.onnx")
+    for text in ("[]", "{", '{"format": 1}', entry.value.replace('"format": 1', '"format": 9')):
+        entry.value = text
+        onnx.save(proto, str(path))
+        with pytest.raises(OnnxError, match="training step|another version"):
+            OrtTrainer(path)
+
+
+ABSURD = {
+    "ConstantOfShape": ([2**20, 2**20], [], {}),
+    "Expand": ([2**20, 2**20], ["x"], {}),
+    "Tile": ([2**20, 2**20], ["x"], {}),
+    "Pad": ([2**40, 0, 0, 0], ["x"], {}),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_absurd_shapes_take_no_memory(kind: str) -> None:
+    shape, before, attributes = ABSURD[kind]
+    node = helper.make_node(kind, [*before, "shape"], ["y"], **attributes)
+    model = load(make([node], {"x": [2, 2]}, ["y"], {"shape": np.array(shape, np.int64)}))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(OnnxError, match="elements"):
+        model(torch.ones(2, 2))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000  # kB
+    outer = make([helper.make_node("MatMul", ["column", "row"], ["y"])], {"x": [2, 2]}, ["y"], {
+        "column": np.ones((2**20, 1), np.float32), "row": np.ones((1, 2**20), np.float32)})  # fmt: skip
+    with pytest.raises(OnnxError, match="elements"):
+        load(outer)(torch.ones(2, 2))
+    wide = make([helper.make_node("Relu", ["x"], ["y"])], {"x": [2**30, 2**30]}, ["y"], {})
+    with pytest.raises(OnnxError, match="absurd"):
+        load(wide).example()
+
+
+KINDS = sorted(IMPORTERS) + ["If", "MatMulInteger", "Resize"]
+
+
+def valid_files() -> list[bytes]:
+    """What the fuzz starts from: an MLP, a CNN with norm and shapes made of shapes, a recurrent one."""
+    draw = np.random.default_rng(0)
+    weight = {"w": draw.normal(size=(4, 1, 3, 3)), "s": np.ones(4), "b": np.zeros(4), "m": np.zeros(4), "v": np.ones(4)}
+    values = {name: value.astype(np.float32) for name, value in weight.items()}
+    values |= {"rest": np.array([-1]), "zero": np.array(0), "axes": np.array([0]), "two": np.array(2.0, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("BatchNormalization", ["a", "s", "b", "m", "v"], ["c"]),
+        helper.make_node("MaxPool", ["c"], ["d"], kernel_shape=[2, 2]),
+        helper.make_node("Shape", ["d"], ["e"]),
+        helper.make_node("Gather", ["e", "zero"], ["f"], axis=0),
+        helper.make_node("Unsqueeze", ["f", "axes"], ["g"]),
+        helper.make_node("Concat", ["g", "rest"], ["h"], axis=0),
+        helper.make_node("Reshape", ["d", "h"], ["i"]),
+        helper.make_node("Pow", ["i", "two"], ["j"]),
+        helper.make_node("ReduceMean", ["j"], ["y"], axes=[1], keepdims=1),
+    ]
+    cnn = make(nodes, {"x": ["n", 1, 8, 8]}, ["y"], values)
+    cells = {"w": draw.normal(size=(1, 12, 4)).astype(np.float32), "r": draw.normal(size=(1, 12, 3)).astype(np.float32)}
+    step = [helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=3)]
+    return [model.SerializeToString() for model in (small_mlp(), cnn, make(step, {"x": [5, "n", 4]}, ["y"], cells))]
+
+
+def mutate(data: bytes, draw: random.Random) -> bytes:
+    """Flip, cut, repeat, insert or overwrite some bytes."""
+    found = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        at = draw.randrange(len(found) + 1)
+        how = draw.randrange(5)
+        if how == 0 and at < len(found):
+            found[at] ^= 1 << draw.randrange(8)
+        elif how == 1:
+            del found[at : at + draw.randrange(1, 20)]
+        elif how == 2:
+            found[at:at] = found[at : at + draw.randrange(1, 40)]
+        elif how == 3:
+            found[at:at] = draw.randbytes(draw.randrange(1, 9))
+        else:
+            found[at : at + 4] = draw.choice((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", draw.randbytes(4)))
+    return bytes(found)
+
+
+def mutate_graph(data: bytes, draw: random.Random) -> bytes:
+    """Change a number, a name, an operator or a shape of a file that stays a protobuf."""
+    proto = onnx.ModelProto.FromString(data)
+    numbers = (0, 1, -1, 2, 3, 7, 1000, 2**20, 2**31, 2**62, -(2**62))
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        node, tensor = draw.choice(proto.graph.node), draw.choice(proto.graph.initializer)
+        names = [name for other in proto.graph.node for name in (*other.input, *other.output)]
+        how = draw.randrange(7)
+        if how == 0 and node.attribute:
+            attribute = draw.choice(node.attribute)
+            if attribute.ints:
+                attribute.ints[draw.randrange(len(attribute.ints))] = draw.choice(numbers)
+            else:
+                attribute.i = draw.choice(numbers)
+        elif how == 1 and node.input:
+            node.input[draw.randrange(len(node.input))] = draw.choice(names)
+        elif how == 2:
+            node.op_type = draw.choice(KINDS)
+        elif how == 3 and tensor.raw_data:
+            size = len(tensor.raw_data) // max(1, int(np.prod(tensor.dims)))
+            tensor.dims[:] = draw.choice(([len(tensor.raw_data) // size], [1, len(tensor.raw_data) // size], [0], []))
+        elif how == 4 and tensor.data_type == TensorProto.INT64:
+            tensor.raw_data = draw.choice(numbers).to_bytes(8, "little", signed=True)
+        elif how == 5 and node.input:
+            del node.input[draw.randrange(len(node.input))]
+        else:
+            proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = draw.choice((0, 1, 5, 2**40))
+    return proto.SerializeToString()
+
+
+def fuzz(count: int, seed: int) -> dict[str, int]:
+    """Load and run mutated files; anything but our own exceptions goes through."""
+    draw, files = random.Random(seed), valid_files()
+    seen = {"refused": 0, "failed": 0, "ran": 0}
+    for _ in range(count):
+        data = draw.choice((mutate, mutate_graph))(draw.choice(files), draw)
+        try:
+            model = load(data)
+        except LfpGraphError:
+            seen["refused"] += 1
+            continue
+        try:
+            with torch.no_grad():
+                model(*model.example())
+        except LfpGraphError:
+            seen["failed"] += 1
+        else:
+            seen["ran"] += 1
+    return seen
+
+
+def test_mutated_files_give_our_own_errors() -> None:
+    seen = fuzz(400, seed=0)
+    assert min(seen.values()) > 5
+
+
+@pytest.mark.slow
+def test_five_thousand_mutated_files() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = fuzz(5000, seed=1)
+    assert min(seen.values()) > 50
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4_000_000  # kB
