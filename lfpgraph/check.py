@@ -13,12 +13,14 @@ from .attribution import call_of
 from .composites import Composite, Ruleset, get_composite
 from .errors import AttributionError
 from .interop import lxt_handlers
-from .plan import Unit, make_plan
-from .propagate import Call, reward_of, run_backward, run_forward
+from .plan import make_plan
+from .propagate import Call, run_backward, run_forward
+from .sums import reward_of
 from .trace import trace
 from .trace.flat import input_tensors
 from .trace.graph import ACTIVE, is_float, module_path
 from .trace.verify import disagreement
+from .units import Unit
 
 __all__ = ["CheckReport", "check"]
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lfpgraph.composites import get_composite
-from lfpgraph.plan import Unit, make_plan
+from lfpgraph.plan import make_plan
 from lfpgraph.propagate import Call, run_backward, run_forward
 from lfpgraph.trace import trace
 from lfpgraph.trace.graph import is_float
+from lfpgraph.units import Unit
 
 
 def _leak(call: Call, s: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..plan import Plan, Unit
+from ..plan import Plan
 from ..registry import find_rule
 from ..trace.graph import is_float
+from ..units import Unit
 
 __all__ = ["CLASSES", "STRUCTURAL", "arrivals", "classify_nodes"]
 

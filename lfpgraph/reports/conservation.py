@@ -14,11 +14,13 @@ from ..attribution import call_of
 from ..composites import Composite, get_composite
 from ..explained import target_signals
 from ..explainer import Explainer, rebuilt
-from ..plan import Unit, make_plan
-from ..propagate import Call, reward_of, run_backward, run_forward
+from ..plan import make_plan
+from ..propagate import Call, run_backward, run_forward
+from ..sums import reward_of
 from ..trace import trace
 from ..trace.flat import input_tensors
 from ..trace.graph import is_float
+from ..units import Unit
 from .leaks import LEAKS, kinds_of
 
 __all__ = ["Conservation", "conservation"]

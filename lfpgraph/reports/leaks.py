@@ -6,8 +6,9 @@ from collections import Counter
 
 from torch import fx
 
-from ..plan import Plan, Unit
+from ..plan import Plan
 from ..trace.graph import is_float
+from ..units import Unit
 
 __all__ = ["LEAKS", "kinds_of", "leak_counts"]
 
