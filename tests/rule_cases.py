@@ -74,7 +74,8 @@ def _make_case(op: OpOverload, sample: Sample) -> Case:
         if isinstance(leaf, Tensor):
             node = graph.placeholder(f"x{len(tensors)}")
             node.meta["val"] = leaf
-            placeholders.append(Placeholder(_kind(sample, len(tensors), leaf), len(tensors)))
+            kind = _kind(sample, len(tensors), leaf)
+            placeholders.append(Placeholder(kind, f"w{len(tensors)}" if kind == "parameter" else len(tensors)))
             tensors.append(leaf)
             leaves[i] = node
     args, kwargs = pytree.tree_unflatten(leaves, spec)
