@@ -163,7 +163,9 @@ class FeedbackForward:
         graph, program = entry.graph, entry.program
         assert program is not None
         with no_autocast():
-            outputs = run_program(program, entry.values(tensors, state), self.options["check"])
+            outputs = run_program(
+                program, entry.values(tensors, state), self.options["check"], bool(self.options.get("part"))
+            )
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not state[name]:

@@ -23,9 +23,13 @@ class _Feedback(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, program: Program, check: bool, *values: Any) -> tuple[Any, ...]:
+    def forward(ctx: Any, program: Program, check: bool, part: bool, *values: Any) -> tuple[Any, ...]:
         results = program.call_forward(*values)
         outputs, saved = results[: program.n_outputs], results[program.n_outputs :]
+        if part:  # the model's own code may write into them
+            made = {o.untyped_storage()._cdata for o in outputs if isinstance(o, Tensor)}
+            made -= {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor)}
+            saved = [v.clone() if isinstance(v, Tensor) and v.untyped_storage()._cdata in made else v for v in saved]
         inputs = {id(value) for value in values}
         ctx.program = program
         ctx.check = check
@@ -54,7 +58,7 @@ class _Feedback(torch.autograd.Function):
             result[position] = s
         if ctx.check:
             _check_finite(result, "the feedback signal")
-        return (None, None, *result)
+        return (None, None, None, *result)
 
 
 def _check_finite(tensors: Sequence[Any], what: str) -> None:
@@ -99,10 +103,13 @@ def _restore(ctx: Any) -> list[Any]:
     return values
 
 
-def run_program(program: Program, values: Sequence[Any], check: bool = False) -> tuple[Any, ...]:
+def run_program(program: Program, values: Sequence[Any], check: bool = False, part: bool = False) -> tuple[Any, ...]:
     """Run forward now; feedback runs on `.backward()`. Returns the graph's outputs.
+
+    Args:
+        part: the outputs go to other code of the model, which may change them in place.
 
     Raises:
         NonFiniteError: on backward, with `check`, where a signal is NaN or infinite.
     """
-    return _Feedback.apply(program, check, *values)
+    return _Feedback.apply(program, check, part, *values)

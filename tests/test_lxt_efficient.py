@@ -76,7 +76,16 @@ def _gates(name: str) -> Any:
     return {"attnlrp": patches.gated_mlp_forward, "cp-lrp": patches.cp_gated_mlp_forward}[name]
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "qwen3", "vit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        pytest.param("gpt2", marks=pytest.mark.slow),
+        "llama",
+        pytest.param("qwen3", marks=pytest.mark.slow),
+        "vit",
+    ],
+)
 def test_equals_lxt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, target = _case(name)
     key = "pixel_values" if name == "vit" else "input_ids"

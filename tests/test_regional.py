@@ -147,6 +147,30 @@ def test_compiled_parts() -> None:
     assert twin.forward.traces == 3
 
 
+def test_outputs_changed_in_place_between_parts() -> None:
+    """An in-place relu behind a part, as in ResNets, changes what the part has returned, not what it keeps."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.blocks = nn.Sequential(Block(), Block())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.blocks(self.first(x).relu_())
+            x += 1.0
+            out: Tensor = self.last(x)
+            return out
+
+    torch.manual_seed(0)
+    model = Net().double()
+    plain = gradients(model, X)
+    lfpgraph.wrap(model, "gradient", regional=True)
+    assert_same(gradients(model, X), plain, 1e-10)
+    lfpgraph.wrap(lfpgraph.unwrap(model), regional=True)
+    assert all(bool(g.isfinite().all()) for g in gradients(model, X).values())
+
+
 def test_named_blocks_and_copies() -> None:
     """Blocks can be named; a copy of a wrapped model traces for itself and gives the same."""
     model = lfpgraph.wrap(_deep(), regional=["blocks.0", "blocks.1"])

@@ -106,7 +106,7 @@ def _model(name: str) -> tuple[nn.Module, Tensor]:
     return model, batch["input"].double()
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg-bn", "resnet18"])
+@pytest.mark.parametrize("name", ["mlp", "vgg-bn", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_equals_zennit(name: str) -> None:
     model, x = _model(name)
     target = torch.tensor([1, 0, 2])
