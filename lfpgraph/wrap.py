@@ -14,7 +14,7 @@ from .regional import RegionalForward
 
 __all__ = ["is_wrapped", "unwrap", "wrap"]
 
-_SHARES: dict[Any, float | None] = {"fast": None, "min": 0.4}
+_SHARES: dict[Any, float | None] = {"fast": None, "min": 0.3}
 
 
 def wrap(
@@ -38,7 +38,7 @@ def wrap(
         composite: a name (`lfpgraph.composite_names()`) or a `Composite`.
         compile: run the forward and the feedback graph through inductor, once for all sizes.
         memory: "fast" keeps whatever feedback needs; a number between 0 and 1 keeps about that share of its bytes and
-            computes the rest again (the same numbers, more time); "min" is 0.4.
+            computes the rest again (the same numbers, more time); "min" is 0.3.
         regional: wrap the model's repeated blocks one by one, with one program for all that are alike, and what is
             beside them as parts of their own (see `regional`). Tracing takes the time of one block. True finds the
             blocks; or their names.
