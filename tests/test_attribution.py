@@ -168,6 +168,7 @@ def test_relevance_of_tokens() -> None:
     assert float(tokens[0, -2:].abs().max()) < 1e-12  # masked
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_complete(net: Any) -> None:
     model, x = net
     start = torch.full_like(x, 0.5)
