@@ -16,7 +16,7 @@ __all__ = ["Entry", "key_of"]
 
 
 class Entry:
-    """A program, the module it was traced from (where programs are shared), and the sizes it is right for."""
+    """A program, the sizes it is right for, and the module it was traced from; None where no other module can come by it."""
 
     def __init__(self, graph: OpGraph, owner: nn.Module | None = None) -> None:
         self.graph = graph

@@ -92,11 +92,15 @@ def test_one_trace_serves_all_calls(net: Any) -> None:
     from lfpgraph.explainer import explainer_of
 
     model = copy.deepcopy(net[0])
+    options = {"on_missing": "derive", "fallback": "error"}
+    explainer = explainer_of(model, "epsilon-plus", (), False, options)
+    programs = []
     for n in (4, 2, 7):
         lfpgraph.attribute(model, torch.randn(n, 1, 6, 6, dtype=torch.float64), 0)
+        programs += [entry.program for entries in explainer.programs.values() for entry in entries]
+    assert len(programs) == 3 and programs[0] is programs[1] is programs[2]
     lfpgraph.attribute(model, net[1], 0, "epsilon")
-    options = {"on_missing": "derive", "fallback": "error"}
-    assert explainer_of(model, "epsilon-plus", (), False, options).traces == 1
+    assert explainer.traces == 1
     assert explainer_of(model, "epsilon", (), False, options).traces == 0  # the other composite's graph
     changed = lfpgraph.attribute(model, net[1], 0)
     with torch.no_grad():
