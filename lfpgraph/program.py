@@ -86,6 +86,8 @@ def make_program(
         )
     nodes = plan.graph.placeholder_nodes
     fakes = list(values) if plan.graph.tracer == "values" else [node.meta["val"] for node in nodes]
+    # What a rule differentiates by is said by the plan alone: no gradient is worked out for a parameter nobody asks about.
+    fakes = [v.detach() if isinstance(v, Tensor) else v for v in fakes]
     fake_mode = next((v.fake_mode for v in fakes if hasattr(v, "fake_mode")), None)
     outputs = plan.graph.output_nodes
     first = len(plan.graph.mutations) + len(plan.graph.input_mutations)

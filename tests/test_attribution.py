@@ -99,6 +99,9 @@ def test_one_trace_serves_all_calls(net: Any) -> None:
         lfpgraph.attribute(model, torch.randn(n, 1, 6, 6, dtype=torch.float64), 0)
         programs += [entry.program for entries in explainer.programs.values() for entry in entries]
     assert len(programs) == 3 and programs[0] is programs[1] is programs[2]
+    backward = torch.ops.aten.convolution_backward.default
+    masks = [node.args[-1] for node in programs[0].feedback.graph.nodes if node.target is backward]
+    assert masks and all(mask == [True, False, False] for mask in masks)  # no gradients of weights on the way
     lfpgraph.attribute(model, net[1], 0, "epsilon")
     assert explainer.traces == 1
     assert explainer_of(model, "epsilon", (), False, options).traces == 0  # the other composite's graph
