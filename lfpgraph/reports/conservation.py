@@ -8,20 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from ..attribution import call_of
-from ..composites import Composite, get_composite
-from ..explained import target_signals
-from ..explainer import Explainer, rebuilt
-from ..plan import make_plan
-from ..propagate import Call, run_backward, run_forward
-from ..sums import reward_of
-from ..trace import trace
-from ..trace.flat import input_tensors
+from ..composites import Composite
+from ..propagate import Call
 from ..trace.graph import is_float
 from ..units import Unit
 from .leaks import LEAKS, kinds_of
+from .walked import reward_at, walk
 
 __all__ = ["Conservation", "conservation"]
 
@@ -81,30 +75,12 @@ def conservation(
 
     The walk of `attribute`, run step by step; arguments and exceptions are the same.
     """
-    args, kwargs = call_of(inputs)
-    rules = get_composite(composite)
-    options = {"on_missing": on_missing, "fallback": fallback}
-    explainer = Explainer(model, rules, (), False, options)
-    with torch.no_grad():
-        graph = trace(model, args, kwargs, dynamic=False, fallback=fallback)
-        readings = explainer.readings_of(graph)
-        wanted = {reading.node for reading in readings}
-        plan = make_plan(graph, rules, wanted, on_missing)
-        state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        sources: dict[str, Any] = {"input": input_tensors(args, kwargs), "constant": graph.constants}
-        values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
-        outputs, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
-        first = len(outputs) - len(graph.user_output_nodes)
-        signals = target_signals(target, outputs[first:], lambda found: rebuilt(graph, found))
-        starts = {n: s for n, s in zip(graph.user_output_nodes, signals) if isinstance(n, fx.Node) and n in plan.wanted}
-        tally = _Tally()
-        record: dict[fx.Node, Any] = dict.fromkeys(wanted)
-        run_backward(plan, calls, env, starts, record=record, observe=tally)
-    handed = [_reward(s, env[n], None) for n, s in starts.items() if s is not None]
-    arrived = sum(float(r.sum()) for r in record.values() if r is not None)
+    tally = _Tally()
+    walked = walk(model, inputs, target, composite, tally, on_missing=on_missing, fallback=fallback)
+    handed = walked.starts.values()
     return Conservation(
         explained=sum(float(r.sum()) for r in handed),
-        inputs=arrived,
+        inputs=sum(float(r.sum()) for r in walked.ends.values() if r is not None),
         leaks=dict(tally.leaks),
         flow=sum(float(r.abs().sum()) for r in handed),
         worst=sorted(tally.undeclared, key=lambda pair: -abs(pair[1]))[:5],
@@ -125,7 +101,7 @@ class _Tally:
         whole = call.arrived if isinstance(call.arrived, list | tuple) else [call.arrived]
         arrived = sum(float(r.nan_to_num(0, 0, 0).sum()) for r in whole if r is not None)
         given = sum(
-            float(_reward(g, x, call.answered).sum())
+            float(reward_at(g, x, call.answered).sum())
             for g, x, wanted in zip(answers, call.inputs, unit.wanted)
             if g is not None and wanted and is_float(x)
         )
@@ -133,11 +109,11 @@ class _Tally:
         kinds = _declared(unit, call.form is not None)
         if call.form is not None:  # what the stabilizer takes can be told exactly, and what it loses to rounding
             kept = None if call.answered is None else call.form
-            stabilizer = arrived - sum(float(_reward(g, z, kept).sum()) for g, z in pairs)
+            stabilizer = arrived - sum(float(reward_at(g, z, kept).sum()) for g, z in pairs)
             self.leaks["epsilon"] += stabilizer
             rest -= stabilizer
         others = [kind for kind in kinds if kind != "epsilon"] or kinds
-        size = sum(float(_reward(g, z, None).abs().sum()) for g, z in pairs)
+        size = sum(float(reward_at(g, z, None).abs().sum()) for g, z in pairs)
         if others and abs(rest) > 1e-12 * size:
             self.leaks[others[0]] += rest
         else:
@@ -163,8 +139,3 @@ def _declared(unit: Unit, stabilized: bool) -> list[str]:
         kinds.append("derived")
     assert all(kind in LEAKS or kind == OTHER for kind in kinds)
     return kinds
-
-
-def _reward(s: Tensor, value: Tensor, form: float | None) -> Tensor:
-    """The reward, none where no signal is: masks hold infinities."""
-    return torch.where(s == 0, 0.0, reward_of(s, value, form))

@@ -1,0 +1,75 @@
+"""One explanation walked step by step, for reports that look at every operation on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..attribution import call_of
+from ..composites import Composite, get_composite
+from ..explained import target_signals
+from ..explainer import Explainer, rebuilt
+from ..plan import make_plan
+from ..propagate import run_backward, run_forward
+from ..sums import reward_of
+from ..trace import OpGraph, trace
+from ..trace.flat import input_tensors
+
+__all__ = ["Walked", "reward_at", "walk"]
+
+
+@dataclass
+class Walked:
+    """What a walk began with and where it ended.
+
+    Attributes:
+        graph: what was walked, batch norms merged where the composite says so.
+        starts: the relevance handed to each output node.
+        ends: the relevance that has arrived at each input (for token ids: at their embedding), None where none has.
+    """
+
+    graph: OpGraph
+    starts: dict[fx.Node, Tensor]
+    ends: dict[fx.Node, Tensor | None]
+
+
+def walk(
+    model: nn.Module,
+    inputs: Any,
+    target: Any,
+    composite: str | Composite,
+    observe: Callable[..., None],
+    *,
+    on_missing: str = "derive",
+    fallback: str = "error",
+) -> Walked:
+    """The walk of `attribute`, not traced but run; `observe(unit, call, s, answers)` is called at every unit.
+
+    The other arguments and the exceptions are those of `attribute`.
+    """
+    args, kwargs = call_of(inputs)
+    rules = get_composite(composite)
+    explainer = Explainer(model, rules, (), False, {"on_missing": on_missing, "fallback": fallback})
+    with torch.no_grad():
+        graph = trace(model, args, kwargs, dynamic=False, fallback=fallback)
+        wanted = {reading.node for reading in explainer.readings_of(graph)}
+        plan = make_plan(graph, rules, wanted, on_missing)
+        state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        sources: dict[str, Any] = {"input": input_tensors(args, kwargs), "constant": graph.constants}
+        values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
+        outputs, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
+        first = len(outputs) - len(graph.user_output_nodes)
+        signals = target_signals(target, outputs[first:], lambda found: rebuilt(graph, found))
+        starts = {n: s for n, s in zip(graph.user_output_nodes, signals) if isinstance(n, fx.Node) and n in plan.wanted}
+        ends: dict[fx.Node, Any] = dict.fromkeys(wanted)
+        run_backward(plan, calls, env, starts, record=ends, observe=observe)
+    return Walked(graph, {n: reward_at(s, env[n], None) for n, s in starts.items() if s is not None}, ends)
+
+
+def reward_at(s: Tensor, value: Tensor, form: float | None) -> Tensor:
+    """The reward, none where no signal is: masks hold infinities."""
+    return torch.where(s == 0, 0.0, reward_of(s, value, form))
