@@ -18,6 +18,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .registry import rule
     from .reports.conservation import Conservation, conservation
     from .reports.coverage import CoverageReport, coverage
+    from .reports.flow import relevance_flow
     from .rewards import reward_loss
     from .trace import OpGraph, trace
     from .wrap import is_wrapped, unwrap, wrap
@@ -54,6 +55,7 @@ __all__ = [
     "policies",
     "prune",
     "register_composite",
+    "relevance_flow",
     "reward_loss",
     "rewards",
     "rivals",

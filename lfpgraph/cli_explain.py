@@ -33,7 +33,10 @@ def explain(
     mean: Annotated[float, typer.Option(help="Subtracted from pixels between 0 and 1.")] = 0.0,
     std: Annotated[float, typer.Option(help="Divides pixels after that.")] = 1.0,
     channels: Annotated[int, typer.Option(min=1, max=3, help="Channels of an image: 1 or 3.")] = 3,
-    flow: Annotated[bool, typer.Option(help="Add the relevance of each module.")] = False,
+    show: Annotated[
+        str | None, typer.Option(help="How to draw an array: image, spectrogram or series; else by its dimensions.")
+    ] = None,
+    flow: Annotated[bool, typer.Option(help="Add a drawing of the flow of relevance between modules.")] = False,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("explanation.html"),
 ) -> None:
     """Explain what a model makes of one image, text or array."""
@@ -57,14 +60,30 @@ def explain(
     if tokens is not None:
         parts.append(pictures.tokens_html(tokens, relevance[0]))
         typer.echo(pictures.tokens_text(tokens, relevance[0]))
-    elif relevance.dim() >= 3:
-        parts.append(pictures.figure_html(pictures.heatmap(relevance, inputs)))
     else:
-        parts.append(pictures.figure_html(pictures.series(relevance[0], inputs[0])))
+        parts.append(pictures.figure_html(_drawn(relevance, inputs, show)))
     if flow:
-        parts.append("<h2>Modules</h2>" + pictures.figure_html(pictures.flow_chart(network, inputs, wanted, composite)))
+        from .reports.flow import relevance_flow
+
+        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite))
+        parts.append("<h2>Flow of relevance</h2>" + pictures.figure_html(drawing))
     out.write_text(pictures.page("Explanation", parts, facts), encoding="utf-8")
     typer.echo(f"explained {facts['explained value']}, at the input {facts['relevance at the input']}; report: {out}")
+
+
+def _drawn(relevance: Tensor, inputs: Tensor, show: str | None) -> Any:
+    """The picture of an array's relevance; the longer dimension of a spectrogram is time."""
+    from . import pictures
+
+    kind = show or ("image" if relevance.dim() > 2 else "series")
+    if kind == "image":
+        return pictures.heatmap(relevance, inputs)
+    if kind == "series":
+        return pictures.series(relevance[0], inputs[0])
+    if kind != "spectrogram":
+        raise AttributionError(f"--show {show!r} is not known; choose image, spectrogram or series")
+    sheet, sound = (t[0].squeeze(0) if t.dim() > 3 else t[0] for t in (relevance, inputs))
+    return pictures.spectrogram(sheet, sound, time=0 if sheet.shape[0] > sheet.shape[-1] else -1)
 
 
 def _model(target: str) -> tuple[nn.Module, Any]:

@@ -1,4 +1,4 @@
-"""Explanations as pictures: images, tokens, series, and the flow of relevance from module to module."""
+"""Explanations as pictures: images, series, sound, tokens, and the flow of relevance from module to module."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor
 from .errors import AttributionError
 
 if TYPE_CHECKING:
+    import networkx
     from matplotlib.figure import Figure
 
-__all__ = ["flow_chart", "heatmap", "series", "tokens_html", "tokens_text"]
+__all__ = ["flow_drawing", "heatmap", "series", "spectrogram", "tokens_html", "tokens_text"]
 
 COLOURS = "seismic"  # blue for negative, white for zero, red for positive
+RED, BLUE = "#b2182b", "#2166ac"
 
 
 def heatmap(
@@ -24,7 +26,7 @@ def heatmap(
     """Relevance of images as colours around zero, each sample on a scale of its own, beside the images if given.
 
     Args:
-        relevance: [n, c, h, w] (summed over channels), [n, h, w] or [h, w]. Spectrograms are images [n, h, w].
+        relevance: [n, c, h, w] (summed over channels), [n, h, w] or [h, w].
         images: of the same samples, [n, c, h, w] or [n, h, w].
         titles: one for each sample.
         colours: a diverging colour map of matplotlib.
@@ -71,6 +73,37 @@ def series(relevance: Tensor, values: Tensor, title: str = "", colours: str = CO
     return figure
 
 
+def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = -1, colours: str = COLOURS) -> Figure:
+    """A spectrogram above the relevance of its entries, time to the right and frequency upwards.
+
+    Args:
+        relevance, values: of one sample, both [frequencies, frames], or [frames, frequencies] with time=0.
+        time: the dimension of time.
+        colours: a diverging colour map of matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    if relevance.shape != values.shape or values.dim() != 2:
+        raise AttributionError(
+            f"relevance {list(relevance.shape)} and spectrogram {list(values.shape)} must both be [frequencies, frames]"
+        )
+    sound, shades = (t.detach().double().cpu().movedim(time, -1).numpy() for t in (values, relevance))
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    size = float(abs(shades).max()) or 1.0
+    above.imshow(sound, cmap="gray", origin="lower", aspect="auto", interpolation="nearest")
+    shown = below.imshow(
+        shades, cmap=colours, vmin=-size, vmax=size, origin="lower", aspect="auto", interpolation="nearest"
+    )
+    figure.colorbar(shown, ax=below, label="relevance")
+    for axis in (above, below):
+        axis.set_ylabel("frequency")
+    below.set_xlabel("frame")
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
     """Tokens in a line of HTML, red for positive and blue for negative relevance [length]; the number when pointed at."""
     parts = []
@@ -92,39 +125,42 @@ def tokens_text(tokens: Sequence[str], relevance: Tensor) -> str:
     return " ".join(parts)
 
 
-def flow_chart(model: Any, inputs: Any, target: Any = None, composite: Any = "epsilon-plus", most: int = 24) -> Figure:
-    """Relevance that reaches each module's output, from the input (bottom) to the output (top), positive and negative part.
+def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
+    """Relevance between modules, drawn from the inputs (top) to the output (bottom) in the order they run.
 
-    Arguments are those of `attribute`; `most` limits the modules, taken evenly in the order they run.
+    A line's width is the size of what is handed back over it, against the largest; red is positive, blue negative. What skips
+    modules goes round them. Beside each module: what was handed to it, and in brackets what stayed there, in units of the output.
+
+    Args:
+        flow: from `lfpgraph.relevance_flow`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch
 
-    from .attribution import attribute, call_of
-    from .explainer import has_output
-    from .trace import trace
-    from .trace.graph import is_float, module_path
-
-    args, kwargs = call_of(inputs)
-    paths: list[str] = []
-    graph = trace(model, args, kwargs, dynamic=False)
-    for node in graph.operations():
-        path = module_path(node)
-        if path and path not in paths and is_float(node.meta.get("val")):
-            paths.append(path)
-    if len(paths) > most:
-        paths = [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
-    paths = [path for path in paths if has_output(graph, path)]
-    nodes = attribute(model, inputs, target, composite, record=paths).nodes
-    recorded = [(path, nodes[path]) for path in paths if path in nodes]
-    figure = Figure(figsize=(7, 0.6 + 0.28 * len(recorded)), layout="constrained")
+    order = sorted(flow, key=lambda name: flow.nodes[name]["order"])
+    rows = {name: -i for i, name in enumerate(order)}
+    largest = max((abs(r) for _, _, r in flow.edges(data="relevance")), default=0.0) or 1.0
+    figure = Figure(figsize=(7, 0.8 + 0.42 * len(order)), layout="constrained")
     axis = figure.subplots()
-    for i, (_, value) in enumerate(recorded):
-        axis.barh(i, float(value.clamp(min=0).sum()), color="#b2182b")
-        axis.barh(i, float(value.clamp(max=0).sum()), color="#2166ac")
-        axis.plot(float(value.sum()), i, "k|")
-    axis.set_yticks(range(len(recorded)), [path for path, _ in recorded], fontsize=7)
-    axis.axvline(0, color="black", linewidth=0.5)
-    axis.set_xlabel("relevance at the module's output; the mark is the sum", fontsize=8)
+    for source, user, relevance in flow.edges(data="relevance"):
+        skipped = rows[source] - rows[user] - 1
+        axis.add_patch(
+            FancyArrowPatch(
+                (0, rows[source]), (0, rows[user]), arrowstyle="-", shrinkA=7, shrinkB=7,
+                connectionstyle=f"arc3,rad={min(0.5, 0.9 / (skipped + 1)) if skipped else 0}",
+                linewidth=0.4 + 9 * abs(relevance) / largest, color=RED if relevance >= 0 else BLUE, alpha=0.75,
+            )
+        )  # fmt: skip
+    for name, row in rows.items():
+        handed, kept = flow.nodes[name]["relevance"], flow.nodes[name]["kept"]
+        text = f"{name}   {handed:.3g}" + (f" ({kept:+.2g})" if abs(kept) > 0.005 * largest else "")
+        axis.text(0.06, row, text, fontsize=8, va="center")
+        axis.plot(0, row, "o", color="black", markersize=4)
+    axis.set_xlim(-0.5, 1.8)
+    axis.set_ylim(0.6 - len(order), 0.6)
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title, fontsize=9)
     return figure
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lfpgraph
 from lfpgraph import pictures
 from lfpgraph.errors import AttributionError
 from lfpgraph.metrics import comprehensiveness, perturbation_curves, sufficiency, token_perturbation, top1_accuracy
@@ -50,15 +51,56 @@ def test_tokens_are_coloured_and_escaped() -> None:
         pictures.tokens_html(["a", "b"], torch.zeros(3))
 
 
-def test_series_and_flow() -> None:
+def test_series_and_spectrograms() -> None:
     figure = pictures.series(torch.randn(2, 20), torch.randn(2, 20), "two channels")
     assert len(figure.axes) == 2
+    sound, relevance = torch.rand(30, 8), torch.zeros(30, 8)
+    relevance[12, 5] = -2.0
+    below = pictures.spectrogram(relevance, sound, "clicks", time=0).axes[1].images[0]
+    assert below.get_array().shape == (8, 30) and below.get_array()[5, 12] == -2.0 and below.get_clim() == (-2.0, 2.0)
+    with pytest.raises(lfpgraph.LfpGraphError, match="must both be"):
+        pictures.spectrogram(relevance, sound.T)
+
+
+class _Residual(nn.Module):
+    """y = x + branch(x), the branch a scale by 3, then a sum over features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(4, 4, bias=False)
+        self.branch.weight.data = 3 * torch.eye(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.branch(x)).sum(1, keepdim=True)
+
+
+def test_relevance_flows_along_both_ways_of_a_residual() -> None:
+    flow = lfpgraph.relevance_flow(_Residual(), torch.tensor([[1.0, 2.0, 3.0, 4.0]]), composite="lrp-0")
+    edges = {(a, b): relevance for a, b, relevance in flow.edges(data="relevance")}
+    assert edges == pytest.approx(
+        {("input 0", "branch"): 30.0, ("input 0", "model"): 10.0, ("branch", "model"): 30.0, ("model", "output"): 40.0}
+    )
+    assert flow.nodes["input 0"]["kept"] == pytest.approx(40.0) and flow.nodes["branch"]["kept"] == pytest.approx(0.0)
+    axis = pictures.flow_drawing(flow).axes[0]
+    widths = sorted(round(patch.get_linewidth(), 4) for patch in axis.patches)
+    assert widths == pytest.approx([0.4 + 9 * size for size in (0.25, 0.75, 0.75, 1.0)], abs=1e-3)
+    assert any(text.get_text().startswith("branch   30") for text in axis.texts)
+
+
+def test_flow_adds_up_and_is_cut_to_size() -> None:
+    from lfpgraph.models_zoo.digits import vit
+
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 2, bias=False))
-    x = torch.randn(3, 4)
-    flow = pictures.flow_chart(model, x, 1, "lrp-0").axes[0]
-    marks = [float(line.get_xdata()[0]) for line in flow.lines[:2]]
-    assert marks == pytest.approx([model(x)[:, 1].sum().item()] * 2, rel=1e-4)  # nothing is lost without biases
+    model, x = vit().eval().double(), torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    for most in (1, 6, 64):
+        flow = lfpgraph.relevance_flow(model, x, 3, "attnlrp", most=most)
+        assert len([name for name in flow if name != "output" and not name.startswith("input")]) <= most
+        assert flow.nodes["output"]["relevance"] == pytest.approx(model(x).logits[:, 3].sum().item())
+        assert sum(kept for _, kept in flow.nodes(data="kept")) == pytest.approx(flow.nodes["output"]["relevance"])
+        order = dict(flow.nodes(data="order"))
+        assert all(order[a] < order[b] for a, b in flow.edges)
+    with pytest.raises(lfpgraph.LfpGraphError, match="at least 1"):
+        lfpgraph.relevance_flow(model, x, 3, most=0)
 
 
 def _linear_score(x: Tensor) -> Tensor:
