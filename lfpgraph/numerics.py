@@ -47,7 +47,7 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
     if z.dtype in _LOW_PRECISION or x.dtype in _LOW_PRECISION:
         return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
-        return torch.where(x == 0, torch.zeros_like(s), s * z / torch.where(x == 0, torch.ones_like(x), x))
+        return (s * z / x).masked_fill(x == 0, 0.0)
     return s * z / stabilize(x, epsilon)
 
 
