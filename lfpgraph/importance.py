@@ -31,7 +31,8 @@ def importance(
         composite: the rules. A batch norm that a composite merges has no relevance of its own but its layer's.
         by: "weight" for a score of each entry, "unit" for one of each row of a parameter (dimension 0: output features,
             channels), summed over the rest.
-        absolute: sum sizes over batches, so that use in one direction does not cancel use in another.
+        absolute: sum sizes over batches, so that use in one direction does not cancel use in another. Within a batch it
+            does, so small batches tell more.
 
     Returns:
         Scores by parameter name, of the parameter's shape or [rows], in units of the output, summed over samples.

@@ -40,6 +40,12 @@ def test_trainer_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["eval_accuracy"] == score
 
 
+def test_prune_digits() -> None:
+    """What three digits need is told by relevance, and not by chance."""
+    found = example("prune_digits").main(["--epochs", "4", "--shares", "0.7"])
+    assert found["relevance"][0] > 0.95 and found["relevance"][0] > found["chance"][0] + 0.1
+
+
 @pytest.mark.filterwarnings("ignore")  # of lightning: workers, deprecated calls into torch
 def test_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning")
