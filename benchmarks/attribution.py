@@ -1,8 +1,8 @@
 """Cost of an explanation over one gradient x input pass: `python -m benchmarks.attribution --json out.json`.
 
 Every side explains the same batch of the same model with random weights, in turn in one process: the median of all rounds,
-after one that prepares. Memory is the largest growth of the resident set over the model and the batch, each side in a
-process of its own (`--memory`). Gradient x input is autograd with the input alone requiring a gradient.
+after one that prepares. Memory is the peak of the resident set over what is there before, each side in a process of its
+own (`--memory`). Gradient x input is autograd with the input alone requiring a gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from lfpgraph.models_zoo.cnn import vgg16
 from torch import Tensor, nn
 
 import lfpgraph
+from benchmarks.resident import peak_growth
 
 Run = Callable[[], Any]
 COMPOSITES = (
@@ -123,26 +123,13 @@ def timed(model_name: str, names: list[str], rounds: int) -> dict[str, list[floa
 
 
 def peak(model_name: str, name: str) -> float:
-    """MiB that an explanation needs beyond model, batch and what is kept: growth of the resident set, sampled."""
-    import psutil
-
+    """MiB that an explanation needs beyond model, batch and what is kept between calls."""
     torch.manual_seed(0)
     model, x = MODELS[model_name]()
     run = side(name, model.eval(), x)
-    run()
-    process, most, done = psutil.Process(), [0], threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            most[0] = max(most[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    run()
-    done.set()
-    thread.join()
-    return (most[0] - before) / 2**20
+    for _ in range(2):
+        run()
+    return peak_growth(run) / 2**20
 
 
 def main() -> None:

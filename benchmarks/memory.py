@@ -9,21 +9,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.models import build
+from benchmarks.resident import peak_growth
 from benchmarks.sides import SIDES
-
-
-def _resident(key: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
 
 
 def _saved_bytes(run: Any, known: list[torch.Tensor]) -> int:
@@ -62,25 +54,18 @@ def measure(name: str, side: str, device: str = "cpu", steps: int = 3) -> dict[s
         clear()
     row["saved"] = _saved_bytes(run, known)
     clear()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        _malloc_trim()
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
-    for _ in range(steps):
-        run()
-        clear()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
-    return row | {"peak": peak - before}
 
+    def several() -> None:
+        for _ in range(steps):
+            run()
+            clear()
 
-def _malloc_trim() -> None:
-    """Give free memory back to the system, so that what is resident is in use."""
-    import ctypes
-
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if device == "cpu":
+        return row | {"peak": peak_growth(several)}
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    several()
+    return row | {"peak": torch.cuda.max_memory_allocated() - before}
 
 
 def main() -> None:
