@@ -30,6 +30,7 @@ __all__ = ["Explainer", "Found", "explainer_of", "has_output", "rebuilt"]
 
 aten = torch.ops.aten
 _MOST = 8  # kept for each model
+_SHARE = 1.0  # cheap operations are computed again rather than kept (see `memory`)
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Explainer(FeedbackForward):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__(
-            model, composite, {"compile": False, "share": None, "check": False, "signals": False, **options}
+            model, composite, {"compile": False, "share": _SHARE, "check": False, "signals": False, **options}
         )
         self.graphs: dict[Any, list[OpGraph]] = {}
         self.record = tuple(record)
