@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
 
 from .composites import Composite, log_unmoved
 from .entry import Entry, key_of
@@ -21,7 +20,7 @@ from .plan import make_plan
 from .program import make_program
 from .standin import StandIn
 from .trace import OpGraph, trace
-from .trace.flat import fill_slots, flatten_input, is_tracing
+from .trace.flat import flatten_input, is_tracing
 from .trace.verify import computes_the_same
 
 __all__ = ["FeedbackForward", "no_autocast", "survey"]
@@ -154,15 +153,14 @@ class FeedbackForward(StandIn):
                     state[name].copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 tensors[position].copy_(value)
-        results = outputs[len(graph.mutations) + len(graph.input_mutations) :]
+        results = graph.user_outputs(outputs)
         if self.options["check"]:
             for result in results:
                 if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                     raise NonFiniteError(
                         f"{type(self.model).__name__} returned NaN or infinity; no feedback was given."
                     )
-        leaves = [results[item] if kind == "tensor" else fill_slots(item, results) for kind, item in graph.out_leaves]
-        return pytree.tree_unflatten(leaves, graph.out_spec)
+        return graph.rebuild(results)
 
 
 @contextlib.contextmanager

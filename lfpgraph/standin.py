@@ -42,6 +42,9 @@ class StandIn:
         self.__dict__.update(state)
         self._look_like(state["model"])
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
     def place(self) -> None:
         """Stand in from now on."""
         self.model.__dict__["forward"] = self

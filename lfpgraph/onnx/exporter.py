@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..composites import Composite, get_composite
 from ..errors import InputError, OnnxError
-from ..trace.flat import original_forward
+from ..trace.flat import original_forward, state_tensors
 from .builder import Builder, Value
 from .optimizers import OPTIMIZERS
 from .step import REWARDS, Step, trace_forward, trace_step
@@ -164,10 +164,6 @@ def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     return names
 
 
-def _state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
 def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
     """Readable names for open sizes: "batch" for the first axis of the first input, then the input's name and axis."""
     axes: dict[str, str] = {}
@@ -188,7 +184,7 @@ def _graph_inputs(
     `given` are the names of parameters and buffers that are inputs; `values` gives those initializers too; what is
     neither is an initializer alone.
     """
-    tensors, axes = _state_tensors(model), _open_axes(step, names)
+    tensors, axes = state_tensors(model), _open_axes(step, names)
     found, infos = [], []
     for (kind, target), fake in zip(step.inputs, step.fakes):
         name = names[target] if kind == "input" else str(target)
@@ -268,7 +264,7 @@ def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
         for module, mode in modes.items():
             module.training = mode
     b, axes = Builder(), _open_axes(step, names)
-    tensors = _state_tensors(model)
+    tensors = state_tensors(model)
     given = {name for kind, name in step.inputs if kind == "parameter"}
     given |= {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
     values, infos = _graph_inputs(b, model, step, names, given, False)
@@ -280,5 +276,5 @@ def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
 def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
     from safetensors.torch import save_file
 
-    tensors = _state_tensors(model)
+    tensors = state_tensors(model)
     save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)

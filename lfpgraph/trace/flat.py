@@ -22,6 +22,7 @@ __all__ = [
     "input_tensors",
     "is_tracing",
     "original_forward",
+    "state_tensors",
     "tracing",
 ]
 
@@ -75,6 +76,11 @@ def _is_container(leaf: Any) -> bool:
 def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors among a call's arguments, in order."""
     return [leaf for leaf in flatten_input(args, kwargs)[0] if isinstance(leaf, Tensor)]
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by dotted name, a tied one under each of its names."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def original_forward(model: nn.Module) -> Callable[..., Any]:
