@@ -16,11 +16,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..errors import OnnxError
 from ..trace.capture import quiet
 from ..trace.flat import is_tracing
-from . import imports_attention, imports_elementwise, imports_layers, imports_shapes  # noqa: F401  (they fill the table)
+from . import (  # noqa: F401  (they fill the table)
+    imports_attention,
+    imports_elementwise,
+    imports_layers,
+    imports_norms,
+    imports_places,
+    imports_recurrent,
+    imports_reductions,
+    imports_shapes,
+)
 from .files import read_model, tensor_from
-from .imports import IMPORTERS, Known, Node, tensor_of
-from .imports_elementwise import dtype_of
-from .imports_shapes import LARGEST
+from .imports import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
 
 __all__ = ["OnnxModel", "load"]
 
