@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,29 +27,11 @@ from . import (  # noqa: F401  (they fill the table)
 )
 from .files import read_model, tensor_from
 from .imports import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
+from .weights import is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
 
 _SMALL = 64
-# Where an operator's weights are; other operators have none, but for terms and factors of these:
-_WEIGHTS: dict[str, Sequence[int]] = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "GRU": (1, 2, 3),
-    "Gather": (0,),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LSTM": (1, 2, 3),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-    "RMSNormalization": (1,),
-    "RNN": (1, 2, 3),
-}
-_TERMS = ("Add", "Mul", "Sub")
-_MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
@@ -112,7 +93,7 @@ class OnnxModel(nn.Module):
         self.constants: dict[str, Known] = {}
         self.paths: dict[str, str] = {}
         _refuse_unknown(graph)
-        chosen = _weights(graph)
+        chosen = weights_of(graph)
         for name, tensor in initializers.items():
             self._store(name, tensor_from(tensor, folder), chosen, trainable)
         self.steps = nn.ModuleDict()
@@ -128,7 +109,7 @@ class OnnxModel(nn.Module):
 
     def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> None:
         """An initializer as parameter, buffer or number."""
-        trains = tensor.is_floating_point() and _trains(name, tensor, chosen, trainable)
+        trains = tensor.is_floating_point() and is_weight(name, tensor, chosen, trainable)
         if not trains and tensor.dim() <= 1 and tensor.numel() <= _SMALL and _is_plain(tensor):
             self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
             return
@@ -265,33 +246,6 @@ class OnnxModel(nn.Module):
 def _is_plain(tensor: Tensor) -> bool:
     """Whole numbers, or a single float: what operators want to know while they are traced."""
     return tensor.dtype == torch.int64 or (tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64))
-
-
-def _trains(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bool:
-    if callable(trainable):
-        return bool(trainable(name, tensor))
-    if trainable is not None:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
-    if name not in chosen:
-        return False
-    return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
-
-
-def _weights(graph: Any) -> set[str]:
-    """Names of initializers that are read as weights; `name\\0weight` marks those that may have one element."""
-    source: dict[str, str] = {t.name: t.name for t in graph.initializer}
-    found: set[str] = set()
-    for node in graph.node:
-        if node.op_type in _MOVES and node.input and node.input[0] in source and node.output:
-            source[node.output[0]] = source[node.input[0]]
-        slots = _WEIGHTS.get(node.op_type, (0, 1) if node.op_type in _TERMS else ())
-        for slot in slots:
-            if slot < len(node.input) and node.input[slot] in source:
-                name = source[node.input[slot]]
-                found.add(name)
-                if node.op_type in _WEIGHTS and node.op_type != "Gather":
-                    found.add(f"{name}\0weight")
-    return found
 
 
 def _attribute(attribute: Any) -> Any:
