@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 import lfpgraph
 from lfpgraph.composites import get_composite
+from lfpgraph.errors import one_line
 from lfpgraph.plan import make_plan
 from lfpgraph.propagate import run_backward, run_forward
 from lfpgraph.reports.classes import arrivals, classify_nodes
@@ -78,7 +79,7 @@ def measure(model_type: str, builder: Any) -> dict[str, Any]:
                 row |= _wrapped(model, inputs)
                 row["wrap_s"] = round(time.perf_counter() - start, 2)
     except Exception as error:
-        row["error"] = f"{stage}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        row["error"] = f"{stage}: {type(error).__name__}: {one_line(error, 300)}"
     return row
 
 

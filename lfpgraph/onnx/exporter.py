@@ -19,13 +19,13 @@ from ..errors import InputError, OnnxError
 from ..trace.flat import original_forward, state_tensors
 from .builder import Builder, Value
 from .optimizers import OPTIMIZERS
+from .ort_files import METADATA
 from .step import REWARDS, Step, trace_forward, trace_step
 from .translate import tensor_info, translate, value_of
 
 __all__ = ["call_of", "export_forward", "export_training_step", "input_names"]
 
 log = logging.getLogger("lfpgraph")
-METADATA = "lfpgraph.training_step"
 
 
 @dataclass

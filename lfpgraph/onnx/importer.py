@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import OnnxError
+from ..errors import OnnxError, one_line
 from ..trace.capture import quiet
 from ..trace.flat import is_tracing
 from . import (  # noqa: F401  (they fill the table)
@@ -56,9 +56,7 @@ def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str
     except OnnxError:
         raise
     except Exception as error:
-        raise OnnxError(
-            f"the ONNX file is broken: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise OnnxError(f"the ONNX file is broken: {type(error).__name__}: {one_line(error)}") from error
 
 
 class _Step(nn.Module):
@@ -178,8 +176,8 @@ class OnnxModel(nn.Module):
             except Exception as error:
                 if is_tracing():
                     raise
-                text = " ".join(str(error).split())[:200]
-                raise OnnxError(f"{self.steps[title]} ({title}) cannot run on these inputs: {text}") from error
+                message = f"{self.steps[title]} ({title}) cannot run on these inputs: {one_line(error)}"
+                raise OnnxError(message) from error
             made = found if isinstance(found, tuple | list) else (found,)
             if look is not None:
                 look(made)
