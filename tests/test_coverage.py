@@ -279,7 +279,7 @@ def test_tables() -> None:
 def test_large_models_are_never_made_with_weights() -> None:
     """Where a constructor needs values, only a model that fits is built with them."""
     from lfpgraph.errors import TargetError
-    from lfpgraph.model_targets import _weightless
+    from lfpgraph.weightless import weightless
 
     made: list[str] = []
 
@@ -292,6 +292,6 @@ def test_large_models_are_never_made_with_weights() -> None:
     with pytest.raises(
         TargetError, match=r"big cannot be built without weights, and has 1,600,040,000 of them: needs values"
     ):
-        _weightless("big", lambda: build(40_000))
+        weightless("big", lambda: build(40_000))
     assert made == ["cpu", "cpu", "meta"]
-    assert type(_weightless("small", lambda: build(4)).model.weight.data) is torch.Tensor
+    assert type(weightless("small", lambda: build(4)).model.weight.data) is torch.Tensor
