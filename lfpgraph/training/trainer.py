@@ -7,11 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..composites import Composite
@@ -25,33 +23,12 @@ from .logs import Bar, Logger, make_loggers
 from .metrics import Metric, named_metrics
 from .objective import Objective
 from .saving import Position, begin, save
-from .setup import make_optimizer, make_scheduler
+from .setup import check_counts, check_rhythms, make_optimizer, make_scheduler, waits_for_metric
 from .state import set_random_state
 from .step import Stepper
-from .stops import Asked, Best, until_asked
+from .stops import Asked, Best, Outcome, until_asked
 
 __all__ = ["Outcome", "Trainer"]
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        steps, epochs: done in all, also before a resumption. seconds: of this call.
-        reason: "finished", or "no better ..." when it stopped early.
-        metrics: of the last evaluation. best, best_step: of the figure that is watched.
-        checkpoint: the newest one.
-    """
-
-    steps: int
-    epochs: int
-    seconds: float
-    reason: str
-    metrics: dict[str, float]
-    best: float | None
-    best_step: int
-    checkpoint: Path | None
 
 
 class Trainer:
@@ -141,12 +118,8 @@ class Trainer:
     ) -> None:
         accelerate = need("accelerate", "trainer", "lfpgraph.Trainer")
         need("safetensors", "trainer", "lfpgraph.Trainer")
-        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate), ("keep", keep)):
-            if not isinstance(value, int) or value < 1:
-                raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
-        for name, every in (("eval_every", eval_every), ("save_every", save_every)):
-            if every != "epoch" and not (isinstance(every, int) and every > 0):
-                raise TrainingError(f'{name}={every!r} is not known; give "epoch" or a number of steps')
+        check_counts(epochs=epochs, batch_size=batch_size, accumulate=accumulate, keep=keep)
+        check_rhythms(eval_every=eval_every, save_every=save_every)
         if (patience is not None or load_best) and eval_data is None:
             raise TrainingError("patience and load_best need eval_data")
         if load_best and folder is None:
@@ -304,7 +277,7 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"]
         where = f"step {at.step + 1} (epoch {at.epoch + 1}, batch {at.batch + 1})"
         loss, norm, seconds = self.stepper.run(group, where, self.asked, lambda: kept(self.checkpoints))
-        if self.scheduler is not None and not _waits_for_metric(self.scheduler):
+        if self.scheduler is not None and not waits_for_metric(self.scheduler):
             self.scheduler.step()
         at.step += 1
         at.batch += len(group)
@@ -327,7 +300,7 @@ class Trainer:
             raise TrainingError(f"monitor={self.best.name!r} is not among the figures: {', '.join(found)}")
         self.history.append(record)
         better = self.best.see(found[self.best.name], self.position.step)
-        if self.scheduler is not None and _waits_for_metric(self.scheduler):
+        if self.scheduler is not None and waits_for_metric(self.scheduler):
             self.scheduler.step(found[self.best.name])
         self._tell(record)
         if better and self.load_best:
@@ -346,7 +319,3 @@ class Trainer:
         self.asked.signal = 0
         saved = f"; {self.save()} holds it: go on with train(resume=True)" if self.folder is not None else ""
         raise TrainingInterrupted(f"stopped by {name} after step {self.position.step}{saved}")
-
-
-def _waits_for_metric(scheduler: Any) -> bool:
-    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
