@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from ..errors import InputError, TrainingError
+from .extras import need
 
-__all__ = ["check_counts", "check_rhythms", "make_optimizer", "make_scheduler", "waits_for_metric"]
+__all__ = ["check_counts", "check_rhythms", "make_accelerator", "make_optimizer", "make_scheduler", "waits_for_metric"]
 
 _SCHEDULES: dict[str, Callable[[Optimizer, int], Any]] = {
     "constant": lambda o, steps: lr_scheduler.ConstantLR(o, factor=1.0, total_iters=1),
@@ -35,6 +36,21 @@ def check_rhythms(**settings: Any) -> None:
     for name, every in settings.items():
         if every != "epoch" and not (isinstance(every, int) and every > 0):
             raise TrainingError(f'{name}={every!r} is not known; give "epoch" or a number of steps')
+
+
+def make_accelerator(mixed_precision: str | None, device: str | None) -> Any:
+    """The Accelerator of a run; with device "cpu" it keeps off accelerators.
+
+    Raises:
+        MissingPackageError: accelerate is not installed. TrainingError: it refuses the precision.
+    """
+    accelerate = need("accelerate", "trainer", "lfpgraph.Trainer")
+    try:
+        return accelerate.Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+    except ValueError as error:
+        raise TrainingError(
+            f"accelerate refuses mixed_precision={mixed_precision!r}, device={device!r}: {error}"
+        ) from error
 
 
 def make_optimizer(given: Any, model: nn.Module, lr: float) -> Optimizer:

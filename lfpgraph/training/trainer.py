@@ -23,7 +23,7 @@ from .logs import Bar, Logger, make_loggers
 from .metrics import Metric, named_metrics
 from .objective import Objective
 from .saving import Position, begin, save
-from .setup import check_counts, check_rhythms, make_optimizer, make_scheduler, waits_for_metric
+from .setup import check_counts, check_rhythms, make_accelerator, make_optimizer, make_scheduler, waits_for_metric
 from .state import set_random_state
 from .step import Stepper
 from .stops import Asked, Best, Outcome, until_asked
@@ -116,25 +116,20 @@ class Trainer:
         workers: int = 0,
         collate: Callable[..., Any] | None = None,
     ) -> None:
-        accelerate = need("accelerate", "trainer", "lfpgraph.Trainer")
-        need("safetensors", "trainer", "lfpgraph.Trainer")
+        for package in ("accelerate", "safetensors"):
+            need(package, "trainer", "lfpgraph.Trainer")
         check_counts(epochs=epochs, batch_size=batch_size, accumulate=accumulate, keep=keep)
         check_rhythms(eval_every=eval_every, save_every=save_every)
         if (patience is not None or load_best) and eval_data is None:
             raise TrainingError("patience and load_best need eval_data")
         if load_best and folder is None:
             raise TrainingError("load_best needs a folder, where the best checkpoint is kept")
-        try:
-            self.accelerator = accelerate.Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
-        except ValueError as error:
-            raise TrainingError(
-                f"accelerate refuses mixed_precision={mixed_precision!r}, device={device!r}: {error}"
-            ) from error
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.accelerator = make_accelerator(mixed_precision, device)
         common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "workers": workers, "collate": collate}
-        common |= {"rank": rank, "world": world}
-        self.batches = Batches(train_data, "train_data", shuffle=True, **common)
-        self.eval_batches = None if eval_data is None else Batches(eval_data, "eval_data", shuffle=False, **common)
+        self.batches = self._batches(train_data, "train_data", shuffle=True, **common)
+        self.eval_batches = (
+            None if eval_data is None else self._batches(eval_data, "eval_data", shuffle=False, **common)
+        )
         self.objective = Objective(loss, reward, step, labels)
         self.metrics = named_metrics(metrics)
         self.model = model
@@ -158,6 +153,10 @@ class Trainer:
         self.asked = Asked()
         self.epoch_state: Any = None
         self.takers: list[Any] = []
+
+    def _batches(self, data: Any, name: str, **options: Any) -> Batches:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return Batches(data, name, rank=rank, world=world, **options)
 
     @property
     def checkpoints(self) -> Path | None:
@@ -249,9 +248,9 @@ class Trainer:
         """
         batches = self.eval_batches
         if data is not None:
-            rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            common: dict[str, Any] = {"seed": 0, "workers": 0, "collate": None, "rank": rank, "world": world}
-            batches = Batches(data, "the evaluation data", batch_size=256, shuffle=False, **common)
+            batches = self._batches(
+                data, "the evaluation data", batch_size=256, shuffle=False, seed=0, workers=0, collate=None
+            )
         if batches is None:
             raise TrainingError("there is nothing to evaluate on: give the Trainer eval_data, or evaluate() its data")
         return evaluate(self.accelerator, self.model, batches, self.objective, self.metrics)
