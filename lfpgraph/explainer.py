@@ -26,7 +26,7 @@ from .trace.flat import flatten_input
 from .trace.graph import is_float, module_path
 from .trace.sizes import Sizes
 
-__all__ = ["Explainer", "Found", "explainer_of", "has_output"]
+__all__ = ["Explainer", "Found", "explainer_of"]
 
 aten = torch.ops.aten
 _MOST = 8  # kept for each model
@@ -260,11 +260,6 @@ def _named(graph: OpGraph, name: str) -> fx.Node:
         return ends[-1]
     modules = sorted({module_path(n) for n in graph.operations()} - {""})
     raise AttributionError(f"record={name!r} is no module or node of the graph; modules: {', '.join(modules[:20])}")
-
-
-def has_output(graph: OpGraph, module: str) -> bool:
-    """Whether a module has a float result that others use, which `record` can name."""
-    return bool(_ends(graph, module))
 
 
 def _ends(graph: OpGraph, module: str) -> list[fx.Node]:
