@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .composites import Composite, get_composite
-from .errors import NonFiniteError, RewardError
+from .errors import InputError, NonFiniteError, RewardError
 from .numerics import ZERO_REWARD, stabilize
 from .plan import make_plan
 from .propagate import run_backward, run_forward
 from .trace import OpGraph, trace
-from .trace.flat import state_tensors
+from .trace.flat import arguments_of, state_tensors
 from .trace.graph import is_float
 
 __all__ = ["feedback"]
@@ -48,7 +47,7 @@ def feedback(
     Raises:
         RewardError: the reward does not fit. TraceError, NoRuleError, InputError: as for `wrap`.
     """
-    args, kwargs = _call(inputs)
+    args, kwargs = arguments_of(inputs, InputError)
     graph = trace(model, args, kwargs, fallback=fallback)
     state = state_tensors(model)
     nodes = graph.placeholder_nodes
@@ -79,14 +78,6 @@ def feedback(
         else:
             answer[names[placeholder.target]] = rewards[placeholder_node]
     return answer
-
-
-def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return tuple(inputs), {}
 
 
 def _input_names(args: Any, kwargs: Any) -> list[str]:

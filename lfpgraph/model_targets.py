@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import TargetError, first_line
 from .model_targets_hf import builders_of, config_file, model_type, near, transformers_library
 from .targets import load_target
+from .trace.flat import arguments_of
 from .weightless import LARGEST_REAL, ModelTarget, weightless
 
 __all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
@@ -86,11 +86,7 @@ def _function(target: str) -> ModelTarget:
 
 def _split_inputs(inputs: Any) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
     """Inputs as a user writes them (tensor, tuple, dict, or None) as args and kwargs."""
-    if inputs is None:
-        return None, None
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+    return (None, None) if inputs is None else arguments_of(inputs, TargetError)
 
 
 def _zoo(target: str) -> ModelTarget:

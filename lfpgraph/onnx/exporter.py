@@ -16,14 +16,14 @@ from torch.utils import _pytree as pytree
 
 from ..composites import Composite, get_composite
 from ..errors import InputError, OnnxError
-from ..trace.flat import original_forward, state_tensors
+from ..trace.flat import arguments_of, original_forward, state_tensors
 from .builder import Builder, Value
 from .optimizers import OPTIMIZERS
 from .ort_files import METADATA
 from .step import REWARDS, Step, trace_forward, trace_step
 from .translate import tensor_info, translate, value_of
 
-__all__ = ["call_of", "export_forward", "export_training_step", "input_names"]
+__all__ = ["export_forward", "export_training_step", "input_names"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -88,7 +88,7 @@ def export_training_step(
         TraceError, NoRuleError, InputError: as for `wrap`.
     """
     path = Path(path)
-    args, kwargs = call_of(example)
+    args, kwargs = arguments_of(example, InputError)
     chosen = _optimizer_options(reward, optimizer, parameters, options)
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
     names = input_names(model, args, kwargs)
@@ -115,20 +115,9 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
     The companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
     """
     path = Path(path)
-    args, kwargs = call_of(example)
+    args, kwargs = arguments_of(example, InputError)
     _forward_graph(model, args, kwargs, input_names(model, args, kwargs)).save(path, {}, external_data)
     return path
-
-
-def call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that an example stands for."""
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, Sequence) and not isinstance(example, str):
-        return tuple(example), {}
-    raise InputError(f"an example is a tensor, a tuple or a dict of tensors, not {type(example).__name__}")
 
 
 def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Mapping[str, float] | None) -> Any:

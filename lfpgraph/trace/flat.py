@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
+from ..errors import LfpGraphError
+
 __all__ = [
     "FlatModel",
+    "arguments_of",
     "fill_slots",
     "flatten_input",
     "flatten_output",
@@ -52,6 +55,17 @@ def tracing() -> Iterator[None]:
 
 def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
     return function(*args)
+
+
+def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping; `error` is raised for anything else."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        return tuple(inputs), {}
+    raise error(f"inputs must be a tensor, a tuple or a dict, not {type(inputs).__name__}")
 
 
 def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
