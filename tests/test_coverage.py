@@ -19,28 +19,8 @@ from lfpgraph.reports.analysis import analyse
 from lfpgraph.reports.classes import CLASSES
 from lfpgraph.reports.drawing import drawn_graph, write_graph
 
+from .custom_ops import opaque, triple
 from .helpers import run_cli
-
-
-@torch.library.custom_op("lfptest::opaque", mutates_args=())
-def opaque(x: Tensor) -> Tensor:
-    """An operation without rule and without derivative."""
-    return x * 2
-
-
-@opaque.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("lfptest::triple", mutates_args=())
-def triple(x: Tensor) -> Tensor:
-    """An operation without rule, with a derivative."""
-    return x * 3
-
-
-triple.register_fake(lambda x: torch.empty_like(x))
-triple.register_autograd(lambda ctx, g: g * 3)
 
 
 class Residual(nn.Module):

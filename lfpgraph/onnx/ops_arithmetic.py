@@ -14,11 +14,16 @@ from .registry import translates
 aten = torch.ops.aten
 
 
+def _with_times(b: Builder, kind: str, x: Any, y: Any, alpha: float, dtype: torch.dtype) -> Any:
+    """x and alpha times y."""
+    scaled = b.op("Mul", operand(b, y, dtype), scalar(b, alpha, dtype))
+    return b.op(kind, operand(b, x, dtype), scaled)
+
+
 @translates(aten.add.Tensor, aten.add.Scalar)
 def add(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
     if alpha != 1:
-        y = b.op("Mul", operand(b, y, result.dtype), scalar(b, alpha, result.dtype))
-        return b.op("Add", operand(b, x, result.dtype), y)
+        return _with_times(b, "Add", x, y, alpha, result.dtype)
     if isinstance(y, float | int) and y == 0:  # adding zero changes minus zero alone
         return operand(b, x, result.dtype)
     return binary(b, "Or" if result.dtype == torch.bool else "Add", x, y, result.dtype)
@@ -27,8 +32,7 @@ def add(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
 @translates(aten.sub.Tensor, aten.sub.Scalar)
 def sub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
     if alpha != 1:
-        y = b.op("Mul", operand(b, y, result.dtype), scalar(b, alpha, result.dtype))
-        return b.op("Sub", operand(b, x, result.dtype), y)
+        return _with_times(b, "Sub", x, y, alpha, result.dtype)
     return binary(b, "Sub", x, y, result.dtype)
 
 
