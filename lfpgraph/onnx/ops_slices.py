@@ -49,14 +49,13 @@ def flip(b: Builder, result: Any, x: Value, axes: Sequence[int]) -> Any:
 
 @translates(aten.roll.default)
 def roll(b: Builder, result: Any, x: Value, shifts: Sequence[int], axes: Sequence[int] = ()) -> Any:
-    value: Any = x.name
-    if not axes:
-        value, axes = b.op("Reshape", x, b.ints(-1)), [0]
-    for shift, axis in zip(shifts, axes):
+    flat = not axes  # then all entries are one row
+    value: Any = b.op("Reshape", x, b.ints(-1)) if flat else x.name
+    for shift, axis in zip(shifts, [0] if flat else axes):
         if shift:
             parts = [cut(b, value, axis % x.rank, -shift, _LAST), cut(b, value, axis % x.rank, 0, -shift)]
             value = b.op("Concat", *parts, axis=axis % x.rank)
-    return value if len(axes) != 1 or x.rank == 1 else value
+    return b.op("Reshape", value, b.op("Shape", x)) if flat else value
 
 
 @translates(aten.slice_backward.default)
