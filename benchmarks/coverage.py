@@ -16,6 +16,7 @@ import torch
 from lfpgraph.models_zoo import ZOO
 from rich.progress import track
 
+from lfpgraph.errors import one_line
 from lfpgraph.model_targets import resolve_model
 from lfpgraph.reports.table import count
 from lfpgraph.reports.variants import first_report
@@ -34,7 +35,7 @@ def measure(name: str) -> dict[str, Any]:
     try:
         data = first_report(resolve_model("zoo:" + name)).to_json()
     except Exception as error:
-        return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        return row | {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
     row |= {"form": data["model"].removeprefix(name).strip(" ()"), "tracer": data["trace"]["tracer"]}
     row |= {key: data["nodes"][key] for key in data["nodes"]}
     row |= {"bearing": data["summary"]["reward_bearing_nodes"], "flops": data["summary"]["flops"]}

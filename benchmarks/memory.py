@@ -13,26 +13,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.kept import kept_bytes
 from benchmarks.models import build
 from benchmarks.resident import peak_growth
 from benchmarks.sides import SIDES
-
-
-def _saved_bytes(run: Any, known: list[torch.Tensor]) -> int:
-    """Bytes of the storages kept for backward."""
-    storages: dict[int, tuple[int, Any]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = (storage.nbytes(), storage)
-        return tensor
-
-    for tensor in known:
-        pack(tensor)
-    before = sum(size for size, _ in storages.values())
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(size for size, _ in storages.values()) - before
 
 
 def measure(name: str, side: str, device: str = "cpu", steps: int = 3) -> dict[str, Any]:
@@ -52,7 +36,7 @@ def measure(name: str, side: str, device: str = "cpu", steps: int = 3) -> dict[s
     for _ in range(2):
         run()
         clear()
-    row["saved"] = _saved_bytes(run, known)
+    row["saved"] = kept_bytes(run, known)
     clear()
 
     def several() -> None:

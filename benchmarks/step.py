@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.models import MODELS, build
 from benchmarks.sides import SIDES
+from lfpgraph.errors import one_line
 
 WARM_UP = 3
 
@@ -53,7 +54,7 @@ def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budg
             row["first_s"][side] = step(side)
         except Exception as error:
             running.pop(side, None)
-            row["errors"][side] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            row["errors"][side] = f"{type(error).__name__}: {one_line(error)}"
     if not running:
         return row | {"rounds": 0, "step_s": {}, "ratio": {}}
     for _ in range(WARM_UP - 1):

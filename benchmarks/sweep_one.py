@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import lfpgraph
 from lfpgraph.composites import get_composite
+from lfpgraph.errors import one_line
 from lfpgraph.plan import make_plan
 from lfpgraph.propagate import run_backward, run_forward
 from lfpgraph.reports.classes import arrivals, classify_nodes
 from lfpgraph.trace import OpGraph, trace
-from lfpgraph.trace.flat import FlatModel, flatten_output
+from lfpgraph.trace.flat import FlatModel, flatten_output, input_tensors, state_tensors
 from lfpgraph.trace.graph import is_float
 
 __all__ = ["default_builder", "is_wrapped_too", "measure"]
@@ -79,7 +79,7 @@ def measure(model_type: str, builder: Any) -> dict[str, Any]:
                 row |= _wrapped(model, inputs)
                 row["wrap_s"] = round(time.perf_counter() - start, 2)
     except Exception as error:
-        row["error"] = f"{stage}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        row["error"] = f"{stage}: {type(error).__name__}: {one_line(error, 300)}"
     return row
 
 
@@ -99,13 +99,10 @@ def _coverage(graph: OpGraph) -> dict[str, Any]:
 
 def _step(graph: OpGraph, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The largest difference between our gradients and autograd's, relative to the largest gradient; is LFP finite?"""
-    tensors = [t for t in pytree.tree_leaves(((), inputs)) if isinstance(t, Tensor)]
+    tensors = input_tensors((), inputs)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     signals, expected = _autograd(model, inputs, tensors, parameters)
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
-    values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
-    values = [v.detach() if isinstance(v, Tensor) else v for v in values]
+    state, values = state_tensors(model), graph.values_of_call(model, (), inputs)
     found = _walk(graph, "gradient", values, signals, state)
     worst = _difference({name: found.get(id(p)) for name, p in parameters.items()}, expected, parameters)
     feedback = _walk(graph, "lfp-epsilon", values, signals, state)
@@ -131,7 +128,7 @@ def _difference(
 
 def _wrapped(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The same difference for the wrapped model: open sizes where they go, the program's two graphs, `.grad`."""
-    tensors = [t for t in pytree.tree_leaves(((), inputs)) if isinstance(t, Tensor)]
+    tensors = input_tensors((), inputs)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     signals, expected = _autograd(model, inputs, tensors, parameters)
     if not signals:

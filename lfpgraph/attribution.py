@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from .composites import Composite
 from .errors import AttributionError
 from .explainer import Found, explainer_of
-from .trace.flat import flatten_input
+from .trace.flat import arguments_of, flatten_input
 
 __all__ = ["Attribution", "attribute"]
 
@@ -111,13 +111,7 @@ def attribute(
 
 def call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping."""
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    raise AttributionError(f"inputs must be a tensor, a tuple or a dict, not {type(inputs).__name__}")
+    return arguments_of(inputs, AttributionError)
 
 
 def _like(inputs: Any, args: Any, kwargs: Any, found: Found) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .attribution import call_of
 from .composites import Composite, Ruleset, get_composite
@@ -17,7 +17,6 @@ from .plan import make_plan
 from .propagate import Call, run_backward, run_forward
 from .sums import reward_of
 from .trace import trace
-from .trace.flat import input_tensors
 from .trace.graph import ACTIVE, is_float, module_path
 from .trace.verify import disagreement
 from .units import Unit
@@ -83,10 +82,7 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
             if p.kind == "input" and is_float(n.meta.get("val"))
         }
         plan = make_plan(graph, rules, wanted)
-        state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        sources: dict[str, Any] = {"input": input_tensors(args, kwargs), "constant": graph.constants}
-        values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
-        _, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
+        _, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
         output = next(n for n in graph.user_output_nodes if n in plan.wanted and n.meta["val"].dim() > 0)
         comparison = _Comparison(rules)
         signal = torch.linspace(0.5, 1.5, env[output].numel(), dtype=env[output].dtype, device=env[output].device)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_reports import Target, writable
-from .errors import TargetError
+from .errors import TargetError, one_line
 
 __all__ = ["register"]
 
@@ -102,4 +102,4 @@ def _load(model: Any, path: Path) -> None:
     try:
         load_model(model, str(path))
     except Exception as error:  # OSError, SafetensorError, RuntimeError of a missing name
-        raise TargetError(f"{path} does not fit the model: {' '.join(str(error).split())[:300]}") from error
+        raise TargetError(f"{path} does not fit the model: {one_line(error, 300)}") from error

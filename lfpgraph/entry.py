@@ -26,15 +26,7 @@ class Entry:
 
     def values(self, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> list[Any]:
         """The placeholders' values for this call."""
-        result: list[Any] = []
-        for placeholder in self.graph.placeholders:
-            if placeholder.kind == "input":
-                result.append(tensors[placeholder.target])
-            elif placeholder.kind == "constant":
-                result.append(self.graph.constants[placeholder.target])
-            else:
-                result.append(state[placeholder.target])
-        return result
+        return self.graph.values(tensors, state)
 
 
 def key_of(modes: tuple[bool, ...], leaves: Sequence[Any], spec: Any, state: Mapping[str, Tensor]) -> Any:

@@ -1,4 +1,7 @@
-"""Exceptions a user of lfpgraph can meet. Every message names what failed, where, and what to do."""
+"""Exceptions a user of lfpgraph can meet. Every message names what failed, where, and what to do.
+
+With them what quotes other errors in such a message.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "WrapError",
+    "first_line",
+    "one_line",
 ]
 
 
@@ -99,3 +104,13 @@ class MissingPackageError(LfpGraphError, ImportError):
 
 class OnnxError(LfpGraphError):
     """An ONNX file that cannot be read, run or trained, or a model or training step that has no ONNX form."""
+
+
+def one_line(error: Exception, most: int = 200) -> str:
+    """A message of any length as one line of at most so many characters, to be quoted in another."""
+    return " ".join(str(error).split())[:most]
+
+
+def first_line(error: Exception | None, most: int = 300) -> str:
+    """The first line of a message that is not empty, at most so many characters of it."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:most]

@@ -22,11 +22,11 @@ from .plan import make_plan
 from .program import make_program
 from .registry import find_rule
 from .trace import OpGraph
-from .trace.flat import fill_slots, flatten_input
+from .trace.flat import flatten_input
 from .trace.graph import is_float, module_path
 from .trace.sizes import Sizes
 
-__all__ = ["Explainer", "Found", "explainer_of", "has_output", "rebuilt"]
+__all__ = ["Explainer", "Found", "explainer_of"]
 
 aten = torch.ops.aten
 _MOST = 8  # kept for each model
@@ -123,9 +123,9 @@ class Explainer(FeedbackForward):
             results = program.call_forward(*entry.values(tensors, {k: _plain(v) for k, v in state.items()}))
             outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
             del results
-            first = len(graph.mutations) + len(graph.input_mutations)
-            users = outputs[first:]
-            signals = target_signals(target, users, lambda values: rebuilt(graph, values))
+            users = list(graph.user_outputs(outputs))
+            first = len(outputs) - len(users)
+            signals = target_signals(target, users, graph.rebuild)
             given = [signals[i - first] for i in program.signal_outputs]
             missing = [s is None for s in given]
             if all(missing):
@@ -227,12 +227,6 @@ def _sum(before: Tensor | None, value: Tensor) -> Tensor:
     return value if before is None else before + value
 
 
-def rebuilt(graph: OpGraph, values: Sequence[Any]) -> Any:
-    """The model's own output structure."""
-    leaves = [values[item] if kind == "tensor" else fill_slots(item, values) for kind, item in graph.out_leaves]
-    return pytree.tree_unflatten(leaves, graph.out_spec)
-
-
 _LOOKUPS = {aten.embedding.default}
 _FOLLOWED = {"view", "cast"}
 
@@ -267,11 +261,6 @@ def _named(graph: OpGraph, name: str) -> fx.Node:
         return ends[-1]
     modules = sorted({module_path(n) for n in graph.operations()} - {""})
     raise AttributionError(f"record={name!r} is no module or node of the graph; modules: {', '.join(modules[:20])}")
-
-
-def has_output(graph: OpGraph, module: str) -> bool:
-    """Whether a module has a float result that others use, which `record` can name."""
-    return bool(_ends(graph, module))
 
 
 def _ends(graph: OpGraph, module: str) -> list[fx.Node]:

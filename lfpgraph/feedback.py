@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .composites import Composite, get_composite
-from .errors import NonFiniteError, RewardError
+from .errors import InputError, NonFiniteError, RewardError
 from .numerics import ZERO_REWARD, stabilize
 from .plan import make_plan
 from .propagate import run_backward, run_forward
-from .trace import trace
+from .trace import OpGraph, trace
+from .trace.flat import arguments_of, state_tensors
 from .trace.graph import is_float
 
 __all__ = ["feedback"]
@@ -47,21 +47,19 @@ def feedback(
     Raises:
         RewardError: the reward does not fit. TraceError, NoRuleError, InputError: as for `wrap`.
     """
-    args, kwargs = _call(inputs)
+    args, kwargs = arguments_of(inputs, InputError)
     graph = trace(model, args, kwargs, fallback=fallback)
-    tensors = [leaf.detach() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    state = state_tensors(model)
     nodes = graph.placeholder_nodes
     kinds = list(zip(nodes, graph.placeholders))
     wanted = {n for n, p in kinds if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta.get("val")))}
     chosen = get_composite(composite)
     plan = make_plan(graph, chosen, wanted, on_missing)
-    lookup: dict[str, Mapping[Any, Any]] = {"input": dict(enumerate(tensors)), "constant": graph.constants}
-    values = [lookup.get(p.kind, state)[p.target] for p in graph.placeholders]
+    values = graph.values_of_call(model, args, kwargs)
     plan.wake(values)
     with torch.no_grad():
-        outputs, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
-        node, output = _rewarded(graph.output_nodes, graph.user_output_nodes, outputs)
+        outputs, calls, env = run_forward(plan, values)
+        node, output = _rewarded(graph, outputs)
         given = _reward(reward, output, check)
         epsilon = chosen.default.epsilon or 1e-12
         signal = given / torch.where(output == 0, ZERO_REWARD, stabilize(output, epsilon))
@@ -82,14 +80,6 @@ def feedback(
     return answer
 
 
-def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return tuple(inputs), {}
-
-
 def _input_names(args: Any, kwargs: Any) -> list[str]:
     names = []
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
@@ -101,9 +91,8 @@ def _input_names(args: Any, kwargs: Any) -> list[str]:
     return names
 
 
-def _rewarded(nodes: list[Any], user_nodes: list[Any], outputs: list[Any]) -> tuple[fx.Node, Tensor]:
-    offset = len(nodes) - len(user_nodes)
-    for node, value in zip(user_nodes, outputs[offset:]):
+def _rewarded(graph: OpGraph, outputs: list[Any]) -> tuple[fx.Node, Tensor]:
+    for node, value in zip(graph.user_output_nodes, graph.user_outputs(outputs)):
         if isinstance(node, fx.Node) and is_float(value) and value.dim() > 0:
             return node, value
     raise RewardError("the model has no float output with at least one dimension to give the reward to.")

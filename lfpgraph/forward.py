@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
 
 from .composites import Composite, log_unmoved
 from .entry import Entry, key_of
@@ -21,8 +18,9 @@ from .errors import InputError, LfpGraphError, NonFiniteError
 from .function import run_program
 from .plan import make_plan
 from .program import make_program
+from .standin import StandIn
 from .trace import OpGraph, trace
-from .trace.flat import fill_slots, flatten_input, is_tracing
+from .trace.flat import flatten_input, is_tracing
 from .trace.verify import computes_the_same
 
 __all__ = ["FeedbackForward", "no_autocast", "survey"]
@@ -31,7 +29,7 @@ log = logging.getLogger("lfpgraph")
 _MAX_PROGRAMS = 32
 
 
-class FeedbackForward:
+class FeedbackForward(StandIn):
     """Takes the place of `model.forward`: the same call, the same outputs, feedback on `.backward()`.
 
     Programs are kept per structure of the call (input tree, dtypes, ranks, modes, what requires a signal) and reused
@@ -45,32 +43,15 @@ class FeedbackForward:
         options: Mapping[str, Any],
         programs: dict[Any, list[Entry]] | None = None,
     ) -> None:
-        self.model = model
-        self.replaced = model.__dict__.get("forward")
+        super().__init__(model)
         self.composite = composite
         self.options = dict(options)
         self.programs: dict[Any, list[Entry]] = {} if programs is None else programs
         self.trusted: set[Entry] = set()
         self.traces = 0
-        functools.update_wrapper(self, type(model).forward, updated=())
-
-    @property
-    def original(self) -> Callable[..., Any]:
-        """The model's own forward."""
-        return self.replaced if self.replaced is not None else type(self.model).forward.__get__(self.model)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        state.pop("__wrapped__", None)
-        return {**state, "programs": {}, "trusted": set(), "traces": 0}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        functools.update_wrapper(self, type(state["model"]).forward, updated=())
+        return {**super().__getstate__(), "programs": {}, "trusted": set(), "traces": 0}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_tracing() or not torch.is_grad_enabled():
@@ -172,15 +153,14 @@ class FeedbackForward:
                     state[name].copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 tensors[position].copy_(value)
-        results = outputs[len(graph.mutations) + len(graph.input_mutations) :]
+        results = graph.user_outputs(outputs)
         if self.options["check"]:
             for result in results:
                 if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                     raise NonFiniteError(
                         f"{type(self.model).__name__} returned NaN or infinity; no feedback was given."
                     )
-        leaves = [results[item] if kind == "tensor" else fill_slots(item, results) for kind, item in graph.out_leaves]
-        return pytree.tree_unflatten(leaves, graph.out_spec)
+        return graph.rebuild(results)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .composites import Composite, Ruleset, register_composite
+from .rules.linear import CHANNEL_CONVOLUTIONS
 
 __all__ = ["hebb", "oja"]
 
@@ -50,10 +51,7 @@ def oja(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
 
 
 _COLUMNS = (aten.mm.default, aten.addmm.default)
-_LAYERS = (
-    *_COLUMNS, aten.linear.default, aten.convolution.default, aten.conv1d.default, aten.conv1d.padding,
-    aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default, aten.conv3d.padding,
-)  # fmt: skip
+_LAYERS = (*_COLUMNS, aten.linear.default, *CHANNEL_CONVOLUTIONS)
 
 
 def _plain_for_transposed(rule: Callable[..., Signals]) -> Callable[..., Signals]:

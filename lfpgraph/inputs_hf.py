@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .inputs import TensorMaker
 from .inputs_args import MAKERS, Sizes
 from .inputs_config import ConfigView
@@ -76,7 +76,7 @@ def transformers_inputs(model: nn.Module, make: TensorMaker, batch: int, length:
         found = {**candidate, **fixed}
         answer = _try(model, model, found)
         if isinstance(answer, Exception) and not isinstance(answer, _Unclear):
-            refused.append(f"{', '.join(candidate)}: {_first_line(answer)}")
+            refused.append(f"{', '.join(candidate)}: {_named(answer)}")
         else:
             return found
     tried = f"; tried {refused[0]}" if refused else ""
@@ -222,6 +222,5 @@ def _shapes_only(model: nn.Module) -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
 
 
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}"[:200]
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"[:200]

@@ -6,7 +6,8 @@ other devices, and for small tensors, the plain operations run. Results are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,7 @@ _SHORT = 512  # rows summed over, up to which a product waits for memory
 
 def scale_by_size(s: Tensor, w: Tensor) -> Tensor:
     """`s * abs(w)`, written over s."""
-    blocks = _blocks(s, w)
-    if blocks is None:
-        return s.mul_(w.abs())
-    for a, b, scratch in blocks:
+    for a, b, scratch in _blocks(s, w):
         a.mul_(torch.abs(b, out=scratch))
     return s
 
@@ -60,13 +58,7 @@ def add_rows(total: Tensor, s: Tensor, indices: Tensor, rows: int, padding: int,
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool, write: bool) -> Tensor:
     """`s - s * epsilon / (abs(z) + epsilon)`, with `write` over s. `positive`: z has no negative entry."""
     out = s if write else torch.empty_like(s)
-    blocks = _blocks(s, z, out)
-    if blocks is None:
-        size = z + epsilon if positive else z.abs().add_(epsilon)
-        return (
-            torch.addcdiv(s, s, size, value=-epsilon, out=out) if write else torch.addcdiv(s, s, size, value=-epsilon)
-        )
-    for a, b, c, scratch in blocks:
+    for a, b, c, scratch in _blocks(s, z, out):
         size = torch.add(b, epsilon, out=scratch) if positive else torch.abs(b, out=scratch).add_(epsilon)
         torch.addcdiv(a, a, size, value=-epsilon, out=c)
     return out
@@ -75,11 +67,7 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool, write: 
 def rectified_factor(s: Tensor, z: Tensor, epsilon: float, write: bool) -> Tensor:
     """The epsilon factor behind a relu with output z: `epsilon_factor` of s where z is positive, zero elsewhere."""
     out = s if write else torch.empty_like(s)
-    blocks = _blocks(s, z, out)
-    if blocks is None:
-        passed = aten.threshold_backward.default(s, z, 0)
-        return torch.addcdiv(passed, passed, z + epsilon, value=-epsilon, out=passed)
-    for a, b, c, scratch in blocks:
+    for a, b, c, scratch in _blocks(s, z, out):
         aten.threshold_backward.grad_input(a, b, 0, grad_input=c)
         torch.addcdiv(c, c, torch.add(b, epsilon, out=scratch), value=-epsilon, out=c)
     return out
@@ -89,31 +77,27 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float, write: bool
     """`s * z / (x + epsilon * sign(x))` with sign(0) = 1, with `write` over s."""
     unit = torch.full((), epsilon, dtype=x.dtype, device=x.device)
     out = s if write else torch.empty_like(s)
-    blocks = _blocks(s, x, z, out)
-    if blocks is None:
-        product = s.mul_(z) if write else s * z
-        return product.div_(torch.copysign(unit, x + 0.0).add_(x))
-    for a, b, c, d, scratch in blocks:
-        torch.copysign(unit, torch.add(b, 0.0, out=scratch), out=scratch).add_(b)
-        torch.mul(a, c, out=d).div_(scratch)
+    for a, b, c, d, scratch in _blocks(s, x, z, out):
+        size = torch.copysign(unit, torch.add(b, 0.0, out=scratch), out=scratch).add_(b)
+        torch.mul(a, c, out=d).div_(size)
     return out
 
 
-def _blocks(*tensors: Tensor) -> Iterator[list[Tensor]] | None:
-    """The tensors' common blocks and a scratch for each; None where blocks are of no use or do not line up."""
-    first = tensors[0]
+def _blocks(*tensors: Tensor) -> Iterable[Sequence[Any]]:
+    """The tensors' common blocks and a scratch for each; the whole and None where blocks are of no use or do not line up."""
+    first, whole = tensors[0], [(*tensors, None)]
     count = first.numel()
     if count <= _BLOCK or first.device.type != "cpu":
-        return None
+        return whole
     layout = torch.contiguous_format if first.is_contiguous() else torch.channels_last
     for t in tensors:
         same = t.dtype == first.dtype and t.shape == first.shape
         if not same or (layout is torch.channels_last and t.dim() != 4) or not t.is_contiguous(memory_format=layout):
-            return None
+            return whole
     return _cut(tensors, count)
 
 
-def _cut(tensors: tuple[Tensor, ...], count: int) -> Iterator[list[Tensor]]:
+def _cut(tensors: tuple[Tensor, ...], count: int) -> Iterator[Sequence[Any]]:
     flat = [t.as_strided((count,), (1,)) for t in tensors]
     scratch = torch.empty(_BLOCK, dtype=tensors[0].dtype)
     for start in range(0, count, _BLOCK):

@@ -10,35 +10,11 @@ import torch
 
 from .composites import Composite, Ruleset, register_composite
 from .rules import lrp, lrp_transformer
+from .rules.linear import CONVOLUTIONS, DENSE
 
 __all__ = ["CONVOLUTIONS", "DENSE", "deep_taylor", "epsilon_gamma_box", "layer_composite"]
 
 aten = torch.ops.aten
-CONVOLUTIONS = (
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.conv3d.padding,
-    aten.conv_tbc.default,
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-    aten.convolution.default,
-)
-DENSE = (
-    aten.addbmm.default,
-    aten.addmm.default,
-    aten.addmv.default,
-    aten.baddbmm.default,
-    aten.bmm.default,
-    aten.einsum.default,
-    aten.linear.default,
-    aten.matmul.default,
-    aten.mm.default,
-    aten.mv.default,
-)
 Handler = Callable[..., Any]
 _PLAIN: Mapping[Any, Handler] = {"normalisation": lrp_transformer.identity_norm}
 

@@ -11,7 +11,6 @@ but for the epsilon factor; a parameter used there gets its feedback, `abs(w) * 
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from torch import nn
 
 from .composites import Composite
 from .errors import WrapError
+from .standin import StandIn
 
 __all__ = ["RegionalForward", "blocks_of", "parts_of"]
 
@@ -83,8 +83,8 @@ def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-class RegionalForward:
-    """Takes the place of `model.forward` where the parts are wrapped; runs the model's own forward.
+class RegionalForward(StandIn):
+    """Takes the place of `model.forward` where the parts are wrapped; runs the model's own forward over wrapped parts.
 
     Args:
         model: the whole model.
@@ -100,8 +100,7 @@ class RegionalForward:
         wrap_part: Callable[[str, nn.Module, str | None], Any],
         composite: Composite,
     ) -> None:
-        self.model = model
-        self.replaced = model.__dict__.get("forward")
+        super().__init__(model)
         kinds = blocks_of(model) if blocks is None else _named(model, blocks)
         if not kinds:
             raise WrapError(
@@ -114,17 +113,7 @@ class RegionalForward:
             wrap_part(name, model.get_submodule(name), leader if leader != name else None)
         self.composite = composite
         self.hooks: list[Any] | None = None  # made at the first call, of a copy too
-        functools.update_wrapper(self, type(model).forward, updated=())
         log.info("%s in parts: %s", type(model).__name__, ", ".join(self.parts))
-
-    @property
-    def original(self) -> Callable[..., Any]:
-        """The model's own forward, over wrapped parts."""
-        return self.replaced if self.replaced is not None else type(self.model).forward.__get__(self.model)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
 
     @property
     def traces(self) -> int:
@@ -137,7 +126,7 @@ class RegionalForward:
         return self.original(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**{k: v for k, v in vars(self).items() if k != "__wrapped__"}, "hooks": None}
+        return {**super().__getstate__(), "hooks": None}
 
     def release(self) -> None:
         """Undo what was done to parameters between the parts."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from .norm_operations import MEANS, ROOTS, SPREADS
 from .registry import find_rule
 from .trace.graph import ACTIVE, WEIGHT, OpGraph, is_float
 
@@ -20,23 +21,8 @@ __all__ = ["Region", "active_positions", "find_regions"]
 
 aten = torch.ops.aten
 _MAX_RUN = 64
-_REDUCTIONS = {
-    aten.linalg_vector_norm.default,
-    aten.mean.dim,
-    aten.std.correction,
-    aten.sum.dim_IntList,
-    aten.var.correction,
-    aten.var.dim,
-}
-_ROOTS = {
-    aten.div.Tensor,
-    aten.linalg_vector_norm.default,
-    aten.pow.Tensor_Scalar,
-    aten.reciprocal.default,
-    aten.rsqrt.default,
-    aten.sqrt.default,
-    aten.std.correction,
-}
+_REDUCTIONS = MEANS | SPREADS
+_ROOTS = ROOTS | {aten.div.Tensor, aten.linalg_vector_norm.default, aten.std.correction}
 _EXPANSIONS = {aten.expand.default, aten.unsqueeze.default}
 
 

@@ -11,6 +11,7 @@ from .composites import Composite, get_composite
 from .errors import InputError, WrapError
 from .forward import FeedbackForward
 from .regional import RegionalForward
+from .standin import StandIn
 
 __all__ = ["is_wrapped", "unwrap", "wrap"]
 
@@ -72,7 +73,7 @@ def wrap(
     options = {"compile": compile, "share": share, "on_missing": on_missing, "fallback": fallback, "check": check}
     options["part"] = bool(regional)
     if not regional:
-        model.__dict__["forward"] = FeedbackForward(model, chosen, options)
+        FeedbackForward(model, chosen, options).place()
         return model
 
     for name, part in model.named_modules():
@@ -84,10 +85,10 @@ def wrap(
         shared = None
         if leader is not None and _alike(part, own, chosen.within(leader)):
             shared = model.get_submodule(leader).__dict__["forward"].programs
-        part.__dict__["forward"] = FeedbackForward(part, own, options, shared)
+        FeedbackForward(part, own, options, shared).place()
 
     blocks = None if regional is True else list(regional)  # type: ignore[arg-type]
-    model.__dict__["forward"] = RegionalForward(model, blocks, wrap_part, chosen)
+    RegionalForward(model, blocks, wrap_part, chosen).place()
     return model
 
 
@@ -105,19 +106,16 @@ def unwrap(model: nn.Module) -> nn.Module:
         WrapError: the model is not wrapped.
     """
     forward = model.__dict__.get("forward")
-    if not isinstance(forward, FeedbackForward | RegionalForward):
+    if not isinstance(forward, StandIn):
         raise WrapError(f"{type(model).__name__} is not wrapped.")
     if isinstance(forward, RegionalForward):
         forward.release()
         for name in forward.parts:
             unwrap(model.get_submodule(name))
-    if forward.replaced is None:
-        del model.__dict__["forward"]
-    else:
-        model.__dict__["forward"] = forward.replaced
+    forward.restore(model)
     return model
 
 
 def is_wrapped(model: nn.Module) -> bool:
     """Whether `wrap` is in effect on the model."""
-    return isinstance(model.__dict__.get("forward"), FeedbackForward | RegionalForward)
+    return isinstance(model.__dict__.get("forward"), StandIn)

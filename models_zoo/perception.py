@@ -138,8 +138,6 @@ AUDIO = [
     _hf("parakeet-ctc-0.6b", "audio", "ParakeetForCTC", encoder_config={"layerdrop": 0.0}),
 ]  # fmt: skip
 
-_SEEING = {"num_hidden_layers": 2, "image_size": 64}
-
 VISION_LANGUAGE = [
     _hf("clip-vit-b32", "vision-language", "CLIPModel", tiny={"vision_config": {"patch_size": 16}}),
     _hf("siglip-2-so400m", "vision-language", "SiglipModel", text_config={"vocab_size": 256000, "hidden_size": 1152,

@@ -16,24 +16,42 @@ from lfpgraph.registry import CONTRACTION, rows, rows_by_name
 aten = torch.ops.aten
 
 
+# Of x [n, c, ...] with weights [o, c, ...]; `convolution` may be a transposed one, by an argument.
+CHANNEL_CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+    aten.convolution.default,
+)
+CONVOLUTIONS = (
+    *CHANNEL_CONVOLUTIONS,
+    aten.conv_tbc.default,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+DENSE = (
+    aten.addbmm.default,
+    aten.addmm.default,
+    aten.addmv.default,
+    aten.baddbmm.default,
+    aten.bmm.default,
+    aten.einsum.default,
+    aten.linear.default,
+    aten.matmul.default,
+    aten.mm.default,
+    aten.mv.default,
+)
 # Position, among an operation's tensor arguments, of what is added to the product rather than multiplied.
-ADDEND = {
+ADDEND = dict.fromkeys(CONVOLUTIONS, 2) | {
     aten.addbmm.default: 0,
     aten.addmm.default: 0,
     aten.addmv.default: 0,
     aten.baddbmm.default: 0,
     aten.bilinear.default: 3,
-    aten.conv1d.default: 2,
-    aten.conv1d.padding: 2,
-    aten.conv2d.default: 2,
-    aten.conv2d.padding: 2,
-    aten.conv3d.default: 2,
-    aten.conv3d.padding: 2,
-    aten.conv_tbc.default: 2,
-    aten.conv_transpose1d.default: 2,
-    aten.conv_transpose2d.input: 2,
-    aten.conv_transpose3d.input: 2,
-    aten.convolution.default: 2,
     aten.linear.default: 2,
 }
 
@@ -53,32 +71,13 @@ rows(
     CONTRACTION,
     contraction,
     [
+        *CONVOLUTIONS,
+        *DENSE,
         aten._embedding_bag.default,
-        aten.addbmm.default,
-        aten.addmm.default,
-        aten.addmv.default,
-        aten.baddbmm.default,
         aten.bilinear.default,
-        aten.bmm.default,
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-        aten.conv_tbc.default,
-        aten.conv_transpose1d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
-        aten.convolution.default,
         aten.dot.default,
-        aten.einsum.default,
         aten.embedding.default,
         aten.linalg_cross.default,
-        aten.linear.default,
-        aten.matmul.default,
-        aten.mm.default,
-        aten.mv.default,
         aten.outer.default,
         aten.vdot.default,
     ],

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfpgraph.norm_operations import ROOTS, SPREADS
 from lfpgraph.numerics import identity_signal
 from lfpgraph.registry import find_rule
 
@@ -38,18 +39,7 @@ def detached_norm(node: Any, s: Any, *args: Any, **kwargs: Any) -> Signals:
     return node.vjp(s)
 
 
-detached_norm.constants = frozenset(  # type: ignore[attr-defined]
-    {
-        aten.linalg_vector_norm.default,
-        aten.pow.Tensor_Scalar,
-        aten.reciprocal.default,
-        aten.rsqrt.default,
-        aten.sqrt.default,
-        aten.std.correction,
-        aten.var.correction,
-        aten.var.dim,
-    }
-)
+detached_norm.constants = SPREADS | ROOTS  # type: ignore[attr-defined]
 
 
 def _last_dims(

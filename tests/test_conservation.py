@@ -71,13 +71,9 @@ def units_that_conserve(model: nn.Module, args: Any, kwargs: Any) -> list[str]:
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, (args, kwargs)
     )
     graph = trace(model, args, kwargs, dynamic=False, fallback="retrace")
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
     wanted = {n for n, p in pairs if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta["val"]))}
     plan = make_plan(graph, get_composite("lfp-0"), wanted)
-    sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
-    values = [sources.get(p.kind, state)[p.target] for _, p in pairs]
     checked: list[str] = []
 
     def observe(unit: Unit, call: Call, s: Any, answers: list[Any]) -> None:
@@ -100,7 +96,7 @@ def units_that_conserve(model: nn.Module, args: Any, kwargs: Any) -> list[str]:
         checked.append(unit.family.name)
 
     with torch.no_grad():
-        _, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
+        _, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
         node = next(n for n in graph.user_output_nodes if n.meta["val"].dim() > 0)
         run_backward(plan, calls, env, {node: torch.randn_like(env[node])}, observe=observe)
     return checked

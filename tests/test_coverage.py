@@ -19,28 +19,8 @@ from lfpgraph.reports.analysis import analyse
 from lfpgraph.reports.classes import CLASSES
 from lfpgraph.reports.drawing import drawn_graph, write_graph
 
+from .custom_ops import opaque, triple
 from .helpers import run_cli
-
-
-@torch.library.custom_op("lfptest::opaque", mutates_args=())
-def opaque(x: Tensor) -> Tensor:
-    """An operation without rule and without derivative."""
-    return x * 2
-
-
-@opaque.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("lfptest::triple", mutates_args=())
-def triple(x: Tensor) -> Tensor:
-    """An operation without rule, with a derivative."""
-    return x * 3
-
-
-triple.register_fake(lambda x: torch.empty_like(x))
-triple.register_autograd(lambda ctx, g: g * 3)
 
 
 class Residual(nn.Module):
@@ -279,7 +259,7 @@ def test_tables() -> None:
 def test_large_models_are_never_made_with_weights() -> None:
     """Where a constructor needs values, only a model that fits is built with them."""
     from lfpgraph.errors import TargetError
-    from lfpgraph.model_targets import _weightless
+    from lfpgraph.weightless import weightless
 
     made: list[str] = []
 
@@ -292,6 +272,6 @@ def test_large_models_are_never_made_with_weights() -> None:
     with pytest.raises(
         TargetError, match=r"big cannot be built without weights, and has 1,600,040,000 of them: needs values"
     ):
-        _weightless("big", lambda: build(40_000))
+        weightless("big", lambda: build(40_000))
     assert made == ["cpu", "cpu", "meta"]
-    assert type(_weightless("small", lambda: build(4)).model.weight.data) is torch.Tensor
+    assert type(weightless("small", lambda: build(4)).model.weight.data) is torch.Tensor

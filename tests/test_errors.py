@@ -15,30 +15,7 @@ import lfpgraph
 from lfpgraph import errors
 from lfpgraph.targets import load_target
 
-
-@torch.library.custom_op("lfpgraph_tests::opaque", mutates_args=())
-def opaque(x: Tensor) -> Tensor:
-    """An operation without a rule, a decomposition or a derivative."""
-    return x * 2
-
-
-@opaque.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("lfpgraph_tests::smooth", mutates_args=())
-def smooth(x: Tensor) -> Tensor:
-    """An operation without a rule that has a derivative."""
-    return x * 3
-
-
-@smooth.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-torch.library.register_autograd("lfpgraph_tests::smooth", lambda ctx, g: g * 3)
+from .custom_ops import opaque, triple
 
 
 class Calls(nn.Module):
@@ -111,7 +88,7 @@ def test_operations_without_rule_listed_at_once(x: Tensor) -> None:
     with pytest.raises(errors.NoRuleError) as caught:
         model(x)
     text = str(caught.value)
-    assert text.count("lfpgraph_tests.opaque") == 2 and "test_errors.py:" in text and "@lfpgraph.rule" in text
+    assert text.count("lfptest.opaque") == 2 and "test_errors.py:" in text and "@lfpgraph.rule" in text
 
 
 def test_module_path_is_named(x: Tensor) -> None:
@@ -125,11 +102,11 @@ def test_module_path_is_named(x: Tensor) -> None:
 
 
 def test_derived_or_refused(x: Tensor) -> None:
-    lfpgraph.wrap(model := Calls(smooth))
+    lfpgraph.wrap(model := Calls(triple))
     model(x).sum().backward()
     assert model.first.weight.grad is not None and bool(model.first.weight.grad.any())
-    lfpgraph.wrap(refused := Calls(smooth), on_missing="error")
-    with pytest.raises(errors.NoRuleError, match="smooth.*on_missing"):
+    lfpgraph.wrap(refused := Calls(triple), on_missing="error")
+    with pytest.raises(errors.NoRuleError, match="triple.*on_missing"):
         refused(x)
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from lfpgraph.experiments import EXPERIMENTS, Settings, data, reproduce
 from lfpgraph.experiments.harness import Case, Report, Way, evaluate, fit, spread_text
 from lfpgraph.experiments.models import LifNet, mlp, seeded
-from lfpgraph.experiments.pruning import _accuracy_at, _magnitude
+from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
 from .helpers import run_cli
 
@@ -58,15 +58,15 @@ def _check(name: str, folder: Path) -> None:
 
 def test_pruning_takes_the_smallest() -> None:
     model = mlp([64, 16, 10])
-    scores = _magnitude(model)
+    scores = magnitude(model)
     _, test = data.flat_digits()
     whole = evaluate(model, test, lambda o, y: o.sum().item())
     assert evaluate(model, test, lambda o, y: o.sum().item()) == whole
     before = {name: p.clone() for name, p in model.named_parameters()}
-    assert _accuracy_at(model, scores, 0.0, test) == evaluate(
+    assert accuracy_at(model, scores, 0.0, test) == evaluate(
         model, test, lambda o, y: (o.argmax(-1) == y).float().mean().item()
     )
-    _accuracy_at(model, scores, 0.9, test)
+    accuracy_at(model, scores, 0.9, test)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from .loop_models import (
     MODELS,
@@ -60,15 +61,17 @@ def test_smooth_net_is_not_its_gradient() -> None:
     assert_close(last.grad, other.detach().abs() * other.grad, 1e-9, "last layer")
 
 
+def assert_same_step(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
+    for m in (model, plain):
+        m.zero_grad()
+        loss_of(m(x)).backward()
+    assert_same_grads(model, plain)
+
+
 def test_other_batch_sizes_need_no_second_trace() -> None:
     model, plain = twins(cnn)
     for batch in (5, 3, 7, 2, 16):
-        x = example("cnn", batch, seed=batch)
-        model.zero_grad()
-        plain.zero_grad()
-        loss_of(model(x)).backward()
-        loss_of(plain(x)).backward()
-        assert_same_grads(model, plain)
+        assert_same_step(model, plain, example("cnn", batch, seed=batch))
     assert model.forward.traces == 1
 
 
@@ -78,12 +81,7 @@ def test_batch_of_one(name: str, first: int) -> None:
     """A batch of one is right and needs no trace of its own, whether it comes first or later."""
     model, plain = twins(MODELS[name])
     for batch in (first, 1, 3, 1):
-        x = example(name, batch, seed=batch)
-        model.zero_grad()
-        plain.zero_grad()
-        loss_of(model(x)).backward()
-        loss_of(plain(x)).backward()
-        assert_same_grads(model, plain)
+        assert_same_step(model, plain, example(name, batch, seed=batch))
     assert model.forward.traces == 1
 
 

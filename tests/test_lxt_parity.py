@@ -40,10 +40,7 @@ def test_vit_operations_equal_lxt() -> None:
     graph = trace(model, (), {"pixel_values": image, "labels": labels}, dynamic=False)
     wanted = {node for node in graph.placeholder_nodes if node.meta["val"].is_floating_point()}
     plan = make_plan(graph, get_composite("lfp-0"), wanted)
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    inputs = [image, labels]
-    sources: dict[str, Any] = {"input": inputs, "constant": graph.constants}
-    values = [sources.get(p.kind, state)[p.target].detach() for p in graph.placeholders]
+    values = graph.values_of_call(model, (), {"pixel_values": image, "labels": labels})
     compared: Counter[str] = Counter()
 
     def observe(unit: Any, call: Any, s: Any, answers: list[Any]) -> None:

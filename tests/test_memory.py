@@ -10,23 +10,14 @@ from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 
 import lfpgraph
+from benchmarks.kept import kept_bytes
 
 from .helpers import assert_same, gradients
 
 
-def kept_bytes(model: nn.Module, batch: dict[str, Any]) -> int:
-    """Bytes of the storages kept for feedback, parameters apart."""
-    storages: dict[int, tuple[int, Any]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage()._cdata] = (tensor.untyped_storage().nbytes(), tensor.untyped_storage())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(**batch)
-    known = {p.untyped_storage()._cdata for p in model.parameters()}
-    assert out is not None
-    return sum(size for key, (size, _) in storages.items() if key not in known)
+def kept(model: nn.Module, batch: dict[str, Any]) -> int:
+    """Bytes kept for feedback, parameters apart."""
+    return kept_bytes(lambda: model(**batch), model.parameters())
 
 
 def conv_net() -> tuple[nn.Module, dict[str, Any]]:
@@ -45,10 +36,10 @@ def test_same_feedback_less_kept(name: str, share: Any) -> None:
     model.double().train()
     batch = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
     lfpgraph.wrap(model)
-    expected, before = gradients(model, **batch), kept_bytes(model, batch)
+    expected, before = gradients(model, **batch), kept(model, batch)
     lfpgraph.wrap(lfpgraph.unwrap(model), memory=share)
     assert_same(gradients(model, **batch), expected, 1e-12)
-    assert kept_bytes(model, batch) <= before * (0.75 if name != "t5" else 1)
+    assert kept(model, batch) <= before * (0.75 if name != "t5" else 1)
 
 
 def test_random_masks_are_kept_not_drawn_again() -> None:

@@ -86,6 +86,29 @@ def test_only_standard_operators_of_one_opset(tmp_path: Path) -> None:
     assert {node.domain for node in proto.graph.node} == {""}
 
 
+class Rolled(nn.Module):
+    """All entries of a batch moved on by three, over the ends of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.roll(self.first(x), 3))
+
+
+def test_a_roll_without_axes_equals_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, y = Rolled(), torch.randn(5, 4), torch.randint(3, (5,))
+    trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx"))
+    assert relative(torch.from_numpy(trainer.predict(x.numpy())), model(x).detach()) <= 1e-6
+    lfpgraph.wrap(model)
+    nn.functional.cross_entropy(model(x), y).backward()
+    torch.optim.SGD(model.parameters(), 1e-2).step()
+    trainer.step(x.numpy(), y.numpy(), 1e-2)
+    assert distance(trainer, model) <= 1e-6
+
+
 @pytest.mark.parametrize("reward", ["mse", "external"])
 def test_other_rewards_equal_torch(reward: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from .data import flat_digits
 from .harness import Case, Report, Settings, Way, accuracy, evaluate, fit
 from .models import mlp, seeded
 
-__all__ = ["run"]
+__all__ = ["accuracy_at", "magnitude", "run"]
 
 SPARSITIES = [0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
 
@@ -34,8 +34,8 @@ def run(settings: Settings) -> Report:
         plain = copy.deepcopy(model)
         if is_wrapped(plain):
             unwrap(plain)
-        for name, scores in (("by magnitude", _magnitude(plain)), ("by feedback", _feedback(plain, train))):
-            curve = [_accuracy_at(plain, scores, sparsity, test) for sparsity in SPARSITIES]
+        for name, scores in (("by magnitude", magnitude(plain)), ("by feedback", _feedback(plain, train))):
+            curve = [accuracy_at(plain, scores, sparsity, test) for sparsity in SPARSITIES]
             own = found.setdefault((name, case.way), Case(name, case.way))
             own.curves.append(curve)
             own.values.append(sum(v for v, s in zip(curve, SPARSITIES) if 0.6 <= s <= 0.95) / 6)
@@ -55,7 +55,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.dim() > 1}
 
 
-def _magnitude(model: nn.Module) -> dict[str, Tensor]:
+def magnitude(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().abs() for name, p in _weights(model).items()}
 
 
@@ -77,7 +77,7 @@ def _near_zero(model: nn.Module) -> float:
     return (flat < 1e-2).float().mean().item()
 
 
-def _accuracy_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float, test: Arrays) -> float:
+def accuracy_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float, test: Arrays) -> float:
     """Accuracy without the lowest scores of all layers together."""
     flat = torch.cat([s.flatten() for s in scores.values()])
     threshold = flat.kthvalue(round(sparsity * len(flat))).values if sparsity else -torch.ones(())

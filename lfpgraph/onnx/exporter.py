@@ -16,16 +16,16 @@ from torch.utils import _pytree as pytree
 
 from ..composites import Composite, get_composite
 from ..errors import InputError, OnnxError
-from ..trace.flat import original_forward
+from ..trace.flat import arguments_of, original_forward, state_tensors
 from .builder import Builder, Value
 from .optimizers import OPTIMIZERS
+from .ort_files import METADATA
 from .step import REWARDS, Step, trace_forward, trace_step
 from .translate import tensor_info, translate, value_of
 
-__all__ = ["call_of", "export_forward", "export_training_step", "input_names"]
+__all__ = ["export_forward", "export_training_step", "input_names"]
 
 log = logging.getLogger("lfpgraph")
-METADATA = "lfpgraph.training_step"
 
 
 @dataclass
@@ -88,7 +88,7 @@ def export_training_step(
         TraceError, NoRuleError, InputError: as for `wrap`.
     """
     path = Path(path)
-    args, kwargs = call_of(example)
+    args, kwargs = arguments_of(example, InputError)
     chosen = _optimizer_options(reward, optimizer, parameters, options)
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
     names = input_names(model, args, kwargs)
@@ -115,20 +115,9 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
     The companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
     """
     path = Path(path)
-    args, kwargs = call_of(example)
+    args, kwargs = arguments_of(example, InputError)
     _forward_graph(model, args, kwargs, input_names(model, args, kwargs)).save(path, {}, external_data)
     return path
-
-
-def call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that an example stands for."""
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, Sequence) and not isinstance(example, str):
-        return tuple(example), {}
-    raise InputError(f"an example is a tensor, a tuple or a dict of tensors, not {type(example).__name__}")
 
 
 def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Mapping[str, float] | None) -> Any:
@@ -164,10 +153,6 @@ def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     return names
 
 
-def _state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
 def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
     """Readable names for open sizes: "batch" for the first axis of the first input, then the input's name and axis."""
     axes: dict[str, str] = {}
@@ -188,7 +173,7 @@ def _graph_inputs(
     `given` are the names of parameters and buffers that are inputs; `values` gives those initializers too; what is
     neither is an initializer alone.
     """
-    tensors, axes = _state_tensors(model), _open_axes(step, names)
+    tensors, axes = state_tensors(model), _open_axes(step, names)
     found, infos = [], []
     for (kind, target), fake in zip(step.inputs, step.fakes):
         name = names[target] if kind == "input" else str(target)
@@ -268,7 +253,7 @@ def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
         for module, mode in modes.items():
             module.training = mode
     b, axes = Builder(), _open_axes(step, names)
-    tensors = _state_tensors(model)
+    tensors = state_tensors(model)
     given = {name for kind, name in step.inputs if kind == "parameter"}
     given |= {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
     values, infos = _graph_inputs(b, model, step, names, given, False)
@@ -280,5 +265,5 @@ def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
 def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
     from safetensors.torch import save_file
 
-    tensors = _state_tensors(model)
+    tensors = state_tensors(model)
     save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)

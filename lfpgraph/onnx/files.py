@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from ..errors import OnnxError
+from ..errors import OnnxError, one_line
 
 __all__ = ["read_model", "tensor_from"]
 
@@ -85,7 +85,7 @@ def _parse(source: Any) -> tuple[Any, Path | None]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _check_header(proto: Any) -> None:

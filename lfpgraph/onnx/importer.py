@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,37 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import OnnxError
+from ..errors import OnnxError, one_line
 from ..trace.capture import quiet
 from ..trace.flat import is_tracing
-from . import imports_attention, imports_elementwise, imports_layers, imports_shapes  # noqa: F401  (they fill the table)
+from . import (  # noqa: F401  (they fill the table)
+    imports_attention,
+    imports_elementwise,
+    imports_layers,
+    imports_norms,
+    imports_places,
+    imports_recurrent,
+    imports_reductions,
+    imports_shapes,
+)
 from .files import read_model, tensor_from
-from .imports import IMPORTERS, Known, Node, tensor_of
-from .imports_elementwise import dtype_of
-from .imports_shapes import LARGEST
+from .imports import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
+from .weights import is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
 
 _SMALL = 64
-# Where an operator's weights are; other operators have none, but for terms and factors of these:
-_WEIGHTS: dict[str, Sequence[int]] = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "GRU": (1, 2, 3),
-    "Gather": (0,),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LSTM": (1, 2, 3),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-    "RMSNormalization": (1,),
-    "RNN": (1, 2, 3),
-}
-_TERMS = ("Add", "Mul", "Sub")
-_MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
@@ -68,9 +56,7 @@ def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str
     except OnnxError:
         raise
     except Exception as error:
-        raise OnnxError(
-            f"the ONNX file is broken: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise OnnxError(f"the ONNX file is broken: {type(error).__name__}: {one_line(error)}") from error
 
 
 class _Step(nn.Module):
@@ -105,7 +91,7 @@ class OnnxModel(nn.Module):
         self.constants: dict[str, Known] = {}
         self.paths: dict[str, str] = {}
         _refuse_unknown(graph)
-        chosen = _weights(graph)
+        chosen = weights_of(graph)
         for name, tensor in initializers.items():
             self._store(name, tensor_from(tensor, folder), chosen, trainable)
         self.steps = nn.ModuleDict()
@@ -121,7 +107,7 @@ class OnnxModel(nn.Module):
 
     def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> None:
         """An initializer as parameter, buffer or number."""
-        trains = tensor.is_floating_point() and _trains(name, tensor, chosen, trainable)
+        trains = tensor.is_floating_point() and is_weight(name, tensor, chosen, trainable)
         if not trains and tensor.dim() <= 1 and tensor.numel() <= _SMALL and _is_plain(tensor):
             self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
             return
@@ -190,8 +176,8 @@ class OnnxModel(nn.Module):
             except Exception as error:
                 if is_tracing():
                     raise
-                text = " ".join(str(error).split())[:200]
-                raise OnnxError(f"{self.steps[title]} ({title}) cannot run on these inputs: {text}") from error
+                message = f"{self.steps[title]} ({title}) cannot run on these inputs: {one_line(error)}"
+                raise OnnxError(message) from error
             made = found if isinstance(found, tuple | list) else (found,)
             if look is not None:
                 look(made)
@@ -258,33 +244,6 @@ class OnnxModel(nn.Module):
 def _is_plain(tensor: Tensor) -> bool:
     """Whole numbers, or a single float: what operators want to know while they are traced."""
     return tensor.dtype == torch.int64 or (tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64))
-
-
-def _trains(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bool:
-    if callable(trainable):
-        return bool(trainable(name, tensor))
-    if trainable is not None:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
-    if name not in chosen:
-        return False
-    return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
-
-
-def _weights(graph: Any) -> set[str]:
-    """Names of initializers that are read as weights; `name\\0weight` marks those that may have one element."""
-    source: dict[str, str] = {t.name: t.name for t in graph.initializer}
-    found: set[str] = set()
-    for node in graph.node:
-        if node.op_type in _MOVES and node.input and node.input[0] in source and node.output:
-            source[node.output[0]] = source[node.input[0]]
-        slots = _WEIGHTS.get(node.op_type, (0, 1) if node.op_type in _TERMS else ())
-        for slot in slots:
-            if slot < len(node.input) and node.input[slot] in source:
-                name = source[node.input[slot]]
-                found.add(name)
-                if node.op_type in _WEIGHTS and node.op_type != "Gather":
-                    found.add(f"{name}\0weight")
-    return found
 
 
 def _attribute(attribute: Any) -> Any:

@@ -15,9 +15,35 @@ from torch import Tensor
 
 from ..errors import OnnxError
 
-__all__ = ["IMPORTERS", "Known", "Node", "imports", "numbers", "tensor_of"]
+__all__ = [
+    "DTYPES",
+    "IMPORTERS",
+    "LARGEST",
+    "Known",
+    "Node",
+    "axes_of",
+    "dtype_of",
+    "imports",
+    "modest",
+    "numbers",
+    "pad_widths",
+    "tensor_of",
+]
 
 IMPORTERS: dict[str, Callable[..., Any]] = {}
+LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
+DTYPES = {
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    16: torch.bfloat16,
+}
 
 
 @dataclass
@@ -78,3 +104,38 @@ def numbers(node: Node, value: Any) -> list[Any]:
     if isinstance(value, Tensor):
         return list(value.reshape(-1).tolist())
     raise OnnxError(f"{node.kind} {node.name!r} needs numbers, not {type(value).__name__}")
+
+
+def axes_of(node: Node, given: Any) -> list[int] | None:
+    """Axes, from the input that newer opsets have or the attribute of older ones."""
+    found = node.get("axes") if given is None else numbers(node, given)
+    return None if found is None else [int(a) for a in found]
+
+
+def modest(node: Node, shape: list[Any]) -> list[Any]:
+    """A shape that a file asks for, refused where it is absurd."""
+    count = 1
+    for n in shape:
+        if isinstance(n, int):
+            if n < 0:
+                raise OnnxError(f"{node.kind} {node.name!r} asks for a negative size: {shape}")
+            count *= n
+    if count > LARGEST:
+        raise OnnxError(f"{node.kind} {node.name!r} asks for {count:.3g} elements, more than {LARGEST:.3g}")
+    return shape
+
+
+def dtype_of(number: int) -> torch.dtype:
+    """torch's dtype for ONNX's number.
+
+    Raises:
+        OnnxError: torch has none.
+    """
+    if number not in DTYPES:
+        raise OnnxError(f"tensors of ONNX's type {number} are not supported; supported: {sorted(DTYPES)}")
+    return DTYPES[number]
+
+
+def pad_widths(before: list[Any], after: list[Any]) -> list[Any]:
+    """Padding before and after each axis in the order of torch's `pad`, last axis first."""
+    return [width for pair in reversed(list(zip(before, after))) for width in pair]

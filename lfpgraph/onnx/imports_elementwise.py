@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import OnnxError
-from .imports import Known, Node, imports, numbers, tensor_of
+from .imports import Known, Node, dtype_of, imports, numbers, tensor_of
 
 _UNARY = {
     "Abs": torch.abs,
@@ -238,31 +238,6 @@ def dropout(node: Node, x: Tensor, ratio: Any = None, training: Any = None) -> A
     if training is not None and any(numbers(node, training)) and (ratio is None or any(numbers(node, ratio))):
         raise OnnxError(f"Dropout {node.name!r} is in training mode; export the model for inference.")
     return (x, torch.ones_like(x, dtype=torch.bool)) if node.outputs > 1 else x
-
-
-DTYPES = {
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-    10: torch.float16,
-    11: torch.float64,
-    16: torch.bfloat16,
-}
-
-
-def dtype_of(number: int) -> torch.dtype:
-    """torch's dtype for ONNX's number.
-
-    Raises:
-        OnnxError: torch has none.
-    """
-    if number not in DTYPES:
-        raise OnnxError(f"tensors of ONNX's type {number} are not supported; supported: {sorted(DTYPES)}")
-    return DTYPES[number]
 
 
 @imports("Cast", known=True)

@@ -1,4 +1,4 @@
-"""ONNX operators that move, cut, join, fill and look up, in torch."""
+"""ONNX operators that move, cut, join and pad tensors or tell their shape, in torch."""
 
 from __future__ import annotations
 
@@ -9,23 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import OnnxError
-from .imports import Known, Node, imports, numbers, tensor_of
-from .imports_elementwise import dtype_of
-
-LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
-
-
-def modest(node: Node, shape: list[Any]) -> list[Any]:
-    """A shape that a file asks for, refused where it is absurd."""
-    count = 1
-    for n in shape:
-        if isinstance(n, int):
-            if n < 0:
-                raise OnnxError(f"{node.kind} {node.name!r} asks for a negative size: {shape}")
-            count *= n
-    if count > LARGEST:
-        raise OnnxError(f"{node.kind} {node.name!r} asks for {count:.3g} elements, more than {LARGEST:.3g}")
-    return shape
+from .imports import Known, Node, axes_of, imports, modest, numbers, pad_widths, tensor_of
 
 
 @imports("Shape")
@@ -64,12 +48,6 @@ def flatten(node: Node, x: Tensor) -> Any:
 @imports("Transpose")
 def transpose(node: Node, x: Tensor) -> Any:
     return x.permute(node.get("perm") or list(range(x.dim()))[::-1])
-
-
-def axes_of(node: Node, given: Any) -> list[int] | None:
-    """Axes, from the input that newer opsets have or the attribute of older ones."""
-    found = node.get("axes") if given is None else numbers(node, given)
-    return None if found is None else [int(a) for a in found]
 
 
 @imports("Squeeze", known=True)
@@ -155,87 +133,6 @@ def split(node: Node, x: Tensor, sizes: Any = None) -> Any:
     return tuple(found) if node.outputs > 1 else found[0]
 
 
-@imports("Gather", known=True)
-def gather(node: Node, x: Any, index: Any) -> Any:
-    axis = node.get("axis", 0)
-    if isinstance(x, Known) and isinstance(index, Known) and not x.scalar:
-        return Known([x.items[int(i)] for i in index.items], index.scalar, x.dtype)
-    x = tensor_of(x)
-    if isinstance(index, Known) and index.scalar:
-        return x.select(axis, int(index.items[0]))
-    index = tensor_of(index)
-    if axis % x.dim() == 0 and x.dim() == 2 and x.is_floating_point():
-        return F.embedding(_positive(index, x.shape[0]), x)
-    flat = torch.index_select(x, axis, _positive(index.reshape(-1), x.shape[axis]))
-    axis %= x.dim()
-    return flat.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
-
-
-def _positive(index: Tensor, size: Any) -> Tensor:
-    return torch.where(index < 0, index + size, index)
-
-
-@imports("GatherElements")
-def gather_elements(node: Node, x: Tensor, index: Any) -> Any:
-    axis = node.get("axis", 0)
-    return torch.gather(x, axis, _positive(index, x.shape[axis]).long())
-
-
-@imports("GatherND")
-def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
-    batch = node.get("batch_dims", 0)
-    places: list[Any] = [index[..., i] for i in range(index.shape[-1])]
-    lead = []
-    for axis in range(batch):
-        view = [1] * (index.dim() - 1)
-        view[axis] = x.shape[axis]
-        lead.append(torch.arange(x.shape[axis]).reshape(view))
-    return x[tuple([*lead, *places])]
-
-
-@imports("ScatterND")
-def scatter_nd(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
-    how = node.get("reduction", "none")
-    if how not in ("none", "add"):
-        raise OnnxError(f"ScatterND {node.name!r} with reduction {how!r} is not supported")
-    return x.index_put(tuple(index[..., i] for i in range(index.shape[-1])), updates, accumulate=how == "add")
-
-
-@imports("ScatterElements", "Scatter")
-def scatter_elements(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
-    axis, how = node.get("axis", 0), node.get("reduction", "none")
-    index = _positive(index, x.shape[axis]).long()
-    if how == "none":
-        return x.scatter(axis, index, updates)
-    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-    return torch.scatter_reduce(x, axis, index, updates, names[how])
-
-
-@imports("Constant")
-def constant(node: Node) -> Any:
-    raise OnnxError(f"Constant {node.name!r} has no tensor")
-
-
-@imports("ConstantOfShape", known=True)
-def constant_of_shape(node: Node, wanted: Any) -> Any:
-    items = modest(node, numbers(node, wanted))
-    value = node.get("value")
-    if value is None:
-        return torch.zeros(items)
-    if value.dtype == torch.int64 and len(items) == 1 and isinstance(items[0], int) and items[0] <= 64:
-        return Known([int(value)] * items[0])
-    return torch.full(items, value.reshape(()).item(), dtype=value.dtype)
-
-
-@imports("Range", known=True)
-def range_(node: Node, start: Any, end: Any, step: Any) -> Any:
-    first, last, by = (numbers(node, n)[0] for n in (start, end, step))
-    dtype = tensor_of(start).dtype
-    if all(isinstance(n, int | float) for n in (first, last, by)):
-        modest(node, [max(0, int((last - first) / by) + 1)] if by else [LARGEST + 1])
-    return torch.arange(first, last, by, dtype=dtype)
-
-
 @imports("Pad", known=True)
 def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
     widths = node.get("pads") if pads is None else numbers(node, pads)
@@ -248,8 +145,7 @@ def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = 
     modest(node, [size + a + b for size, a, b in zip(x.shape, before, after)])
     if mode == "constant":
         fill = node.get("value", 0.0) if value is None else numbers(node, value)[0]
-        flat = [w for pair in reversed(list(zip(before, after))) for w in pair]
-        return F.pad(x, flat, value=fill)
+        return F.pad(x, pad_widths(before, after), value=fill)
     for axis in range(x.dim()):  # reflect, edge and wrap, axis by axis, by looking up
         if before[axis] or after[axis]:
             x = torch.index_select(x, axis, _folded(mode, x.shape[axis], before[axis], after[axis]))
@@ -291,34 +187,6 @@ def space_to_depth(node: Node, x: Tensor) -> Any:
     n, c, h, w = x.shape
     b = node.get("blocksize")
     return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
-
-
-@imports("OneHot", known=True)
-def one_hot(node: Node, index: Tensor, depth: Any, values: Tensor) -> Any:
-    classes = modest(node, [int(numbers(node, depth)[0])])[0]
-    values = tensor_of(values)
-    index = _positive(tensor_of(index), classes)
-    found = torch.where(index.unsqueeze(-1) == torch.arange(classes), values[1], values[0])
-    axis = node.get("axis", -1)
-    return found.movedim(-1, axis)
-
-
-@imports("EyeLike")
-def eye_like(node: Node, x: Tensor) -> Any:
-    dtype = dtype_of(node.get("dtype")) if node.get("dtype") else x.dtype
-    k, (rows, columns) = node.get("k", 0), x.shape
-    return (torch.arange(columns) == torch.arange(rows).unsqueeze(1) + k).to(dtype)
-
-
-@imports("NonZero")
-def nonzero(node: Node, x: Tensor) -> Any:
-    return torch.nonzero(x).t()
-
-
-@imports("TopK", known=True)
-def topk(node: Node, x: Tensor, k: Any) -> Any:
-    count = int(numbers(node, k)[0])
-    return tuple(torch.topk(x, count, node.get("axis", -1), bool(node.get("largest", 1)), bool(node.get("sorted", 1))))
 
 
 @imports("ReverseSequence")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..errors import OnnxError
+from ..errors import InputError, OnnxError
 from ..trace.capture import quiet
-from ..trace.flat import FlatModel, input_tensors, tracing
+from ..trace.flat import FlatModel, arguments_of, input_tensors, tracing
 from .builder import OPSET
-from .exporter import call_of, input_names
+from .exporter import input_names
 
 __all__ = ["export"]
 
@@ -57,7 +57,7 @@ def export(
     own: Any = getattr(model, "example", None)
     if example is None and callable(own):
         example = own()
-    args, kwargs = call_of(example)
+    args, kwargs = arguments_of(example, InputError)
     names, tensors = input_names(model, args, kwargs), [t.detach() for t in input_tensors(args, kwargs)]
     if not tensors:
         raise OnnxError("the example holds no tensor")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .builder import Builder, Value
-from .ops_elementwise import operand, scalar
-from .ops_shapes import filled
+from .operands import operand, scalar
+from .ops_fills import filled
 from .registry import translates
 
 aten = torch.ops.aten

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .builder import Builder, Value
-from .ops_elementwise import operand, scalar
+from .operands import operand, scalar
 from .registry import translates
 
 aten = torch.ops.aten

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import OnnxError
+from ..errors import OnnxError, one_line
+from .ort_arrays import DTYPES, Batch, batches_of, fitting, length_of, of_shape
+from .ort_files import companion, description_of, open_session, read_tensors, safetensors_function
 
 __all__ = ["OrtTrainer", "StepResult"]
-
-Batch = Any  # an array, a sequence of arrays, or arrays by input name
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int16)": np.int16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 class StepResult(NamedTuple):
@@ -55,7 +43,7 @@ class OrtTrainer:
         self.path = Path(path)
         self._options = (threads, list(providers))
         self._session = open_session(self.path, *self._options)
-        self.description = _description(self._session, self.path)
+        self.description = description_of(self._session, self.path)
         self._inputs = {i.name: i for i in (*self._session.get_inputs(), *self._session.get_overridable_initializers())}
         self._outputs = [o.name for o in self._session.get_outputs()]
         text = self.description
@@ -84,7 +72,7 @@ class OrtTrainer:
             OnnxError: arrays that do not fit.
         """
         feeds = self._arrays(x, self._inputs, self.description["inputs"])
-        feeds[self.description["target"]] = _array(y, self._inputs[self.description["target"]])
+        feeds[self.description["target"]] = fitting(y, self._inputs[self.description["target"]])
         feeds["lr"] = np.asarray(lr, np.float32)
         results = self._run(self._session, self._asked, feeds, self._values)
         named = dict(zip(self._asked, results))
@@ -104,7 +92,7 @@ class OrtTrainer:
         known = {name: value for name, value in self._values.items() if name in inputs}
         names = [name for name in self.description["inputs"] if name in inputs]
         found = []
-        for part in _parts(self._arrays(x, inputs, names), np.arange(_length(x)), batch_size):
+        for part in batches_of(self._arrays(x, inputs, names), np.arange(length_of(x)), batch_size):
             found.append(self._run(session, ["output"], part, known)[0].numpy())
         return np.concatenate(found)
 
@@ -134,7 +122,7 @@ class OrtTrainer:
         """
         if epochs < 1 or batch_size < 1:
             raise OnnxError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
-        length, y = _length(x), np.asarray(y)
+        length, y = length_of(x), np.asarray(y)
         if len(y) != length or not length:
             raise OnnxError(f"{length} inputs and {len(y)} targets; there must be as many of both, and at least one")
         names = self.description["inputs"]
@@ -146,7 +134,7 @@ class OrtTrainer:
         for epoch in range(epochs):
             sums: dict[str, float] = {}
             order, start = draw.permutation(length), time.perf_counter()
-            for part in _parts({**arrays, "\0y": y}, order, batch_size):
+            for part in batches_of({**arrays, "\0y": y}, order, batch_size):
                 target = part.pop("\0y")
                 rate = lr(done / total) if callable(lr) else lr
                 metrics = self.step(part, target, rate).metrics
@@ -193,14 +181,14 @@ class OrtTrainer:
         """Set the optimizer's state to its beginning, zeros."""
         for name in self.description["state"]:
             shape = [int(n) for n in self._inputs[name].shape]
-            self._set({name: np.zeros(shape, _DTYPES[self._inputs[name].type])})
+            self._set({name: np.zeros(shape, DTYPES[self._inputs[name].type])})
 
     def save(self, path: str | Path, *, optimizer: bool = True) -> None:
         """Write parameters and buffers, by the model's own names, and the optimizer's state to a safetensors file.
 
         With `optimizer=False` the file is a plain state dict that torch's `load_state_dict(strict=False)` takes.
         """
-        save_file = _safetensors("save_file")
+        save_file = safetensors_function("save_file")
         tensors = {name: np.array(self._values[name].numpy()) for name in self._stored}
         if optimizer:
             tensors |= {f"optimizer/{name}": value for name, value in self.optimizer_state().items()}
@@ -215,12 +203,12 @@ class OrtTrainer:
         Raises:
             OnnxError: the file cannot be read, or does not fit; nothing has changed then.
         """
-        tensors = _read_tensors(Path(path))
+        tensors = read_tensors(Path(path))
         state = {name.removeprefix("optimizer/"): v for name, v in tensors.items() if name.startswith("optimizer/")}
         if state and set(state) != set(self.description["state"]):
             raise OnnxError(f"{path} holds the state of another optimizer than {self.description['optimizer']}")
         for name, value in state.items():
-            _check_shape(name, value, self._inputs[name])
+            of_shape(name, value, self._inputs[name])
         self.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("optimizer/")})
         self.reset_optimizer()
         self._set(state)
@@ -229,7 +217,7 @@ class OrtTrainer:
         """From the file itself, or from the safetensors file beside it."""
         beside = self.description.get("values")
         if beside:
-            return _read_tensors(_companion(self.path, beside))
+            return read_tensors(companion(self.path, beside))
         feeds = {name: self._blank(i) for name, i in self._inputs.items() if name not in self._stored}
         asked = [f"value/{name}" for name in self._stored]
         return dict(zip(self._stored, (v.numpy() for v in self._run(self._session, asked, feeds, {}))))
@@ -237,12 +225,12 @@ class OrtTrainer:
     def _blank(self, described: Any) -> np.ndarray:
         """Zeros for an input, of the shape that the example had when the step was exported."""
         shape = self.description.get("example", {}).get(described.name, described.shape)
-        return np.zeros([n if isinstance(n, int) else 2 for n in shape], _DTYPES[described.type])
+        return np.zeros([n if isinstance(n, int) else 2 for n in shape], DTYPES[described.type])
 
     def _set(self, values: Mapping[str, Any]) -> None:
         from onnxruntime import OrtValue
 
-        checked = {name: _check_shape(name, np.asarray(value), self._inputs[name]) for name, value in values.items()}
+        checked = {name: of_shape(name, np.asarray(value), self._inputs[name]) for name, value in values.items()}
         for name, value in checked.items():
             self._values[name] = OrtValue.ortvalue_from_numpy(value.copy())
 
@@ -255,11 +243,11 @@ class OrtTrainer:
         if isinstance(x, Mapping):
             if set(x) != set(names):
                 raise OnnxError(f"inputs {sorted(x)} were given; the model takes {sorted(names)}")
-            return {name: _array(x[name], inputs[name]) for name in names}
+            return {name: fitting(x[name], inputs[name]) for name in names}
         items = list(x) if isinstance(x, tuple) else [x]
         if len(items) != len(names):
             raise OnnxError(f"{len(items)} inputs were given; the model takes {len(names)}: {', '.join(names)}")
-        return {name: _array(item, inputs[name]) for name, item in zip(names, items)}
+        return {name: fitting(item, inputs[name]) for name, item in zip(names, items)}
 
     def _run(self, session: Any, asked: Sequence[str], feeds: Mapping[str, Any], known: Mapping[str, Any]) -> list[Any]:
         from onnxruntime import OrtValue
@@ -268,14 +256,14 @@ class OrtTrainer:
         try:
             return list(session.run_with_ort_values(list(asked), {**given, **known}))
         except Exception as error:  # onnxruntime's own classes share no base
-            raise OnnxError(f"onnxruntime could not run {self.path.name}: {_first_line(error)}") from error
+            raise OnnxError(f"onnxruntime could not run {self.path.name}: {one_line(error, 300)}") from error
 
     def _forward_session(self) -> Any:
         if self._forward is None:
             name = self.description.get("forward")
             if not name:
                 raise OnnxError(f"{self.path.name} was exported without its forward file; export with forward=True.")
-            self._forward = open_session(_companion(self.path, name), *self._options)
+            self._forward = open_session(companion(self.path, name), *self._options)
         return self._forward
 
 
@@ -298,92 +286,3 @@ class _Bar:
 
 def _text(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def open_session(path: Path, threads: int, providers: list[str]) -> Any:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise OnnxError("OrtTrainer needs onnxruntime; install it with: pip install onnxruntime") from error
-    if not path.is_file():
-        raise OnnxError(f"there is no file {path}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warning that overridable initializers are not folded is what we want
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:
-        raise OnnxError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
-
-
-def _description(session: Any, path: Path) -> dict[str, Any]:
-    text = session.get_modelmeta().custom_metadata_map.get("lfpgraph.training_step")
-    try:
-        found = json.loads(text) if text else None
-    except ValueError:
-        found = None
-    lists = ("inputs", "parameters", "frozen", "buffers", "state", "outputs", "metrics")
-    if not isinstance(found, dict) or any(not isinstance(found.get(key), list) for key in lists):
-        raise OnnxError(f"{path} is no training step; lfpgraph.onnx.export_training_step writes one.")
-    names = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
-    absent = [n for key in lists[:5] for n in found[key] if n not in names]
-    if found.get("format") != 1 or absent:
-        raise OnnxError(f"{path} was written by another version of lfpgraph; export it again. {absent[:3]}")
-    return found
-
-
-def _companion(path: Path, name: Any) -> Path:
-    """A file beside another; nothing that leads elsewhere."""
-    if not isinstance(name, str) or Path(name).name != name:
-        raise OnnxError(f"{path.name} names a companion file outside its folder: {name!r}")
-    return path.with_name(name)
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    load_file = _safetensors("load_file")
-    try:
-        return dict(load_file(str(path)))
-    except Exception as error:  # SafetensorError, OSError
-        raise OnnxError(f"cannot read {path}: {_first_line(error)}") from error
-
-
-def _safetensors(name: str) -> Any:
-    try:
-        import safetensors.numpy
-    except ModuleNotFoundError as error:
-        raise OnnxError("this needs safetensors; install it with: pip install safetensors") from error
-    return getattr(safetensors.numpy, name)
-
-
-def _array(value: Any, described: Any) -> np.ndarray:
-    """A value as a contiguous array of the dtype and rank that an input has."""
-    array = np.asarray(value)
-    dtype = _DTYPES.get(described.type)
-    if dtype is None or array.dtype.kind not in "biuf":
-        raise OnnxError(f"input {described.name!r} takes {described.type}, not an array of {array.dtype}")
-    if array.dtype.kind == "f" and np.dtype(dtype).kind in "iub":
-        raise OnnxError(f"input {described.name!r} takes whole numbers ({described.type}), not {array.dtype}")
-    if array.ndim != len(described.shape):
-        raise OnnxError(f"input {described.name!r} has {len(described.shape)} dimensions, the array given {array.ndim}")
-    return np.asarray(array, dtype=dtype, order="C")
-
-
-def _check_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
-    if list(value.shape) != list(described.shape):
-        raise OnnxError(f"{name} has shape {list(described.shape)}, not {list(value.shape)}")
-    return np.asarray(value, dtype=_DTYPES[described.type], order="C")
-
-
-def _length(x: Batch) -> int:
-    first = next(iter(x.values())) if isinstance(x, Mapping) else x[0] if isinstance(x, tuple) else x
-    return len(first)
-
-
-def _parts(arrays: Mapping[str, np.ndarray], order: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
-    for start in range(0, max(len(order), 1), size):
-        places = order[start : start + size]
-        yield {name: array[places] for name, array in arrays.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""Which function translates which ATen operation to ONNX operators."""
+"""Which function translates which ATen operation to ONNX operators, and which are taken apart first."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from torch._ops import OpOverload, OpOverloadPacket
 
-__all__ = ["TRANSLATORS", "translates"]
+__all__ = ["DECOMPOSITIONS", "TRANSLATORS", "decomposes", "translates"]
 
 Translator = Callable[..., Any]
 TRANSLATORS: dict[Any, Translator] = {}
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def translates(*operations: Any) -> Callable[[Translator], Translator]:
@@ -32,5 +33,15 @@ def translates(*operations: Any) -> Callable[[Translator], Translator]:
                     continue
                 TRANSLATORS[overload] = translator
         return translator
+
+    return register
+
+
+def decomposes(operation: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function of the operation's own signature that does its work in operations with translators."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        DECOMPOSITIONS[operation] = function
+        return function
 
     return register

@@ -20,7 +20,6 @@ from ..plan import Plan, make_plan
 from ..propagate import run_backward, run_forward
 from ..trace import OpGraph, trace
 from ..trace.capture import quiet
-from ..trace.flat import input_tensors
 from ..trace.graph import is_float
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm
@@ -171,7 +170,7 @@ def trace_step(
         raise OnnxError(
             f"{composite.name} gives feedback while forward runs; only composites that walk back can be exported."
         )
-    plan.wake(_values(graph, model, args, kwargs))
+    plan.wake(graph.values_of_call(model, args, kwargs))
     position = _rewarded_output(graph)
     output = results[position].meta["val"]
     if results[position] not in plan.wanted:
@@ -228,13 +227,6 @@ def _feedback(plan: Plan, found: Any, nodes: Any, places: list[int], i: int, val
             own = plan.composite.parameter_ruleset(placeholder.target).feedback(value, s, node in plan.asleep)
             total = own if total is None else total + own
     return total
-
-
-def _values(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """The placeholders' real values."""
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    tables: dict[str, Any] = {"input": input_tensors(args, kwargs), "constant": graph.constants}
-    return [tables.get(p.kind, state)[p.target] for p in graph.placeholders]
 
 
 def _metric_names(reward: str) -> tuple[str, ...]:

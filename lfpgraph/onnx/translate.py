@@ -11,7 +11,16 @@ from onnx import helper
 from torch import Tensor, fx
 
 from ..errors import OnnxError
-from . import ops_elementwise, ops_places, ops_shapes, ops_sums  # noqa: F401  (they fill the registry)
+from . import (  # noqa: F401  (they fill the registry)
+    ops_arithmetic,
+    ops_elementwise,
+    ops_fills,
+    ops_logic,
+    ops_places,
+    ops_shapes,
+    ops_slices,
+    ops_sums,
+)
 from .builder import Builder, Value, onnx_type
 from .registry import TRANSLATORS
 

@@ -12,12 +12,11 @@ from torch import Tensor, fx, nn
 from ..attribution import call_of
 from ..composites import Composite, get_composite
 from ..explained import target_signals
-from ..explainer import Explainer, rebuilt
+from ..explainer import Explainer
 from ..plan import make_plan
 from ..propagate import run_backward, run_forward
 from ..sums import reward_of
 from ..trace import OpGraph, trace
-from ..trace.flat import input_tensors
 
 __all__ = ["Walked", "reward_at", "walk"]
 
@@ -58,12 +57,8 @@ def walk(
         graph = trace(model, args, kwargs, dynamic=False, fallback=fallback)
         wanted = {reading.node for reading in explainer.readings_of(graph)}
         plan = make_plan(graph, rules, wanted, on_missing)
-        state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        sources: dict[str, Any] = {"input": input_tensors(args, kwargs), "constant": graph.constants}
-        values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
-        outputs, calls, env = run_forward(plan, [v.detach() if isinstance(v, Tensor) else v for v in values])
-        first = len(outputs) - len(graph.user_output_nodes)
-        signals = target_signals(target, outputs[first:], lambda found: rebuilt(graph, found))
+        outputs, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
+        signals = target_signals(target, graph.user_outputs(outputs), graph.rebuild)
         starts = {n: s for n, s in zip(graph.user_output_nodes, signals) if isinstance(n, fx.Node) and n in plan.wanted}
         ends: dict[fx.Node, Any] = dict.fromkeys(wanted)
         run_backward(plan, calls, env, starts, record=ends, observe=observe)

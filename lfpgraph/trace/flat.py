@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
+from ..errors import LfpGraphError
+
 __all__ = [
     "FlatModel",
+    "arguments_of",
     "fill_slots",
     "flatten_input",
     "flatten_output",
     "input_tensors",
     "is_tracing",
     "original_forward",
+    "state_tensors",
     "tracing",
 ]
 
@@ -53,6 +57,17 @@ def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args:
     return function(*args)
 
 
+def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping; `error` is raised for anything else."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        return tuple(inputs), {}
+    raise error(f"inputs must be a tensor, a tuple or a dict, not {type(inputs).__name__}")
+
+
 def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
     """The leaves of a call's arguments and their pytree; a dataclass that holds tensors counts as a container."""
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
@@ -75,6 +90,11 @@ def _is_container(leaf: Any) -> bool:
 def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors among a call's arguments, in order."""
     return [leaf for leaf in flatten_input(args, kwargs)[0] if isinstance(leaf, Tensor)]
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by dotted name, a tied one under each of its names."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def original_forward(model: nn.Module) -> Callable[..., Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .flat import fill_slots, input_tensors, state_tensors
 
 if TYPE_CHECKING:
     import networkx
@@ -96,7 +99,35 @@ class OpGraph:
 
     @property
     def user_output_nodes(self) -> list[Any]:
-        return self.output_nodes[len(self.mutations) + len(self.input_mutations) :]
+        return list(self.user_outputs(self.output_nodes))
+
+    def user_outputs(self, outputs: Sequence[Any]) -> Sequence[Any]:
+        """Of all that the graph returns, the model's tensor outputs."""
+        return outputs[len(self.mutations) + len(self.input_mutations) :]
+
+    def rebuild(self, user_outputs: Sequence[Any]) -> Any:
+        """The model's own output structure, of its tensor outputs."""
+        leaves = [
+            user_outputs[item] if kind == "tensor" else fill_slots(item, user_outputs) for kind, item in self.out_leaves
+        ]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+    def values(self, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> list[Any]:
+        """The placeholders' values, from a call's tensors and the model's parameters and buffers by name."""
+        result: list[Any] = []
+        for placeholder in self.placeholders:
+            if placeholder.kind == "input":
+                result.append(tensors[placeholder.target])
+            elif placeholder.kind == "constant":
+                result.append(self.constants[placeholder.target])
+            else:
+                result.append(state[placeholder.target])
+        return result
+
+    def values_of_call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The placeholders' values for one call of the model, without gradient."""
+        values = self.values(input_tensors(args, kwargs), state_tensors(model))
+        return [v.detach() if isinstance(v, Tensor) else v for v in values]
 
     def operations(self) -> Iterator[fx.Node]:
         """The nodes that compute: everything but placeholders, attributes and the output."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import TraceError
+from ..errors import TraceError, one_line
 from .capture import export_flat
 from .flat import FlatModel, input_tensors
 from .graph import OpGraph, Placeholder
@@ -58,7 +58,7 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
             return graph
         except Exception as error:
             errors.append(error)
-    message = f"{type(model).__name__} could not be traced on real values: {' '.join(str(errors[0]).split())[:300]}"
+    message = f"{type(model).__name__} could not be traced on real values: {one_line(errors[0], 300)}"
     raise TraceError(message) from errors[0]
 
 

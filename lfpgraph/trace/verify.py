@@ -68,10 +68,7 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
 
     Leaves buffers and the random state as they were.
     """
-    tensors = [t.detach() for t in input_tensors(args, kwargs)]
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    sources: dict[str, Any] = {"input": tensors, "constant": graph.constants}
-    values = [sources.get(p.kind, state)[p.target] for p in graph.placeholders]
+    values = graph.values_of_call(model, args, kwargs)
     rng = torch.get_rng_state()
     try:
         expected = _run(model, args, kwargs)
@@ -80,8 +77,9 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
             found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
     finally:
         torch.set_rng_state(rng)
-    found = found[len(graph.mutations) + len(graph.input_mutations) :]
-    pairs = [(a, b) for a, b in zip(found, expected) if isinstance(a, Tensor) and a.is_floating_point()]
+    pairs = [
+        (a, b) for a, b in zip(graph.user_outputs(found), expected) if isinstance(a, Tensor) and a.is_floating_point()
+    ]
     return max((_distance(a, b) for a, b in pairs), default=0.0)
 
 

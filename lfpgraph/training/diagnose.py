@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ..composites import Composite
 from ..errors import NonFiniteError
 from ..plan import make_plan
 from ..propagate import run_backward, run_forward
 from ..trace import OpGraph, trace
-from ..trace.flat import fill_slots
 from ..trace.graph import ACTIVE, is_float
 
 __all__ = ["bad_inputs", "first_non_finite"]
@@ -51,11 +49,7 @@ def first_non_finite(
         if not bool(torch.isfinite(parameter).all()):
             return f"the parameter {name} holds {_kind(parameter)}"
     graph = trace(model, tuple(args), dict(kwargs), fallback="retrace")
-    tensors = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    lookup: dict[str, Mapping[Any, Any]] = {"input": dict(enumerate(tensors)), "constant": graph.constants}
-    values = [lookup.get(p.kind, state)[p.target] for p in graph.placeholders]
-    values = [v.detach() if isinstance(v, Tensor) else v for v in values]
+    values = graph.values_of_call(model, args, kwargs)
     with torch.no_grad():
         found = _forward(graph, values)
     return f"first in {found}, forward" if found else _backward(graph, values, composite, loss)
@@ -113,10 +107,8 @@ def _backward(graph: OpGraph, values: Sequence[Any], composite: Composite, loss:
     plan.wake(values)
     with torch.no_grad():
         outputs, calls, env = run_forward(plan, values)
-    results = outputs[len(graph.mutations) + len(graph.input_mutations) :]
-    leaves = [r.detach().requires_grad_() if is_float(r) else r for r in results]
-    filled = [leaves[item] if kind == "tensor" else fill_slots(item, leaves) for kind, item in graph.out_leaves]
-    value = loss(pytree.tree_unflatten(filled, graph.out_spec))
+    leaves = [r.detach().requires_grad_() if is_float(r) else r for r in graph.user_outputs(outputs)]
+    value = loss(graph.rebuild(leaves))
     if not bool(torch.isfinite(value)):
         return f"the loss itself makes it, {value.item()}, of outputs that are finite"
     given = [(node, leaf) for node, leaf in zip(graph.user_output_nodes, leaves) if is_float(leaf)]

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers by name, by function, or as they are."""
+"""A Trainer's settings: whether they go together; optimizers and schedulers by name, by function, or as they are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from ..errors import InputError, TrainingError
+from .extras import need
 
-__all__ = ["make_optimizer", "make_scheduler"]
+__all__ = ["check_counts", "check_rhythms", "make_accelerator", "make_optimizer", "make_scheduler", "waits_for_metric"]
 
 _SCHEDULES: dict[str, Callable[[Optimizer, int], Any]] = {
     "constant": lambda o, steps: lr_scheduler.ConstantLR(o, factor=1.0, total_iters=1),
@@ -21,6 +22,35 @@ _SCHEDULES: dict[str, Callable[[Optimizer, int], Any]] = {
         o, [group["lr"] for group in o.param_groups], total_steps=steps, cycle_momentum=False
     ),
 }
+
+
+def check_counts(**settings: Any) -> None:
+    """Raise TrainingError unless all are whole numbers of 1 or more."""
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < 1:
+            raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
+
+
+def check_rhythms(**settings: Any) -> None:
+    """Raise TrainingError unless all are "epoch" or a number of steps."""
+    for name, every in settings.items():
+        if every != "epoch" and not (isinstance(every, int) and every > 0):
+            raise TrainingError(f'{name}={every!r} is not known; give "epoch" or a number of steps')
+
+
+def make_accelerator(mixed_precision: str | None, device: str | None) -> Any:
+    """The Accelerator of a run; with device "cpu" it keeps off accelerators.
+
+    Raises:
+        MissingPackageError: accelerate is not installed. TrainingError: it refuses the precision.
+    """
+    accelerate = need("accelerate", "trainer", "lfpgraph.Trainer")
+    try:
+        return accelerate.Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+    except ValueError as error:
+        raise TrainingError(
+            f"accelerate refuses mixed_precision={mixed_precision!r}, device={device!r}: {error}"
+        ) from error
 
 
 def make_optimizer(given: Any, model: nn.Module, lr: float) -> Optimizer:
@@ -65,3 +95,8 @@ def make_scheduler(given: Any, optimizer: Optimizer, steps: int | None) -> Any:
             "the data has no length, so the scheduler does not know the number of steps: give max_steps="
         )
     return _SCHEDULES[given](optimizer, steps) if isinstance(given, str) else given(optimizer, steps)
+
+
+def waits_for_metric(scheduler: Any) -> bool:
+    """Whether a scheduler moves by the figure of an evaluation rather than at every step."""
+    return isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)

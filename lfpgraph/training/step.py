@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..composites import get_composite
-from ..errors import DataError, LfpGraphError, NonFiniteError
+from ..errors import DataError, LfpGraphError, NonFiniteError, one_line
 from .diagnose import bad_inputs, first_non_finite
 from .extras import need
 from .objective import Objective
@@ -132,4 +132,4 @@ class Stepper:
                     self.model, args, kwargs, composite, lambda result: self.objective.of_result(result, labels, 1)
                 )
         except (LfpGraphError, RuntimeError) as error:
-            return f"the operation could not be found ({' '.join(str(error).split())[:200]})"
+            return f"the operation could not be found ({one_line(error)})"

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a signal, or a figure that no longer improves."""
+"""What ends a run before its last step, a signal or a figure that no longer improves, and how a run ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Asked", "Best", "until_asked"]
+__all__ = ["Asked", "Best", "Outcome", "until_asked"]
 
 
 class Asked:
@@ -68,3 +69,24 @@ class Best:
             return True
         self.waited += 1
         return False
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        steps, epochs: done in all, also before a resumption. seconds: of this call.
+        reason: "finished", or "no better ..." when it stopped early.
+        metrics: of the last evaluation. best, best_step: of the figure that is watched.
+        checkpoint: the newest one.
+    """
+
+    steps: int
+    epochs: int
+    seconds: float
+    reason: str
+    metrics: dict[str, float]
+    best: float | None
+    best_step: int
+    checkpoint: Path | None

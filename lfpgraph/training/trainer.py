@@ -7,11 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..composites import Composite
@@ -25,33 +23,12 @@ from .logs import Bar, Logger, make_loggers
 from .metrics import Metric, named_metrics
 from .objective import Objective
 from .saving import Position, begin, save
-from .setup import make_optimizer, make_scheduler
+from .setup import check_counts, check_rhythms, make_accelerator, make_optimizer, make_scheduler, waits_for_metric
 from .state import set_random_state
 from .step import Stepper
-from .stops import Asked, Best, until_asked
+from .stops import Asked, Best, Outcome, until_asked
 
 __all__ = ["Outcome", "Trainer"]
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        steps, epochs: done in all, also before a resumption. seconds: of this call.
-        reason: "finished", or "no better ..." when it stopped early.
-        metrics: of the last evaluation. best, best_step: of the figure that is watched.
-        checkpoint: the newest one.
-    """
-
-    steps: int
-    epochs: int
-    seconds: float
-    reason: str
-    metrics: dict[str, float]
-    best: float | None
-    best_step: int
-    checkpoint: Path | None
 
 
 class Trainer:
@@ -139,29 +116,20 @@ class Trainer:
         workers: int = 0,
         collate: Callable[..., Any] | None = None,
     ) -> None:
-        accelerate = need("accelerate", "trainer", "lfpgraph.Trainer")
-        need("safetensors", "trainer", "lfpgraph.Trainer")
-        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate), ("keep", keep)):
-            if not isinstance(value, int) or value < 1:
-                raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
-        for name, every in (("eval_every", eval_every), ("save_every", save_every)):
-            if every != "epoch" and not (isinstance(every, int) and every > 0):
-                raise TrainingError(f'{name}={every!r} is not known; give "epoch" or a number of steps')
+        for package in ("accelerate", "safetensors"):
+            need(package, "trainer", "lfpgraph.Trainer")
+        check_counts(epochs=epochs, batch_size=batch_size, accumulate=accumulate, keep=keep)
+        check_rhythms(eval_every=eval_every, save_every=save_every)
         if (patience is not None or load_best) and eval_data is None:
             raise TrainingError("patience and load_best need eval_data")
         if load_best and folder is None:
             raise TrainingError("load_best needs a folder, where the best checkpoint is kept")
-        try:
-            self.accelerator = accelerate.Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
-        except ValueError as error:
-            raise TrainingError(
-                f"accelerate refuses mixed_precision={mixed_precision!r}, device={device!r}: {error}"
-            ) from error
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.accelerator = make_accelerator(mixed_precision, device)
         common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "workers": workers, "collate": collate}
-        common |= {"rank": rank, "world": world}
-        self.batches = Batches(train_data, "train_data", shuffle=True, **common)
-        self.eval_batches = None if eval_data is None else Batches(eval_data, "eval_data", shuffle=False, **common)
+        self.batches = self._batches(train_data, "train_data", shuffle=True, **common)
+        self.eval_batches = (
+            None if eval_data is None else self._batches(eval_data, "eval_data", shuffle=False, **common)
+        )
         self.objective = Objective(loss, reward, step, labels)
         self.metrics = named_metrics(metrics)
         self.model = model
@@ -185,6 +153,10 @@ class Trainer:
         self.asked = Asked()
         self.epoch_state: Any = None
         self.takers: list[Any] = []
+
+    def _batches(self, data: Any, name: str, **options: Any) -> Batches:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return Batches(data, name, rank=rank, world=world, **options)
 
     @property
     def checkpoints(self) -> Path | None:
@@ -276,9 +248,9 @@ class Trainer:
         """
         batches = self.eval_batches
         if data is not None:
-            rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            common: dict[str, Any] = {"seed": 0, "workers": 0, "collate": None, "rank": rank, "world": world}
-            batches = Batches(data, "the evaluation data", batch_size=256, shuffle=False, **common)
+            batches = self._batches(
+                data, "the evaluation data", batch_size=256, shuffle=False, seed=0, workers=0, collate=None
+            )
         if batches is None:
             raise TrainingError("there is nothing to evaluate on: give the Trainer eval_data, or evaluate() its data")
         return evaluate(self.accelerator, self.model, batches, self.objective, self.metrics)
@@ -304,7 +276,7 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"]
         where = f"step {at.step + 1} (epoch {at.epoch + 1}, batch {at.batch + 1})"
         loss, norm, seconds = self.stepper.run(group, where, self.asked, lambda: kept(self.checkpoints))
-        if self.scheduler is not None and not _waits_for_metric(self.scheduler):
+        if self.scheduler is not None and not waits_for_metric(self.scheduler):
             self.scheduler.step()
         at.step += 1
         at.batch += len(group)
@@ -327,7 +299,7 @@ class Trainer:
             raise TrainingError(f"monitor={self.best.name!r} is not among the figures: {', '.join(found)}")
         self.history.append(record)
         better = self.best.see(found[self.best.name], self.position.step)
-        if self.scheduler is not None and _waits_for_metric(self.scheduler):
+        if self.scheduler is not None and waits_for_metric(self.scheduler):
             self.scheduler.step(found[self.best.name])
         self._tell(record)
         if better and self.load_best:
@@ -346,7 +318,3 @@ class Trainer:
         self.asked.signal = 0
         saved = f"; {self.save()} holds it: go on with train(resume=True)" if self.folder is not None else ""
         raise TrainingInterrupted(f"stopped by {name} after step {self.position.step}{saved}")
-
-
-def _waits_for_metric(scheduler: Any) -> bool:
-    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
