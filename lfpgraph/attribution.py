@@ -86,7 +86,7 @@ def attribute(
     """
     if not isinstance(model, nn.Module):
         raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")
-    names = (record,) if isinstance(record, str) else tuple(record)
+    names = tuple(record) if isinstance(record, list | tuple) else (record,)
     args, kwargs = call_of(inputs)
     options = {"on_missing": on_missing, "fallback": fallback}
     if isinstance(composite, str) and composite == INTEGRATED:

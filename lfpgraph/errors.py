@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "AttributionError",
     "CheckpointError",
@@ -22,6 +25,8 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "WrapError",
+    "first_line",
+    "near",
 ]
 
 
@@ -99,3 +104,14 @@ class MissingPackageError(LfpGraphError, ImportError):
 
 class OnnxError(LfpGraphError):
     """An ONNX file that cannot be read, run or trained, or a model or training step that has no ONNX form."""
+
+
+def near(name: object, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: known names like it, if there are any."""
+    close = difflib.get_close_matches(str(name), list(names), n=3)
+    return f"; near it: {', '.join(close)}" if close else ""
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of what an exception says that is not empty, at most 300 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]

@@ -8,7 +8,6 @@ ONNX file (.onnx). Code from a hub is never run.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .errors import TargetError
+from .errors import TargetError, first_line, near
 from .targets import load_target
 
 __all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
@@ -99,7 +98,7 @@ def _exported(path: Path) -> ModelTarget:
         model = program.module()
         args, kwargs = program.example_inputs or ((), {})
     except Exception as error:
-        raise TargetError(f"{path} is no exported program: {type(error).__name__}: {_first_line(error)}") from error
+        raise TargetError(f"{path} is no exported program: {type(error).__name__}: {first_line(error)}") from error
     if not args and not kwargs:
         raise TargetError(f"{path} carries no example inputs; save it with torch.export.save after torch.export.export")
     return ModelTarget(path.name, model, tuple(args), dict(kwargs))
@@ -119,7 +118,7 @@ def _config_file(path: Path) -> ModelTarget:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise TargetError(f"{file} is not JSON: {_first_line(error)}") from error
+        raise TargetError(f"{file} is not JSON: {first_line(error)}") from error
     if not isinstance(values, dict) or not values.get("model_type"):
         raise TargetError(f"{file} has no model_type, so it is no configuration of a transformers model")
     if "auto_map" in values:
@@ -129,11 +128,11 @@ def _config_file(path: Path) -> ModelTarget:
     auto = transformers_library()
     kind = values["model_type"]
     if kind not in auto.CONFIG_MAPPING:
-        raise TargetError(f"{file}: model_type {kind!r} is not known to transformers{_near(kind, auto.CONFIG_MAPPING)}")
+        raise TargetError(f"{file}: model_type {kind!r} is not known to transformers{near(kind, auto.CONFIG_MAPPING)}")
     try:
         config = auto.CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:
-        raise TargetError(f"{file}: {type(error).__name__}: {_first_line(error)}") from error
+        raise TargetError(f"{file}: {type(error).__name__}: {first_line(error)}") from error
     return _from_config(config, path.resolve().name if path.is_dir() else str(path))
 
 
@@ -147,7 +146,7 @@ def _model_type(name: str) -> ModelTarget | None:
     try:
         config = auto.CONFIG_MAPPING[name]()
     except Exception as error:
-        raise TargetError(f"{name}: no default configuration: {type(error).__name__}: {_first_line(error)}") from error
+        raise TargetError(f"{name}: no default configuration: {type(error).__name__}: {first_line(error)}") from error
     return _from_config(config, name)
 
 
@@ -196,7 +195,7 @@ def _from_config(config: Any, name: str) -> ModelTarget:
                     warnings.simplefilter("ignore")
                     return _plain_experts(builder(config)), None, None
             except Exception as error:
-                errors.append(f"{type(error).__name__}: {_first_line(error)}")
+                errors.append(f"{type(error).__name__}: {first_line(error)}")
         raise TargetError(f"{name}: the model cannot be built: {errors[0]}")
 
     return _weightless(name, build)
@@ -221,18 +220,18 @@ def _weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
                 getattr(model, "tie_weights")()  # noqa: B009 - transformers ties when it draws
             return ModelTarget(name, model, args, kwargs, rebuild=build)
         except Exception as caught:
-            log.info("%s cannot be built without weights: %s", name, _first_line(caught))
+            log.info("%s cannot be built without weights: %s", name, first_line(caught))
             error = caught
     if (size := _size_on_meta(build)) > LARGEST_REAL:
         raise TargetError(
-            f"{name} cannot be built without weights, and has {size:,} of them: {_first_line(error)}"
+            f"{name} cannot be built without weights, and has {size:,} of them: {first_line(error)}"
         ) from error
     try:
         return ModelTarget(name, *build())
     except TargetError:
         raise
     except Exception as again:
-        raise TargetError(f"{name} cannot be built: {type(again).__name__}: {_first_line(again)}") from again
+        raise TargetError(f"{name} cannot be built: {type(again).__name__}: {first_line(again)}") from again
 
 
 @contextlib.contextmanager
@@ -261,7 +260,7 @@ def _function(target: str) -> ModelTarget:
     try:
         result = function()
     except Exception as error:
-        raise TargetError(f"{target!r} failed: {type(error).__name__}: {_first_line(error)}") from error
+        raise TargetError(f"{target!r} failed: {type(error).__name__}: {first_line(error)}") from error
     model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
         raise TargetError(f"{target!r} must return an nn.Module or (model, inputs), not {type(result).__name__}")
@@ -289,15 +288,6 @@ def _zoo(target: str) -> ModelTarget:
             log.info("no model types to suggest: %s", error)
         raise TargetError(
             f"{target!r} is no transformers model type, no zoo name, no folder with a config.json, no .pt2 file and not "
-            f"module:function{_near(target, names)}"
+            f"module:function{near(target, names)}"
         )
     return _weightless(target, lambda: build(target))
-
-
-def _near(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=3)
-    return f"; near it: {', '.join(close)}" if close else ""
-
-
-def _first_line(error: Exception | None) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
