@@ -92,7 +92,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     for kind, values in sorted(parts.items(), key=lambda kv: -sum(kv[1])):
         present = [v for v in values if v >= 0.01]
         middle = f"{median(present):.0%}" if present else "-"
-        lines.append(f"| {kind} | {len(present)} | {mean([*values, *[0.0] * (len(rows) - len(values))]):.1%} | {middle} |")
+        lines.append(
+            f"| {kind} | {len(present)} | {mean([*values, *[0.0] * (len(rows) - len(values))]):.1%} | {middle} |"
+        )
     return "\n".join(lines)
 
 
@@ -116,7 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(ZOO))
     parser.add_argument("--composite", default="epsilon-plus")
-    parser.add_argument("--keep", type=Path, help="a JSON file: models it holds are not measured again, others are added")
+    parser.add_argument(
+        "--keep", type=Path, help="a JSON file: models it holds are not measured again, others are added"
+    )
     parser.add_argument("--table", type=Path, help="write the page")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

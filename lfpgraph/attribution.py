@@ -82,7 +82,8 @@ def attribute(
 
     Raises:
         AttributionError: the target does not fit the output, or a recorded name does not exist.
-        InputError: nothing among the inputs can have relevance. TraceError, NoRuleError: as for `wrap`.
+        InputError: nothing among the inputs can have relevance, or the model itself does not run on them.
+        NonFiniteError: what is explained is NaN or infinite. TraceError, NoRuleError: as for `wrap`.
     """
     if not isinstance(model, nn.Module):
         raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")

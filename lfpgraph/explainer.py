@@ -280,7 +280,9 @@ def _named(graph: OpGraph, name: str) -> fx.Node:
     ends = _ends(graph, name)
     if ends:
         return ends[-1]
-    modules = sorted({path for n in graph.operations() if (path := module_path(n)) and not path.startswith("_empty_nn")})
+    modules = sorted(
+        {path for n in graph.operations() if (path := module_path(n)) and not path.startswith("_empty_nn")}
+    )
     raise AttributionError(
         f"record={name!r} is no module or node of the graph{near(name, modules)}; modules: {', '.join(modules[:20])}"
     )

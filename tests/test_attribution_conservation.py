@@ -75,7 +75,7 @@ def test_rounding_where_signals_meet_is_declared() -> None:
     class Narrow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x.float()
-            return ((y * 1.1e6 + 0.1) - y * 1.1e6).double().sum(1) + x.sum(1)
+            return (y * (1e5 / 7) + y * (3e5 / 7) - y * (4e5 / 7)).double().sum(1) + x.sum(1)
 
     x = torch.rand(4, 50, dtype=torch.float64) + 0.5
     found = lfpgraph.conservation(Narrow(), x, None, "lrp-0")
@@ -90,7 +90,7 @@ def test_an_output_that_is_returned_twice_is_explained_once() -> None:
             return {"logits": out, "same": out}
 
     model, x = Twice(3, 2, bias=False).double(), torch.rand(4, 3, dtype=torch.float64)
-    found = lfpgraph.conservation(model, x, lambda out: out["logits"][:, 0])
+    found = lfpgraph.conservation(model, x, lambda out: out["logits"][:, 0], "lrp-0")
     assert found.explained == pytest.approx(model(x)["logits"][:, 0].sum().item())
     assert found.inputs == pytest.approx(found.explained)
 
@@ -107,18 +107,20 @@ def test_what_no_way_leads_to_is_stopped() -> None:
 
 
 def test_exp_of_exactly_zero_hands_nothing_on() -> None:
-    """A softmax written out, the maximum subtracted: its largest entry is exp(0), and relevance stays in bounds."""
+    """Where x is the larger, x less the larger of both is 0, and exp(0) is 1 whatever x is."""
 
-    class Written(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            e = torch.exp(x - x.amax(-1, keepdim=True))
-            return e / e.sum(-1, keepdim=True)
+    class Running(nn.Module):
+        def forward(self, x: Tensor, before: Tensor) -> Tensor:
+            return torch.exp(x - torch.maximum(x, before)).sum(1)
 
     torch.manual_seed(0)
-    x = torch.randn(8, 5, dtype=torch.float64)
-    found = lfpgraph.conservation(Written(), x, "predicted", "epsilon")
-    assert abs(found.residue) < 1e-12 and found.leaks["activation at zero"] > 0.1
-    assert lfpgraph.attribute(Written(), x, "predicted", "epsilon").abs().max() < 10
+    x = torch.randn(8, 6, dtype=torch.float64)
+    above = torch.rand(8, 6) < 0.5
+    before = torch.where(above, x - 1, x + 1)
+    found = lfpgraph.conservation(Running(), (x, before), None, "epsilon")
+    assert found.leaks["activation at zero"] == pytest.approx(above.sum().item())
+    assert abs(found.residue) < 1e-9
+    assert lfpgraph.attribute(Running(), (x, before), None, "epsilon")[0].abs().max() < 2
 
 
 @pytest.mark.slow

@@ -99,9 +99,13 @@ def test_names_and_options(net: nn.Module) -> None:
     refused(CompositeError, "unknown composite 'epsilon-pluss'; near it: epsilon-plus,", net, X, 0, "epsilon-pluss")
     refused(AttributionError, "no module or node of the graph; modules: 0, 1, 2, 3$", net, X, 0, record="head")
     refused(AttributionError, "must be names", net, X, 0, record=3)
-    refused(AttributionError, "on_missing='drive' is not known; choose one of derive, error", net, X, 0, on_missing="drive")
+    refused(
+        AttributionError, "on_missing='drive' is not known; choose one of derive, error", net, X, 0, on_missing="drive"
+    )
     refused(AttributionError, "fallback='retry' is not known", net, X, 0, fallback="retry")
-    refused(AttributionError, "the first of its 2 float outputs, and target= does not say", Tokens(), torch.tensor([[1, 2]]))
+    refused(
+        AttributionError, "the first of its 2 float outputs, and target= does not say", Tokens(), torch.tensor([[1, 2]])
+    )
 
 
 def test_a_model_under_no_grad_has_no_way_for_relevance() -> None:
