@@ -1,9 +1,9 @@
 """Relevance over the zoo, as a table: `python -m benchmarks.conservation --table docs/conservation.md`.
 
-Every tiny model of the zoo, in float64, epsilon-plus, batch norms with the batch's statistics. Explained is the entry of
-largest size of each sample in the first float output, with its sign, summed over the batch: a sum of whole outputs is zero
-where they are normalised. Shares are of the explained value. "Undeclared" (what no declaration covers) and "missing" are
-shares of all that flows: the explained value and all leaks, each by its size.
+Every tiny model of the zoo, in float64, epsilon-plus, batch norms with the batch's statistics. Explained is the
+largest absolute value of each sample in the first float output, summed over the batch: a sum of whole outputs is zero where
+they are normalised. Shares are of the explained value. "Undeclared" (what an operation or a sum loses
+beyond rounding, with no declaration) and "missing" (what was handed to a node and never arrived there) are shares of all that flows: the explained value and all leaks, each by its size.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         " ".join(__doc__.split()),
         f"{len(settled)} of {len(found)} models add up to 1e-9 with at most 1e-6 undeclared. The kinds of leak are told "
         "in [attribution.md](attribution.md).",
+        "What that does not say: how much a declared leak ought to take. An operation with a bias or a softmax may keep "
+        "anything and it counts as theirs; that their share is right is for the tests of the rules. Shares far beyond 100 % "
+        "are large relevances of opposite sign, in inputs and leaks, beside a small explained value (levit-128s, rwkv-4).",
         "By size, as parts of inputs and leaks together:",
         summary(good),
         "Each model:",
