@@ -1,9 +1,10 @@
 """Relevance over the zoo, as a table: `python -m benchmarks.conservation --table docs/conservation.md`.
 
 Every tiny model of the zoo, in float64, epsilon-plus, batch norms with the batch's statistics. Explained is the
-largest absolute value of each sample in the first float output, summed over the batch: a sum of whole outputs is zero where
-they are normalised. Shares are of the explained value. "Undeclared" (what an operation or a sum loses
-beyond rounding, with no declaration) and "missing" (what was handed to a node and never arrived there) are shares of all that flows: the explained value and all leaks, each by its size.
+largest absolute value of each sample in the first float output, summed over the batch: a sum of whole outputs is zero
+where they are normalised. Shares are of the explained value. "Undeclared" (what an operation or a sum loses beyond
+rounding, with no declaration) and "missing" (what was handed to a node and never arrived there) are shares of all that
+flows: the explained value and all leaks, each by its size.
 """
 
 from __future__ import annotations
