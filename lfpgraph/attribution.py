@@ -82,11 +82,12 @@ def attribute(
 
     Raises:
         AttributionError: the target does not fit the output, or a recorded name does not exist.
-        InputError: nothing among the inputs can have relevance. TraceError, NoRuleError: as for `wrap`.
+        InputError: nothing among the inputs can have relevance, or the model itself does not run on them.
+        NonFiniteError: what is explained is NaN or infinite. TraceError, NoRuleError: as for `wrap`.
     """
     if not isinstance(model, nn.Module):
         raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")
-    names = (record,) if isinstance(record, str) else tuple(record)
+    names = tuple(record) if isinstance(record, list | tuple) else (record,)
     args, kwargs = call_of(inputs)
     options = {"on_missing": on_missing, "fallback": fallback}
     if isinstance(composite, str) and composite == INTEGRATED:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .errors import CompositeError
+from .errors import CompositeError, near
 from .places import Depths, Place
 
 if TYPE_CHECKING:
@@ -227,7 +227,9 @@ def get_composite(composite: str | Composite) -> Composite:
     if isinstance(composite, Composite):
         return composite
     if composite not in _COMPOSITES:
-        raise CompositeError(f"unknown composite {composite!r}; known: {', '.join(composite_names())}")
+        raise CompositeError(
+            f"unknown composite {composite!r}{near(composite, _COMPOSITES)}; known: {', '.join(composite_names())}"
+        )
     return _COMPOSITES[composite]
 
 

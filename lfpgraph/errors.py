@@ -5,6 +5,9 @@ With them what quotes other errors in such a message.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "AttributionError",
     "CheckpointError",
@@ -26,6 +29,7 @@ __all__ = [
     "TrainingInterrupted",
     "WrapError",
     "first_line",
+    "near",
     "one_line",
 ]
 
@@ -106,11 +110,17 @@ class OnnxError(LfpGraphError):
     """An ONNX file that cannot be read, run or trained, or a model or training step that has no ONNX form."""
 
 
+def near(name: object, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: known names like it, if there are any."""
+    close = difflib.get_close_matches(str(name), list(names), n=3)
+    return f"; near it: {', '.join(close)}" if close else ""
+
+
 def one_line(error: Exception, most: int = 200) -> str:
     """A message of any length as one line of at most so many characters, to be quoted in another."""
     return " ".join(str(error).split())[:most]
 
 
-def first_line(error: Exception | None, most: int = 300) -> str:
+def first_line(error: BaseException | None, most: int = 300) -> str:
     """The first line of a message that is not empty, at most so many characters of it."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:most]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import AttributionError
+from .errors import AttributionError, NonFiniteError, first_line
 
-__all__ = ["Contrast", "target_signals"]
+__all__ = ["Contrast", "refuse_nan", "target_signals"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,29 @@ def target_signals(target: Any, outputs: Sequence[Any], rebuild: Callable[[Seque
     if not floats:
         raise AttributionError("the model has no float output with a dimension; explain one by target=function")
     signals: list[Any] = [None] * len(outputs)
-    signals[floats[0]] = weights_of(target, outputs[floats[0]])
+    which = f", the first of its {len(floats)} float outputs," if len(floats) > 1 else ""
+    signals[floats[0]] = weights_of(target, outputs[floats[0]], which)
     return signals
 
 
-def weights_of(target: Any, output: Tensor) -> Tensor:
+def refuse_nan(outputs: Sequence[Any], signals: Sequence[Any], inputs: Sequence[Tensor]) -> None:
+    """Refuse to explain what is NaN or infinite.
+
+    Raises:
+        NonFiniteError: an output that has a signal is.
+    """
+    for o, s in zip(outputs, signals):
+        if s is not None and not bool(torch.where(s == 0, 0.0, o * s).isfinite().all()):
+            faulty = any(t.is_floating_point() and not bool(t.isfinite().all()) for t in inputs)
+            where = "an input holds NaN or infinity" if faulty else "the inputs are finite: look at the model's weights"
+            raise NonFiniteError(f"what is explained is NaN or infinite; {where}")
+
+
+def weights_of(target: Any, output: Tensor, which: str = "") -> Tensor:
     """A target as weights of the output's entries, of its shape; the explained value is the weighted sum.
+
+    Args:
+        which: for messages, which of several outputs this is.
 
     Raises:
         AttributionError: the target does not fit the output.
@@ -54,7 +71,7 @@ def weights_of(target: Any, output: Tensor) -> Tensor:
     if target is None:
         if output.dim() > 1 and output[0].numel() != 1:
             raise AttributionError(
-                f"the model returns {list(output.shape)} and target= does not say which of it to explain; give a class "
+                f"the model returns {list(output.shape)}{which} and target= does not say which of it to explain; give a class "
                 'index, one for each sample, lfpgraph.Contrast(a, b), "predicted", or a function of the output'
             )
         return torch.ones_like(output)
@@ -81,8 +98,10 @@ def _at_place(place: tuple[Any, ...], output: Tensor) -> Tensor:
             f"target={place} has {len(place)} indices, but the output of shape {list(output.shape)} has only "
             f"{output.dim() - 1} dimensions behind the batch"
         )
+    if not all(isinstance(index, int) for index in place):
+        raise AttributionError(f"target={place} must hold whole numbers, one for each dimension behind the batch")
     for index, size in zip(place, output.shape[1:]):
-        if isinstance(index, int) and not -size <= index < size:
+        if not -size <= index < size:
             raise AttributionError(
                 f"target={place}: {index} is out of range for the output of shape {list(output.shape)}"
             )
@@ -92,7 +111,13 @@ def _at_place(place: tuple[Any, ...], output: Tensor) -> Tensor:
 
 def _at_classes(target: Any, output: Tensor) -> Tensor:
     """Ones at a class of the last dimension: the same for all, or one for each sample (and place)."""
-    classes = torch.as_tensor(target, device=output.device)
+    try:
+        classes = torch.as_tensor(target, device=output.device)
+    except (RuntimeError, TypeError, ValueError):
+        within = " within a Contrast" if callable(target) else ""
+        raise AttributionError(
+            f"target={target!r} cannot be explained{within}; see the docstring of lfpgraph.attribute"
+        ) from None
     if classes.is_floating_point() or classes.dtype == torch.bool:
         raise AttributionError(f"target={target!r} is no class index")
     if classes.dim() == 0 and output.dim() == 1 and output.shape[0] > 0 and int(classes) in (0, -1):
@@ -122,7 +147,14 @@ def _of_function(function: Callable[[Any], Any], outputs: Sequence[Any], rebuild
             o.detach().clone().requires_grad_() if isinstance(o, Tensor) and o.is_floating_point() else o
             for o in outputs
         ]
-        value = function(rebuild(leaves))
+        output = rebuild(leaves)
+        try:
+            value = function(output)
+        except Exception as error:
+            what = f"tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise AttributionError(
+                f"target's function fails on the model's output, a {what}: {type(error).__name__}: {first_line(error)}"
+            ) from error
         if not isinstance(value, Tensor) or not value.requires_grad:
             raise AttributionError(
                 "target's function must return a tensor computed from the model's output with a derivative, not "

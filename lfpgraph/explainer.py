@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from .canonize import merge_norms
 from .composites import Composite, get_composite
 from .entry import Entry, key_of
-from .errors import AttributionError, InputError
-from .explained import target_signals
+from .errors import AttributionError, InputError, near
+from .explained import refuse_nan, target_signals
 from .forward import FeedbackForward, no_autocast, survey
 from .plan import make_plan
 from .program import make_program
@@ -25,6 +25,7 @@ from .trace import OpGraph
 from .trace.flat import flatten_input
 from .trace.graph import is_float, module_path
 from .trace.sizes import Sizes
+from .trace.verify import refusal
 
 __all__ = ["Explainer", "Found", "explainer_of"]
 
@@ -104,6 +105,7 @@ class Explainer(FeedbackForward):
 
         Raises:
             AttributionError: the target does not fit, or a recorded name does not exist.
+            InputError: the model does not run on the inputs. NonFiniteError: what is explained is NaN or infinite.
         """
         with torch.no_grad(), torch.inference_mode(False):
             leaves, spec = flatten_input(args, kwargs)
@@ -114,7 +116,13 @@ class Explainer(FeedbackForward):
             state, modes = survey(self.model)
             entry = self._program(args, kwargs, leaves, spec, tensors, state, modes)
             assert isinstance(entry, _Kept)
-            return self._explained(entry, tensors, state, target)
+            try:
+                return self._explained(entry, tensors, state, target)
+            except (IndexError, RuntimeError):  # a token outside the embedding, say
+                refused = refusal(self.model, args, kwargs)
+                if refused is None:
+                    raise
+                raise refused from refused.__cause__
 
     def _explained(self, entry: _Kept, tensors: Sequence[Tensor], state: Mapping[str, Tensor], target: Any) -> Found:
         graph, program = entry.graph, entry.program
@@ -126,11 +134,13 @@ class Explainer(FeedbackForward):
             users = list(graph.user_outputs(outputs))
             first = len(outputs) - len(users)
             signals = target_signals(target, users, graph.rebuild)
+            refuse_nan(users, signals, tensors)
             given = [signals[i - first] for i in program.signal_outputs]
             missing = [s is None for s in given]
             if all(missing):
                 raise AttributionError(
-                    "what target= names does not depend on the model's inputs in a way that rules follow"
+                    "what target= names does not depend on the model's inputs in a way that rules follow: the model "
+                    "computes it under no_grad, of detached tensors or of integers"
                 )
             saved += [torch.zeros_like(outputs[i]) if s is None else s for i, s in zip(program.signal_outputs, given)]
             found = program.call_feedback(saved)
@@ -203,6 +213,12 @@ def explainer_of(
     model: nn.Module, composite: str | Composite, record: Sequence[str], parameters: bool, options: Mapping[str, Any]
 ) -> Explainer:
     """The model's explainer for these rules, made when first asked for."""
+    known = {"on_missing": ("derive", "error"), "fallback": ("error", "retrace")}
+    for option, choices in known.items():
+        if options.get(option, choices[0]) not in choices:
+            raise AttributionError(f"{option}={options[option]!r} is not known; choose one of {', '.join(choices)}")
+    if not all(isinstance(name, str) for name in record):
+        raise AttributionError(f"record={list(record)!r} must be names of modules or nodes")
     kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
     key = (composite if isinstance(composite, str) else id(composite), tuple(record), parameters, *options.items())
     if key not in kept:
@@ -259,8 +275,12 @@ def _named(graph: OpGraph, name: str) -> fx.Node:
     ends = _ends(graph, name)
     if ends:
         return ends[-1]
-    modules = sorted({module_path(n) for n in graph.operations()} - {""})
-    raise AttributionError(f"record={name!r} is no module or node of the graph; modules: {', '.join(modules[:20])}")
+    modules = sorted(
+        {path for n in graph.operations() if (path := module_path(n)) and not path.startswith("_empty_nn")}
+    )
+    raise AttributionError(
+        f"record={name!r} is no module or node of the graph{near(name, modules)}; modules: {', '.join(modules[:20])}"
+    )
 
 
 def _ends(graph: OpGraph, module: str) -> list[fx.Node]:

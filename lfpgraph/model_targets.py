@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import TargetError, first_line
-from .model_targets_hf import builders_of, config_file, model_type, near, transformers_library
+from .errors import TargetError, first_line, near
+from .model_targets_hf import builders_of, config_file, model_type, transformers_library
 from .targets import load_target
 from .trace.flat import arguments_of
 from .weightless import LARGEST_REAL, ModelTarget, weightless

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import warnings
@@ -12,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from .errors import TargetError, first_line
+from .errors import TargetError, first_line, near
 from .weightless import Built, ModelTarget, weightless
 
-__all__ = ["builders_of", "config_file", "model_type", "near", "transformers_library"]
+__all__ = ["builders_of", "config_file", "model_type", "transformers_library"]
 
 # Heads in order of choice for a configuration that names no class of its own.
 _HEADS = (
@@ -140,9 +139,3 @@ def _plain_experts(model: nn.Module) -> nn.Module:
     if choose is not None:
         choose("batched_mm")
     return model
-
-
-def near(name: str, names: Any) -> str:
-    """What a name may have been meant to be, as the end of a message."""
-    close = difflib.get_close_matches(name, list(names), n=3)
-    return f"; near it: {', '.join(close)}" if close else ""

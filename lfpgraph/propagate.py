@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import NonFiniteError, RuleError
 from .plan import Plan
-from .sums import Sum, reward_of
+from .sums import Sum, reward_of, wide
 from .trace.graph import is_float, module_path
 from .units import Unit
 
@@ -40,7 +40,7 @@ class Call:
             epsilon where that is not the ruleset's.
         form: the epsilon of the signal that has arrived, where that is in stabilized form; None where it is not.
         answered: the same of the rule's answers.
-        arrived: the reward that has arrived, where somebody observes.
+        arrived: the reward that has arrived, in float64, where somebody observes.
         given: the signals at the model's outputs, for rules that need them.
         direction: 1 where signals are rewards, -1 where they are gradients (in `.backward()`).
     """
@@ -202,7 +202,7 @@ def run_backward(
             holder.add_item(index, arrived)  # type: ignore[arg-type]
             continue
         if observe is not None:
-            call.arrived = arrived.reward(call.output)
+            call.arrived = arrived.reward(wide(call.output))
         s, form = arrived.settle(_measure(unit, call, values), unit)
         call.form = form
         answers = list(_ask(call, s))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .numerics import epsilon_factor, stabilize
 from .units import Unit
 
-__all__ = ["Sum", "reward_of"]
+__all__ = ["Sum", "reward_of", "wide"]
 
 
 class Sum:
@@ -82,6 +83,15 @@ def reward_of(s: Tensor, value: Tensor, form: float | None) -> Tensor:
     if s.is_complex() or value.is_complex():
         return (value.conj() * s).real
     return s * (stabilize(value, form) if form else value)
+
+
+def wide(value: Any) -> Any:
+    """A tensor, or a list of them, in float64 or complex128; integers as they are."""
+    if isinstance(value, list | tuple):
+        return [wide(item) for item in value]
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def _restated(s: Tensor | None, value: Tensor | None, epsilon: float, wanted: float) -> Any:

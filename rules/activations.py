@@ -37,6 +37,18 @@ def activation(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor |
     return signals
 
 
+def exponential(node: Any, s: Tensor, x: Tensor) -> list[Tensor | None]:
+    """Signal of z = exp(x): the identity rule, but none where x is exactly 0.
+
+    There it is the maximum less itself (a softmax written out, a running maximum) or a decay over no time: z is 1 whatever
+    the two were. To hand `r / epsilon` to the one and minus that to the other would bury the relevance of all the rest
+    under their rounding. This project.
+    """
+    return activation(node, torch.where(x == 0, torch.zeros_like(s), s), x)
+
+
+rows(ACTIVATION, exponential, [aten.exp.default, aten.exp2.default])
+
 rows(
     ACTIVATION,
     activation,
@@ -66,8 +78,6 @@ rows(
         aten.erf.default,
         aten.erfc.default,
         aten.erfinv.default,
-        aten.exp.default,
-        aten.exp2.default,
         aten.expm1.default,
         aten.fake_quantize_per_channel_affine.default,
         aten.fake_quantize_per_tensor_affine.default,

@@ -13,7 +13,7 @@ from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import AttributionError, InputError, TraceError
+from lfpgraph.errors import AttributionError, InputError
 
 from .helpers import relative
 
@@ -217,7 +217,7 @@ def test_bad_targets(net: Any, target: Any, message: str) -> None:
 
 def test_bad_inputs(net: Any) -> None:
     model, x = net
-    with pytest.raises(TraceError, match="could not be traced"):
+    with pytest.raises(InputError, match="itself does not run"):
         lfpgraph.attribute(model, torch.randn(2, 1, 9, 9).double(), 0)
     with pytest.raises(AttributionError, match="inputs must be a tensor"):
         lfpgraph.attribute(model, "image.png", 0)

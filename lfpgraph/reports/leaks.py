@@ -22,6 +22,7 @@ LEAKS = {
     "gradient": "loss or function of weights: the plain gradient",
     "derived": "the operation's own vector-Jacobian product, which promises nothing",
     "uncovered": "reward arrives and cannot pass",
+    "stopped": "an output that no way of rewards leads to: the model computes under no_grad, detached or in integers",
 }
 
 

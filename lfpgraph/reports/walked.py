@@ -15,7 +15,7 @@ from ..explained import target_signals
 from ..explainer import Explainer
 from ..plan import make_plan
 from ..propagate import run_backward, run_forward
-from ..sums import reward_of
+from ..sums import reward_of, wide
 from ..trace import OpGraph, trace
 
 __all__ = ["Walked", "reward_at", "walk"]
@@ -28,11 +28,13 @@ class Walked:
     Attributes:
         graph: what was walked, batch norms merged where the composite says so.
         starts: the relevance handed to each output node.
+        stopped: relevance of outputs that no way of rewards leads to.
         ends: the relevance that has arrived at each input (for token ids: at their embedding), None where none has.
     """
 
     graph: OpGraph
     starts: dict[fx.Node, Tensor]
+    stopped: list[Tensor]
     ends: dict[fx.Node, Tensor | None]
 
 
@@ -59,12 +61,16 @@ def walk(
         plan = make_plan(graph, rules, wanted, on_missing)
         outputs, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
         signals = target_signals(target, graph.user_outputs(outputs), graph.rebuild)
-        starts = {n: s for n, s in zip(graph.user_output_nodes, signals) if isinstance(n, fx.Node) and n in plan.wanted}
+        starts: dict[fx.Node, Tensor] = {}
+        for node, s in zip(graph.user_output_nodes, signals):
+            if s is not None and isinstance(node, fx.Node):  # a node may be an output twice
+                starts[node] = starts[node] + s if node in starts else s
+        stopped = [reward_at(starts.pop(node), env[node], None) for node in list(starts) if node not in plan.wanted]
         ends: dict[fx.Node, Any] = dict.fromkeys(wanted)
         run_backward(plan, calls, env, starts, record=ends, observe=observe)
-    return Walked(graph, {n: reward_at(s, env[n], None) for n, s in starts.items() if s is not None}, ends)
+    return Walked(graph, {n: reward_at(s, env[n], None) for n, s in starts.items()}, stopped, ends)
 
 
 def reward_at(s: Tensor, value: Tensor, form: float | None) -> Tensor:
-    """The reward, none where no signal is: masks hold infinities."""
-    return torch.where(s == 0, 0.0, reward_of(s, value, form))
+    """The reward in float64, none where no signal is: masks hold infinities."""
+    return torch.where(s == 0, 0.0, reward_of(wide(s), wide(value), form))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import TraceError
+from ..errors import DataDependentError, InputError, TraceError
 from .capture import capture
 from .classify import classify
 from .comparisons import copy_shared_comparisons
@@ -16,7 +16,7 @@ from .flat import input_tensors
 from .graph import NodeInfo, OpGraph, Placeholder
 from .sizes import Sizes
 from .values import capture_values
-from .verify import disagreement, draws_numbers, is_real
+from .verify import disagreement, draws_numbers, is_real, refusal
 
 __all__ = ["NodeInfo", "OpGraph", "Placeholder", "trace"]
 
@@ -43,7 +43,7 @@ def trace(
     Raises:
         TraceError: the model cannot be traced (DataDependentError: because it branches on data), or the graph does not
             give its outputs (checked once, on the example, where tensors have values).
-        InputError: no tensor goes in, or no float tensor comes out.
+        InputError: no tensor goes in, no float tensor comes out, or the model itself does not run on the example.
     """
     if isinstance(args, Tensor):
         args = (args,)
@@ -54,8 +54,13 @@ def trace(
             log.warning("%s takes another way for a batch of one, which is traced for itself", type(model).__name__)
             graph = capture(model, args, kwargs, dynamic, enlarge=False)
         _verify(graph, model, args, kwargs)
-    except TraceError as error:
-        if fallback != "retrace" or not is_real(model, args, kwargs):
+    except InputError:
+        raise
+    except Exception as error:
+        refused = None if isinstance(error, DataDependentError) else refusal(model, args, kwargs)
+        if refused is not None:
+            raise refused from refused.__cause__
+        if not isinstance(error, TraceError) or fallback != "retrace" or not is_real(model, args, kwargs):
             raise
         log.info("%s", error)
         graph = capture_values(model, args, kwargs)

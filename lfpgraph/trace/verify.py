@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 
+from ..errors import InputError, first_line
 from .flat import FlatModel, input_tensors
 from .graph import OpGraph
 
-__all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real"]
+__all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real", "refusal"]
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, torch.complex128: 1e-6}
 
@@ -25,6 +26,24 @@ def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """Whether the model and its example have values to compute with."""
     tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
     return not any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
+
+
+def refusal(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> InputError | None:
+    """What the model itself has against a call, found by running it plainly; None if it runs, or has no values to."""
+    tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
+    if any(isinstance(t, FakeTensor) for t in tensors):
+        return None
+    rng = torch.get_rng_state()
+    try:
+        _run(model, args, kwargs)
+    except Exception as error:
+        name = type(model).__name__
+        refused = InputError(f"{name} itself does not run on these inputs: {type(error).__name__}: {first_line(error)}")
+        refused.__cause__ = error
+        return refused
+    finally:
+        torch.set_rng_state(rng)
+    return None
 
 
 def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
