@@ -62,7 +62,8 @@ def along_path(
             point = list(leaves)
             for i, start, way in zip(floats.values(), starts, ways):
                 point[i] = start + (step + 0.5) / steps * way
-            for n, s in explainer.explain(*pytree.tree_unflatten(point, spec), target).inputs.items():
+            args, kwargs = pytree.tree_unflatten(point, spec)
+            for n, s in explainer.explain(args, kwargs, target).inputs.items():
                 signals[n] += s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     return found
