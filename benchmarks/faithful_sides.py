@@ -77,21 +77,27 @@ def _attribute(composite: Any, **how: Any) -> Method:
 
 def _ours(kind: str, black: float) -> list[Side]:
     text = kind in ("text", "planted")
-    names = ["gradient-x-input", "epsilon", "gamma", "attnlrp"]
-    names += ["epsilon-plus", "epsilon-plus-flat", "epsilon-alpha2-beta1"] if kind == "cnn" else ["cp-lrp"]
+    names = ["gradient-x-input", "attnlrp", "cp-lrp"]
+    if kind == "cnn":
+        names = ["gradient-x-input", "gamma", "epsilon-plus", "epsilon-plus-flat", "epsilon-alpha2-beta1"]
     found = [Side(name, "lfpgraph", _attribute(name)) for name in names]
-    best = ["epsilon-plus", "gamma", "epsilon-alpha2-beta1"] if kind == "cnn" else ["attnlrp", "cp-lrp"]
-    if not text:  # a token's baseline is the embedding of padding, which is zero in these models
+    if kind != "cnn":
+        for name in ("attnlrp", "cp-lrp"):
+            wide = lfpgraph.get_composite(name).with_options(epsilon=0.1)
+            found.append(Side(f"{name}, epsilon 0.1", "lfpgraph", _attribute(wide)))
+    # A token's baseline is the embedding of padding, which is zero in these models: the rules' own.
+    starts = [(0.0, "0")] if text else [(0.0, "0"), (black, "black")]
+    start, word = starts[-1]
+    best = ["epsilon-plus", "gamma"] if kind == "cnn" else ["attnlrp"]
+    if not text:
         for name in ["gradient-x-input", *best]:
-            found.append(Side(name, "lfpgraph", _attribute(name, baseline=black), 1, "black"))
-    start, word = (0.0, "0") if text else (black, "black")
-    found.append(
-        Side("gradient-x-input, 2 steps", "lfpgraph", _attribute("gradient-x-input", baseline=start, steps=2), 3, word)
-    )
+            found.append(Side(name, "lfpgraph", _attribute(name, baseline=start), 1, word))
+    few = _attribute("gradient-x-input", baseline=start, steps=2)
+    found.append(Side("gradient-x-input, 2 steps", "lfpgraph", few, 3, word))
     for name in best:
-        how = {"baseline": start, "steps": STEPS}
-        found.append(Side(f"{name}, {STEPS} steps", "lfpgraph", _attribute(name, **how), STEPS + 1, word))
-    for start, word in [(0.0, "0")] if text else [(0.0, "0"), (black, "black")]:
+        along = _attribute(name, baseline=start, steps=STEPS)
+        found.append(Side(f"{name}, {STEPS} steps", "lfpgraph", along, STEPS + 1, word))
+    for start, word in starts:
         method = _attribute("integrated-gradients", baseline=start, steps=STEPS)
         found.append(Side("integrated-gradients", "lfpgraph", method, STEPS + 1, word))
     return found

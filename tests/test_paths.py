@@ -96,3 +96,30 @@ def test_what_a_path_refuses(net: Any) -> None:
         lfpgraph.attribute(model, x, 0, "epsilon", baseline=torch.zeros(7))
     with pytest.raises(AttributionError, match="leave record and parameters out"):
         lfpgraph.attribute(model, x, 0, "epsilon", baseline=0.0, record="0")
+
+
+def test_the_benchmark_runs_without_the_other_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Their methods are left out; a method that fails is named with its error, and the page keeps its prose."""
+    from benchmarks import faithful_models, faithful_sides, faithfulness
+
+    def broken(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("cannot\nat all")
+
+    monkeypatch.setattr(faithful_sides, "missing", lambda: [*faithful_sides.PEERS])
+    assert {side.tool for side in faithful_sides.sides("text", 0.0)} == {"-", "lfpgraph"}
+    sides = faithful_sides.sides("cnn", 0.0)
+    chosen = [s for s in sides if s.name == "random" or (s.name == "gradient-x-input" and s.baseline == "black")]
+    chosen.append(faithful_sides.Side("Broken", "other", broken))
+    x, y = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    small = faithful_models.Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 1, 1e-2, (x, y), (x, y))
+    monkeypatch.setattr(faithfulness, "sides", lambda kind, black: chosen)
+    monkeypatch.setattr(faithfulness, "task_of", lambda kind: small)
+    result = faithfulness.measure("cnn", 2, 4, "held out")
+    assert [len(row["runs"]) for row in result["rows"]] == [2, 2, 0] and result["samples"] == 4
+    page = tmp_path / "page.md"
+    page.write_text(f"Prose.\n{faithfulness.MARK}\nold tables")
+    faithfulness.write_page(page, {"missing": ["captum"], "models": {"cnn": result}})
+    text = page.read_text()
+    assert text.startswith("Prose.") and "old tables" not in text and "Not installed in this run: captum." in text
+    assert "- other `Broken`: RuntimeError: cannot\n" in text
+    assert text.index("| lfpgraph | `gradient-x-input` | black | 1 |") < text.index("| - | `random` |")  # by ABPC
