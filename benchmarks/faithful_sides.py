@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -157,6 +158,7 @@ def _captum(kind: str, black: float) -> list[Side]:
 
     def method(name: str, **how: Any) -> Method:
         def run(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+            model = copy.deepcopy(model) if name == "LRP" else model  # which leaves rules on it where it fails
             tool = getattr(importlib.import_module("captum.attr"), name)(model)
             return tool.attribute(x.requires_grad_(), target=target, **how)
 
