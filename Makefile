@@ -9,7 +9,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch numpy
 	$(BIN)/pip install -q -c constraints.txt -e ".[hf,cli,onnx,dev]"
-	$(BIN)/pip install -q -c constraints.txt --no-deps lxt zennit
+	$(BIN)/pip install -q -c constraints.txt --no-deps lxt zennit captum autolrp
 	touch $@
 
 demo: $(STAMP)

@@ -1,9 +1,12 @@
-"""How faithful explanations are, ours and others' side by side: `python -m benchmarks.faithfulness --json out.json`.
+"""How faithful explanations are, ours and others' side by side: `python -m benchmarks.faithfulness --page docs/faithfulness.md`.
 
-Three models are trained here by backprop on data that ships with Python's packages: a CNN and a ViT on scikit-learn's
-digits, and a two-layer BERT on docstrings (which of three libraries is it from). Every method explains the predicted class
-of the same held-out samples. ABPC: area between the least- and the most-relevant-first perturbation curves of the target's
-logit, more is better. Comprehensiveness (more is better), sufficiency (less is better), of its probability.
+Four models are trained here by backprop: a CNN and a ViT on scikit-learn's digits, a two-layer BERT on docstrings (which of
+three libraries is it from) and one on texts with planted key words. Every method explains the predicted class of the same
+samples. ABPC: area between the least- and the most-relevant-first perturbation curves of the class's logit, more is
+better; pixels are replaced by black, tokens masked out. Comprehensiveness (more is better) and sufficiency (less is
+better) are of its probability. Top-1 accuracy: the most relevant token is a key word of the class.
+
+`--part train` explains training samples: what is chosen (composites, baselines, steps) is chosen there.
 """
 
 from __future__ import annotations
@@ -12,218 +15,151 @@ import argparse
 import json
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lfpgraph.models_zoo.digits import cnn, vit
 from torch import Tensor, nn
 
-import lfpgraph
-from lfpgraph.demo.data import digits
-from lfpgraph.lrp import epsilon_gamma_box
-from lfpgraph.metrics import comprehensiveness, perturbation_curves, sufficiency, token_perturbation
+from lfpgraph.metrics import (
+    comprehensiveness,
+    perturbation_curves,
+    sufficiency,
+    token_erasure,
+    token_perturbation,
+    top1_accuracy,
+)
 
-Method = Callable[[nn.Module, Any, Tensor], Tensor]
+from .faithful_models import KINDS, Task, call_of, load, logits, task_of
+from .faithful_sides import missing, sides
 
-
-def _logits(out: Any) -> Tensor:
-    return out if isinstance(out, Tensor) else out.logits
-
-
-def _train(model: nn.Module, batches: Callable[[], Any], epochs: int, rate: float, steps: int) -> nn.Module:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
-    for _ in range(epochs):
-        for inputs, labels in batches():
-            out = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(_logits(out), labels).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+METRICS = ("abpc", "comprehensiveness", "sufficiency", "top1")
+MARK = "<!-- the rest is written by benchmarks.faithfulness -->"
 
 
-def images(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained model of digits, and held-out images with their labels."""
-    torch.manual_seed(seed)
-    (x, y), (test_x, test_y) = digits()
-    model = cnn() if name == "cnn" else vit()
+def metrics_of(model: nn.Module, task: Task, x: Tensor, target: Tensor, relevance: Tensor, black: float) -> Any:
+    """Means over samples of every metric that is defined for the inputs."""
 
-    def batches() -> Any:
-        for rows in torch.randperm(len(x)).split(64):
-            yield x[rows], y[rows]
+    def logit(t: Tensor, kept: Tensor | None = None, probable: bool = False) -> Tensor:
+        with torch.no_grad():
+            call = {} if kept is None else {"input_ids": t, "attention_mask": ((t > 0) & kept).long()}
+            out = logits(model(t) if kept is None else model(**call))
+            return (out.softmax(1) if probable else out).gather(1, target[:, None])[:, 0]
 
-    return _train(model, batches, 15, 3e-3 if name == "cnn" else 1e-3, -(-len(x) // 64)), test_x, test_y
+    def probability(t: Tensor, kept: Tensor | None = None) -> Tensor:
+        return logit(t, kept, True)
 
-
-def text(seed: int, length: int = 32, words: int = 3000) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained BERT of words, held-out token ids [n, length] (0 pads) and labels."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    from examples.finetune_text import docstrings
-
-    torch.manual_seed(seed)
-    seen: set[str] = set()
-    texts = [
-        (t.lower().split()[:length], k)
-        for k, lib in enumerate(("torch", "scipy", "networkx"))
-        for t in docstrings(lib, 500, seen)
-    ]
-    common = [w for w, _ in Counter(w for t, _ in texts for w in t).most_common(words - 2)]
-    index = {w: i + 2 for i, w in enumerate(common)}
-    ids = torch.tensor([[index.get(w, 1) for w in t] + [0] * (length - len(t)) for t, _ in texts])
-    labels = torch.tensor([k for _, k in texts])
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
-    ids, labels = ids[order], labels[order]
-    config = BertConfig(
-        vocab_size=words, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-        max_position_embeddings=length, num_labels=3,
-    )  # fmt: skip
-    model = BertForSequenceClassification(config)
-
-    def batches() -> Any:
-        for rows in (torch.randperm(len(ids) - 300) + 300).split(64):
-            yield {"input_ids": ids[rows], "attention_mask": (ids[rows] > 0).long()}, labels[rows]
-
-    return _train(model, batches, 8, 1e-3, -(-(len(ids) - 300) // 64)), ids[:300], labels[:300]
-
-
-def _ours(composite: Any, **how: Any) -> Method:
-    def explain(model: nn.Module, x: Any, target: Tensor) -> Tensor:
-        found = lfpgraph.attribute(model, x, target, composite, **how)
-        return found["input_ids"] if isinstance(found, dict) else found
-
-    return explain
-
-
-def _random(model: nn.Module, x: Any, target: Tensor) -> Tensor:
-    shape = x["input_ids"].shape if isinstance(x, dict) else x.shape
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _zennit(name: str, **options: Any) -> Method:
-    def explain(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        from tests.peers import peer
-
-        composite = getattr(peer("zennit.composites"), name)(**options)
-        with composite.context(model) as modified:
-            leaf = x.clone().requires_grad_()
-            out = _logits(modified(leaf))
-            weights = nn.functional.one_hot(target, out.shape[-1]) * out.detach()
-            return torch.autograd.grad(out, leaf, weights)[0]
-
-    return explain
-
-
-COMMON: dict[str, Method] = {
-    "random": _random,
-    "gradient x input": _ours("gradient-x-input"),
-    **{name: _ours(name) for name in ("lrp-0", "epsilon", "gamma", "attnlrp")},
-}
-CNN: dict[str, Method] = {
-    **COMMON,
-    "integrated gradients": _ours("integrated-gradients"),
-    **{name: _ours(name) for name in ("epsilon-plus", "epsilon-plus-flat", "epsilon-alpha2-beta1")},
-    "epsilon-gamma-box": _ours(epsilon_gamma_box(-0.9, 1.8)),
-    "zennit EpsilonPlus": _zennit("EpsilonPlus"),
-    "zennit EpsilonPlusFlat": _zennit("EpsilonPlusFlat"),
-    "zennit EpsilonAlpha2Beta1": _zennit("EpsilonAlpha2Beta1"),
-    "zennit EpsilonGammaBox": _zennit("EpsilonGammaBox", low=-0.9, high=1.8),
-}
-TRANSFORMER: dict[str, Method] = {
-    **COMMON,
-    "cp-lrp": _ours("cp-lrp"),
-    "attnlrp with gamma": _ours(None),  # made below
-    "LXT's functions": _ours("lxt"),
-}
-
-
-def _attnlrp_gamma() -> Any:
-    """AttnLRP with the gamma rule in every layer, as its authors use it for vision transformers."""
-    from lfpgraph.rules import lrp, lrp_transformer
-
-    from lfpgraph.lrp import layer_composite
-
-    gamma = lrp.Gamma(gamma=0.25)
-    norm = {"normalisation": lrp_transformer.detached_norm}
-    return layer_composite("attnlrp-gamma", convolution=gamma, dense=gamma, epsilon=0.0, others=norm)
-
-
-TRANSFORMER["attnlrp with gamma"] = _ours(_attnlrp_gamma())
-
-
-def measure(kind: str, seed: int, samples: int) -> dict[str, dict[str, float]]:
-    """Every method's metrics on one model, means over samples."""
-    if kind == "text":
-        model, x, labels = text(seed)
+    if x.is_floating_point():
+        row = {
+            "abpc": perturbation_curves(logit, x, relevance, steps=16, replace=black).abpc,
+            "comprehensiveness": comprehensiveness(probability, x, relevance, replace=black),
+            "sufficiency": sufficiency(probability, x, relevance, replace=black),
+        }
     else:
-        model, x, labels = images(kind, seed)
-    given = (lambda t: {"input_ids": t, "attention_mask": (t > 0).long()}) if kind == "text" else (lambda t: t)
-    with torch.no_grad():
-        out = _logits(model(**given(x)) if kind == "text" else model(x))
-    target = out.argmax(1)
-    result = {"accuracy": {"all": float((target == labels).double().mean())}}
-    x, target = x[:samples], target[:samples]
-    methods = dict(CNN if kind == "cnn" else TRANSFORMER)
-    if kind == "vit":
-        methods["integrated gradients"] = _ours("integrated-gradients")
+        row = {"abpc": token_perturbation(logit, x, relevance, x > 0).abpc}
+        row["comprehensiveness"], row["sufficiency"] = token_erasure(probability, x, relevance, x > 0)
+        if task.truth is not None:
+            row["top1"] = top1_accuracy(relevance.masked_fill(x == 0, -torch.inf), task.truth(x, target))
+    return {name: float(value.mean()) for name, value in row.items()}
 
-    def logit(t: Tensor) -> Tensor:
+
+def measure(kind: str, seeds: int, samples: int, part: str) -> dict[str, Any]:
+    """Every method on one kind of model: figures by seed, and why a method does not run."""
+    task = task_of(kind)
+    model = task.build()
+    black = float(task.train[0].min())
+    methods = sides(kind, black)
+    rows: list[dict[str, Any]] = [
+        {"name": m.name, "tool": m.tool, "passes": m.passes, "baseline": m.baseline, "runs": []} for m in methods
+    ]
+    accuracy = []
+    for seed in range(seeds):
+        load(model, task, seed)
+        x, y = task.held_out if part == "held out" else task.train
         with torch.no_grad():
-            return _logits(model(t)).gather(1, target[:, None])[:, 0]
+            target = logits(model(x) if x.is_floating_point() else model(**call_of(x))).argmax(1)
+        accuracy.append(float((target == y).double().mean()))
+        x, target = x[:samples], target[:samples]
+        for row, method in zip(rows, methods):
+            if "error" in row:  # of an earlier seed
+                continue
+            start = time.perf_counter()
+            try:
+                relevance = method.explain(model, x, target).detach()
+            except Exception as error:  # of any tool; the table says so
+                row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:100]
+                continue
+            seconds = (time.perf_counter() - start) / len(x)
+            if not bool(torch.isfinite(relevance).all()):
+                row["error"] = "NaN or infinity"
+                continue
+            row["runs"].append({**metrics_of(model, task, x, target, relevance, black), "milliseconds": 1000 * seconds})
+    return {"accuracy": accuracy, "samples": len(x), "part": part, "rows": rows}
 
-    def probability(t: Tensor) -> Tensor:
-        with torch.no_grad():
-            return _logits(model(t)).softmax(1).gather(1, target[:, None])[:, 0]
 
-    def kept(t: Tensor, keep: Tensor) -> Tensor:
-        with torch.no_grad():
-            mask = ((t > 0) & keep).long()
-            return _logits(model(input_ids=t, attention_mask=mask)).gather(1, target[:, None])[:, 0]
+def table(kind: str, result: dict[str, Any]) -> str:
+    """One model's table: methods of one pass, then those of several, each by ABPC."""
+    accuracy = ", ".join(f"{a:.1%}" for a in result["accuracy"])
+    lines = [f"## {kind} ({result['samples']} {result['part']} samples for each seed; accuracy {accuracy})"]
+    done = [row for row in result["rows"] if row["runs"]]
+    for title, group in (
+        ("One pass", [r for r in done if r["passes"] <= 1]),
+        ("Several passes", [r for r in done if r["passes"] > 1]),
+    ):
+        metrics = [m for m in METRICS if group and m in group[0]["runs"][0]]
+        head = ["tool", "method", "baseline", "passes", "ms each", *metrics]
+        lines += ["", f"### {kind}: {title.lower()}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in sorted(group, key=lambda r: -sum(run["abpc"] for run in r["runs"])):
+            runs = row["runs"]
+            cells = [row["tool"], f"`{row['name']}`", row["baseline"], str(row["passes"])]
+            cells.append(f"{min(run['milliseconds'] for run in runs):.2g}")
+            for metric in metrics:
+                values = [run[metric] for run in runs]
+                cells.append(f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+            lines.append(f"| {' | '.join(cells)} |")
+    refused = [row for row in result["rows"] if "error" in row]
+    if refused:
+        lines += ["", "Did not run:", ""]
+        lines += [f"- {row['tool']} `{row['name']}`: {row['error']}" for row in refused]
+    return "\n".join(lines) + "\n"
 
-    background = float(digits()[0][0].min())  # black
-    for name, method in methods.items():
-        start = time.perf_counter()
-        relevance = method(model, given(x), target).detach()
-        row = {"seconds": time.perf_counter() - start}
-        if kind == "text":
-            row["abpc"] = float(token_perturbation(kept, x, relevance, x > 0).abpc.mean())
-        else:
-            curves = perturbation_curves(logit, x, relevance, steps=16, replace=background)
-            row["abpc"] = float(curves.abpc.mean())
-            row["comprehensiveness"] = float(comprehensiveness(probability, x, relevance, replace=background).mean())
-            row["sufficiency"] = float(sufficiency(probability, x, relevance, replace=background).mean())
-        result[name] = row
-    return result
+
+def write_page(page: Path, results: dict[str, Any]) -> None:
+    """Put the tables below the mark of a page."""
+    text, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        raise SystemExit(f"{page} has no line {MARK}")
+    absent = results["missing"]
+    note = f"Not installed in this run: {', '.join(absent)}.\n\n" if absent else ""
+    tables = "\n".join(table(kind, result) for kind, result in results["models"].items())
+    page.write_text(f"{text}{MARK}\n\n{note}{tables}", encoding="utf-8")
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=["cnn", "vit", "text"])
+    parser.add_argument("models", nargs="*", default=[*KINDS], help=f"of {', '.join(KINDS)}; all by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", choices=("held out", "train"), default="held out")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--page", type=Path, help="write the tables into this page, below its mark")
+    parser.add_argument("--from-json", type=Path, help="run nothing; take the figures of this file")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    results: dict[str, Any] = {}
-    for kind in options.models:
-        runs = [measure(kind, seed, options.samples) for seed in range(options.seeds)]
-        results[kind] = runs
-        accuracy = ", ".join(f"{run['accuracy']['all']:.1%}" for run in runs)
-        print(f"\n## {kind} (held-out accuracy {accuracy})\n")
-        metrics = [m for m in ("abpc", "comprehensiveness", "sufficiency") if m in runs[0]["random"]]
-        print("| method | " + " | ".join(metrics) + " |\n|---|" + "---|" * len(metrics))
-        for name in sorted(set(runs[0]) - {"accuracy"}, key=lambda n: -sum(r[n]["abpc"] for r in runs)):
-            cells = []
-            for metric in metrics:
-                values = [run[name][metric] for run in runs]
-                cells.append(f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    if options.from_json:
+        results = json.loads(options.from_json.read_text(encoding="utf-8"))
+    else:
+        warnings.simplefilter("ignore")
+        results = {"torch": torch.__version__, "seeds": options.seeds, "missing": missing(), "models": {}}
+        for name in results["missing"]:
+            print(f"{name} is not installed: its methods are left out")
+        for kind in options.models:
+            results["models"][kind] = measure(kind, options.seeds, options.samples, options.part)
+            print(table(kind, results["models"][kind]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if options.page:
+        write_page(options.page, results)
 
 
 if __name__ == "__main__":

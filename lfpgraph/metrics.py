@@ -19,6 +19,7 @@ __all__ = [
     "comprehensiveness",
     "perturbation_curves",
     "sufficiency",
+    "token_erasure",
     "token_perturbation",
     "top1_accuracy",
 ]
@@ -126,9 +127,7 @@ def token_perturbation(
         tokens: ids [n, length]. relevance: [n, length].
         mask: true at tokens that may be removed (no padding, no special tokens); all by default.
     """
-    if relevance.shape != tokens.shape:
-        raise AttributionError(f"relevance {list(relevance.shape)} must have the tokens' shape {list(tokens.shape)}")
-    free = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+    free = _free(tokens, relevance, mask)
     count = free.sum(1, keepdim=True)
     curves: dict[bool, list[Tensor]] = {True: [], False: []}
     for most in (True, False):
@@ -138,6 +137,29 @@ def token_perturbation(
             gone = torch.round(count * (step / steps))
             curves[most].append(score(tokens, ~(free & (ranks < gone))).detach())
     return PerturbationCurves(torch.stack(curves[True], 1), torch.stack(curves[False], 1))
+
+
+def token_erasure(
+    score: Callable[[Tensor, Tensor], Tensor],
+    tokens: Tensor,
+    relevance: Tensor,
+    mask: Tensor | None = None,
+    fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),
+) -> tuple[Tensor, Tensor]:
+    """Comprehensiveness and sufficiency of text, each [n], with shares of each sample's own tokens (DeYoung et al. 2020).
+
+    Args are those of `token_perturbation`, and the shares of tokens; of a text a share is at least one token.
+    """
+    free = _free(tokens, relevance, mask)
+    ranks = _ranks(torch.where(free, relevance, -torch.inf))
+    count = free.sum(1, keepdim=True)
+    whole = score(tokens, torch.ones_like(free)).detach()
+    without, alone = [], []
+    for fraction in fractions:
+        best = free & (ranks < torch.round(fraction * count).clamp_min(1))
+        without.append(whole - score(tokens, ~best).detach())
+        alone.append(whole - score(tokens, ~free | best).detach())
+    return torch.stack(without).mean(0), torch.stack(alone).mean(0)
 
 
 def top1_accuracy(relevance: Tensor, truth: Tensor) -> Tensor:
@@ -150,6 +172,13 @@ def top1_accuracy(relevance: Tensor, truth: Tensor) -> Tensor:
         raise AttributionError(f"relevance {list(relevance.shape)} and truth {list(truth.shape)} must have one shape")
     best = relevance.flatten(1).argmax(1, keepdim=True)
     return truth.flatten(1).bool().gather(1, best).double().mean()
+
+
+def _free(tokens: Tensor, relevance: Tensor, mask: Tensor | None) -> Tensor:
+    """Which tokens may be removed, [n, length]."""
+    if relevance.shape != tokens.shape:
+        raise AttributionError(f"relevance {list(relevance.shape)} must have the tokens' shape {list(tokens.shape)}")
+    return torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
 
 
 def _erased(

@@ -19,7 +19,7 @@ __all__ = ["peer"]
 
 
 def peer(name: str) -> Any:
-    """A module of zennit or LXT; the test is skipped where that is not installed."""
+    """A module of zennit, LXT or captum; the test is skipped where that is not installed."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         pytest.skip(f"{name} is not installed", allow_module_level=True)
     if name.startswith("lxt.efficient") and "lxt.efficient" not in sys.modules:

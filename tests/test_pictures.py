@@ -12,7 +12,14 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph import pictures
 from lfpgraph.errors import AttributionError
-from lfpgraph.metrics import comprehensiveness, perturbation_curves, sufficiency, token_perturbation, top1_accuracy
+from lfpgraph.metrics import (
+    comprehensiveness,
+    perturbation_curves,
+    sufficiency,
+    token_erasure,
+    token_perturbation,
+    top1_accuracy,
+)
 
 from .helpers import run_cli
 
@@ -135,6 +142,10 @@ def test_metrics_of_tokens() -> None:
 
     curves = token_perturbation(score, tokens, torch.tensor([[1.0, 2.0, 3.0, 9.0]]), mask, steps=3)
     assert curves.morf.tolist() == [[6.0, 3.0, 1.0, 0.0]] and curves.lerf.tolist() == [[6.0, 5.0, 3.0, 0.0]]
+    without, alone = token_erasure(score, tokens, torch.tensor([[1.0, 2.0, 3.0, 9.0]]), mask, [0.01, 0.67])
+    assert without.tolist() == [(3 + 5) / 2] and alone.tolist() == [(3 + 1) / 2]
+    with pytest.raises(AttributionError, match="must have the tokens' shape"):
+        token_erasure(score, tokens, torch.ones(1, 3))
     relevance = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
     assert top1_accuracy(relevance, torch.tensor([[False, True], [False, True]])).item() == 0.5
 
