@@ -68,10 +68,7 @@ def _attribute(composite: Any, **how: Any) -> Method:
     def explain(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         if x.is_floating_point():
             return lfpgraph.attribute(model, x, target, composite, **how)
-        if not how:
-            return lfpgraph.attribute(model, call_of(x), target, composite)["input_ids"]
-        inputs = {"inputs_embeds": _embed(model, x), "attention_mask": (x > 0).long()}
-        return lfpgraph.attribute(model, inputs, target, composite, **how)["inputs_embeds"].sum(-1)
+        return lfpgraph.attribute(model, call_of(x), target, composite, **how)["input_ids"]
 
     return explain
 

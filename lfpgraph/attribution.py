@@ -73,7 +73,8 @@ def attribute(
         parameters: relevance of parameters is wanted too.
         details: return an `Attribution` in any case.
         baseline: a reference point x0, one number or inputs like those given: relevance is then the signals (reward per
-            unit of input) times x - x0, for what is explained against x0. None is 0, the rules' own reference point.
+            unit of input) times x - x0, for what is explained against x0. None is 0, the rules' own reference point. For token
+            ids x is the embedding, and ids in the baseline (of padding or a mask, say) stand for theirs.
         steps: average the signals over so many points of the straight path from x0 to x (midpoints):
             `R = (x - x0) * mean_k s(x0 + (k + 1/2) / steps * (x - x0))`. With "gradient-x-input" these are integrated
             gradients (Sundararajan et al. 2017), for which the name "integrated-gradients" takes 32. It costs so many

@@ -9,27 +9,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .canonize import merge_norms
 from .composites import Composite, get_composite
 from .entry import Entry, key_of
-from .errors import AttributionError, InputError, near
+from .errors import AttributionError, InputError
 from .explained import refuse_nan, target_signals
 from .forward import FeedbackForward, no_autocast, survey
+from .lookups import Lookup, Point, cut_lookups
 from .plan import make_plan
 from .program import make_program
-from .registry import find_rule
+from .readings import Reading, lookups_of, named
 from .trace import OpGraph
 from .trace.flat import flatten_input
-from .trace.graph import is_float, module_path
+from .trace.graph import is_float
 from .trace.sizes import Sizes
 from .trace.verify import refusal
 
 __all__ = ["Explainer", "Found", "explainer_of"]
 
-aten = torch.ops.aten
 _MOST = 8  # kept for each model
 _SHARE = 1.0  # cheap operations are computed again rather than kept (see `memory`)
 
@@ -42,6 +42,8 @@ class Found:
         inputs: by position among the call's tensors; of token ids [n, length], else of the input's shape.
         nodes: by the names asked for; parameters: by name, of the parameter's shape.
         outputs: the model's tensor outputs; signals: what each was given.
+        ways: where signals are wanted, the position of the token ids of each embedding, and the way to it [n, length, features],
+            by the position that the embedding's signals have among inputs.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -49,30 +51,34 @@ class Found:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
     signals: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A node whose reward is asked for, and what it stands for."""
-
-    node: fx.Node
-    kind: str  # "input", "tokens", "node" or "parameter"
-    name: Any
+    ways: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
 
 
 class _Kept(Entry):
-    """A program, the sizes it is right for, and what its rewards stand for."""
+    """A program, the sizes it is right for, what its rewards stand for, and the embeddings that are inputs."""
 
-    def __init__(self, graph: OpGraph, readings: list[_Reading]) -> None:
+    def __init__(self, graph: OpGraph, readings: list[Reading], lookups: list[Lookup]) -> None:
         super().__init__(graph)
         self.readings = readings
+        self.lookups = lookups
+
+    def values_at(
+        self, tensors: Sequence[Tensor], state: Mapping[str, Tensor], point: Point
+    ) -> tuple[list[Any], dict[int, tuple[int, Tensor]]]:
+        """The placeholders' values at a point of a path, and each embedding's ids and way, by its place among the tensors."""
+        values = self.graph.values([*tensors, *(torch.empty(0) for _ in self.lookups)], state)
+        ways = {}
+        for i, lookup in enumerate(self.lookups):
+            values[len(values) - len(self.lookups) + i], way = lookup.way(self.graph, values, point)
+            ways[len(tensors) + i] = lookup.ids, way
+        return values, ways
 
 
 class Explainer(FeedbackForward):
     """Programs of one model under one composite, by structure of the call; the model is held weakly.
 
-    Options are those of `wrap`, and "signals": give the signals of float inputs (for the composite "gradient-x-input" their
-    gradients) instead of relevance.
+    Options are those of `wrap`, and "signals": give the signals of float inputs and of token ids' embeddings (for the composite
+    "gradient-x-input" their gradients) instead of relevance.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class Explainer(FeedbackForward):
         super().__init__(
             model, composite, {"compile": False, "share": _SHARE, "check": False, "signals": False, **options}
         )
-        self.graphs: dict[Any, list[OpGraph]] = {}
+        self.graphs: _Graphs = {}
         self.record = tuple(record)
         self.parameters = parameters
 
@@ -100,8 +106,8 @@ class Explainer(FeedbackForward):
     def model(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
 
-    def explain(self, args: Sequence[Any], kwargs: Mapping[str, Any], target: Any) -> Found:
-        """Relevance of one call; nothing of the model is changed.
+    def explain(self, args: Sequence[Any], kwargs: Mapping[str, Any], target: Any, point: Point | None = None) -> Found:
+        """Relevance of one call; nothing of the model is changed. `point`: where the embeddings are, if signals are wanted.
 
         Raises:
             AttributionError: the target does not fit, or a recorded name does not exist.
@@ -117,20 +123,23 @@ class Explainer(FeedbackForward):
             entry = self._program(args, kwargs, leaves, spec, tensors, state, modes)
             assert isinstance(entry, _Kept)
             try:
-                return self._explained(entry, tensors, state, target)
+                return self._explained(entry, tensors, state, target, point or Point())
             except (IndexError, RuntimeError):  # a token outside the embedding, say
                 refused = refusal(self.model, args, kwargs)
                 if refused is None:
                     raise
                 raise refused from refused.__cause__
 
-    def _explained(self, entry: _Kept, tensors: Sequence[Tensor], state: Mapping[str, Tensor], target: Any) -> Found:
+    def _explained(
+        self, entry: _Kept, tensors: Sequence[Tensor], state: Mapping[str, Tensor], target: Any, point: Point
+    ) -> Found:
         graph, program = entry.graph, entry.program
         assert program is not None
         with no_autocast():
-            results = program.call_forward(*entry.values(tensors, {k: _plain(v) for k, v in state.items()}))
+            values, ways = entry.values_at(tensors, {k: _plain(v) for k, v in state.items()}, point)
+            results = program.call_forward(*values)
             outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
-            del results
+            del results, values
             users = list(graph.user_outputs(outputs))
             first = len(outputs) - len(users)
             signals = target_signals(target, users, graph.rebuild)
@@ -144,9 +153,9 @@ class Explainer(FeedbackForward):
                 )
             saved += [torch.zeros_like(outputs[i]) if s is None else s for i, s in zip(program.signal_outputs, given)]
             found = program.call_feedback(saved)
-        return self._sorted(entry.readings, found, Found(outputs=users, signals=signals))
+        return self._sorted(entry.readings, found, Found(outputs=users, signals=signals, ways=ways))
 
-    def _sorted(self, readings: Sequence[_Reading], rewards: Sequence[Any], found: Found) -> Found:
+    def _sorted(self, readings: Sequence[Reading], rewards: Sequence[Any], found: Found) -> Found:
         for reading, reward in zip(readings, rewards):
             if reward is None:
                 continue
@@ -162,28 +171,37 @@ class Explainer(FeedbackForward):
     def _make(self, args: Any, kwargs: Any, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
         """Plan a graph that another composite has had traced, or trace."""
         leaves, spec = flatten_input(args, kwargs)
-        key = (key_of(survey(self.model)[1], leaves, spec, state), self.composite.merge_norms)
-        for graph in self.graphs.get(key, []):
+        key = (key_of(survey(self.model)[1], leaves, spec, state), self.composite.merge_norms, self.options["signals"])
+        for graph, lookups in self.graphs.get(key, []):
             if Sizes(graph).accepts(tensors):
-                return self._prepare(graph, tensors, state)
+                return self._prepare(graph, tensors, state, lookups)
         entry = super()._make(args, kwargs, tensors, state)
         if entry.graph.tracer == "export":
-            self.graphs.setdefault(key, []).append(entry.graph)
+            assert isinstance(entry, _Kept)
+            self.graphs.setdefault(key, []).append((entry.graph, entry.lookups))
         return entry
 
-    def _prepare(self, graph: OpGraph, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> Entry:
+    def _prepare(
+        self,
+        graph: OpGraph,
+        tensors: Sequence[Tensor],
+        state: Mapping[str, Tensor],
+        lookups: list[Lookup] | None = None,
+    ) -> Entry:
+        if lookups is None:
+            lookups = cut_lookups(graph) if self.options["signals"] else []
         readings = self.readings_of(graph)
         plan = make_plan(graph, self.composite, {r.node for r in readings}, self.options["on_missing"])
-        entry = _Kept(graph, readings)
+        entry = _Kept(graph, readings, lookups)
         nodes = None if self.options["signals"] else [reading.node for reading in readings]
         with no_autocast():
             entry.program = make_program(
-                plan, entry.values(tensors, state), self.options["compile"], self.options["share"], nodes
+                plan, entry.values_at(tensors, state, Point())[0], self.options["compile"], self.options["share"], nodes
             )
         entry.sizes.watch()
         return entry
 
-    def readings_of(self, graph: OpGraph) -> list[_Reading]:
+    def readings_of(self, graph: OpGraph) -> list[Reading]:
         """What is to be read off a graph's walk; batch norms are merged first where the composite says so.
 
         Raises:
@@ -191,14 +209,14 @@ class Explainer(FeedbackForward):
         """
         if self.composite.merge_norms:
             merge_norms(graph)
-        readings: list[_Reading] = []
+        readings: list[Reading] = []
         for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
             if placeholder.kind == "input" and is_float(node.meta.get("val")):
-                readings.append(_Reading(node, "input", placeholder.target))
+                readings.append(Reading(node, "input", placeholder.target))
             elif placeholder.kind == "input":
-                readings += [_Reading(n, "tokens", placeholder.target) for n in _embeddings(node)]
+                readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(node)]
             elif placeholder.kind == "parameter" and self.parameters:
-                readings.append(_Reading(node, "parameter", placeholder.target))
+                readings.append(Reading(node, "parameter", placeholder.target))
         if not readings and not self.record:
             raise InputError(
                 f"{type(self.model).__name__} has no float input, and its integer inputs are looked up in no embedding, so "
@@ -206,7 +224,7 @@ class Explainer(FeedbackForward):
             )
         if self.options["signals"]:
             return [reading for reading in readings if reading.kind == "input"]
-        return readings + [_Reading(node, "node", name) for name in self.record for node in [_named(graph, name)]]
+        return readings + [Reading(node, "node", name) for name in self.record for node in [named(graph, name)]]
 
 
 def explainer_of(
@@ -230,7 +248,10 @@ def explainer_of(
     return kept[key]
 
 
-_Kind = tuple[OrderedDict[Any, Explainer], dict[Any, list[OpGraph]]]
+_Graphs = dict[
+    Any, list[tuple[OpGraph, list[Lookup]]]
+]  # by kind of call; what has been traced once serves all composites
+_Kind = tuple[OrderedDict[Any, Explainer], _Graphs]
 _EXPLAINERS: weakref.WeakKeyDictionary[nn.Module, _Kind] = weakref.WeakKeyDictionary()
 
 
@@ -241,52 +262,3 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _sum(before: Tensor | None, value: Tensor) -> Tensor:
     return value if before is None else before + value
-
-
-_LOOKUPS = {aten.embedding.default}
-_FOLLOWED = {"view", "cast"}
-
-
-def _embeddings(node: fx.Node) -> list[fx.Node]:
-    """The embeddings that are looked up by an integer input itself, not by something computed of it."""
-    found = []
-    for user in node.users:
-        entry = find_rule(user.target) if user.op == "call_function" else None
-        if user.target in _LOOKUPS and user.args[1] is node:
-            if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
-                found.append(user)
-        elif entry is not None and entry.family.name in _FOLLOWED:
-            if len(user.meta["val"].shape) == len(node.meta["val"].shape) if is_tensor(user) else False:
-                found += _embeddings(user)
-    return found
-
-
-def is_tensor(node: fx.Node) -> bool:
-    """Whether a node holds one tensor."""
-    return isinstance(node.meta.get("val"), Tensor)
-
-
-def _named(graph: OpGraph, name: str) -> fx.Node:
-    """The node of a name, or the last one of a module that others use."""
-    nodes = list(graph.graph.nodes)
-    for node in nodes:
-        if node.name == name and is_float(node.meta.get("val")):
-            return node
-    ends = _ends(graph, name)
-    if ends:
-        return ends[-1]
-    modules = sorted(
-        {path for n in graph.operations() if (path := module_path(n)) and not path.startswith("_empty_nn")}
-    )
-    raise AttributionError(
-        f"record={name!r} is no module or node of the graph{near(name, modules)}; modules: {', '.join(modules[:20])}"
-    )
-
-
-def _ends(graph: OpGraph, module: str) -> list[fx.Node]:
-    inside = {n for n in graph.operations() if _within(module_path(n), module)}
-    return [n for n in graph.operations() if n in inside and is_float(n.meta.get("val")) and set(n.users) - inside]
-
-
-def _within(path: str, module: str) -> bool:
-    return path == module or path.startswith(module + ".")

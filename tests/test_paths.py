@@ -87,12 +87,85 @@ def test_equals_captum(net: Any, baseline: float) -> None:
     assert relative(lfpgraph.attribute(model, x, target, "gradient-x-input"), theirs) < 1e-9
 
 
-def test_what_a_path_refuses(net: Any) -> None:
+class Texts(nn.Module):
+    """A classifier of token ids, with positions and a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, 6, padding_idx=0), nn.Embedding(5, 6)
+        self.mix, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.words(ids.view(-1, ids.shape[-1])) + self.places(torch.arange(ids.shape[-1], device=ids.device))
+        x = torch.tanh(self.mix(x)) * x
+        return self.out(x.sum(1) if mask is None else (x * mask[..., None]).sum(1))
+
+
+@pytest.fixture(scope="module")
+def texts() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Texts().double().eval(), torch.tensor([[1, 4, 2, 9], [3, 3, 10, 7], [5, 6, 8, 1]])
+
+
+def test_paths_of_token_ids(texts: Any) -> None:
+    """From zero and from the embeddings of other ids, for another batch, and beside a float input, which has a path, too."""
+    model, ids = texts
+
+    def by_autograd(ids: Tensor, start: Tensor, mask: Tensor | None = None) -> Tensor:
+        end, total = model.words(ids).detach(), torch.zeros(())
+        handle = model.words.register_forward_hook(lambda module, inputs, out: point)
+        for k in range(4):
+            point = (start + (k + 0.5) / 4 * (end - start)).requires_grad_()
+            here = None if mask is None else mask * (k + 0.5) / 4
+            total = total + torch.autograd.grad(model(ids, here)[:, 1].sum(), point)[0] / 4
+        handle.remove()
+        return (total * (end - start)).sum(-1)
+
+    zero = torch.zeros(3, 4, 6, dtype=torch.float64)
+    how: dict[str, Any] = {"composite": "integrated-gradients", "steps": 4}
+    assert relative(lfpgraph.attribute(model, ids, 1, **how), by_autograd(ids, zero)) < 1e-12
+    pad = model.words(torch.full((3, 4), 9)).detach()
+    assert relative(lfpgraph.attribute(model, ids, 1, baseline=torch.tensor([9]), **how), by_autograd(ids, pad)) < 1e-12
+    few = lfpgraph.attribute(model, {"ids": ids[:2, :3]}, 1, baseline={"ids": torch.tensor(9)}, **how)
+    assert relative(few["ids"], by_autograd(ids[:2, :3], pad[:2, :3])) < 1e-12
+    mask = torch.tensor([[1.0, 0.5, 1.0, 0.0]], dtype=torch.float64).expand(3, 4)
+    both = lfpgraph.attribute(model, (ids, mask), 1, **how)
+    assert relative(both[0], by_autograd(ids, zero, mask)) < 1e-12 and both[1].shape == mask.shape
+    rules = lfpgraph.attribute(model, ids, 1, "attnlrp", steps=4)
+    assert rules.shape == ids.shape and relative(rules, by_autograd(ids, zero)) > 1e-3
+    again = lfpgraph.attribute(model, ids, 1, "attnlrp")  # without a path nothing has changed
+    assert relative(again, lfpgraph.attribute(model, ids, 1, "attnlrp", baseline=0.0)) < 1e-9
+
+
+def test_token_paths_equal_captum(texts: Any) -> None:
+    model, ids = texts
+    captum, target = (
+        peer("captum.attr"),
+        torch.tensor([0, 1, 2]),
+    )  # its points are float32, so a number of steps it can tell
+    theirs = captum.LayerIntegratedGradients(model, model.words).attribute(
+        ids, baselines=torch.zeros_like(ids), target=target, n_steps=8, method="riemann_middle"
+    )
+    pad = torch.zeros_like(ids)  # the id of padding, whose embedding is zero
+    for baseline in (None, pad):
+        ours = lfpgraph.attribute(model, ids, target, "integrated-gradients", steps=8, baseline=baseline)
+        assert relative(ours, theirs.sum(-1).detach()) < 1e-9
+
+
+def test_what_a_path_refuses(net: Any, texts: Any) -> None:
     model, x = net
+    for start, message in (
+        (11, "token ids that aten.embedding.default .* does not know"),
+        ([1, 2], "that broadcast to the"),
+    ):
+        with pytest.raises(AttributionError, match=message):
+            lfpgraph.attribute(*texts, 0, "integrated-gradients", steps=1, baseline=torch.tensor(start))
     for steps in (0, -1, 2.5, True):
         with pytest.raises(AttributionError, match="steps must be a whole number and at least 1"):
             lfpgraph.attribute(model, x, 0, "epsilon", steps=steps)
-    with pytest.raises(AttributionError, match=r"that broadcast .* are \[\[4, 1, 5, 5\]\], the baseline.s \[\[7\]\]"):
+    with pytest.raises(
+        AttributionError, match=r"that broadcast .* are \[\[4, 1, 5, 5\]\], the baseline.s tensors \[\[7\]\]"
+    ):
         lfpgraph.attribute(model, x, 0, "epsilon", baseline=torch.zeros(7))
     with pytest.raises(AttributionError, match="leave record and parameters out"):
         lfpgraph.attribute(model, x, 0, "epsilon", baseline=0.0, record="0")
