@@ -43,7 +43,7 @@ def test_page_on_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         exec(compile(block, "training.md", "exec"), names)
 
 
-@pytest.mark.parametrize("page", ["rewards.md", "spiking.md"])
+@pytest.mark.parametrize("page", ["rewards.md", pytest.param("spiking.md", marks=pytest.mark.slow)])
 def test_page_runs(page: str) -> None:
     """Every block of the page, in order, in one namespace."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)

@@ -188,7 +188,7 @@ def test_explain_on_the_command_line(
         "needs a tokenizer": ("explain", f"{name}:build", "--input", "some text", "--target", "1"),
         "cannot be read as an image": ("explain", f"{name}:build", "--input", "none.png"),
         "numbers are needed": ("explain", f"{name}:build", "--input", "words.npy"),
-        "could not be traced": (*call, "--size", "9"),
+        "itself does not run on these inputs": (*call, "--size", "9"),
     }
     for message, arguments in bad.items():
         assert run_cli(monkeypatch, *arguments) == 1
