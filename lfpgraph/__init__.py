@@ -7,7 +7,7 @@ from . import onnx
 from .errors import LfpGraphError
 
 if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.OrtTrainer` still runs exported steps
-    from . import centred, hebbian, lrp, metrics, policies, rewards, rivals, spiking
+    from . import centred, hebbian, lrp, metrics, pictures, policies, rewards, rivals, spiking
     from .attribution import Attribution, attribute
     from .check import CheckReport, check
     from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
@@ -52,6 +52,7 @@ __all__ = [
     "lrp",
     "metrics",
     "onnx",
+    "pictures",
     "policies",
     "prune",
     "register_composite",
