@@ -15,6 +15,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .feedback import feedback
     from .importance import importance, prune
     from .interop import from_reward_function
+    from .quantise import bits_by_importance, quantise
     from .registry import rule
     from .reports.conservation import Conservation, conservation
     from .reports.coverage import CoverageReport, coverage
@@ -32,6 +33,7 @@ __all__ = [
     "Conservation",
     "Contrast",
     "attribute",
+    "bits_by_importance",
     "check",
     "Composite",
     "CoverageReport",
@@ -55,6 +57,7 @@ __all__ = [
     "pictures",
     "policies",
     "prune",
+    "quantise",
     "register_composite",
     "relevance_flow",
     "reward_loss",

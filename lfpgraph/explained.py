@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import AttributionError, NonFiniteError, first_line
+from .errors import AttributionError, LfpGraphError, NonFiniteError, first_line
 
 __all__ = ["Contrast", "refuse_nan", "target_signals"]
 
@@ -150,6 +150,8 @@ def _of_function(function: Callable[[Any], Any], outputs: Sequence[Any], rebuild
         output = rebuild(leaves)
         try:
             value = function(output)
+        except LfpGraphError:
+            raise
         except Exception as error:
             what = f"tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise AttributionError(

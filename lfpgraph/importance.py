@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .attribution import attribute
 from .composites import Composite
-from .errors import AttributionError
+from .errors import AttributionError, RewardError
+from .numerics import ZERO_REWARD, stabilize
 
 __all__ = ["importance", "prune"]
 
@@ -20,25 +21,28 @@ def importance(
     data: Iterable[Any],
     composite: str | Composite = "epsilon",
     *,
+    reward: Callable[[Tensor, Any], Tensor] | None = None,
     by: str = "weight",
     absolute: bool = True,
 ) -> dict[str, Tensor]:
-    """How much each parameter took part in the right outputs: its relevance, summed over the data.
+    """How much each parameter took part in what was right: its relevance, or its share of a reward, summed over data.
 
     Args:
         model: in the mode it shall be judged in (`model.eval()`).
-        data: batches (inputs, target), as for `attribute`.
+        data: batches (inputs, target), as for `attribute`; with a reward, batches (inputs, labels).
         composite: the rules. A batch norm that a composite merges has no relevance of its own but its layer's.
+        reward: one of `lfpgraph.rewards`, or any function of (outputs, labels) to rewards of the outputs' shape: what is
+            handed back is then the reward, as in training, and not the target's own value.
         by: "weight" for a score of each entry, "unit" for one of each row of a parameter (dimension 0: output features,
             channels), summed over the rest.
         absolute: sum sizes over batches, so that use in one direction does not cancel use in another. Within a batch it
             does, so small batches tell more.
 
     Returns:
-        Scores by parameter name, of the parameter's shape or [rows], in units of the output, summed over samples.
+        Scores by parameter name, of the parameter's shape or [rows], in units of the output (or reward), summed over samples.
 
     Raises:
-        AttributionError: no batch, or an unknown `by`. Those of `attribute`.
+        AttributionError: no batch, or an unknown `by`. Those of `attribute`. RewardError: the reward does not fit.
 
     Source: Yeom et al. 2021 (pruning by LRP); Becking et al. 2022 (quantisation by relevance of weights).
     """
@@ -46,7 +50,8 @@ def importance(
         raise AttributionError(f'by={by!r} is not known; choose "weight" or "unit"')
     totals: dict[str, Tensor] = {}
     for inputs, target in data:
-        found = attribute(model, inputs, target, composite, parameters=True).parameters
+        wanted = target if reward is None else _rewarded(reward, target)
+        found = attribute(model, inputs, wanted, composite, parameters=True).parameters
         for name, relevance in found.items():
             score = relevance.flatten(1).sum(1) if by == "unit" and relevance.dim() > 1 else relevance
             score = score.abs() if absolute else score
@@ -54,6 +59,22 @@ def importance(
     if not totals:
         raise AttributionError("importance needs at least one batch of (inputs, target), and parameters on their way")
     return totals
+
+
+def _rewarded(reward: Callable[[Tensor, Any], Tensor], labels: Any) -> Callable[[Any], Tensor]:
+    """A target whose derivative is the reward's signal: reward per unit of output."""
+    from .training.objective import outputs_of
+
+    def target(result: Any) -> Tensor:
+        outputs = outputs_of(result)
+        given = reward(outputs.detach(), labels)
+        if given.shape != outputs.shape:
+            raise RewardError(
+                f"reward of shape {list(given.shape)} does not fit outputs of shape {list(outputs.shape)}"
+            )
+        return (given.detach() / stabilize(outputs.detach(), ZERO_REWARD) * outputs).sum()
+
+    return target
 
 
 def prune(model: nn.Module, scores: dict[str, Tensor], share: float, *, biases: bool = False) -> int:

@@ -40,10 +40,13 @@ def test_trainer_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["eval_accuracy"] == score
 
 
-def test_prune_digits() -> None:
-    """What three digits need is told by relevance, and not by chance."""
-    found = example("prune_digits").main(["--epochs", "4", "--shares", "0.7"])
+def test_compress_digits() -> None:
+    """What three digits need is told by relevance, and not by chance; half a bit more is worth spending well."""
+    module = example("compress_digits")
+    found = module.main(["--epochs", "4", "--shares", "0.7"])
     assert found["relevance"][0] > 0.95 and found["relevance"][0] > found["chance"][0] + 0.1
+    found = module.main(["--epochs", "4", "--bits", "2", "2.5"])
+    assert found["relevance"][0] == found["chance"][0] and found["feedback"][1] > 0.95
 
 
 @pytest.mark.filterwarnings("ignore")  # of lightning: workers, deprecated calls into torch

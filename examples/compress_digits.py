@@ -1,11 +1,13 @@
-"""Prune a CNN of ten digits to what three of them need, by the relevance of its weights, on scikit-learn's digits.
+"""Prune a CNN of ten digits to what three of them need, or round its weights to few bits, by relevance.
 
-python examples/prune_digits.py                                  # a minute or less on two cores
-python examples/prune_digits.py --digits 0 1 2 3 4 5 6 7 8 9     # all of them: magnitude is as good or better
-python examples/prune_digits.py --by unit                        # whole channels and features
+python examples/compress_digits.py                                     # a minute or less on two cores
+python examples/compress_digits.py --digits 0 1 2 3 4 5 6 7 8 9        # all of them: magnitude prunes as well or better
+python examples/compress_digits.py --by unit                           # whole channels and features
+python examples/compress_digits.py --bits 2.25 2.5 3 --digits 0 1 2 3 4 5 6 7 8 9
 
-Magnitude knows the weights, relevance also what they are for. Every way removes the same share of all weights at once,
-without training again; scores come from training images, accuracies (among the chosen digits) from held-out ones.
+Magnitude knows the weights; relevance, and the feedback of a reward, also what they are for. Every way removes the same
+share of all weights, or spends the same bits on average, without training again; scores come from training images of
+scikit-learn's digits, accuracies (among the chosen digits) from held-out ones.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from lfpgraph.demo.data import digits
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
-    """Print held-out accuracy by share of weights removed; returns it by way of scoring."""
+    """Print held-out accuracy by share of weights removed or bits on average; returns it by way of scoring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits", type=int, nargs="+", default=[3, 5, 8])
     parser.add_argument("--by", choices=("weight", "unit"), default="weight")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9])
+    parser.add_argument("--bits", type=float, nargs="+", help="round to so many bits on average instead of pruning")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -43,24 +46,28 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     asked = torch.isin(y, chosen).nonzero()[:512, 0]
     rows = [(x[i], y[i]) for i in asked.split(8)]
     weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
-
-    def by_unit(score: Tensor) -> Tensor:
-        return score.flatten(1).mean(1) if options.by == "unit" else score
-
-    relevance = {k: v for k, v in lfpgraph.importance(model, rows, by="weight").items() if k in weights}
+    relevance = lfpgraph.importance(model, rows)
+    feedback = lfpgraph.importance(model, rows, reward=lfpgraph.rewards.Softmax())
     ways = {
-        "relevance": {k: by_unit(v) for k, v in relevance.items()},
-        "magnitude": {k: by_unit(v.abs()) for k, v in weights.items()},
-        "chance": {k: torch.rand_like(by_unit(v)) for k, v in weights.items()},
+        "relevance": {name: relevance[name] for name in weights},
+        "feedback": {name: feedback[name] for name in weights},
+        "magnitude": {name: w.abs() for name, w in weights.items()},
+        "chance": {name: torch.rand_like(w) for name, w in weights.items()},
     }
+    amounts = options.bits or options.shares
     found: dict[str, list[float]] = {}
-    print("removed     " + "".join(f"{share:8.0%}" for share in options.shares))
+    print(f"{'mean bits' if options.bits else 'removed':12s}" + "".join(f"{amount:8.2f}" for amount in amounts))
     for way, scores in ways.items():
         found[way] = []
-        for share in options.shares:
-            pruned = copy.deepcopy(model)
-            lfpgraph.prune(pruned, scores, share)
-            found[way].append(_accuracy(pruned, *test))
+        for amount in amounts:
+            small = copy.deepcopy(model)
+            if options.bits:
+                lfpgraph.quantise(small, lfpgraph.bits_by_importance(small, scores, amount))
+            elif options.by == "unit":
+                lfpgraph.prune(small, {name: score.flatten(1).mean(1) for name, score in scores.items()}, amount)
+            else:
+                lfpgraph.prune(small, scores, amount)
+            found[way].append(_accuracy(small, *test))
         print(f"{way:12s}" + "".join(f"{accuracy:8.3f}" for accuracy in found[way]))
     return found
 
