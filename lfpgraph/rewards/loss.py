@@ -26,12 +26,15 @@ def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -
             the signal `reward / epsilon`; the rules of thresholds read it back with the default.
 
     Raises:
-        RewardError: the shapes do not fit, or outputs carry no signal.
+        RewardError: the shapes do not fit, or outputs carry no signal while autograd is on.
     """
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise RewardError(f"reward_loss needs a float tensor of outputs, not {_kind(outputs)}")
-    if not outputs.requires_grad:
-        raise RewardError("the outputs carry no signal back: run the wrapped model with autograd on, outside no_grad.")
+    if not outputs.requires_grad and torch.is_grad_enabled():  # under no_grad an evaluation wants the number alone
+        raise RewardError(
+            "the outputs carry no signal back: the wrapped model ran under no_grad, or they were detached; run it with "
+            "autograd on"
+        )
     reward = torch.as_tensor(reward, dtype=outputs.dtype, device=outputs.device).detach()
     try:
         reward = reward.expand_as(outputs)
