@@ -33,7 +33,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> float:
     """Train; returns the held-out accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args(argv)
     set_seed(0)
     torch.set_num_threads(1)  # a model this small gains nothing from more
