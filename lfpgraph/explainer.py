@@ -248,9 +248,8 @@ def explainer_of(
     return kept[key]
 
 
-_Graphs = dict[
-    Any, list[tuple[OpGraph, list[Lookup]]]
-]  # by kind of call; what has been traced once serves all composites
+# What has been traced once serves all composites; by kind of call.
+_Graphs = dict[Any, list[tuple[OpGraph, list[Lookup]]]]
 _Kind = tuple[OrderedDict[Any, Explainer], _Graphs]
 _EXPLAINERS: weakref.WeakKeyDictionary[nn.Module, _Kind] = weakref.WeakKeyDictionary()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attribution import attribute
 from .composites import Composite
 from .errors import AttributionError, RewardError
-from .numerics import ZERO_REWARD, stabilize
+from .rewards import reward_loss
 
 __all__ = ["importance", "prune"]
 
@@ -72,7 +72,7 @@ def _rewarded(reward: Callable[[Tensor, Any], Tensor], labels: Any) -> Callable[
             raise RewardError(
                 f"reward of shape {list(given.shape)} does not fit outputs of shape {list(outputs.shape)}"
             )
-        return (given.detach() / stabilize(outputs.detach(), ZERO_REWARD) * outputs).sum()
+        return -reward_loss(outputs, given)
 
     return target
 

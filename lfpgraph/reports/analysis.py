@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import networkx as nx
 from torch import fx
 
 from ..registry import find_rule
-from ..trace.graph import ACTIVE, module_path, source_line
+from ..trace.graph import ACTIVE, maker_of, module_path, source_line
 from .table import count, percent
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def analyse(report: CoverageReport) -> dict[str, Any]:
 
 
 def _place(node: fx.Node) -> dict[str, str]:
-    made = node.all_input_nodes[0] if node.target is operator.getitem else node
+    made = maker_of(node)
     return {"node": node.name, "operation": str(made.target), "module": module_path(node), "source": source_line(node)}
 
 

@@ -8,7 +8,6 @@ place of the sum of absolute relevances that met there; what is more is "undecla
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..composites import Composite
 from ..propagate import Call
-from ..trace.graph import is_float
+from ..trace.graph import is_float, maker_of
 from ..units import Unit
 from .leaks import LEAKS, kinds_of
 from .walked import reward_at, walk
@@ -116,10 +115,9 @@ class _Tally:
     def hand(self, node: fx.Node, reward: Tensor) -> tuple[float, float]:
         """Note what a node is given: the sum of the reward, and of its absolute value."""
         whole, size = _size(reward)
-        while node.target is operator.getitem:
-            node = node.args[0]  # type: ignore[assignment]
-        before = self.handed[node]
-        self.handed[node] = before[0] + whole, before[1] + size
+        maker = maker_of(node)
+        before = self.handed[maker]
+        self.handed[maker] = before[0] + whole, before[1] + size
         return whole, size
 
     def settle(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import fx, nn
 from ..composites import Composite
 from ..errors import AttributionError
 from ..propagate import Call
-from ..trace.graph import OpGraph, is_float, module_path
+from ..trace.graph import OpGraph, is_float, maker_of, module_path
 from ..units import Unit
 from .walked import reward_at, walk
 
@@ -62,10 +61,10 @@ def relevance_flow(
     def observe(unit: Unit, call: Call, s: Any, answers: Sequence[Any]) -> None:
         for node, x, wanted, answer in zip(unit.inputs, call.inputs, unit.wanted, answers):
             if answer is not None and wanted and is_float(x):
-                messages[_source(node), unit.node] += float(reward_at(answer, x, call.answered).sum())
+                messages[maker_of(node), unit.node] += float(reward_at(answer, x, call.answered).sum())
 
     walked = walk(model, inputs, target, composite, observe, on_missing=on_missing, fallback=fallback)
-    touched = {node for pair in messages for node in pair} | {_source(node) for node in walked.starts}
+    touched = {node for pair in messages for node in pair} | {maker_of(node) for node in walked.starts}
     places = _places(walked.graph, touched, most)
     flow = networkx.DiGraph()
     for name in dict.fromkeys(places.values()):
@@ -75,7 +74,7 @@ def relevance_flow(
     for (source, user), size in messages.items():
         edges[places[source], places[user]] += size
     for node, relevance in walked.starts.items():
-        edges[places[_source(node)], OUTPUT] += float(relevance.sum())
+        edges[places[maker_of(node)], OUTPUT] += float(relevance.sum())
         flow.nodes[OUTPUT]["relevance"] += float(relevance.sum())
     for (place, later), size in edges.items():
         if place != later:
@@ -85,11 +84,6 @@ def relevance_flow(
         facts["relevance"] = handed if name != OUTPUT else facts["relevance"]
         facts["kept"] = facts["relevance"] - sum(size for _, _, size in flow.in_edges(name, data="relevance"))
     return flow
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """The operation whose result (or part of it) the node is."""
-    return _source(node.args[0]) if node.target is operator.getitem else node  # type: ignore[arg-type]
 
 
 def _places(graph: OpGraph, touched: set[fx.Node], most: int) -> dict[fx.Node, str]:

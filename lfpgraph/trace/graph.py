@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ __all__ = [
     "Placeholder",
     "ancestors",
     "is_float",
+    "maker_of",
     "shape_of",
     "module_path",
     "source_line",
@@ -177,6 +179,13 @@ def shape_of(node: fx.Node) -> list[str] | None:
     """The sizes of a node's tensor, to compare with others': symbols compared as such would be guarded."""
     value = node.meta.get("val")
     return [str(size) for size in value.shape] if isinstance(value, torch.Tensor) else None
+
+
+def maker_of(node: fx.Node) -> fx.Node:
+    """The operation whose result, or an item of it, the node is."""
+    while node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def is_float(value: Any) -> bool:
