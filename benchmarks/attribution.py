@@ -82,7 +82,7 @@ def _ours(model: nn.Module, x: Tensor, composite: str) -> Run:
 def _zennit(model: nn.Module, x: Tensor) -> Run:
     """zennit's EpsilonPlus with batch norms merged where they follow a layer; entered once."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from tests.peers import peer
+    from tests.support.peers import peer
 
     composites, canonizers = peer("zennit.composites"), peer("zennit.canonizers")
     entered = composites.EpsilonPlus(canonizers=[canonizers.SequentialMergeBatchNorm()]).context(model).__enter__()

@@ -16,10 +16,10 @@ import torch
 from lfpgraph.models_zoo import ZOO
 from rich.progress import track
 
+from lfpgraph.cli.models import resolve_model
+from lfpgraph.cli.variants import first_report
 from lfpgraph.errors import one_line
-from lfpgraph.model_targets import resolve_model
 from lfpgraph.reports.table import count
-from lfpgraph.reports.variants import first_report
 
 # The models of DynamicLRP's table (Lee and Millan Arias 2025), by their names in the zoo.
 DYNAMICLRP = (

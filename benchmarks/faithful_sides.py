@@ -137,7 +137,7 @@ def _zennit(kind: str, black: float) -> list[Side]:
 
     def method(name: str) -> Method:
         def run(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-            from tests.peers import peer
+            from tests.support.peers import peer
 
             with getattr(peer("zennit.composites"), name)().context(model) as modified:
                 leaf = x.requires_grad_()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfpgraph.metrics import (
+from lfpgraph.audits.faithfulness import (
     comprehensiveness,
     perturbation_curves,
     sufficiency,

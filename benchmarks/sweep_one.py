@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 
 import lfpgraph
-from lfpgraph.composites import get_composite
+from lfpgraph.composites.composite import get_composite
+from lfpgraph.engine.plan import make_plan
+from lfpgraph.engine.propagate import run_backward, run_forward
 from lfpgraph.errors import one_line
-from lfpgraph.plan import make_plan
-from lfpgraph.propagate import run_backward, run_forward
+from lfpgraph.graph.calls import flatten_output, input_tensors, state_tensors
+from lfpgraph.graph.graph import OpGraph, is_float
 from lfpgraph.reports.classes import arrivals, classify_nodes
-from lfpgraph.trace import OpGraph, trace
-from lfpgraph.trace.flat import FlatModel, flatten_output, input_tensors, state_tensors
-from lfpgraph.trace.graph import is_float
+from lfpgraph.tracing.flat import FlatModel
+from lfpgraph.tracing.tracer import trace
 
 __all__ = ["default_builder", "is_wrapped_too", "measure"]
 
@@ -38,8 +39,8 @@ def default_builder(model_type: str) -> tuple[nn.Module, dict[str, Any]]:
     """A small random instance of a model type of transformers with inputs, from the library's own means."""
     from lfpgraph.models_zoo.shrink import shrink
 
-    from lfpgraph.inputs import example_inputs
-    from lfpgraph.model_targets import builders_of, transformers_library
+    from lfpgraph.cli.models import builders_of, transformers_library
+    from lfpgraph.inputs.examples import example_inputs
 
     transformers = transformers_library()
     config = shrink(transformers.CONFIG_MAPPING[model_type](), {}, {})

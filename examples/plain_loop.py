@@ -12,7 +12,7 @@ from lfpgraph.models_zoo.digits import cnn
 
 import lfpgraph
 from lfpgraph.demo.data import digits
-from lfpgraph.policies import NormalizeByMax, Policies, TopK
+from lfpgraph.training.policies import NormalizeByMax, Policies, TopK
 
 
 def main(argv: list[str] | None = None) -> float:

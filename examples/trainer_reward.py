@@ -15,7 +15,7 @@ from torch import nn
 
 import lfpgraph
 from lfpgraph.demo.data import digits
-from lfpgraph.policies import AdaptiveClip
+from lfpgraph.training.policies import AdaptiveClip
 
 
 def main(argv: list[str] | None = None) -> float:

@@ -1,5 +1,6 @@
 """Feedback training and relevance propagation for any PyTorch model, one rule per primitive operation."""
 
+import sys as _sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -7,22 +8,39 @@ from . import onnx
 from .errors import LfpGraphError
 
 if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.OrtTrainer` still runs exported steps
-    from . import centred, hebbian, lrp, metrics, pictures, policies, rewards, rivals, spiking
-    from .attribution import Attribution, attribute
-    from .check import CheckReport, check
-    from .composites import Composite, Ruleset, composite_names, get_composite, register_composite
-    from .explained import Contrast
-    from .feedback import feedback
-    from .importance import importance, prune
-    from .interop import from_reward_function
-    from .quantise import bits_by_importance, quantise
+    from . import rewards
+    from .audits import faithfulness as metrics
+    from .audits.checks import CheckReport, check
+    from .audits.conserved import Conservation, conservation
+    from .audits.flow import relevance_flow
+    from .composites import centred, hebbian, lrp, rivals, spiking
+    from .composites.composite import (
+        Composite,
+        Ruleset,
+        composite_names,
+        get_composite,
+        register_composite,
+    )
+    from .composites.interop import from_reward_function
+    from .engine.direct import feedback
+    from .explain import pictures
+    from .explain.attribution import Attribution, attribute
+    from .explain.bits import bits_by_importance, quantise
+    from .explain.importances import importance, prune
+    from .explain.target import Contrast
+    from .graph.graph import OpGraph
     from .registry import rule
-    from .reports.conservation import Conservation, conservation
     from .reports.coverage import CoverageReport, coverage
-    from .reports.flow import relevance_flow
     from .rewards import reward_loss
-    from .trace import OpGraph, trace
-    from .wrap import is_wrapped, unwrap, wrap
+    from .tracing.tracer import trace
+    from .training import policies
+    from .wrapping.wrapper import is_wrapped, unwrap, wrap
+
+    # Modules that users import from the package itself, wherever their files lie.
+    for _module in (centred, hebbian, lrp, metrics, pictures, policies, rivals, spiking):
+        _sys.modules.setdefault(
+            f"{__name__}.{'metrics' if _module is metrics else _module.__name__.rpartition('.')[2]}", _module
+        )
 
 if TYPE_CHECKING:
     from .training import Trainer

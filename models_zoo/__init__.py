@@ -26,7 +26,7 @@ def build(name: str, size: str = "published") -> tuple[nn.Module, tuple[Any, ...
     Raises:
         KeyError: no such name. ValueError: no such size.
     """
-    from ..inputs import example_inputs
+    from ..inputs.examples import example_inputs
 
     if name not in ZOO:
         raise KeyError(f"{name!r} is not in the zoo; names() lists what is")

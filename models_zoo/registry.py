@@ -62,7 +62,7 @@ def images(published: int = 224, tiny: int = 64, channels: int = 3) -> Callable[
     """Inputs for a network that takes images of any size."""
 
     def make(model: nn.Module, size: str) -> Inputs:
-        from ..inputs import TensorMaker
+        from ..inputs.maker import TensorMaker
 
         side = published if size == "published" else tiny
         image = TensorMaker(model).floats(2, channels, side, side)
@@ -75,7 +75,7 @@ def tensors(make: Callable[[Any, str], tuple[Tensor, ...]]) -> Callable[[nn.Modu
     """Positional inputs, from a function of a TensorMaker and the size."""
 
     def inputs(model: nn.Module, size: str) -> Inputs:
-        from ..inputs import TensorMaker
+        from ..inputs.maker import TensorMaker
 
         return make(TensorMaker(model), size), {}
 

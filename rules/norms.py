@@ -8,7 +8,21 @@ from lfpgraph.registry import NORMALISATION, rows
 
 from .views import vjp
 
+__all__ = ["MEANS", "ROOTS", "SPREADS"]
+
 aten = torch.ops.aten
+
+# The operations that a normalisation is written out with, by what they do there.
+MEANS = frozenset({aten.mean.dim, aten.sum.dim_IntList})
+SPREADS = frozenset(
+    {
+        aten.linalg_vector_norm.default,
+        aten.std.correction,
+        aten.var.correction,
+        aten.var.dim,
+    }  # norm, deviation, variance
+)
+ROOTS = frozenset({aten.pow.Tensor_Scalar, aten.reciprocal.default, aten.rsqrt.default, aten.sqrt.default})
 
 rows(
     NORMALISATION,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.errors import AttributionError, InputError
 
-from .helpers import relative
+from .support.helpers import relative
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_nothing_is_changed(net: Any) -> None:
 
 
 def test_one_trace_serves_all_calls(net: Any) -> None:
-    from lfpgraph.explainer import explainer_of
+    from lfpgraph.explain.explainer import explainer_of
 
     model = copy.deepcopy(net[0])
     options = {"on_missing": "derive", "fallback": "error"}
@@ -185,7 +185,7 @@ def test_integrated_gradients_are_complete(net: Any) -> None:
 
 
 def test_norms_are_merged_only_where_that_is_the_same(net: Any) -> None:
-    from lfpgraph.canonize import merge_norms
+    from lfpgraph.explain.merge_norms import merge_norms
 
     model, x = net
     graph = lfpgraph.trace(model, x)

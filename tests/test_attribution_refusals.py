@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import lfpgraph
-from lfpgraph.cli import app
-from lfpgraph.errors import AttributionError, CompositeError, InputError, LfpGraphError, NonFiniteError
+from lfpgraph.cli.app import app
+from lfpgraph.errors import (
+    AttributionError,
+    CompositeError,
+    InputError,
+    LfpGraphError,
+    NonFiniteError,
+)
 
 
 class Tokens(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .helpers import assert_same, gradients, lfp
+from .support.helpers import assert_same, gradients, lfp
 
 
 class Loop(nn.Module):
@@ -41,7 +41,7 @@ def test_joined_equals_apart(build: object, monkeypatch: pytest.MonkeyPatch) -> 
     model = build().double()  # type: ignore[operator]
     x = torch.randn(7, 6, dtype=torch.float64) if isinstance(model, Loop) else torch.randn(7, 3, 6, dtype=torch.float64)
     joined = lfp(model, x)
-    monkeypatch.setattr("lfpgraph.program.join_products", lambda graph: 0)
+    monkeypatch.setattr("lfpgraph.engine.program.join_products", lambda graph: 0)
     assert_same(joined, lfp(model, x), 1e-10)
 
 

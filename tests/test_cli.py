@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .helpers import run_cli
+from .support.helpers import run_cli
 
 SOURCE = """
 import torch

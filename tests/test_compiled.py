@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.errors import TraceError
 
-from .helpers import assert_same, gradients
-from .loop_models import cnn, dropping, mlp
+from .support.helpers import assert_same, gradients
+from .support.loop_models import cnn, dropping, mlp
 
 SIZES = (5, 17, 64, 2, 1, 3)
 

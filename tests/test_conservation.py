@@ -15,12 +15,13 @@ from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lfpgraph.composites import get_composite
-from lfpgraph.plan import make_plan
-from lfpgraph.propagate import Call, run_backward, run_forward
-from lfpgraph.trace import trace
-from lfpgraph.trace.graph import is_float
-from lfpgraph.units import Unit
+from lfpgraph.composites.composite import get_composite
+from lfpgraph.engine.call import Call
+from lfpgraph.engine.plan import make_plan
+from lfpgraph.engine.propagate import run_backward, run_forward
+from lfpgraph.engine.units import Unit
+from lfpgraph.graph.graph import is_float
+from lfpgraph.tracing.tracer import trace
 
 
 def _leak(call: Call, s: Tensor) -> Tensor:

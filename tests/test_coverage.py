@@ -19,8 +19,8 @@ from lfpgraph.reports.analysis import analyse
 from lfpgraph.reports.classes import CLASSES
 from lfpgraph.reports.drawing import drawn_graph, write_graph
 
-from .custom_ops import opaque, triple
-from .helpers import run_cli
+from .support.custom_ops import opaque, triple
+from .support.helpers import run_cli
 
 
 class Residual(nn.Module):
@@ -258,8 +258,8 @@ def test_tables() -> None:
 
 def test_large_models_are_never_made_with_weights() -> None:
     """Where a constructor needs values, only a model that fits is built with them."""
+    from lfpgraph.cli.weightless import weightless
     from lfpgraph.errors import TargetError
-    from lfpgraph.weightless import weightless
 
     made: list[str] = []
 

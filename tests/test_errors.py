@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph import errors
-from lfpgraph.targets import load_target
+from lfpgraph.cli.functions import load_target
 
-from .custom_ops import opaque, triple
+from .support.custom_ops import opaque, triple
 
 
 class Calls(nn.Module):
@@ -198,7 +198,7 @@ def test_targets(target: str, message: str) -> None:
 
 
 def test_command_line_gives_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from lfpgraph import cli
+    from lfpgraph.cli import app as cli
 
     for arguments in (
         ["train", "nowhere:build", "json:loads"],

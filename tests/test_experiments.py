@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lfpgraph.experiments import EXPERIMENTS, Settings, data, reproduce
-from lfpgraph.experiments.harness import Case, Report, Way, evaluate, fit, spread_text
-from lfpgraph.experiments.models import LifNet, mlp, seeded
+from lfpgraph.experiments import EXPERIMENTS, Settings, reproduce
+from lfpgraph.experiments.common import data
+from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit, spread_text
+from lfpgraph.experiments.common.models import LifNet, mlp, seeded
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
-from .helpers import run_cli
+from .support.helpers import run_cli
 
 TINY = Settings(seeds=2, effort=0.01)
 

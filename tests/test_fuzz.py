@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 import lfpgraph
-from lfpgraph.composites import get_composite
-from lfpgraph.plan import Plan, make_plan
-from lfpgraph.program import make_program
-from lfpgraph.propagate import run_backward, run_forward
-from lfpgraph.trace import OpGraph, trace
+from lfpgraph.composites.composite import get_composite
+from lfpgraph.engine.plan import Plan, make_plan
+from lfpgraph.engine.program import make_program
+from lfpgraph.engine.propagate import run_backward, run_forward
+from lfpgraph.graph.graph import OpGraph
+from lfpgraph.tracing.tracer import trace
 
-from .fuzz import random_module
+from .support.fuzz import random_module
 
 QUICK, MANY = 100, 2000
 TOLERANCE = 1e-9

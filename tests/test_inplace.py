@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lfpgraph.inplace import make_functional, write_in_place
+from lfpgraph.passes.functional import make_functional
+from lfpgraph.passes.inplace import write_in_place
 
 aten = torch.ops.aten
 X = torch.linspace(-1, 2, 12, dtype=torch.float64).view(3, 4)

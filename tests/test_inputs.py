@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 import lfpgraph
 from lfpgraph.errors import InputError
-from lfpgraph.inputs import example_inputs
+from lfpgraph.inputs.examples import example_inputs
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .helpers import assert_same, lfp
+from .support.helpers import assert_same, lfp
 
 
 class Sandwich(nn.Module):

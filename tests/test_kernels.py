@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph import kernels, numerics
+from lfpgraph import numerics
+from lfpgraph.passes import kernels
 
-from .helpers import relative
+from .support.helpers import relative
 
 EPSILON = 1e-3
 SHAPES = [(7,), (3, 70_001), (2, 5, 160, 101)]  # below a block; above, and no multiple of one

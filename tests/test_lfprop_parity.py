@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lfpgraph
 
 from .golden.golden_models import MODELS
-from .helpers import relative
+from .support.helpers import relative
 
 GOLDEN = Path(__file__).parent / "golden" / "lfprop_epsilon.npz"
 

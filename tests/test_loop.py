@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .loop_models import (
+from .support.loop_models import (
     MODELS,
     TOLERANCE,
     Tied,

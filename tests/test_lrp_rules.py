@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from lfpgraph.rules import lrp
+from lfpgraph.rules.lrp import products as lrp
 from torch import Tensor, fx, nn
 
 import lfpgraph
 from lfpgraph import Composite, OpGraph
-from lfpgraph.lrp import CONVOLUTIONS, DENSE, deep_taylor, epsilon_gamma_box, layer_composite
-from lfpgraph.plan import make_plan
-from lfpgraph.propagate import run_backward, run_forward
+from lfpgraph.composites.lrp import CONVOLUTIONS, DENSE, deep_taylor, epsilon_gamma_box, layer_composite
+from lfpgraph.engine.plan import make_plan
+from lfpgraph.engine.propagate import run_backward, run_forward
 
-from .helpers import relative
+from .support.helpers import relative
 
 STABILIZER = 1e-6
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .helpers import relative
-from .peers import peer
+from .support.helpers import relative
+from .support.peers import peer
 
 patches = peer("lxt.efficient.patches")
 rules = peer("lxt.efficient.rules")

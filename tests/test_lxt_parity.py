@@ -14,10 +14,10 @@ import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor
 
-from lfpgraph.composites import get_composite
-from lfpgraph.plan import make_plan
-from lfpgraph.propagate import run_backward, run_forward
-from lfpgraph.trace import trace
+from lfpgraph.composites.composite import get_composite
+from lfpgraph.engine.plan import make_plan
+from lfpgraph.engine.propagate import run_backward, run_forward
+from lfpgraph.tracing.tracer import trace
 
 lxt = pytest.importorskip("lxt.explicit.functional")
 rules = pytest.importorskip("lxt.explicit.rules")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lfpgraph
 from benchmarks.kept import kept_bytes
 
-from .helpers import assert_same, gradients
+from .support.helpers import assert_same, gradients
 
 
 def kept(model: nn.Module, batch: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .helpers import assert_same, gradients, lfp
+from .support.helpers import assert_same, gradients, lfp
 
 HF = ("vit", "bert", "gpt2", "llama", "qwen3", "t5")
 SLOW = {("vit", "sdpa"), ("gpt2", "sdpa"), ("qwen3", "eager"), ("qwen3", "sdpa"), ("llama", "sdpa"), ("t5", "sdpa")}

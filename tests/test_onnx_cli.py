@@ -12,7 +12,7 @@ import torch
 
 from lfpgraph.errors import OnnxError
 
-from .helpers import run_cli
+from .support.helpers import run_cli
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

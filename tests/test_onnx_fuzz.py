@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from lfpgraph.onnx import load  # noqa: E402
-from lfpgraph.onnx.imports import IMPORTERS  # noqa: E402
+from lfpgraph.onnx.imports.table import IMPORTERS  # noqa: E402
 
 from .test_onnx_import import make, small_mlp  # noqa: E402
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.errors import OnnxError
 
-from .onnx_cases import CASES, output_of
+from .support.onnx_cases import CASES, output_of
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

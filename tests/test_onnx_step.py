@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.errors import InputError, OnnxError
 
-from .helpers import relative
-from .onnx_cases import CASES, Case, output_of
+from .support.helpers import relative
+from .support.onnx_cases import CASES, Case, output_of
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

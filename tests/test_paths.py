@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.errors import AttributionError
 
-from .helpers import relative
-from .peers import peer
+from .support.helpers import relative
+from .support.peers import peer
 
 
 class Cube(nn.Module):

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph import pictures
-from lfpgraph.errors import AttributionError
-from lfpgraph.metrics import (
+from lfpgraph.audits.faithfulness import (
     comprehensiveness,
     perturbation_curves,
     sufficiency,
@@ -20,8 +18,10 @@ from lfpgraph.metrics import (
     token_perturbation,
     top1_accuracy,
 )
+from lfpgraph.errors import AttributionError
+from lfpgraph.explain import pictures
 
-from .helpers import run_cli
+from .support.helpers import run_cli
 
 
 def _pixels(figure: object, axis: int) -> Tensor:

@@ -13,9 +13,17 @@ from torch.nn import functional as F
 
 import lfpgraph
 from lfpgraph.errors import PolicyError
-from lfpgraph.policies import AdaptiveClip, NormalizeByMax, Policies, Policy, SmallestWeights, TopK, WeightScaled
+from lfpgraph.training.policies import (
+    AdaptiveClip,
+    NormalizeByMax,
+    Policies,
+    Policy,
+    SmallestWeights,
+    TopK,
+    WeightScaled,
+)
 
-from .trainer_run import make_model, make_trainer, same, weights
+from .support.trainer_run import make_model, make_trainer, same, weights
 
 
 def small() -> nn.Module:

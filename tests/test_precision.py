@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .helpers import relative
+from .support.helpers import relative
 
 
 def conv_net() -> tuple[nn.Module, dict[str, Any]]:

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 import lfpgraph
 from lfpgraph.errors import InputError, WrapError
-from lfpgraph.regional import blocks_of
+from lfpgraph.wrapping.regional import blocks_of
 
-from .helpers import assert_same, gradients, lfp
+from .support.helpers import assert_same, gradients, lfp
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from lfpgraph import rewards
 from lfpgraph.errors import RewardError
 from lfpgraph.rewards import BinarySigmoid, CorrectClassification, Sigmoid, Softmax
 
-from .helpers import relative
+from .support.helpers import relative
 
 
 def test_formulas() -> None:

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lfpgraph
+from lfpgraph.composites.rivals import fixed_random, rival
 from lfpgraph.errors import CompositeError, RuleError
-from lfpgraph.rivals import fixed_random, rival
 
-from .helpers import assert_same, gradients
-from .helpers import lfp as wrapped_gradients
-from .spiking_models import Spiking
+from .support.helpers import assert_same, gradients
+from .support.helpers import lfp as wrapped_gradients
+from .support.spiking_models import Spiking
 
 
 class _Step(torch.autograd.Function):

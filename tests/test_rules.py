@@ -21,21 +21,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from lfpgraph.rules.samples import Sample, samples
+from lfpgraph.rules.samples.table import Sample, samples
 from torch import Tensor
 from torch._ops import OpOverload
 
-from lfpgraph.program import make_program
+from lfpgraph.engine.program import make_program
 from lfpgraph.registry import find_rule, remove_rule, restore_rule, rule
 
-from .rule_cases import (
-    Case,
-    make_case,
-    plan_of,
-    run,
-    seed,
-)
-from .rule_checks import (
+from .support.rule_cases import Case, make_case, plan_of, run, seed
+from .support.rule_checks import (
     NO_DERIVATIVE,
     OPS,
     TOLERANCE,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .helpers import assert_same, gradients
+from .support.helpers import assert_same, gradients
 
 
 class Lonely(nn.Module):

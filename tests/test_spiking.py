@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.demo.data import digits
+from lfpgraph.graph.neurons import find_neurons
 from lfpgraph.rewards import RateCodedSpikes
-from lfpgraph.structure import find_neurons
 
-from .helpers import assert_same, relative
-from .spiking_models import Spiking
+from .support.helpers import assert_same, relative
+from .support.spiking_models import Spiking
 
 
 def _spiking(seed: int = 3, **options: object) -> tuple[Spiking, Tensor, Tensor]:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 import lfpgraph
-from lfpgraph.composites import get_composite
-from lfpgraph.plan import make_plan
-from lfpgraph.program import make_program
-from lfpgraph.trace.graph import ACTIVE, CONSTANT, WEIGHT
+from lfpgraph.composites.composite import get_composite
+from lfpgraph.engine.plan import make_plan
+from lfpgraph.engine.program import make_program
+from lfpgraph.graph.graph import ACTIVE, CONSTANT, WEIGHT
 
-from .helpers import assert_same, gradients
+from .support.helpers import assert_same, gradients
 
 
 def test_classes_of_a_language_model() -> None:

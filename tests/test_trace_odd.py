@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 import lfpgraph
 from lfpgraph.errors import TraceError
-from lfpgraph.trace import trace
-from lfpgraph.trace.graph import module_path, source_line
+from lfpgraph.graph.graph import module_path, source_line
+from lfpgraph.tracing.tracer import trace
 
-wrap_module = importlib.import_module("lfpgraph.forward")
+wrap_module = importlib.import_module("lfpgraph.wrapping.forward")
 
 
 class Odd(nn.Module):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import lfpgraph
 from lfpgraph.errors import DataError, MissingPackageError, TrainingError, TrainingInterrupted
 
-from .trainer_run import make_data, make_model, make_trainer, same, weights
+from .support.trainer_run import make_data, make_model, make_trainer, same, weights
 
 pytest.importorskip("accelerate")
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lfpgraph
 
-from .trainer_run import make_data, make_trainer, weights
+from .support.trainer_run import make_data, make_trainer, weights
 
 pytest.importorskip("accelerate")
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import CheckpointError, DataError, NonFiniteError, TrainingError
 
-from .trainer_run import make_data, make_model, make_trainer, same, weights
+from .support.trainer_run import make_data, make_model, make_trainer, same, weights
 
 pytest.importorskip("accelerate")
 safetensors = pytest.importorskip("safetensors")

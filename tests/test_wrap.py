@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import WrapError
 
-from .loop_models import (
+from .support.loop_models import (
     TwoOutputs,
     assert_close,
     assert_same_grads,

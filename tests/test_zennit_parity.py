@@ -10,10 +10,10 @@ from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.lrp import epsilon_gamma_box
+from lfpgraph.composites.lrp import epsilon_gamma_box
 
-from .helpers import relative
-from .peers import peer
+from .support.helpers import relative
+from .support.peers import peer
 
 composites = peer("zennit.composites")
 canonizers = peer("zennit.canonizers")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import CompositeError
 
-from .helpers import assert_same, lfp
+from .support.helpers import assert_same, lfp
 
 LFP = lfpgraph.get_composite("lfp-epsilon")
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 import lfpgraph
 from lfpgraph.errors import DataDependentError
 
-from .helpers import relative
+from .support.helpers import relative
 
 FAST = (
     "vgg16",

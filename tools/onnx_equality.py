@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tests.onnx_cases import CASES
+from tests.support.onnx_cases import CASES
 from tests.test_onnx_step import OPTIMIZERS, fifty_steps
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..composites import Composite
+from ..composites.composite import Composite
 from ..reports.operations import operation_table, plan_of, reward_summary
 from ..training import Trainer
 from .data import Arrays

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch.nn.functional import cross_entropy
 
-from ..composites import get_composite
-from .data import flat_digits
-from .drawing import draw_bars
-from .harness import Case, Report, Settings, Way, fit
-from .models import ACTIVATIONS, mlp, seeded
+from ..composites.composite import get_composite
+from .common.data import flat_digits
+from .common.drawing import draw_bars
+from .common.harness import Case, Report, Settings, Way, fit
+from .common.models import ACTIVATIONS, mlp, seeded
 
 __all__ = ["run"]
 

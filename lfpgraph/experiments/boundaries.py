@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays
-from .data import blobs, circles, swirls
-from .harness import Case, Report, Settings, Way, fit
-from .models import mlp, seeded
+from .common.data import blobs, circles, swirls
+from .common.harness import Case, Report, Settings, Way, fit
+from .common.models import mlp, seeded
 
 __all__ = ["run"]
 

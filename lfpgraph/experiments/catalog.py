@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TargetError
-from .harness import Report, Settings
+from .common.harness import Report, Settings
 
 __all__ = ["EXPERIMENTS", "Experiment", "reproduce"]
 

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import digits
 from ..models_zoo.digits import cnn
-from .harness import Report, Settings, Way, fit
-from .models import seeded
+from .common.harness import Report, Settings, Way, fit
+from .common.models import seeded
 
 __all__ = ["run"]
 

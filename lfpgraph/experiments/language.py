@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .data import library_text
-from .drawing import draw_curves
-from .harness import Report, Settings, Way, fit
-from .models import seeded
+from .common.data import library_text
+from .common.drawing import draw_curves
+from .common.harness import Report, Settings, Way, fit
+from .common.models import seeded
 
 __all__ = ["run"]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays
-from ..wrap import is_wrapped, unwrap, wrap
-from .data import flat_digits
-from .harness import Case, Report, Settings, Way, accuracy, evaluate, fit
-from .models import mlp, seeded
+from ..wrapping.wrapper import is_wrapped, unwrap, wrap
+from .common.data import flat_digits
+from .common.harness import Case, Report, Settings, Way, accuracy, evaluate, fit
+from .common.models import mlp, seeded
 
 __all__ = ["accuracy_at", "magnitude", "run"]
 

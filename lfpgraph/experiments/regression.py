@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from ..rewards import SquaredError
-from .data import california, diabetes
-from .drawing import draw_curves
-from .harness import Case, Report, Settings, Way, fit, rewarded
-from .models import mlp, seeded
+from .common.data import california, diabetes
+from .common.drawing import draw_curves
+from .common.harness import Case, Report, Settings, Way, fit, rewarded
+from .common.models import mlp, seeded
 
 __all__ = ["run"]
 

@@ -10,10 +10,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from .. import rewards
 from ..rewards import reward_loss
-from .data import breast_cancer, flat_digits
-from .drawing import draw_bars
-from .harness import Case, Report, Settings, Way, fit, rewarded
-from .models import mlp, seeded
+from .common.data import breast_cancer, flat_digits
+from .common.drawing import draw_bars
+from .common.harness import Case, Report, Settings, Way, fit, rewarded
+from .common.models import mlp, seeded
 
 __all__ = ["bandit", "run"]
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..rewards import RateCodedSpikes
-from .data import flat_digits
-from .drawing import draw_bars
-from .harness import Case, Report, Settings, Way, fit, rewarded
-from .models import LifNet, seeded
+from .common.data import flat_digits
+from .common.drawing import draw_bars
+from .common.harness import Case, Report, Settings, Way, fit, rewarded
+from .common.models import LifNet, seeded
 
 __all__ = ["run"]
 

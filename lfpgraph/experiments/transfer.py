@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays, digits
 from ..models_zoo.digits import cnn
-from .drawing import draw_curves
-from .harness import Case, Report, Settings, Way, fit
-from .models import seeded
+from .common.drawing import draw_curves
+from .common.harness import Case, Report, Settings, Way, fit
+from .common.models import seeded
 
 __all__ = ["run"]
 

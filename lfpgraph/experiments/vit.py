@@ -6,9 +6,9 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import digits
 from ..models_zoo.digits import vit
-from .drawing import draw_curves
-from .harness import Report, Settings, Way, fit
-from .models import seeded
+from .common.drawing import draw_curves
+from .common.harness import Report, Settings, Way, fit
+from .common.models import seeded
 
 __all__ = ["run"]
 

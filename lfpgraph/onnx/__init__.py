@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .ort_trainer import OrtTrainer, StepResult
+from .runtime.trainer import OrtTrainer, StepResult
 
 if TYPE_CHECKING:
-    from .exporter import export_forward, export_training_step
-    from .importer import load
-    from .model import export
+    from .imports.importer import load
+    from .step.exporter import export_forward, export_training_step
+    from .step.trained import export
 
 __all__ = ["OrtTrainer", "StepResult", "export", "export_forward", "export_training_step", "load"]
 
-_PLACES = {"export": "model", "export_forward": "exporter", "export_training_step": "exporter", "load": "importer"}
+_PLACES = {
+    "export": "step.trained",
+    "export_forward": "step.exporter",
+    "export_training_step": "step.exporter",
+    "load": "imports.importer",
+}
 
 
 def __getattr__(name: str) -> Any:

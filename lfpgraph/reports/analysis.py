@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 from torch import fx
 
+from ..graph.graph import ACTIVE, maker_of, module_path, source_line
 from ..registry import find_rule
-from ..trace.graph import ACTIVE, maker_of, module_path, source_line
 from .table import count, percent
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..plan import Plan
+from ..engine.plan import Plan
+from ..engine.units import Unit
+from ..graph.graph import is_float
 from ..registry import find_rule
-from ..trace.graph import is_float
-from ..units import Unit
 
 __all__ = ["CLASSES", "STRUCTURAL", "arrivals", "classify_nodes"]
 

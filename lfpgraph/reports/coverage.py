@@ -12,10 +12,10 @@ from typing import Any
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..composites import Composite, get_composite
-from ..plan import Plan, make_plan
-from ..trace import OpGraph, trace
-from ..trace.graph import is_float, module_path, source_line
+from ..composites.composite import Composite, get_composite
+from ..engine.plan import Plan, make_plan
+from ..graph.graph import OpGraph, is_float, module_path, source_line
+from ..tracing.tracer import trace
 from .classes import CLASSES, arrivals, classify_nodes
 from .flops import node_flops
 from .leaks import leak_counts
@@ -95,7 +95,7 @@ def coverage(
     start = time.perf_counter()
     fake = next((p for p in model.parameters() if isinstance(p, FakeTensor)), None)
     if args is None and kwargs is None:
-        from ..inputs import example_inputs
+        from ..inputs.examples import example_inputs
 
         with fake.fake_mode if fake is not None else nullcontext():
             args, kwargs = example_inputs(model)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..trace.graph import is_float
+from ..graph.graph import is_float
 
 __all__ = ["node_flops"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from ..trace.graph import module_path, source_line
+from ..graph.graph import module_path, source_line
 from .classes import CLASSES
 from .leaks import LEAKS
 from .table import MEANINGS, count, percent

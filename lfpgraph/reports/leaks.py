@@ -6,9 +6,9 @@ from collections import Counter
 
 from torch import fx
 
-from ..plan import Plan
-from ..trace.graph import is_float
-from ..units import Unit
+from ..engine.plan import Plan
+from ..engine.units import Unit
+from ..graph.graph import is_float
 
 __all__ = ["LEAKS", "kinds_of", "leak_counts"]
 

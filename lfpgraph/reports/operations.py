@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..forward import FeedbackForward
-from ..plan import Plan
+from ..engine.plan import Plan
+from ..wrapping.forward import FeedbackForward
 
 __all__ = ["operation_table", "plan_of", "reward_summary"]
 

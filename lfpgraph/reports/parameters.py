@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..plan import Plan
-from ..trace.graph import ancestors, is_float, module_path, source_line
+from ..engine.plan import Plan
+from ..graph.graph import ancestors, is_float, module_path, source_line
 
 __all__ = ["parameter_report"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from ..trace.graph import module_path
+from ..graph.graph import module_path
 from .classes import CLASSES
 
 __all__ = ["Branch", "module_tree"]

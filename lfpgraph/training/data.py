@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import DataError
-from .extras import need
-from .state import random_state, set_random_state
+from ..optional import need
+from ..randomness import random_state, set_random_state
 
 __all__ = ["Batches", "call_of", "rows_of"]
 

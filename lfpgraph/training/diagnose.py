@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..composites import Composite
+from ..composites.composite import Composite
+from ..engine.plan import make_plan
+from ..engine.propagate import run_backward, run_forward
 from ..errors import NonFiniteError
-from ..plan import make_plan
-from ..propagate import run_backward, run_forward
-from ..trace import OpGraph, trace
-from ..trace.graph import ACTIVE, is_float
+from ..graph.graph import ACTIVE, OpGraph, is_float
+from ..tracing.tracer import trace
 
 __all__ = ["bad_inputs", "first_non_finite"]
 

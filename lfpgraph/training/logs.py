@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import TrainingError
-from .extras import need
+from ..optional import need
 
 __all__ = ["Bar", "CsvLog", "JsonLines", "Logger", "TensorBoard", "make_loggers"]
 

@@ -10,19 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import DataError, LfpGraphError, TrainingError
 from ..rewards import reward_loss
+from ..rewards.outputs import outputs_of
 from .data import call_of, rows_of
 
-__all__ = ["Objective", "outputs_of"]
-
-
-def outputs_of(result: Any) -> Any:
-    """The tensor that losses, rewards and metrics look at: `.logits`, the first entry of a tuple, or the result itself."""
-    if isinstance(result, Tensor):
-        return result
-    logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    if logits is not None:
-        return logits
-    return result[0] if isinstance(result, list | tuple) and result else result
+__all__ = [
+    "Objective",
+]
 
 
 class Objective:

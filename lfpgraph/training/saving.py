@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, TrainingError
-from .checkpoint import find_checkpoint, latest, load_weights, prune, read_state, step_name, write_checkpoint
-from .extras import need
-from .state import random_state
+from ..optional import need
+from ..randomness import random_state
+from .checkpoint import (
+    find_checkpoint,
+    latest,
+    load_weights,
+    prune,
+    read_state,
+    step_name,
+    write_checkpoint,
+)
 from .stops import Best
 
 if TYPE_CHECKING:

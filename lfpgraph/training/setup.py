@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from ..errors import InputError, TrainingError
-from .extras import need
+from ..optional import need
 
 __all__ = ["check_counts", "check_rhythms", "make_accelerator", "make_optimizer", "make_scheduler", "waits_for_metric"]
 

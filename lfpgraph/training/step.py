@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..composites import get_composite
+from ..composites.composite import get_composite
 from ..errors import DataError, LfpGraphError, NonFiniteError, one_line
+from ..optional import need
 from .diagnose import bad_inputs, first_non_finite
-from .extras import need
 from .objective import Objective
 from .stops import Asked
 

@@ -12,19 +12,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..composites import Composite
+from ..composites.composite import Composite
 from ..errors import CheckpointError, TrainingError, TrainingInterrupted
-from ..wrap import is_wrapped, wrap
+from ..optional import need
+from ..randomness import set_random_state
+from ..wrapping.wrapper import is_wrapped, wrap
 from .checkpoint import kept, latest, load_weights, step_name
 from .data import Batches
-from .evaluation import evaluate
-from .extras import need
+from .evaluation import Metric, evaluate, named_metrics
 from .logs import Bar, Logger, make_loggers
-from .metrics import Metric, named_metrics
 from .objective import Objective
 from .saving import Position, begin, save
-from .setup import check_counts, check_rhythms, make_accelerator, make_optimizer, make_scheduler, waits_for_metric
-from .state import set_random_state
+from .setup import (
+    check_counts,
+    check_rhythms,
+    make_accelerator,
+    make_optimizer,
+    make_scheduler,
+    waits_for_metric,
+)
 from .step import Stepper
 from .stops import Asked, Best, Outcome, until_asked
 
@@ -54,7 +60,7 @@ class Trainer:
         clip: largest norm of all gradients together; None for none.
         composite: rules of `wrap`; None leaves the model as it is (backprop, if nobody has wrapped it).
         wrap_options: further arguments of `wrap`.
-        policies: of `lfpgraph.policies`, applied in order between backward and step.
+        policies: of `lfpgraph.training.policies`, applied in order between backward and step.
         metrics: names or {name: function of all outputs and all labels}, on the evaluation data.
         monitor, greater, patience, margin: the figure that says what is best ("eval_loss"); whether more of it is better
             (not, where the name holds "loss" or "error"); the run stops after so many evaluations without an improvement

@@ -1,0 +1,1 @@
+"""What can be trusted: conservation, flow, faithfulness, comparison with other libraries."""

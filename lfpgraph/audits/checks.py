@@ -1,0 +1,124 @@
+"""`check`: what of a model's explanation can be trusted: its graph, its rules, and a second implementation of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..composites.composite import Composite, Ruleset, get_composite
+from ..composites.interop import lxt_handlers
+from ..engine.call import Call
+from ..engine.plan import make_plan
+from ..engine.propagate import run_backward, run_forward
+from ..engine.signals import reward_of
+from ..engine.units import Unit
+from ..errors import AttributionError
+from ..explain.attribution import call_of
+from ..graph.graph import ACTIVE, is_float, module_path
+from ..tracing.tracer import trace
+from ..tracing.verify import disagreement
+
+__all__ = ["CheckReport", "check"]
+
+AGAINST = (None, "lxt")
+
+
+@dataclass
+class CheckReport:
+    """What `check` found.
+
+    Attributes:
+        forward: how far the traced graph's outputs are from the model's, in multiples of what rounding explains.
+        rows: for each operation that was compared its node, operation, module and relative difference of the relevance
+            that both implementations give its inputs; sorted, largest first.
+        skipped: operations that the other implementation has no rule for.
+    """
+
+    forward: float
+    rows: list[dict[str, Any]]
+    skipped: dict[str, int]
+
+    def ok(self, tolerance: float = 1e-4) -> bool:
+        """Whether the graph gives the model's outputs and no operation differs by more than `tolerance`."""
+        return self.forward <= 1 and all(row["difference"] <= tolerance for row in self.rows)
+
+    def table(self, most: int = 20) -> str:
+        """Lines of text, the largest differences first."""
+        lines = [f"outputs of the graph: {self.forward:.2g} times what rounding explains"]
+        lines += [f"{r['difference']:9.2e}  {r['op']:45s} {r['node']} {r['module']}" for r in self.rows[:most]]
+        lines += [f"not compared: {op} x{count}" for op, count in sorted(self.skipped.items())]
+        return "\n".join(lines)
+
+
+def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckReport:
+    """Compare the graph with the model, and with `against="lxt"` every rule with LXT's own function, at this input.
+
+    Both sides are given the same reward at each operation of the AttnLRP walk (epsilon 0), so that a difference names the
+    operation that makes it.
+
+    Args:
+        model, inputs: as for `attribute`.
+        against: None, or "lxt" where LXT is installed.
+
+    Raises:
+        AttributionError: another name. CompositeError: LXT is not installed.
+    """
+    if against not in AGAINST:
+        raise AttributionError(f"against={against!r} is not known; choose one of {', '.join(map(repr, AGAINST))}")
+    args, kwargs = call_of(inputs)
+    with torch.no_grad():
+        graph = trace(model, args, kwargs, dynamic=False)
+        forward = disagreement(graph, model, args, kwargs)
+        if against is None:
+            return CheckReport(forward, [], {})
+        rules = get_composite("attnlrp")
+        wanted = {n for n in graph.operations() if graph.info[n].kind == ACTIVE and n.target in _SOURCES}
+        wanted |= {
+            n
+            for n, p in zip(graph.placeholder_nodes, graph.placeholders)
+            if p.kind == "input" and is_float(n.meta.get("val"))
+        }
+        plan = make_plan(graph, rules, wanted)
+        _, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
+        output = next(n for n in graph.user_output_nodes if n in plan.wanted and n.meta["val"].dim() > 0)
+        comparison = _Comparison(rules)
+        signal = torch.linspace(0.5, 1.5, env[output].numel(), dtype=env[output].dtype, device=env[output].device)
+        run_backward(plan, calls, env, {output: signal.view_as(env[output])}, observe=comparison)
+    return CheckReport(forward, sorted(comparison.rows, key=lambda row: -row["difference"]), comparison.skipped)
+
+
+_SOURCES = {torch.ops.aten.embedding.default}
+
+
+class _Comparison:
+    """Observes the walk and asks LXT at every operation it has a function for."""
+
+    def __init__(self, rules: Composite) -> None:
+        self.theirs = Ruleset(epsilon=0.0, handlers=lxt_handlers(epsilon=0.0))
+        self.rows: list[dict[str, Any]] = []
+        self.skipped: dict[str, int] = {}
+
+    def __call__(self, unit: Unit, call: Call, s: Any, answers: Sequence[Any]) -> None:
+        handler = None if unit.is_region else self.theirs.handlers.get(unit.node.target)  # type: ignore[arg-type]
+        if handler is None or unit.origin != "rule" or not handler.fits(call):  # type: ignore[attr-defined]
+            if unit.family.name not in ("view", "cast", "random"):
+                name = unit.family.name if unit.is_region else str(unit.node.target)
+                self.skipped[name] = self.skipped.get(name, 0) + 1
+            return
+        mine = [None if g is None else reward_of(g, x, call.answered) for g, x in zip(answers, call.inputs)]
+        call.stabilized = False
+        found = handler(call, s, *call.args, **call.kwargs)
+        form = call.stabilized if isinstance(call.stabilized, float) else None
+        pairs = [
+            (a, reward_of(g, x, form))
+            for a, g, x, active in zip(mine, found, call.inputs, call.active)
+            if a is not None and g is not None and active
+        ]
+        size = sum(float(b.double().square().nan_to_num(0, 0, 0).sum()) for _, b in pairs) ** 0.5
+        apart = sum(float((a - b).double().square().nan_to_num(0, 0, 0).sum()) for a, b in pairs) ** 0.5
+        row = {"node": unit.node.name, "op": str(unit.node.target), "module": module_path(unit.node)}
+        self.rows.append({**row, "difference": apart / size if size else apart})

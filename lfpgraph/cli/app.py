@@ -1,0 +1,183 @@
+"""The command line: `lfpgraph demo` and `lfpgraph train`; the reports are in `cli_reports`, `export` in `cli_export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import LfpGraphError, TargetError
+from . import explain as cli_explain
+from . import export as cli_export
+from .reports import register, writable
+from .reproduce import register as register_reproduce
+
+if TYPE_CHECKING:
+    from ..demo.training import Options, Result
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
+register(app)
+register_reproduce(app)
+cli_explain.register(app)
+cli_export.register(app)
+
+
+def main() -> None:
+    """Run the command line; our own errors become one line and exit status 1."""
+    try:
+        app()
+    except LfpGraphError as error:
+        print(f"lfpgraph: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Train three models on scikit-learn's digits, by LFP and by backprop: a ViT, a CNN, a CNN of step functions."""
+    from dataclasses import replace
+
+    from ..composites.composite import get_composite
+    from ..demo.data import digits
+    from ..demo.training import Options
+    from ..models_zoo.digits import cnn, step_cnn, vit
+
+    train, test = digits()
+    wide = Options(epochs=epochs, lr=3e-3, batch_size=64, seed=seed)
+    # A step hands its whole reward to however small an input; a wide epsilon keeps one of them from ruling a layer.
+    steps = replace(wide, composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
+    cases = [
+        ("ViT (transformers)", vit, replace(wide, lr=1e-3)),
+        ("CNN, ReLU", cnn, wide),
+        ("CNN, step activations", step_cnn, steps),
+    ]
+    writable(out, json_file)
+    # Models this small gain nothing from a second thread, and two that share a core wait for each other at every step.
+    with _threads(threads):
+        results = _train_all(cases, train, test, "cross_entropy")
+    _finish(results, out, json_file, "lfpgraph demo: digits")
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
+    data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
+    loss: Annotated[
+        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")
+    ] = "cross_entropy",
+    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp-epsilon",
+    epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    lr: Annotated[float, typer.Option(min=0.0)] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "AdamW",
+    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    compare: Annotated[bool, typer.Option(help="Train a copy by backprop beside it.")] = True,
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
+    save: Annotated[Path | None, typer.Option(help="Save the trained weights (.safetensors).")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Train your own model on your own data by LFP, beside backprop."""
+    from ..composites.composite import get_composite
+    from ..demo.training import Options
+    from .arguments import call_target, datasets, optimizer_named
+    from .functions import load_target
+
+    rules = get_composite(composite)
+    if epsilon is not None:
+        rules = rules.with_options(epsilon=epsilon)
+    build, make_data = load_target(model), load_target(data)
+    options = Options(
+        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer_named(optimizer), clip=clip or None,
+        composite=rules, seed=seed, compare=compare,
+    )  # fmt: skip
+    train_set, test_set = datasets(call_target(make_data, data), data)
+    writable(out, save, json_file)
+    with _threads(threads):
+        results = _train_all([(model, build, options)], train_set, test_set, loss)
+    if save is not None:
+        from safetensors.torch import save_model
+
+        save_model(results[0].model, str(save))
+    _finish(results, out, json_file, f"lfpgraph train: {model}")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside; 0 changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, loss: str) -> list[Result]:
+    """Run `compare` on every case under one progress display."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..demo.training import compare
+    from .arguments import call_target, loss_named
+
+    function = loss_named(loss)
+    metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    results = []
+    with Progress(*columns, TextColumn("{task.fields[live]}")) as progress:
+        for name, build, options in cases:
+            torch.manual_seed(options.seed)
+            model = call_target(build, name)
+            if not isinstance(model, torch.nn.Module):
+                raise TargetError(f"{name!r} must return an nn.Module, not {type(model).__name__}")
+            steps = options.epochs * -(-len(train[0]) // options.batch_size)
+            task = progress.add_task(name, total=steps, live="tracing")
+
+            def show(result: Result, task: Any = task) -> None:
+                progress.update(task, advance=1, live=_live(result))
+
+            results.append(compare(name, model, train, test, function, options, show, metric))
+    return results
+
+
+def _live(result: Result) -> str:
+    parts = []
+    for run in (result.lfp, result.backprop):
+        if run is not None and run.metric:
+            last = f"{run.metric[-1] * 100:.1f} %" if result.metric == "accuracy" else f"{run.metric[-1]:.4f}"
+            parts.append(f"{run.way} {last}")
+    return "  ".join(parts)
+
+
+def _finish(results: list[Result], out: Path, json_file: Path | None, title: str) -> None:
+    from rich.console import Console
+
+    from ..demo.report import closing_table, write_report
+
+    console = Console()
+    console.print(closing_table(results))
+    write_report(results, out, title)
+    console.print(f"report: {out}")
+    if json_file is not None:
+        json_file.write_text(json.dumps([result.to_json() for result in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""`lfpgraph explain`: an explanation of one input, as a self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from ..errors import AttributionError, TargetError
+from .reports import writable
+
+__all__ = ["register"]
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(explain)
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module, or a transformers folder.")],
+    input_: Annotated[str, typer.Option("--input", help="An image file, a .npy array, or a text.")],
+    target: Annotated[
+        str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
+    ] = "predicted",
+    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "epsilon-plus",
+    size: Annotated[int | None, typer.Option(min=1, help="Side to which an image is scaled.")] = None,
+    mean: Annotated[float, typer.Option(help="Subtracted from pixels between 0 and 1.")] = 0.0,
+    std: Annotated[float, typer.Option(help="Divides pixels after that.")] = 1.0,
+    channels: Annotated[int, typer.Option(min=1, max=3, help="Channels of an image: 1 or 3.")] = 3,
+    show: Annotated[
+        str | None, typer.Option(help="How to draw an array: image, spectrogram or series; else by its dimensions.")
+    ] = None,
+    flow: Annotated[bool, typer.Option(help="Add a drawing of the flow of relevance between modules.")] = False,
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("explanation.html"),
+) -> None:
+    """Explain what a model makes of one image, text or array."""
+    from ..explain import pictures
+    from ..explain.attribution import attribute
+
+    writable(out)
+    network, tokenizer = _model(model)
+    network.eval()
+    wanted = _target(target)
+    inputs, tokens = _inputs(input_, tokenizer, size, mean, std, channels)
+    found = attribute(network, inputs, wanted, composite, details=True)
+    relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
+    facts = {
+        "model": model, "input": input_, "target": target, "rules": composite,
+        "explained value": f"{float(found.explained.sum()):.5g}",
+        "relevance at the input": f"{float(relevance.sum()):.5g}",
+        "predicted class": str(int(found.output[0].flatten().argmax())),
+    }  # fmt: skip
+    parts = []
+    if tokens is not None:
+        parts.append(pictures.tokens_html(tokens, relevance[0]))
+        typer.echo(pictures.tokens_text(tokens, relevance[0]))
+    else:
+        parts.append(pictures.figure_html(_drawn(relevance, inputs, show)))
+    if flow:
+        from ..audits.flow import relevance_flow
+
+        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite))
+        parts.append("<h2>Flow of relevance</h2>" + pictures.figure_html(drawing))
+    out.write_text(pictures.page("Explanation", parts, facts), encoding="utf-8")
+    typer.echo(f"explained {facts['explained value']}, at the input {facts['relevance at the input']}; report: {out}")
+
+
+def _drawn(relevance: Tensor, inputs: Tensor, show: str | None) -> Any:
+    """The picture of an array's relevance; the longer dimension of a spectrogram is time."""
+    from ..explain import pictures
+
+    kind = show or ("image" if relevance.dim() > 2 else "series")
+    if kind == "image":
+        return pictures.heatmap(relevance, inputs)
+    if kind == "series":
+        return pictures.series(relevance[0], inputs[0])
+    if kind != "spectrogram":
+        raise AttributionError(f"--show {show!r} is not known; choose image, spectrogram or series")
+    sheet, sound = (t[0].squeeze(0) if t.dim() > 3 else t[0] for t in (relevance, inputs))
+    return pictures.spectrogram(sheet, sound, time=0 if sheet.shape[0] > sheet.shape[-1] else -1)
+
+
+def _model(target: str) -> tuple[nn.Module, Any]:
+    """The model, and its tokenizer if it has one: of a folder of transformers, or the second of a pair that is returned."""
+    if Path(target).is_dir():
+        import transformers
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(target)
+            network = getattr(transformers, (config.architectures or ["AutoModel"])[0]).from_pretrained(target)
+        except (OSError, ValueError, AttributeError) as error:
+            raise TargetError(f"{target!r} holds no model of transformers: {error}") from error
+        try:
+            return network, transformers.AutoTokenizer.from_pretrained(target)
+        except (OSError, ValueError, KeyError, ImportError):
+            return network, None
+    from .arguments import call_target
+    from .functions import load_target
+
+    made = call_target(load_target(target), target)
+    network, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(network, nn.Module):
+        raise TargetError(
+            f"{target!r} must return an nn.Module, or one with its tokenizer, not {type(network).__name__}"
+        )
+    return network, tokenizer
+
+
+def _target(text: str) -> Any:
+    from ..explain.target import Contrast
+
+    try:
+        if text == "predicted":
+            return text
+        if ":" in text:
+            first, second = text.split(":")
+            return Contrast(int(first), int(second))
+        if "," in text:
+            return tuple(int(part) for part in text.split(","))
+        return int(text)
+    except ValueError:
+        raise AttributionError(
+            f'--target {text!r} is none of: a class index, "position,token", "a:b", "predicted"'
+        ) from None
+
+
+def _inputs(
+    text: str, tokenizer: Any, size: int | None, mean: float, std: float, channels: int
+) -> tuple[Any, list[str] | None]:
+    path = Path(text) if len(text) < 1000 and "\n" not in text else Path("")
+    if path.suffix.lower() in IMAGES:
+        return _image(path, size, mean, std, channels), None
+    if path.suffix.lower() == ".npy":
+        return _array(path), None
+    if tokenizer is None:
+        raise AttributionError(
+            "a text needs a tokenizer: give a transformers folder that has one, or a function that returns (model, tokenizer)"
+        )
+    encoded = dict(tokenizer(text, return_tensors="pt"))
+    return encoded, tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
+
+
+def _image(path: Path, size: int | None, mean: float, std: float, channels: int) -> Tensor:
+    import numpy as np
+
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise AttributionError("images need pillow; pip install pillow") from error
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError) as error:
+        raise AttributionError(f"{path} cannot be read as an image: {error}") from error
+    if size is not None:
+        image = image.resize((size, size))
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+    return ((pixels - mean) / std)[None]
+
+
+def _array(path: Path) -> Tensor:
+    import numpy as np
+
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise AttributionError(f"{path} cannot be read as an array: {error}") from error
+    if values.dtype.kind not in "fiu" or values.size == 0:
+        raise AttributionError(f"{path} holds {values.dtype} of shape {list(values.shape)}; numbers are needed")
+    return torch.from_numpy(values).float()

@@ -1,0 +1,105 @@
+"""What a command-line TARGET means: a model with example inputs, of fake tensors wherever that is possible.
+
+A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo (`zoo:gpt2`
+where a model type has the same name), a saved exported program (.pt2), or an
+ONNX file (.onnx). Code from a hub is never run.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TargetError, first_line, near
+from ..graph.calls import arguments_of
+from .functions import load_target
+from .transformers import builders_of, config_file, model_type, transformers_library
+from .weightless import LARGEST_REAL, ModelTarget, weightless
+
+__all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
+
+log = logging.getLogger("lfpgraph")
+
+
+def resolve_model(target: str) -> ModelTarget:
+    """The model that a TARGET names, without weights where it is built here (a type, a configuration, the zoo).
+
+    Raises:
+        TargetError: nothing of this name, or it cannot be loaded; one line that says what was tried.
+    """
+    path = Path(target)
+    if target.endswith(".pt2"):
+        return _exported(path)
+    if target.endswith(".onnx"):
+        return _onnx(path)
+    if path.is_dir() or path.suffix == ".json":
+        return config_file(path)
+    if target.startswith("zoo:"):
+        return _zoo(target.removeprefix("zoo:"))
+    if ":" in target:
+        return _function(target)
+    if (found := model_type(target)) is not None:
+        return found
+    return _zoo(target)
+
+
+def _exported(path: Path) -> ModelTarget:
+    if not path.is_file():
+        raise TargetError(f"no such file: {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+        model = program.module()
+        args, kwargs = program.example_inputs or ((), {})
+    except Exception as error:
+        raise TargetError(f"{path} is no exported program: {type(error).__name__}: {first_line(error)}") from error
+    if not args and not kwargs:
+        raise TargetError(f"{path} carries no example inputs; save it with torch.export.save after torch.export.export")
+    return ModelTarget(path.name, model, tuple(args), dict(kwargs))
+
+
+def _onnx(path: Path) -> ModelTarget:
+    from ..onnx import load
+
+    model = load(path)
+    return ModelTarget(path.name, model, model.example(), {})
+
+
+def _function(target: str) -> ModelTarget:
+    function = load_target(target)
+    try:
+        result = function()
+    except Exception as error:
+        raise TargetError(f"{target!r} failed: {type(error).__name__}: {first_line(error)}") from error
+    model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"{target!r} must return an nn.Module or (model, inputs), not {type(result).__name__}")
+    args, kwargs = _split_inputs(inputs)
+    return ModelTarget(target, model, args, kwargs)
+
+
+def _split_inputs(inputs: Any) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+    """Inputs as a user writes them (tensor, tuple, dict, or None) as args and kwargs."""
+    return (None, None) if inputs is None else arguments_of(inputs, TargetError)
+
+
+def _zoo(target: str) -> ModelTarget:
+    from ..models_zoo import ZOO, build
+
+    if target not in ZOO:
+        names = [*ZOO]
+        try:
+            names += [*transformers_library().CONFIG_MAPPING]
+        except TargetError as error:
+            log.info("no model types to suggest: %s", error)
+        raise TargetError(
+            f"{target!r} is no transformers model type, no zoo name, no folder with a config.json, no .pt2 file and not "
+            f"module:function{near(target, names)}"
+        )
+    return weightless(target, lambda: build(target))

@@ -1,0 +1,142 @@
+"""The command line's reports: `lfpgraph coverage`, `lfpgraph graph`, `lfpgraph zoo`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import TargetError
+
+__all__ = ["register"]
+
+
+TARGET = (
+    "A transformers model type (gpt2), a folder or file with a config.json, module:function returning a model or "
+    "(model, inputs), a zoo name (lfpgraph zoo), an exported program (.pt2), or an ONNX file (.onnx)."
+)
+Target = Annotated[str, typer.Argument(help=TARGET)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to the application."""
+    app.command()(coverage)
+    app.command()(graph)
+    app.command()(zoo)
+
+
+def coverage(
+    target: Target,
+    composite: Annotated[str, typer.Option(help="Whose rules are reported.")] = "lfp-epsilon",
+    json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Operations to list.")] = 30,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show log lines.")] = False,
+) -> None:
+    """Which operations of a model carry reward, by which rule, and what cannot. Exit status 1 if anything cannot."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    writable(html)
+    report = report_on(target, composite, quiet=json_out)
+    if html is not None:
+        html.write_text(report.to_html(), encoding="utf-8")
+    if json_out:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        console.print(report.table(limit=rows))
+        if html is not None:
+            console.print(f"report: {html}")
+    if not report.covered:
+        raise typer.Exit(1)
+
+
+def report_on(target: str, composite: str = "lfp-epsilon", quiet: bool = False) -> Any:
+    """The coverage report of a TARGET, with a spinner on the terminal."""
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from ..composites.composite import get_composite
+    from .models import resolve_model
+    from .variants import first_report
+
+    get_composite(composite)
+    console = Console(stderr=True)
+    status = nullcontext() if quiet or not console.is_terminal else console.status(f"building {target}")
+    with status as spinner:
+        found = resolve_model(target)
+        if spinner is not None:
+            spinner.update(f"tracing {found.name}")
+        return first_report(found, composite)
+
+
+def writable(*files: Path | None) -> None:
+    """Refuse a path that cannot be written before the work, not after it."""
+    for file in files:
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TargetError(f"cannot write {file}: {error.strerror}") from error
+            if file.is_dir():
+                raise TargetError(f"cannot write {file}: it is a folder")
+
+
+def graph(
+    target: Target,
+    out: Annotated[
+        Path | None, typer.Option(help="A file ending in .dot, .graphml, .json or .html; else only the analysis.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=0, help="Draw modules down to this depth; 0 draws every operation.")] = 0,
+    json_out: Annotated[bool, typer.Option("--json", help="Print the analysis as JSON.")] = False,
+) -> None:
+    """The operation graph of a model: depth, fan-out, residual paths, cut points; and as DOT, GraphML, JSON or HTML."""
+    from ..reports.analysis import analyse, render
+    from ..reports.drawing import FORMATS, write_graph
+
+    if out is not None and out.suffix not in FORMATS:
+        raise TargetError(f"cannot write {out}: the name must end in one of {', '.join(FORMATS)}")
+    writable(out)
+    report = report_on(target, quiet=json_out)
+    found = analyse(report)
+    if out is not None:
+        write_graph(report, out, depth)
+    if json_out:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(render(found))
+    if out is not None:
+        console.print(f"graph: {out}")
+
+
+def zoo(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    json_out: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the zoo: architectures that `lfpgraph coverage NAME` knows without a configuration."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..models_zoo import ZOO
+
+    entries = [entry for entry in ZOO.values() if family in (None, entry.family)]
+    if not entries:
+        raise TargetError(f"no family {family!r}; families: {', '.join(sorted({e.family for e in ZOO.values()}))}")
+    if json_out:
+        typer.echo(json.dumps([{"name": entry.name, "family": entry.family} for entry in entries], indent=1))
+        return
+    table = Table(title=f"{len(entries)} architectures")
+    table.add_column("family")
+    table.add_column("names", overflow="fold")
+    for kind in dict.fromkeys(entry.family for entry in entries):
+        table.add_row(kind, ", ".join(entry.name for entry in entries if entry.family == kind))
+    Console().print(table)

@@ -1,0 +1,141 @@
+"""Command-line targets of transformers: model types and configurations. Code from a hub is never run."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import TargetError, first_line, near
+from .weightless import Built, ModelTarget, weightless
+
+__all__ = ["builders_of", "config_file", "model_type", "transformers_library"]
+
+# Heads in order of choice for a configuration that names no class of its own.
+_HEADS = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageClassification",
+    "AutoModelForCTC",
+    "AutoModelForObjectDetection",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForDepthEstimation",
+    "AutoModelForAudioClassification",
+    "AutoModelForVideoClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModelForPreTraining",
+    "AutoModel",
+)
+
+
+def config_file(path: Path) -> ModelTarget:
+    """The model of a folder with a config.json, or of such a file.
+
+    Raises:
+        TargetError: no such file, no configuration, or one of a model that cannot be built.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise TargetError(f"no config.json in {path}" if path.is_dir() else f"no such file: {path}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TargetError(f"{file} is not JSON: {first_line(error)}") from error
+    if not isinstance(values, dict) or not values.get("model_type"):
+        raise TargetError(f"{file} has no model_type, so it is no configuration of a transformers model")
+    if "auto_map" in values:
+        raise TargetError(
+            f"{file} asks to run code from a hub (auto_map), which is never done; load the model yourself"
+        )
+    auto = transformers_library()
+    kind = values["model_type"]
+    if kind not in auto.CONFIG_MAPPING:
+        raise TargetError(f"{file}: model_type {kind!r} is not known to transformers{near(kind, auto.CONFIG_MAPPING)}")
+    try:
+        config = auto.CONFIG_MAPPING[kind].from_dict(values)
+    except Exception as error:
+        raise TargetError(f"{file}: {type(error).__name__}: {first_line(error)}") from error
+    return from_config(config, path.resolve().name if path.is_dir() else str(path))
+
+
+def model_type(name: str) -> ModelTarget | None:
+    """The model of a type's default configuration; None where transformers has no such type."""
+    try:
+        auto = transformers_library()
+    except TargetError:
+        return None
+    if name not in auto.CONFIG_MAPPING:
+        return None
+    try:
+        config = auto.CONFIG_MAPPING[name]()
+    except Exception as error:
+        raise TargetError(f"{name}: no default configuration: {type(error).__name__}: {first_line(error)}") from error
+    return from_config(config, name)
+
+
+def transformers_library() -> Any:
+    """The package, offline and quiet.
+
+    Raises:
+        TargetError: it is not installed.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers
+    except ImportError as error:
+        raise TargetError("transformers is not installed; pip install lfpgraph[hf]") from error
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def builders_of(config: Any, name: str) -> list[Callable[[Any], nn.Module]]:
+    """How a configuration can become a model: by the classes it names, then by the heads that take it.
+
+    Raises:
+        TargetError: transformers has no model for it.
+    """
+    transformers = transformers_library()
+    named: list[Any] = [getattr(transformers, n, None) for n in getattr(config, "architectures", None) or []]
+    builders = [cls._from_config for cls in named if hasattr(cls, "_from_config")]
+    for head in _HEADS:
+        auto = getattr(transformers, head, None)
+        if auto is not None and type(config) in auto._model_mapping:
+            builders.append(lambda config, auto=auto: auto.from_config(config, trust_remote_code=False))
+    if not builders:
+        raise TargetError(f"{name}: transformers has no model for {type(config).__name__}")
+    return builders
+
+
+def from_config(config: Any, name: str) -> ModelTarget:
+    """The model of a configuration."""
+    builders = builders_of(config, name)
+
+    def build() -> Built:
+        errors = []
+        for builder in builders:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return _plain_experts(builder(config)), None, None
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {first_line(error)}")
+        raise TargetError(f"{name}: the model cannot be built: {errors[0]}")
+
+    return weightless(name, build)
+
+
+def _plain_experts(model: nn.Module) -> nn.Module:
+    """Expert layers by plain matrix products: the default kernel of transformers is known to no fake or meta tensor."""
+    choose: Any = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("batched_mm")
+    return model

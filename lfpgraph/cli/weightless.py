@@ -1,0 +1,81 @@
+"""Models to look at, built without weights wherever that is possible."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..errors import TargetError, first_line
+
+__all__ = ["LARGEST_REAL", "Built", "ModelTarget", "weightless"]
+
+log = logging.getLogger("lfpgraph")
+LARGEST_REAL = 1_000_000_000  # parameters of a model that may be made with weights to be traced: 4 GB in float32
+Built = tuple[nn.Module, tuple[Any, ...] | None, dict[str, Any] | None]
+
+
+@dataclass
+class ModelTarget:
+    """A model to report on. `args` and `kwargs` are None where inputs are to be worked out from the model.
+
+    `rebuild` gives the same model and inputs of real tensors, where those here are fake.
+    """
+
+    name: str
+    model: nn.Module
+    args: tuple[Any, ...] | None = None
+    kwargs: dict[str, Any] | None = None
+    rebuild: Callable[[], Built] | None = field(default=None, repr=False)
+
+
+def weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
+    """What `build` gives, of fake tensors; of real ones where its constructor needs values."""
+    error: Exception | None = None
+    for drawing in (contextlib.nullcontext, _no_initial_values):
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), drawing():
+                model, args, kwargs = build()
+            if drawing is _no_initial_values and hasattr(model, "tie_weights"):
+                getattr(model, "tie_weights")()  # noqa: B009 - transformers ties when it draws
+            return ModelTarget(name, model, args, kwargs, rebuild=build)
+        except Exception as caught:
+            log.info("%s cannot be built without weights: %s", name, first_line(caught))
+            error = caught
+    if (size := _size_on_meta(build)) > LARGEST_REAL:
+        raise TargetError(
+            f"{name} cannot be built without weights, and has {size:,} of them: {first_line(error)}"
+        ) from error
+    try:
+        return ModelTarget(name, *build())
+    except TargetError:
+        raise
+    except Exception as again:
+        raise TargetError(f"{name} cannot be built: {type(again).__name__}: {first_line(again)}") from again
+
+
+@contextlib.contextmanager
+def _no_initial_values() -> Iterator[None]:
+    """Let transformers leave weights as they are: some ways to draw them read numbers, of which fake tensors have none."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:
+        yield
+        return
+    with no_init_weights():
+        yield
+
+
+def _size_on_meta(build: Callable[[], Built]) -> int:
+    """How many parameters the model has; 0 where that cannot be told without making them."""
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build()[0].parameters())
+    except Exception:
+        return 0

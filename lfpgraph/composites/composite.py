@@ -1,0 +1,233 @@
+"""Composites: which rule and which epsilon each part of a model gets.
+
+"Composite" is the field's word (zennit, LXT) for a mapping from operations to rules.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..errors import CompositeError, near
+from ..graph.depths import Depths, Place
+
+if TYPE_CHECKING:
+    from ..graph.graph import OpGraph
+    from ..graph.structure import Structure
+
+__all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "log_unmoved", "register_composite"]
+
+log = logging.getLogger("lfpgraph")
+
+
+@dataclass(frozen=True)
+class Ruleset:
+    """How the operations of one part of a model are treated.
+
+    Attributes:
+        rules: True applies the registry's rules; False the true gradient everywhere.
+        epsilon: the stabilizer of the epsilon rule (LFP eq. 8), in units of the activation; 0 is the zero rule.
+        handlers: rules that replace the registry's, for single operations or, by name, for families of them; those of
+            "normalisation" and "activation" also serve such a function written out.
+        scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
+        floor: the feedback is `max(abs(w), floor) * s_w`, in units of the parameter, so that a weight of zero can move.
+        wake: a weight of two or more dimensions that is wholly zero (LoRA's `B` at its start), and so would never move
+            and let nothing behind it move, gets the plain signal for as long as it is wholly zero.
+    """
+
+    rules: bool = True
+    epsilon: float = 1e-6
+    handlers: Mapping[OpOverload | str, Callable[..., Any]] = field(default_factory=dict)
+    scale: str = "weight"
+    floor: float = 0.0
+    wake: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("weight", "signal"):
+            raise CompositeError(f'scale={self.scale!r} is not known; choose "weight" or "signal"')
+        if not self.floor >= 0:
+            raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
+
+    def handler(self, op: Any, family: str) -> Callable[..., Any] | None:
+        """The rule that this ruleset has for an operation of its own, or for its family."""
+        return self.handlers.get(op) or self.handlers.get(family)
+
+    def wakes(self, w: Tensor) -> bool:
+        """Whether the parameter w is a wholly zero matrix (or more) that is to get a signal all the same."""
+        if not (self.wake or self.floor > 0 or self.scale == "signal") or w.dim() < 2 or w.numel() == 0:
+            return False
+        return w.device.type != "meta" and not isinstance(w, FakeTensor) and not bool(w.any())
+
+    def moves(self, w: Tensor) -> bool:
+        """Whether any entry of the parameter w can receive feedback."""
+        return self.scale == "signal" or self.floor > 0 or bool(w.any()) or self.wakes(w)
+
+    def feedback(self, w: Tensor, s: Tensor, asleep: bool) -> Tensor:
+        """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).
+
+        Args:
+            asleep: `wakes(w)` when the plan was made: only then is w looked at for being wholly zero.
+        """
+        if self.scale == "signal":
+            return s
+        if asleep and self.floor == 0:
+            return s * torch.where(w.any(), w.abs(), 1.0)
+        return s * (w.abs().clamp_min(self.floor) if self.floor > 0 else w.abs())
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A ruleset for the whole model, overridden per module path.
+
+    Attributes:
+        name: as users select it.
+        default: the ruleset of every operation that no override matches.
+        overrides: pairs of a place and a ruleset; the last match wins. A place is a module-path pattern
+            (`encoder.layer.0.*`, shell style) or a range of depths.
+        merge_norms: `attribute` merges batch norms into the layer before them.
+        prefix: where in the model the traced module is, if it is a part; with a dot behind it.
+        structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
+            reward passes (see `structure`); None for the usual regions.
+        online: run the model again inside feedback, step by step of an unrolled loop, and keep nothing (see `online`).
+    """
+
+    name: str
+    default: Ruleset = Ruleset()
+    overrides: tuple[tuple[str | Depths, Ruleset], ...] = ()
+    merge_norms: bool = False
+    prefix: str = ""
+    structure: Callable[[OpGraph], Structure] | None = None
+    online: bool = False
+
+    @property
+    def by_place(self) -> bool:
+        """Whether any override asks for a depth."""
+        return any(isinstance(where, Depths) for where, _ in self.overrides)
+
+    def ruleset(self, path: str, place: Place | None = None) -> Ruleset:
+        """The ruleset for the module at a dotted path, at its place among the layers."""
+        path = f"{self.prefix}{path}".rstrip(".")
+        for where, ruleset in reversed(self.overrides):
+            if where.matches(place) if isinstance(where, Depths) else fnmatch.fnmatchcase(path, where):
+                return ruleset
+        return self.default
+
+    def parameter_ruleset(self, name: str) -> Ruleset:
+        """The ruleset of a parameter by its dotted name: the last override that matches the name or its module's path."""
+        name = self.prefix + name
+        module = name.rpartition(".")[0]
+        for pattern, ruleset in reversed(self.overrides):
+            if isinstance(pattern, Depths):
+                continue
+            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern):
+                return ruleset
+        return self.default
+
+    def at_depth(
+        self, start: int | None, stop: int | None = None, composite: str | Composite | None = None, **options: Any
+    ) -> Composite:
+        """This composite with other rules for the layers from depth `start` up to `stop`, which is left out.
+
+        A layer is an operation of an activation and weights (linear, convolution); its depth is the number of layers on
+        the longest way from the input to it. What is no layer counts with the layer before it. `at_depth(0, 1, ...)` is
+        the first layer, `at_depth(-3, None, ...)` the last three.
+
+        Args:
+            composite: take the default ruleset of this composite; otherwise this composite's own.
+            options: fields of `Ruleset` to change.
+        """
+        base = self.default if composite is None else get_composite(composite).default
+        return replace(self, overrides=(*self.overrides, (Depths(start, stop), _changed(base, options))))
+
+    def override(self, pattern: str, composite: str | Composite | None = None, **options: Any) -> Composite:
+        """This composite with other rules where the module path matches `pattern` (shell style, `*` crosses dots).
+
+        The options of parameters (`scale`, `floor`, `wake`) apply where the pattern matches the parameter's own name, or
+        its module's.
+
+        Args:
+            pattern: e.g. `"classifier"`, `"encoder.layer.0.*"`, for parameters also `"*.bias"`.
+            composite: take the ruleset of this composite; otherwise this composite's own default.
+            options: fields of `Ruleset` to change, e.g. `epsilon=1e-3`.
+        """
+        base = self.default if composite is None else get_composite(composite).default
+        return replace(self, overrides=(*self.overrides, (pattern, _changed(base, options))))
+
+    def with_options(self, **options: Any) -> Composite:
+        """This composite with fields of its default `Ruleset` changed, e.g. `epsilon=0.1`.
+
+        Raises:
+            CompositeError: a ruleset has no such field.
+        """
+        return replace(self, default=_changed(self.default, options))
+
+    def within(self, name: str) -> Composite:
+        """This composite for the part of the model at `name`, whose graph knows nothing of the rest."""
+        return replace(self, prefix=f"{self.prefix}{name}.")
+
+
+def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor]) -> list[str]:
+    """Say in the log which trainable parameters are wholly zero and receive no feedback; returns their names."""
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad}
+    unmoved = [name for name, p in trainable.items() if not composite.parameter_ruleset(name).moves(p)]
+    if unmoved:
+        shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
+        biases = all(trainable[name].dim() < 2 for name in unmoved)
+        log.log(
+            logging.INFO if biases else logging.WARNING,
+            "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
+            'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
+            len(unmoved), len(trainable), shown,
+        )  # fmt: skip
+    return unmoved
+
+
+def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:
+    try:
+        return replace(ruleset, **options)
+    except TypeError:
+        known = ", ".join(Ruleset.__dataclass_fields__)
+        raise CompositeError(f"unknown option in {sorted(options)}; a ruleset has: {known}") from None
+
+
+_COMPOSITES: dict[str, Composite] = {}
+
+
+def register_composite(composite: Composite) -> Composite:
+    """Make a composite selectable by its name.
+
+    Raises:
+        CompositeError: the name is taken.
+    """
+    if composite.name in _COMPOSITES:
+        raise CompositeError(f"a composite named {composite.name!r} is registered already")
+    _COMPOSITES[composite.name] = composite
+    return composite
+
+
+def composite_names() -> list[str]:
+    """Names that `composite=` accepts."""
+    return sorted(_COMPOSITES)
+
+
+def get_composite(composite: str | Composite) -> Composite:
+    """The composite of a name, or the composite itself.
+
+    Raises:
+        CompositeError: unknown name; the message lists the known ones.
+    """
+    if isinstance(composite, Composite):
+        return composite
+    if composite not in _COMPOSITES:
+        raise CompositeError(
+            f"unknown composite {composite!r}{near(composite, _COMPOSITES)}; known: {', '.join(composite_names())}"
+        )
+    return _COMPOSITES[composite]

@@ -1,0 +1,73 @@
+"""Hebb's and Oja's learning rules, modulated by reward, as composites: "hebb" and "oja".
+
+Reward travels as under `lfp-epsilon`. A layer z = W x + b is then trained by what its own neurons did, with the reward
+M_j = s_j * z_j of neuron j as the third factor (Fremaux and Gerstner 2016):
+
+    hebb: dW_ij = sum over samples of M_j * z_j * x_i
+    oja:  dW_ij = sum over samples of M_j * z_j * x_i - abs(M_j) * z_j^2 * W_ij
+
+Oja's (1982) decay takes the size of M, as a punished weight would grow without end. A bias is the weight of an x of one; a
+convolution sums over its places as well. Feedback is not scaled by the weight. Layers are linear, mm, addmm and convolutions
+that are not transposed; parameters of other operations get the plain signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules.linear import CHANNEL_CONVOLUTIONS
+from .composite import Composite, Ruleset
+
+__all__ = ["hebb", "oja"]
+
+aten = torch.ops.aten
+Signals = list[Tensor | None]
+
+
+def hebb(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """Signals of z = x @ w + b: the vjp for x; `M * z * x` for w and b."""
+    passed = node.vjp(s, again=True)
+    learned = node.vjp(s * node.output * node.output)
+    return [mine if weight else g for g, mine, weight in zip(passed, learned, node.weightlike)]
+
+
+def oja(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """As `hebb`, less `abs(M) * z^2 * w` for w and b."""
+    z = node.output
+    by_rows = node.op in _COLUMNS or z.dim() < 2  # [..., o]; convolutions have [n, o, ...]
+    channel = z.dim() - 1 if by_rows or node.op is aten.linear.default else z.dim() - node.inputs[1].dim() + 1
+    decay = (s * z * z * z).abs().sum([d for d in range(z.dim()) if d != channel])  # abs(M) * z^2 by neuron [o]
+    signals: Signals = []
+    for g, w, weight in zip(hebb(node, s), node.inputs, node.weightlike):
+        if weight and g is not None:
+            last = w.dim() == 1 or node.op in _COLUMNS  # biases [o], and matrices that are [i, o]
+            g = g - w * (decay if last else decay.reshape(-1, *[1] * (w.dim() - 1)))
+        signals.append(g)
+    return signals
+
+
+_COLUMNS = (aten.mm.default, aten.addmm.default)
+_LAYERS = (*_COLUMNS, aten.linear.default, *CHANNEL_CONVOLUTIONS)
+
+
+def _plain_for_transposed(rule: Callable[..., Signals]) -> Callable[..., Signals]:
+    """The rule, but the vjp for a transposed convolution, which arrives as the same operation."""
+
+    def chosen(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+        transposed = node.op is aten.convolution.default and args[6]
+        return node.vjp(s) if transposed else rule(node, s, *args, **kwargs)
+
+    return chosen
+
+
+def hebbian_composites() -> list[Composite]:
+    """Hebb's rule and Oja's, for layers."""
+    found = []
+    for name, rule in (("hebb", hebb), ("oja", oja)):
+        handlers: dict[Any, Any] = dict.fromkeys(_LAYERS, _plain_for_transposed(rule))
+        found.append(Composite(name, Ruleset(scale="signal", handlers=handlers)))
+    return found

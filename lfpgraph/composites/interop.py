@@ -1,0 +1,174 @@
+"""Rules of other libraries as rules here: autograd Functions in reward form, as LXT writes its own.
+
+Such a function computes the operation, and its backward takes the reward of the output and returns the reward of each
+input (Achtibat et al. 2024). Rules here carry signals, rewards per unit of activation; the adapter converts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import CompositeError
+from ..numerics import stabilize
+from .composite import Composite, Ruleset
+
+__all__ = ["from_reward_function", "lxt_handlers"]
+
+aten = torch.ops.aten
+_LEAST = 1e-12
+
+
+def from_reward_function(function: Callable[..., Tensor]) -> Callable[..., list[Tensor | None]]:
+    """A rule made of a function in reward form.
+
+    Args:
+        function: takes the operation's own arguments and returns its result, through autograd Functions whose backward
+            maps the reward of the result to the rewards of the tensors among them (as `lxt.explicit.functional` has them).
+
+    Returns:
+        A rule for `Ruleset.handlers` or `lfpgraph.rule`. Arguments that get no reward, such as LXT's weights, get none.
+    """
+
+    def rewarded(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+        if isinstance(s, list | tuple):
+            raise CompositeError(f"{node.op} has several outputs; a function in reward form serves operations of one")
+        leaves = [x.detach().requires_grad_(active) for x, active in zip(node.inputs, node.active)]
+        place = iter(leaves)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: next(place), (args, kwargs))
+        with torch.enable_grad():
+            out = function(*args, **kwargs)
+        asked = [leaf for leaf, active in zip(leaves, node.active) if active]
+        found = iter(torch.autograd.grad(out, asked, node.reward(s).contiguous(), allow_unused=True))
+        epsilon = node.stabilized = node.epsilon or _LEAST
+        rewards = [next(found) if active else None for active in node.active]
+        return [None if r is None else r / stabilize(x, epsilon) for r, x in zip(rewards, node.inputs)]
+
+    rewarded.__name__ = getattr(function, "__name__", "rewarded")
+    return rewarded
+
+
+def lxt_handlers(epsilon: float | None = None) -> dict[Any, Callable[..., Any]]:
+    """Rules made of LXT's own functions (`lxt.explicit.functional`), by operation; LXT is imported when one is first used.
+
+    Args:
+        epsilon: for those that take one; None leaves each its default. LXT adds it whatever the sign of the output.
+    """
+    return {op: _lazy(name, epsilon) for op, name in _LXT.items()}
+
+
+# Which of the functions below stands for an operation.
+_LXT = {
+    aten.linear.default: "linear",
+    aten.matmul.default: "matmul",
+    aten.bmm.default: "matmul",
+    aten.softmax.int: "softmax",
+    aten.add.Tensor: "add",
+    aten.mul.Tensor: "mul",
+    aten.mean.dim: "mean",
+    aten.layer_norm.default: "layer_norm",
+    aten.scaled_dot_product_attention.default: "attention",
+    aten.gelu.default: "identity",
+    aten.silu.default: "identity",
+    aten.tanh.default: "identity",
+    aten.sigmoid.default: "identity",
+    aten.relu.default: "identity",
+}
+
+
+class _Lxt:
+    """LXT's functions with the signatures of the operations."""
+
+    def __init__(self, epsilon: float | None) -> None:
+        if importlib.util.find_spec("lxt") is None:
+            raise CompositeError("LXT is not installed; pip install --no-deps lxt")
+        import lxt.explicit.functional as functions
+        import lxt.explicit.rules as rules
+
+        self.f, self.rules = functions, rules
+        self.how = {} if epsilon is None else {"epsilon": epsilon}
+
+    def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return self.f.linear_epsilon(x, w, b, **self.how)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.f.matmul(a, b, False, **self.how)
+
+    def softmax(self, x: Tensor, dim: int, dtype: Any = None) -> Tensor:
+        return self.f.softmax(x, dim, dtype)
+
+    def add(self, a: Any, b: Any, alpha: float = 1) -> Tensor:
+        return self.f.add2(a, b if alpha == 1 else b * alpha, False, **self.how)
+
+    def mul(self, a: Any, b: Any) -> Tensor:
+        return self.f.mul2(a, b, False)
+
+    def mean(self, x: Tensor, dim: Any, keepdim: bool = False, dtype: Any = None) -> Tensor:
+        return self.f.mean(x, dim, keepdim, **self.how)
+
+    def layer_norm(self, x: Tensor, shape: Any, w: Any = None, b: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+        out = self.f.layer_norm(x, w, b, eps)
+        if self.how.get("epsilon") == 0 and out.requires_grad:  # theirs divides by out + 1e-6, whatever is asked for
+            value = out.detach()
+            out.register_hook(lambda reward: torch.where(value == 0, 0.0, reward * (value + 1e-6) / value))
+        return out
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, p: float = 0.0, causal: bool = False,
+                  scale: float | None = None, **_: Any) -> Tensor:  # fmt: skip
+        scores = self.mul(self.matmul(q, k.transpose(-1, -2)), q.shape[-1] ** -0.5 if scale is None else scale)
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return self.matmul(self.softmax(scores, -1), v)
+
+
+def _lazy(name: str, epsilon: float | None) -> Callable[..., Any]:
+    made: list[_Lxt] = []
+
+    def rule(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+        if not made:
+            made.append(_Lxt(epsilon))
+        if name == "identity":
+            function = lambda x, *rest, **named: made[0].rules.identity_fn.apply(  # noqa: E731
+                lambda t: node.op(t, *rest, **named), x
+            )
+        else:
+            function = getattr(made[0], name)
+        if not _is_theirs(node, name):
+            return _ours(node, s, *args, **kwargs)
+        return from_reward_function(function)(node, s, *args, **kwargs)
+
+    rule.__name__ = f"lxt_{name}"
+    rule.fits = lambda node: _is_theirs(node, name)  # type: ignore[attr-defined]
+    return rule
+
+
+def _is_theirs(node: Any, name: str) -> bool:
+    """Whether LXT's function fits: two activations of one shape to add or multiply, a norm over the last dimension."""
+    if name in ("add", "mul", "matmul"):
+        return sum(node.active) == 2 and all(x.shape[:-2] == node.inputs[0].shape[:-2] for x in node.inputs)
+    if name == "layer_norm":
+        return len(node.args[1]) == 1 and len(node.args) > 3
+    if name == "attention":
+        return all(node.active[:3]) and node.kwargs.get("enable_gqa", False) is False
+    return name != "softmax" or node.args[1] in (-1, node.inputs[0].dim() - 1)
+
+
+def _ours(node: Any, s: Any, *args: Any, **kwargs: Any) -> Any:
+    from ..registry import find_rule
+
+    entry = find_rule(node.op)
+    assert entry is not None
+    return entry.handler(node, s, *args, **kwargs)
+
+
+def lxt_composite(attnlrp: Composite) -> Composite:
+    """LXT's own functions where they fit, and the rules of `attnlrp` elsewhere."""
+    handlers = {**attnlrp.default.handlers, **lxt_handlers()}
+    return Composite("lxt", Ruleset(epsilon=1e-6, scale="signal", handlers=handlers))

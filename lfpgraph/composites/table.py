@@ -1,0 +1,33 @@
+"""The composites that a user can choose by name: one table."""
+
+from __future__ import annotations
+
+from .centred import centred_structure
+from .composite import Composite, Ruleset, register_composite
+from .hebbian import hebbian_composites
+from .interop import lxt_composite
+from .lrp import lrp_composites
+from .rivals import rival_composites
+from .spiking import spiking_structure
+
+__all__ = ["COMPOSITES"]
+
+_GRADIENT = Ruleset(rules=False, epsilon=0.0, scale="signal")
+_LFP = Ruleset(epsilon=1e-6)
+_LRP = lrp_composites()
+
+COMPOSITES: list[Composite] = [
+    Composite("gradient", _GRADIENT),
+    Composite("gradient-x-input", _GRADIENT),
+    Composite("lfp-0", Ruleset(epsilon=0.0)),
+    Composite("lfp-epsilon", _LFP),
+    Composite("lfp-centred", _LFP, structure=centred_structure),
+    Composite("lfp-snn", _LFP, structure=spiking_structure),
+    *hebbian_composites(),
+    *rival_composites(),
+    *_LRP,
+    lxt_composite(next(composite for composite in _LRP if composite.name == "attnlrp")),
+]
+
+for _composite in COMPOSITES:
+    register_composite(_composite)

@@ -1,0 +1,110 @@
+"""`feedback`: one reward, one answer, nothing changed. The eager walk, without autograd or a program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..composites.composite import Composite, get_composite
+from ..errors import InputError, NonFiniteError, RewardError
+from ..graph.calls import arguments_of, state_tensors
+from ..graph.graph import OpGraph, is_float
+from ..numerics import ZERO_REWARD, stabilize
+from ..tracing.tracer import trace
+from .plan import make_plan
+from .propagate import run_backward, run_forward
+
+__all__ = ["feedback"]
+
+
+def feedback(
+    model: nn.Module,
+    inputs: Any,
+    reward: Any,
+    composite: str | Composite = "lfp-epsilon",
+    *,
+    on_missing: str = "derive",
+    fallback: str = "error",
+    check: bool = False,
+) -> dict[str, Tensor]:
+    """Feedback of every parameter and reward of every float input, without side effects.
+
+    Args:
+        model: any module, wrapped or not; its mode, buffers and gradients stay as they are.
+        inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        reward: a tensor of the shape of the model's first float output that is no scalar, or a function of that output
+            that returns one.
+        composite: the rules to use.
+        on_missing, fallback: as for `wrap`.
+        check: raise NonFiniteError at the first NaN or infinity, naming the operation.
+
+    Returns:
+        Parameter names to feedback (`abs(w) * s_w`, to be added), and input names (`input_0` or the keyword) to reward.
+
+    Raises:
+        RewardError: the reward does not fit. TraceError, NoRuleError, InputError: as for `wrap`.
+    """
+    args, kwargs = arguments_of(inputs, InputError)
+    graph = trace(model, args, kwargs, fallback=fallback)
+    state = state_tensors(model)
+    nodes = graph.placeholder_nodes
+    kinds = list(zip(nodes, graph.placeholders))
+    wanted = {n for n, p in kinds if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta.get("val")))}
+    chosen = get_composite(composite)
+    plan = make_plan(graph, chosen, wanted, on_missing)
+    values = graph.values_of_call(model, args, kwargs)
+    plan.wake(values)
+    with torch.no_grad():
+        outputs, calls, env = run_forward(plan, values)
+        node, output = _rewarded(graph, outputs)
+        given = _reward(reward, output, check)
+        epsilon = chosen.default.epsilon or 1e-12
+        signal = given / torch.where(output == 0, ZERO_REWARD, stabilize(output, epsilon))
+        rewards: dict[fx.Node, Any] = dict.fromkeys(n for n, p in kinds if p.kind == "input")
+        found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=epsilon, record=rewards)
+    answer: dict[str, Tensor] = {}
+    names = _input_names(args, kwargs)
+    for placeholder_node, placeholder in kinds:
+        s = found.get(placeholder_node)
+        if s is None:
+            continue
+        if placeholder.kind == "parameter":
+            ruleset, w = chosen.parameter_ruleset(placeholder.target), state[placeholder.target].detach()
+            own = ruleset.feedback(w, s, placeholder_node in plan.asleep)
+            answer[placeholder.target] = answer[placeholder.target] + own if placeholder.target in answer else own
+        else:
+            answer[names[placeholder.target]] = rewards[placeholder_node]
+    return answer
+
+
+def _input_names(args: Any, kwargs: Any) -> list[str]:
+    names = []
+    for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
+        if isinstance(leaf, Tensor):
+            place = path[1:]
+            first = getattr(place[0], "key", getattr(place[0], "idx", 0))
+            name = f"input_{first}" if isinstance(first, int) else str(first)
+            names.append(name + "".join(str(part) for part in place[1:]))
+    return names
+
+
+def _rewarded(graph: OpGraph, outputs: list[Any]) -> tuple[fx.Node, Tensor]:
+    for node, value in zip(graph.user_output_nodes, graph.user_outputs(outputs)):
+        if isinstance(node, fx.Node) and is_float(value) and value.dim() > 0:
+            return node, value
+    raise RewardError("the model has no float output with at least one dimension to give the reward to.")
+
+
+def _reward(reward: Any, output: Tensor, check: bool) -> Tensor:
+    given = reward(output) if callable(reward) and not isinstance(reward, Tensor) else reward
+    given = torch.as_tensor(given, dtype=output.dtype, device=output.device).detach()
+    if given.shape != output.shape:
+        raise RewardError(
+            f"reward of shape {list(given.shape)} does not fit the output of shape {list(output.shape)}; give one for each"
+        )
+    if check and not bool(torch.isfinite(given).all() and torch.isfinite(output).all()):
+        raise NonFiniteError("the reward or the model's output holds NaN or infinity")
+    return given

@@ -1,0 +1,149 @@
+"""The walk: run the units forward, then hand signals back from the outputs. Everything else serves this file.
+
+The same code runs on real tensors (step through it with a debugger) and under make_fx (`program` traces it once).
+
+Note [Two forms of a signal]: a signal is the reward per unit of activation, `s = r / a`, which no activation of zero
+has. An activation function reads a reward and divides by its input stabilized, `r / (x + eps * sign(x))`: that is
+already what the epsilon rule of the layer before makes of it. So such a signal is *stabilized* and takes no second
+epsilon factor; views pass the form on. At a fan-out where both forms meet, the other one is multiplied by
+`x / (x + eps * sign(x))`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import NonFiniteError, RuleError
+from .call import Call
+from .plan import Plan
+from .signals import Sum, wide
+from .units import Unit
+
+__all__ = ["run_backward", "run_forward"]
+
+
+def run_forward(plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], list[Call], dict[fx.Node, Any]]:
+    """Execute the graph on the values of its placeholders.
+
+    Returns the graph's outputs (updated buffers first), and the calls and values that `run_backward` needs.
+    """
+    values: dict[fx.Node, Any] = dict(zip(plan.graph.placeholder_nodes, inputs))
+    for node in plan.graph.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = getattr(plan.graph.module, node.target)
+    calls = []
+    for unit in plan.units:
+        call = Call(unit, values)
+        values[unit.node] = call.output
+        calls.append(call)
+    outputs = [values[out] if isinstance(out, fx.Node) else out for out in plan.graph.output_nodes]
+    return outputs, calls, values
+
+
+def run_backward(
+    plan: Plan,
+    calls: Sequence[Call],
+    values: Mapping[fx.Node, Any],
+    signals: Mapping[fx.Node, Tensor | None],
+    check: bool = False,
+    observe: Any = None,
+    stabilized: float | None = None,
+    record: dict[fx.Node, Any] | None = None,
+    direction: int = 1,
+) -> dict[fx.Node, Tensor | None]:
+    """Hand signals back from graph nodes to the wanted placeholders.
+
+    Args:
+        plan, calls, values: from `run_forward`.
+        signals: the signal at each output node (same shape as the output).
+        check: raise NonFiniteError at the first operation that hands on NaN or infinity.
+        stabilized: the epsilon of signals in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
+        record: the reward that arrives at a node is put here, for the nodes that are its keys.
+        direction: 1 where the signals are rewards, -1 where they are gradients.
+        observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
+
+    Returns:
+        The signal of every wanted placeholder, None where none arrived.
+    """
+    pending: dict[fx.Node, Sum] = {}
+    for node, s in signals.items():
+        if s is not None:
+            pending.setdefault(node, Sum()).add(s, stabilized)
+    given = [s for s in signals.values() if s is not None]
+    for call in reversed(calls):
+        unit = call.unit
+        call.given, call.direction = given, direction
+        arrived = pending.pop(unit.node, None)
+        if arrived is not None and record is not None and unit.node in record:
+            record[unit.node] = arrived.reward(call.output)
+        if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
+            continue
+        if unit.node.target is operator.getitem:
+            source, index = unit.node.args
+            holder = pending.setdefault(source, Sum())  # type: ignore[arg-type]
+            holder.add_item(index, arrived)  # type: ignore[arg-type]
+            continue
+        if observe is not None:
+            call.arrived = arrived.reward(wide(call.output))
+        s, form = arrived.settle(_measure(unit, call, values), unit)
+        call.form = form
+        answers = list(_ask(call, s))
+        if len(answers) != len(unit.inputs):
+            raise RuleError(
+                f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
+                "tensor arguments; return one for each, None for none"
+            )
+        if call.stabilized is not False:
+            form = unit.option_epsilon if call.stabilized is True else call.stabilized
+        elif not (unit.family.passes_form or unit.ends_layer):
+            form = None
+        call.answered = form
+        for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
+            if answer is not None and unit.wanted[i]:
+                pending.setdefault(node, Sum()).add(_fit(plan, call, i, answer), form, call.inputs[i])
+                if check and not bool(torch.isfinite(answer).all()):
+                    raise NonFiniteError(f"{plan.graph.describe(unit.node)} hands on a signal that is NaN or infinite")
+        if observe is not None:
+            observe(unit, call, s, answers)
+    wanted = [node for node in plan.graph.placeholder_nodes if node in plan.wanted]
+    for node in wanted if record is not None else ():
+        if node in pending and node in record:  # type: ignore[operator]
+            record[node] = pending[node].reward(values[node])  # type: ignore[index]
+    return {node: pending[node].total(values[node]) if node in pending else None for node in wanted}
+
+
+def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
+    """The output that the epsilon factor looks at; infinite, so that all of s passes, where a zero weight makes it zero."""
+    output = call.output
+    if unit.rectified is not None:
+        relu = values[unit.rectified]
+        output = relu if isinstance(output, Tensor) else [relu, *output[1:]]
+    if isinstance(output, Tensor) and unit.option_epsilon:
+        for weight in unit.zeroed_by:
+            output = torch.where(values[weight].any(), output, torch.inf)
+    return output
+
+
+def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:
+    assert call.unit.handler is not None
+    call.stabilized = False
+    return call.unit.handler(call, s, *call.args, **call.kwargs)
+
+
+def _fit(plan: Plan, call: Call, i: int, answer: Tensor) -> Tensor:
+    """Sum a broadcast answer to its argument's shape and cast it to its dtype."""
+    x = call.inputs[i]
+    if answer.shape != x.shape:
+        try:
+            answer = answer.sum_to_size(x.shape)
+        except RuntimeError:
+            raise RuleError(
+                f"the rule of {plan.graph.describe(call.unit.node)} answered a signal of shape {list(answer.shape)} for "
+                f"tensor argument {i} of shape {list(x.shape)}"
+            ) from None
+    return answer.to(x.dtype) if answer.dtype != x.dtype else answer

@@ -1,0 +1,213 @@
+"""What the experiments share: one plain training loop, seeds, tables and JSON."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...composites.composite import Composite
+from ...demo.data import Arrays
+from ...rewards import reward_loss
+from ...wrapping.wrapper import unwrap, wrap
+
+__all__ = ["Case", "Report", "Settings", "Way", "accuracy", "fit", "rewarded", "spread_text"]
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to run. `effort` multiplies the epochs (or steps); tests use little."""
+
+    seeds: int = 3
+    effort: float = 1.0
+    progress: Callable[[str], None] = lambda line: None
+
+    def epochs(self, usual: int) -> int:
+        return max(1, round(usual * self.effort))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of training. `composite` None is plain backprop by autograd."""
+
+    name: str
+    composite: str | Composite | None
+    objective: Objective
+    lr: float = 3e-3
+    clip: float | None = 1.0
+    optimizer: str = "AdamW"
+
+
+@dataclass
+class Case:
+    """What one way did with one model: `values` the final metric of each seed, `curves` it after every epoch."""
+
+    model: str
+    way: str
+    values: list[float] = field(default_factory=list)
+    curves: list[list[float]] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds; 0 for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+@dataclass
+class Report:
+    """An experiment's result. `metric` is "accuracy" or the name of a loss; `draw` puts it on a matplotlib figure."""
+
+    name: str
+    metric: str
+    cases: list[Case]
+    draw: Callable[[Any, Report], None]
+    size: tuple[float, float] = (8.0, 4.0)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{**vars(case), "mean": case.mean, "spread": case.spread} for case in self.cases]
+        return {
+            "experiment": self.name,
+            "metric": self.metric,
+            "torch": torch.__version__,
+            "cases": rows,
+            "notes": self.notes,
+        }
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Rows of text: model, then one column for each way; the first row is the head."""
+        ways = list(dict.fromkeys(case.way for case in self.cases))
+        cells = {(c.model, c.way): spread_text(c, self.metric) for c in self.cases}
+        models = list(dict.fromkeys(case.model for case in self.cases))
+        return [("", *ways), *((model, *(cells.get((model, way), "-") for way in ways)) for model in models)]
+
+    def plot(self, file: Path) -> None:
+        """Write the figure as PNG."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=self.size, layout="constrained")
+        FigureCanvasAgg(figure)
+        self.draw(figure, self)
+        figure.savefig(file, dpi=110)
+
+
+def spread_text(case: Case, metric: str) -> str:
+    """Mean and spread as a table shows them."""
+    if metric == "accuracy":
+        return f"{100 * case.mean:.1f} ± {100 * case.spread:.1f} %"
+    return f"{case.mean:.3f} ± {case.spread:.3f}"
+
+
+def rewarded(reward: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """A reward function as an objective, a mean over the batch."""
+    return lambda outputs, labels: reward_loss(outputs, reward(outputs, labels)) / len(labels)
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    return (outputs.argmax(-1) == labels).float().mean().item()
+
+
+def fit(
+    model: nn.Module,
+    ways: Sequence[Way],
+    train: Arrays,
+    test: Arrays,
+    settings: Settings,
+    *,
+    epochs: int,
+    name: str = "",
+    batch_size: int = 64,
+    score: Callable[[Tensor, Tensor], float] = accuracy,
+    after: Callable[[Case, int, nn.Module], None] | None = None,
+    start: Callable[[int], nn.Module] | None = None,
+) -> list[Case]:
+    """Train a model in each way, from the same weights and with the same batches, once for every seed.
+
+    Args:
+        model: what `start(seed)` builds; its weights are replaced for each seed, so that it is traced once.
+        score: of outputs and labels of the test set, after every epoch.
+        after: called as `after(case, seed, model)` when a run is over, with the trained model, still wrapped.
+        start: returns a fresh model for a seed (only its weights are taken).
+
+    Returns:
+        One case for each way.
+    """
+    cases = []
+    weights = [copy.deepcopy((start(seed) if start else model).state_dict()) for seed in range(settings.seeds)]
+    for way in ways:
+        case = Case(name, way.name)
+        twin = copy.deepcopy(model)
+        if way.composite is not None:
+            wrap(twin, way.composite)
+        for seed in range(settings.seeds):
+            twin.load_state_dict(weights[seed])
+            curve = _train(twin, way, train, test, settings.epochs(epochs), batch_size, seed, score, case)
+            case.curves.append(curve)
+            case.values.append(curve[-1])
+            settings.progress(f"{name} {way.name} seed {seed}: {curve[-1]:.4f}")
+            if after is not None:
+                after(case, seed, twin)
+        if way.composite is not None:
+            unwrap(twin)
+        cases.append(case)
+    return cases
+
+
+def _train(
+    model: nn.Module, way: Way, train: Arrays, test: Arrays, epochs: int, batch_size: int, seed: int,
+    score: Callable[[Tensor, Tensor], float], case: Case,
+) -> list[float]:  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = getattr(torch.optim, way.optimizer)(parameters, lr=way.lr)
+    steps = epochs * -(-len(train[0]) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, way.lr, total_steps=steps + 1, cycle_momentum=False)
+    curve, seconds = [], []
+    for _ in range(epochs):
+        model.train()
+        for rows in torch.randperm(len(train[0]), generator=generator).split(batch_size):
+            begin = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            objective = way.objective(output_of(model, train[0][rows]), train[1][rows])
+            if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
+                objective.backward()
+            if way.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, way.clip)
+            optimizer.step()
+            schedule.step()
+            seconds.append(time.perf_counter() - begin)
+        curve.append(evaluate(model, test, score))
+    case.step_seconds.append(statistics.median(seconds))
+    return curve
+
+
+def output_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's output, or its logits."""
+    out = model(x)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Arrays, score: Callable[[Tensor, Tensor], float]) -> float:
+    """The score on a whole set, in eval mode."""
+    model.eval()
+    value = score(output_of(model, data[0]), data[1])
+    model.train()
+    return value

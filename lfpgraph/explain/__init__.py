@@ -1,0 +1,1 @@
+"""Relevance instead of feedback: attribution, its targets, paths, importance and pictures."""

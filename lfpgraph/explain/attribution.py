@@ -1,0 +1,142 @@
+"""`attribute`: relevance of a model's inputs, by the rules and on the walk that train by reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..composites.composite import Composite
+from ..errors import AttributionError
+from ..graph.calls import arguments_of, flatten_input
+from .explainer import Found, explainer_of
+from .paths import along_path
+
+__all__ = ["Attribution", "attribute"]
+
+INTEGRATED = "integrated-gradients"
+
+
+@dataclass
+class Attribution:
+    """Relevance of a model's inputs and of what else was asked for, in units of the explained output.
+
+    Attributes:
+        inputs: in the structure of the inputs; see `attribute`.
+        nodes: of recorded modules and nodes, by the names given.
+        parameters: of each parameter, of its shape, summed over the batch; empty unless asked for.
+        explained: the value that was explained, for each sample [n].
+        output: the model's first float output.
+    """
+
+    inputs: Any
+    nodes: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+    explained: Tensor
+    output: Tensor
+
+
+def attribute(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    composite: str | Composite = "epsilon-plus",
+    *,
+    record: str | Sequence[str] = (),
+    parameters: bool = False,
+    details: bool = False,
+    baseline: Any = None,
+    steps: int | None = None,
+    on_missing: str = "derive",
+    fallback: str = "error",
+) -> Any:
+    """Relevance of every input for an output, in one forward and one backward pass over the whole batch.
+
+    The output's own value is handed back, rule by rule, to the inputs; they add up to it but for what the rules give to
+    biases, stabilizers and the like. The model is not changed: not its modes, parameters, gradients, buffers or forward.
+    It runs in the modes it is in, so call `model.eval()` first. The walk is traced at the first call of its kind and kept.
+
+    Args:
+        model: any `nn.Module`, wrapped or not.
+        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        target: what is explained. A class index (of the last dimension); a tensor or list of them, one for each sample;
+            a tuple of indices behind the batch, such as (position, token); "predicted"; `Contrast(a, b)`; a float tensor
+            of weights of the output's shape; or a function of the model's output that returns a tensor, whose derivative
+            is taken. None where the model returns one value for each sample.
+        composite: the rules; a name (`lfpgraph.composite_names()`) or a `Composite`. "gradient-x-input" and
+            "integrated-gradients" are there for comparison.
+        record: paths of modules (whose output is meant) or names of graph nodes, whose relevance is wanted too.
+        parameters: relevance of parameters is wanted too.
+        details: return an `Attribution` in any case.
+        baseline: a reference point x0, one number or inputs like those given: relevance is then the signals (reward per
+            unit of input) times x - x0, for what is explained against x0. None is 0, the rules' own reference point. For token
+            ids x is the embedding, and ids in the baseline (of padding or a mask, say) stand for theirs.
+        steps: average the signals over so many points of the straight path from x0 to x (midpoints):
+            `R = (x - x0) * mean_k s(x0 + (k + 1/2) / steps * (x - x0))`. With "gradient-x-input" these are integrated
+            gradients (Sundararajan et al. 2017), for which the name "integrated-gradients" takes 32. It costs so many
+            passes more. Rules that look at no input (flat, w-square, box) have no bounded signal where an input is 0,
+            so take them without baseline and steps.
+        on_missing, fallback: as for `lfpgraph.wrapping.wrapper`.
+
+    Returns:
+        Relevance in the structure of `inputs`: for a tensor a tensor, for a tuple a tuple, for a dict a dict. A float
+        input has relevance of its shape, token ids [n, length] that of their embeddings summed over features. Other
+        inputs have None in a tuple and are left out of a dict. With record, parameters or details an `Attribution`.
+
+    Raises:
+        AttributionError: the target does not fit the output, or a recorded name does not exist.
+        InputError: nothing among the inputs can have relevance, or the model itself does not run on them.
+        NonFiniteError: what is explained is NaN or infinite. TraceError, NoRuleError: as for `wrap`.
+    """
+    if not isinstance(model, nn.Module):
+        raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")
+    names = tuple(record) if isinstance(record, list | tuple) else (record,)
+    args, kwargs = call_of(inputs)
+    options = {"on_missing": on_missing, "fallback": fallback}
+    if isinstance(composite, str) and composite == INTEGRATED:
+        composite, steps = "gradient-x-input", 32 if steps is None else steps
+    if steps is not None or baseline is not None:
+        if names or parameters:
+            raise AttributionError(
+                "a baseline and a path (so integrated gradients) give relevance to inputs alone; leave record and "
+                "parameters out"
+            )
+        start = 0.0 if baseline is None else baseline if isinstance(baseline, int | float) else call_of(baseline)
+        found = along_path(model, (args, kwargs), target, composite, start, steps, options)
+    else:
+        found = explainer_of(model, composite, names, parameters, options).explain(args, kwargs, target)
+    relevance = _like(inputs, args, kwargs, found)
+    if not (names or parameters or details):
+        return relevance
+    at = next(i for i, s in enumerate(found.signals) if s is not None)
+    explained = sum(
+        (o * s).flatten(1).sum(1) if o.dim() > 1 else o * s
+        for o, s in zip(found.outputs, found.signals)
+        if s is not None and o.dim() > 0
+    )
+    return Attribution(relevance, found.nodes, found.parameters, explained, found.outputs[at])  # type: ignore[arg-type]
+
+
+def call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping."""
+    return arguments_of(inputs, AttributionError)
+
+
+def _like(inputs: Any, args: Any, kwargs: Any, found: Found) -> Any:
+    """Relevance in the structure of the inputs."""
+    leaves, spec = flatten_input(args, kwargs)
+    count = iter(range(len(leaves)))
+    filled = [found.inputs.get(next(count)) if isinstance(leaf, Tensor) else None for leaf in leaves]
+    for i, leaf in enumerate(leaves):
+        if filled[i] is None and isinstance(leaf, Tensor) and leaf.is_floating_point():
+            filled[i] = torch.zeros_like(leaf)  # no relevance has reached it
+    new_args, new_kwargs = pytree.tree_unflatten(filled, spec)
+    if isinstance(inputs, Tensor):
+        return new_args[0]
+    if isinstance(inputs, Mapping):
+        return {k: v for k, v in new_kwargs.items() if pytree.tree_any(lambda leaf: leaf is not None, v)}
+    return new_args

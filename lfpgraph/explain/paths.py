@@ -1,0 +1,114 @@
+"""Relevance against a reference point: signals times the way from a baseline, at the inputs or averaged along the path.
+
+Integrated gradients (Sundararajan et al. 2017) are the case where the signals are gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..composites.composite import Composite
+from ..errors import AttributionError
+from ..graph.calls import flatten_input
+from .explainer import Found, explainer_of
+from .lookups import Point
+
+__all__ = ["along_path"]
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def along_path(
+    model: nn.Module,
+    call: Call,
+    target: Any,
+    composite: str | Composite,
+    baseline: float | Call,
+    steps: int | None,
+    options: Mapping[str, Any],
+) -> Found:
+    """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
+
+    Of token ids x is the embedding, and the relevance is summed over its features.
+
+    Args:
+        call: positional and keyword arguments of the model, x among them.
+        baseline: x0, one number, or a call whose float tensors broadcast to those of `call`, and token ids to theirs; where it
+            has no token ids, their embedding's reference is zero.
+        steps: how many points of the path, k = 0 to steps - 1; None for one point, the inputs themselves.
+        options: of `Explainer`.
+
+    Raises:
+        AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.
+    """
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise AttributionError(f"steps must be a whole number and at least 1, not {steps!r}")
+    leaves, spec = flatten_input(*call)
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
+    starts, references = _starts(baseline, call, leaves, list(floats.values()))
+    ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
+    explainer = explainer_of(model, composite, (), False, {**options, "signals": True})
+    found = explainer.explain(*call, target, Point(1.0, references))
+    signals = found.inputs
+    if steps is not None:
+        if isinstance(target, str) and target == "predicted":
+            target = next(o for o in found.outputs if isinstance(o, Tensor) and o.dim() > 0).argmax(-1)
+        signals = {n: torch.zeros_like(s) for n, s in signals.items()}
+        for step in range(steps):
+            portion, point = (step + 0.5) / steps, list(leaves)
+            for i, start, way in zip(floats.values(), starts, ways):
+                point[i] = start + portion * way
+            args, kwargs = pytree.tree_unflatten(point, spec)
+            for n, s in explainer.explain(args, kwargs, target, Point(portion, references)).inputs.items():
+                signals[n] += s / steps
+    found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
+    for n, (ids, way) in found.ways.items():
+        if n in signals:  # token ids may be looked up in several embeddings
+            found.inputs[ids] = found.inputs.get(ids, 0) + (signals[n] * way).sum(-1)
+    return found
+
+
+def _starts(
+    baseline: float | Call, call: Call, leaves: Sequence[Any], floats: Sequence[int]
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The baseline as tensors of the float inputs' shapes, and its token ids by position among the call's tensors."""
+    inputs = [leaves[i].detach() for i in floats]
+    if isinstance(baseline, int | float):
+        return [torch.full_like(x, baseline) for x in inputs], {}
+    args, kwargs = baseline
+    kwargs = {name: kwargs[name] for name in call[1] if name in kwargs}  # in the order of the inputs
+    given = [b for b in flatten_input(args, kwargs)[0] if isinstance(b, Tensor)]
+    try:
+        starts = [
+            b.detach().to(x).expand_as(x)
+            for b, x in zip((b for b in given if b.is_floating_point()), inputs, strict=True)
+        ]
+        return starts, _references(args, kwargs, call)
+    except (RuntimeError, ValueError):
+        raise AttributionError(
+            "baseline must be one number, or tensors that broadcast to the inputs, in their structure; the float inputs are "
+            f"{[list(x.shape) for x in inputs]}, the baseline's tensors {[list(b.shape) for b in given]}"
+        ) from None
+
+
+def _references(args: Sequence[Any], kwargs: Mapping[str, Any], call: Call) -> dict[int, Tensor]:
+    """The integer tensors of a baseline, in their inputs' shapes, by position among the call's tensors."""
+    found: dict[int, Tensor] = {}
+    position = 0
+    wholes = [(given, args[i] if i < len(args) else None) for i, given in enumerate(call[0])]
+    for given, start in [*wholes, *((given, kwargs.get(name)) for name, given in call[1].items())]:
+        tensors, starts = (
+            [t for t in flatten_input((value,), {})[0] if isinstance(t, Tensor)] for value in (given, start)
+        )
+        if starts:
+            for i, (tensor, begin) in enumerate(zip(tensors, starts, strict=True)):
+                if not begin.is_floating_point():
+                    found[position + i] = begin.to(tensor).expand_as(tensor)
+        position += len(tensors)
+    return found

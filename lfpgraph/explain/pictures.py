@@ -1,0 +1,223 @@
+"""Explanations as pictures: images, series, sound, tokens, and the flow of relevance from module to module."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import AttributionError
+
+if TYPE_CHECKING:
+    import networkx
+    from matplotlib.figure import Figure
+
+__all__ = ["flow_drawing", "heatmap", "series", "spectrogram", "tokens_html", "tokens_text"]
+
+COLOURS = "seismic"  # blue for negative, white for zero, red for positive
+RED, BLUE = "#b2182b", "#2166ac"
+
+
+def heatmap(
+    relevance: Tensor, images: Tensor | None = None, titles: Sequence[str] = (), colours: str = COLOURS
+) -> Figure:
+    """Relevance of images as colours around zero, each sample on a scale of its own, beside the images if given.
+
+    Args:
+        relevance: [n, c, h, w] (summed over channels), [n, h, w] or [h, w].
+        images: of the same samples, [n, c, h, w] or [n, h, w].
+        titles: one for each sample.
+        colours: a diverging colour map of matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    maps = _maps(relevance)
+    shown = None if images is None else _pixels(images)
+    if shown is not None and len(shown) != len(maps):
+        raise AttributionError(f"{len(maps)} heatmaps but {len(shown)} images")
+    rows = 1 if shown is None else 2
+    figure = Figure(figsize=(1.7 * len(maps), 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(maps), squeeze=False)
+    for i, values in enumerate(maps):
+        if shown is not None:
+            axes[0][i].imshow(shown[i], cmap="gray", interpolation="nearest")
+        size = float(values.abs().max()) or 1.0
+        axes[-1][i].imshow(values.numpy(), cmap=colours, vmin=-size, vmax=size, interpolation="nearest")
+        if i < len(titles):
+            axes[0][i].set_title(titles[i], fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def series(relevance: Tensor, values: Tensor, title: str = "", colours: str = COLOURS) -> Figure:
+    """A series [length] or [channels, length] as lines, each step coloured by its relevance (of the same shape)."""
+    from matplotlib.figure import Figure
+
+    lines, shades = (t.detach().double().cpu().reshape(-1, t.shape[-1]) for t in (values, relevance))
+    if lines.shape != shades.shape:
+        raise AttributionError(f"relevance {list(relevance.shape)} does not fit the series {list(values.shape)}")
+    figure = Figure(figsize=(7, 1.2 + 0.9 * len(lines)), layout="constrained")
+    size = float(shades.abs().max()) or 1.0
+    for axis, line, shade in zip(figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0], lines, shades):
+        low, high = float(line.min()), float(line.max()) + 1e-9
+        axis.imshow(
+            shade[None].numpy(), cmap=colours, vmin=-size, vmax=size, aspect="auto", alpha=0.6,
+            extent=(-0.5, len(line) - 0.5, low, high),
+        )  # fmt: skip
+        axis.plot(line.numpy(), color="black", linewidth=1)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = -1, colours: str = COLOURS) -> Figure:
+    """A spectrogram above the relevance of its entries, time to the right and frequency upwards.
+
+    Args:
+        relevance, values: of one sample, both [frequencies, frames], or [frames, frequencies] with time=0.
+        time: the dimension of time.
+        colours: a diverging colour map of matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    if relevance.shape != values.shape or values.dim() != 2:
+        raise AttributionError(
+            f"relevance {list(relevance.shape)} and spectrogram {list(values.shape)} must both be [frequencies, frames]"
+        )
+    sound, shades = (t.detach().double().cpu().movedim(time, -1).numpy() for t in (values, relevance))
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    size = float(abs(shades).max()) or 1.0
+    above.imshow(sound, cmap="gray", origin="lower", aspect="auto", interpolation="nearest")
+    shown = below.imshow(
+        shades, cmap=colours, vmin=-size, vmax=size, origin="lower", aspect="auto", interpolation="nearest"
+    )
+    figure.colorbar(shown, ax=below, label="relevance")
+    for axis in (above, below):
+        axis.set_ylabel("frequency")
+    below.set_xlabel("frame")
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
+    """Tokens in a line of HTML, red for positive and blue for negative relevance [length]; the number when pointed at."""
+    parts = []
+    for token, value, strength in _tokens(tokens, relevance):
+        red, green, blue = _shade(strength)
+        parts.append(
+            f'<span style="background:rgb({red},{green},{blue})" title="{value:.4g}">{html.escape(token) or "&nbsp;"}</span>'
+        )
+    return '<p class="tokens">' + " ".join(parts) + "</p>"
+
+
+def tokens_text(tokens: Sequence[str], relevance: Tensor) -> str:
+    """The same for a terminal of 24 bit colours."""
+    parts = []
+    for token, _, strength in _tokens(tokens, relevance):
+        red, green, blue = _shade(strength)
+        safe = "".join(c if c.isprintable() else "?" for c in token)
+        parts.append(f"\x1b[48;2;{red};{green};{blue}m\x1b[30m{safe}\x1b[0m")
+    return " ".join(parts)
+
+
+def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
+    """Relevance between modules, drawn from the inputs (top) to the output (bottom) in the order they run.
+
+    A line's width is the size of what is handed back over it, against the largest; red is positive, blue negative. What skips
+    modules goes round them. Beside each module: what was handed to it, and in brackets what stayed there, in units of the output.
+
+    Args:
+        flow: from `lfpgraph.relevance_flow`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch
+
+    order = sorted(flow, key=lambda name: flow.nodes[name]["order"])
+    rows = {name: -i for i, name in enumerate(order)}
+    largest = max((abs(r) for _, _, r in flow.edges(data="relevance")), default=0.0) or 1.0
+    figure = Figure(figsize=(7, 0.8 + 0.42 * len(order)), layout="constrained")
+    axis = figure.subplots()
+    for source, user, relevance in flow.edges(data="relevance"):
+        skipped = rows[source] - rows[user] - 1
+        axis.add_patch(
+            FancyArrowPatch(
+                (0, rows[source]), (0, rows[user]), arrowstyle="-", shrinkA=7, shrinkB=7,
+                connectionstyle=f"arc3,rad={min(0.5, 0.9 / (skipped + 1)) if skipped else 0}",
+                linewidth=0.4 + 9 * abs(relevance) / largest, color=RED if relevance >= 0 else BLUE, alpha=0.75,
+            )
+        )  # fmt: skip
+    for name, row in rows.items():
+        handed, kept = flow.nodes[name]["relevance"], flow.nodes[name]["kept"]
+        text = f"{name}   {handed:.3g}" + (f" ({kept:+.2g})" if abs(kept) > 0.005 * largest else "")
+        axis.text(0.06, row, text, fontsize=8, va="center")
+        axis.plot(0, row, "o", color="black", markersize=4)
+    axis.set_xlim(-0.5, 1.8)
+    axis.set_ylim(0.6 - len(order), 0.6)
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def figure_html(figure: Figure) -> str:
+    """A figure inside HTML, as SVG."""
+    import io
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
+    """A self-contained HTML page of parts, with a table of facts."""
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
+    style = (
+        "body{font:15px sans-serif;max-width:60em;margin:2em auto;color:#222}th{text-align:left;padding-right:1em}"
+        ".tokens{line-height:2}.tokens span{padding:.15em .3em;border-radius:.2em}svg{max-width:100%}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+        f"<h1>{html.escape(title)}</h1><table>{rows}</table>{''.join(parts)}</html>\n"
+    )
+
+
+def _maps(relevance: Tensor) -> Tensor:
+    values = relevance.detach().double().cpu()
+    if values.dim() == 4:
+        values = values.sum(1)
+    values = values[None] if values.dim() == 2 else values
+    if values.dim() != 3 or len(values) == 0:
+        raise AttributionError(
+            f"relevance of shape {list(relevance.shape)} is no image [n, c, h, w], [n, h, w] or [h, w]"
+        )
+    return values
+
+
+def _pixels(images: Tensor) -> list[Any]:
+    values = images.detach().double().cpu()
+    low, high = values.amin(tuple(range(1, values.dim())), True), values.amax(tuple(range(1, values.dim())), True)
+    values = (values - low) / (high - low).clamp_min(1e-12)
+    if values.dim() == 4:
+        values = values.permute(0, 2, 3, 1)[..., :3]
+        values = values.mean(-1) if values.shape[-1] != 3 else values
+    return [v.numpy() for v in values]
+
+
+def _tokens(tokens: Sequence[str], relevance: Tensor) -> list[tuple[str, float, float]]:
+    values = relevance.detach().double().cpu().flatten()
+    if len(values) != len(tokens):
+        raise AttributionError(f"{len(tokens)} tokens but relevance of {len(values)}")
+    size = float(values.abs().max()) if len(values) else 1.0
+    return [(t, float(v), float(v) / (size or 1.0)) for t, v in zip(tokens, values)]
+
+
+def _shade(strength: float) -> tuple[int, int, int]:
+    """Red for 1, white for 0, blue for -1."""
+    pale = round(255 * (1 - min(abs(strength), 1.0)))
+    return (255, pale, pale) if strength >= 0 else (pale, pale, 255)

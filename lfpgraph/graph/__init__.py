@@ -1,0 +1,1 @@
+"""What a traced model is: nodes and their classes, regions, neurons, depths, and the sizes it is right for."""

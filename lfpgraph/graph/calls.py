@@ -1,0 +1,137 @@
+"""A call taken apart: the tensors among its arguments and outputs, whatever objects they stand in, and put together again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import LfpGraphError
+
+__all__ = ["arguments_of", "fill_slots", "flatten_input", "flatten_output", "input_tensors", "state_tensors"]
+
+
+def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping; `error` is raised for anything else."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        return tuple(inputs), {}
+    raise error(f"inputs must be a tensor, a tuple or a dict, not {type(inputs).__name__}")
+
+
+def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """The leaves of a call's arguments and their pytree; a dataclass that holds tensors counts as a container."""
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    unknown = {type(leaf) for leaf in leaves if _is_container(leaf)}
+    if not unknown:
+        return leaves, spec
+    for cls in unknown:
+        pytree.register_dataclass(cls)
+    return flatten_input(args, kwargs)
+
+
+def _is_container(leaf: Any) -> bool:
+    """Whether a leaf is an object of a dataclass with tensors among its fields, and can be made of its fields."""
+    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type) or type(leaf) in pytree.SUPPORTED_NODES:
+        return False
+    fields = dataclasses.fields(leaf)
+    return all(f.init for f in fields) and any(_holds_tensor(getattr(leaf, f.name)) for f in fields)
+
+
+def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among a call's arguments, in order."""
+    return [leaf for leaf in flatten_input(args, kwargs)[0] if isinstance(leaf, Tensor)]
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by dotted name, a tied one under each of its names."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
+    """The tensors of a model's output, what each leaf is ("tensor", position) or ("value", anything), and the pytree.
+
+    A number that a tracer does not know yet (a size, or read from a tensor) becomes a tensor, to be read again.
+    """
+    flat, spec = pytree.tree_flatten(output)
+    tensors: list[Tensor] = []
+    described: list[Any] = []
+    for leaf in flat:
+        if isinstance(leaf, Tensor):
+            described.append(("tensor", len(tensors)))
+            tensors.append(leaf)
+        else:
+            described.append(("value", _opaque(leaf, tensors)))
+    return tensors, described, spec
+
+
+class _TensorSlot:
+    """Stands for a tensor inside an output object that is no pytree, such as a key-value cache; or for its number."""
+
+    def __init__(self, position: int, number: bool = False) -> None:
+        self.position = position
+        self.number = number
+
+
+_SYMBOLS = {torch.SymInt: torch.int64, torch.SymFloat: torch.float64, torch.SymBool: torch.bool}
+
+
+def _opaque(value: Any, tensors: list[Tensor]) -> Any:
+    """A copy of an arbitrary object with its tensors moved to `tensors` and replaced by slots."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _TensorSlot(len(tensors) - 1)
+    if type(value) in _SYMBOLS:
+        tensors.append(torch.scalar_tensor(value, dtype=_SYMBOLS[type(value)]))
+        return _TensorSlot(len(tensors) - 1, number=True)
+    if isinstance(value, list | tuple):
+        return type(value)([_opaque(item, tensors) for item in value])
+    if isinstance(value, dict):
+        return {key: _opaque(item, tensors) for key, item in value.items()}
+    if hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
+        if not any(_holds_tensor(item) for item in vars(value).values()):
+            return value
+        return _twin(value, {key: _opaque(item, tensors) for key, item in vars(value).items()})
+    return value
+
+
+def _twin(value: Any, state: dict[str, Any]) -> Any:
+    """A copy of an object with other attributes; of frozen ones too."""
+    twin = copy.copy(value)
+    object.__setattr__(twin, "__dict__", state)
+    return twin
+
+
+def _holds_tensor(value: Any, depth: int = 0) -> bool:
+    """Whether there is a tensor in an object, or what stands for one."""
+    if isinstance(value, Tensor | _TensorSlot) or type(value) in _SYMBOLS:
+        return True
+    if depth > 4 or isinstance(value, type | nn.Module):
+        return False
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return any(_holds_tensor(item, depth + 1) for item in value.values())
+    return hasattr(value, "__dict__") and any(_holds_tensor(item, depth + 1) for item in vars(value).values())
+
+
+def fill_slots(value: Any, tensors: Sequence[Tensor]) -> Any:
+    """Undo `_opaque` with this call's tensors."""
+    if isinstance(value, _TensorSlot):
+        tensor = tensors[value.position]
+        return tensor.item() if value.number else tensor
+    if not _holds_tensor(value):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)([fill_slots(item, tensors) for item in value])
+    if isinstance(value, dict):
+        return {key: fill_slots(item, tensors) for key, item in value.items()}
+    return _twin(value, {key: fill_slots(item, tensors) for key, item in vars(value).items()})

@@ -1,0 +1,215 @@
+"""OpGraph: a functional ATen graph of a model, with what each node means for reward."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .calls import fill_slots, input_tensors, state_tensors
+
+if TYPE_CHECKING:
+    import networkx
+
+__all__ = [
+    "ACTIVE",
+    "CONSTANT",
+    "WEIGHT",
+    "NodeInfo",
+    "OpGraph",
+    "Placeholder",
+    "ancestors",
+    "is_float",
+    "maker_of",
+    "shape_of",
+    "module_path",
+    "source_line",
+]
+
+ACTIVE = "active"
+WEIGHT = "weight-like"
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """An input of the graph: `kind` is "parameter", "buffer", "constant" or "input"; `target` its dotted name or index."""
+
+    kind: str
+    target: Any
+
+
+@dataclass
+class NodeInfo:
+    """What is known of a node.
+
+    Attributes:
+        kind: "active" (depends on the model's input in a way that carries reward), "weight-like" (on parameters only)
+            or "constant".
+        part: "network" (rules apply) or "objective" (logits to loss: plain gradient).
+        selects: for a mask, the tensor that it selects from and hands its reward to (see `selections`).
+    """
+
+    kind: str
+    part: str
+    selects: fx.Node | None = None
+
+
+@dataclass
+class OpGraph:
+    """A traced model.
+
+    Attributes:
+        module: functional torch.fx graph of ATen operations; parameters and buffers are placeholders.
+        placeholders: what each placeholder is.
+        mutations: dotted names of the buffers that the first outputs update, in order.
+        out_spec: pytree of the model's outputs; `out_leaves` holds a tensor position or a constant for each leaf.
+        constants: tensors the trace found that are neither parameter nor buffer.
+        dynamic: input sizes are symbolic, so one graph serves other batch and sequence sizes.
+        tracer: "export" or "values" (specialised to one call's values, for one use only).
+        info: class and part of each node.
+    """
+
+    module: fx.GraphModule
+    placeholders: list[Placeholder]
+    mutations: list[str]
+    out_spec: Any
+    out_leaves: list[Any]
+    constants: dict[str, Any]
+    dynamic: bool
+    tracer: str
+    info: dict[fx.Node, NodeInfo] = field(default_factory=dict)
+    input_mutations: list[int] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def placeholder_nodes(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    @property
+    def output_nodes(self) -> list[Any]:
+        """Nodes (or constants) the graph returns: mutated buffers first, then the model's tensor outputs."""
+        return list(next(node for node in reversed(self.graph.nodes) if node.op == "output").args[0])
+
+    @property
+    def user_output_nodes(self) -> list[Any]:
+        return list(self.user_outputs(self.output_nodes))
+
+    def user_outputs(self, outputs: Sequence[Any]) -> Sequence[Any]:
+        """Of all that the graph returns, the model's tensor outputs."""
+        return outputs[len(self.mutations) + len(self.input_mutations) :]
+
+    def rebuild(self, user_outputs: Sequence[Any]) -> Any:
+        """The model's own output structure, of its tensor outputs."""
+        leaves = [
+            user_outputs[item] if kind == "tensor" else fill_slots(item, user_outputs) for kind, item in self.out_leaves
+        ]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+    def values(self, tensors: Sequence[Tensor], state: Mapping[str, Tensor]) -> list[Any]:
+        """The placeholders' values, from a call's tensors and the model's parameters and buffers by name."""
+        result: list[Any] = []
+        for placeholder in self.placeholders:
+            if placeholder.kind == "input":
+                result.append(tensors[placeholder.target])
+            elif placeholder.kind == "constant":
+                result.append(self.constants[placeholder.target])
+            else:
+                result.append(state[placeholder.target])
+        return result
+
+    def values_of_call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The placeholders' values for one call of the model, without gradient."""
+        values = self.values(input_tensors(args, kwargs), state_tensors(model))
+        return [v.detach() if isinstance(v, Tensor) else v for v in values]
+
+    def operations(self) -> Iterator[fx.Node]:
+        """The nodes that compute: everything but placeholders, attributes and the output."""
+        return (node for node in self.graph.nodes if node.op == "call_function")
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """The graph as a `networkx.DiGraph`; nodes carry op, shape, dtype, module, source, kind and part."""
+        import networkx
+
+        result = networkx.DiGraph(tracer=self.tracer, dynamic=self.dynamic)
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            info = self.info.get(node)
+            result.add_node(
+                node.name,
+                op=str(node.target) if node.op == "call_function" else node.op,
+                shape=str(list(value.shape)) if isinstance(value, torch.Tensor) else "",
+                dtype=str(value.dtype) if isinstance(value, torch.Tensor) else "",
+                module=module_path(node),
+                source=source_line(node),
+                kind=info.kind if info else "",
+                part=info.part if info else "",
+            )
+            for source in node.all_input_nodes:
+                result.add_edge(source.name, node.name)
+        return result
+
+    def describe(self, node: fx.Node) -> str:
+        """`op (module path, source line)` of a node, for messages."""
+        where = ", ".join(part for part in (module_path(node), source_line(node)) if part)
+        return f"{node.target} ({node.name}{', ' + where if where else ''})"
+
+
+def ancestors(roots: Iterable[fx.Node], among: Callable[[fx.Node], bool] = lambda node: True) -> set[fx.Node]:
+    """The roots and every node they are computed from, as far as a way back leads through nodes `among`."""
+    seen: set[fx.Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen and among(node):
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return seen
+
+
+def shape_of(node: fx.Node) -> list[str] | None:
+    """The sizes of a node's tensor, to compare with others': symbols compared as such would be guarded."""
+    value = node.meta.get("val")
+    return [str(size) for size in value.shape] if isinstance(value, torch.Tensor) else None
+
+
+def maker_of(node: fx.Node) -> fx.Node:
+    """The operation whose result, or an item of it, the node is."""
+    while node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def is_float(value: Any) -> bool:
+    """Whether a value is a tensor that can carry a signal."""
+    return isinstance(value, torch.Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module whose forward made the node ("" for the root)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for entry in stack.values():
+        path = entry[0] if isinstance(entry, tuple) else str(entry)
+    path = path.replace("L['self'].", "").replace("L['self']", "")
+    return path[6:] if path.startswith("model.") else ("" if path == "model" else path)
+
+
+def source_line(node: fx.Node) -> str:
+    """`file.py:line` of the user's code that made the node, or ""."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    if not lines:
+        return ""
+    parts = lines[-1].split(", ")
+    file = parts[0][len("File ") :].strip('"')
+    line = parts[1].replace("line ", "") if len(parts) > 1 else "?"
+    return f"{file.rsplit('/', 1)[-1]}:{line}"

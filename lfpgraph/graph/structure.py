@@ -1,0 +1,36 @@
+"""What a composite may say of a graph before the plan is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from .regions import Region
+
+__all__ = ["Handler", "Structure"]
+
+
+Handler = Callable[..., Any]
+
+
+@dataclass
+class Structure:
+    """How a composite reads a graph.
+
+    Attributes:
+        regions: runs of operations that are one unit.
+        rules: for the last operation of a unit, what makes its rule out of the one it would have.
+        blocked: pairs (operation, operand) between which no reward passes; the operand counts as constant there.
+    """
+
+    regions: list[Region]
+    rules: dict[fx.Node, Callable[[Handler], Handler]] = field(default_factory=dict)
+    blocked: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
+
+    def blocked_inputs(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """The operands of these operations that get no reward."""
+        inside = set(nodes)
+        return {operand for node, operand in self.blocked if node in inside}

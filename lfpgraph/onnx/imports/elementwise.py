@@ -1,0 +1,285 @@
+"""Elementwise ONNX operators in torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import OnnxError
+from .table import Known, Node, dtype_of, imports, numbers, tensor_of
+
+_UNARY = {
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "BitwiseNot": torch.bitwise_not,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "Identity": lambda x: x,
+    "IsNaN": torch.isnan,
+    "Log": torch.log,
+    "Mish": F.mish,
+    "Neg": torch.neg,
+    "Not": torch.logical_not,
+    "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu,
+    "Round": torch.round,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
+    "Softsign": F.softsign,
+    "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
+    "Tanh": torch.tanh,
+}
+_PAIRS = {
+    "And": torch.logical_and,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "MatMul": torch.matmul,
+    "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
+}
+_ARITHMETIC = {
+    "Add": (torch.add, lambda a, b: a + b),
+    "Sub": (torch.sub, lambda a, b: a - b),
+    "Mul": (torch.mul, lambda a, b: a * b),
+}
+
+
+def _unary(function: Any) -> Any:
+    return lambda node, x: function(x)
+
+
+def _pair(function: Any) -> Any:
+    return lambda node, x, y: function(x, y)
+
+
+def _arithmetic(function: Any, python: Any) -> Any:
+    def run(node: Node, x: Any, y: Any) -> Any:
+        found = _among_known(python, x, y)
+        return function(*_operands(x, y)) if found is None else found
+
+    return run
+
+
+def _operands(x: Any, y: Any) -> tuple[Any, Any]:
+    """Tensors, or a tensor and a Python number where that is the same."""
+    x = tensor_of(x)
+    if isinstance(y, Known) and y.scalar and y.dtype == x.dtype and isinstance(y.items[0], int | float):
+        return x, y.items[0]
+    return x, tensor_of(y)
+
+
+def _among_known(python: Any, x: Any, y: Any) -> Known | None:
+    """Arithmetic on whole numbers that Python knows."""
+    if not (isinstance(x, Known) and isinstance(y, Known) and x.whole and y.whole):
+        return None
+    n = max(len(x.items), len(y.items))
+    if {len(x.items), len(y.items)} - {1, n}:
+        return None
+    left, right = (v.items * (n if len(v.items) == 1 else 1) for v in (x, y))
+    return Known([python(p, q) for p, q in zip(left, right)], x.scalar and y.scalar, x.dtype)
+
+
+for _kind, _function in _UNARY.items():
+    imports(_kind, known=_kind == "Identity")(_unary(_function))
+for _kind, _function in _PAIRS.items():
+    imports(_kind)(_pair(_function))
+for _kind, _both in _ARITHMETIC.items():
+    imports(_kind, known=True)(_arithmetic(*_both))
+
+
+@imports("Div", known=True)
+def div(node: Node, x: Any, y: Any) -> Any:
+    found = _among_known(lambda a, b: a // b if isinstance(b, int) and b else a, x, y)  # sizes are not negative
+    if found is not None:
+        return found
+    x, y = _operands(x, y)
+    return torch.div(x, y) if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+
+
+@imports("Mod")
+def mod(node: Node, x: Any, y: Any) -> Any:
+    return torch.fmod(x, y) if node.get("fmod", 0) else torch.remainder(x, y)
+
+
+@imports("Pow", known=True)
+def power(node: Node, x: Any, y: Any) -> Any:
+    x = tensor_of(x)
+    if isinstance(y, Known) and len(y.items) == 1 and isinstance(y.items[0], int | float):
+        exponent = y.items[0]
+        return torch.pow(x, exponent if x.is_floating_point() else int(exponent)).to(x.dtype)
+    return torch.pow(x, tensor_of(y)).to(x.dtype)
+
+
+@imports("Sum", "Mean", "Max", "Min")
+def several(node: Node, *items: Any) -> Any:
+    total = items[0]
+    join: Any = {"Sum": torch.add, "Mean": torch.add, "Max": torch.maximum, "Min": torch.minimum}[node.kind]
+    for x in items[1:]:
+        total = join(total, x)
+    return total / len(items) if node.kind == "Mean" else total
+
+
+@imports("Clip", known=True)
+def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
+    x = tensor_of(x)
+    low, high = (node.get("min") if low is None else low), (node.get("max") if high is None else high)
+    for bound, how in ((low, torch.maximum), (high, torch.minimum)):
+        if isinstance(bound, Known):
+            bound = bound.items[0]
+        if isinstance(bound, Tensor):
+            x = how(x, bound.reshape(()).to(x.dtype))
+        elif bound is not None:
+            x = torch.clamp(x, min=bound) if how is torch.maximum else torch.clamp(x, max=bound)
+    return x
+
+
+@imports("BitShift")
+def bit_shift(node: Node, x: Tensor, y: Tensor) -> Any:
+    shift = torch.bitwise_left_shift if node.get("direction") == "LEFT" else torch.bitwise_right_shift
+    return shift(x, y)
+
+
+@imports("IsInf")
+def is_inf(node: Node, x: Tensor) -> Any:
+    wanted = torch.isinf(x)
+    if not node.get("detect_negative", 1):
+        wanted = wanted & (x > 0)
+    return wanted if node.get("detect_positive", 1) else wanted & (x < 0)
+
+
+@imports("Where")
+def where(node: Node, condition: Any, x: Any, y: Any) -> Any:
+    return torch.where(condition, x, y)
+
+
+@imports("Gelu")
+def gelu(node: Node, x: Tensor) -> Any:
+    return F.gelu(x, approximate=node.get("approximate", "none"))
+
+
+@imports("LeakyRelu")
+def leaky_relu(node: Node, x: Tensor) -> Any:
+    return F.leaky_relu(x, node.get("alpha", 0.01))
+
+
+@imports("Elu")
+def elu(node: Node, x: Tensor) -> Any:
+    return F.elu(x, node.get("alpha", 1.0))
+
+
+@imports("Celu")
+def celu(node: Node, x: Tensor) -> Any:
+    return F.celu(x, node.get("alpha", 1.0))
+
+
+@imports("Selu")
+def selu(node: Node, x: Tensor) -> Any:
+    alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
+    return gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1))
+
+
+@imports("HardSigmoid")
+def hard_sigmoid(node: Node, x: Tensor) -> Any:
+    return torch.clamp(node.get("alpha", 0.2) * x + node.get("beta", 0.5), 0, 1)
+
+
+@imports("HardSwish")
+def hard_swish(node: Node, x: Tensor) -> Any:
+    return F.hardswish(x)
+
+
+@imports("Swish")
+def swish(node: Node, x: Tensor) -> Any:
+    return x * torch.sigmoid(node.get("alpha", 1.0) * x)
+
+
+@imports("ThresholdedRelu")
+def thresholded_relu(node: Node, x: Tensor) -> Any:
+    return torch.where(x > node.get("alpha", 1.0), x, torch.zeros_like(x))
+
+
+@imports("Shrink")
+def shrink(node: Node, x: Tensor) -> Any:
+    bias, edge = node.get("bias", 0.0), node.get("lambd", 0.5)
+    zero = torch.zeros_like(x)
+    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, zero)).to(x.dtype)
+
+
+@imports("PRelu")
+def prelu(node: Node, x: Tensor, slope: Tensor) -> Any:
+    return torch.where(x < 0, x * slope, x)
+
+
+@imports("Dropout", known=True)
+def dropout(node: Node, x: Tensor, ratio: Any = None, training: Any = None) -> Any:
+    if training is not None and any(numbers(node, training)) and (ratio is None or any(numbers(node, ratio))):
+        raise OnnxError(f"Dropout {node.name!r} is in training mode; export the model for inference.")
+    return (x, torch.ones_like(x, dtype=torch.bool)) if node.outputs > 1 else x
+
+
+@imports("Cast", known=True)
+def cast(node: Node, x: Any) -> Any:
+    dtype = dtype_of(node.get("to"))
+    if isinstance(x, Known) and dtype in (torch.int64, torch.int32):
+        return x
+    return tensor_of(x).to(dtype)
+
+
+@imports("CastLike")
+def cast_like(node: Node, x: Any, y: Tensor) -> Any:
+    return x.to(y.dtype)
+
+
+@imports("DequantizeLinear")
+def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
+    """The float part of a quantised model; per tensor, per axis, or in blocks."""
+    scale, zero = _spread(node, x, scale), None if zero is None else _spread(node, x, zero)
+    shifted = x.to(torch.float32) if zero is None else x.to(torch.float32) - zero.to(torch.float32)
+    return shifted * scale
+
+
+@imports("QuantizeLinear")
+def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
+    dtype = zero.dtype if zero is not None else dtype_of(node.get("output_dtype", 0) or 2)
+    if dtype not in (torch.uint8, torch.int8, torch.int16):
+        raise OnnxError(f"QuantizeLinear {node.name!r} to {dtype} is not supported")
+    limits = torch.iinfo(dtype)
+    moved = torch.round(x / _spread(node, x, scale))
+    if zero is not None:
+        moved = moved + _spread(node, x, zero).to(moved.dtype)
+    return torch.clamp(moved, limits.min, limits.max).to(dtype)
+
+
+def _spread(node: Node, x: Tensor, values: Tensor) -> Tensor:
+    if values.numel() == 1:
+        return values.reshape(())
+    axis = node.get("axis", 1) % x.dim()
+    if values.dim() > 1:
+        block = math.ceil(x.shape[axis] / values.shape[axis])
+        return values.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    shape = [1] * x.dim()
+    shape[axis] = values.shape[0]
+    return values.reshape(shape)

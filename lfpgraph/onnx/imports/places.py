@@ -1,0 +1,121 @@
+"""ONNX operators that look up, write at places or make tensors, in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import OnnxError
+from .table import LARGEST, Known, Node, dtype_of, imports, modest, numbers, tensor_of
+
+
+@imports("Gather", known=True)
+def gather(node: Node, x: Any, index: Any) -> Any:
+    axis = node.get("axis", 0)
+    if isinstance(x, Known) and isinstance(index, Known) and not x.scalar:
+        return Known([x.items[int(i)] for i in index.items], index.scalar, x.dtype)
+    x = tensor_of(x)
+    if isinstance(index, Known) and index.scalar:
+        return x.select(axis, int(index.items[0]))
+    index = tensor_of(index)
+    if axis % x.dim() == 0 and x.dim() == 2 and x.is_floating_point():
+        return F.embedding(_positive(index, x.shape[0]), x)
+    flat = torch.index_select(x, axis, _positive(index.reshape(-1), x.shape[axis]))
+    axis %= x.dim()
+    return flat.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
+
+
+def _positive(index: Tensor, size: Any) -> Tensor:
+    return torch.where(index < 0, index + size, index)
+
+
+@imports("GatherElements")
+def gather_elements(node: Node, x: Tensor, index: Any) -> Any:
+    axis = node.get("axis", 0)
+    return torch.gather(x, axis, _positive(index, x.shape[axis]).long())
+
+
+@imports("GatherND")
+def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
+    batch = node.get("batch_dims", 0)
+    places: list[Any] = [index[..., i] for i in range(index.shape[-1])]
+    lead = []
+    for axis in range(batch):
+        view = [1] * (index.dim() - 1)
+        view[axis] = x.shape[axis]
+        lead.append(torch.arange(x.shape[axis]).reshape(view))
+    return x[tuple([*lead, *places])]
+
+
+@imports("ScatterND")
+def scatter_nd(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
+    how = node.get("reduction", "none")
+    if how not in ("none", "add"):
+        raise OnnxError(f"ScatterND {node.name!r} with reduction {how!r} is not supported")
+    return x.index_put(tuple(index[..., i] for i in range(index.shape[-1])), updates, accumulate=how == "add")
+
+
+@imports("ScatterElements", "Scatter")
+def scatter_elements(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
+    axis, how = node.get("axis", 0), node.get("reduction", "none")
+    index = _positive(index, x.shape[axis]).long()
+    if how == "none":
+        return x.scatter(axis, index, updates)
+    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    return torch.scatter_reduce(x, axis, index, updates, names[how])
+
+
+@imports("OneHot", known=True)
+def one_hot(node: Node, index: Tensor, depth: Any, values: Tensor) -> Any:
+    classes = modest(node, [int(numbers(node, depth)[0])])[0]
+    values = tensor_of(values)
+    index = _positive(tensor_of(index), classes)
+    found = torch.where(index.unsqueeze(-1) == torch.arange(classes), values[1], values[0])
+    axis = node.get("axis", -1)
+    return found.movedim(-1, axis)
+
+
+@imports("NonZero")
+def nonzero(node: Node, x: Tensor) -> Any:
+    return torch.nonzero(x).t()
+
+
+@imports("TopK", known=True)
+def topk(node: Node, x: Tensor, k: Any) -> Any:
+    count = int(numbers(node, k)[0])
+    return tuple(torch.topk(x, count, node.get("axis", -1), bool(node.get("largest", 1)), bool(node.get("sorted", 1))))
+
+
+@imports("Constant")
+def constant(node: Node) -> Any:
+    raise OnnxError(f"Constant {node.name!r} has no tensor")
+
+
+@imports("ConstantOfShape", known=True)
+def constant_of_shape(node: Node, wanted: Any) -> Any:
+    items = modest(node, numbers(node, wanted))
+    value = node.get("value")
+    if value is None:
+        return torch.zeros(items)
+    if value.dtype == torch.int64 and len(items) == 1 and isinstance(items[0], int) and items[0] <= 64:
+        return Known([int(value)] * items[0])
+    return torch.full(items, value.reshape(()).item(), dtype=value.dtype)
+
+
+@imports("Range", known=True)
+def range_(node: Node, start: Any, end: Any, step: Any) -> Any:
+    first, last, by = (numbers(node, n)[0] for n in (start, end, step))
+    dtype = tensor_of(start).dtype
+    if all(isinstance(n, int | float) for n in (first, last, by)):
+        modest(node, [max(0, int((last - first) / by) + 1)] if by else [LARGEST + 1])
+    return torch.arange(first, last, by, dtype=dtype)
+
+
+@imports("EyeLike")
+def eye_like(node: Node, x: Tensor) -> Any:
+    dtype = dtype_of(node.get("dtype")) if node.get("dtype") else x.dtype
+    k, (rows, columns) = node.get("k", 0), x.shape
+    return (torch.arange(columns) == torch.arange(rows).unsqueeze(1) + k).to(dtype)

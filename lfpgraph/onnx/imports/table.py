@@ -1,0 +1,141 @@
+"""ONNX operators as functions of torch tensors: the table that `load` runs a file by.
+
+A function gets its `Node` and the operator's inputs, None for one left out, and returns its output or a tuple of them.
+Small constants and shapes travel as `Known`, Python numbers that may be open, so that a model traces for every batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import OnnxError
+
+__all__ = [
+    "DTYPES",
+    "IMPORTERS",
+    "LARGEST",
+    "Known",
+    "Node",
+    "axes_of",
+    "dtype_of",
+    "imports",
+    "modest",
+    "numbers",
+    "pad_widths",
+    "tensor_of",
+]
+
+IMPORTERS: dict[str, Callable[..., Any]] = {}
+LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
+DTYPES = {
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    16: torch.bfloat16,
+}
+
+
+@dataclass
+class Node:
+    """What a function may know of its node: operator, name, attributes, the file's opset, how many outputs are read."""
+
+    kind: str
+    name: str
+    version: int
+    attributes: dict[str, Any] = field(default_factory=dict)
+    outputs: int = 1
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+
+class Known:
+    """A small tensor whose numbers Python knows: a shape, an axis, a constant; `scalar` if it has no dimension."""
+
+    def __init__(self, items: list[Any], scalar: bool = False, dtype: torch.dtype = torch.int64) -> None:
+        self.items, self.scalar, self.dtype = items, scalar, dtype
+
+    @property
+    def whole(self) -> bool:
+        return not self.dtype.is_floating_point
+
+
+def imports(*kinds: str, known: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function for operators; with `known` it takes `Known` inputs as they are, else as tensors."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def on_tensors(node: Node, *inputs: Any) -> Any:
+            return function(node, *(tensor_of(x) for x in inputs))
+
+        for kind in kinds:
+            if kind in IMPORTERS:
+                raise ValueError(f"{kind} is registered twice")
+            IMPORTERS[kind] = function if known else on_tensors
+        return function
+
+    return register
+
+
+def tensor_of(value: Any) -> Any:
+    """What Python knows as a tensor; everything else as it is."""
+    if not isinstance(value, Known):
+        return value
+    if all(isinstance(item, int | float) for item in value.items):
+        return torch.tensor(value.items[0] if value.scalar else value.items, dtype=value.dtype)
+    items = [torch.scalar_tensor(item, dtype=value.dtype) for item in value.items]
+    return items[0] if value.scalar else torch.stack(items)
+
+
+def numbers(node: Node, value: Any) -> list[Any]:
+    """The numbers of an input that must be known while tracing: a shape, axes, pads."""
+    if isinstance(value, Known):
+        return value.items
+    if isinstance(value, Tensor):
+        return list(value.reshape(-1).tolist())
+    raise OnnxError(f"{node.kind} {node.name!r} needs numbers, not {type(value).__name__}")
+
+
+def axes_of(node: Node, given: Any) -> list[int] | None:
+    """Axes, from the input that newer opsets have or the attribute of older ones."""
+    found = node.get("axes") if given is None else numbers(node, given)
+    return None if found is None else [int(a) for a in found]
+
+
+def modest(node: Node, shape: list[Any]) -> list[Any]:
+    """A shape that a file asks for, refused where it is absurd."""
+    count = 1
+    for n in shape:
+        if isinstance(n, int):
+            if n < 0:
+                raise OnnxError(f"{node.kind} {node.name!r} asks for a negative size: {shape}")
+            count *= n
+    if count > LARGEST:
+        raise OnnxError(f"{node.kind} {node.name!r} asks for {count:.3g} elements, more than {LARGEST:.3g}")
+    return shape
+
+
+def dtype_of(number: int) -> torch.dtype:
+    """torch's dtype for ONNX's number.
+
+    Raises:
+        OnnxError: torch has none.
+    """
+    if number not in DTYPES:
+        raise OnnxError(f"tensors of ONNX's type {number} are not supported; supported: {sorted(DTYPES)}")
+    return DTYPES[number]
+
+
+def pad_widths(before: list[Any], after: list[Any]) -> list[Any]:
+    """Padding before and after each axis in the order of torch's `pad`, last axis first."""
+    return [width for pair in reversed(list(zip(before, after))) for width in pair]

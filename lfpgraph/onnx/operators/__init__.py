@@ -1,0 +1,1 @@
+"""ATen operations as ONNX operators."""

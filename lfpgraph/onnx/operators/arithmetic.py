@@ -1,0 +1,168 @@
+"""Translators of arithmetic, of tensors and of open sizes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from ..registry import translates
+from .builder import Builder, Value
+from .operands import binary, operand, scalar
+
+aten = torch.ops.aten
+
+
+def _with_times(b: Builder, kind: str, x: Any, y: Any, alpha: float, dtype: torch.dtype) -> Any:
+    """x and alpha times y."""
+    scaled = b.op("Mul", operand(b, y, dtype), scalar(b, alpha, dtype))
+    return b.op(kind, operand(b, x, dtype), scaled)
+
+
+@translates(aten.add.Tensor, aten.add.Scalar)
+def add(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
+    if alpha != 1:
+        return _with_times(b, "Add", x, y, alpha, result.dtype)
+    if isinstance(y, float | int) and y == 0:  # adding zero changes minus zero alone
+        return operand(b, x, result.dtype)
+    return binary(b, "Or" if result.dtype == torch.bool else "Add", x, y, result.dtype)
+
+
+@translates(aten.sub.Tensor, aten.sub.Scalar)
+def sub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
+    if alpha != 1:
+        return _with_times(b, "Sub", x, y, alpha, result.dtype)
+    return binary(b, "Sub", x, y, result.dtype)
+
+
+@translates(aten.rsub.Tensor, aten.rsub.Scalar)
+def rsub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
+    return sub(b, result, y, x, alpha)
+
+
+@translates(aten.mul.Tensor, aten.mul.Scalar)
+def mul(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    return binary(b, "And" if result.dtype == torch.bool else "Mul", x, y, result.dtype)
+
+
+@translates(aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor)
+def div(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    return binary(b, "Div", x, y, result.dtype)
+
+
+@translates(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def div_mode(b: Builder, result: Any, x: Any, y: Any, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is None:
+        return div(b, result, x, y)
+    if rounding_mode == "floor":
+        return floor_divide(b, result, x, y)
+    quotient = binary(b, "Div", x, y, result.dtype)
+    return _truncate(b, quotient, result.dtype)
+
+
+def _truncate(b: Builder, x: str, dtype: torch.dtype) -> str:
+    if not dtype.is_floating_point:
+        return x
+    return str(b.op("Mul", b.op("Sign", x), b.op("Floor", b.op("Abs", x))))
+
+
+@translates(aten.trunc.default, aten.fix.default)
+def trunc(b: Builder, result: Any, x: Value) -> Any:
+    return _truncate(b, x.name, x.dtype)
+
+
+@translates(aten.floor_divide.default, aten.floor_divide.Scalar)
+def floor_divide(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    if result.dtype.is_floating_point:
+        return b.op("Floor", binary(b, "Div", x, y, result.dtype))
+    x, y = operand(b, x, result.dtype), operand(b, y, result.dtype)
+    rest = b.op("Mod", x, y)  # of the divisor's sign, so that what is left divides evenly
+    return b.op("Div", b.op("Sub", x, rest), y)
+
+
+@translates(aten.remainder.Tensor, aten.remainder.Scalar)
+def remainder(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    if not result.dtype.is_floating_point:
+        return binary(b, "Mod", x, y, result.dtype)
+    whole = floor_divide(b, result, x, y)
+    return b.op("Sub", operand(b, x, result.dtype), b.op("Mul", whole, operand(b, y, result.dtype)))
+
+
+@translates(aten.fmod.Tensor, aten.fmod.Scalar)
+def fmod(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    return b.op("Mod", operand(b, x, result.dtype), operand(b, y, result.dtype), fmod=1)
+
+
+@translates(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def power(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    if y == 2 and isinstance(x, Value):
+        x = operand(b, x, result.dtype)
+        return b.op("Mul", x, x)
+    if y == 0.5 and isinstance(x, Value):
+        return b.op("Sqrt", operand(b, x, result.dtype))
+    return binary(b, "Pow", x, y, result.dtype)
+
+
+@translates(aten.addcdiv.default)
+def addcdiv(b: Builder, result: Any, x: Value, y: Value, z: Value, value: float = 1) -> Any:
+    if value == 1:
+        return b.op("Add", x, b.op("Div", y, z))
+    return b.op("Add", x, b.op("Div", b.op("Mul", y, scalar(b, value, x.dtype)), z))
+
+
+@translates(aten.addcmul.default)
+def addcmul(b: Builder, result: Any, x: Value, y: Value, z: Value, value: float = 1) -> Any:
+    product = b.op("Mul", y, z)
+    return b.op("Add", x, product if value == 1 else b.op("Mul", product, scalar(b, value, x.dtype)))
+
+
+@translates(aten.lerp.Scalar, aten.lerp.Tensor)
+def lerp(b: Builder, result: Any, x: Value, y: Value, weight: Any) -> Any:
+    return b.op("Add", x, b.op("Mul", b.op("Sub", y, x), operand(b, weight, x.dtype)))
+
+
+@translates(aten.clamp_min.default, aten.maximum.default, aten.clamp_min.Tensor)
+def maximum(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    return binary(b, "Max", x, y, result.dtype)
+
+
+@translates(aten.clamp_max.default, aten.minimum.default, aten.clamp_max.Tensor)
+def minimum(b: Builder, result: Any, x: Any, y: Any) -> Any:
+    return binary(b, "Min", x, y, result.dtype)
+
+
+@translates(aten.hardtanh.default, aten.clamp.default, aten.clamp.Tensor)
+def clamp(b: Builder, result: Any, x: Value, low: Any = None, high: Any = None) -> Any:
+    value: Any = operand(b, x, result.dtype)
+    if low is not None:
+        value = b.op("Max", value, operand(b, low, result.dtype))
+    return value if high is None else b.op("Min", value, operand(b, high, result.dtype))
+
+
+def _size_operation(kind: str) -> Any:
+    """Arithmetic of open sizes, in whole numbers; where a fraction takes part, of tensors without dimensions."""
+
+    def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
+        if isinstance(result, torch.SymFloat):
+            return Value(binary(b, kind, x, y, torch.float32), torch.float32, ())
+        return b.op(kind, *(item if isinstance(item, str) else b.ints(item) for item in (x, y)))
+
+    translate.__name__ = kind.lower()
+    return translate
+
+
+for _function, _kind in (
+    (operator.add, "Add"),
+    (operator.sub, "Sub"),
+    (operator.mul, "Mul"),
+    (operator.floordiv, "Div"),  # sizes are not negative
+    (operator.truediv, "Div"),
+    (operator.mod, "Mod"),
+):
+    translates(_function)(_size_operation(_kind))
+
+
+@translates(operator.neg)
+def negative_size(b: Builder, result: Any, x: Any) -> Any:
+    return b.op("Neg", x)

@@ -1,0 +1,1 @@
+"""Training without torch: a step's file, its data and its state, with numpy and onnxruntime alone."""

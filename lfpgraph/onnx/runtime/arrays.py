@@ -1,0 +1,58 @@
+"""Arrays as onnxruntime takes them: of the right dtype and shape, and cut into batches. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import OnnxError
+
+__all__ = ["DTYPES", "Batch", "batches_of", "fitting", "length_of", "of_shape"]
+
+Batch = Any  # an array, a sequence of arrays, or arrays by input name
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def fitting(value: Any, described: Any) -> np.ndarray:
+    """A value as a contiguous array of the dtype and rank that an input has."""
+    array = np.asarray(value)
+    dtype = DTYPES.get(described.type)
+    if dtype is None or array.dtype.kind not in "biuf":
+        raise OnnxError(f"input {described.name!r} takes {described.type}, not an array of {array.dtype}")
+    if array.dtype.kind == "f" and np.dtype(dtype).kind in "iub":
+        raise OnnxError(f"input {described.name!r} takes whole numbers ({described.type}), not {array.dtype}")
+    if array.ndim != len(described.shape):
+        raise OnnxError(f"input {described.name!r} has {len(described.shape)} dimensions, the array given {array.ndim}")
+    return np.asarray(array, dtype=dtype, order="C")
+
+
+def of_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
+    """A value of an input's dtype, refused where its shape is another."""
+    if list(value.shape) != list(described.shape):
+        raise OnnxError(f"{name} has shape {list(described.shape)}, not {list(value.shape)}")
+    return np.asarray(value, dtype=DTYPES[described.type], order="C")
+
+
+def length_of(x: Batch) -> int:
+    """How many samples."""
+    first = next(iter(x.values())) if isinstance(x, Mapping) else x[0] if isinstance(x, tuple) else x
+    return len(first)
+
+
+def batches_of(arrays: Mapping[str, np.ndarray], order: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays' rows in an order, so many at a time; one batch of none where there are none."""
+    for start in range(0, max(len(order), 1), size):
+        places = order[start : start + size]
+        yield {name: array[places] for name, array in arrays.items()}

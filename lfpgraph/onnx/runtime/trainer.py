@@ -1,0 +1,294 @@
+"""Training with a step exported by `export_training_step`: numpy and onnxruntime, no torch, no autograd."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import OnnxError, one_line
+from .arrays import DTYPES, Batch, batches_of, fitting, length_of, of_shape
+from .files import (
+    companion,
+    description_of,
+    open_session,
+    read_tensors,
+    safetensors_function,
+)
+
+__all__ = ["OrtTrainer", "StepResult"]
+
+
+class StepResult(NamedTuple):
+    """What a training step gives: the model's outputs before the step, and metrics such as `loss` and `accuracy`."""
+
+    outputs: tuple[np.ndarray, ...]
+    metrics: dict[str, float]
+
+
+class OrtTrainer:
+    """Runs a training step in onnxruntime and keeps parameters, buffers and the optimizer's state between steps.
+
+    Args:
+        path: a file of `export_training_step`. Its companions are looked for beside it: `<stem>.forward.onnx`, for
+            `predict`, and `<stem>.safetensors` where the values were written outside.
+        threads: threads of onnxruntime; 0 for its own choice.
+        providers: execution providers, in order.
+
+    Raises:
+        OnnxError: no such file, not a training step, or onnxruntime cannot run it.
+    """
+
+    def __init__(
+        self, path: str | Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        self.path = Path(path)
+        self._options = (threads, list(providers))
+        self._session = open_session(self.path, *self._options)
+        self.description = description_of(self._session, self.path)
+        self._inputs = {i.name: i for i in (*self._session.get_inputs(), *self._session.get_overridable_initializers())}
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        text = self.description
+        self._stored = [*text["parameters"], *text["frozen"], *text["buffers"]]
+        self._changing = [*text["parameters"], *text["buffers"], *text["state"]]
+        self._asked = [name for name in self._outputs if not name.startswith("value/")]
+        self._forward: Any = None
+        self._values: dict[str, Any] = {}
+        self._set(self._initial_values())
+        self.reset_optimizer()
+
+    def __repr__(self) -> str:
+        text = self.description
+        return f"OrtTrainer({str(self.path)!r}: {text['reward']}, {text['optimizer']}, {len(text['parameters'])} parameters)"
+
+    def step(self, x: Batch, y: Any, lr: float) -> StepResult:
+        """One training step.
+
+        Args:
+            x: the model's input, or several as a tuple or by name, arrays [n, ...].
+            y: the target, or the reward, as the file was exported for: class indices [n], an array of the outputs'
+                shape, or a reward of the outputs' shape.
+            lr: the learning rate.
+
+        Raises:
+            OnnxError: arrays that do not fit.
+        """
+        feeds = self._arrays(x, self._inputs, self.description["inputs"])
+        feeds[self.description["target"]] = fitting(y, self._inputs[self.description["target"]])
+        feeds["lr"] = np.asarray(lr, np.float32)
+        results = self._run(self._session, self._asked, feeds, self._values)
+        named = dict(zip(self._asked, results))
+        for name in self._changing:
+            self._values[name] = named[f"new/{name}"]
+        metrics = {name: float(named[f"metric/{name}"].numpy()) for name in self.description["metrics"]}
+        return StepResult(tuple(named[name].numpy() for name in self.description["outputs"]), metrics)
+
+    def predict(self, x: Batch, batch_size: int = 256) -> np.ndarray:
+        """The model's first output in eval mode, [n, ...], in batches of `batch_size`.
+
+        Raises:
+            OnnxError: the file was exported with `forward=False`, or its companion is not beside it.
+        """
+        session = self._forward_session()
+        inputs = {i.name: i for i in session.get_inputs()}
+        known = {name: value for name, value in self._values.items() if name in inputs}
+        names = [name for name in self.description["inputs"] if name in inputs]
+        found = []
+        for part in batches_of(self._arrays(x, inputs, names), np.arange(length_of(x)), batch_size):
+            found.append(self._run(session, ["output"], part, known)[0].numpy())
+        return np.concatenate(found)
+
+    def fit(
+        self,
+        x: Batch,
+        y: Any,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        lr: float | Callable[[float], float] = 1e-3,
+        validation: tuple[Batch, Any] | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Train for some epochs over shuffled batches.
+
+        Args:
+            x, y: all inputs and targets, as for `step`.
+            lr: the rate, or a function of how far training is (0 to 1) that gives it.
+            validation: inputs and labels; their accuracy is measured after each epoch (needs `predict`).
+            seed: of the shuffling.
+            progress: show a bar on stderr; None shows it on a terminal only.
+
+        Returns:
+            For each epoch the mean of each metric, `seconds`, and `val_accuracy` where there is a validation set.
+        """
+        if epochs < 1 or batch_size < 1:
+            raise OnnxError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
+        length, y = length_of(x), np.asarray(y)
+        if len(y) != length or not length:
+            raise OnnxError(f"{length} inputs and {len(y)} targets; there must be as many of both, and at least one")
+        names = self.description["inputs"]
+        arrays = self._arrays(x, self._inputs, names)
+        draw = np.random.default_rng(seed)
+        total, done = epochs * -(-length // batch_size), 0
+        bar = _Bar(total, sys.stderr.isatty() if progress is None else progress)
+        history: list[dict[str, float]] = []
+        for epoch in range(epochs):
+            sums: dict[str, float] = {}
+            order, start = draw.permutation(length), time.perf_counter()
+            for part in batches_of({**arrays, "\0y": y}, order, batch_size):
+                target = part.pop("\0y")
+                rate = lr(done / total) if callable(lr) else lr
+                metrics = self.step(part, target, rate).metrics
+                for name, value in metrics.items():
+                    sums[name] = sums.get(name, 0.0) + value * len(target)
+                done += 1
+                bar.show(done, f"epoch {epoch + 1}/{epochs} " + _text(metrics))
+            row = {name: value / length for name, value in sums.items()}
+            row["seconds"] = time.perf_counter() - start
+            if validation is not None:
+                row["val_accuracy"] = float(
+                    (self.predict(validation[0]).argmax(-1) == np.asarray(validation[1])).mean()
+                )
+            history.append(row)
+        bar.close()
+        return history
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters by the model's own names, tied ones under each of their names."""
+        return self._named([*self.description["parameters"], *self.description["frozen"]])
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of parameters and of the buffers that are kept, by the model's own names."""
+        return self._named(self._stored)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """Copies of the optimizer's state."""
+        return {name: np.array(self._values[name].numpy()) for name in self.description["state"]}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Set parameters and buffers by name; all of them must be there.
+
+        Raises:
+            OnnxError: names are missing or unknown, or a shape differs; nothing has changed then.
+        """
+        aliases = self.description["aliases"]
+        own = {name: value for name, value in values.items() if name not in aliases}
+        missing, unknown = sorted(set(self._stored) - set(own)), sorted(set(own) - set(self._stored))
+        if missing or unknown:
+            raise OnnxError(f"the values do not fit this model: missing {missing[:5]}, unknown {unknown[:5]}")
+        self._set(own)
+
+    def reset_optimizer(self) -> None:
+        """Set the optimizer's state to its beginning, zeros."""
+        for name in self.description["state"]:
+            shape = [int(n) for n in self._inputs[name].shape]
+            self._set({name: np.zeros(shape, DTYPES[self._inputs[name].type])})
+
+    def save(self, path: str | Path, *, optimizer: bool = True) -> None:
+        """Write parameters and buffers, by the model's own names, and the optimizer's state to a safetensors file.
+
+        With `optimizer=False` the file is a plain state dict that torch's `load_state_dict(strict=False)` takes.
+        """
+        save_file = safetensors_function("save_file")
+        tensors = {name: np.array(self._values[name].numpy()) for name in self._stored}
+        if optimizer:
+            tensors |= {f"optimizer/{name}": value for name, value in self.optimizer_state().items()}
+        try:
+            save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, str(path))
+        except OSError as error:
+            raise OnnxError(f"cannot write {path}: {error}") from error
+
+    def restore(self, path: str | Path) -> None:
+        """Read what `save` wrote; without an optimizer's state in the file, the state begins anew.
+
+        Raises:
+            OnnxError: the file cannot be read, or does not fit; nothing has changed then.
+        """
+        tensors = read_tensors(Path(path))
+        state = {name.removeprefix("optimizer/"): v for name, v in tensors.items() if name.startswith("optimizer/")}
+        if state and set(state) != set(self.description["state"]):
+            raise OnnxError(f"{path} holds the state of another optimizer than {self.description['optimizer']}")
+        for name, value in state.items():
+            of_shape(name, value, self._inputs[name])
+        self.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("optimizer/")})
+        self.reset_optimizer()
+        self._set(state)
+
+    def _initial_values(self) -> dict[str, np.ndarray]:
+        """From the file itself, or from the safetensors file beside it."""
+        beside = self.description.get("values")
+        if beside:
+            return read_tensors(companion(self.path, beside))
+        feeds = {name: self._blank(i) for name, i in self._inputs.items() if name not in self._stored}
+        asked = [f"value/{name}" for name in self._stored]
+        return dict(zip(self._stored, (v.numpy() for v in self._run(self._session, asked, feeds, {}))))
+
+    def _blank(self, described: Any) -> np.ndarray:
+        """Zeros for an input, of the shape that the example had when the step was exported."""
+        shape = self.description.get("example", {}).get(described.name, described.shape)
+        return np.zeros([n if isinstance(n, int) else 2 for n in shape], DTYPES[described.type])
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        from onnxruntime import OrtValue
+
+        checked = {name: of_shape(name, np.asarray(value), self._inputs[name]) for name, value in values.items()}
+        for name, value in checked.items():
+            self._values[name] = OrtValue.ortvalue_from_numpy(value.copy())
+
+    def _named(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        found = {name: np.array(self._values[name].numpy()) for name in names}
+        tied = {other: found[name] for other, name in self.description["aliases"].items() if name in found}
+        return {**found, **tied}
+
+    def _arrays(self, x: Batch, inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, np.ndarray]:
+        if isinstance(x, Mapping):
+            if set(x) != set(names):
+                raise OnnxError(f"inputs {sorted(x)} were given; the model takes {sorted(names)}")
+            return {name: fitting(x[name], inputs[name]) for name in names}
+        items = list(x) if isinstance(x, tuple) else [x]
+        if len(items) != len(names):
+            raise OnnxError(f"{len(items)} inputs were given; the model takes {len(names)}: {', '.join(names)}")
+        return {name: fitting(item, inputs[name]) for name, item in zip(names, items)}
+
+    def _run(self, session: Any, asked: Sequence[str], feeds: Mapping[str, Any], known: Mapping[str, Any]) -> list[Any]:
+        from onnxruntime import OrtValue
+
+        given = {name: OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+        try:
+            return list(session.run_with_ort_values(list(asked), {**given, **known}))
+        except Exception as error:  # onnxruntime's own classes share no base
+            raise OnnxError(f"onnxruntime could not run {self.path.name}: {one_line(error, 300)}") from error
+
+    def _forward_session(self) -> Any:
+        if self._forward is None:
+            name = self.description.get("forward")
+            if not name:
+                raise OnnxError(f"{self.path.name} was exported without its forward file; export with forward=True.")
+            self._forward = open_session(companion(self.path, name), *self._options)
+        return self._forward
+
+
+class _Bar:
+    """A progress bar of one line on stderr."""
+
+    def __init__(self, total: int, on: bool) -> None:
+        self.total, self.on, self.last = total, on, 0.0
+
+    def show(self, done: int, text: str) -> None:
+        now = time.perf_counter()
+        if self.on and (now - self.last > 0.1 or done == self.total):
+            self.last, filled = now, 24 * done // self.total
+            print(f"\r[{'#' * filled}{'.' * (24 - filled)}] {done}/{self.total} {text}", end="\033[K", file=sys.stderr)
+
+    def close(self) -> None:
+        if self.on:
+            print(file=sys.stderr)
+
+
+def _text(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

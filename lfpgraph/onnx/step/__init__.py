@@ -1,0 +1,1 @@
+"""A training step, or a trained model, as an ONNX file."""

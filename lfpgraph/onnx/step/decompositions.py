@@ -1,0 +1,22 @@
+"""ATen's fused kernels and their backward forms, written once in operations that ONNX has: the table for make_fx.
+
+Each function has the signature of the kernel it stands for and works on tensors of any backend. The registry's translators
+come first: what they know is not taken apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._decomp import core_aten_decompositions
+
+from ..registry import DECOMPOSITIONS, TRANSLATORS
+
+__all__ = ["decomposition_table"]
+
+
+def decomposition_table() -> dict[Any, Callable[..., Any]]:
+    """Decompositions for make_fx: ours, then torch's for what no translator takes."""
+    table = {op: how for op, how in core_aten_decompositions().items() if op not in TRANSLATORS}
+    return {**table, **DECOMPOSITIONS}

@@ -1,0 +1,153 @@
+"""Backward forms of convolutions and poolings, in operations that ONNX has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import decomposes
+
+aten = torch.ops.aten
+_MANY = 16  # channels
+
+
+@decomposes(aten.convolution_backward.default)
+def convolution_backward(
+    s: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Signals of x, weight and bias of a convolution."""
+    n = x.dim() - 2
+    stride, padding, dilation = (_each(values, n) for values in (stride, padding, dilation))
+    found: list[Tensor | None] = [None, None, None]
+    if mask[0] and transposed:
+        found[0] = aten.convolution(s, weight, None, stride, padding, dilation, False, [0] * n, groups)
+    elif mask[0]:
+        rest = _left_over(s, x, weight, stride, padding, dilation)
+        found[0] = aten.convolution(s, weight, None, stride, padding, dilation, True, rest, groups)
+    if mask[1]:
+        pair = (s, x) if transposed else (x, s)
+        found[1] = _weight_signal(*pair, weight, stride, padding, dilation, groups)
+    if mask[2]:
+        found[2] = s.sum([0, *range(2, s.dim())])
+    return tuple(found)
+
+
+def _each(values: Sequence[int], n: int) -> list[int]:
+    return list(values) * n if len(values) == 1 else list(values)
+
+
+def _left_over(s: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> list[int]:
+    """The output padding that gives the transposed convolution the size of x."""
+    rest = []
+    for i, (step, pad, spread) in enumerate(zip(stride, padding, dilation)):
+        reach = spread * (weight.shape[i + 2] - 1) + 1
+        left: Any = 0
+        if step > 1:
+            left = x.shape[i + 2] - ((s.shape[i + 2] - 1) * step - 2 * pad + reach)
+        if not isinstance(left, int):
+            left = 0 if left == 0 else int(left)
+        rest.append(left)
+    return rest
+
+
+def _weight_signal(x: Tensor, s: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+    """A convolution of x with s, batch and channels swapped, stride and dilation swapped.
+
+    For many channels, products of shifted images instead: half the time in onnxruntime (benchmarks/onnx_step.py).
+    """
+    places = x.shape[2:]
+    channels = weight.shape[1]
+    fixed = all(isinstance(n, int) for n in (*places, *s.shape[2:]))
+    if groups == 1 and channels >= _MANY and x.dim() == 4 and fixed:
+        return _shifted_products(x, s, weight, stride, padding, dilation)
+    if groups == 1:
+        images = x.transpose(0, 1)
+    else:
+        images = x.reshape(x.shape[0], groups, channels, *places).permute(2, 1, 0, *range(3, x.dim() + 1))
+        images = images.reshape(channels, groups * x.shape[0], *places)
+    n = x.dim() - 2
+    found = aten.convolution(images, s.transpose(0, 1), None, dilation, padding, stride, False, [0] * n, groups)
+    for axis in range(2, x.dim()):
+        found = found.narrow(axis, 0, weight.shape[axis])
+    return found.transpose(0, 1)
+
+
+def _shifted_products(x: Tensor, s: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """For each place of the kernel the product of the signals with the part of x that it saw, channels last."""
+    height, width = s.shape[2:]
+    images = x.permute(0, 2, 3, 1)
+    for axis, margin in enumerate(padding, 1):
+        images = _widen(images, axis, margin, margin)
+    count = s.shape[0] * height * width  # written out: inferred, it would be compared, and the batch fixed
+    signals = s.transpose(0, 1).reshape(s.shape[1], count)
+    parts = []
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            top, left = i * dilation[0], j * dilation[1]
+            seen = images[:, top : top + (height - 1) * stride[0] + 1 : stride[0]]
+            seen = seen[:, :, left : left + (width - 1) * stride[1] + 1 : stride[1]]
+            parts.append(torch.mm(signals, seen.reshape(count, x.shape[1])))
+    return torch.stack(parts, -1).reshape(weight.shape)
+
+
+def _widen(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Zeros around x; `slice_backward`, since the fake form of `constant_pad_nd` would fix the batch."""
+    if not before and not after:
+        return x
+    shape = list(x.shape)
+    end = before + shape[axis]
+    shape[axis] = end + after
+    return aten.slice_backward(x, shape, axis, before, end, 1)
+
+
+@decomposes(aten.max_pool2d_with_indices_backward.default)
+def max_pool2d_backward(
+    s: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: Tensor
+) -> Tensor:
+    """Each signal at the place its maximum came from."""
+    lead = x.shape[:-2]
+    flat = torch.zeros((*lead, x.shape[-2] * x.shape[-1]), dtype=s.dtype, device=s.device)
+    return flat.scatter_add(-1, indices.flatten(-2), s.flatten(-2)).reshape(x.shape)
+
+
+@decomposes(aten.avg_pool2d_backward.default)
+def avg_pool2d_backward(
+    s: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None
+) -> Tensor:
+    """Each signal spread over its window: a depthwise transposed convolution with ones."""
+    kernel = _each(kernel, 2)
+    stride, padding = _each(stride, 2) if stride else kernel, _each(padding, 2)
+    height, width = x.shape[-2:]
+    whole = [(size - k) % step == 0 for size, k, step in zip((height, width), kernel, stride)]
+    flat = s.reshape(-1, 1, *s.shape[-2:])
+    if padding == [0, 0] and not (ceil_mode and not all(whole)):
+        scaled = flat * (1 / (divisor or kernel[0] * kernel[1]))
+        if kernel == stride and all(whole):
+            return aten.upsample_nearest2d(scaled, [height, width], None, None).reshape(x.shape)
+    else:
+        counts = _window_sizes(s.shape[-2:], (height, width), kernel, stride, padding, include, divisor)
+        scaled = flat / torch.tensor(counts, dtype=s.dtype, device=s.device)
+    ones = torch.ones((1, 1, *kernel), dtype=s.dtype, device=s.device)
+    spread = aten.convolution(scaled, ones, None, stride, [0, 0], [1, 1], True, [0, 0], 1)
+    for axis, (size, pad) in enumerate(zip((height, width), padding), 2):
+        reach = spread.shape[axis]
+        spread = _widen(spread, axis, 0, max(pad + size - reach, 0)).narrow(axis, pad, size)
+    return spread.reshape(x.shape)
+
+
+def _window_sizes(
+    out: Any, size: Any, kernel: Any, stride: Any, padding: Any, include: bool, divisor: int | None
+) -> list[list[float]]:
+    """What each window of an average pooling divides by."""
+    sides = []
+    for n, length, k, step, pad in zip(out, size, kernel, stride, padding):
+        starts = [i * step - pad for i in range(int(n))]
+        ends = [min(start + k, length + pad) for start in starts]
+        if not include:
+            starts, ends = [max(start, 0) for start in starts], [min(end, length) for end in ends]
+        sides.append([end - start for start, end in zip(starts, ends)])
+    return [[float(divisor or a * b) for b in sides[1]] for a in sides[0]]

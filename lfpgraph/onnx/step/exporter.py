@@ -1,0 +1,270 @@
+"""Writing ONNX files: a training step, and the forward pass beside it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import helper
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ...composites.composite import Composite, get_composite
+from ...errors import InputError, OnnxError
+from ...graph.calls import arguments_of, state_tensors
+from ...tracing.flat import original_forward
+from ..operators.builder import Builder, Value
+from ..operators.translate import tensor_info, translate, value_of
+from ..runtime.files import METADATA
+from .optimizers import OPTIMIZERS
+from .trace import REWARDS, Step, trace_forward, trace_step
+
+__all__ = ["export_forward", "export_training_step", "input_names"]
+
+log = logging.getLogger("lfpgraph")
+
+
+@dataclass
+class _Graph:
+    """A finished graph, ready to be written."""
+
+    builder: Builder
+    inputs: list[Any]
+    outputs: list[Any]
+    name: str
+
+    def save(self, path: Path, metadata: dict[str, str], external: bool | None) -> None:
+        self.builder.save(path, self.inputs, self.outputs, self.name, metadata, external)
+
+
+def export_training_step(
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    reward: str = "softmax",
+    optimizer: str = "sgd",
+    composite: str | Composite = "lfp-epsilon",
+    *,
+    options: Mapping[str, float] | None = None,
+    clip: float | None = None,
+    seed: int | None = None,
+    parameters: str = "inside",
+    forward: bool = True,
+    external_data: bool | None = None,
+) -> Path:
+    """Write one ONNX file that trains the model by feedback, a step at each run. Only standard operators, of opset 20.
+
+    Inputs of the file: the model's own inputs by the names of `forward`'s arguments; `target` (class indices on the
+    outputs' leading axes for "softmax", where -100 is left out; a tensor of the outputs' shape for "mse") or `reward` (of
+    the outputs' shape, for "external"); `lr`; the parameters and the buffers that change, by the model's own names;
+    the optimizer's state, zeros at first. Outputs: `new/` and the name for each of those; the model's outputs as
+    `output`, `output_1`...; metrics as `metric/loss`... The batch may have any size.
+
+    Args:
+        model: any module that traces; the mode it is in is the mode it trains in. Not changed.
+        example: a tensor, a tuple of arguments or a dict of keyword arguments, without labels.
+        path: the file to write.
+        reward: "softmax" for cross-entropy, "mse" for the mean squared error (both as a loss's negative gradient, the
+            mean over the batch), "external" for a reward given at each step.
+        optimizer: "sgd", "momentum" or "adam", with torch's numbers.
+        composite: the rules.
+        options: the optimizer's numbers, e.g. `{"momentum": 0.95}`.
+        clip: scale all feedback to at most this norm.
+        seed: lets dropout be drawn by onnxruntime, from this seed; without one, a model that draws is refused.
+        parameters: "inside" keeps their values as initializers that may be overridden; "outside" writes them to
+            `<stem>.safetensors` beside the file.
+        forward: also write `<stem>.forward.onnx`, the forward pass in eval mode, for predictions; it holds no values.
+        external_data: keep large tensors in `<name>.data` beside the file; None does so from 2 GB on.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OnnxError: an operation without ONNX form, random numbers without seed, unknown options.
+        TraceError, NoRuleError, InputError: as for `wrap`.
+    """
+    path = Path(path)
+    args, kwargs = arguments_of(example, InputError)
+    chosen = _optimizer_options(reward, optimizer, parameters, options)
+    step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
+    names = input_names(model, args, kwargs)
+    inside = parameters == "inside"
+    graph, described = _step_graph(model, step, names, reward, seed, inside)
+    described |= {"optimizer": optimizer, "options": chosen, "clip": clip, "format": 1}
+    described["composite"] = get_composite(composite).name
+    if forward:
+        described["forward"] = f"{path.stem}.forward.onnx"
+    if not inside:
+        described["values"] = f"{path.stem}.safetensors"
+        stored = [*described["parameters"], *described["frozen"], *described["buffers"]]
+        _write_values(model, stored, path.with_name(described["values"]))
+    graph.save(path, {METADATA: json.dumps(described)}, external_data)
+    if forward:
+        export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
+    log.info("wrote %s: %d nodes, %d parameters", path, len(graph.builder.nodes), len(step.parameters))
+    return path
+
+
+def export_forward(model: nn.Module, example: Any, path: str | Path, *, external_data: bool | None = None) -> Path:
+    """Write the forward pass in eval mode with parameters and float buffers as inputs, by the model's own names.
+
+    The companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
+    """
+    path = Path(path)
+    args, kwargs = arguments_of(example, InputError)
+    _forward_graph(model, args, kwargs, input_names(model, args, kwargs)).save(path, {}, external_data)
+    return path
+
+
+def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Mapping[str, float] | None) -> Any:
+    for what, value, known in (
+        ("reward", reward, REWARDS),
+        ("optimizer", optimizer, tuple(OPTIMIZERS)),
+        ("parameters", parameters, ("inside", "outside")),
+    ):
+        if value not in known:
+            raise OnnxError(f"{what}={value!r} is not known; choose one of {', '.join(known)}")
+    defaults = OPTIMIZERS[optimizer].defaults
+    unknown = set(options or {}) - set(defaults)
+    if unknown:
+        raise OnnxError(f"{optimizer} has no {sorted(unknown)}; it has: {', '.join(defaults) or 'no options'}")
+    return {**defaults, **(options or {})}
+
+
+def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """A name for each tensor among the arguments: that of forward's parameter, with its place inside a container."""
+    try:
+        bound = inspect.signature(original_forward(model)).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise InputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
+    named = {id(leaf): path for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]}
+    names: list[str] = []
+    for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))):
+        if isinstance(leaf, Tensor):
+            parts = [str(getattr(key, "key", getattr(key, "idx", key))) for key in named[id(leaf)]]
+            name = ".".join(parts)
+            while name in names:
+                name += "_"
+            names.append(name)
+    return names
+
+
+def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
+    """Readable names for open sizes: "batch" for the first axis of the first input, then the input's name and axis."""
+    axes: dict[str, str] = {}
+    for (kind, target), fake in zip(step.inputs, step.fakes):
+        if kind == "input":
+            for i, n in enumerate(fake.shape):
+                if not isinstance(n, int):
+                    label = "batch" if i == 0 and "batch" not in axes.values() else f"{names[target]}_{i}"
+                    axes.setdefault(str(n), label)
+    return axes
+
+
+def _graph_inputs(
+    b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool
+) -> tuple[list[Value], list[Any]]:
+    """Values for the step's placeholders, and ONNX's descriptions of those that are inputs of the file.
+
+    `given` are the names of parameters and buffers that are inputs; `values` gives those initializers too; what is
+    neither is an initializer alone.
+    """
+    tensors, axes = state_tensors(model), _open_axes(step, names)
+    found, infos = [], []
+    for (kind, target), fake in zip(step.inputs, step.fakes):
+        name = names[target] if kind == "input" else str(target)
+        if kind == "input" or name in given:
+            b.reserve(name)
+            infos.append(tensor_info(name, fake, axes))
+            if kind != "input" and values:
+                b.initializer(name, tensors[name])
+            found.append(value_of(name, fake))
+        else:
+            constant = step.graph.constants[target] if kind == "constant" else tensors[target]
+            found.append(Value(b.constant(constant), constant.dtype, tuple(constant.shape)))
+    return found, infos
+
+
+def _step_graph(
+    model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
+) -> tuple[_Graph, dict[str, Any]]:
+    b, axes = Builder(seed), _open_axes(step, names)
+    frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
+    stored = [*step.parameters, *frozen, *step.buffers]
+    values, infos = _graph_inputs(b, model, step, names, set(stored), inside)
+    target = "reward" if reward == "external" else "target"
+    extra = [target, "lr", *step.state]
+    for name, fake in zip(extra, step.fakes[len(step.inputs) :]):
+        b.reserve(name)
+        infos.append(tensor_info(name, fake, axes))
+        values.append(value_of(name, fake))
+    results = translate(b, step.module, values)
+    open_names = {*names, target}
+    changing = [*step.parameters, *step.buffers, *step.state]
+    outputs = [f"output_{i}" if i else "output" for i in range(len(results) - len(changing) - len(step.metrics))]
+    titles = [*(f"new/{name}" for name in changing), *outputs, *(f"metric/{name}" for name in step.metrics)]
+    described = {
+        "inputs": [names[index] for kind, index in step.inputs if kind == "input"],
+        "target": target,
+        "example": {v.name: _hinted(v) for v in values[: len(step.inputs) + 1] if v.name in open_names},
+        "parameters": step.parameters,
+        "frozen": frozen,
+        "buffers": step.buffers,
+        "state": step.state,
+        "outputs": outputs,
+        "metrics": step.metrics,
+        "aliases": step.aliases,
+        "reward": reward,
+    }
+    if inside:  # so that a runtime alone can read what the file begins with
+        of = dict(zip([target for _, target in step.inputs], values))
+        titles += [f"value/{name}" for name in stored]
+        results += [of[name] for name in stored]
+    return _Graph(b, infos, name_results(b, titles, results, axes), type(model).__name__), described
+
+
+def _hinted(value: Value) -> list[int]:
+    """The shape that the example had."""
+    return [n if isinstance(n, int) else int(n.node.hint) for n in value.shape]
+
+
+def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> list[Any]:
+    """Give results their names, by an Identity each; their descriptions."""
+    infos = []
+    for title, result in zip(titles, results):
+        if not isinstance(result, Value):
+            continue
+        b.reserve(title)
+        b.nodes.append(helper.make_node("Identity", [result.name], [title]))
+        infos.append(tensor_info(title, result, axes))
+    return infos
+
+
+def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> _Graph:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        step = trace_forward(model, args, kwargs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    b, axes = Builder(), _open_axes(step, names)
+    tensors = state_tensors(model)
+    given = {name for kind, name in step.inputs if kind == "parameter"}
+    given |= {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
+    values, infos = _graph_inputs(b, model, step, names, given, False)
+    results = translate(b, step.module, values)
+    titles = [f"output_{i}" if i else "output" for i in range(len(results))]
+    return _Graph(b, infos, name_results(b, titles, results, axes), type(model).__name__)
+
+
+def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = state_tensors(model)
+    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)

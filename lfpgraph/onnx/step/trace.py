@@ -1,0 +1,252 @@
+"""A whole training step as one ATen graph: forward, loss or reward, feedback, optimizer, traced along the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functionalize
+from torch.fx.experimental import _config as _fx_config
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ...composites.composite import Composite
+from ...engine.plan import Plan, make_plan
+from ...engine.propagate import run_backward, run_forward
+from ...errors import InputError, OnnxError
+from ...graph.graph import OpGraph, is_float
+from ...numerics import stabilize
+from ...passes.functional import make_functional
+from ...tracing.capture import quiet
+from ...tracing.tracer import trace
+from .decompositions import decomposition_table
+from .optimizers import OPTIMIZERS, clip_by_norm
+
+__all__ = ["REWARDS", "Step", "trace_forward", "trace_step"]
+
+REWARDS = ("softmax", "mse", "external")
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+
+@dataclass
+class Step:
+    """A traced step and what its inputs and results are.
+
+    The graph takes the values (one for each entry of `inputs`), the target, the learning rate, then the optimizer's
+    state; it returns new parameters, new buffers, new state, the model's outputs and the metrics.
+
+    Attributes:
+        module: functional ATen graph.
+        graph: the model's graph it was made of.
+        inputs: ("parameter" or "buffer" or "constant" or "input", its name or index) for each value.
+        fakes: fake tensors of all inputs, in order.
+        parameters: names of those that train. `frozen`: tensors of the others; `aliases`: further names of tied ones.
+        state: name and initial value of each state tensor; all zeros, of the shape of a parameter or scalars.
+        metrics: names of the metrics.
+    """
+
+    module: fx.GraphModule
+    graph: OpGraph
+    inputs: list[tuple[str, Any]]
+    fakes: list[Tensor]
+    parameters: list[str] = field(default_factory=list)
+    buffers: list[str] = field(default_factory=list)
+    state: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+def _inputs(graph: OpGraph, model: nn.Module) -> tuple[list[tuple[str, Any]], list[int], dict[str, str]]:
+    """The graph's placeholders with tied parameters as one: the inputs, for each placeholder its input, and aliases."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    found: list[tuple[str, Any]] = []
+    places: list[int] = []
+    aliases: dict[str, str] = {}
+    for placeholder in graph.placeholders:
+        name = placeholder.target
+        if placeholder.kind == "parameter":
+            name = first.setdefault(id(tensors[name]), name)
+            if name != placeholder.target:
+                aliases[placeholder.target] = name
+        entry = (placeholder.kind, name)
+        if entry not in found:
+            found.append(entry)
+        places.append(found.index(entry))
+    return found, places, aliases
+
+
+def _rewarded_output(graph: OpGraph) -> int:
+    """The position, among all results of the graph, of the first float output that is no scalar."""
+    results = graph.output_nodes
+    for position in range(len(results) - len(graph.user_output_nodes), len(results)):
+        node = results[position]
+        if isinstance(node, fx.Node) and is_float(node.meta.get("val")) and node.meta["val"].dim() > 0:
+            return position
+    raise OnnxError("the model has no float output with at least one dimension to give the reward to.")
+
+
+def _make_fx(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule:
+    """A functional graph of a function of fake tensors, in operations that have translators."""
+    fake_mode = next((v.fake_mode for v in fakes if hasattr(v, "fake_mode")), None)
+    if fake_mode is None:
+        raise OnnxError("the model was not traced by torch.export, so its step cannot be exported")
+    table = decomposition_table()
+
+    def traced(function: Callable[..., Any]) -> fx.GraphModule:
+        with quiet(), torch.no_grad(), fake_mode, _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            return make_fx(function, decomposition_table=table, tracing_mode="real")(*fakes)
+
+    module = traced(function)
+    if not make_functional(module.graph):
+        module = traced(functionalize(function, remove="mutations"))
+    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return module
+
+
+def _check(graph: OpGraph, seed: int | None) -> None:
+    if graph.tracer != "export" or graph.input_mutations:
+        raise OnnxError("a model that branches on data, or writes into its inputs, has no fixed step to export.")
+    random = sorted({str(n.target) for n in graph.operations() if _draws(n)})
+    if random and seed is None:
+        raise OnnxError(
+            f"the model draws random numbers ({', '.join(random)}), dropout most likely. Set its rate to 0, call "
+            "model.eval() first, or pass seed= to let onnxruntime draw them (other numbers than torch's)."
+        )
+
+
+def _draws(node: fx.Node) -> bool:
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0)) or 0)
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None = None) -> Step:
+    """The model's forward alone, in the mode the model is in; its inputs and results are the graph's."""
+    graph = trace(model, args, kwargs)
+    _check(graph, seed)
+    inputs, places, aliases = _inputs(graph, model)
+    nodes = graph.placeholder_nodes
+    fakes = [nodes[places.index(i)].meta["val"] for i in range(len(inputs))]
+
+    def run(*values: Any) -> list[Any]:
+        env = fx.Interpreter(graph.module).run(*(values[i] for i in places))
+        return list(env)[len(graph.mutations) :]
+
+    step = Step(_make_fx(run, fakes), graph, inputs, fakes, aliases=aliases)
+    step.parameters = [name for kind, name in inputs if kind == "parameter"]
+    step.buffers = list(graph.mutations)
+    return step
+
+
+def trace_step(
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], reward: str, optimizer: str, composite: Composite,
+    options: dict[str, float], clip: float | None = None, seed: int | None = None, on_missing: str = "derive",
+) -> Step:  # fmt: skip
+    """Trace forward, reward, feedback and optimizer as one graph.
+
+    Args:
+        reward: "softmax", "mse" or "external". optimizer: a key of `OPTIMIZERS`. options: the optimizer's numbers.
+        clip: largest norm of all feedback together, as `clip_grad_norm_` has it.
+        seed: of random operations, which are refused without one.
+
+    Raises:
+        OnnxError, TraceError, NoRuleError, InputError.
+    """
+    graph = trace(model, args, kwargs)
+    _check(graph, seed)
+    inputs, places, aliases = _inputs(graph, model)
+    nodes, results = graph.placeholder_nodes, graph.output_nodes
+    fakes = [nodes[places.index(i)].meta["val"] for i in range(len(inputs))]
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    trained = [i for i, (kind, name) in enumerate(inputs) if kind == "parameter" and tensors[name].requires_grad]
+    wanted = {node for node, place in zip(nodes, places) if place in trained}
+    if not wanted:
+        raise InputError(f"{type(model).__name__} has no parameters that train.")
+    plan = make_plan(graph, composite, wanted, on_missing)
+    if composite.online:
+        raise OnnxError(
+            f"{composite.name} gives feedback while forward runs; only composites that walk back can be exported."
+        )
+    plan.wake(graph.values_of_call(model, args, kwargs))
+    position = _rewarded_output(graph)
+    output = results[position].meta["val"]
+    if results[position] not in plan.wanted:
+        raise OnnxError("no reward can reach a parameter from the model's first float output; see lfpgraph.coverage.")
+    trained = _reached(plan, places, trained, position)
+    rule = OPTIMIZERS[optimizer]
+    state = rule.state([inputs[i][1] for i in trained])
+    with output.fake_mode:
+        state_fakes = [torch.empty_like(fakes[trained[of]]) if of is not None else torch.empty(()) for _, of in state]
+        target = torch.empty_like(output) if reward != "softmax" else torch.empty(output.shape[:-1], dtype=torch.int64)
+        rate = torch.empty(())
+    n = len(inputs)
+
+    def run(*given: Any) -> list[Any]:
+        values, target, rate, state = given[:n], given[n], given[n + 1], given[n + 2 :]
+        outputs, calls, env = run_forward(plan, [values[i] for i in places])
+        signal, metrics = _signal(reward, outputs[position].float(), target)
+        signals: dict[fx.Node, Tensor | None] = {results[position]: signal.to(output.dtype)}
+        found = run_backward(plan, calls, env, signals, direction=-1)
+        feedback = [_feedback(plan, found, nodes, places, i, values[i]) for i in trained]
+        if clip is not None:
+            feedback = clip_by_norm(feedback, clip)
+        moved, new_state = rule.step([values[i] for i in trained], feedback, list(state), rate, options)
+        mutated = len(graph.mutations)
+        return [*moved, *outputs[:mutated], *new_state, *outputs[mutated:], *metrics.values()]
+
+    all_fakes = [*fakes, target, rate, *state_fakes]
+    step = Step(_make_fx(run, all_fakes), graph, inputs, all_fakes, aliases=aliases)
+    step.parameters = [inputs[i][1] for i in trained]
+    step.buffers = list(graph.mutations)
+    step.state = [name for name, _ in state]
+    step.metrics = list(_metric_names(reward))
+    return step
+
+
+def _reached(plan: Plan, places: list[int], trained: list[int], position: int) -> list[int]:
+    """Of the inputs that train, those that a signal arrives at; tried on the graph's fake values."""
+    nodes, results = plan.graph.placeholder_nodes, plan.graph.output_nodes
+    values = [node.meta["val"] for node in nodes]
+    fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))
+    with quiet(), torch.no_grad(), fake_mode, _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        outputs, calls, env = run_forward(plan, values)
+        found = run_backward(plan, calls, env, {results[position]: torch.empty_like(outputs[position])})
+    arrived = {place for node, place in zip(nodes, places) if found.get(node) is not None}
+    return [i for i in trained if i in arrived]
+
+
+def _feedback(plan: Plan, found: Any, nodes: Any, places: list[int], i: int, value: Tensor) -> Tensor:
+    """What an optimizer reads as the gradient of input i: all its uses together."""
+    total: Any = None
+    for node, place, placeholder in zip(nodes, places, plan.graph.placeholders):
+        s = found.get(node)
+        if place == i and s is not None:
+            own = plan.composite.parameter_ruleset(placeholder.target).feedback(value, s, node in plan.asleep)
+            total = own if total is None else total + own
+    return total
+
+
+def _metric_names(reward: str) -> tuple[str, ...]:
+    return {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}[reward]
+
+
+def _signal(reward: str, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient of the loss at the output (minus the signal of the reward), and the metrics."""
+    if reward == "external":
+        small = out.abs() <= 1e-6
+        return -target / torch.where(small, stabilize(out, 1e-6), out), {"reward": target.sum()}
+    if reward == "mse":
+        difference = out - target
+        size = torch.scalar_tensor(out.numel(), dtype=out.dtype, device=out.device)
+        return difference * (2 / size), {"loss": (difference * difference).mean()}
+    counts = (target != IGNORED).to(out.dtype)
+    n = counts.sum().clamp_min(1.0)
+    classes = torch.arange(out.shape[-1], device=out.device)
+    chosen = (target.unsqueeze(-1) == classes).to(out.dtype)
+    logs = torch.log_softmax(out, -1)
+    signal = (torch.softmax(out, -1) - chosen) * (counts / n).unsqueeze(-1)
+    right = (out.argmax(-1) == target).to(out.dtype)
+    return signal, {"loss": -(logs * chosen).sum() / n, "accuracy": (right * counts).sum() / n}

@@ -1,0 +1,146 @@
+"""`export`: a trained model as an ONNX file, by torch's own exporter, and compared with the model in onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ...errors import InputError, OnnxError
+from ...graph.calls import arguments_of, input_tensors
+from ...tracing.capture import quiet
+from ...tracing.flat import FlatModel, tracing
+from ..operators.builder import OPSET
+from .exporter import input_names
+
+__all__ = ["export"]
+
+log = logging.getLogger("lfpgraph")
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    example: Any = None,
+    *,
+    opset: int = OPSET,
+    tolerance: float = 1e-4,
+    external_data: bool | None = None,
+) -> Path:
+    """Write a model, wrapped or not, in eval mode, and compare the file with it in onnxruntime.
+
+    Inputs are named as forward's arguments, outputs `output`, `output_1`...; the first axis of every input is open.
+
+    Args:
+        model: any module that torch.export takes; its mode is put back.
+        path: the file to write.
+        example: a tensor, a tuple of arguments or a dict of keyword arguments; a loaded ONNX model has its own.
+        opset: of ONNX's operators.
+        tolerance: the largest relative difference between onnxruntime's outputs and torch's.
+        external_data: keep large tensors in `<name>.data` beside the file; None does so from 2 GB on.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OnnxError: the model has no ONNX form, or the file gives other outputs; it is removed then.
+        InputError: the example does not fit.
+    """
+    path = Path(path)
+    own: Any = getattr(model, "example", None)
+    if example is None and callable(own):
+        example = own()
+    args, kwargs = arguments_of(example, InputError)
+    names, tensors = input_names(model, args, kwargs), [t.detach() for t in input_tensors(args, kwargs)]
+    if not tensors:
+        raise OnnxError("the example holds no tensor")
+    flat = FlatModel(model, args, kwargs)
+    modes = {module: module.training for module in model.modules()}
+    flat.eval()
+    try:
+        with torch.no_grad(), tracing():
+            expected = flat(*tensors)
+        program = _to_onnx(flat, tensors, names, len(expected), opset)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    _drop_prefix(program.model.graph, "model.")  # FlatModel holds the model as `model`
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(str(path), external_data=external_data)
+    except OSError as error:
+        raise OnnxError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        _compare(path, dict(zip(names, tensors)), expected, tolerance)
+    except OnnxError:
+        path.unlink()
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], outputs: int, opset: int) -> Any:
+    titles = [f"output_{i}" if i else "output" for i in range(outputs)]
+    open_axes = [({0: Dim.AUTO} if t.dim() and t.shape[0] > 1 else None) for t in tensors]
+    try:
+        with quiet(), _silent(), torch.no_grad(), tracing():
+            program = torch.onnx.export(
+                flat, tuple(tensors), dynamo=True, input_names=list(names), output_names=titles, opset_version=opset,
+                dynamic_shapes=(tuple(open_axes),), verbose=False,
+            )  # fmt: skip
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise OnnxError(
+            f"torch.onnx could not export the model: {type(error).__name__}: {' '.join(lines[-1:])[:300]}"
+        ) from error
+    assert program is not None
+    return program
+
+
+def _drop_prefix(graph: Any, prefix: str) -> None:
+    """Give initializers the model's own names, where they are free."""
+    taken = {value.name for value in (*graph.initializers.values(), *graph.inputs, *graph.outputs)}
+    for value in list(graph.initializers.values()):
+        name = value.name.removeprefix(prefix)
+        if name != value.name and name not in taken:
+            value.name = name
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch.onnx logs and warns of packages it could use and does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    """Run the file on the example and hold it against the model."""
+    from ..runtime.trainer import open_session
+
+    session = open_session(path, 0, ["CPUExecutionProvider"])
+    wanted = {i.name for i in session.get_inputs()}
+    found = session.run(None, {name: t.cpu().numpy() for name, t in inputs.items() if name in wanted})
+    for i, (ours, theirs) in enumerate(zip(found, expected)):
+        a, b = np.asarray(ours, np.float64), theirs.detach().cpu().double().numpy()
+        size = float(np.linalg.norm(b))
+        distance = float(np.linalg.norm(a - b)) / size if size else float(np.linalg.norm(a))
+        if a.shape != b.shape or not distance <= tolerance:
+            raise OnnxError(
+                f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than {tolerance}"
+            )
+    log.info("%s agrees with the model in onnxruntime", path)

@@ -1,0 +1,109 @@
+"""A program's graphs through inductor, with the sizes left open that the trace left open.
+
+torch.compile would look at the graphs anew: it takes equal sizes for one symbol, a batch of one for a constant, and guards
+every argument at every call. The graphs here are traced already, and whether they fit a call is decided before
+(`trace.sizes`), so inductor gets them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch.fx.experimental import _config as _fx_config
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..tracing.capture import quiet
+from .nodes import hint
+
+__all__ = ["compile_program"]
+
+Boxed = Callable[[list[Any]], list[Any]]
+
+
+def compile_program(
+    forward: fx.GraphModule, feedback: fx.GraphModule, n_outputs: int
+) -> tuple[Callable[..., list[Any]], Boxed]:
+    """Compile both graphs of a program, which stay as they are.
+
+    Args:
+        forward: values of the placeholders -> [outputs..., saved...].
+        feedback: [saved..., signals...] -> signals.
+        n_outputs: how many of forward's results are outputs.
+
+    Returns:
+        Forward, called with the values, and feedback, called with one list that it empties.
+    """
+    values = _examples(forward)
+    run_forward, orders = _compile(forward, values, n_outputs)
+    fit_values = [_fit(value) for value in values]
+    saved = _examples(feedback)
+    for i, order in enumerate(orders[n_outputs:]):
+        if order is not None and _order(saved[i]) != order:
+            saved[i] = _in_order(saved[i], order)
+    n_saved = len(orders) - n_outputs
+    results = feedback.graph.output_node().args[0]
+    run_feedback, _ = _compile(feedback, saved, len(results))  # type: ignore[arg-type]
+
+    def call_forward(*values: Any) -> list[Any]:
+        return run_forward([fit(value) if fit is not None else value for fit, value in zip(fit_values, values)])
+
+    def call_feedback(inputs: list[Any]) -> list[Any]:
+        inputs[n_saved:] = [s.contiguous() for s in inputs[n_saved:]]
+        return run_feedback(inputs)
+
+    return call_forward, call_feedback
+
+
+def _examples(module: fx.GraphModule) -> list[Any]:
+    return [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) -> tuple[Boxed, list[list[int] | None]]:
+    """The compiled graph, and for each of its results the order of its axes in memory, None for a number.
+
+    The first `n_visible` results keep the traced layout; for the others inductor chooses.
+    """
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+    from torch._inductor.utils import output_node
+    from torch._inductor.virtualized import V
+
+    mode = next(v.fake_mode for v in examples if hasattr(v, "fake_mode"))
+    open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with quiet(), torch.no_grad(), open_sizes, tracing(TracingContext(mode)), mode:
+        lowered = make_fx(module, decomposition_table=select_decomp_table(), tracing_mode="real")(*examples)
+        with V.set_fake_mode(mode):
+            joint_graph_passes(lowered)
+        output_node(lowered).meta["user_visible_output_idxs"] = list(range(n_visible))
+        with TracingContext.report_output_strides() as strides:
+            run = compile_fx_inner(lowered, list(examples))
+    orders = [None if s is None else sorted(range(len(s)), key=lambda i: -int(s[i])) for s in strides or ()]
+    return run, orders  # type: ignore[return-value]
+
+
+def _order(value: Any) -> list[int] | None:
+    """A tensor's axes, the one with the longest stride first."""
+    if not isinstance(value, Tensor):
+        return None
+    return sorted(range(value.dim()), key=lambda i: -hint(value.stride()[i]))
+
+
+def _in_order(value: Tensor, order: Sequence[int]) -> Tensor:
+    """A fake tensor like `value` whose memory has this order of axes."""
+    permuted = value.new_empty([value.shape[i] for i in order])
+    return permuted.permute([list(order).index(i) for i in range(len(order))])
+
+
+def _fit(example: Any) -> Callable[[Tensor], Tensor] | None:
+    """What gives an argument the memory layout that the graph was compiled for."""
+    if not isinstance(example, Tensor):
+        return None
+    order = _order(example)
+    if order == list(range(example.dim())):
+        return lambda value: value if value.is_contiguous() else value.contiguous()
+    return lambda value: value if _order(value) == order else _in_order(value, order).copy_(value)  # type: ignore[arg-type]

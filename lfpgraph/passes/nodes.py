@@ -1,0 +1,109 @@
+"""What a node of a static graph is: a view, fresh memory, how large."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["hint", "is_fresh", "is_view", "size_in_bytes", "users_of"]
+
+aten = torch.ops.aten
+
+
+# Views through which writing is writing to the whole of what they view; a reshape may also copy, which is as good.
+_WHOLE_VIEWS = {
+    aten.reshape.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.permute.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+}
+
+
+# Operations, elementwise ones apart, whose results are new memory on every backend.
+_FRESH = {
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.bmm.default,
+    aten.cat.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.embedding_dense_backward.default,
+    aten.mean.dim,
+    aten.mm.default,
+    aten.native_batch_norm_backward.default,
+    aten.native_group_norm_backward.default,
+    aten.native_layer_norm_backward.default,
+    aten._fused_rms_norm_backward.default,
+    aten._softmax_backward_data.default,
+    aten.sum.dim_IntList,
+}
+
+
+_NOT_FRESH = {aten.alias.default, aten.conj_physical.default, aten.detach.default}
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the value lives in its argument's memory, or may."""
+    if node.target is aten.reshape.default:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return any(r.alias_info is not None for r in node.target._schema.returns)
+
+
+def _is_write(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_elementwise(op: torch._ops.OpOverload) -> bool:
+    return op.namespace == "aten" and torch.Tag.pointwise in op.tags
+
+
+def is_fresh(node: fx.Node) -> bool:
+    """Whether the value is memory that the graph itself has made, all of it and each place once."""
+    while node.target in _WHOLE_VIEWS or _is_write(node):
+        node = node.args[0]  # type: ignore[assignment]
+    if node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    op = node.target
+    if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op in _NOT_FRESH:
+        return False
+    return op in _FRESH or (_is_elementwise(op) and not is_view(node))
+
+
+def size_in_bytes(node: fx.Node) -> int:
+    """Bytes of the node's value at the traced sizes."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return 0
+    return _elements(value) * value.element_size()
+
+
+def _elements(value: Tensor) -> int:
+    count = 1
+    for size in value.shape:
+        count *= hint(size)
+    return count
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """The size at the trace."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1
+
+
+def users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    found = set(roots)
+    for node in nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found

@@ -1,0 +1,132 @@
+"""The joint graph cut in two: what forward runs and keeps, and what feedback runs."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..graph.graph import ancestors
+from .nodes import users_of
+from .recompute import choose_recomputed
+
+__all__ = [
+    "build",
+    "random_nodes",
+    "split",
+]
+
+aten = torch.ops.aten
+_RECOMPUTED = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.reshape.default,
+    aten.view.default,
+}
+
+
+def split(
+    traced: fx.GraphModule, n_values: int, n_outputs: int, share: float | None = None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback, views are computed twice.
+
+    Args:
+        traced: placeholders are `n_values` values and then the signals; results are `n_outputs` outputs and then signals.
+        share: keep at most this share of the bytes, as far as it goes, and compute the rest again (see `memory`).
+
+    Returns:
+        Forward, values -> [outputs..., saved...], and feedback, [saved..., signals...] -> signals.
+    """
+    nodes = list(traced.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    values, signals = placeholders[:n_values], placeholders[n_values:]
+    results = list(nodes[-1].args[0])
+    from_signals = users_of(signals, nodes)
+    ahead = ancestors([r for r in results[:n_outputs] if isinstance(r, fx.Node)])
+    ahead |= {n for n in random_nodes(nodes) if n not in from_signals}
+    ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
+    feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
+    if share is None:
+        again = _views_to_recompute(feedback_nodes, ahead)
+    else:
+        again = choose_recomputed(nodes, ahead, feedback_nodes, share)
+    available = (ahead | set(values)) - again
+    kept = {n for node in itertools.chain(again, feedback_nodes) for n in node.all_input_nodes if n in available}
+    kept |= {r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available}
+    saved = [n for n in nodes if n in kept]
+    body = _just_in_time(feedback_nodes, again)
+    forward = build(
+        traced,
+        values,
+        [n for n in nodes if n in ahead and n.op != "placeholder"],
+        results[:n_outputs] + saved,
+    )
+    return forward, build(traced, [*saved, *signals], body, results[n_outputs:])
+
+
+def _just_in_time(feedback: Sequence[fx.Node], again: set[fx.Node]) -> list[fx.Node]:
+    """Feedback's nodes in their order, each after what it needs computed again."""
+    body: list[fx.Node] = []
+    done: set[fx.Node] = set()
+    for node in feedback:
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            waiting = [n for n in top.all_input_nodes if n in again and n not in done]
+            if waiting:
+                stack += waiting
+            else:
+                stack.pop()
+                if top not in done:
+                    done.add(top)
+                    body.append(top)
+    return body
+
+
+def random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Random operations and what they need: drawn in the forward pass, never again."""
+    random = [
+        n
+        for n in nodes
+        if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
+    ]
+    return ancestors(random)
+
+
+def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:
+    """Views among what feedback needs of forward: cheaper to take again than to keep."""
+    needed = [source for node in feedback for source in node.all_input_nodes]
+    return ancestors(needed, lambda n: n in ahead and n.op == "call_function" and n.target in _RECOMPUTED)
+
+
+def build(
+    owner: fx.GraphModule,
+    inputs: Sequence[fx.Node],
+    body: Sequence[fx.Node],
+    results: Sequence[Any],
+) -> fx.GraphModule:
+    """A graph module of `body` with `inputs` as placeholders."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        env[node] = graph.placeholder(node.name)
+        env[node].meta = dict(node.meta)
+    for node in body:
+        env[node] = graph.node_copy(node, lambda n: env[n])
+    graph.output([env[r] if isinstance(r, fx.Node) else r for r in results])
+    graph.lint()
+    return fx.GraphModule(owner, graph)

@@ -1,0 +1,144 @@
+"""What feedback computes again instead of keeping: a minimum cut over the forward half of the joint graph.
+
+A node is either kept (its bytes count) or computed again from what is kept. Cheap operations may be computed again,
+matrix products and random draws may not, and neither may the sums where a residual path comes back: computing those
+again would run the whole model before the first signal. Then, down to the share of memory asked for, the products that
+cost least for each byte they free are computed again as well.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from ..graph.graph import ancestors
+from .nodes import _elements, hint, is_view, size_in_bytes
+
+__all__ = [
+    "choose_recomputed",
+]
+
+aten = torch.ops.aten
+_PRODUCTS = {aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
+_CHEAP = {
+    aten.native_layer_norm.default,
+    aten.native_group_norm.default,
+    aten._fused_rms_norm.default,
+    aten._softmax.default,
+    aten._safe_softmax.default,
+    aten._log_softmax.default,
+    aten._to_copy.default,
+    aten.arange.start_step,
+    aten.cat.default,
+    aten.constant_pad_nd.default,
+    aten.embedding.default,
+    aten.full.default,
+    aten.index.Tensor,
+    aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.var_mean.correction,
+    operator.getitem,
+}
+
+
+def choose_recomputed(
+    nodes: Sequence[fx.Node], ahead: set[fx.Node], feedback: Sequence[fx.Node], share: float
+) -> set[fx.Node]:
+    """The forward nodes that feedback runs again.
+
+    Args:
+        nodes: the joint graph, in order; `ahead`: its forward half; `feedback`: the rest.
+        share: bytes to keep, as a share of what is kept when nothing but views is computed again.
+    """
+    needed = {n for node in feedback for n in node.all_input_nodes if n in ahead}
+    depth = _depths(nodes, ahead)
+    cheap = {n for n in ahead if _is_cheap(n) and not _is_residual_sum(n, depth)}
+    goal = share * sum(size_in_bytes(n) for n in _behind_views(needed))
+    while True:
+        kept = _minimum_cut(nodes, needed, cheap)
+        excess = sum(map(size_in_bytes, kept)) - goal
+        products = sorted({n for n in map(_behind_view, kept) if n.target in _PRODUCTS and n not in cheap}, key=_cost)
+        if excess <= 0 or not products:
+            break
+        for node in products:
+            if excess > 0:
+                cheap.add(node)
+                excess -= size_in_bytes(node)
+    return ancestors(needed, lambda node: node not in kept and node.op == "call_function")
+
+
+def _is_cheap(node: fx.Node) -> bool:
+    op = node.target
+    if node.op != "call_function":
+        return False
+    if not isinstance(op, torch._ops.OpOverload):
+        return op in _CHEAP or not isinstance(node.meta.get("val"), Tensor | list | tuple)  # sizes
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        return False
+    return is_view(node) or op in _CHEAP or torch.Tag.pointwise in op.tags
+
+
+def _depths(nodes: Sequence[fx.Node], ahead: set[fx.Node]) -> Mapping[fx.Node, int]:
+    """For each forward node, the most matrix products (and other dear operations) on a way to it."""
+    found: dict[fx.Node, int] = {}
+    for node in nodes:
+        if node in ahead:
+            before = max((found.get(n, 0) for n in node.all_input_nodes), default=0)
+            found[node] = before + (node.op == "call_function" and not _is_cheap(node))
+    return found
+
+
+def _is_residual_sum(node: fx.Node, depth: Mapping[fx.Node, int]) -> bool:
+    """A sum of two computed values, one of them from much earlier."""
+    if node.target is not aten.add.Tensor:
+        return False
+    depths = {depth.get(n, 0) for n in node.all_input_nodes}
+    return len(depths) == 2 and min(depths) > 0
+
+
+def _minimum_cut(nodes: Sequence[fx.Node], needed: set[fx.Node], cheap: set[fx.Node]) -> set[fx.Node]:
+    """What to keep, in least bytes, so that the rest of `needed` can be computed again from cheap operations alone."""
+    again = ancestors(needed, cheap.__contains__)
+    relevant = needed.union(again, *(node.all_input_nodes for node in again))
+    network = nx.DiGraph()
+    for node in nodes:
+        if node not in relevant:
+            continue
+        is_tuple = isinstance(node.meta.get("val"), list | tuple)  # never kept whole
+        capacity = {} if is_tuple else {"capacity": 0 if node.op == "placeholder" else size_in_bytes(node)}
+        network.add_edge((node, "in"), (node, "out"), **capacity)
+        sources = [(source, "out") for source in node.all_input_nodes] if node in cheap else ["source"]
+        network.add_edges_from((source, (node, "in")) for source in sources)
+        if node in needed:
+            network.add_edge((node, "out"), "sink")
+    if "source" not in network or "sink" not in network:
+        return set()
+    _, (reachable, _) = nx.minimum_cut(network, "source", "sink")
+    return {n for n in relevant if (n, "in") in reachable and (n, "out") not in reachable and n.op != "placeholder"}
+
+
+def _cost(node: fx.Node) -> float:
+    """Multiplications for each byte of a matrix product's or convolution's result."""
+    value, operand = node.meta["val"], node.args[0 if node.target is not aten.addmm.default else 1]
+    if node.target is aten.convolution.default:
+        weight = node.args[1].meta["val"]  # type: ignore[union-attr]
+        inner = _elements(weight) // max(hint(weight.shape[0]), 1)
+    else:
+        inner = hint(operand.meta["val"].shape[-1])  # type: ignore[union-attr]
+    return inner / value.element_size()
+
+
+def _behind_views(needed: set[fx.Node]) -> set[fx.Node]:
+    """What must be kept when only views are computed again."""
+    return {node for node in map(_behind_view, needed) if node.op != "placeholder"}
+
+
+def _behind_view(node: fx.Node) -> fx.Node:
+    """The value that a view is a view of."""
+    while node.op == "call_function" and is_view(node):
+        node = node.all_input_nodes[0]
+    return node

@@ -1,0 +1,234 @@
+"""Model to ATen graph, by torch.export. What the nodes mean is `classify`'s business."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental import _config as _fx_config
+
+from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
+from ..graph.calls import input_tensors
+from ..graph.graph import OpGraph, Placeholder
+from .flat import FlatModel, tracing
+from .rewrite import decompositions, free_detached, keep_no_grad, tidy
+
+__all__ = ["capture", "export_flat", "quiet"]
+
+log = logging.getLogger("lfpgraph")
+
+
+def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
+    """Axes that may change from call to call: batch, and the sequence of token ids and of [n, length, features]."""
+    axes = 2 if tensor.dim() == 3 or not tensor.is_floating_point() else 1
+    return {axis: Dim.AUTO for axis in range(min(axes, tensor.dim())) if tensor.shape[axis] != 1} or None
+
+
+def _enlarge(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Repeat axes of size 1 that should be dynamic, since a trace specialises sizes of one."""
+    batches = {t.shape[0] for t in tensors if t.dim() > 0}
+    result = []
+    for tensor in tensors:
+        if tensor.dim() > 0 and batches == {1}:
+            tensor = tensor.expand(2, *tensor.shape[1:]).clone()
+        result.append(tensor)
+    return result
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool = True, enlarge: bool = True
+) -> OpGraph:
+    """Trace a model on example inputs (real, fake or meta tensors) to a functional ATen graph.
+
+    Args:
+        dynamic: leave batch and sequence sizes open.
+        enlarge: do so for a batch of one too, by an example of two.
+
+    Raises:
+        DataDependentError: forward decides on a tensor's value.
+        TraceError: anything else that keeps torch.export from tracing.
+    """
+    flat = FlatModel(model, args, kwargs)
+    tensors = input_tensors(args, kwargs)
+    if not tensors:
+        raise InputError(f"{type(model).__name__} was called without a tensor; give it the tensors it computes on.")
+    tensors = [t.detach() for t in tensors]
+    attempts: list[tuple[list[Tensor], Any]] = []
+    if dynamic:
+        enlarged = _enlarge(tensors) if enlarge else tensors
+        attempts.append((enlarged, (tuple(_dynamic_dims(t) for t in enlarged),)))
+    attempts.append((tensors, None))
+    error: Exception | None = None
+    for example, shapes in attempts:
+        try:
+            return _export(flat, example, shapes)
+        except LfpGraphError:
+            raise
+        except Exception as caught:
+            log.info(
+                "tracing %s with %s sizes failed: %s",
+                type(model).__name__,
+                "dynamic" if shapes else "fixed",
+                caught,
+            )
+            error = caught
+    assert error is not None
+    raise _explain(model, error) from error
+
+
+def _explain(model: nn.Module, error: Exception) -> TraceError:
+    """Our own exception for what torch.export said."""
+    text = str(error)
+    name = type(model).__name__
+    data_dependent = (
+        "data-dependent" in text.lower()
+        or "GuardOnDataDependent" in type(error).__name__
+        or "unbacked" in text
+        or "aten._local_scalar_dense" in text
+    )
+    where = _user_line(error)
+    if data_dependent:
+        return DataDependentError(
+            f"{name}.forward decides on a tensor's value{where}: {text.splitlines()[0][:200]}. One graph cannot stand for "
+            'both ways. Rewrite the branch with torch.where, or wrap with fallback="retrace", which traces anew at every step.'
+        )
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return TraceError(
+        f"{name} could not be traced{where}: {type(error).__name__}: {first[:300]}. Check that the model runs on these "
+        'inputs; if it does, wrap with fallback="retrace", which traces real values anew at every step.'
+    )
+
+
+def _user_line(error: Exception) -> str:
+    """` at file.py:line` of the last frame outside torch, from the exception's traceback."""
+    place = ""
+    frame = error.__traceback__
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "lfpgraph" not in file and not file.startswith("<"):
+            place = f" at {file.rsplit('/', 1)[-1]}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return place
+
+
+def _export(flat: FlatModel, tensors: Sequence[Tensor], shapes: Any) -> OpGraph:
+    return export_flat(flat, tensors, shapes, flat.record)
+
+
+def export_flat(
+    module: nn.Module,
+    tensors: Sequence[Tensor],
+    shapes: Any,
+    record: Any,
+    placeholders: list[Placeholder] | None = None,
+) -> OpGraph:
+    """Export a module of flat tensors, and put its graph into our form.
+
+    Args:
+        module, tensors: what to export, and its arguments.
+        shapes: dynamic shapes for torch.export; None for fixed ones.
+        record: where a run notes the model's true outputs.
+        placeholders: what the arguments stand for, where parameters are among them.
+    """
+    rng = torch.get_rng_state()
+    try:
+        with tracing(), torch.enable_grad(), quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
+            keep_no_grad(program.graph_module)
+            free_detached(program.graph_module)
+            program = program.run_decompositions(decompositions(program.graph_module))
+            tidy(program.graph_module)
+    finally:
+        torch.set_rng_state(rng)
+    return _to_graph(program, record, shapes is not None, placeholders)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch.export's own warnings, log lines and dumps of graphs from the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        loggers = [
+            logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export", "torch._subclasses")
+        ]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def _to_graph(
+    program: torch.export.ExportedProgram, record: Any, dynamic: bool, arguments: list[Placeholder] | None
+) -> OpGraph:
+    kinds = {
+        InputKind.PARAMETER: "parameter",
+        InputKind.BUFFER: "buffer",
+        InputKind.CONSTANT_TENSOR: "constant",
+        InputKind.USER_INPUT: "input",
+    }
+    signature = program.graph_signature
+    placeholders: list[Placeholder] = []
+    arguments_seen: dict[str, Placeholder] = {}
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    own_state = arguments is not None  # what the module holds itself is then a constant of the recorded run
+    constants = {name.removeprefix("model."): value for name, value in program.constants.items()}
+    for name, spec in zip(names, signature.input_specs):
+        kind = kinds.get(spec.kind)
+        if kind is None:
+            raise TraceError(f"the traced graph has an input of a kind not supported yet: {spec.kind}")
+        if kind == "input":
+            position = len(arguments_seen)
+            arguments_seen[name] = Placeholder("input", position) if arguments is None else arguments[position]
+            placeholders.append(arguments_seen[name])
+            continue
+        target = spec.target.removeprefix("model.") if spec.target else spec.target
+        if own_state and kind != "constant":
+            constants[str(target)] = program.state_dict[str(spec.target)].detach()
+            kind = "constant"
+        placeholders.append(Placeholder(kind, target))
+    mutations: list[str] = []
+    input_mutations: list[int] = []
+    order: list[tuple[int, int]] = []
+    for place, out in enumerate(signature.output_specs):
+        if out.kind == OutputKind.BUFFER_MUTATION:
+            order.append((0, place))
+            mutations.append(str(out.target).removeprefix("model."))
+        elif out.kind == OutputKind.USER_INPUT_MUTATION:
+            changed = arguments_seen[str(out.target)]
+            order.append((1 if changed.kind == "input" else 0, place))
+            (input_mutations if changed.kind == "input" else mutations).append(changed.target)
+        else:
+            order.append((2, place))
+    _reorder(program.graph_module, [place for _, place in sorted(order)])
+    return OpGraph(
+        module=program.graph_module,
+        placeholders=placeholders,
+        mutations=mutations,
+        out_spec=record.out_spec,
+        out_leaves=list(record.out_leaves),
+        constants=constants,
+        dynamic=dynamic,
+        tracer="export",
+        input_mutations=input_mutations,
+    )
+
+
+def _reorder(module: fx.GraphModule, places: Sequence[int]) -> None:
+    """Return updated buffers first, then updated inputs, then the model's outputs."""
+    output = module.graph.output_node()
+    results = list(output.args[0])  # type: ignore[arg-type]
+    if places != list(range(len(results))):
+        output.args = (tuple(results[place] for place in places),)
+        module.recompile()

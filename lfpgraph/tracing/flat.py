@@ -1,0 +1,101 @@
+"""A model as a function of flat tensors, whatever its arguments and outputs are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
+
+from ..graph.calls import flatten_input, flatten_output
+
+__all__ = [
+    "FlatModel",
+    "is_tracing",
+    "original_forward",
+    "tracing",
+]
+
+_state = threading.local()
+
+
+def is_tracing() -> bool:
+    """Whether this thread is tracing a model, so that wrapped modules must run their own forward."""
+    return getattr(_state, "depth", 0) > 0
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Mark this thread as tracing, and let checkpointed parts run as they are: reentrant ones run without gradients."""
+    _state.depth = getattr(_state, "depth", 0) + 1
+    apply = CheckpointFunction.__dict__.get("apply")
+    setattr(CheckpointFunction, "apply", _run_as_it_is)  # noqa: B010
+    try:
+        yield
+    finally:
+        _state.depth -= 1
+        if apply is None:
+            del CheckpointFunction.apply
+        else:
+            setattr(CheckpointFunction, "apply", apply)  # noqa: B010
+
+
+def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    return function(*args)
+
+
+def original_forward(model: nn.Module) -> Callable[..., Any]:
+    """The model's own forward, also where lfpgraph has replaced it."""
+    forward = model.forward
+    return getattr(forward, "original", forward)
+
+
+class _Record:
+    """Where a run notes its outputs; an object of its own, since torch.export undoes what a module sets on itself."""
+
+    out_spec: Any = None
+    out_leaves: list[Any] = []
+
+
+class FlatModel(nn.Module):
+    """A model that takes its tensor leaves as positional arguments and returns a flat list of tensors.
+
+    `record.out_spec` and `record.out_leaves` describe the true output after a run (see `flatten_output`).
+    """
+
+    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        leaves, self.in_spec = flatten_input(args, kwargs)
+        self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.record = _Record()
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        leaves = list(self.leaves)
+        for slot, tensor in zip(self.slots, tensors):
+            leaves[slot] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
+        buffers = dict(self.model.named_buffers()) if is_tracing() else {}
+        output = original_forward(self.model)(*args, **kwargs)
+        _write_assigned(self.model, buffers)
+        tensors_out, self.record.out_leaves, self.record.out_spec = flatten_output(output)
+        return tensors_out
+
+
+def _write_assigned(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Write what forward assigned to a buffer's name into the buffer, as a tracer sees only what is written."""
+    for name, buffer in before.items():
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        assigned = module._buffers.get(own)
+        if assigned is buffer or assigned is None or assigned.shape != buffer.shape or assigned.dtype != buffer.dtype:
+            continue
+        with torch.no_grad():
+            buffer.copy_(assigned)
+        module._buffers[own] = buffer

@@ -1,0 +1,180 @@
+"""What is changed in an exported graph: no_grad regions kept, composite ops taken apart, the tracer's debris removed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from ..registry import find_rule
+from .origins import remember_places
+
+__all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
+
+_aten = torch.ops.aten
+_RECURRENT = {
+    _aten.gru.data,
+    _aten.gru.input,
+    _aten.lstm.data,
+    _aten.lstm.input,
+    _aten.rnn_relu.data,
+    _aten.rnn_relu.input,
+    _aten.rnn_tanh.data,
+    _aten.rnn_tanh.input,
+}
+
+
+_MAY_RETURN_SELF = {
+    _aten.contiguous.default,
+    _aten.expand_as.default,
+    _aten.to.device,
+    _aten.to.dtype,
+    _aten.to.dtype_layout,
+    _aten.to.other,
+    _aten.type_as.default,
+}
+
+
+def keep_no_grad(module: fx.GraphModule) -> None:
+    """Detach what leaves a no_grad region, since inlining the region would forget that no reward passes it.
+
+    What only passes through a region is not detached: `x.to(x.dtype)` returns x itself, but the tracer takes it for
+    a new value and lets everything after the region read that.
+    """
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
+            continue
+        body = _body(module, node)
+        if body is not None:
+            remember_places(body)
+        if node.args[0]:
+            continue
+        for user in list(node.users):
+            value = user.meta.get("val")
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            outside = _passed_through(module, node, user)
+            if outside is not None:
+                user.replace_all_uses_with(outside)
+                continue
+            with module.graph.inserting_after(user):
+                detached = module.graph.call_function(torch.ops.aten.detach.default, (user,))
+            detached.meta = dict(user.meta)
+            user.replace_all_uses_with(detached, delete_user_cb=lambda other, skip=detached: other is not skip)
+    module.recompile()
+
+
+def _body(module: fx.GraphModule, region: fx.Node) -> fx.GraphModule | None:
+    body = region.args[1]
+    inner = getattr(module, str(body.target), None) if isinstance(body, fx.Node) else None
+    return inner if isinstance(inner, fx.GraphModule) else None
+
+
+def _passed_through(module: fx.GraphModule, region: fx.Node, item: fx.Node) -> fx.Node | None:
+    """The region's argument that an item of its output is, untouched; None if the region computed it."""
+    inner = _body(module, region)
+    if inner is None or item.target is not operator.getitem:
+        return None
+    node: Any = inner.graph.output_node().args[0][item.args[1]]  # type: ignore[index]
+    while isinstance(node, fx.Node) and node.target in _MAY_RETURN_SELF:
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or _layout(source) != _layout(node):
+            return None
+        node = source
+    arguments = [n for n in inner.graph.nodes if n.op == "placeholder"]
+    place = arguments.index(node) if node in arguments else None
+    outside = None if place is None else region.args[2 + place]
+    return outside if isinstance(outside, fx.Node) else None
+
+
+def _layout(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    return (value.dtype, value.device, tuple(map(str, value.shape))) if isinstance(value, Tensor) else None
+
+
+def free_detached(module: fx.GraphModule) -> None:
+    """Give a detached tensor that is written to memory of its own, where nothing else reads the tensor it came from.
+
+    Functionalisation takes detach for a view, and would detach what was written as well.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is not _aten.detach.default or len(node.args[0].users) != 1 or not _is_written(node):
+            continue
+        with module.graph.inserting_after(node):
+            own = module.graph.call_function(_aten.clone.default, (node,))
+        own.meta = dict(node.meta)
+        node.replace_all_uses_with(own, delete_user_cb=lambda other, skip=own: other is not skip)
+    module.recompile()
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether something writes to a tensor, or to a view of it."""
+    for user in node.users:
+        op = user.target
+        if not isinstance(op, OpOverload) or not user.args or user.args[0] is not node:
+            continue
+        if op._schema.is_mutable or ((op.is_view or op in _MAY_RETURN_SELF) and _is_written(user)):
+            return True
+    return False
+
+
+def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
+    """How to take apart the operations of a graph that have no rule of their own (composite ops).
+
+    Recurrent layers become their cells and cells their gates; operations that torch defines in terms of others, or has
+    a core decomposition for, become those.
+    """
+    from torch._decomp import core_aten_decompositions, decomposition_table
+    from torch._export.utils import _get_decomp_for_cia
+
+    core = core_aten_decompositions()
+    table: dict[Any, Callable[..., Any]] = {}
+    for graph in (m for m in module.modules() if isinstance(m, fx.GraphModule)):
+        for node in graph.graph.nodes:
+            op = node.target
+            if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
+                continue
+            if op in _RECURRENT:
+                table[op] = decomposition_table[op]
+            elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+                table[op] = _get_decomp_for_cia(op)
+            elif op in core:
+                table[op] = core[op]
+    return table
+
+
+def tidy(module: fx.GraphModule) -> None:
+    """Remove the tracer's assertions, which compute nothing but look like users of a value; make views tolerant.
+
+    A view is right for the strides that the tracer assumed; a kernel may return others, and reshape takes both.
+    """
+    for node in reversed(list(module.graph.nodes)):
+        if node.target is _aten.view.default:
+            node.target = _aten.reshape.default
+        if node.target is _aten._embedding_bag_forward_only.default:
+            node.target = _aten._embedding_bag.default  # what the tracer takes where nothing requires a gradient
+        if node.target is _aten.copy.default:
+            _copy_as_expand(module, node)
+        if (
+            node.op == "call_function"
+            and getattr(node.target, "__name__", "").startswith("_assert_")
+            and not node.users
+        ):
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:
+    """A functional copy is its source, in the shape and dtype of its first argument; torch has no derivative of it."""
+    target, source = node.args[:2]
+    with module.graph.inserting_before(node):
+        if source.meta["val"].dtype != node.meta["val"].dtype:  # type: ignore[union-attr]
+            cast = module.graph.call_function(_aten._to_copy.default, (source,), {"dtype": node.meta["val"].dtype})
+            cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}  # type: ignore[union-attr]
+            source = cast
+    node.target, node.args, node.kwargs = _aten.expand_as.default, (source, target), {}

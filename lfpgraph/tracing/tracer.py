@@ -1,0 +1,86 @@
+"""trace: model and example inputs to an `OpGraph`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import DataDependentError, InputError, TraceError
+from ..graph.calls import input_tensors
+from ..graph.classify import classify
+from ..graph.comparisons import copy_shared_comparisons
+from ..graph.graph import NodeInfo, OpGraph, Placeholder
+from ..graph.sizes import Sizes
+from .capture import capture
+from .fallback import capture_values
+from .verify import disagreement, draws_numbers, is_real, refusal
+
+__all__ = ["NodeInfo", "OpGraph", "Placeholder", "trace"]
+
+log = logging.getLogger("lfpgraph")
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: bool = True,
+    fallback: str = "error",
+) -> OpGraph:
+    """Trace an unmodified model into an operation graph.
+
+    Args:
+        model: any module, on any device, also on fake or meta tensors.
+        args: positional example inputs; a single tensor is allowed too.
+        kwargs: keyword example inputs.
+        dynamic: leave batch and sequence sizes open, so that the graph serves other sizes.
+        fallback: "error", or "retrace" to trace real values where torch.export cannot (right for this call only).
+
+    Raises:
+        TraceError: the model cannot be traced (DataDependentError: because it branches on data), or the graph does not
+            give its outputs (checked once, on the example, where tensors have values).
+        InputError: no tensor goes in, no float tensor comes out, or the model itself does not run on the example.
+    """
+    if isinstance(args, Tensor):
+        args = (args,)
+    kwargs = kwargs or {}
+    try:
+        graph = capture(model, args, kwargs, dynamic)
+        if not Sizes(graph).accepts(input_tensors(args, kwargs)):
+            log.warning("%s takes another way for a batch of one, which is traced for itself", type(model).__name__)
+            graph = capture(model, args, kwargs, dynamic, enlarge=False)
+        _verify(graph, model, args, kwargs)
+    except InputError:
+        raise
+    except Exception as error:
+        refused = None if isinstance(error, DataDependentError) else refusal(model, args, kwargs)
+        if refused is not None:
+            raise refused from refused.__cause__
+        if not isinstance(error, TraceError) or fallback != "retrace" or not is_real(model, args, kwargs):
+            raise
+        log.info("%s", error)
+        graph = capture_values(model, args, kwargs)
+    copy_shared_comparisons(graph)
+    return classify(graph)
+
+
+def _verify(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Compare the graph with the model, where there are values to compare."""
+    if not is_real(model, args, kwargs):
+        return
+    distance = disagreement(graph, model, args, kwargs)
+    if distance <= 1:
+        return
+    name = type(model).__name__
+    if draws_numbers(model, args, kwargs):
+        log.warning("%s and its graph give different outputs; they draw random numbers, so this may be chance", name)
+        return
+    raise TraceError(
+        f"torch.export's graph of {name} gives other outputs than {name} itself ({distance:.3g} times what rounding "
+        'explains): the model takes another way while it is traced. Wrap with fallback="retrace", which records what '
+        "it does."
+    )

@@ -1,0 +1,113 @@
+"""Does a traced graph compute what the model computes? One run of each, on the example.
+
+A tracer can be wrong without an error: a model may take another way while it is being traced than when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
+
+from ..errors import InputError, first_line
+from ..graph.calls import input_tensors
+from ..graph.graph import OpGraph
+from .flat import FlatModel
+
+__all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real", "refusal"]
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, torch.complex128: 1e-6}
+
+
+def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the model and its example have values to compute with."""
+    tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
+    return not any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
+
+
+def refusal(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> InputError | None:
+    """What the model itself has against a call, found by running it plainly; None if it runs, or has no values to."""
+    tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
+    if any(isinstance(t, FakeTensor) for t in tensors):
+        return None
+    rng = torch.get_rng_state()
+    try:
+        _run(model, args, kwargs)
+    except Exception as error:
+        name = type(model).__name__
+        refused = InputError(f"{name} itself does not run on these inputs: {type(error).__name__}: {first_line(error)}")
+        refused.__cause__ = error
+        return refused
+    finally:
+        torch.set_rng_state(rng)
+    return None
+
+
+def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether two runs of the model from different random states give different outputs."""
+    rng = torch.get_rng_state()
+    try:
+        torch.manual_seed(0)
+        first = _run(model, args, kwargs)
+        torch.manual_seed(1)
+        second = _run(model, args, kwargs)
+    finally:
+        torch.set_rng_state(rng)
+    return any(_distance(a, b) > 1 for a, b in zip(first, second) if a.is_floating_point())
+
+
+def computes_the_same(first: nn.Module, other: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `first`, given the parameters and buffers of `other`, has its outputs on this call, to the last bit."""
+    results = []
+    for model in (first, other):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            results.append(_run(model, args, kwargs, other))
+    found, expected = results
+    return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def _run(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], owner: nn.Module | None = None
+) -> list[Tensor]:
+    """The model's tensor outputs, with the tensors of `owner` if it is given; buffers stay as they are."""
+    tensors = [t.detach().clone() for t in input_tensors(args, kwargs)]
+    copies: dict[str, Tensor] = {f"model.{name}": buffer.clone() for name, buffer in (owner or model).named_buffers()}
+    if owner is not None:
+        copies |= {f"model.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
+    with torch.no_grad():
+        return functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
+
+
+def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """The largest difference of an output, in units of what rounding explains; above 1 the graph is wrong.
+
+    Leaves buffers and the random state as they were.
+    """
+    values = graph.values_of_call(model, args, kwargs)
+    rng = torch.get_rng_state()
+    try:
+        expected = _run(model, args, kwargs)
+        with torch.no_grad():
+            torch.set_rng_state(rng)
+            found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
+    finally:
+        torch.set_rng_state(rng)
+    pairs = [
+        (a, b) for a, b in zip(graph.user_outputs(found), expected) if isinstance(a, Tensor) and a.is_floating_point()
+    ]
+    return max((_distance(a, b) for a, b in pairs), default=0.0)
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    wide_found, wide = found.double(), expected.double()
+    if not found.numel() or not bool(torch.isfinite(wide).all()):
+        return 0.0
+    scale = float(wide.abs().max()) + 1e-12
+    return float((wide_found - wide).abs().max()) / (scale * _TOLERANCE.get(expected.dtype, 5e-2))

@@ -1,0 +1,119 @@
+"""Rules of the LRP papers for layers: epsilon, and those that split messages by sign. `lrp_layers` is their mechanism.
+
+Where the operands of a term are linear on each side of zero (clamp), the vjp at the true x and w is the message divided by
+x_i (or w_ij), which is the signal. The rules for first layers, from `lrp_input`, are here under their names too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfpgraph.numerics import stabilize
+
+from ..linear import contraction
+from .input import Box, Flat, WSquare
+from .layers import LayerRule, Operands, negative, positive
+
+__all__ = ["AlphaBeta", "Box", "Flat", "Gamma", "WSquare", "ZPlus", "epsilon_rule"]
+
+Signals = list[Tensor | None]
+Part = Callable[[Tensor], Tensor]
+
+
+def epsilon_rule(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """The epsilon rule (Bach et al. 2015, eq. 58): the layer's own vjp; the engine applies epsilon to the output."""
+    return contraction(node, s, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _SplitRule(LayerRule):
+    """Messages by sign: x+ meets one part of the weights, x- another, and the bias counts with the first."""
+
+    stabilizer: float = 1e-6
+
+    def signals(self, node: Any, operands: Operands, reward: Tensor) -> Signals:
+        outputs: list[Tensor] = []
+        given: list[Tensor] = []
+        with torch.enable_grad():
+            for weight, with_positive, with_negative in self.groups(node):
+                terms = self._terms(operands, with_positive, with_negative)
+                with torch.no_grad():
+                    share = reward / stabilize(sum(t.detach() for t in terms[1:]) + terms[0].detach(), self.stabilizer)
+                    share = weight(share)
+                outputs += terms
+                given += [share] * len(terms)
+            return operands.signals(outputs, given)
+
+    def _terms(self, operands: Operands, with_positive: Part, with_negative: Part) -> list[Tensor]:
+        x, w, b = operands.x, operands.w, operands.b
+        bias = None if b is None else with_positive(b)
+        if operands.x_is_positive:
+            return [operands.layer(x, with_positive(w), bias)]
+        none = None if b is None else torch.zeros_like(b)
+        return [
+            operands.layer(positive(x), with_positive(w), bias),
+            operands.layer(negative(x), with_negative(w), none),
+        ]
+
+    def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
+        """For each sum of messages: the factor of its share, the weights that x+ meets, and those that x- meets."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AlphaBeta(_SplitRule):
+    """Positive messages share alpha times the reward, negative ones take beta of it back (Bach et al. 2015, eq. 60).
+
+    Raises:
+        ValueError: alpha - beta is not 1, or one of them is negative.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
+            raise ValueError(f"alpha - beta must be 1, both not negative; got {self.alpha} and {self.beta}")
+
+    def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
+        found: list[tuple[Part, Part, Part]] = [
+            (lambda r: r * self.alpha, positive, negative),
+            (lambda r: r * -self.beta, negative, positive),
+        ]
+        return found[: 1 + (self.beta != 0)]
+
+
+@dataclass(frozen=True)
+class ZPlus(AlphaBeta):
+    """Positive messages share the whole reward (Montavon et al. 2017, eq. 14): alpha 1, beta 0."""
+
+    alpha: float = 1.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gamma(_SplitRule):
+    """Messages of the output's own sign count (1 + gamma) times (Montavon et al. 2019, table 10.1; Andeol et al. 2021).
+
+    The generalised form: for positive outputs x+ (w + gamma w+) + x- (w + gamma w-), for negative ones the other way.
+    """
+
+    gamma: float = 0.25
+
+    def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
+        z = node.output
+
+        def more_positive(t: Tensor) -> Tensor:
+            return t + self.gamma * positive(t)
+
+        def more_negative(t: Tensor) -> Tensor:
+            return t + self.gamma * negative(t)
+
+        where_positive = (lambda r: torch.where(z > 0, r, 0.0), more_positive, more_negative)
+        where_negative = (lambda r: torch.where(z < 0, r, 0.0), more_negative, more_positive)
+        return [where_positive] if node.unit.rectified is not None else [where_positive, where_negative]

@@ -1,0 +1,1 @@
+"""What the tests share: models, cases, checks of rules, peers."""

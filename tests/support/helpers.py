@@ -1,0 +1,69 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.cli import app as cli
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference over the norm of b; 0 for two zeros."""
+    size = b.double().norm().item()
+    difference = (a.double() - b.double()).norm().item()
+    return difference if size == 0 else difference / size
+
+
+def gradients(
+    model: nn.Module, *args: Any, seed: int = 1, weight: Tensor | None = None, **kwargs: Any
+) -> dict[str, Tensor]:
+    """Gradients of a fixed random projection of the output (or of its loss), by parameter name."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    out = model(*args, **kwargs)
+    loss = getattr(out, "loss", None)
+    if loss is None:
+        if not isinstance(out, Tensor):
+            out = out[0] if isinstance(out, tuple) else out.logits
+        loss = (
+            out * (torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape) if weight is None else weight)
+        ).sum()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float, floor: float = 1e-12
+) -> None:
+    """Every tensor of `expected` is in `found`, to a relative tolerance; tensors smaller than `floor` absolutely."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        error = (found[name].double() - value.double()).norm().item()
+        assert error <= max(tolerance * value.double().norm().item(), floor), (
+            f"{name}: {error} of {value.norm().item()}"
+        )
+
+
+def lfp(model: nn.Module, *args: Any, composite: str = "lfp-epsilon", **kwargs: Any) -> dict[str, Tensor]:
+    """Gradients under feedback; the model is unwrapped again."""
+    lfpgraph.wrap(model, composite)
+    try:
+        return gradients(model, *args, **kwargs)
+    finally:
+        lfpgraph.unwrap(model)
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["lfpgraph", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
