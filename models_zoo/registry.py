@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .shrink import shrink
+from .small_configs import shrink
 
 __all__ = ["Entry", "Inputs", "images", "tensors", "transformers_entry"]
 

@@ -1,4 +1,4 @@
-"""The command line: `lfpgraph demo` and `lfpgraph train`; the reports are in `cli_reports`, `export` in `cli_export`."""
+"""The command line. `lfpgraph demo` and `lfpgraph train` are here, the other commands in the modules beside this one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import LfpGraphError, TargetError
-from . import explain as cli_explain
-from . import export as cli_export
-from .reports import register, writable
-from .reproduce import register as register_reproduce
+from . import experiments, explanation, onnx_files, reports
+from .reports import writable
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -23,10 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
-register(app)
-register_reproduce(app)
-cli_explain.register(app)
-cli_export.register(app)
+for _commands in (reports, experiments, explanation, onnx_files):
+    _commands.register(app)
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from torch import nn
 
 from ..errors import TargetError, first_line, near
 from ..graph.calls import arguments_of
+from .fake_models import LARGEST_REAL, ModelTarget, weightless
 from .functions import load_target
 from .transformers import builders_of, config_file, model_type, transformers_library
-from .weightless import LARGEST_REAL, ModelTarget, weightless
 
 __all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import TargetError, first_line, near
-from .weightless import Built, ModelTarget, weightless
+from .fake_models import Built, ModelTarget, weightless
 
 __all__ = ["builders_of", "config_file", "model_type", "transformers_library"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..composites.composite import Composite
 from ..errors import LfpGraphError
-from ..reports.coverage import CoverageReport, coverage
+from ..reports.covered import CoverageReport, coverage
 from .models import LARGEST_REAL, ModelTarget
 
 __all__ = ["first_report"]

@@ -23,10 +23,10 @@ from ..passes.fastcalls import quick_module
 from ..passes.functional import make_functional
 from ..passes.inductor import compile_program
 from ..passes.inplace import write_in_place
-from ..passes.join_products import join_products
 from ..passes.online import split_online
 from ..passes.partition import split
-from ..tracing.capture import quiet
+from ..passes.products import join_products
+from ..tracing.export import quiet
 from .plan import Plan
 from .propagate import run_backward, run_forward
 

@@ -22,8 +22,8 @@ from ..graph.sizes import Sizes
 from ..tracing.verify import refusal
 from ..wrapping.forward import FeedbackForward, no_autocast, survey
 from ..wrapping.programs import Entry, key_of
+from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
-from .merge_norms import merge_norms
 from .readings import Reading, lookups_of, named
 from .target import refuse_nan, target_signals
 

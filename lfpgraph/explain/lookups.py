@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import AttributionError
-from ..graph.classify import classify
+from ..graph.classes import classify
 from ..graph.graph import OpGraph, Placeholder, is_float
 from .readings import lookups_of
 

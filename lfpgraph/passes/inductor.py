@@ -16,7 +16,7 @@ from torch._guards import TracingContext, tracing
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..tracing.capture import quiet
+from ..tracing.export import quiet
 from .nodes import hint
 
 __all__ = ["compile_program"]

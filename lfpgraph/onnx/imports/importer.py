@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import OnnxError, one_line
-from ...tracing.capture import quiet
+from ...tracing.export import quiet
 from ...tracing.flat import is_tracing
+from . import elementwise, layers, norms, places, reductions, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
 from .weights import is_weight, weights_of
@@ -283,5 +284,5 @@ def _refuse_unknown(graph: Any) -> None:
     if unknown:
         raise OnnxError(
             f"the ONNX file holds operators that cannot be imported: {', '.join(sorted(unknown))}. Quantised models "
-            "train in their float form; others can be added with lfpgraph.onnx.imports.imports."
+            "train in their float form; others can be added with lfpgraph.onnx.imports.table.imports."
         )

@@ -19,7 +19,7 @@ from ...errors import InputError, OnnxError
 from ...graph.calls import arguments_of, state_tensors
 from ...tracing.flat import original_forward
 from ..operators.builder import Builder, Value
-from ..operators.translate import tensor_info, translate, value_of
+from ..operators.translation import tensor_info, translate, value_of
 from ..runtime.files import METADATA
 from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step

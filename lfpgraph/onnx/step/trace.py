@@ -19,7 +19,7 @@ from ...errors import InputError, OnnxError
 from ...graph.graph import OpGraph, is_float
 from ...numerics import stabilize
 from ...passes.functional import make_functional
-from ...tracing.capture import quiet
+from ...tracing.export import quiet
 from ...tracing.tracer import trace
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph.classify import classify
+from ..graph.classes import classify
 from ..graph.depths import is_layer
 from ..graph.graph import WEIGHT, NodeInfo, OpGraph
 
