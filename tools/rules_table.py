@@ -33,9 +33,10 @@ def rules_table() -> str:
     lines = [
         "# Rules",
         "",
-        f"{total} operations in {len(groups)} families. Made by `python -m tools.rules_table > docs/rules.md`. An operation that is",
-        "not here is taken apart into operations that are, where torch knows how. Else it gets its true vector-Jacobian product",
-        "and is reported as derived; without a derivative it is an error. [writing-rules.md](writing-rules.md) says how to add one.",
+        f"{total} operations in {len(groups)} families. Made by `python -m tools.rules_table > docs/rules.md`. An operation",
+        "that is not here is taken apart into operations that are, where torch knows how. Else it gets its true vector-Jacobian",
+        "product and is reported as derived. Without a derivative it is an error. [writing-rules.md](writing-rules.md) says how",
+        "to add one.",
     ]
     for name, family in FAMILIES.items():
         if name not in groups:

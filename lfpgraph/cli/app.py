@@ -52,7 +52,7 @@ def demo(
 
     train, test = digits()
     wide = Options(epochs=epochs, lr=3e-3, batch_size=64, seed=seed)
-    # A step hands its whole reward to however small an input; a wide epsilon keeps one of them from ruling a layer.
+    # A step hands its whole reward to an input, however small. A wide epsilon keeps such an input from ruling its layer.
     steps = replace(wide, composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
     cases = [
         ("ViT (transformers)", vit, replace(wide, lr=1e-3)),

@@ -1,8 +1,8 @@
 """What a command-line TARGET means: a model with example inputs, of fake tensors wherever that is possible.
 
-A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo (`zoo:gpt2`
-where a model type has the same name), a saved exported program (.pt2), or an
-ONNX file (.onnx). Code from a hub is never run.
+A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo
+(`zoo:gpt2` where a model type has the same name), a saved exported program (.pt2), or an ONNX file (.onnx). Code from a
+hub is never run.
 """
 
 from __future__ import annotations

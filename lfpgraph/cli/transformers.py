@@ -134,7 +134,7 @@ def from_config(config: Any, name: str) -> ModelTarget:
 
 
 def _plain_experts(model: nn.Module) -> nn.Module:
-    """Expert layers by plain matrix products: the default kernel of transformers is known to no fake or meta tensor."""
+    """Have experts use plain matrix products: the default kernel of transformers does not run on fake or meta tensors."""
     choose: Any = getattr(model, "set_experts_implementation", None)
     if choose is not None:
         choose("batched_mm")

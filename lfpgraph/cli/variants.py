@@ -1,4 +1,4 @@
-"""The coverage report of a model target, in the first of its forms that traces."""
+"""The coverage report of a command-line TARGET: as it is, in eval mode or with real values, whichever traces first."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def make_program(
         plan: from `make_plan`.
         values: the placeholders' values; a graph that is not specialised to them is traced on its own fake ones.
         compile: run both graphs through inductor.
-        share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
+        share: of the bytes kept between them, how much to keep; the rest is computed again (see `passes.recompute`).
         rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
     """
     if compile and plan.graph.tracer == "values":

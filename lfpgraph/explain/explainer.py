@@ -30,7 +30,7 @@ from .target import refuse_nan, target_signals
 __all__ = ["Explainer", "Found", "explainer_of"]
 
 _MOST = 8  # kept for each model
-_SHARE = 1.0  # cheap operations are computed again rather than kept (see `memory`)
+_SHARE = 1.0  # cheap operations are computed again rather than kept (see `passes.recompute`)
 
 
 @dataclass
