@@ -106,6 +106,12 @@ def test_folders_are_small() -> None:
     assert {str(folder): n for folder, n in files.items() if n > 14} == {}
 
 
+def test_every_folder_is_installed() -> None:
+    listed = (ROOT / "pyproject.toml").read_text()
+    packages = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+    assert [package for package in packages if f'"{package}"' not in listed] == []
+
+
 def test_no_file_is_long() -> None:
     tests = (ROOT / "tests").rglob("*.py")
     assert [path.name for path in (*MODULES.values(), *tests) if len(path.read_text().splitlines()) > 300] == []
