@@ -16,9 +16,9 @@ from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
 from ..engine.signals import reward_of
 from ..engine.units import Unit
-from ..errors import AttributionError
+from ..errors import AttributionError, check_choice
 from ..explain.attribution import call_of
-from ..graph.graph import ACTIVE, is_float, module_path
+from ..graph.graph import ACTIVE, is_float, module_path, takes_reward
 from ..tracing.tracer import trace
 from ..tracing.verify import disagreement
 
@@ -67,8 +67,7 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
     Raises:
         AttributionError: another name. CompositeError: LXT is not installed.
     """
-    if against not in AGAINST:
-        raise AttributionError(f"against={against!r} is not known; choose one of {', '.join(map(repr, AGAINST))}")
+    check_choice("against", against, AGAINST, AttributionError)
     args, kwargs = call_of(inputs)
     with torch.no_grad():
         graph = trace(model, args, kwargs, dynamic=False)
@@ -84,7 +83,7 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
         }
         plan = make_plan(graph, rules, wanted)
         _, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
-        output = next(n for n in graph.user_output_nodes if n in plan.wanted and n.meta["val"].dim() > 0)
+        output = next(n for n in graph.user_output_nodes if n in plan.wanted and takes_reward(n.meta["val"]))
         comparison = _Comparison(rules)
         signal = torch.linspace(0.5, 1.5, env[output].numel(), dtype=env[output].dtype, device=env[output].device)
         run_backward(plan, calls, env, {output: signal.view_as(env[output])}, observe=comparison)

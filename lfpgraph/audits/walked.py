@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite, get_composite
+from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
 from ..engine.signals import reward_of, wide
+from ..errors import AttributionError
 from ..explain.attribution import call_of
-from ..explain.explainer import Explainer
+from ..explain.merge_norms import merge_norms
+from ..explain.readings import readings_of
 from ..explain.target import target_signals
 from ..graph.graph import OpGraph
 from ..tracing.tracer import trace
@@ -46,20 +49,22 @@ def walk(
     composite: str | Composite,
     observe: Callable[..., None],
     *,
-    on_missing: str = "derive",
-    fallback: str = "error",
+    on_missing: str,
+    fallback: str,
 ) -> Walked:
     """The walk of `attribute`, not traced but run; `observe(unit, call, s, answers)` is called at every unit.
 
     The other arguments and the exceptions are those of `attribute`.
     """
+    options = Options(on_missing, fallback, error=AttributionError)
     args, kwargs = call_of(inputs)
     rules = get_composite(composite)
-    explainer = Explainer(model, rules, (), False, {"on_missing": on_missing, "fallback": fallback})
     with torch.no_grad():
-        graph = trace(model, args, kwargs, dynamic=False, fallback=fallback)
-        wanted = {reading.node for reading in explainer.readings_of(graph)}
-        plan = make_plan(graph, rules, wanted, on_missing)
+        graph = trace(model, args, kwargs, dynamic=False, fallback=options.fallback)
+        if rules.merge_norms:
+            merge_norms(graph)
+        wanted = {reading.node for reading in readings_of(graph)}
+        plan = make_plan(graph, rules, wanted, options.on_missing)
         outputs, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
         signals = target_signals(target, graph.user_outputs(outputs), graph.rebuild)
         starts: dict[fx.Node, Tensor] = {}

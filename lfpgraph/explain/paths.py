@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite
+from ..engine.options import Options
 from ..errors import AttributionError
 from ..graph.calls import flatten_input
 from .explainer import Found, explainer_of
@@ -30,7 +31,7 @@ def along_path(
     composite: str | Composite,
     baseline: float | Call,
     steps: int | None,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> Found:
     """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
 
@@ -53,19 +54,19 @@ def along_path(
     floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
     ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
-    explainer = explainer_of(model, composite, (), False, {**options, "signals": True})
-    found = explainer.explain(*call, target, Point(1.0, references))
+    explainer = explainer_of(model, composite, options, signals=True)
+    found = explainer.explain(model, *call, target, Point(1.0, references))
     signals = found.inputs
     if steps is not None:
         if isinstance(target, str) and target == "predicted":
-            target = next(o for o in found.outputs if isinstance(o, Tensor) and o.dim() > 0).argmax(-1)
+            target = found.explained.argmax(-1)
         signals = {n: torch.zeros_like(s) for n, s in signals.items()}
         for step in range(steps):
             portion, point = (step + 0.5) / steps, list(leaves)
             for i, start, way in zip(floats.values(), starts, ways):
                 point[i] = start + portion * way
             args, kwargs = pytree.tree_unflatten(point, spec)
-            for n, s in explainer.explain(args, kwargs, target, Point(portion, references)).inputs.items():
+            for n, s in explainer.explain(model, args, kwargs, target, Point(portion, references)).inputs.items():
                 signals[n] += s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     for n, (ids, way) in found.ways.items():
