@@ -15,10 +15,10 @@ from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
 from ..engine.signals import reward_of, wide
 from ..errors import AttributionError
-from ..explain.attribution import call_of
 from ..explain.merge_norms import merge_norms
 from ..explain.readings import readings_of
 from ..explain.target import target_signals
+from ..graph.calls import arguments_of
 from ..graph.graph import OpGraph
 from ..tracing.tracer import trace
 
@@ -32,7 +32,7 @@ class Walked:
     Attributes:
         graph: what was walked, batch norms merged where the composite says so.
         starts: the relevance handed to each output node.
-        stopped: relevance of outputs that no way of rewards leads to.
+        stopped: the relevance handed to outputs from which none can go on to an input.
         ends: the relevance that has arrived at each input (for token ids: at their embedding), None where none has.
     """
 
@@ -57,7 +57,7 @@ def walk(
     The other arguments and the exceptions are those of `attribute`.
     """
     options = Options(on_missing, fallback, error=AttributionError)
-    args, kwargs = call_of(inputs)
+    args, kwargs = arguments_of(inputs, AttributionError)
     rules = get_composite(composite)
     with torch.no_grad():
         graph = trace(model, args, kwargs, dynamic=False, fallback=options.fallback)
@@ -78,5 +78,5 @@ def walk(
 
 
 def reward_at(s: Tensor, value: Tensor, form: float | None) -> Tensor:
-    """The reward in float64, none where no signal is: masks hold infinities."""
+    """The reward in float64; zero where the signal is zero, also where the value is infinite, as in masks."""
     return torch.where(s == 0, 0.0, reward_of(wide(s), wide(value), form))

@@ -1,4 +1,4 @@
-"""`feedback`: one reward, one answer, nothing changed. The eager walk, without autograd or a program."""
+"""`feedback`: the feedback of one reward as plain tensors. The walk is run step by step, without autograd or a program."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ def feedback(
         Parameter names to feedback (`abs(w) * s_w`, to be added), and input names (`input_0` or the keyword) to reward.
 
     Raises:
-        RewardError: the reward does not fit. InputError: an unknown option. TraceError, NoRuleError, InputError: as for
-            `wrap`.
+        RewardError: the reward does not fit. InputError: an unknown option, or as for `wrap`, like TraceError and NoRuleError.
     """
     options = Options(on_missing, fallback, check=check)
     args, kwargs = arguments_of(inputs, InputError)

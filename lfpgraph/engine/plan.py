@@ -22,7 +22,7 @@ from ..registry import CONTRACTION, PRODUCT, RECTIFIER, find_rule
 from ..rules.views import nothing
 from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
 
-__all__ = ["Plan", "Unit", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -34,8 +34,7 @@ class Plan:
     Attributes:
         graph, composite: what the plan was made of.
         units: single operations and regions, each with its rule, in the order of running.
-        wanted: the nodes through which a signal can reach what `make_plan` was asked for, and that itself.
-        derived: how many operations without a rule use their true vjp, by name of the operation.
+        wanted: the nodes that `make_plan` was given as wanted, and all through which a signal can reach them.
         rulesets: the ruleset of each parameter, by its placeholder.
         asleep: placeholders of parameters that train but are wholly zero (`Ruleset.wakes`).
     """
@@ -44,7 +43,6 @@ class Plan:
     composite: Composite
     units: list[Unit]
     wanted: set[fx.Node]
-    derived: Counter[str]
     rulesets: dict[fx.Node, Ruleset]
     asleep: set[fx.Node]
 
@@ -52,11 +50,6 @@ class Plan:
         """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself."""
         ruleset = self.rulesets.get(placeholder)
         return s if ruleset is None else ruleset.feedback(value, s, placeholder in self.asleep)
-
-    def explain(self) -> str:
-        """What will run: number of nodes by origin, family and operation."""
-        counts = Counter((unit.origin, unit.family.name, str(unit.node.target)) for unit in self.units)
-        return "\n".join(f"{n:6d}  {origin:9s} {family:14s} {op}" for (origin, family, op), n in sorted(counts.items()))
 
 
 def make_plan(
@@ -81,17 +74,14 @@ def make_plan(
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
     """
     units, reached = _choose_units(graph, composite, wanted)
-    derived = _settle_missing(graph, units, on_missing)
+    _settle_missing(graph, units, on_missing)
     _settle_epsilon(graph, units)
-    rulesets = {
-        node: composite.parameter_ruleset(placeholder.target)
-        for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders)
-        if placeholder.kind == "parameter"
-    }
-    trained = ((node, value) for node, value in zip(graph.placeholder_nodes, values) if node in wanted)
-    asleep = {node for node, value in trained if node in rulesets and rulesets[node].wakes(value)}
+    nodes = graph.placeholder_nodes
+    parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
+    rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
+    asleep = {n for n, value in zip(nodes, values) if n in wanted and n in rulesets and rulesets[n].wakes(value)}
     _let_signals_pass(units, asleep)
-    return Plan(graph, composite, units, reached, derived, rulesets, asleep)
+    return Plan(graph, composite, units, reached, rulesets, asleep)
 
 
 def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) -> tuple[list[Unit], set[fx.Node]]:
@@ -125,8 +115,8 @@ def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) ->
     return units, reached
 
 
-def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> Counter[str]:
-    """Derive, mark or refuse the operations without a rule (see `make_plan`); how many are derived, by operation."""
+def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> None:
+    """Derive, mark or refuse the operations without a rule (see `make_plan`)."""
     derived: Counter[str] = Counter()
     missing: list[fx.Node] = []
     for unit in units:
@@ -148,7 +138,6 @@ def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> C
         )
     if derived:
         log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in derived.items()))
-    return derived
 
 
 def _let_signals_pass(units: Sequence[Unit], asleep: set[fx.Node]) -> None:

@@ -161,7 +161,7 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
 
 
 def _clean(traced: fx.GraphModule) -> None:
-    """Drop detach and alias, which mean nothing without autograd, and what nobody uses; views become reshapes."""
+    """Remove detach and alias, which mean nothing without autograd, and all that is not used; turn views into reshapes."""
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):
             node.replace_all_uses_with(node.args[0])
@@ -174,7 +174,7 @@ def _clean(traced: fx.GraphModule) -> None:
 
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
-    """Scale each parameter's signal as soon as it is there, so that it is at hand and waits no longer than it must."""
+    """Move the scaling of each parameter's signal right behind the signal, which can then be freed."""
     for result in list(graph.nodes)[-1].args[0][n_outputs:]:  # type: ignore[union-attr,index]
         if isinstance(result, fx.Node) and result.target is aten.mul.Tensor:
             signal, size = result.args
@@ -191,7 +191,7 @@ def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
 
 
 def _shorten(node: fx.Node) -> None:
-    """A transpose undone, a reshape of a reshape and a reshape to the same shape need one step less."""
+    """Skip what a transpose of a transpose, a reshape of a reshape, or a reshape to the same shape need not do."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or node.op != "call_function":
         return
@@ -207,5 +207,5 @@ def _shorten(node: fx.Node) -> None:
 
 
 def _has_side_effect(node: fx.Node) -> bool:
-    """Mutations whose result nobody uses have been functionalized away, so only the graph's ends must stay."""
+    """Only the graph's ends must stay if they are not used: nothing else writes in place any more."""
     return node.op in ("placeholder", "output")

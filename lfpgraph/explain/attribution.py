@@ -96,7 +96,7 @@ def attribute(
     if not isinstance(model, nn.Module):
         raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")
     names = tuple(record) if isinstance(record, list | tuple) else (record,)
-    args, kwargs = call_of(inputs)
+    args, kwargs = arguments_of(inputs, AttributionError)
     options = Options(on_missing, fallback, error=AttributionError)
     if isinstance(composite, str) and composite == INTEGRATED:
         composite, steps = "gradient-x-input", 32 if steps is None else steps
@@ -106,7 +106,9 @@ def attribute(
                 "a baseline and a path (so integrated gradients) give relevance to inputs alone; leave record and "
                 "parameters out"
             )
-        start = 0.0 if baseline is None else baseline if isinstance(baseline, int | float) else call_of(baseline)
+        start = 0.0 if baseline is None else baseline
+        if not isinstance(start, int | float):
+            start = arguments_of(start, AttributionError)
         found = along_path(model, (args, kwargs), target, composite, start, steps, options)
     else:
         found = explainer_of(model, composite, options, names, parameters).explain(model, args, kwargs, target)
@@ -119,11 +121,6 @@ def attribute(
         if s is not None and o.dim() > 0
     )
     return Attribution(relevance, found.nodes, found.parameters, explained, found.explained)  # type: ignore[arg-type]
-
-
-def call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping."""
-    return arguments_of(inputs, AttributionError)
 
 
 def _like(inputs: Any, args: Any, kwargs: Any, found: Found) -> Any:

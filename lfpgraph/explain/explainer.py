@@ -1,4 +1,4 @@
-"""A model's explanation made static: graph, plan and program, traced once and kept."""
+"""The explainer: graph, plan and program of a model's explanations, traced once and kept."""
 
 from __future__ import annotations
 
@@ -68,32 +68,24 @@ class _Kept(Entry):
     lookups: list[Lookup] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Explainer:
     """What one model's explanations under one composite need, traced once and kept. The model itself is not kept alive.
 
-    Args:
+    Attributes:
         record, parameters: as for `lfpgraph.attribute`.
         signals: give the signals of float inputs and of token ids' embeddings (for the composite "gradient-x-input" their
             gradients) instead of relevance.
         graphs: of the model, traced for any composite.
     """
 
-    def __init__(
-        self,
-        composite: Composite,
-        record: Sequence[str],
-        parameters: bool,
-        options: Options,
-        signals: bool,
-        graphs: _Graphs,
-    ) -> None:
-        self.composite = composite
-        self.record = tuple(record)
-        self.parameters = parameters
-        self.options = options
-        self.signals = signals
-        self.graphs = graphs
-        self.programs: Programs[_Kept] = Programs()
+    composite: Composite
+    options: Options
+    record: tuple[str, ...]
+    parameters: bool
+    signals: bool
+    graphs: _Graphs
+    programs: Programs[_Kept] = field(default_factory=Programs)
 
     def explain(
         self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Any, point: Point | None = None
@@ -162,7 +154,7 @@ def _values_at(
 
 @no_autocast()
 def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point) -> Found:
-    """Run the program for one call."""
+    """Run the program for one call, and sort the rewards by what they belong to."""
     graph, program = entry.graph, entry.program
     values, ways = _values_at(graph, entry.lookups, call, point)
     results = program.call_forward(*values)
@@ -197,17 +189,17 @@ def explainer_of(
     model: nn.Module,
     composite: str | Composite,
     options: Options,
-    record: Sequence[str] = (),
+    record: tuple[str, ...] = (),
     parameters: bool = False,
     signals: bool = False,
 ) -> Explainer:
-    """The model's explainer for these rules, made when first asked for."""
+    """The model's explainer for these rules and options; the `_MOST` that were asked for last are kept for each model."""
     if not all(isinstance(name, str) for name in record):
         raise AttributionError(f"record={list(record)!r} must be names of modules or nodes")
     kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
-    key = (composite if isinstance(composite, str) else id(composite), tuple(record), parameters, signals, options)
+    key = (composite if isinstance(composite, str) else id(composite), options, record, parameters, signals)
     if key not in kept:
-        kept[key] = Explainer(get_composite(composite), record, parameters, options, signals, graphs)
+        kept[key] = Explainer(get_composite(composite), options, record, parameters, signals, graphs)
         while len(kept) > _MOST:
             kept.popitem(last=False)
     kept.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Relevance against a reference point: signals times the way from a baseline, at the inputs or averaged along the path.
+"""Relevance against a reference point: signals times the difference from a baseline, at the inputs or averaged on the path.
 
 Integrated gradients (Sundararajan et al. 2017) are the case where the signals are gradients.
 """
@@ -35,14 +35,14 @@ def along_path(
 ) -> Found:
     """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
 
-    Of token ids x is the embedding, and the relevance is summed over its features.
+    For token ids, x is their embedding, and the relevance is summed over its features.
 
     Args:
         call: positional and keyword arguments of the model, x among them.
-        baseline: x0, one number, or a call whose float tensors broadcast to those of `call`, and token ids to theirs; where it
-            has no token ids, their embedding's reference is zero.
+        baseline: x0, one number, or a call whose float tensors and token ids broadcast to those of `call`. Where it has no
+            token ids, the embedding starts from zero.
         steps: how many points of the path, k = 0 to steps - 1; None for one point, the inputs themselves.
-        options: of `Explainer`.
+        options: how the model is traced.
 
     Raises:
         AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.

@@ -29,8 +29,8 @@ log = logging.getLogger("lfpgraph")
 class FeedbackForward(StandIn):
     """Takes the place of `model.forward`: the same call, the same outputs, feedback on `.backward()`.
 
-    Programs are kept per structure of the call (input tree, dtypes, ranks, modes, what requires a signal) and reused
-    for every size their graph allows. Copies and pickles carry the options and trace again when first called.
+    Programs are kept by the structure of the call (input tree, dtypes, ranks, modes, what requires a signal) and reused
+    for every size that their graph allows. Copies and pickles keep the options and trace again when first called.
 
     Args:
         like: the programs of a block that looks the same, to be shared with it (see `Programs`).
@@ -97,7 +97,7 @@ class FeedbackForward(StandIn):
 
 
 def _refuse_state(call: ModelCall) -> None:
-    """A part's program knows tensors and settings; what a part would write into an object passed to it would be lost."""
+    """Refuse objects with a state as arguments of a part: what the part writes into them would be lost in its program."""
     for leaf in call.leaves:
         if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor | Enum | type) and not callable(leaf):
             raise InputError(

@@ -102,8 +102,8 @@ class Programs(Generic[E]):
     """The programs of one model, by what they depend on; a copy or pickle of them is empty.
 
     Args:
-        like: the programs of a module that looks the same. They are shared, and used once the two modules have given the same
-            outputs; if they do not, this one keeps programs of its own.
+        like: the programs of a module that looks the same, to be shared with it. Before one is used, both modules are run; if
+            their outputs differ, this object keeps programs of its own from then on.
     """
 
     def __init__(self, like: Programs[E] | None = None) -> None:

@@ -38,9 +38,9 @@ def wrap(
         compile: run the forward and the feedback graph through inductor, once for all sizes.
         memory: "fast" keeps whatever feedback needs; a number between 0 and 1 keeps about that share of its bytes and
             computes the rest again (the same numbers, more time); "min" is 0.3.
-        regional: wrap the model's repeated blocks one by one, with one program for all that are alike, and what is
-            beside them as parts of their own (see `regional`). Tracing takes the time of one block. True finds the
-            blocks; or their names.
+        regional: wrap the model's repeated blocks one by one, with the same program for all that are alike, and the modules
+            beside them as parts of their own (see `wrapping.regional`), so that tracing takes the time of one block. True
+            looks for the blocks; or give their names.
         on_missing: "derive" lets an operation without a rule use its true vjp (logged); "error" refuses it.
         fallback: "error", or "retrace" to trace real values anew at every step where forward branches on data.
         check: raise NonFiniteError on NaN or infinity in outputs, reward or feedback.
@@ -81,7 +81,7 @@ def wrap(
 
 
 def _alike(part: nn.Module, own: Composite, other: Composite) -> bool:
-    """Whether two composites treat a part's modules alike."""
+    """Whether two composites have the same rules for all modules and parameters of a part."""
     if any(own.parameter_ruleset(n) != other.parameter_ruleset(n) for n, _ in part.named_parameters()):
         return False
     return all(own.ruleset(path) == other.ruleset(path) for path, _ in part.named_modules(remove_duplicate=False))
