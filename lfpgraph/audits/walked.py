@@ -15,7 +15,7 @@ from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
 from ..engine.signals import reward_of, wide
 from ..errors import AttributionError
-from ..explain.merge_norms import merge_norms
+from ..explain.batch_norms import merge_norms
 from ..explain.readings import readings_of
 from ..explain.target import target_signals
 from ..graph.calls import arguments_of

@@ -19,9 +19,9 @@ from ..graph.graph import is_float, shape_of
 from ..passes.fastcalls import quick_module
 from ..passes.inductor import compile_program
 from ..passes.inplace import write_in_place
-from ..passes.join_products import join_products
 from ..passes.online import split_online
 from ..passes.partition import split
+from ..passes.products import join_products
 from .plan import Plan
 from .propagate import run_backward, run_forward
 from .static import functional_graph, no_autocast, on_fakes

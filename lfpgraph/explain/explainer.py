@@ -23,15 +23,15 @@ from ..graph.graph import OpGraph
 from ..graph.sizes import Sizes
 from ..tracing.verify import refusal
 from ..wrapping.programs import Entry, ModelCall, Programs
+from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
-from .merge_norms import merge_norms
 from .readings import Reading, readings_of
 from .target import refuse_nan, target_signals
 
 __all__ = ["Explainer", "Found", "explainer_of"]
 
 _MOST = 8  # kept for each model
-_SHARE = 1.0  # cheap operations are computed again rather than kept (see `Options.share`)
+_SHARE = 1.0  # cheap operations are computed again rather than kept (see `passes.recompute`)
 _Graphs = dict[Any, list[tuple[OpGraph, list[Lookup]]]]  # by kind of call; one trace serves all composites
 
 

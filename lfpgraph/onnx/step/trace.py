@@ -35,13 +35,13 @@ class Step:
 
     Attributes:
         module: functional ATen graph.
-        graph: the model's graph it was made of.
+        graph: the model's graph that it was made from.
         inputs: ("parameter" or "buffer" or "constant" or "input", its name or index) for each value.
-        fakes: fake tensors of all inputs of the graph, in order.
-        parameters: names of those that train; `buffers`: of those that change.
-        state: names of the optimizer's state tensors; they begin at zero.
+        fakes: fake tensors of all inputs, in order.
+        parameters, buffers: names of the parameters that train and of the buffers that change.
+        state: names of the optimizer's tensors, zeros at first: each of the shape of a parameter, or a scalar.
         metrics: names of the metrics.
-        aliases: further names of tied parameters, each with the name that stands for it.
+        aliases: further names of tied parameters, each with the name that is used.
     """
 
     module: fx.GraphModule
@@ -129,7 +129,7 @@ def trace_step(
         seed: of random operations, which are refused without one.
 
     Raises:
-        OnnxError, TraceError, NoRuleError, InputError.
+        OnnxError: the step cannot be one fixed graph. TraceError, NoRuleError, InputError: as for `wrap`.
     """
     graph = trace(model, args, kwargs)
     _check(graph, seed)
