@@ -135,7 +135,8 @@ class _Hooks:
                 if edge is not None:
                     inputs.setdefault(edge, i)
             first: set[int] = set()
-            for node, slots in _slots(nodes, inputs, record).items():
+            inside = {self.numbers[n] for n in amendment.unit.nodes if n in self.numbers}
+            for node, slots in _slots(nodes, inputs, record.edges, inside).items():
                 fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
                 node.register_hook(self._departure(fresh))
         del self.record
@@ -255,9 +256,15 @@ def _template(record: Record, schedule: Schedule, node: fx.Node) -> Any:
 
 
 def _slots(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], record: Record
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: set[int]
 ) -> dict[Any, list[tuple[int, int]]]:
-    """Where autograd's nodes of an operation hand something to its inputs: for each node, slots and inputs."""
+    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs.
+
+    Args:
+        exits: the nodes of the unit's outputs.
+        inputs: the edges of its inputs.
+        edges: the numbers of all known values; the way back ends at them, but for those `inside` the unit.
+    """
     found: dict[Any, list[tuple[int, int]]] = {}
     stack, seen = list(exits), set(exits)
     while stack:
@@ -266,7 +273,7 @@ def _slots(
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif source is not None and source not in seen and (source, index) not in record.edges:
+            elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
                 seen.add(source)
                 stack.append(source)
     return found

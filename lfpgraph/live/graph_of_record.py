@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.classify import classify
+from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
 from .record import Record, Ref

@@ -92,10 +92,12 @@ class Record:
             named = dict(zip(kwargs, self._read(tuple(kwargs.values()), kinds, ins, key)))
         else:
             named = kwargs
-        if info.writes and self._stored:
+        before = None
+        if info.writes:
             self._save_before_write(args)
+            before = self._template(args, kwargs)  # an argument is another value once it has been written to
         out = op._op(*given, **named)
-        return self._note(info, key, ins, args, kwargs, out)
+        return self._note(info, key, ins, args, kwargs, out, before)
 
     def _read(self, args: tuple[Any, ...], kinds: Iterable[int], ins: list[int], key: list[Any]) -> tuple[Any, ...]:
         """The arguments to run with: each parameter by the one alias that this run takes it through."""
@@ -122,7 +124,9 @@ class Record:
                 key.append(value if type(value) is not list else tuple(value))
         return args if given is None else tuple(given)
 
-    def _note(self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any) -> Any:
+    def _note(
+        self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any, before: Any
+    ) -> Any:
         if isinstance(out, Tensor):
             if not info.writes and self._is_known(out):
                 return out  # what came in, as `x.contiguous()` may be
@@ -131,6 +135,8 @@ class Record:
             results = list(out)
         else:
             return out
+        if op_has_no_derivative(info, results):
+            results = [x.detach() if isinstance(x, Tensor) else x for x in results]
         if not info.writes and self._bridge(info, ins, results, args):
             out = results[0] if isinstance(out, Tensor) else type(out)(results)
         step = len(self.steps)
@@ -144,7 +150,8 @@ class Record:
         self._trace_sources(info, ins, outs, args)
         self._check_expected(step, self.keys[-1])
         every = self.expected is None
-        self.templates.append(self._template(args, kwargs) if every or step in self.expected.templates else None)
+        wanted = every or step in self.expected.templates
+        self.templates.append((before or self._template(args, kwargs)) if wanted else None)
         if every or step in self.expected.keeps:
             for number, x in zip(outs, results):
                 if number >= 0:
@@ -365,3 +372,17 @@ def _user_line() -> str:
             return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}'
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+_HAS_DERIVATIVE: dict[OpOverload, bool] = {}
+
+
+def op_has_no_derivative(info: OpInfo, results: list[Any]) -> bool:
+    """Whether autograd lets a result follow, only to refuse in the backward pass (as for `heaviside`)."""
+    found = _HAS_DERIVATIVE.get(info.node)
+    if found is None:
+        nodes = [x.grad_fn for x in results if isinstance(x, Tensor) and x.grad_fn is not None]
+        if not nodes:
+            return False
+        found = _HAS_DERIVATIVE[info.node] = not any(node.name().endswith("NotImplemented") for node in nodes)
+    return not found
