@@ -17,15 +17,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.errors import RuleError
-from lfpgraph.registry import (
-    FAMILIES,
-    attach_samples,
-    find_rule,
-    registered_rules,
-    remove_rule,
-    restore_rule,
-    rows,
-)
+from lfpgraph.registry import FAMILIES, find_rule, registered_rules, remove_rule, restore_rule
 
 from .support.helpers import assert_same, gradients, lfp
 
@@ -72,32 +64,38 @@ def test_rules_are_sorted_and_keyed_by_overload() -> None:
 def test_second_registration_raises() -> None:
     before = find_rule(aten.mm.default)
     with pytest.raises(RuleError, match=r"aten\.mm\.default already has the rule contraction"):
-        lfpgraph.rule(aten.mm.default, family="contraction")(lambda node, s, *args: node.vjp(s))
+        lfpgraph.rule(aten.mm.default, family="contraction")(lambda call, s, *args: call.vjp(s))
     with pytest.raises(RuleError, match="override=True"):
-        lfpgraph.rule(aten.mm.default, override=False)(lambda node, s, *args: node.vjp(s))
+        lfpgraph.rule(aten.mm.default, override=False)(lambda call, s, *args: call.vjp(s))
     with pytest.raises(RuleError, match="already has the rule"):
-        rows(FAMILIES["view"], lambda node, s, *args: node.vjp(s), [aten.mm.default])
+        lfpgraph.rule(aten.mm.default, family=FAMILIES["view"])(lambda call, s, *args: call.vjp(s))
     assert find_rule(aten.mm.default) is before
 
 
 def test_packet_is_refused() -> None:
     with pytest.raises(RuleError, match=r"not an operation overload; write e\.g\. torch\.ops\.aten"):
-        lfpgraph.rule(aten.gelu)(lambda node, s, x: [s])  # type: ignore[arg-type]
+        lfpgraph.rule(aten.gelu)(lambda call, s, x: [s])  # type: ignore[arg-type]
     with pytest.raises(RuleError, match="not an operation overload"):
-        lfpgraph.rule("aten.gelu.default")(lambda node, s, x: [s])  # type: ignore[arg-type]
+        lfpgraph.rule("aten.gelu.default")(lambda call, s, x: [s])  # type: ignore[arg-type]
 
 
 def test_new_operation_and_removal() -> None:
     op = aten.special_scaled_modified_bessel_k0.default
     assert find_rule(op) is None and remove_rule(op) is None
     with restored(op):
-        handler = lfpgraph.rule(op)(lambda node, s, x: [s])
+        handler = lfpgraph.rule(op)(lambda call, s, x: [s])
         entry = find_rule(op)
         assert entry is not None and entry.handler is handler and entry.family.name == "custom"
-        attach_samples(op, lambda: [1])
-        attached = find_rule(op)
-        assert attached is not None and attached.samples is not None and list(attached.samples()) == [1]
     assert find_rule(op) is None
+
+
+def test_operation_by_name_needs_no_library() -> None:
+    (entry,) = (entry for entry in registered_rules(by_name=True) if entry.op == "aten::_grouped_mm")
+    assert entry.family is FAMILIES["contraction"]
+    with pytest.raises(RuleError, match="aten::_grouped_mm already has the rule contraction"):
+        lfpgraph.rule("aten::_grouped_mm", family="contraction")(lambda call, s, *args: call.vjp(s))
+    if hasattr(aten, "_grouped_mm"):
+        assert find_rule(aten._grouped_mm.default) is entry
 
 
 def test_override_is_seen_by_wrap() -> None:
@@ -213,7 +211,7 @@ BORROWED = {
 @pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.stem)
 def test_rule_files_import_no_engine(path: Path) -> None:
     ground = {f"lfpgraph.{name}" for name in ("errors", "numerics", "registry")}
-    standard = {"__future__", "collections.abc", "dataclasses", "typing", "torch", "torch._ops"}
+    standard = {"__future__", "collections.abc", "dataclasses", "operator", "typing", "torch", "torch._ops"}
     assert imported(path) <= ground | standard | BORROWED.get(path.stem, set())
 
 

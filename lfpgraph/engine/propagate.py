@@ -81,7 +81,7 @@ def run_backward(
         arrived = pending.pop(unit.node, None)
         if arrived is not None and record is not None and unit.node in record:
             record[unit.node] = arrived.reward(call.output)
-        if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
+        if arrived is None or (unit.rule is None and unit.node.target is not operator.getitem):
             continue
         if unit.node.target is operator.getitem:
             source, index = unit.node.args
@@ -130,9 +130,9 @@ def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:
-    assert call.unit.handler is not None
+    assert call.unit.rule is not None
     call.stabilized = False
-    return call.unit.handler(call, s, *call.args, **call.kwargs)
+    return call.unit.rule.handler(call, s, *call.args, **call.kwargs)
 
 
 def _fit(plan: Plan, call: Call, i: int, answer: Tensor) -> Tensor:

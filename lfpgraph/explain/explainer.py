@@ -213,7 +213,7 @@ class Explainer(FeedbackForward):
             if placeholder.kind == "input" and is_float(node.meta.get("val")):
                 readings.append(Reading(node, "input", placeholder.target))
             elif placeholder.kind == "input":
-                readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(node)]
+                readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(graph, node)]
             elif placeholder.kind == "parameter" and self.parameters:
                 readings.append(Reading(node, "parameter", placeholder.target))
         if not readings and not self.record:
