@@ -81,7 +81,7 @@ class Call(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """A group of operations that share one rule.
+    """A group of operations that reward passes in the same way.
 
     Attributes:
         name: the family's name, as reports print it.
@@ -89,8 +89,8 @@ class Family:
         epsilon: when the composite's epsilon applies to the output: "always"; "weighted" (one active operand meets
             weight-like ones); "mixing" (two or more active operands); "never".
         elementwise: output element i depends on input elements i only, so runs of such ops can form one activation.
-        affine: linear in each operand (an affine run keeps the rules of its own operations).
-        passes_form: a stabilized signal leaves as a stabilized signal (views, see `propagate`).
+        affine: linear in each operand; a run of affine operations alone is no activation and keeps their rules.
+        passes_form: a stabilized signal leaves as a stabilized signal (Note [Two forms of a signal] in `engine.propagate`).
         conserves: the inputs' rewards add up to the output's, but for declared leaks.
     """
 

@@ -1,6 +1,7 @@
 """Activations: z = f(x) element by element hands its reward on unchanged, `s_x = s_z * f(x) / x`.
 
-No derivative of f is taken, so step functions are as good as smooth ones (LFP section 3).
+No derivative of f is taken, so step functions are as good as smooth ones (LFP section 3). Comparisons, and operations that
+pass no reward at all, are here too.
 """
 
 from __future__ import annotations
@@ -171,12 +172,14 @@ rule(
     aten.xlogy.Tensor,
     family=ACTIVATION,
 )(activation)
+# Linear on each side of zero, so that f(x) / x is the slope.
 rule(
     aten.leaky_relu.default,
     aten.prelu.default,
     aten.relu.default,
     family=RECTIFIER,
 )(vjp)
+# Alone they pass nothing; a run that leads through one and back to floats is an activation of its own (`graph.regions`).
 rule(
     aten.bitwise_and.Tensor,
     aten.bitwise_not.default,
@@ -206,6 +209,7 @@ rule(
     family=COMPARISON,
     needs_vjp=False,
 )(nothing)
+# Places, counts, draws and new tensors: the result is no function of the argument that reward could go back through.
 rule(
     aten.all.default,
     aten.all.dim,

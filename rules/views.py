@@ -1,4 +1,7 @@
-"""Views and copies: entries move, merge with nothing, and take their signal along (the true vjp)."""
+"""Views and copies, and dropout: entries move or are scaled, and take their signal along (the true vjp).
+
+Here are also `vjp` and `nothing`, the two rules that most operations of the other files share.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_override_is_seen_by_wrap() -> None:
     with restored(aten.gelu.default):
 
         @lfpgraph.rule(aten.gelu.default)
-        def double_gelu(node: Any, s: Tensor, x: Tensor, **kwargs: Any) -> list[Tensor]:
+        def double_gelu(call: Any, s: Tensor, x: Tensor, **kwargs: Any) -> list[Tensor]:
             return [2 * s]
 
         expected = _by_hand(model, x)
@@ -137,6 +137,25 @@ def test_override_in_one_module_leaves_the_others() -> None:
     usual, mixed = lfp(model, x, composite="lfp-epsilon"), lfp(model, x, composite=changed)  # type: ignore[arg-type]
     assert_same(_last(mixed), _last(usual), 0.0)
     assert not torch.allclose(mixed["first.weight"], usual["first.weight"], rtol=1e-3)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+def test_rule_of_a_family_may_ask_for_the_derivative_of_a_function_written_out() -> None:
+    model, x = Small(), batch()
+    model.act = Swish()  # type: ignore[assignment]
+
+    def derivative(call: Any, s: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return call.vjp(s)
+
+    changed = get_composite("lfp-0").with_options(handlers={"activation": derivative})
+    expected = {
+        name: g * dict(model.named_parameters())[name].detach().abs() for name, g in gradients(model, x).items()
+    }
+    assert_same(lfp(model, x, composite=changed), expected, 1e-12)  # type: ignore[arg-type]
 
 
 def test_override_of_a_sequential_by_index() -> None:
@@ -172,7 +191,7 @@ def test_gradient_everywhere_but_one_module() -> None:
     ids=["none", "two", "shape"],
 )
 def test_wrong_answer_names_the_operation(answer: Any, message: str) -> None:
-    def wrong(node: Any, s: Tensor, x: Tensor, **kwargs: Any) -> Any:
+    def wrong(call: Any, s: Tensor, x: Tensor, **kwargs: Any) -> Any:
         return answer(s)
 
     with restored(aten.gelu.default):

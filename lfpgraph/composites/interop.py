@@ -6,6 +6,7 @@ input (Achtibat et al. 2024). Rules here carry signals, rewards per unit of acti
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +100,10 @@ class _Lxt:
         self.f, self.rules = functions, rules
         self.how = {} if epsilon is None else {"epsilon": epsilon}
 
+    def identity(self, op: Any) -> Callable[..., Tensor]:
+        """An activation function that hands its reward on unchanged."""
+        return lambda x, *rest, **named: self.rules.identity_fn.apply(lambda t: op(t, *rest, **named), x)
+
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         return self.f.linear_epsilon(x, w, b, **self.how)
 
@@ -134,21 +139,19 @@ class _Lxt:
         return self.matmul(self.softmax(scores, -1), v)
 
 
+_lxt = functools.cache(_Lxt)
+
+
 def _lazy(name: str, epsilon: float | None) -> Handler:
-    """The rule that asks one of LXT's functions, which is made at the first call."""
-    made: list[_Lxt] = []
+    """The rule that asks one of LXT's functions, or the registry's where none fits; LXT is imported at the first call."""
 
     def rule(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
-        if not made:
-            made.append(_Lxt(epsilon))
-        if name == "identity":
-            function = lambda x, *rest, **named: made[0].rules.identity_fn.apply(  # noqa: E731
-                lambda t: call.op(t, *rest, **named), x
-            )
-        else:
-            function = getattr(made[0], name)
+        theirs = _lxt(epsilon)
         if not _is_theirs(call, name):
-            return _ours(call, s, *args, **kwargs)
+            ours = find_rule(call.op)
+            assert ours is not None
+            return ours.handler(call, s, *args, **kwargs)
+        function = theirs.identity(call.op) if name == "identity" else getattr(theirs, name)
         return from_reward_function(function)(call, s, *args, **kwargs)
 
     rule.__name__ = f"lxt_{name}"
@@ -164,13 +167,6 @@ def _is_theirs(call: Call, name: str) -> bool:
     if name == "attention":
         return all(call.active[:3]) and call.kwargs.get("enable_gqa", False) is False
     return name != "softmax" or call.args[1] in (-1, call.inputs[0].dim() - 1)
-
-
-def _ours(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
-    """The registry's rule."""
-    entry = find_rule(call.op)
-    assert entry is not None
-    return entry.handler(call, s, *args, **kwargs)
 
 
 def lxt_composite(attnlrp: Composite) -> Composite:

@@ -186,6 +186,7 @@ def _project(given: list[Tensor], direction: int, x: Tensor, key: int) -> Tensor
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Whether two shapes agree; open sizes compared as such would be guarded."""
     return [str(n) for n in a] == [str(n) for n in b]
 
 

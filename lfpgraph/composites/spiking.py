@@ -92,4 +92,5 @@ def _upward(usual: Handler) -> Handler:
 
 
 def _epsilon(call: Call) -> float:
+    """The composite's stabilizer, or one for divisions where it has none."""
     return call.epsilon or 1e-12

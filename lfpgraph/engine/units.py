@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -62,14 +62,16 @@ class Unit:
 
     @property
     def is_region(self) -> bool:
+        """Whether it stands for several nodes."""
         return len(self.nodes) > 1
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes of an operation's tensor arguments, in order; one that is an argument twice comes twice."""
     found: list[fx.Node] = []
 
     def visit(source: fx.Node) -> fx.Node:
-        if isinstance(source.meta.get("val"), torch.Tensor) or isinstance(source.meta.get("val"), list | tuple):
+        if isinstance(source.meta.get("val"), torch.Tensor | list | tuple):
             found.append(source)
         return source
 
@@ -78,10 +80,9 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def _can_carry(node: fx.Node) -> bool:
+    """Whether a node's value, or an item of it, can carry a signal."""
     value = node.meta.get("val")
-    if isinstance(value, list | tuple):
-        return any(is_float(item) for item in value)
-    return is_float(value)
+    return any(is_float(item) for item in (value if isinstance(value, list | tuple) else [value]))
 
 
 def all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:
@@ -91,8 +92,13 @@ def all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:
 
 
 class Ways(NamedTuple):
-    """Where signals can go: nodes reached from what is wanted, nodes that are constant (as inputs of no unit active),
-    and inputs of one unit that its structure blocks."""
+    """Where signals can go.
+
+    Attributes:
+        reached: nodes from which a signal can go on to one that is wanted.
+        still: nodes that count as constants, whatever they depend on.
+        blocked: inputs of the unit in question that get no reward, as its composite's structure says.
+    """
 
     reached: set[fx.Node]
     still: set[fx.Node]
@@ -165,14 +171,15 @@ def region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, ways: Ways) ->
     for node in region.nodes:
         inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
     flags = _flags(graph, inputs, ways)
-    is_norm = region.family is NORMALISATION
-    rule = ruleset.rule(None, region.family) or (_VJP if is_norm else Rule(activation))
-    learns = any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"]))
+    rule = ruleset.rule(None, region.family)
+    if rule is None:
+        learns = any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"]))
+        rule = _VJP if region.family is NORMALISATION else Rule(activation, needs_vjp=learns)
     wants = any(flags["wanted"])
     return Unit(
         nodes=region.nodes,
         inputs=tuple(inputs),
-        rule=replace(rule, needs_vjp=is_norm or learns) if wants else None,
+        rule=rule if wants else None,
         family=region.family,
         option_epsilon=ruleset.epsilon,
         origin="region" if wants else "none",

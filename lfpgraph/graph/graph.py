@@ -79,6 +79,7 @@ class OpGraph:
         dynamic: input sizes are symbolic, so one graph serves other batch and sequence sizes.
         tracer: "export" or "values" (specialised to one call's values, for one use only).
         info: what is known of each node, once it is classified.
+        input_mutations: positions of the inputs that the outputs after the buffers update, in order.
     """
 
     module: fx.GraphModule
