@@ -28,7 +28,7 @@ class Reading:
 
 
 def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
-    """The embeddings that are looked up by an integer input itself, not by something computed of it."""
+    """The embeddings that are looked up by an integer input itself, not by something computed from it."""
     found = []
     for user in node.users:
         if user.target in _LOOKUPS and user.args[1] is node:

@@ -1,4 +1,4 @@
-"""Spiking neurons of a graph: thresholds, membranes, resets and ways through time.
+"""The spiking neurons of a graph: thresholds, membranes, resets, and the ways through time.
 
 Everything is found from the operations alone. A *threshold* is a run that is piecewise constant: each way from its
 entry to its exit passes a comparison or a step (`(u > 1).float()`, `heaviside(u - 1)`, `round`). Its entry is the
