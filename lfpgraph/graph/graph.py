@@ -32,6 +32,7 @@ __all__ = [
     "module_path",
     "operation_name",
     "shape_of",
+    "takes_reward",
     "source_line",
 ]
 
@@ -109,6 +110,12 @@ class OpGraph:
     @property
     def user_output_nodes(self) -> list[Any]:
         return list(self.user_outputs(self.output_nodes))
+
+    @property
+    def rewarded_node(self) -> fx.Node | None:
+        """The first of the model's outputs that a reward can be given to, None where there is none."""
+        nodes = (node for node in self.user_output_nodes if isinstance(node, fx.Node))
+        return next((node for node in nodes if takes_reward(node.meta.get("val"))), None)
 
     def user_outputs(self, outputs: Sequence[Any]) -> Sequence[Any]:
         """Of all that the graph returns, the model's tensor outputs."""
@@ -210,6 +217,11 @@ def operation_name(node: fx.Node) -> str:
 def is_float(value: Any) -> bool:
     """Whether a value is a tensor that can carry a signal."""
     return isinstance(value, torch.Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
+
+
+def takes_reward(value: Any) -> bool:
+    """Whether a reward can be given to an output: a float tensor with at least one dimension, no loss."""
+    return is_float(value) and value.dim() > 0
 
 
 def module_path(node: fx.Node) -> str:
