@@ -1,28 +1,87 @@
 """The registry: which rule an operation has. Filled by the files of `rules/`; users add their own.
 
-A rule is a function `(node, s, *args, **kwargs) -> signals`. `args` and `kwargs` are the operation's own;
-`s` is the signal at its output (a tuple with None where an operation has several outputs); the answer is one
-signal for each tensor argument in order, None for none. `node` (a `Call`) offers the operation's true
-vector-Jacobian product as `node.vjp(s)`, its output as `node.output`, and which arguments are active.
-The engine applies epsilon, sums over users, un-broadcasts and casts.
+A rule is a function `(call, s, *args, **kwargs) -> signals`. `call` is this run of the operation (see `Call`), `args` and
+`kwargs` are the operation's own, and `s` is the signal at its output (a list with None for outputs without a signal, where
+the operation has several). The answer is one signal for each tensor argument in order, None for none. The engine
+applies epsilon, sums over users, un-broadcasts and casts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from .errors import RuleError
 
-__all__ = ["FAMILIES", "Family", "Rule", "find_rule", "registered_rules", "rule"]
+__all__ = ["FAMILIES", "Call", "Family", "Handler", "Rule", "Signals", "find_rule", "registered_rules", "rule"]
+
+Signals = list[Tensor | None]
+Handler = Callable[..., Any]
+
+
+class Call(Protocol):
+    """One run of an operation, or of several that are one function (a region): the first argument of a rule.
+
+    Attributes:
+        op: the operation; of a region its last one.
+        args, kwargs: the operation's own arguments; empty for a region.
+        inputs: the tensor arguments, in order; for a region the tensors that come in from outside.
+        output: what it returned.
+        active, weightlike, wanted: for each tensor argument: it is an activation; it is made of parameters only; somebody
+            waits for its signal.
+        epsilon: the composite's stabilizer.
+        stabilized: a rule that has divided by `stabilize(x, epsilon)` sets this to True, or to the epsilon that it took
+            where that is not the composite's; the layer before then takes no second epsilon factor.
+        sources: the graph's node of each tensor argument.
+        nodes: the graph's nodes that run here: one, or those of a region.
+        is_region: whether there are several.
+        rectified: the output is read by a relu alone, so its negative entries hand nothing on.
+        given: the signals at the model's outputs.
+        direction: 1 where signals are rewards, -1 where they are gradients.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Any]
+    output: Any
+    active: tuple[bool, ...]
+    weightlike: tuple[bool, ...]
+    wanted: tuple[bool, ...]
+    epsilon: float
+    stabilized: bool | float
+    sources: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    is_region: bool
+    rectified: bool
+    given: list[Tensor]
+    direction: int
+
+    def vjp(self, s: Any, again: bool = False) -> Signals:
+        """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others.
+
+        Args:
+            s: the signal at the output.
+            again: there will be another call of `vjp` after this one.
+        """
+        ...
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        """The operation's result with other tensor arguments, in the order of `inputs`."""
+        ...
+
+    def reward(self, s: Tensor) -> Tensor:
+        """The reward of an output that holds the signal s."""
+        ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """A group of operations that share one rule.
+    """A group of operations that reward passes in the same way.
 
     Attributes:
         name: the family's name, as reports print it.
@@ -30,8 +89,8 @@ class Family:
         epsilon: when the composite's epsilon applies to the output: "always"; "weighted" (one active operand meets
             weight-like ones); "mixing" (two or more active operands); "never".
         elementwise: output element i depends on input elements i only, so runs of such ops can form one activation.
-        affine: linear in each operand (an affine run keeps the rules of its own operations).
-        passes_form: a stabilized signal leaves as a stabilized signal (views, see `propagate`).
+        affine: linear in each operand; a run of affine operations alone is no activation and keeps their rules.
+        passes_form: a stabilized signal leaves as a stabilized signal (Note [Two forms of a signal] in `engine.propagate`).
         conserves: the inputs' rewards add up to the output's, but for declared leaks.
     """
 
@@ -79,35 +138,52 @@ GENERAL = _family("general", "true vjp", conserves=False)
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the registry: an operation, its handler and where it comes from."""
+    """How reward passes an operation: a row of the registry, or what a composite puts in its place (`Ruleset.handlers`).
 
-    op: OpOverload
-    handler: Callable[..., Any]
-    family: Family
-    source: str
+    Attributes:
+        handler: the function that answers with the signals of the operation's tensor arguments.
+        op: the operation; `"library::operation"` for one of a library that need not be imported; None in a composite.
+        family: what the engine may do with the operation (see `Family`).
+        source: paper and equation.
+        needs_vjp: the handler calls `call.vjp`, so the operation runs on a tape.
+        is_vjp: the handler's answer is the true vector-Jacobian product, so it also serves where that is asked for.
+        own_stabilizer: the handler divides by stabilized sums of its own; the engine applies no epsilon to the output.
+        blocks: no reward passes, and the output counts as a constant.
+        constants: operations whose outputs count as constants within a function that is written out (a region).
+    """
+
+    handler: Handler
+    op: OpOverload | str | None = None
+    family: Family = CUSTOM
+    source: str = "user"
     needs_vjp: bool = True
-    samples: Callable[[], Iterable[Any]] | None = field(default=None, compare=False)
+    is_vjp: bool = False
+    own_stabilizer: bool = False
+    blocks: bool = False
+    constants: frozenset[OpOverload] = frozenset()
 
 
-_RULES: dict[OpOverload, Rule] = {}
+_RULES: dict[OpOverload | str, Rule] = {}
 
 
 def rule(
-    *ops: OpOverload,
+    *ops: OpOverload | str,
     family: Family | str = CUSTOM,
     source: str | None = None,
-    samples: Callable[[], Iterable[Any]] | None = None,
     needs_vjp: bool = True,
+    is_vjp: bool = False,
     override: bool | None = None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as the rule of `ops` (overloads such as `torch.ops.aten.gelu.default`).
+) -> Callable[[Handler], Handler]:
+    """Register the decorated function as the rule of `ops`: `@rule(op)`, or `rule(op, op, op)(function)` for a table of them.
 
     Args:
-        ops: operation overloads; a packet such as `torch.ops.aten.gelu` is refused, since overloads differ.
+        ops: operation overloads such as `torch.ops.aten.gelu.default`; a packet such as `torch.ops.aten.gelu` is refused,
+            since overloads differ. An operation of a library that need not be imported: its name, `"library::operation"`.
         family: the family it belongs to (see `FAMILIES`); decides epsilon and regions. Default "custom".
         source: paper and equation; the family's own when absent.
-        samples: returns sample arguments, from which the suite generates tests.
-        needs_vjp: whether the handler calls `node.vjp`; False saves the work of keeping it.
+        needs_vjp: whether the handler calls `call.vjp`; False saves the work of keeping it.
+        is_vjp: whether the handler's answer is the true vector-Jacobian product, for operations that torch has no right
+            derivative of.
         override: replace an existing rule. Default: only a user's "custom" rule may.
 
     Raises:
@@ -116,57 +192,23 @@ def rule(
     kind = FAMILIES[family] if isinstance(family, str) else family
     may_override = kind is CUSTOM if override is None else override
 
-    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+    def register(handler: Handler) -> Handler:
         for op in ops:
-            if not isinstance(op, OpOverload):
+            if not isinstance(op, OpOverload) and not (isinstance(op, str) and "::" in op):
                 raise RuleError(f"{op!r} is not an operation overload; write e.g. torch.ops.aten.gelu.default")
             if op in _RULES and not may_override:
                 raise RuleError(
                     f"{op} already has the rule {_RULES[op].handler.__name__}; pass override=True to replace it"
                 )
-            _RULES[op] = Rule(op, handler, kind, source or kind.source, needs_vjp, samples)
+            _RULES[op] = Rule(handler, op, kind, source or kind.source, needs_vjp, is_vjp)
         return handler
 
     return register
 
 
-def rows(
-    family: Family,
-    handler: Callable[..., Any],
-    ops: Sequence[OpOverload],
-    source: str | None = None,
-    needs_vjp: bool = True,
-) -> None:
-    """Register one handler for a list of operations, as the tables in `rules/` do."""
-    rule(*ops, family=family, source=source, needs_vjp=needs_vjp, override=False)(handler)
-
-
-def attach_samples(op: OpOverload, samples: Callable[[], Iterable[Any]]) -> None:
-    """Give an already registered rule its samples."""
-    old = _RULES[op]
-    _RULES[op] = Rule(old.op, old.handler, old.family, old.source, old.needs_vjp, samples)
-
-
-_NAMED: dict[str, tuple[Family, Callable[..., Any]]] = {}
-
-
-def rows_by_name(family: Family, handler: Callable[..., Any], names: Sequence[str]) -> None:
-    """Register a handler for operations of other libraries (`"library::operation"`), which need not be imported."""
-    _NAMED.update({name: (family, handler) for name in names})
-
-
-def named_operations() -> dict[str, str]:
-    """What `rows_by_name` has registered: operation and family."""
-    return {name: family.name for name, (family, _) in _NAMED.items()}
-
-
 def find_rule(op: Any) -> Rule | None:
     """The registered rule of an operation, or None."""
-    found = _RULES.get(op)
-    if found is None and isinstance(op, OpOverload) and op.name() in _NAMED:
-        family, handler = _NAMED[op.name()]
-        found = _RULES[op] = Rule(op, handler, family, family.source)
-    return found
+    return _RULES.get(op) or (_RULES.get(op.name()) if isinstance(op, OpOverload) else None)
 
 
 def remove_rule(op: OpOverload) -> Rule | None:
@@ -176,9 +218,10 @@ def remove_rule(op: OpOverload) -> Rule | None:
 
 def restore_rule(entry: Rule) -> None:
     """Put back what `remove_rule` returned."""
+    assert entry.op is not None
     _RULES[entry.op] = entry
 
 
-def registered_rules() -> list[Rule]:
-    """All rules, sorted by operation name."""
-    return sorted(_RULES.values(), key=lambda entry: str(entry.op))
+def registered_rules(by_name: bool = False) -> list[Rule]:
+    """All rules of operation overloads, sorted by operation name; `by_name`: those registered by `"library::operation"`."""
+    return sorted((r for op, r in _RULES.items() if isinstance(op, str) == by_name), key=lambda entry: str(entry.op))

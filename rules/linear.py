@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfpgraph.registry import CONTRACTION, rows, rows_by_name
+from lfpgraph.registry import CONTRACTION, Call, Signals, rule
 
 aten = torch.ops.aten
 
@@ -56,31 +56,26 @@ ADDEND = dict.fromkeys(CONVOLUTIONS, 2) | {
 }
 
 
-def contraction(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+@rule(
+    *CONVOLUTIONS,
+    *DENSE,
+    aten._embedding_bag.default,
+    aten.bilinear.default,
+    aten.dot.default,
+    aten.embedding.default,
+    aten.linalg_cross.default,
+    aten.outer.default,
+    aten.vdot.default,
+    "aten::_grouped_mm",  # expert layers: each row of x meets the matrix of its expert
+    "transformers::grouped_mm_fallback",
+    family=CONTRACTION,
+)
+def contraction(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """Signals of z = x @ w + b and its relatives: the vjp, shared evenly among the active factors."""
-    signals = node.vjp(s)
-    addend = ADDEND.get(node.op)
-    factor = [active and i != addend for i, active in enumerate(node.active)]
+    signals = call.vjp(s)
+    addend = ADDEND.get(call.op)
+    factor = [active and i != addend for i, active in enumerate(call.active)]
     share = sum(factor)
     if share < 2:
         return signals
     return [g / share if shares and g is not None else g for g, shares in zip(signals, factor)]
-
-
-rows(
-    CONTRACTION,
-    contraction,
-    [
-        *CONVOLUTIONS,
-        *DENSE,
-        aten._embedding_bag.default,
-        aten.bilinear.default,
-        aten.dot.default,
-        aten.embedding.default,
-        aten.linalg_cross.default,
-        aten.outer.default,
-        aten.vdot.default,
-    ],
-)
-# Expert layers: each row of x meets the matrix of its expert.
-rows_by_name(CONTRACTION, contraction, ["aten::_grouped_mm", "transformers::grouped_mm_fallback"])

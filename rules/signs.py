@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
 
-from lfpgraph.registry import find_rule
+from lfpgraph.registry import CAST, POOLING, RANDOM, REDUCTION, VIEW, find_rule
 
 __all__ = ["is_nonnegative"]
 
 aten = torch.ops.aten
+# No result of these is negative.
 _NONNEGATIVE = {
     aten._softmax.default,
     aten.abs.default,
@@ -22,16 +25,21 @@ _NONNEGATIVE = {
     aten.softplus.default,
     aten.square.default,
 }
-_KEEPING = {"view", "pooling", "reduction", "random", "cast"}
-_KEEPING_OPS = {
-    aten.add.Tensor,
+# No result of these is negative where no argument is; but for interpolations that overshoot.
+_KEEPING = {CAST, POOLING, RANDOM, REDUCTION, VIEW}
+_OVERSHOOTING = {
+    aten._upsample_bicubic2d_aa.default,
+    aten._upsample_bicubic2d_aa.vec,
+    aten.upsample_bicubic2d.default,
+    aten.upsample_bicubic2d.vec,
+}
+_SELECTING = {
     aten.max_pool1d.default,
     aten.max_pool2d.default,
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d.default,
-    aten.mul.Tensor,
+    operator.getitem,
 }
-_INTERPOLATING = "upsample_bicubic"  # overshoots
 
 
 def is_nonnegative(node: fx.Node) -> bool:
@@ -52,17 +60,15 @@ def is_nonnegative(node: fx.Node) -> bool:
 
 
 def _keeps(node: fx.Node) -> bool:
-    """Whether a result has no negative entry where no argument has one."""
+    """Whether a result has no negative entry where no tensor argument has one."""
     if node.op != "call_function":
         return False
-    if getattr(node.target, "__name__", "") == "getitem":
+    if node.target in _SELECTING:
         return True
-    entry = find_rule(node.target)
-    if entry is None or _INTERPOLATING in str(node.target):
-        return False
-    numbers = [a for a in node.args if isinstance(a, int | float)]
+    if node.target in (aten.add.Tensor, aten.mul.Tensor):
+        numbers = [a for a in (*node.args, node.kwargs.get("alpha")) if isinstance(a, int | float)]
+        return all(a >= 0 for a in numbers)
     if node.target is aten.constant_pad_nd.default:
         return all(a >= 0 for a in node.args[2:3])  # type: ignore[operator,misc]
-    if node.target in _KEEPING_OPS:
-        return all(a >= 0 for a in (*numbers, node.kwargs.get("alpha", 0))) or "pool" in str(node.target)  # type: ignore[operator]
-    return entry.family.name in _KEEPING
+    entry = find_rule(node.target)
+    return entry is not None and entry.family in _KEEPING and node.target not in _OVERSHOOTING

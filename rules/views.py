@@ -1,4 +1,7 @@
-"""Views and copies: entries move, merge with nothing, and take their signal along (the true vjp)."""
+"""Views and copies, and dropout: entries move or are scaled, and take their signal along (the true vjp).
+
+Here are also `vjp` and `nothing`, the two rules that most operations of the other files share.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfpgraph.registry import RANDOM, VIEW, rows
+from lfpgraph.registry import RANDOM, VIEW, Call, Signals, rule
 
 aten = torch.ops.aten
 
 
-def vjp(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+def vjp(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
     """The operation's own vector-Jacobian product."""
-    return node.vjp(s)
+    return call.vjp(s)
 
 
-def nothing(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+def nothing(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
     """No reward passes."""
-    return [None] * len(node.inputs)
+    return [None] * len(call.inputs)
 
 
-def padding(node: Any, s: Tensor, x: Tensor, pad: Any, *args: Any) -> list[Tensor | None]:
+@rule(aten.constant_pad_nd.default, family=VIEW, needs_vjp=False, is_vjp=True)
+def padding(call: Call, s: Tensor, x: Tensor, pad: Any, *args: Any) -> Signals:
     """The part of s that stands where x stood: the vjp, in slices, which trace for open sizes; a negative pad cuts x."""
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2])):
         dim = s.dim() - 1 - i
@@ -34,74 +38,19 @@ def padding(node: Any, s: Tensor, x: Tensor, pad: Any, *args: Any) -> list[Tenso
     return [s]
 
 
-padding.is_vjp = True  # type: ignore[attr-defined]
-rows(VIEW, padding, [aten.constant_pad_nd.default], needs_vjp=False)
-rows(
-    VIEW,
-    vjp,
-    [
-        aten._unsafe_view.default,
-        aten.alias.default,
-        aten.as_strided.default,
-        aten.cat.default,
-        aten.chunk.default,
-        aten.clone.default,
-        aten.contiguous.default,
-        aten.diagonal.default,
-        aten.expand.default,
-        aten.expand_as.default,
-        aten.flatten.using_ints,
-        aten.flip.default,
-        aten.lift_fresh_copy.default,
-        aten.movedim.int,
-        aten.narrow.default,
-        aten.permute.default,
-        aten.pixel_shuffle.default,
-        aten.pixel_unshuffle.default,
-        aten.reflection_pad1d.default,
-        aten.reflection_pad2d.default,
-        aten.repeat.default,
-        aten.repeat_interleave.self_int,
-        aten.replication_pad1d.default,
-        aten.replication_pad2d.default,
-        aten.reshape.default,
-        aten.roll.default,
-        aten.select.int,
-        aten.select_scatter.default,
-        aten.slice.Tensor,
-        aten.slice_scatter.default,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.stack.default,
-        aten.t.default,
-        aten.transpose.int,
-        aten.tril.default,
-        aten.triu.default,
-        aten.unbind.int,
-        aten.unflatten.int,
-        aten.unfold.default,
-        aten.unsafe_chunk.default,
-        aten.unsafe_split.Tensor,
-        aten.unsafe_split_with_sizes.default,
-        aten.unsqueeze.default,
-        aten.view.default,
-    ],
-)
-rows(
-    RANDOM,
-    vjp,
-    [
-        aten.dropout.default,
-        aten.native_dropout.default,
-    ],
-)
+@rule(aten.as_strided_scatter.default, family=VIEW, needs_vjp=False, is_vjp=True)
+def strided_scatter(
+    call: Call, s: Tensor, x: Tensor, src: Tensor, size: Any, stride: Any, offset: int | None = None
+) -> Signals:
+    """The vjp of a write to a strided view: to x where nothing was written, to src what stands there; torch's is wrong."""
+    laid_out = torch.zeros_like(x) + s
+    outside = aten.as_strided_scatter(laid_out, torch.zeros_like(src), size, stride, offset)
+    return [outside, aten.as_strided_copy(laid_out, size, stride, offset)]
 
 
+@rule(aten.rrelu_with_noise_functional.default, family=RANDOM, needs_vjp=False, is_vjp=True)
 def noisy_slope(
-    node: Any,
+    call: Call,
     s: Any,
     x: Tensor,
     noise: Tensor,
@@ -109,80 +58,114 @@ def noisy_slope(
     upper: float = 1 / 3,
     training: bool = False,
     *_: Any,
-) -> list[Tensor | None]:
+) -> Signals:
     """The vjp of rrelu: the slopes it drew, its second output, which torch's derivative forgets."""
     if training:
-        return [s[0] * node.output[1], None]
+        return [s[0] * call.output[1], None]
     return [torch.where(x > 0, s[0], s[0] * ((lower + upper) / 2)), None]
 
 
-noisy_slope.is_vjp = True  # type: ignore[attr-defined]
-rows(RANDOM, noisy_slope, [aten.rrelu_with_noise_functional.default], needs_vjp=False)
-
-
-def strided_scatter(
-    node: Any, s: Tensor, x: Tensor, src: Tensor, size: Any, stride: Any, offset: int | None = None
-) -> list[Tensor | None]:
-    """The vjp of a write to a strided view: to x where nothing was written, to src what stands there; torch's is wrong."""
-    laid_out = torch.zeros_like(x) + s
-    outside = aten.as_strided_scatter(laid_out, torch.zeros_like(src), size, stride, offset)
-    return [outside, aten.as_strided_copy(laid_out, size, stride, offset)]
-
-
-strided_scatter.is_vjp = True  # type: ignore[attr-defined]
-rows(VIEW, strided_scatter, [aten.as_strided_scatter.default], needs_vjp=False)
-
-rows(
-    VIEW,
-    vjp,
-    [
-        aten._pad_circular.default,
-        aten._reshape_alias.default,
-        aten._reshape_alias_copy.default,
-        aten._reshape_copy.default,
-        aten._unsafe_index.Tensor,
-        aten.alias_copy.default,
-        aten.as_strided_copy.default,
-        aten.atleast_1d.Sequence,
-        aten.atleast_2d.Sequence,
-        aten.atleast_3d.Sequence,
-        aten.broadcast_tensors.default,
-        aten.channel_shuffle.default,
-        aten.diag_embed.default,
-        aten.diagonal_copy.default,
-        aten.diagonal_scatter.default,
-        aten.expand_copy.default,
-        aten.im2col.default,
-        aten.lift.default,
-        aten.lift_fresh.default,
-        aten.max_unpool2d.default,
-        aten.max_unpool3d.default,
-        aten.meshgrid.default,
-        aten.meshgrid.indexing,
-        aten.narrow_copy.default,
-        aten.permute_copy.default,
-        aten.reflection_pad3d.default,
-        aten.replication_pad3d.default,
-        aten.resolve_neg.default,
-        aten.rot90.default,
-        aten.select_copy.int,
-        aten.slice_copy.Tensor,
-        aten.split_copy.Tensor,
-        aten.split_with_sizes_copy.default,
-        aten.squeeze_copy.default,
-        aten.squeeze_copy.dim,
-        aten.squeeze_copy.dims,
-        aten.t_copy.default,
-        aten.transpose_copy.int,
-        aten.unbind_copy.int,
-        aten.unfold_copy.default,
-        aten.unsqueeze_copy.default,
-        aten.upsample_nearest1d.default,
-        aten.upsample_nearest1d.vec,
-        aten.upsample_nearest2d.default,
-        aten.upsample_nearest2d.vec,
-        aten.upsample_nearest3d.default,
-        aten.upsample_nearest3d.vec,
-        aten.view_copy.default,
-    ],
-)
+rule(
+    aten._pad_circular.default,
+    aten._reshape_alias.default,
+    aten._reshape_alias_copy.default,
+    aten._reshape_copy.default,
+    aten._unsafe_index.Tensor,
+    aten._unsafe_view.default,
+    aten.alias.default,
+    aten.alias_copy.default,
+    aten.as_strided.default,
+    aten.as_strided_copy.default,
+    aten.atleast_1d.Sequence,
+    aten.atleast_2d.Sequence,
+    aten.atleast_3d.Sequence,
+    aten.broadcast_tensors.default,
+    aten.cat.default,
+    aten.channel_shuffle.default,
+    aten.chunk.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.diag_embed.default,
+    aten.diagonal.default,
+    aten.diagonal_copy.default,
+    aten.diagonal_scatter.default,
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.expand_copy.default,
+    aten.flatten.using_ints,
+    aten.flip.default,
+    aten.im2col.default,
+    aten.lift.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+    aten.max_unpool2d.default,
+    aten.max_unpool3d.default,
+    aten.meshgrid.default,
+    aten.meshgrid.indexing,
+    aten.movedim.int,
+    aten.narrow.default,
+    aten.narrow_copy.default,
+    aten.permute.default,
+    aten.permute_copy.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.repeat.default,
+    aten.repeat_interleave.self_int,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten.reshape.default,
+    aten.resolve_neg.default,
+    aten.roll.default,
+    aten.rot90.default,
+    aten.select.int,
+    aten.select_copy.int,
+    aten.select_scatter.default,
+    aten.slice.Tensor,
+    aten.slice_copy.Tensor,
+    aten.slice_scatter.default,
+    aten.split.Tensor,
+    aten.split_copy.Tensor,
+    aten.split_with_sizes.default,
+    aten.split_with_sizes_copy.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze_copy.default,
+    aten.squeeze_copy.dim,
+    aten.squeeze_copy.dims,
+    aten.stack.default,
+    aten.t.default,
+    aten.t_copy.default,
+    aten.transpose.int,
+    aten.transpose_copy.int,
+    aten.tril.default,
+    aten.triu.default,
+    aten.unbind.int,
+    aten.unbind_copy.int,
+    aten.unflatten.int,
+    aten.unfold.default,
+    aten.unfold_copy.default,
+    aten.unsafe_chunk.default,
+    aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
+    aten.unsqueeze.default,
+    aten.unsqueeze_copy.default,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.default,
+    aten.upsample_nearest3d.vec,
+    aten.view.default,
+    aten.view_copy.default,
+    family=VIEW,
+)(vjp)
+rule(
+    aten.dropout.default,
+    aten.native_dropout.default,
+    family=RANDOM,
+)(vjp)

@@ -60,7 +60,7 @@ def test_leaks_are_told_apart() -> None:
 def test_a_rule_that_loses_relevance_is_found() -> None:
     """Half of a relu's relevance vanishes without a declaration."""
     relu = torch.ops.aten.relu.default
-    half = {relu: lambda node, s, x: [None if g is None else g / 2 for g in node.vjp(s)]}
+    half = {relu: lambda call, s, x: [None if g is None else g / 2 for g in call.vjp(s)]}
     model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 1, bias=False)).double()
     x = torch.randn(5, 4, dtype=torch.float64)
     broken = lfpgraph.get_composite("lrp-0").with_options(handlers=half)

@@ -90,7 +90,7 @@ def test_rule_covers() -> None:
     """A registered rule takes an operation out of the list."""
 
     @lfpgraph.rule(torch.ops.lfptest.opaque.default, needs_vjp=False)
-    def double(node: Any, s: Tensor, x: Tensor) -> list[Tensor]:
+    def double(call: Any, s: Tensor, x: Tensor) -> list[Tensor]:
         return [s * 2]
 
     try:

@@ -17,15 +17,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.errors import RuleError
-from lfpgraph.registry import (
-    FAMILIES,
-    attach_samples,
-    find_rule,
-    registered_rules,
-    remove_rule,
-    restore_rule,
-    rows,
-)
+from lfpgraph.registry import FAMILIES, find_rule, registered_rules, remove_rule, restore_rule
 
 from .support.helpers import assert_same, gradients, lfp
 
@@ -72,32 +64,38 @@ def test_rules_are_sorted_and_keyed_by_overload() -> None:
 def test_second_registration_raises() -> None:
     before = find_rule(aten.mm.default)
     with pytest.raises(RuleError, match=r"aten\.mm\.default already has the rule contraction"):
-        lfpgraph.rule(aten.mm.default, family="contraction")(lambda node, s, *args: node.vjp(s))
+        lfpgraph.rule(aten.mm.default, family="contraction")(lambda call, s, *args: call.vjp(s))
     with pytest.raises(RuleError, match="override=True"):
-        lfpgraph.rule(aten.mm.default, override=False)(lambda node, s, *args: node.vjp(s))
+        lfpgraph.rule(aten.mm.default, override=False)(lambda call, s, *args: call.vjp(s))
     with pytest.raises(RuleError, match="already has the rule"):
-        rows(FAMILIES["view"], lambda node, s, *args: node.vjp(s), [aten.mm.default])
+        lfpgraph.rule(aten.mm.default, family=FAMILIES["view"])(lambda call, s, *args: call.vjp(s))
     assert find_rule(aten.mm.default) is before
 
 
 def test_packet_is_refused() -> None:
     with pytest.raises(RuleError, match=r"not an operation overload; write e\.g\. torch\.ops\.aten"):
-        lfpgraph.rule(aten.gelu)(lambda node, s, x: [s])  # type: ignore[arg-type]
+        lfpgraph.rule(aten.gelu)(lambda call, s, x: [s])  # type: ignore[arg-type]
     with pytest.raises(RuleError, match="not an operation overload"):
-        lfpgraph.rule("aten.gelu.default")(lambda node, s, x: [s])  # type: ignore[arg-type]
+        lfpgraph.rule("aten.gelu.default")(lambda call, s, x: [s])  # type: ignore[arg-type]
 
 
 def test_new_operation_and_removal() -> None:
     op = aten.special_scaled_modified_bessel_k0.default
     assert find_rule(op) is None and remove_rule(op) is None
     with restored(op):
-        handler = lfpgraph.rule(op)(lambda node, s, x: [s])
+        handler = lfpgraph.rule(op)(lambda call, s, x: [s])
         entry = find_rule(op)
         assert entry is not None and entry.handler is handler and entry.family.name == "custom"
-        attach_samples(op, lambda: [1])
-        attached = find_rule(op)
-        assert attached is not None and attached.samples is not None and list(attached.samples()) == [1]
     assert find_rule(op) is None
+
+
+def test_operation_by_name_needs_no_library() -> None:
+    (entry,) = (entry for entry in registered_rules(by_name=True) if entry.op == "aten::_grouped_mm")
+    assert entry.family is FAMILIES["contraction"]
+    with pytest.raises(RuleError, match="aten::_grouped_mm already has the rule contraction"):
+        lfpgraph.rule("aten::_grouped_mm", family="contraction")(lambda call, s, *args: call.vjp(s))
+    if hasattr(aten, "_grouped_mm"):
+        assert find_rule(aten._grouped_mm.default) is entry
 
 
 def test_override_is_seen_by_wrap() -> None:
@@ -106,7 +104,7 @@ def test_override_is_seen_by_wrap() -> None:
     with restored(aten.gelu.default):
 
         @lfpgraph.rule(aten.gelu.default)
-        def double_gelu(node: Any, s: Tensor, x: Tensor, **kwargs: Any) -> list[Tensor]:
+        def double_gelu(call: Any, s: Tensor, x: Tensor, **kwargs: Any) -> list[Tensor]:
             return [2 * s]
 
         expected = _by_hand(model, x)
@@ -139,6 +137,25 @@ def test_override_in_one_module_leaves_the_others() -> None:
     usual, mixed = lfp(model, x, composite="lfp-epsilon"), lfp(model, x, composite=changed)  # type: ignore[arg-type]
     assert_same(_last(mixed), _last(usual), 0.0)
     assert not torch.allclose(mixed["first.weight"], usual["first.weight"], rtol=1e-3)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+def test_rule_of_a_family_may_ask_for_the_derivative_of_a_function_written_out() -> None:
+    model, x = Small(), batch()
+    model.act = Swish()  # type: ignore[assignment]
+
+    def derivative(call: Any, s: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return call.vjp(s)
+
+    changed = get_composite("lfp-0").with_options(handlers={"activation": derivative})
+    expected = {
+        name: g * dict(model.named_parameters())[name].detach().abs() for name, g in gradients(model, x).items()
+    }
+    assert_same(lfp(model, x, composite=changed), expected, 1e-12)  # type: ignore[arg-type]
 
 
 def test_override_of_a_sequential_by_index() -> None:
@@ -174,7 +191,7 @@ def test_gradient_everywhere_but_one_module() -> None:
     ids=["none", "two", "shape"],
 )
 def test_wrong_answer_names_the_operation(answer: Any, message: str) -> None:
-    def wrong(node: Any, s: Tensor, x: Tensor, **kwargs: Any) -> Any:
+    def wrong(call: Any, s: Tensor, x: Tensor, **kwargs: Any) -> Any:
         return answer(s)
 
     with restored(aten.gelu.default):
@@ -213,7 +230,7 @@ BORROWED = {
 @pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.stem)
 def test_rule_files_import_no_engine(path: Path) -> None:
     ground = {f"lfpgraph.{name}" for name in ("errors", "numerics", "registry")}
-    standard = {"__future__", "collections.abc", "dataclasses", "typing", "torch", "torch._ops"}
+    standard = {"__future__", "collections.abc", "dataclasses", "operator", "typing", "torch", "torch._ops"}
     assert imported(path) <= ground | standard | BORROWED.get(path.stem, set())
 
 

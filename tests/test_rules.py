@@ -55,7 +55,7 @@ from .support.rule_checks import (
 @pytest.mark.parametrize("op", OPS, ids=case_id)
 def test_has_samples(op: OpOverload) -> None:
     found = samples(op)
-    assert found, f"{op} has a rule but no samples: add a row to rules/samples_*.py"
+    assert found, f"{op} has a rule but no samples: add a row to rules/samples/"
     assert len({sample.name for sample in found}) == len(found)
 
 
@@ -90,10 +90,10 @@ def test_blocking_rule_answers_none_for_each_tensor(op: OpOverload) -> None:
     entry, case = find_rule(op), make_case(op, samples(op)[0])
     assert entry is not None
 
-    class Node:
+    class Call:
         inputs = case.tensors
 
-    assert entry.handler(Node(), case.signals[0], *case.sample.args) == [None] * len(case.tensors)
+    assert entry.handler(Call(), case.signals[0], *case.sample.args) == [None] * len(case.tensors)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_a_wrong_rule_is_caught(op: OpOverload, check: Callable[[Case], None]) -
     try:
 
         @rule(op, family=entry.family)
-        def slightly_off(node, s, *args, **kwargs):  # type: ignore[no-untyped-def]
-            answers = entry.handler(node, s, *args, **kwargs)
+        def slightly_off(call, s, *args, **kwargs):  # type: ignore[no-untyped-def]
+            answers = entry.handler(call, s, *args, **kwargs)
             return [a if a is None else a * 1.001 for a in answers]
 
         with pytest.raises(AssertionError):

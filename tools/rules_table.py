@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import lfpgraph  # noqa: F401  (fills the registry)
-from lfpgraph.registry import FAMILIES, Rule, named_operations, registered_rules
+from lfpgraph.registry import FAMILIES, Rule, registered_rules
 
 __all__ = ["is_current", "rules_table"]
 
@@ -25,9 +25,8 @@ EPSILON = {
 def rules_table() -> str:
     """The page, families in order of declaration; the same whatever else is registered in this process."""
     groups: dict[str, list[Rule]] = defaultdict(list)
-    named = named_operations()
     for entry in registered_rules():
-        if str(entry.op).startswith("aten.") and entry.op.name() not in named:
+        if str(entry.op).startswith("aten."):
             groups[entry.family.name].append(entry)
     total = sum(map(len, groups.values()))
     lines = [
@@ -51,7 +50,7 @@ def rules_table() -> str:
             module = entry.handler.__module__.rsplit(".", 1)[-1]
             lines.append(f"| `{str(entry.op)}` | `{module}.{entry.handler.__name__}` | {entry.source} |")
     lines += ["", "## By name", "", "Operations that exist only with some library or build of torch.", ""]
-    lines += [f"- `{name}`: {family}" for name, family in sorted(named.items())]
+    lines += [f"- `{entry.op}`: {entry.family.name}" for entry in registered_rules(by_name=True)]
     return "\n".join(lines) + "\n"
 
 

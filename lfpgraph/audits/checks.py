@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..composites.composite import Composite, Ruleset, get_composite
-from ..composites.interop import lxt_handlers
+from ..composites.composite import get_composite
+from ..composites.interop import lxt_fits, lxt_handlers
 from ..engine.call import Call
 from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
@@ -19,6 +19,7 @@ from ..engine.units import Unit
 from ..errors import AttributionError, check_choice
 from ..graph.calls import arguments_of
 from ..graph.graph import ACTIVE, is_float, module_path, takes_reward
+from ..registry import CAST, RANDOM, VIEW
 from ..tracing.tracer import trace
 from ..tracing.verify import disagreement
 
@@ -74,17 +75,16 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
         forward = disagreement(graph, model, args, kwargs)
         if against is None:
             return CheckReport(forward, [], {})
-        rules = get_composite("attnlrp")
         wanted = {n for n in graph.operations() if graph.info[n].kind == ACTIVE and n.target in _SOURCES}
         wanted |= {
             n
             for n, p in zip(graph.placeholder_nodes, graph.placeholders)
             if p.kind == "input" and is_float(n.meta.get("val"))
         }
-        plan = make_plan(graph, rules, wanted)
+        plan = make_plan(graph, get_composite("attnlrp"), wanted)
         _, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
         output = next(n for n in graph.user_output_nodes if n in plan.wanted and takes_reward(n.meta["val"]))
-        comparison = _Comparison(rules)
+        comparison = _Comparison()
         signal = torch.linspace(0.5, 1.5, env[output].numel(), dtype=env[output].dtype, device=env[output].device)
         run_backward(plan, calls, env, {output: signal.view_as(env[output])}, observe=comparison)
     return CheckReport(forward, sorted(comparison.rows, key=lambda row: -row["difference"]), comparison.skipped)
@@ -96,21 +96,20 @@ _SOURCES = {torch.ops.aten.embedding.default}
 class _Comparison:
     """Called by the walk at every unit; compares the rule's answers with those of LXT's function, if LXT has one."""
 
-    def __init__(self, rules: Composite) -> None:
-        self.theirs = Ruleset(epsilon=0.0, handlers=lxt_handlers(epsilon=0.0))
+    def __init__(self) -> None:
+        self.theirs = lxt_handlers(epsilon=0.0)
         self.rows: list[dict[str, Any]] = []
         self.skipped: dict[str, int] = {}
 
     def __call__(self, unit: Unit, call: Call, s: Any, answers: Sequence[Any]) -> None:
-        handler = None if unit.is_region else self.theirs.handlers.get(unit.node.target)  # type: ignore[arg-type]
-        if handler is None or unit.origin != "rule" or not handler.fits(call):  # type: ignore[attr-defined]
-            if unit.family.name not in ("view", "cast", "random"):
+        if unit.origin != "rule" or not lxt_fits(call):
+            if unit.family not in (VIEW, CAST, RANDOM):
                 name = unit.family.name if unit.is_region else str(unit.node.target)
                 self.skipped[name] = self.skipped.get(name, 0) + 1
             return
         mine = [None if g is None else reward_of(g, x, call.answered) for g, x in zip(answers, call.inputs)]
         call.stabilized = False
-        found = handler(call, s, *call.args, **call.kwargs)
+        found = self.theirs[call.op](call, s, *call.args, **call.kwargs)
         form = call.stabilized if isinstance(call.stabilized, float) else None
         pairs = [
             (a, reward_of(g, x, form))

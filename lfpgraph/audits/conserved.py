@@ -20,6 +20,17 @@ from ..composites.composite import Composite
 from ..engine.call import Call
 from ..engine.units import Unit
 from ..graph.graph import is_float, maker_of
+from ..registry import (
+    ACTIVATION,
+    ATTENTION,
+    CHOICE,
+    CONTRACTION,
+    NORMALISATION,
+    PRODUCT,
+    QUOTIENT,
+    RECTIFIER,
+    SPLIT,
+)
 from ..reports.leaks import LEAKS, kinds_of
 from .walked import reward_at, walk
 
@@ -29,7 +40,7 @@ OTHER = "other inputs"
 ROUNDING = "rounding"
 UNDECLARED = "undeclared"
 _SLACK = 16.0
-_OPERANDS = {"contraction", "product", "quotient", "normalisation", "activation", "attention", "rectifier"}
+_OPERANDS = {CONTRACTION, PRODUCT, QUOTIENT, NORMALISATION, ACTIVATION, ATTENTION, RECTIFIER}
 
 
 @dataclass
@@ -181,13 +192,13 @@ def _declared(unit: Unit, stabilized: bool) -> list[str]:
     floats = [i for i, n in enumerate(unit.inputs) if is_float(n.meta.get("val"))]
     if any(unit.active[i] and not unit.wanted[i] for i in floats):
         kinds.insert(0, OTHER)
-    if unit.family.name not in _OPERANDS and any(not unit.active[i] for i in floats):
+    if unit.family not in _OPERANDS and any(not unit.active[i] for i in floats):
         kinds.append("bias" if any(unit.weightlike) else "constant")
-    if unit.family.name in ("choice", "split") and any(isinstance(a, int | float) and a for a in unit.node.args):
+    if unit.family in (CHOICE, SPLIT) and any(isinstance(a, int | float) and a for a in unit.node.args):
         kinds.append("constant")
-    if getattr(unit.handler, "own_stabilizer", False):
+    if unit.rule is not None and unit.rule.own_stabilizer:
         kinds.append("epsilon")
-    if stabilized and (unit.family.name == "rectifier" or unit.node.target is torch.ops.aten.constant_pad_nd.default):
+    if stabilized and (unit.family is RECTIFIER or unit.node.target is torch.ops.aten.constant_pad_nd.default):
         kinds.append("activation at zero")
     if not kinds and not unit.family.conserves:
         kinds.append("derived")

@@ -8,7 +8,6 @@ for every increasing f. For activations with f(0) = 0 nothing changes. Source: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..graph.graph import OpGraph
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..numerics import identity_signal
-from ..registry import find_rule
+from ..registry import ACTIVATION, Call, Handler, Signals
 
 __all__ = ["centred_structure"]
 
@@ -27,28 +26,25 @@ def centred_structure(graph: OpGraph) -> Structure:
     """The usual regions; every activation of one input with the centred rule."""
     found = Structure(find_regions(graph))
     inside = {node for region in found.regions for node in region.nodes}
-    nodes = [region.exit for region in found.regions if region.kind == "activation"]
-    for node in graph.operations():
-        entry = find_rule(node.target)
-        if node not in inside and entry is not None and entry.family.name == "activation":
-            nodes.append(node)
+    nodes = [region.exit for region in found.regions if region.family is ACTIVATION]
+    nodes += [n for n in graph.operations() if n not in inside and graph.info[n].family is ACTIVATION]
     found.rules = {node: _centred for node in nodes if graph.info[node].selects is None}
     return found
 
 
-def _centred(usual: Callable[..., Any]) -> Callable[..., Any]:
-    def centred(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _centred(usual: Handler) -> Handler:
+    def centred(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
         """Signal of x for z = f(x): the reward of what f adds to f(0)."""
-        if sum(node.active) != 1:
-            return usual(node, s, *args, **kwargs)
-        place = node.active.index(True)
-        signals = list(node.vjp(s)) if any(node.weightlike) else [None] * len(node.inputs)
-        at_zero = [torch.zeros_like(x) if i == place else x for i, x in enumerate(node.inputs)]
+        if sum(call.active) != 1:
+            return usual(call, s, *args, **kwargs)
+        place = call.active.index(True)
+        signals: Signals = call.vjp(s) if any(call.weightlike) else [None for _ in call.inputs]
+        at_zero = [torch.zeros_like(x) if i == place else x for i, x in enumerate(call.inputs)]
         with torch.no_grad():
-            offset = node.run(at_zero)
-        node.stabilized = True
-        gain = torch.where(torch.isfinite(offset), node.output - offset, node.output)
-        signals[place] = identity_signal(s, node.inputs[place], gain, node.epsilon)
+            offset = call.run(at_zero)
+        call.stabilized = True
+        gain = torch.where(torch.isfinite(offset), call.output - offset, call.output)
+        signals[place] = identity_signal(s, call.inputs[place], gain, call.epsilon)
         return signals
 
     return centred

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import CompositeError, near
 from ..graph.depths import Depths, Place
+from ..registry import Family, Handler, Rule
+from ..rules.lrp.layers import LayerRule
 
 if TYPE_CHECKING:
     from ..graph.graph import OpGraph
@@ -36,7 +38,8 @@ class Ruleset:
         rules: True applies the registry's rules; False the true gradient everywhere.
         epsilon: the stabilizer of the epsilon rule (LFP eq. 8), in units of the activation; 0 is the zero rule.
         handlers: rules that replace the registry's, for single operations or, by name, for families of them; those of
-            "normalisation" and "activation" also serve such a function written out.
+            "normalisation" and "activation" also serve such a function written out. A function, or a `Rule` where the
+            engine must know more of it.
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
         floor: the feedback is `max(abs(w), floor) * s_w`, in units of the parameter, so that a weight of zero can move.
         wake: a weight of two or more dimensions that is wholly zero (LoRA's `B` at its start), and so would never move
@@ -45,7 +48,7 @@ class Ruleset:
 
     rules: bool = True
     epsilon: float = 1e-6
-    handlers: Mapping[OpOverload | str, Callable[..., Any]] = field(default_factory=dict)
+    handlers: Mapping[OpOverload | str, Handler | Rule] = field(default_factory=dict)
     scale: str = "weight"
     floor: float = 0.0
     wake: bool = True
@@ -56,9 +59,12 @@ class Ruleset:
         if not self.floor >= 0:
             raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
 
-    def handler(self, op: Any, family: str) -> Callable[..., Any] | None:
-        """The rule that this ruleset has for an operation of its own, or for its family."""
-        return self.handlers.get(op) or self.handlers.get(family)
+    def rule(self, op: Any, family: Family | None) -> Rule | None:
+        """The rule that this ruleset has in place of the registry's: for the operation itself, or for its family."""
+        found = self.handlers.get(op) or (self.handlers.get(family.name) if family is not None else None)
+        if found is None or isinstance(found, Rule):
+            return found
+        return Rule(found, own_stabilizer=isinstance(found, LayerRule))
 
     def wakes(self, w: Tensor) -> bool:
         """Whether the parameter w is a wholly zero matrix (or more) that is to get a signal all the same."""

@@ -13,38 +13,37 @@ that are not transposed; parameters of other operations get the plain signal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..registry import Call, Handler, Signals
 from ..rules.linear import CHANNEL_CONVOLUTIONS
 from .composite import Composite, Ruleset
 
 __all__ = ["hebb", "oja"]
 
 aten = torch.ops.aten
-Signals = list[Tensor | None]
 
 
-def hebb(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+def hebb(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """Signals of z = x @ w + b: the vjp for x; `M * z * x` for w and b."""
-    passed = node.vjp(s, again=True)
-    learned = node.vjp(s * node.output * node.output)
-    return [mine if weight else g for g, mine, weight in zip(passed, learned, node.weightlike)]
+    passed = call.vjp(s, again=True)
+    learned = call.vjp(s * call.output * call.output)
+    return [mine if weight else g for g, mine, weight in zip(passed, learned, call.weightlike)]
 
 
-def oja(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+def oja(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """As `hebb`, less `abs(M) * z^2 * w` for w and b."""
-    z = node.output
-    by_rows = node.op in _COLUMNS or z.dim() < 2  # [..., o]; convolutions have [n, o, ...]
-    channel = z.dim() - 1 if by_rows or node.op is aten.linear.default else z.dim() - node.inputs[1].dim() + 1
+    z = call.output
+    by_rows = call.op in _COLUMNS or z.dim() < 2  # [..., o]; convolutions have [n, o, ...]
+    channel = z.dim() - 1 if by_rows or call.op is aten.linear.default else z.dim() - call.inputs[1].dim() + 1
     decay = (s * z * z * z).abs().sum([d for d in range(z.dim()) if d != channel])  # abs(M) * z^2 by neuron [o]
     signals: Signals = []
-    for g, w, weight in zip(hebb(node, s), node.inputs, node.weightlike):
+    for g, w, weight in zip(hebb(call, s), call.inputs, call.weightlike):
         if weight and g is not None:
-            last = w.dim() == 1 or node.op in _COLUMNS  # biases [o], and matrices that are [i, o]
+            last = w.dim() == 1 or call.op in _COLUMNS  # biases [o], and matrices that are [i, o]
             g = g - w * (decay if last else decay.reshape(-1, *[1] * (w.dim() - 1)))
         signals.append(g)
     return signals
@@ -54,12 +53,12 @@ _COLUMNS = (aten.mm.default, aten.addmm.default)
 _LAYERS = (*_COLUMNS, aten.linear.default, *CHANNEL_CONVOLUTIONS)
 
 
-def _plain_for_transposed(rule: Callable[..., Signals]) -> Callable[..., Signals]:
+def _plain_for_transposed(rule: Handler) -> Handler:
     """The rule, but the vjp for a transposed convolution, which arrives as the same operation."""
 
-    def chosen(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-        transposed = node.op is aten.convolution.default and args[6]
-        return node.vjp(s) if transposed else rule(node, s, *args, **kwargs)
+    def chosen(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+        transposed = call.op is aten.convolution.default and args[6]
+        return call.vjp(s) if transposed else rule(call, s, *args, **kwargs)
 
     return chosen
 

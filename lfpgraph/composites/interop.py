@@ -6,6 +6,7 @@ input (Achtibat et al. 2024). Rules here carry signals, rewards per unit of acti
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +17,16 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CompositeError
 from ..numerics import stabilize
+from ..registry import Call, Handler, Signals, find_rule
 from .composite import Composite, Ruleset
 
-__all__ = ["from_reward_function", "lxt_handlers"]
+__all__ = ["from_reward_function", "lxt_fits", "lxt_handlers"]
 
 aten = torch.ops.aten
 _LEAST = 1e-12
 
 
-def from_reward_function(function: Callable[..., Tensor]) -> Callable[..., list[Tensor | None]]:
+def from_reward_function(function: Callable[..., Tensor]) -> Handler:
     """A rule made of a function in reward form.
 
     Args:
@@ -35,25 +37,25 @@ def from_reward_function(function: Callable[..., Tensor]) -> Callable[..., list[
         A rule for `Ruleset.handlers` or `lfpgraph.rule`. Arguments that get no reward, such as LXT's weights, get none.
     """
 
-    def rewarded(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+    def rewarded(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
         if isinstance(s, list | tuple):
-            raise CompositeError(f"{node.op} has several outputs; a function in reward form serves operations of one")
-        leaves = [x.detach().requires_grad_(active) for x, active in zip(node.inputs, node.active)]
+            raise CompositeError(f"{call.op} has several outputs; a function in reward form serves operations of one")
+        leaves = [x.detach().requires_grad_(active) for x, active in zip(call.inputs, call.active)]
         place = iter(leaves)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: next(place), (args, kwargs))
         with torch.enable_grad():
             out = function(*args, **kwargs)
-        asked = [leaf for leaf, active in zip(leaves, node.active) if active]
-        found = iter(torch.autograd.grad(out, asked, node.reward(s).contiguous(), allow_unused=True))
-        epsilon = node.stabilized = node.epsilon or _LEAST
-        rewards = [next(found) if active else None for active in node.active]
-        return [None if r is None else r / stabilize(x, epsilon) for r, x in zip(rewards, node.inputs)]
+        asked = [leaf for leaf, active in zip(leaves, call.active) if active]
+        found = iter(torch.autograd.grad(out, asked, call.reward(s).contiguous(), allow_unused=True))
+        epsilon = call.stabilized = call.epsilon or _LEAST
+        rewards = [next(found) if active else None for active in call.active]
+        return [None if r is None else r / stabilize(x, epsilon) for r, x in zip(rewards, call.inputs)]
 
     rewarded.__name__ = getattr(function, "__name__", "rewarded")
     return rewarded
 
 
-def lxt_handlers(epsilon: float | None = None) -> dict[Any, Callable[..., Any]]:
+def lxt_handlers(epsilon: float | None = None) -> dict[Any, Handler]:
     """Rules made of LXT's own functions (`lxt.explicit.functional`), by operation; LXT is imported when one is first used.
 
     Args:
@@ -62,7 +64,12 @@ def lxt_handlers(epsilon: float | None = None) -> dict[Any, Callable[..., Any]]:
     return {op: _lazy(name, epsilon) for op, name in _LXT.items()}
 
 
-# Which of the functions below stands for an operation.
+def lxt_fits(call: Call) -> bool:
+    """Whether LXT has a function for a call: where it has none, the rules of `lxt_handlers` are the registry's."""
+    return call.op in _LXT and not call.is_region and _is_theirs(call, _LXT[call.op])
+
+
+# The function below (`_Lxt`) that stands for an operation.
 _LXT = {
     aten.linear.default: "linear",
     aten.matmul.default: "matmul",
@@ -92,6 +99,10 @@ class _Lxt:
 
         self.f, self.rules = functions, rules
         self.how = {} if epsilon is None else {"epsilon": epsilon}
+
+    def identity(self, op: Any) -> Callable[..., Tensor]:
+        """An activation function that hands its reward on unchanged."""
+        return lambda x, *rest, **named: self.rules.identity_fn.apply(lambda t: op(t, *rest, **named), x)
 
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         return self.f.linear_epsilon(x, w, b, **self.how)
@@ -128,44 +139,34 @@ class _Lxt:
         return self.matmul(self.softmax(scores, -1), v)
 
 
-def _lazy(name: str, epsilon: float | None) -> Callable[..., Any]:
-    made: list[_Lxt] = []
+_lxt = functools.cache(_Lxt)
 
-    def rule(node: Any, s: Any, *args: Any, **kwargs: Any) -> list[Tensor | None]:
-        if not made:
-            made.append(_Lxt(epsilon))
-        if name == "identity":
-            function = lambda x, *rest, **named: made[0].rules.identity_fn.apply(  # noqa: E731
-                lambda t: node.op(t, *rest, **named), x
-            )
-        else:
-            function = getattr(made[0], name)
-        if not _is_theirs(node, name):
-            return _ours(node, s, *args, **kwargs)
-        return from_reward_function(function)(node, s, *args, **kwargs)
+
+def _lazy(name: str, epsilon: float | None) -> Handler:
+    """The rule that asks one of LXT's functions, or the registry's where none fits; LXT is imported at the first call."""
+
+    def rule(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
+        theirs = _lxt(epsilon)
+        if not _is_theirs(call, name):
+            ours = find_rule(call.op)
+            assert ours is not None
+            return ours.handler(call, s, *args, **kwargs)
+        function = theirs.identity(call.op) if name == "identity" else getattr(theirs, name)
+        return from_reward_function(function)(call, s, *args, **kwargs)
 
     rule.__name__ = f"lxt_{name}"
-    rule.fits = lambda node: _is_theirs(node, name)  # type: ignore[attr-defined]
     return rule
 
 
-def _is_theirs(node: Any, name: str) -> bool:
+def _is_theirs(call: Call, name: str) -> bool:
     """Whether LXT's function fits: two activations of one shape to add or multiply, a norm over the last dimension."""
     if name in ("add", "mul", "matmul"):
-        return sum(node.active) == 2 and all(x.shape[:-2] == node.inputs[0].shape[:-2] for x in node.inputs)
+        return sum(call.active) == 2 and all(x.shape[:-2] == call.inputs[0].shape[:-2] for x in call.inputs)
     if name == "layer_norm":
-        return len(node.args[1]) == 1 and len(node.args) > 3
+        return len(call.args[1]) == 1 and len(call.args) > 3
     if name == "attention":
-        return all(node.active[:3]) and node.kwargs.get("enable_gqa", False) is False
-    return name != "softmax" or node.args[1] in (-1, node.inputs[0].dim() - 1)
-
-
-def _ours(node: Any, s: Any, *args: Any, **kwargs: Any) -> Any:
-    from ..registry import find_rule
-
-    entry = find_rule(node.op)
-    assert entry is not None
-    return entry.handler(node, s, *args, **kwargs)
+        return all(call.active[:3]) and call.kwargs.get("enable_gqa", False) is False
+    return name != "softmax" or call.args[1] in (-1, call.inputs[0].dim() - 1)
 
 
 def lxt_composite(attnlrp: Composite) -> Composite:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..registry import Handler, Rule
 from ..rules.linear import CONVOLUTIONS, DENSE
 from ..rules.lrp import products as lrp
-from ..rules.lrp import transformer as lrp_transformer
+from ..rules.lrp import transformer
 from .composite import Composite, Ruleset
 
 __all__ = ["CONVOLUTIONS", "DENSE", "deep_taylor", "epsilon_gamma_box", "layer_composite"]
 
 aten = torch.ops.aten
-Handler = Callable[..., Any]
-_PLAIN: Mapping[Any, Handler] = {"normalisation": lrp_transformer.identity_norm}
 
 
 def layer_composite(
     name: str,
     *,
-    convolution: Handler = lrp.epsilon_rule,
-    dense: Handler = lrp.epsilon_rule,
-    first: Handler | None = None,
-    first_convolution: Handler | None = None,
+    convolution: Handler | Rule = lrp.epsilon_rule,
+    dense: Handler | Rule = lrp.epsilon_rule,
+    first: Handler | Rule | None = None,
+    first_convolution: Handler | Rule | None = None,
     epsilon: float = 1e-6,
-    others: Mapping[Any, Handler] | None = None,
+    others: Mapping[Any, Handler | Rule] | None = None,
     merge_norms: bool = True,
     scale: str = "weight",
 ) -> Composite:
@@ -36,7 +35,7 @@ def layer_composite(
 
     Args:
         name: how the composite is called in messages; `register_composite` makes it selectable.
-        convolution, dense: the rule of convolutions and of all other products with weights; see `lfpgraph.rules.lrp.products`.
+        convolution, dense: the rule of convolutions and of all other products with weights; see `lfpgraph.rules.lrp`.
         first: the rule of the first layers of any kind; `first_convolution` of first layers that are convolutions.
         epsilon: the stabilizer of what has the epsilon rule, sums and pools among it.
         others: rules of other operations, or families of them. A norm that could not be merged hands its reward on
@@ -44,7 +43,7 @@ def layer_composite(
         merge_norms: merge batch norms into the layer before (for `attribute`).
         scale: as in `Ruleset`.
     """
-    handlers: dict[Any, Handler] = {**_PLAIN, **(others or {})}
+    handlers: dict[Any, Handler | Rule] = {"normalisation": transformer.identity_norm, **(others or {})}
     handlers |= dict.fromkeys(CONVOLUTIONS, convolution) | dict.fromkeys(DENSE, dense)
     composite = Composite(name, Ruleset(epsilon=epsilon, scale=scale, handlers=handlers), merge_norms=merge_norms)
     firsts = dict.fromkeys((*CONVOLUTIONS, *DENSE), first) if first is not None else {}
@@ -104,11 +103,11 @@ def lrp_composites() -> list[Composite]:
         # For training a norm keeps the rule it has under lfp-epsilon.
         handlers = {k: v for k, v in training.default.handlers.items() if k != "normalisation"}
         composites.append(replace(training, default=replace(training.default, handlers=handlers)))
-    norm = {"normalisation": lrp_transformer.detached_norm}
-    constant_weights = {
-        "softmax": lrp_transformer.still_softmax,
-        "attention": lrp_transformer.value_attention,
-        aten.mul.Tensor: lrp_transformer.gated_product,
+    norm: dict[Any, Handler | Rule] = {"normalisation": transformer.DETACHED_NORM}
+    constant_weights: dict[Any, Handler | Rule] = {
+        "softmax": transformer.STILL_SOFTMAX,
+        "attention": transformer.value_attention,
+        aten.mul.Tensor: transformer.gated_product,
     }
     composites.append(layer_composite("attnlrp", epsilon=0.0, others=norm))
     composites.append(layer_composite("cp-lrp", epsilon=0.0, others=norm | constant_weights))

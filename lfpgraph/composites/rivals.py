@@ -22,19 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from ..errors import CompositeError, RuleError
 from ..graph.graph import ACTIVE, WEIGHT, OpGraph, ancestors
 from ..graph.neurons import SPIKES, STEPS, find_neurons
 from ..graph.structure import Structure
-from ..registry import find_rule
+from ..registry import CONTRACTION, Call, Handler, Signals
 from .composite import Composite, Ruleset
 from .surrogates import SLOPES, soft_vjp
 
 __all__ = ["rival"]
-
-Handler = Callable[..., Any]
 
 
 def rival(
@@ -73,7 +70,7 @@ def rival(
         runs = [t.region() for t in neurons.thresholds if len(t.nodes) > 1]
         found = Structure(runs, blocked=set(neurons.resets))
         for threshold in neurons.thresholds:
-            found.rules[threshold.exit] = lambda usual: _Threshold(surrogate, slope)
+            found.rules[threshold.exit] = lambda usual: _threshold(surrogate, slope)
         if not through_time:
             found.blocked |= neurons.earlier
         if weights != "true":
@@ -84,22 +81,21 @@ def rival(
     return Composite(name, rules, structure=structure, online=online)
 
 
-class _Threshold:
+def _threshold(surrogate: str, slope: float) -> Handler:
     """The rule of a piecewise constant run: the true derivative of what it would be with soft steps."""
 
-    def __init__(self, surrogate: str, slope: float) -> None:
-        self.surrogate, self.slope = surrogate, slope
+    def rule(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+        return soft_vjp(call, s, surrogate, slope, STEPS - SPIKES)
 
-    def __call__(self, node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
-        return soft_vjp(node, s, self.surrogate, self.slope, STEPS - SPIKES)
+    return rule
 
 
 def _layers(graph: OpGraph) -> list[fx.Node]:
     """Products of an activation with weights."""
     found = []
     for node in graph.operations():
-        entry = find_rule(node.target)
-        if entry is not None and entry.family.name == "contraction" and graph.info[node].part == "network":
+        info = graph.info[node]
+        if info.family is CONTRACTION and info.part == "network":
             kinds = [graph.info[n].kind for n in node.all_input_nodes]
             if ACTIVE in kinds and WEIGHT in kinds:
                 found.append(node)
@@ -131,19 +127,18 @@ def fixed_random(shape: torch.Size, key: int, like: Tensor) -> Tensor:
 def _aligned(key: int) -> Callable[[Handler], Handler]:
     """Feedback alignment: the activation's signal comes through a fixed random tensor in the weight's place."""
 
-    def rule(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
-        signals = node.vjp(s)
-        for i, x in enumerate(node.inputs):
-            if not (node.active[i] and node.wanted[i]):
+    def rule(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+        signals = call.vjp(s)
+        for i, x in enumerate(call.inputs):
+            if not (call.active[i] and call.wanted[i]):
                 continue
-            leaf = x.detach().requires_grad_()
-            new = {id(x): leaf}
-            for j, w in enumerate(node.inputs):
-                if node.weightlike[j] and w.dim() > 1:
-                    new[id(w)] = fixed_random(w.shape, key, w)
-            given = pytree.tree_map(lambda value, new=new: new.get(id(value), value), (args, kwargs))
+            tensors = [
+                fixed_random(w.shape, key, w) if weightlike and w.dim() > 1 else w
+                for w, weightlike in zip(call.inputs, call.weightlike)
+            ]
+            leaf = tensors[i] = x.detach().requires_grad_()
             with torch.enable_grad():
-                z = node.op(*given[0], **given[1])
+                z = call.run(tensors)
             (signals[i],) = torch.autograd.grad(z, leaf, s)
         return signals
 
@@ -154,11 +149,11 @@ def _projected(target: bool) -> Callable[[int], Callable[[Handler], Handler]]:
     """The activation's signal is a fixed random projection of the signal at the model's output, or of the target."""
 
     def make(key: int) -> Callable[[Handler], Handler]:
-        def rule(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
-            signals = node.vjp(s)
-            for i, x in enumerate(node.inputs):
-                if node.active[i] and node.wanted[i]:
-                    signals[i] = _project(node.given, node.direction if target else 0, x, key)
+        def rule(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+            signals = call.vjp(s)
+            for i, x in enumerate(call.inputs):
+                if call.active[i] and call.wanted[i]:
+                    signals[i] = _project(call.given, call.direction if target else 0, x, key)
             return signals
 
         return lambda usual: rule
@@ -191,6 +186,7 @@ def _project(given: list[Tensor], direction: int, x: Tensor, key: int) -> Tensor
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Whether two shapes agree; open sizes compared as such would be guarded."""
     return [str(n) for n in a] == [str(n) for n in b]
 
 

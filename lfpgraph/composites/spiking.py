@@ -20,6 +20,7 @@ from ..graph.graph import OpGraph
 from ..graph.neurons import find_neurons, spiking_regions
 from ..graph.structure import Structure
 from ..numerics import ZERO_REWARD, identity_signal, stabilize
+from ..registry import Call, Handler, Signals
 
 __all__ = ["spiking_structure"]
 
@@ -45,49 +46,51 @@ def _maker(node: fx.Node) -> fx.Node:
     return node.args[0] if node.target is operator.getitem and node.args[1] == 0 else node  # type: ignore[return-value]
 
 
-def _always(rule: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _always(rule: Handler) -> Callable[[Handler], Handler]:
+    """For `Structure.rules`: this rule, whatever the usual one is."""
     return lambda usual: rule
 
 
-def spike(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+def spike(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """Signal of the membrane under a threshold: the spike's reward, over the membrane."""
-    node.stabilized = True
-    reward = s * stabilize(node.output, ZERO_REWARD)
-    return [reward / stabilize(x, _epsilon(node)) if a else None for x, a in zip(node.inputs, node.active)]
+    call.stabilized = True
+    reward = s * stabilize(call.output, ZERO_REWARD)
+    return [reward / stabilize(x, _epsilon(call)) if a else None for x, a in zip(call.inputs, call.active)]
 
 
-def membrane(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+def membrane(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """Signals of the terms of a sum: its reward over the sum of their sizes, each with its sign in the sum."""
-    slopes = node.vjp(torch.ones_like(s))
+    slopes = call.vjp(torch.ones_like(s))
     size = torch.zeros_like(s)
-    for x, slope, active in zip(node.inputs, slopes, node.active):
+    for x, slope, active in zip(call.inputs, slopes, call.active):
         if active:
             size = size + (x if slope is None else x * slope).abs()
-    share = s * stabilize(node.output, _epsilon(node)) / (size + _epsilon(node))
-    node.stabilized = True
+    share = s * stabilize(call.output, _epsilon(call)) / (size + _epsilon(call))
+    call.stabilized = True
     return [None if slope is None else share * slope for slope in slopes]
 
 
-def reset(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[Tensor | None]:
+def reset(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """Signal of a membrane before its reset: an activation's, as what remains is a function of the membrane alone."""
-    node.stabilized = True
+    call.stabilized = True
     return [
-        identity_signal(s, x, node.output, _epsilon(node)) if active else None
-        for x, active in zip(node.inputs, node.active)
+        identity_signal(s, x, call.output, _epsilon(call)) if active else None
+        for x, active in zip(call.inputs, call.active)
     ]
 
 
-def _upward(usual: Callable[..., Any]) -> Callable[..., Any]:
+def _upward(usual: Handler) -> Handler:
     """The rule of an operation whose output is a membrane: its reward over the membrane's size, then as usual."""
 
-    def upward(node: Any, s: Any, *args: Any, **kwargs: Any) -> Any:
-        output = node.output
+    def upward(call: Call, s: Any, *args: Any, **kwargs: Any) -> Any:
+        output = call.output
         if not isinstance(output, Tensor):  # batch norm and its like: the first of several outputs
-            return usual(node, [torch.where(output[0] < 0, -s[0], s[0]), *s[1:]], *args, **kwargs)
-        return usual(node, torch.where(output < 0, -s, s), *args, **kwargs)
+            return usual(call, [torch.where(output[0] < 0, -s[0], s[0]), *s[1:]], *args, **kwargs)
+        return usual(call, torch.where(output < 0, -s, s), *args, **kwargs)
 
     return upward
 
 
-def _epsilon(node: Any) -> float:
-    return node.epsilon or 1e-12
+def _epsilon(call: Call) -> float:
+    """The composite's stabilizer, or one for divisions where it has none."""
+    return call.epsilon or 1e-12

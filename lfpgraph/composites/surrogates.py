@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ..registry import Call, Signals
+
 __all__ = ["SLOPES", "soft_vjp"]
 
 aten = torch.ops.aten
@@ -26,9 +28,10 @@ _SIGNS = {aten.sgn.default, aten.sign.default}
 _NOT = {aten.bitwise_not.default, aten.logical_not.default}
 _AND = {aten.bitwise_and.Tensor, aten.logical_and.default}
 _OR = {aten.bitwise_or.Tensor, aten.logical_or.default}
+_WHERE = {aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.self}
 
 
-def soft_vjp(node: Any, s: Tensor, surrogate: str, slope: float, rounding: set[OpOverload]) -> list[Tensor | None]:
+def soft_vjp(call: Call, s: Tensor, surrogate: str, slope: float, rounding: set[OpOverload]) -> Signals:
     """Signals of a run's inputs through its soft twin.
 
     A comparison becomes a number with the surrogate's derivative, and what is made of it follows: casts, not, and, or,
@@ -36,21 +39,22 @@ def soft_vjp(node: Any, s: Tensor, surrogate: str, slope: float, rounding: set[O
     """
     leaves = [
         x.detach().requires_grad_() if want and isinstance(x, Tensor) and x.is_floating_point() else x
-        for x, want in zip(node.inputs, node.wanted)
+        for x, want in zip(call.inputs, call.wanted)
     ]
-    local: dict[fx.Node, Any] = dict(zip(node.unit.inputs, leaves))
+    local: dict[fx.Node, Any] = dict(zip(call.sources, leaves))
     step = lambda x: _Step.apply(x, surrogate, slope)  # noqa: E731
     with torch.enable_grad():
-        for inner in node.unit.nodes:
+        for inner in call.nodes:
             args, kwargs = fx.node.map_arg((inner.args, inner.kwargs), lambda n: local[n])
             local[inner] = _soft(inner.target, args, kwargs, step, rounding)
-        z = local[node.unit.node]
+        z = local[call.nodes[-1]]
     wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     found = iter(torch.autograd.grad(z, wanted, s.to(z.dtype), allow_unused=True) if z.requires_grad else [])
     return [next(found, None) if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in leaves]
 
 
 def _soft(op: Any, args: Any, kwargs: Any, step: Callable[[Tensor], Tensor], rounding: set[OpOverload]) -> Any:
+    """What an operation of the soft twin gives: numbers from 0 to 1 where there were booleans."""
     if op in _ABOVE:
         return step(args[0] - args[1])
     if op in _BELOW:
@@ -59,7 +63,7 @@ def _soft(op: Any, args: Any, kwargs: Any, step: Callable[[Tensor], Tensor], rou
         return step(args[0])
     if op in _SIGNS:
         return 2 * step(args[0]) - 1
-    if op in rounding:
+    if op in rounding or op is aten._to_copy.default:
         return args[0]
     if op in _NOT:
         return 1 - args[0]
@@ -67,9 +71,7 @@ def _soft(op: Any, args: Any, kwargs: Any, step: Callable[[Tensor], Tensor], rou
         return args[0] * args[1]
     if op in _OR:
         return args[0] + args[1] - args[0] * args[1]
-    if op is aten._to_copy.default:
-        return args[0]
-    if getattr(op, "overloadpacket", None) is aten.where and args[0].is_floating_point():
+    if op in _WHERE and args[0].is_floating_point():
         return args[0] * args[1] + (1 - args[0]) * args[2]
     return op(*args, **kwargs)
 

@@ -18,7 +18,7 @@ from ..graph.depths import layer_places
 from ..graph.graph import OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
-from ..registry import CONTRACTION, PRODUCT, RECTIFIER, find_rule
+from ..registry import CONTRACTION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
 from ..rules.views import nothing
 from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
 
@@ -80,7 +80,7 @@ def make_plan(
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
     asleep = {n for n, value in zip(nodes, values) if n in wanted and n in rulesets and rulesets[n].wakes(value)}
-    _let_signals_pass(units, asleep)
+    _let_signals_pass(graph, units, asleep)
     return Plan(graph, composite, units, reached, rulesets, asleep)
 
 
@@ -102,14 +102,14 @@ def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) ->
         blocked = structure.blocked_inputs(region.nodes if region else (node,)) if follows else set()
         ways = Ways(reached, still, blocked)
         unit = region_unit(graph, region, ruleset, ways) if region else op_unit(graph, node, ruleset, ways)
-        if follows and unit.handler is not None and node in structure.rules:
-            unit.handler, unit.needs_vjp = structure.rules[node](unit.handler), True
-        blocks = getattr(unit.handler, "blocks", False)
+        if follows and unit.rule is not None and node in structure.rules:
+            unit.rule = Rule(structure.rules[node](unit.rule.handler), constants=unit.rule.constants)
+        blocks = unit.rule is not None and unit.rule.blocks
         if blocks:
-            unit.handler, unit.origin = None, "none"
+            unit.rule, unit.origin = None, "none"
         if blocks or all_still(graph, unit, still):
             still.add(node)
-        if any(unit.wanted) and (unit.handler is not None or node.target is operator.getitem):
+        if any(unit.wanted) and (unit.rule is not None or node.target is operator.getitem):
             reached.add(node)
         units.append(unit)
     return units, reached
@@ -126,7 +126,7 @@ def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> N
         if derivable and on_missing != "error":
             derived[str(unit.node.target)] += 1
         elif on_missing == "report":
-            unit.origin, unit.handler = "uncovered", nothing
+            unit.origin, unit.rule = "uncovered", Rule(nothing)
         else:
             missing.append(unit.node)
     if missing:
@@ -140,18 +140,18 @@ def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> N
         log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in derived.items()))
 
 
-def _let_signals_pass(units: Sequence[Unit], asleep: set[fx.Node]) -> None:
+def _let_signals_pass(graph: OpGraph, units: Sequence[Unit], asleep: set[fx.Node]) -> None:
     """Mark the units whose output is zero because of a wholly zero weight that is to learn (`Unit.zeroed_by`).
 
     The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved.
     """
     zeroed: dict[fx.Node, tuple[fx.Node, ...]] = {node: (node,) for node in asleep}
     for unit in units if zeroed else ():
-        entry = None if unit.is_region else find_rule(unit.node.target)
+        family = None if unit.is_region else graph.info[unit.node].family
         carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
-        if entry is None or not any(carried):
+        if family is None or not any(carried):
             continue
-        if entry.family in (CONTRACTION, PRODUCT) or (all(carried) and entry.family.affine):
+        if family in (CONTRACTION, PRODUCT) or (all(carried) and family.affine):
             zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
 
 
@@ -164,7 +164,7 @@ def _settle_epsilon(graph: OpGraph, units: Sequence[Unit]) -> None:
     producer = {unit.node: unit for unit in units}
     linear: set[int] = set()
     for unit in units:
-        if unit.handler is None or unit.origin not in ("rule", "region"):
+        if unit.rule is None or unit.origin not in ("rule", "region"):
             continue
         actives, weighted = sum(unit.active), any(unit.weightlike)
         kind = unit.family.epsilon
@@ -174,8 +174,7 @@ def _settle_epsilon(graph: OpGraph, units: Sequence[Unit]) -> None:
             unit.ends_layer = _follows_layer(unit, producer, linear)
             takes = takes or unit.ends_layer
         if takes:
-            own = getattr(unit.handler, "own_stabilizer", False)  # a rule that divides by sums of its own
-            unit.epsilon = 0.0 if own else unit.option_epsilon
+            unit.epsilon = 0.0 if unit.rule.own_stabilizer else unit.option_epsilon
             unit.rectified = _only_relu(unit, graph.output_nodes, producer)
             linear.add(id(unit))
 
@@ -195,8 +194,8 @@ def _only_relu(unit: Unit, outputs: Sequence[Any], producer: dict[fx.Node, Unit]
     users = list(output.users)
     if len(users) != 1 or output in outputs or users[0].target is not torch.ops.aten.relu.default:
         return None
-    behind, entry = producer.get(users[0]), find_rule(users[0].target)
-    if behind is None or entry is None or entry.family is not RECTIFIER or behind.handler is not entry.handler:
+    behind, usual = producer.get(users[0]), find_rule(users[0].target)
+    if behind is None or usual is None or usual.family is not RECTIFIER or behind.handler is not usual.handler:
         return None
     return users[0]
 
@@ -207,7 +206,7 @@ def _follows_layer(unit: Unit, producer: dict[fx.Node, Unit], linear: set[int]) 
     while node in producer:
         before = producer[node]
         if id(before) in linear:
-            return before.family.name not in ("reduction", "split") or before.ends_layer
+            return before.family not in (REDUCTION, SPLIT) or before.ends_layer
         if not before.family.passes_form or sum(before.active) > 1 or len(before.inputs) < 1:
             return False
         node = before.inputs[before.active.index(True)] if True in before.active else before.inputs[0]

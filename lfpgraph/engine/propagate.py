@@ -89,7 +89,7 @@ def run_backward(
             source, index = unit.node.args
             pending.setdefault(source, Sum()).add_item(index, arrived)  # type: ignore[arg-type]
             continue
-        if unit.handler is None:
+        if unit.rule is None:
             continue
         if observe is not None:
             call.arrived = arrived.reward(wide(call.output))
@@ -137,9 +137,9 @@ def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:
-    assert call.unit.handler is not None
+    assert call.unit.rule is not None
     call.stabilized = False
-    return call.unit.handler(call, s, *call.args, **call.kwargs)
+    return call.unit.rule.handler(call, s, *call.args, **call.kwargs)
 
 
 def _fit(plan: Plan, call: Call, i: int, answer: Tensor) -> Tensor:

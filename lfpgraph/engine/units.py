@@ -1,9 +1,8 @@
-"""Units: single operations, regions and masks of the graph, each with its rule."""
+"""Units: what the walk takes as one step, each with its rule: an operation, a region or a mask of the graph."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import fx
 from ..composites.composite import Ruleset
 from ..graph.graph import ACTIVE, WEIGHT, OpGraph, is_float
 from ..graph.regions import Region
-from ..registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, find_rule
+from ..registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, Handler, Rule, find_rule
 from ..rules.activations import activation
 from ..rules.views import vjp
 
@@ -28,12 +27,12 @@ class Unit:
         nodes: the graph nodes it stands for; the last gives the output.
         inputs: the node of each tensor argument, in order (for a region: each outside input once, the entry first).
         active, weightlike, wanted: for each input: its class, and whether someone waits for its signal.
-        handler: the rule; None when no reward passes.
-        epsilon: of the factor on its output; `option_epsilon` is what the handler may use itself.
+        rule: None where no reward passes.
+        family: of its operation; the rule may be a composite's.
+        epsilon: of the factor on its output; `option_epsilon` is what the rule may use itself.
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
         zeroed_by: parameters that, as long as one is wholly zero, make the output zero and are to learn.
-        constants: nodes of a region whose result counts as a constant there (the statistics of a norm, say).
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -42,31 +41,37 @@ class Unit:
     active: tuple[bool, ...]
     weightlike: tuple[bool, ...]
     wanted: tuple[bool, ...]
-    handler: Callable[..., Any] | None
+    rule: Rule | None
     family: Family
-    needs_vjp: bool
     option_epsilon: float
     origin: str
     epsilon: float = 0.0
     ends_layer: bool = False
     rectified: fx.Node | None = None
     zeroed_by: tuple[fx.Node, ...] = ()
-    constants: frozenset[fx.Node] = frozenset()
 
     @property
     def node(self) -> fx.Node:
+        """The node that gives the output."""
         return self.nodes[-1]
 
     @property
+    def handler(self) -> Handler | None:
+        """The function of its rule."""
+        return self.rule.handler if self.rule is not None else None
+
+    @property
     def is_region(self) -> bool:
+        """Whether it stands for several nodes."""
         return len(self.nodes) > 1
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes of an operation's tensor arguments, in order; one that is an argument twice comes twice."""
     found: list[fx.Node] = []
 
     def visit(source: fx.Node) -> fx.Node:
-        if isinstance(source.meta.get("val"), torch.Tensor) or isinstance(source.meta.get("val"), list | tuple):
+        if isinstance(source.meta.get("val"), torch.Tensor | list | tuple):
             found.append(source)
         return source
 
@@ -75,10 +80,9 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def _can_carry(node: fx.Node) -> bool:
+    """Whether a node's value, or an item of it, can carry a signal."""
     value = node.meta.get("val")
-    if isinstance(value, list | tuple):
-        return any(is_float(item) for item in value)
-    return is_float(value)
+    return any(is_float(item) for item in (value if isinstance(value, list | tuple) else [value]))
 
 
 def all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:
@@ -88,15 +92,24 @@ def all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:
 
 
 class Ways(NamedTuple):
-    """Where signals can go: nodes reached from what is wanted, nodes that are constant (as inputs of no unit active),
-    and inputs of one unit that its structure blocks."""
+    """Where signals can go.
+
+    Attributes:
+        reached: nodes from which a signal can go on to one that is wanted.
+        still: nodes that count as constants, whatever they depend on.
+        blocked: inputs of the unit in question that get no reward, as its composite's structure says.
+    """
 
     reached: set[fx.Node]
     still: set[fx.Node]
     blocked: set[fx.Node]
 
 
-def _flags(graph: OpGraph, inputs: list[fx.Node], ways: Ways) -> dict[str, tuple[bool, ...]]:
+_VJP = Rule(vjp)
+
+
+def _flags(graph: OpGraph, inputs: list[fx.Node], ways: Ways) -> dict[str, Any]:
+    """The flags of a unit's inputs: which are active, weight-like, wanted."""
     quiet = ways.still | ways.blocked
     return {
         "active": tuple(graph.info[n].kind == ACTIVE and _can_carry(n) and n not in quiet for n in inputs),
@@ -106,34 +119,30 @@ def _flags(graph: OpGraph, inputs: list[fx.Node], ways: Ways) -> dict[str, tuple
 
 
 def op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, ways: Ways) -> Unit:
+    """The unit of one operation, with the rule that the ruleset has for it."""
     inputs = _tensor_inputs(node)
     flags = _flags(graph, inputs, ways)
     info = graph.info[node]
     if info.selects is not None and ruleset.rules:
         return _mask_unit(graph, node, inputs, ruleset, ways.reached)
     entry = find_rule(node.target)
-    common: dict[str, Any] = {
-        "nodes": (node,),
-        "inputs": tuple(inputs),
-        "option_epsilon": ruleset.epsilon,
-        **flags,
-    }
+    family = entry.family if entry is not None else None
+
+    def unit(rule: Rule | None, family: Family, origin: str) -> Unit:
+        return Unit(
+            (node,), tuple(inputs), rule=rule, family=family, option_epsilon=ruleset.epsilon, origin=origin, **flags
+        )
+
     if node.target is operator.getitem:
-        return Unit(handler=None, family=VIEW, needs_vjp=False, origin="rule", **common)
-    blocked = entry is not None and entry.family is NOTHING
-    if blocked or not any(flags["wanted"]) or not _can_carry(node):
-        return Unit(handler=None, family=entry.family if entry else NOTHING, needs_vjp=False, origin="none", **common)
+        return unit(None, VIEW, "rule")
+    if family is NOTHING or not any(flags["wanted"]) or not _can_carry(node):
+        return unit(None, family or NOTHING, "none")
     if not ruleset.rules or info.kind != ACTIVE or info.part == "objective":
-        own = entry is not None and getattr(entry.handler, "is_vjp", False)  # a rule that writes out the derivative
-        handler = entry.handler if own else vjp  # type: ignore[union-attr]
-        return Unit(handler=handler, family=GENERAL, needs_vjp=not own, origin="gradient", **common)
-    override = ruleset.handler(node.target, entry.family.name if entry else "")
-    if entry is None and override is None:
-        return Unit(handler=vjp, family=GENERAL, needs_vjp=True, origin="derived", **common)
-    handler = override or entry.handler  # type: ignore[union-attr]
-    family = entry.family if entry else GENERAL
-    needs = override is not None or entry.needs_vjp  # type: ignore[union-attr]
-    return Unit(handler=handler, family=family, needs_vjp=needs, origin="rule", **common)
+        return unit(entry if entry is not None and entry.is_vjp else _VJP, GENERAL, "gradient")
+    rule = ruleset.rule(node.target, family) or entry
+    if rule is None:
+        return unit(_VJP, GENERAL, "derived")
+    return unit(rule, family or GENERAL, "rule")
 
 
 def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ruleset, reached: set[fx.Node]) -> Unit:
@@ -141,39 +150,39 @@ def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ru
     selects = graph.info[node].selects
     assert selects is not None
     wanted = selects in reached and graph.info[node].part == "network"
+    none = (False,) * len(inputs)
     return Unit(
         nodes=(node,),
         inputs=(*inputs, selects),
-        active=(*(False for _ in inputs), True),
-        weightlike=tuple(False for _ in (*inputs, selects)),
-        wanted=(*(False for _ in inputs), wanted),
-        handler=activation if wanted else None,
+        active=(*none, True),
+        weightlike=(*none, False),
+        wanted=(*none, wanted),
+        rule=Rule(activation, needs_vjp=False) if wanted else None,
         family=ACTIVATION,
-        needs_vjp=False,
         option_epsilon=ruleset.epsilon,
         origin="rule" if wanted else "none",
     )
 
 
 def region_unit(graph: OpGraph, region: Region, ruleset: Ruleset, ways: Ways) -> Unit:
+    """The unit of several operations that are one function, with the rule that the ruleset has for its family."""
     inside = set(region.nodes)
     inputs = [region.entry]
     for node in region.nodes:
         inputs += [n for n in _tensor_inputs(node) if n not in inside and n not in inputs]
-    flags: dict[str, Any] = _flags(graph, inputs, ways)
-    is_norm = region.kind == "normalisation"
+    flags = _flags(graph, inputs, ways)
+    rule = ruleset.rule(None, region.family)
+    if rule is None:
+        learns = any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"]))
+        rule = _VJP if region.family is NORMALISATION else Rule(activation, needs_vjp=learns)
     wants = any(flags["wanted"])
-    handler = ruleset.handler(None, region.kind) or (vjp if is_norm else activation)
-    constants: frozenset[Any] = getattr(handler, "constants", frozenset())
     return Unit(
         nodes=region.nodes,
         inputs=tuple(inputs),
-        handler=handler if wants else None,
-        family=NORMALISATION if is_norm else ACTIVATION,
-        needs_vjp=is_norm or any(asked and weight for asked, weight in zip(flags["wanted"], flags["weightlike"])),
+        rule=rule if wants else None,
+        family=region.family,
         option_epsilon=ruleset.epsilon,
         origin="region" if wants else "none",
-        constants=frozenset(node for node in region.nodes if node.target in constants),
         **flags,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from ..graph.classes import classify
 from ..graph.depths import is_layer
-from ..graph.graph import WEIGHT, NodeInfo, OpGraph
+from ..graph.graph import WEIGHT, NodeInfo, OpGraph, family_of
 
 __all__ = ["merge_norms"]
 
@@ -100,7 +100,7 @@ def _fused(graph: OpGraph, layer: fx.Node, gamma: Any, beta: Any, mean: Any, var
         def call(target: Any, *values: Any) -> fx.Node:
             node = graph.graph.call_function(target, values)
             node.meta["val"] = _value(target, values)
-            graph.info[node] = NodeInfo(WEIGHT, graph.info[layer].part)
+            graph.info[node] = NodeInfo(WEIGHT, graph.info[layer].part, family_of(node))
             return node
 
         scale = call(aten.rsqrt.default, call(aten.add.Tensor, variance, eps))

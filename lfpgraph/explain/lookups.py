@@ -79,7 +79,7 @@ def cut_lookups(graph: OpGraph) -> list[Lookup]:
     The new inputs come after all others: their positions go on from the number of the call's tensors.
     """
     inputs = [(n, p) for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"]
-    found = [Lookup(p.target, n, e) for n, p in inputs if not is_float(n.meta.get("val")) for e in lookups_of(n)]
+    found = [Lookup(p.target, n, e) for n, p in inputs if not is_float(n.meta.get("val")) for e in lookups_of(graph, n)]
     for place, lookup in enumerate(found, len(inputs)):
         with graph.graph.inserting_after(graph.placeholder_nodes[-1]):
             cut = graph.graph.placeholder(f"embedded_{lookup.node.name}")

@@ -11,13 +11,12 @@ from torch import Tensor, fx
 
 from ..errors import AttributionError, InputError, near
 from ..graph.graph import OpGraph, is_float, module_path
-from ..registry import find_rule
+from ..registry import CAST, VIEW
 
 __all__ = ["Reading", "lookups_of", "readings_of"]
 
 aten = torch.ops.aten
 _LOOKUPS = {aten.embedding.default}
-_FOLLOWED = {"view", "cast"}
 
 
 @dataclass(frozen=True)
@@ -29,22 +28,17 @@ class Reading:
     name: Any
 
 
-def lookups_of(node: fx.Node) -> list[fx.Node]:
+def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
     """The embeddings that are looked up by an integer input itself, not by something computed from it."""
     found = []
     for user in node.users:
-        entry = find_rule(user.target) if user.op == "call_function" else None
         if user.target in _LOOKUPS and user.args[1] is node:
             if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
                 found.append(user)
-        elif entry is not None and entry.family.name in _FOLLOWED and _is_tensor(user):
+        elif graph.info[user].family in (VIEW, CAST) and isinstance(user.meta.get("val"), Tensor):
             if len(user.meta["val"].shape) == len(node.meta["val"].shape):
-                found += lookups_of(user)
+                found += lookups_of(graph, user)
     return found
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = False) -> list[Reading]:
@@ -58,7 +52,7 @@ def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = F
         if placeholder.kind == "input" and is_float(node.meta.get("val")):
             readings.append(Reading(node, "input", placeholder.target))
         elif placeholder.kind == "input":
-            readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(node)]
+            readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(graph, node)]
         elif placeholder.kind == "parameter" and parameters:
             readings.append(Reading(node, "parameter", placeholder.target))
     if not readings and not record:

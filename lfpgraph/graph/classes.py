@@ -6,8 +6,8 @@ import torch
 from torch import fx
 
 from ..errors import InputError
-from ..registry import find_rule
-from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, is_float, takes_reward
+from ..registry import NOTHING
+from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, family_of, is_float, takes_reward
 from .selections import selected_from
 
 __all__ = ["classify"]
@@ -23,15 +23,19 @@ def classify(graph: OpGraph) -> OpGraph:
         is_active = placeholder.kind == "input" and is_float(node.meta.get("val"))
         kinds[node] = WEIGHT if placeholder.kind == "parameter" else ACTIVE if is_active else CONSTANT
     for node in graph.graph.nodes:
+        family = family_of(node)
         if node.op != "placeholder":
             sources = node.all_input_nodes
             is_size = not isinstance(node.meta.get("val"), torch.Tensor | list | tuple)
             from_input[node] = not is_size and any(from_input[source] for source in sources)
-            kinds[node] = CONSTANT if is_size else _kind(node, [kinds[source] for source in sources], from_input[node])
+            if is_size or node.op != "call_function" or family is NOTHING:
+                kinds[node] = CONSTANT
+            else:
+                kinds[node] = _kind({kinds[source] for source in sources}, from_input[node])
         selects = selected_from(node, lambda n: kinds[n] == ACTIVE)
         if selects is not None:
             kinds[node] = ACTIVE
-        graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective", selects)
+        graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective", family, selects)
     if not any(info.kind == ACTIVE for info in graph.info.values()):
         raise InputError(
             "nothing in this model can carry reward: no float input and no parameter on the way from input to output. "
@@ -40,13 +44,8 @@ def classify(graph: OpGraph) -> OpGraph:
     return graph
 
 
-def _kind(node: fx.Node, sources: list[str], from_input: bool) -> str:
+def _kind(sources: set[str], from_input: bool) -> str:
     """Active from an active source; or where parameters meet the input (an embedding of token ids)."""
-    if node.op != "call_function":
-        return CONSTANT
-    rule = find_rule(node.target)
-    if rule is not None and rule.family.name == "nothing":
-        return CONSTANT
     if ACTIVE in sources:
         return ACTIVE
     if WEIGHT in sources:
@@ -62,7 +61,7 @@ def _network(graph: OpGraph) -> set[fx.Node]:
     roots = [node for node in outputs if takes_reward(node.meta["val"])]
     if not roots:
         weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
-        roots = [user for node in _descendants(weights) for user in [node] if set(node.all_input_nodes) & weights]
+        roots = [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
     return ancestors(roots)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..registry import CONTRACTION, find_rule
+from ..registry import CONTRACTION
 from .graph import ACTIVE, OpGraph, is_float
 
 __all__ = ["Depths", "Place", "is_layer", "layer_places"]
@@ -41,8 +41,8 @@ class Depths:
 
 def is_layer(graph: OpGraph, node: fx.Node) -> bool:
     """Whether a node is a product of one activation with weights (or with other constants)."""
-    entry = find_rule(node.target) if node.op == "call_function" else None
-    if entry is None or entry.family is not CONTRACTION or graph.info[node].kind != ACTIVE:
+    info = graph.info[node]
+    if info.family is not CONTRACTION or info.kind != ACTIVE:
         return False
     tensors = [n for n in node.all_input_nodes if is_float(n.meta.get("val"))]
     return len(tensors) > 1 and sum(graph.info[n].kind == ACTIVE for n in tensors) == 1

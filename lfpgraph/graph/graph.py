@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from ..registry import Family, find_rule
 from .calls import fill_slots, input_tensors, state_tensors
 
 if TYPE_CHECKING:
@@ -24,10 +26,12 @@ __all__ = [
     "OpGraph",
     "Placeholder",
     "ancestors",
+    "family_of",
     "is_float",
     "maker_of",
-    "shape_of",
     "module_path",
+    "operation_name",
+    "shape_of",
     "takes_reward",
     "source_line",
 ]
@@ -53,11 +57,13 @@ class NodeInfo:
         kind: "active" (depends on the model's input in a way that carries reward), "weight-like" (on parameters only)
             or "constant".
         part: "network" (rules apply) or "objective" (logits to loss: plain gradient).
+        family: of the rule that its operation has in the registry; None without one.
         selects: for a mask, the tensor that it selects from and hands its reward to (see `selections`).
     """
 
     kind: str
     part: str
+    family: Family | None = None
     selects: fx.Node | None = None
 
 
@@ -73,7 +79,8 @@ class OpGraph:
         constants: tensors the trace found that are neither parameter nor buffer.
         dynamic: input sizes are symbolic, so one graph serves other batch and sequence sizes.
         tracer: "export" or "values" (specialised to one call's values, for one use only).
-        info: class and part of each node.
+        info: what is known of each node, once it is classified.
+        input_mutations: positions of the inputs that the outputs after the buffers update, in order.
     """
 
     module: fx.GraphModule
@@ -193,6 +200,18 @@ def maker_of(node: fx.Node) -> fx.Node:
     while node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def family_of(node: fx.Node) -> Family | None:
+    """The family of the rule that a node's operation has in the registry; once classified, `NodeInfo.family` says it."""
+    rule = find_rule(node.target)
+    return rule.family if rule is not None else None
+
+
+def operation_name(node: fx.Node) -> str:
+    """The name of a node's operation, for reports: `aten.mm.default`, `getitem`."""
+    target = node.target
+    return str(target) if isinstance(target, OpOverload | str) else target.__name__
 
 
 def is_float(value: Any) -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..registry import find_rule
-from .graph import ACTIVE, OpGraph, is_float
+from ..registry import ACTIVATION, COMPARISON
+from .graph import ACTIVE, WEIGHT, OpGraph, is_float
 from .regions import Region, find_regions
 
 __all__ = ["Neurons", "Threshold", "find_neurons", "spiking_regions"]
@@ -47,7 +47,7 @@ class Threshold:
         return self.nodes[-1]
 
     def region(self) -> Region:
-        return Region("activation", self.entry, self.nodes)
+        return Region(ACTIVATION, self.entry, self.nodes)
 
 
 @dataclass
@@ -79,7 +79,7 @@ def find_neurons(graph: OpGraph) -> Neurons:
 
 def _thresholds(graph: OpGraph, regions: list[Region]) -> list[Threshold]:
     taken = {node for region in regions for node in region.nodes}
-    found = [Threshold(r.entry, r.nodes, _on_or_off(r.nodes)) for r in regions if _is_constant_run(r)]
+    found = [Threshold(r.entry, r.nodes, _on_or_off(r.nodes)) for r in regions if _is_constant_run(graph, r)]
     for node in graph.operations():
         if node.target in STEPS and node not in taken and graph.info[node].kind == ACTIVE:
             found.append(Threshold(node.args[0], (node,), node.target in SPIKES))  # type: ignore[arg-type]
@@ -87,21 +87,18 @@ def _thresholds(graph: OpGraph, regions: list[Region]) -> list[Threshold]:
     return sorted((t for t in found if graph.info[t.exit].part == "network"), key=lambda t: order[t.exit])
 
 
-def _breaks(node: fx.Node) -> bool:
-    entry = find_rule(node.target)
-    return node.target in STEPS or (entry is not None and entry.family.name == "comparison")
-
-
-def _is_constant_run(region: Region) -> bool:
+def _is_constant_run(graph: OpGraph, region: Region) -> bool:
     """Whether every way from entry to exit passes a comparison or a step."""
     inside, smooth = set(region.nodes), {region.entry}
     for node in region.nodes:
-        if not _breaks(node) and any(source in smooth for source in node.all_input_nodes):
+        breaks = node.target in STEPS or graph.info[node].family is COMPARISON
+        if not breaks and any(source in smooth for source in node.all_input_nodes):
             smooth.add(node)
     return region.exit not in smooth and any(node in inside for node in region.entry.users)
 
 
 def _on_or_off(nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether a run makes its steps by comparisons and Heaviside alone."""
     return all(node.target in SPIKES or node.target not in STEPS for node in nodes)
 
 
@@ -109,9 +106,9 @@ def _active_inputs(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if graph.info[n].kind == ACTIVE]
 
 
-def _is_elementwise(node: fx.Node) -> bool:
-    entry = find_rule(node.target)
-    return entry is not None and entry.family.elementwise
+def _is_elementwise(graph: OpGraph, node: fx.Node) -> bool:
+    family = graph.info[node].family
+    return family is not None and family.elementwise
 
 
 def _resets(
@@ -126,7 +123,7 @@ def _resets(
         carried[node] = {node} if node in membranes else set()
         if node in exits:
             spikes[node] = {exits[node]}
-        elif node not in inside and sources and _is_elementwise(node):
+        elif node not in inside and sources and _is_elementwise(graph, node):
             carried[node] |= set().union(*(carried.get(n, set()) for n in sources))
             if all(n in spikes for n in sources):
                 spikes[node] = set().union(*(spikes[n] for n in sources))
@@ -149,7 +146,8 @@ def _earlier(graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]
         for operand in _active_inputs(graph, node):
             if not seen.get(operand, 0) & own:
                 continue
-            parts = _active_inputs(graph, operand) if _is_elementwise(operand) and operand not in membranes else []
+            inner = _is_elementwise(graph, operand) and operand not in membranes
+            parts = _active_inputs(graph, operand) if inner else []
             if any(not seen.get(part, 0) & own for part in parts):
                 cut(operand, own)
             else:
@@ -162,7 +160,7 @@ def _earlier(graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]
         seen[node] = 0
         for source in sources:
             seen[node] |= seen[source]
-        elementwise = _is_elementwise(node) and node not in inside
+        elementwise = _is_elementwise(graph, node) and node not in inside
         carried[node] = set().union(*(carried[n] for n in sources)) if sources and elementwise else set()
         if node in membranes:
             first = min((neuron[n] for n in carried[node]), key=lambda n: membranes[n], default=node)
@@ -196,11 +194,11 @@ def _sum_of(graph: OpGraph, root: fx.Node, taken: set[fx.Node], membranes: set[f
     while stack:
         node = stack.pop()
         inner = node.target in SUMS and node not in taken and is_float(node.meta.get("val"))
-        inner = inner and all(graph.info[n].kind != "weight-like" for n in node.all_input_nodes)
+        inner = inner and all(graph.info[n].kind != WEIGHT for n in node.all_input_nodes)
         if node is root or (inner and len(node.users) == 1 and node not in membranes):
             nodes.append(node)
             stack += _active_inputs(graph, node)
         else:
             leaves.append(node)
     entry = min(leaves, key=order.__getitem__, default=None)
-    return Region("sum", entry, tuple(sorted(nodes, key=order.__getitem__))) if entry is not None else None
+    return Region(ACTIVATION, entry, tuple(sorted(nodes, key=order.__getitem__))) if entry is not None else None

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..registry import find_rule
+from ..registry import ACTIVATION, NORMALISATION, PRODUCT, QUOTIENT, Family
 from ..rules.norms import MEANS, ROOTS, SPREADS
-from .graph import ACTIVE, WEIGHT, OpGraph, is_float
+from .graph import ACTIVE, WEIGHT, OpGraph, is_float, shape_of
 
 __all__ = ["Region", "active_positions", "find_regions"]
 
@@ -28,9 +28,9 @@ _EXPANSIONS = {aten.expand.default, aten.unsqueeze.default}
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes in order, from the node `entry` (outside) to the last one; `kind` is "activation" or "normalisation"."""
+    """Nodes in order, from the node `entry` (outside) to the last one; `family` is ACTIVATION or NORMALISATION."""
 
-    kind: str
+    family: Family
     entry: fx.Node
     nodes: tuple[fx.Node, ...]
 
@@ -57,46 +57,48 @@ def find_regions(graph: OpGraph) -> list[Region]:
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     taken: set[fx.Node] = set()
     found: list[Region] = []
-    for kind in ("normalisation", "activation"):
+    for family in (NORMALISATION, ACTIVATION):
         for node in reversed(list(graph.graph.nodes)):
-            region = None if node in taken else _region_ending_at(graph, node, kind, order, taken)
+            region = None if node in taken else _region_ending_at(graph, node, family, order, taken)
             if region is not None:
                 found.append(region)
                 taken.update(region.nodes)
     return found
 
 
-def _eligible(graph: OpGraph, node: fx.Node, kind: str) -> bool:
-    info = graph.info.get(node)
-    if info is None or info.kind != ACTIVE or info.part != "network" or node.op != "call_function":
+def _eligible(graph: OpGraph, node: fx.Node, family: Family) -> bool:
+    """Whether a node may belong to a region of the family."""
+    info = graph.info[node]
+    if info.kind != ACTIVE or info.part != "network" or info.family is None:
         return False
-    entry = find_rule(node.target)
-    if entry is None:
-        return False
-    if kind == "normalisation" and (node.target in _REDUCTIONS or node.target in _EXPANSIONS):
+    if family is NORMALISATION and (node.target in _REDUCTIONS or node.target in _EXPANSIONS):
         return True
-    return entry.family.elementwise
+    return info.family.elementwise
 
 
 def _is_weighted_affine(graph: OpGraph, node: fx.Node) -> bool:
     """Adds or multiplies a weight-like tensor: a linear layer's part, with a rule of its own."""
-    entry = find_rule(node.target)
-    if entry is None or not entry.family.affine or active_positions(graph, node) != 1:
-        return entry is not None and entry.family.name == "quotient" and _divides_by_weight(graph, node)
+    family = graph.info[node].family
+    if family is QUOTIENT:
+        return _divisor_kind(graph, node) == WEIGHT
+    if family is None or not family.affine or active_positions(graph, node) != 1:
+        return False
     return any(graph.info[source].kind == WEIGHT for source in node.all_input_nodes)
 
 
-def _divides_by_weight(graph: OpGraph, node: fx.Node) -> bool:
+def _divisor_kind(graph: OpGraph, node: fx.Node) -> str | None:
+    """The class of what a node divides by; None for a number."""
     divisor = node.args[1]
-    return isinstance(divisor, fx.Node) and graph.info[divisor].kind == WEIGHT
+    return graph.info[divisor].kind if isinstance(divisor, fx.Node) else None
 
 
 def _region_ending_at(
-    graph: OpGraph, exit_: fx.Node, kind: str, order: dict[fx.Node, int], taken: set[fx.Node]
+    graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node]
 ) -> Region | None:
-    if not _eligible(graph, exit_, kind) or not is_float(exit_.meta.get("val")) or _is_weighted_affine(graph, exit_):
+    """The longest region of the family that ends at a node."""
+    if not _eligible(graph, exit_, family) or not is_float(exit_.meta.get("val")) or _is_weighted_affine(graph, exit_):
         return None
-    run = _closed_run(graph, exit_, kind, order, taken)
+    run = _closed_run(graph, exit_, family, order, taken)
     roots = {s for node in run for s in node.all_input_nodes if graph.info[s].kind == ACTIVE and s not in run}
     candidates = sorted(roots, key=order.__getitem__) if len(roots) == 1 else []
     candidates += sorted(run - {exit_}, key=order.__getitem__)
@@ -105,17 +107,17 @@ def _region_ending_at(
         if nodes is None:
             continue
         entry, nodes = _trim(graph, entry, nodes, order)
-        if len(nodes) < 2 or not _same_shape(entry, exit_) or not is_float(entry.meta.get("val")):
+        if len(nodes) < 2 or shape_of(entry) != shape_of(exit_) or not is_float(entry.meta.get("val")):
             continue
         ordered = tuple(sorted(nodes, key=order.__getitem__))
-        accept = _normalises(ordered) if kind == "normalisation" else _is_activation(graph, ordered, exit_)
+        accept = _normalises(ordered) if family is NORMALISATION else _is_activation(graph, ordered)
         if accept:
-            return Region(kind, entry, ordered)
+            return Region(family, entry, ordered)
     return None
 
 
 def _closed_run(
-    graph: OpGraph, exit_: fx.Node, kind: str, order: dict[fx.Node, int], taken: set[fx.Node]
+    graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node]
 ) -> set[fx.Node]:
     """The exit and the eligible nodes before it whose every user is in the run."""
     run: set[fx.Node] = set()
@@ -127,7 +129,7 @@ def _closed_run(
             continue
         run.add(node)
         for source in node.all_input_nodes:
-            if source not in queued and source not in taken and _eligible(graph, source, kind):
+            if source not in queued and source not in taken and _eligible(graph, source, family):
                 queued.add(source)
                 heapq.heappush(heap, (-order[source], source))
     return run
@@ -159,28 +161,21 @@ def _trim(
         entry, nodes = first[0], nodes - {first[0]}
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    return len(a.meta["val"].shape) == len(b.meta["val"].shape) and all(
-        str(m) == str(n) for m, n in zip(a.meta["val"].shape, b.meta["val"].shape)
-    )
-
-
-def _is_activation(graph: OpGraph, nodes: tuple[fx.Node, ...], exit_: fx.Node) -> bool:
+def _is_activation(graph: OpGraph, nodes: tuple[fx.Node, ...]) -> bool:
     """Elementwise in one shape, and more than an affine map."""
-    if not all(_same_shape(node, exit_) for node in nodes):
-        return False
-    return any(_nonlinear(graph, node) for node in nodes)
+    same_shape = all(shape_of(node) == shape_of(nodes[-1]) for node in nodes)
+    return same_shape and any(_nonlinear(graph, node) for node in nodes)
 
 
 def _nonlinear(graph: OpGraph, node: fx.Node) -> bool:
-    entry = find_rule(node.target)
-    assert entry is not None
-    if entry.family.name == "quotient":
-        divisor = node.args[1]
-        return isinstance(divisor, fx.Node) and graph.info[divisor].kind == ACTIVE
-    if entry.family.name == "product":
+    """Whether a node of a run is no affine map of the run's entry."""
+    family = graph.info[node].family
+    assert family is not None
+    if family is QUOTIENT:
+        return _divisor_kind(graph, node) == ACTIVE
+    if family is PRODUCT:
         return active_positions(graph, node) > 1
-    return not entry.family.affine
+    return not family.affine
 
 
 def _normalises(nodes: tuple[fx.Node, ...]) -> bool:

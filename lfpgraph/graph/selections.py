@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from ..registry import find_rule
-from .graph import is_float, shape_of
+from ..registry import NOTHING
+from .graph import family_of, is_float, shape_of
 
 __all__ = ["selected_from"]
 
@@ -52,8 +52,8 @@ def selected_from(mask: fx.Node, is_active: Callable[[fx.Node], bool]) -> fx.Nod
             sources |= {n for n in picker.all_input_nodes if is_float(n.meta.get("val"))}  # type: ignore[union-attr]
         elif is_float(node.meta.get("val")):
             sources |= {node} if is_active(node) else set()
-        elif node.op != "placeholder":
-            stack += [n for n in node.all_input_nodes if _may_pass(node)]
+        elif node.op != "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):  # sizes know no values
+            stack += node.all_input_nodes
     if not selects or len(sources) != 1:
         return None
     (source,) = sources
@@ -68,15 +68,4 @@ def _picks(node: fx.Node) -> bool:
 
 def _is_plain_base(node: fx.Node, mask: fx.Node) -> bool:
     """What a mask is scattered into: of no account if it holds nothing of the input."""
-    entry = find_rule(node.target)
-    return (
-        mask.target is aten.scatter.value
-        and node is mask.args[0]
-        and entry is not None
-        and entry.family.name == "nothing"
-    )
-
-
-def _may_pass(node: fx.Node) -> bool:
-    """Sizes and arange know nothing of values."""
-    return isinstance(node.meta.get("val"), torch.Tensor)
+    return mask.target is aten.scatter.value and node is mask.args[0] and family_of(node) is NOTHING

@@ -1,19 +1,16 @@
-"""What a composite may say of a graph before the plan is made."""
+"""What a composite may say of a graph before the plan is made: its units, their rules, and where no reward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx
 
+from ..registry import Handler
 from .regions import Region
 
-__all__ = ["Handler", "Structure"]
-
-
-Handler = Callable[..., Any]
+__all__ = ["Structure"]
 
 
 @dataclass
@@ -22,7 +19,7 @@ class Structure:
 
     Attributes:
         regions: runs of operations that are one unit.
-        rules: for the last operation of a unit, what makes its rule out of the one it would have.
+        rules: for the last operation of a unit, a function that makes its rule out of the one that it would have.
         blocked: pairs (operation, operand) between which no reward passes; the operand counts as constant there.
     """
 

@@ -96,9 +96,7 @@ def _replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ..
 class _Hooks:
     """One amendment on one run."""
 
-    def __init__(
-        self, amendment: Amendment, schedule: Schedule, record: Record, given: list[Any], check: bool
-    ) -> None:
+    def __init__(self, amendment: Amendment, schedule: Schedule, record: Record, given: list[Any], check: bool) -> None:
         self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
         self.numbers = schedule.live.value
         unit = amendment.unit
@@ -220,7 +218,9 @@ class _Hooks:
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
+                    new[slot] = (
+                        torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
+                    )
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:

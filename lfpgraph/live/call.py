@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..engine.signals import reward_of
 from ..engine.units import Unit
-from ..graph.graph import is_float, module_path
+from ..graph.graph import is_float
 from .record import Ref
 
 __all__ = ["LiveCall"]
@@ -29,10 +29,13 @@ class LiveCall:
         templates: the arguments of the unit's operations, values by number.
     """
 
-    def __init__(self, unit: Unit, values: Mapping[int, Any], numbers: Mapping[fx.Node, int], templates: Templates) -> None:
+    def __init__(
+        self, unit: Unit, values: Mapping[int, Any], numbers: Mapping[fx.Node, int], templates: Templates
+    ) -> None:
         self.unit = unit
         self.op: Any = unit.node.target
-        self.name = unit.node.name
+        self.nodes, self.sources, self.is_region = unit.nodes, unit.inputs, unit.is_region
+        self.rectified = unit.rectified is not None
         self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
         self.epsilon = unit.option_epsilon
         self.stabilized: bool | float = False
@@ -50,10 +53,6 @@ class LiveCall:
         self._tape: tuple[list[Any], Any] | None = None
         self.output: Any = None
 
-    @property
-    def module_path(self) -> str:
-        return module_path(self.unit.node)
-
     def reward(self, s: Tensor) -> Tensor:
         """The reward of an output that holds the signal s."""
         return reward_of(s, self.output, self.form)
@@ -61,11 +60,12 @@ class LiveCall:
     def run(self, tensors: Sequence[Any]) -> Any:
         """The operation's result with other tensor arguments, in the order of `inputs`."""
         unit = self.unit
+        constants = unit.rule.constants if unit.rule is not None else frozenset()
         replaced = {self._numbers[node]: x for node, x in zip(unit.inputs, tensors)}
         for node in unit.nodes:
             args, kwargs = self._templates[node]
             out = node.target(*self._filled(args, replaced), **self._filled(kwargs, replaced))  # type: ignore[operator]
-            if node in unit.constants:
+            if node.target in constants:
                 out = out.detach()
             if node in self._numbers:
                 replaced[self._numbers[node]] = out

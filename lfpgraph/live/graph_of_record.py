@@ -54,7 +54,9 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
             return nodes[int(ref)] if isinstance(ref, Ref) else ref
 
         node = graph.call_function(op, _mapped(args, node_of), _mapped(kwargs, node_of))
-        node.meta["nn_module_stack"] = {"": (f"model.{record.paths[step]}" if record.paths[step] else "model", nn.Module)}
+        node.meta["nn_module_stack"] = {
+            "": (f"model.{record.paths[step]}" if record.paths[step] else "model", nn.Module)
+        }
         node.meta["stack_trace"] = record.lines[step]
         step_of[node] = step
         if len(outs) == 1 and not _returns_several(op):

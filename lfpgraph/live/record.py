@@ -69,7 +69,9 @@ class Record:
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
         self._aliases: dict[int, Tensor] = {}
-        self._sources: dict[int, frozenset[int]] = {}  # of values autograd does not follow: the followed ones before them
+        self._sources: dict[
+            int, frozenset[int]
+        ] = {}  # of values autograd does not follow: the followed ones before them
         self._source_tensors: dict[int, Tensor] = {}
         self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
         self.own_reads: list[tuple[int, tuple[Any, int]]] = []  # parameters that custom functions read themselves

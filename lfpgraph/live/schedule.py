@@ -118,7 +118,9 @@ class _Asked:
     """What a rule sees of a unit when it is asked on tensors without data."""
 
     def __init__(self, unit: Unit) -> None:
-        self.unit, self.op, self.name, self.module_path = unit, unit.node.target, unit.node.name, ""
+        self.op = unit.node.target
+        self.nodes, self.sources, self.is_region = unit.nodes, unit.inputs, unit.is_region
+        self.rectified = unit.rectified is not None
         self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
         self.epsilon, self.form, self.direction = unit.option_epsilon, None, -1
         self.stabilized: bool | float = False
@@ -189,7 +191,7 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
 
 
 def _answers(unit: Unit) -> tuple[list[Any] | None, bool | float]:
-    if unit.handler is vjp or getattr(unit.handler, "is_vjp", False):
+    if unit.handler is vjp or (unit.rule is not None and unit.rule.is_vjp):
         return [_Multiple() if wanted else None for wanted in unit.wanted], False
     return _ask(unit)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 from torch import fx
 
-from ..graph.graph import ACTIVE, maker_of, module_path, source_line
-from ..registry import find_rule
+from ..graph.graph import ACTIVE, OpGraph, maker_of, module_path, source_line
+from ..registry import CAST, SPLIT, VIEW
 from .table import count, percent
 
 if TYPE_CHECKING:
@@ -69,12 +69,9 @@ def _place(node: fx.Node) -> dict[str, str]:
     return {"node": node.name, "operation": str(made.target), "module": module_path(node), "source": source_line(node)}
 
 
-def _through_views(node: Any) -> Any:
+def _through_views(graph: OpGraph, node: Any) -> Any:
     """The value that a chain of views and casts shows."""
-    while isinstance(node, fx.Node):
-        entry = find_rule(node.target)
-        if entry is None or entry.family.name not in ("view", "cast") or len(node.all_input_nodes) != 1:
-            break
+    while isinstance(node, fx.Node) and graph.info[node].family in (VIEW, CAST) and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
     return node
 
@@ -85,13 +82,14 @@ def _residuals(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]
     in_region = {node for unit in report.plan.units if unit.is_region for node in unit.nodes}
     rank = {node: i for i, node in enumerate(nx.topological_sort(flow))}
     found = []
+    graph = report.graph
     for node in flow:
-        entry = find_rule(node.target) if isinstance(node, fx.Node) else None
-        if entry is None or entry.family.name != "split" or flow.in_degree(node) != 2 or node in in_region:
+        splits = isinstance(node, fx.Node) and graph.info[node].family is SPLIT
+        if not splits or flow.in_degree(node) != 2 or node in in_region:
             continue
         start = dominators[node]
-        sides = [_through_views(source) for source in flow.predecessors(node)]
-        skips = [side for side in sides if side is start or _through_views(start) is side]
+        sides = [_through_views(graph, source) for source in flow.predecessors(node)]
+        skips = [side for side in sides if side is start or _through_views(graph, start) is side]
         if len(skips) == 1 and isinstance(start, fx.Node):
             found.append({**_place(node), "from": _place(start), "operations_between": rank[node] - rank[start] - 1})
     return found

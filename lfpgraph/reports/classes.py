@@ -10,12 +10,12 @@ from torch import fx
 from ..engine.plan import Plan
 from ..engine.units import Unit
 from ..graph.graph import is_float
-from ..registry import find_rule
+from ..registry import CAST, VIEW, Family
 
 __all__ = ["CLASSES", "STRUCTURAL", "arrivals", "classify_nodes"]
 
 CLASSES = ("rule", "structural", "derived", "none", "uncovered")
-STRUCTURAL = {"view", "cast"}
+STRUCTURAL = {VIEW, CAST}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def arrivals(plan: Plan) -> set[fx.Node]:
             continue
         if unit.node.target is operator.getitem:
             arrived.add(unit.node.args[0])  # type: ignore[arg-type]
-        elif unit.handler is not None and unit.origin != "uncovered":
+        elif unit.rule is not None and unit.origin != "uncovered":
             arrived.update(node for node, wanted in zip(unit.inputs, unit.wanted) if wanted)
     return arrived
 
@@ -51,21 +51,20 @@ def classify_nodes(plan: Plan, arrived: set[fx.Node]) -> dict[fx.Node, NodeClass
     - "none": needs none: constant, integer, or no reward arrives there.
     - "uncovered": reward arrives and cannot pass.
     """
-    return {node: _classify(unit, node, arrived) for unit in plan.units for node in unit.nodes}
+    info = plan.graph.info
+    return {node: _classify(unit, node, info[node].family, arrived) for unit in plan.units for node in unit.nodes}
 
 
-def _classify(unit: Unit, node: fx.Node, arrived: set[fx.Node]) -> NodeClass:
-    family = unit.family.name
+def _classify(unit: Unit, node: fx.Node, family: Family | None, arrived: set[fx.Node]) -> NodeClass:
     if node.target is operator.getitem:
         carries = unit.node in arrived and any(unit.wanted) and is_float(node.meta.get("val"))
-        return NodeClass("structural" if carries else "none", "rule" if carries else "none", "view")
-    if unit.handler is None or unit.node not in arrived:
-        return NodeClass("none", "none", family)
+        return NodeClass("structural" if carries else "none", "rule" if carries else "none", VIEW.name)
+    if unit.rule is None or unit.node not in arrived:
+        return NodeClass("none", "none", unit.family.name)
     if unit.origin in ("derived", "uncovered"):
-        return NodeClass(unit.origin, unit.origin, family)
-    entry = find_rule(node.target)
-    if entry is None:  # a loss, or a function of weights, whose gradient is wanted by design
-        return NodeClass("derived", unit.origin, family)
-    if not unit.is_region and entry.family.name in STRUCTURAL:
-        return NodeClass("structural", unit.origin, entry.family.name)
-    return NodeClass("rule", unit.origin, entry.family.name if unit.origin != "region" else family)
+        return NodeClass(unit.origin, unit.origin, unit.family.name)
+    if family is None:  # a loss, or a function of weights, whose gradient is wanted by design
+        return NodeClass("derived", unit.origin, unit.family.name)
+    if unit.is_region:
+        return NodeClass("rule", unit.origin, unit.family.name)
+    return NodeClass("structural" if family in STRUCTURAL else "rule", unit.origin, family.name)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
-from ..graph.graph import OpGraph, is_float, module_path, source_line
+from ..graph.graph import OpGraph, is_float, module_path, operation_name, source_line
 from ..tracing.tracer import trace
 from .classes import CLASSES, arrivals, classify_nodes
 from .flops import node_flops
@@ -153,7 +153,7 @@ def _operations(classes: Mapping[fx.Node, Any], flops: Mapping[fx.Node, int]) ->
     """Rows of operation and class, most frequent first, with the modules and lines where the first ones stand."""
     groups: dict[tuple[str, str, str, str], list[fx.Node]] = defaultdict(list)
     for node, entry in classes.items():
-        groups[_op_name(node), entry.name, entry.origin, entry.family].append(node)
+        groups[operation_name(node), entry.name, entry.origin, entry.family].append(node)
     rows = [
         {
             "operation": op,
@@ -167,11 +167,6 @@ def _operations(classes: Mapping[fx.Node, Any], flops: Mapping[fx.Node, int]) ->
         for (op, name, origin, family), nodes in groups.items()
     ]
     return sorted(rows, key=lambda row: (-row["count"], row["operation"], row["class"]))
-
-
-def _op_name(node: fx.Node) -> str:
-    target = node.target
-    return str(target) if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
 
 
 def _places(nodes: Sequence[fx.Node]) -> list[str]:
@@ -189,7 +184,7 @@ def _problems(graph: OpGraph, classes: Mapping[fx.Node, Any]) -> list[dict[str, 
             rows.append(
                 {
                     "class": entry.name,
-                    "operation": _op_name(node),
+                    "operation": operation_name(node),
                     "node": node.name,
                     "module": module_path(node),
                     "source": source_line(node),
@@ -200,7 +195,7 @@ def _problems(graph: OpGraph, classes: Mapping[fx.Node, Any]) -> list[dict[str, 
 
 
 def _advice(node: fx.Node, name: str) -> str:
-    op = f"@lfpgraph.rule(torch.ops.{_op_name(node)})"
+    op = f"@lfpgraph.rule(torch.ops.{operation_name(node)})"
     if name == "uncovered":
         return f"It has no rule and no derivative: register a rule with {op}, or no reward passes here."
     return f"Its true vector-Jacobian product is used; register a rule with {op} if the operation needs another."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from ..graph.graph import module_path, source_line
+from ..graph.graph import module_path, operation_name, source_line
 from .classes import CLASSES
 from .leaks import LEAKS
 from .table import MEANINGS, count, percent
@@ -90,8 +90,7 @@ def _drawing(report: CoverageReport) -> dict[str, Any]:
 
 
 def _short(node: fx.Node) -> str:
-    name = str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
-    return name.removeprefix("aten.").removesuffix(".default")
+    return operation_name(node).removeprefix("aten.").removesuffix(".default")
 
 
 def _shape(node: fx.Node) -> str:

@@ -9,6 +9,7 @@ from torch import fx
 from ..engine.plan import Plan
 from ..engine.units import Unit
 from ..graph.graph import is_float
+from ..registry import ACTIVATION, ATTENTION, CONTRACTION, NORMALISATION, SOFTMAX, SPLIT
 
 __all__ = ["LEAKS", "kinds_of", "leak_counts"]
 
@@ -30,7 +31,7 @@ def leak_counts(plan: Plan, arrived: set[fx.Node]) -> dict[str, int]:
     """How many units of the plan that receive reward can absorb some of it, by kind (see `LEAKS`)."""
     counts: Counter[str] = Counter()
     for unit in plan.units:
-        if unit.node in arrived and (unit.handler is not None):
+        if unit.node in arrived and unit.rule is not None:
             counts.update(kinds_of(unit))
     return {kind: counts[kind] for kind in LEAKS if counts[kind]}
 
@@ -40,18 +41,18 @@ def kinds_of(unit: Unit) -> list[str]:
     if unit.origin in ("derived", "uncovered", "gradient"):
         return [unit.origin]
     kinds = []
-    family = unit.family.name
+    family = unit.family
     if unit.epsilon:
         kinds.append("epsilon")
-    if family in ("softmax", "attention"):
+    if family in (SOFTMAX, ATTENTION):
         kinds.append("softmax")
-    if family == "normalisation":
+    if family is NORMALISATION:
         kinds.append("normalisation")
-    if family == "activation":
+    if family is ACTIVATION:
         kinds.append("activation at zero")
-    if family == "contraction" and sum(is_float(n.meta.get("val")) for n in unit.inputs) > 2:
+    if family is CONTRACTION and sum(is_float(n.meta.get("val")) for n in unit.inputs) > 2:
         kinds.append("bias")
-    if family == "split" and not unit.is_region:
+    if family is SPLIT and not unit.is_region:
         floats = [active for active, n in zip(unit.active, unit.inputs) if is_float(n.meta.get("val"))]
         adds = not all(floats) or any(isinstance(a, int | float) and a for a in unit.node.args[:2])
         if adds:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..engine.plan import Plan
+from ..graph.graph import operation_name
 from ..wrapping.forward import FeedbackForward
 
 __all__ = ["operation_table", "plan_of", "reward_summary"]
@@ -35,12 +36,7 @@ def operation_table(plan: Plan) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str, str]] = Counter()
     for unit in plan.units:
         for node in unit.nodes:
-            name = (
-                getattr(node.target, "__name__", str(node.target))
-                if not hasattr(node.target, "_schema")
-                else node.target
-            )
-            counts[(str(name), unit.family.name, unit.origin)] += 1
+            counts[operation_name(node), unit.family.name, unit.origin] += 1
     rows = [
         {"operation": op, "family": family, "origin": origin, "count": n} for (op, family, origin), n in counts.items()
     ]

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from ..engine.plan import Plan
 from ..graph.graph import ancestors, is_float, module_path, source_line
+from ..registry import VIEW
 
 __all__ = ["parameter_report"]
 
@@ -99,7 +100,7 @@ def _blockers(own: list[fx.Node], plan: Plan, arrived: set[fx.Node]) -> list[str
             continue
         seen.add(node)
         unit = producer[node]
-        if unit.handler is None and unit.family.name != "view" or unit.origin == "uncovered" or unit.node in arrived:
+        if unit.rule is None and unit.family is not VIEW or unit.origin == "uncovered" or unit.node in arrived:
             place = ", ".join(part for part in (module_path(node), source_line(node)) if part)
             found.append(f"{node.target}{f' ({place})' if place else ''}")
         else:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lfpgraph.numerics import stabilize
+from lfpgraph.registry import Call, Signals
 
 from .layers import LayerRule, Operands, negative, positive
 
 __all__ = ["Box", "Flat", "WSquare"]
 
-Signals = list[Tensor | None]
 _LEAST = 1e-12  # stands for the epsilon of a stabilized signal where the ruleset's is 0
 
 
@@ -28,16 +28,16 @@ class _InputlessRule(LayerRule):
 
     stabilizer: float = 1e-6
 
-    def signals(self, node: Any, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
         _, weight_place, bias_place = operands.places
         with torch.enable_grad():
             ones = torch.ones_like(operands.x).requires_grad_()
-            w = self.weights(operands.w.detach()).requires_grad_(node.wanted[weight_place])
-            b = None if operands.b is None else self.bias(operands.b.detach()).requires_grad_(node.wanted[bias_place])
+            w = self.weights(operands.w.detach()).requires_grad_(call.wanted[weight_place])
+            b = None if operands.b is None else self.bias(operands.b.detach()).requires_grad_(call.wanted[bias_place])
             z = operands.layer(ones, w, b)
             leaves = _leaves(operands.places, (ones, w, b))
             found = torch.autograd.grad(z, list(leaves.values()), reward / stabilize(z.detach(), self.stabilizer))
-        return _signals_of(node, {i: g * leaf.detach() for (i, leaf), g in zip(leaves.items(), found)})
+        return _signals_of(call, {i: g * leaf.detach() for (i, leaf), g in zip(leaves.items(), found)})
 
     def weights(self, w: Tensor) -> Tensor:
         """What stands for the weights."""
@@ -90,7 +90,7 @@ class Box(LayerRule):
         ):
             raise ValueError(f"the box rule needs low < high; got {self.low} and {self.high}")
 
-    def signals(self, node: Any, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
         place, *others = operands.places
         w, b = operands.w, operands.b
         with torch.enable_grad():
@@ -106,7 +106,7 @@ class Box(LayerRule):
             found = torch.autograd.grad(total, [*ends, *leaves.values()], share, allow_unused=True)
         messages = {place: sum(t.detach() * g for t, g in zip(ends, found))}
         messages |= {i: g * leaf.detach() for (i, leaf), g in zip(leaves.items(), found[3:]) if g is not None}
-        return _signals_of(node, messages)
+        return _signals_of(call, messages)
 
 
 def _filled(x: Tensor, value: float | tuple[float, ...]) -> Tensor:
@@ -123,10 +123,10 @@ def _leaves(places: Sequence[Any], tensors: Sequence[Any]) -> dict[int, Tensor]:
     return {i: t for i, t in zip(places, tensors) if t is not None and t.requires_grad}
 
 
-def _signals_of(node: Any, messages: Mapping[int, Any]) -> Signals:
+def _signals_of(call: Call, messages: Mapping[int, Any]) -> Signals:
     """Signals of the tensor arguments that want one and have messages: those, divided by the argument, stabilized."""
-    epsilon = node.stabilized = node.epsilon or _LEAST
+    epsilon = call.stabilized = call.epsilon or _LEAST
     return [
-        messages[i] / stabilize(x.detach(), epsilon) if node.wanted[i] and i in messages else None
-        for i, x in enumerate(node.inputs)
+        messages[i] / stabilize(x.detach(), epsilon) if call.wanted[i] and i in messages else None
+        for i, x in enumerate(call.inputs)
     ]

@@ -9,48 +9,48 @@ vector-Jacobian product. The rules are in `products` and `input`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from lfpgraph.rules.signs import is_nonnegative
 from torch import Tensor
 
+from lfpgraph.registry import Call, Signals
+
 from ..linear import ADDEND, contraction
+from ..signs import is_nonnegative
 
 __all__ = ["LayerRule", "Operands", "negative", "positive"]
-
-Signals = list[Tensor | None]
 
 
 class Operands:
     """A layer's operands as leaves of a tape: x, w and b, b being None where nothing is added."""
 
-    def __init__(self, node: Any) -> None:
-        self.node = node
-        tensors = range(len(node.inputs))
-        addend = ADDEND.get(node.op)
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        tensors = range(len(call.inputs))
+        addend = ADDEND.get(call.op)
         self.places: list[Any] = [
-            next(i for i in tensors if node.active[i]),
-            next(i for i in tensors if not node.active[i] and i != addend),
-            addend if addend is not None and addend < len(node.inputs) else None,
+            next(i for i in tensors if call.active[i]),
+            next(i for i in tensors if not call.active[i] and i != addend),
+            addend if addend is not None and addend < len(call.inputs) else None,
         ]
         self.leaves: list[Any] = [
-            None if i is None else node.inputs[i].detach().requires_grad_(node.wanted[i]) for i in self.places
+            None if i is None else call.inputs[i].detach().requires_grad_(call.wanted[i]) for i in self.places
         ]
         self.x, self.w, self.b = self.leaves
-        self.x_is_positive = is_nonnegative(node.unit.inputs[self.places[0]])
+        self.x_is_positive = is_nonnegative(call.sources[self.places[0]])
 
     def layer(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """The layer on other operands."""
-        tensors = list(self.node.inputs)
+        tensors = list(self.call.inputs)
         for place, value in zip(self.places, (x, w, b)):
             if place is not None:
                 tensors[place] = value
-        return self.node.run(tensors)
+        return self.call.run(tensors)
 
     def signals(self, outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Signals:
         """The vjp of `outputs` at the operands, in the order of the operation's tensor arguments."""
-        result: Signals = [None] * len(self.node.inputs)
+        result: Signals = [None] * len(self.call.inputs)
         wanted = [(i, leaf) for i, leaf in zip(self.places, self.leaves) if leaf is not None and leaf.requires_grad]
         pairs = [(z, g) for z, g in zip(outputs, given) if z.requires_grad]
         if wanted and pairs:
@@ -61,11 +61,11 @@ class Operands:
         return result
 
 
-def is_layer_call(node: Any) -> bool:
+def is_layer_call(call: Call) -> bool:
     """Whether a call has one activation and one other factor; attention scores and the like have the contraction's rule."""
-    addend = ADDEND.get(node.op)
-    factors = [active for i, active in enumerate(node.active) if i != addend]
-    bias_is_active = addend is not None and addend < len(node.active) and node.active[addend]
+    addend = ADDEND.get(call.op)
+    factors = [active for i, active in enumerate(call.active) if i != addend]
+    bias_is_active = addend is not None and addend < len(call.active) and call.active[addend]
     return sum(factors) == 1 and len(factors) == 2 and not bias_is_active
 
 
@@ -78,21 +78,19 @@ def negative(t: Tensor) -> Tensor:
 
 
 class LayerRule:
-    """Base of the rules with messages of their own, each a frozen dataclass.
+    """Base of the rules with messages of their own, each a frozen dataclass; as a `Rule` it has `own_stabilizer`.
 
     Attributes:
         stabilizer: moves each sum that is divided by away from zero.
-        own_stabilizer: tells the engine so; it applies no epsilon to the layer's output.
     """
 
     stabilizer: float
-    own_stabilizer: ClassVar[bool] = True
 
-    def __call__(self, node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-        if not is_layer_call(node):
-            return contraction(node, s, *args, **kwargs)
-        return self.signals(node, Operands(node), node.reward(s))
+    def __call__(self, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+        if not is_layer_call(call):
+            return contraction(call, s, *args, **kwargs)
+        return self.signals(call, Operands(call), call.reward(s))
 
-    def signals(self, node: Any, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
         """Signals of the operation's tensor arguments, from the reward of its output."""
         raise NotImplementedError

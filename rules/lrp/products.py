@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lfpgraph.numerics import stabilize
+from lfpgraph.registry import Call, Signals
 
 from ..linear import contraction
 from .input import Box, Flat, WSquare
@@ -21,13 +22,12 @@ from .layers import LayerRule, Operands, negative, positive
 
 __all__ = ["AlphaBeta", "Box", "Flat", "Gamma", "WSquare", "ZPlus", "epsilon_rule"]
 
-Signals = list[Tensor | None]
 Part = Callable[[Tensor], Tensor]
 
 
-def epsilon_rule(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+def epsilon_rule(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """The epsilon rule (Bach et al. 2015, eq. 58): the layer's own vjp; the engine applies epsilon to the output."""
-    return contraction(node, s, *args, **kwargs)
+    return contraction(call, s, *args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class _SplitRule(LayerRule):
 
     stabilizer: float = 1e-6
 
-    def signals(self, node: Any, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
         outputs: list[Tensor] = []
         given: list[Tensor] = []
         with torch.enable_grad():
-            for weight, with_positive, with_negative in self.groups(node):
+            for weight, with_positive, with_negative in self.groups(call):
                 terms = self._terms(operands, with_positive, with_negative)
                 with torch.no_grad():
                     share = reward / stabilize(sum(t.detach() for t in terms[1:]) + terms[0].detach(), self.stabilizer)
@@ -60,7 +60,7 @@ class _SplitRule(LayerRule):
             operands.layer(negative(x), with_negative(w), none),
         ]
 
-    def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
+    def groups(self, call: Call) -> list[tuple[Part, Part, Part]]:
         """For each sum of messages: the factor of its share, the weights that x+ meets, and those that x- meets."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class AlphaBeta(_SplitRule):
         if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
             raise ValueError(f"alpha - beta must be 1, both not negative; got {self.alpha} and {self.beta}")
 
-    def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
+    def groups(self, call: Call) -> list[tuple[Part, Part, Part]]:
         found: list[tuple[Part, Part, Part]] = [
             (lambda r: r * self.alpha, positive, negative),
             (lambda r: r * -self.beta, negative, positive),
@@ -105,8 +105,8 @@ class Gamma(_SplitRule):
 
     gamma: float = 0.25
 
-    def groups(self, node: Any) -> list[tuple[Part, Part, Part]]:
-        z = node.output
+    def groups(self, call: Call) -> list[tuple[Part, Part, Part]]:
+        z = call.output
 
         def more_positive(t: Tensor) -> Tensor:
             return t + self.gamma * positive(t)
@@ -116,4 +116,4 @@ class Gamma(_SplitRule):
 
         where_positive = (lambda r: torch.where(z > 0, r, 0.0), more_positive, more_negative)
         where_negative = (lambda r: torch.where(z < 0, r, 0.0), more_negative, more_positive)
-        return [where_positive] if node.unit.rectified is not None else [where_positive, where_negative]
+        return [where_positive] if call.rectified else [where_positive, where_negative]

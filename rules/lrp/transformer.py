@@ -5,65 +5,64 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lfpgraph.rules.norms import ROOTS, SPREADS
-from torch import Tensor
+from torch import Tensor, fx
 
 from lfpgraph.numerics import identity_signal
-from lfpgraph.registry import find_rule
+from lfpgraph.registry import ACTIVATION, PRODUCT, RECTIFIER, Call, Rule, Signals, find_rule
 
 from ..linear import contraction
-from ..views import nothing, vjp
+from ..norms import ROOTS, SPREADS
+from ..views import nothing
 
-__all__ = ["detached_norm", "gated_product", "identity_norm", "still_softmax", "value_attention"]
+__all__ = ["DETACHED_NORM", "STILL_SOFTMAX", "gated_product", "identity_norm", "value_attention"]
 
 aten = torch.ops.aten
-Signals = list[Tensor | None]
 
 _FUSED_LAYER = {aten.layer_norm.default, aten.native_layer_norm.default}
 _FUSED_RMS = {aten.rms_norm.default, aten._fused_rms_norm.default}
 
 
-def detached_norm(node: Any, s: Any, *args: Any, **kwargs: Any) -> Signals:
+def detached_norm(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
     """Signals of a normalisation whose scale counts as a constant; its mean does not (AttnLRP prop. 3.4; LXT).
 
     Layer and RMS norms, and norms written out. What has its scale from elsewhere (a batch norm in eval mode) is linear
     already; group and instance norms are reshaped layer norms.
     """
-    if node.unit.is_region:
-        return node.vjp(s)  # the engine has taken the statistics off the tape (`constants`)
-    if node.op in _FUSED_LAYER or node.op in _FUSED_RMS:
+    if call.is_region:
+        return call.vjp(s)  # the statistics are no part of the tape (`Rule.constants`)
+    if call.op in _FUSED_LAYER or call.op in _FUSED_RMS:
         signal = s[0] if isinstance(s, list | tuple) else s
-        return _last_dims(node, signal, *args, **kwargs)
-    if node.op in (aten.group_norm.default, aten.instance_norm.default):
-        return _by_group(node, s, *args)
-    return node.vjp(s)
+        return _last_dims(call, signal, *args, **kwargs)
+    if call.op in (aten.group_norm.default, aten.instance_norm.default):
+        return _by_group(call, s, *args)
+    return call.vjp(s)
 
 
-detached_norm.constants = SPREADS | ROOTS  # type: ignore[attr-defined]
+DETACHED_NORM = Rule(detached_norm, constants=SPREADS | ROOTS)
 
 
 def _last_dims(
-    node: Any, s: Tensor, x: Tensor, shape: Any, weight: Tensor | None = None, *rest: Any, **kwargs: Any
+    call: Call, s: Tensor, x: Tensor, shape: Any, weight: Tensor | None = None, *rest: Any, **kwargs: Any
 ) -> Signals:
     """Layer norm (s - mean(s)) / std and RMS norm s / rms, with s times the weight."""
     dims = list(range(x.dim() - len(shape), x.dim()))
-    is_rms = node.op in _FUSED_RMS
+    is_rms = call.op in _FUSED_RMS
     given = rest[:1] if is_rms else rest[1:2]
     eps = given[0] if given else kwargs.get("eps")
     if eps is None:
         eps = torch.finfo(x.dtype).eps if is_rms else 1e-5
     signal = s if weight is None else s * weight
     if is_rms:
-        return _answers(node, s, signal * torch.rsqrt(x.square().mean(dims, True) + eps))
+        return _answers(call, s, signal * torch.rsqrt(x.square().mean(dims, True) + eps))
     signal = signal * torch.native_layer_norm(x, shape, None, None, eps)[2]  # 1 / std, in one pass over x
-    return _answers(node, s, signal - signal.mean(dims, True))
+    return _answers(call, s, signal - signal.mean(dims, True))
 
 
-def _by_group(node: Any, s: Tensor, x: Tensor, *args: Any) -> Signals:
+def _by_group(call: Call, s: Tensor, x: Tensor, *args: Any) -> Signals:
     """The same over the channels of a group (group norm) or over each channel (instance norm), places included."""
-    is_group = node.op is aten.group_norm.default
+    is_group = call.op is aten.group_norm.default
     if not is_group and not args[4]:
-        return node.vjp(s)  # running statistics: linear
+        return call.vjp(s)  # running statistics: linear
     groups = args[0] if is_group else x.shape[1]
     weight = (args[1] if len(args) > 1 else None) if is_group else args[0]
     eps = (args[3] if len(args) > 3 else 1e-5) if is_group else args[6]
@@ -71,74 +70,68 @@ def _by_group(node: Any, s: Tensor, x: Tensor, *args: Any) -> Signals:
     flat = (x.shape[0], groups, -1)
     scale = torch.rsqrt(x.reshape(flat).var(-1, correction=0, keepdim=True) + eps)
     signal = signal.reshape(flat) * scale
-    return _answers(node, s, (signal - signal.mean(-1, True)).reshape(x.shape))
+    return _answers(call, s, (signal - signal.mean(-1, True)).reshape(x.shape))
 
 
-def _answers(node: Any, s: Tensor, to_x: Tensor) -> Signals:
+def _answers(call: Call, s: Tensor, to_x: Tensor) -> Signals:
     """The signal of x, the first argument; weights that want one have the true vjp."""
-    others = any(node.wanted[1:])
+    others = any(call.wanted[1:])
     signals = (
-        node.vjp([s, None, None] if isinstance(node.output, tuple) else s) if others else [None] * len(node.inputs)
+        call.vjp([s, None, None] if isinstance(call.output, tuple) else s) if others else [None] * len(call.inputs)
     )
     return [to_x, *signals[1:]]
 
 
-def identity_norm(node: Any, s: Any, *args: Any, **kwargs: Any) -> Signals:
+def identity_norm(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
     """Each entry hands its reward on unchanged, mean and bias notwithstanding (zennit's Pass rule for batch norms)."""
-    signal, z = (s[0], node.output[0]) if isinstance(s, list | tuple) else (s, node.output)
-    node.stabilized = True
-    signals = node.vjp(s) if any(node.wanted[1:]) else [None] * len(node.inputs)
-    return [identity_signal(signal, node.inputs[0], z, node.epsilon), *signals[1:]]
+    signal, z = (s[0], call.output[0]) if isinstance(s, list | tuple) else (s, call.output)
+    call.stabilized = True
+    signals = call.vjp(s) if any(call.wanted[1:]) else [None] * len(call.inputs)
+    return [identity_signal(signal, call.inputs[0], z, call.epsilon), *signals[1:]]
 
 
-def still_softmax(node: Any, s: Any, *args: Any, **kwargs: Any) -> Signals:
-    """A softmax that counts as a constant, so that the values take all (CP-LRP; Ali et al. 2022)."""
-    return nothing(node, s)
+# A softmax that counts as a constant, so that the values take all (CP-LRP; Ali et al. 2022).
+STILL_SOFTMAX = Rule(nothing, blocks=True)
 
 
-still_softmax.blocks = True  # type: ignore[attr-defined]
-
-
-def value_attention(node: Any, s: Any, *args: Any, **kwargs: Any) -> Signals:
+def value_attention(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
     """Fused attention whose weights count as constants: the values take all (CP-LRP; Ali et al. 2022)."""
-    signals = node.vjp(s)
+    signals = call.vjp(s)
     return [g if i == 2 else None for i, g in enumerate(signals)]
 
 
-def gated_product(node: Any, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+def gated_product(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """A product with a gate: the factor that is no activation function's result takes all (Arras et al. 2019; CP-LRP)."""
-    sources = [n for n, active in zip(node.unit.inputs, node.active) if active]
-    if len(sources) != 2:
-        return contraction(node, s, *args, **kwargs)
-    gates = [_is_gate(n) for n in sources]
-    if gates[0] == gates[1]:
-        return contraction(node, s, *args, **kwargs)
-    gate = sources[gates.index(True)]
-    return [None if n is gate else g for n, g in zip(node.unit.inputs, vjp(node, s))]
+    factors = [n for n, active in zip(call.sources, call.active) if active]
+    gates = [n for n in factors if _is_gate(n)]
+    if len(factors) != 2 or len(gates) != 1:
+        return contraction(call, s, *args, **kwargs)
+    return [None if n is gates[0] else g for n, g in zip(call.sources, call.vjp(s))]
 
 
-def _is_gate(node: Any) -> bool:
+def _is_gate(node: fx.Node) -> bool:
     """Whether a value is an activation function's, views and casts aside."""
     while node.op == "call_function":
         entry = find_rule(node.target)
         if entry is None:
             return False
-        if entry.family.name in ("activation", "rectifier", "product"):
-            return entry.family.name != "product" or _is_self_gated(node)
+        if entry.family in (ACTIVATION, RECTIFIER, PRODUCT):
+            return entry.family is not PRODUCT or _is_self_gated(node)
         if not entry.family.passes_form or not node.all_input_nodes:
             return False
         node = node.all_input_nodes[0]
     return False
 
 
-def _is_self_gated(node: Any) -> bool:
-    """x * f(x), as SiLU and GELU are written out."""
+def _is_self_gated(node: fx.Node) -> bool:
+    """Whether a product is x * f(x), as SiLU and GELU are written out."""
     sources = node.all_input_nodes
     return len(sources) == 2 and any(_is_gate(n) and other in _behind(n) for n, other in (sources, sources[::-1]))
 
 
-def _behind(node: Any, steps: int = 8) -> set[Any]:
-    found: set[Any] = {node}
+def _behind(node: fx.Node, steps: int = 8) -> set[fx.Node]:
+    """The node and what it is computed from, at most so many operations back."""
+    found = {node}
     for _ in range(steps):
         found |= {n for m in found for n in m.all_input_nodes}
     return found

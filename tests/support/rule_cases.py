@@ -104,7 +104,7 @@ def _make_case(op: OpOverload, sample: Sample) -> Case:
     else:
         owner.info = {n: NodeInfo("constant", "network") for n in owner.graph.nodes}
     # a scalar output alone would be taken for a loss
-    owner.info = {n: NodeInfo(info.kind, "network") for n, info in owner.info.items()}
+    owner.info = {n: NodeInfo(info.kind, "network", info.family) for n, info in owner.info.items()}
     copied = list(owner.output_nodes)
     generator = torch.Generator().manual_seed(1)
     signals = []
