@@ -18,6 +18,7 @@ from torch.fx.experimental import _config as _fx_config
 from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
+from ..randomness import keep_random_state
 from .flat import FlatModel, tracing
 from .rewrite import decompositions, free_detached, keep_no_grad, tidy
 
@@ -138,16 +139,13 @@ def export_flat(
         record: where a run notes the model's true outputs.
         placeholders: what the arguments stand for, where parameters are among them.
     """
-    rng = torch.get_rng_state()
-    try:
-        with tracing(), torch.enable_grad(), quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
-            keep_no_grad(program.graph_module)
-            free_detached(program.graph_module)
-            program = program.run_decompositions(decompositions(program.graph_module))
-            tidy(program.graph_module)
-    finally:
-        torch.set_rng_state(rng)
+    sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with keep_random_state(module, tensors), tracing(), torch.enable_grad(), quiet(), sizes:
+        program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
+        keep_no_grad(program.graph_module)
+        free_detached(program.graph_module)
+        program = program.run_decompositions(decompositions(program.graph_module))
+        tidy(program.graph_module)
     return _to_graph(program, record, shapes is not None, placeholders)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..errors import TraceError
+from ..randomness import keep_random_state
 from .capture import quiet
 from .flat import tracing
 
@@ -33,21 +34,17 @@ def record(
     Raises:
         TraceError: the run takes gradients itself.
     """
-    rng = torch.get_rng_state()
     copies = [value.clone() for value in values]
-    try:
-        with tracing(), quiet(), torch.enable_grad(), _no_autograd():
-            tracer = make_fx(
-                run,
-                decomposition_table=_selections() | (_value_readers() if whole else {}),
-                tracing_mode="real",
-                _error_on_data_dependent_ops=False,
-                pre_dispatch=whole,
-                record_stack_traces=True,
-            )
-            recorded = tracer(*copies)
-    finally:
-        torch.set_rng_state(rng)
+    with keep_random_state(values), tracing(), quiet(), torch.enable_grad(), _no_autograd():
+        tracer = make_fx(
+            run,
+            decomposition_table=_selections() | (_value_readers() if whole else {}),
+            tracing_mode="real",
+            _error_on_data_dependent_ops=False,
+            pre_dispatch=whole,
+            record_stack_traces=True,
+        )
+        recorded = tracer(*copies)
     _find_state(recorded, dict(enumerate(copies)))
     _find_state(recorded, state)
     recorded.graph.eliminate_dead_code(is_impure_node=_stays)

@@ -18,6 +18,7 @@ from ..engine.program import make_program
 from ..errors import InputError, LfpGraphError, NonFiniteError
 from ..graph.calls import flatten_input
 from ..graph.graph import OpGraph
+from ..randomness import keep_random_state
 from ..tracing.flat import is_tracing
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
@@ -108,7 +109,8 @@ class FeedbackForward(StandIn):
         name = type(self.model).__name__
         if self.options.get("part"):
             _refuse_state(name, args, kwargs)
-        with _random_state_kept(), saved_tensors_hooks(lambda t: t, lambda t: t):  # the caller's see no fake tensors
+        # A call that traces draws what a later one draws; and the caller's saved tensor hooks see no fake tensors.
+        with keep_random_state(self.model, tensors), saved_tensors_hooks(lambda t: t, lambda t: t):
             graph = trace(self.model, args, kwargs, fallback=self.options["fallback"])
             try:
                 return self._prepare(graph, tensors, state)
@@ -163,19 +165,6 @@ class FeedbackForward(StandIn):
                         f"{type(self.model).__name__} returned NaN or infinity; no feedback was given."
                     )
         return graph.rebuild(results)
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """What is drawn inside is not missed outside, so that a run that traces gives the outputs of one that does not."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def survey(model: nn.Module) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
