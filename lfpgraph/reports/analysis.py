@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 from torch import fx
 
 from ..graph.graph import ACTIVE, maker_of, module_path, source_line
 from ..registry import find_rule
+from .coverage import CoverageReport
 from .table import count, percent
-
-if TYPE_CHECKING:
-    from .coverage import CoverageReport
 
 __all__ = ["analyse", "render", "reward_graph"]
 
@@ -98,7 +96,7 @@ def _residuals(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]
 
 
 def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
-    """Operations that all reward of the main output passes, from there down, where ways join or a module ends.
+    """Operations that all reward of the main output passes, from the output down: where paths join, or a block ends.
 
     The main output is the first float output that is no scalar; a scalar is the loss, others are states and caches.
     """

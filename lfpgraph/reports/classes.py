@@ -1,4 +1,4 @@
-"""How each node of a plan is covered, and where reward arrives."""
+"""How reward passes each operation of a plan, and where it arrives at all."""
 
 from __future__ import annotations
 
@@ -9,22 +9,38 @@ from torch import fx
 
 from ..engine.plan import Plan
 from ..engine.units import Unit
-from ..graph.graph import is_float
+from ..graph.graph import is_float, module_path, source_line
 from ..registry import find_rule
 
-__all__ = ["CLASSES", "STRUCTURAL", "arrivals", "classify_nodes"]
+__all__ = ["CLASSES", "NodeClass", "arrivals", "classify_nodes", "operation_name", "place_of"]
 
 CLASSES = ("rule", "structural", "derived", "none", "uncovered")
-STRUCTURAL = {"view", "cast"}
 
 
 @dataclass(frozen=True)
 class NodeClass:
-    """One of `CLASSES`, and the plan's word for it (rule, region, gradient, derived, none, uncovered)."""
+    """How reward passes an operation.
+
+    Attributes:
+        name: one of `CLASSES`.
+        origin: what the plan uses: "rule", "region", "gradient", "derived", "none" or "uncovered".
+        family: of the rule.
+    """
 
     name: str
     origin: str
     family: str
+
+
+def operation_name(node: fx.Node) -> str:
+    """The name of a node's operation: `aten.mm.default`, or that of a Python function."""
+    target = node.target
+    return str(target) if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+
+
+def place_of(node: fx.Node) -> str:
+    """`module path, source line` of a node, as far as they are known."""
+    return ", ".join(part for part in (module_path(node), source_line(node)) if part)
 
 
 def arrivals(plan: Plan) -> set[fx.Node]:
@@ -66,6 +82,6 @@ def _classify(unit: Unit, node: fx.Node, arrived: set[fx.Node]) -> NodeClass:
     entry = find_rule(node.target)
     if entry is None:  # a loss, or a function of weights, whose gradient is wanted by design
         return NodeClass("derived", unit.origin, family)
-    if not unit.is_region and entry.family.name in STRUCTURAL:
+    if not unit.is_region and entry.family.name in ("view", "cast"):
         return NodeClass("structural", unit.origin, entry.family.name)
     return NodeClass("rule", unit.origin, entry.family.name if unit.origin != "region" else family)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..engine.plan import Plan
 from ..wrapping.forward import FeedbackForward
+from .classes import operation_name
 
 __all__ = ["operation_table", "plan_of", "reward_summary"]
 
@@ -37,12 +38,7 @@ def operation_table(plan: Plan) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str, str]] = Counter()
     for unit in plan.units:
         for node in unit.nodes:
-            name = (
-                getattr(node.target, "__name__", str(node.target))
-                if not hasattr(node.target, "_schema")
-                else node.target
-            )
-            counts[(str(name), unit.family.name, unit.origin)] += 1
+            counts[operation_name(node), unit.family.name, unit.origin] += 1
     rows = [
         {"operation": op, "family": family, "origin": origin, "count": n} for (op, family, origin), n in counts.items()
     ]
