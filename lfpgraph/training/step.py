@@ -18,6 +18,7 @@ from ..optional import need
 from ..randomness import random_state, set_random_state
 from .diagnose import bad_inputs, first_non_finite
 from .objective import Objective
+from .settings import Update
 from .stops import Asked
 
 __all__ = ["Stepper"]
@@ -36,11 +37,10 @@ class Stepper:
         model: nn.Module,
         optimizer: Optimizer,
         objective: Objective,
-        clip: float | None,
-        check_finite: bool,
+        update: Update,
     ) -> None:
         self.accelerator, self.model, self.objective = accelerator, model, objective
-        self.clip, self.check = clip, check_finite
+        self.clip, self.check = update.clip, update.check_finite
         forward = model.__dict__.get("forward")
         self.parallel = accelerator.prepare_model(model)
         # Casts are traced with the model, inside `accelerator.autocast`: no second wrapper around forward.
