@@ -10,7 +10,7 @@ from torch import fx
 
 from ..graph.graph import ACTIVE, maker_of, module_path, source_line
 from ..registry import find_rule
-from .coverage import CoverageReport
+from .covered import CoverageReport
 from .table import count, percent
 
 __all__ = ["analyse", "render", "reward_graph"]

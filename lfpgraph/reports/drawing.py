@@ -7,7 +7,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from .coverage import CoverageReport
+from .covered import CoverageReport
 from .html import COLOURS, render
 
 __all__ = ["FORMATS", "drawn_graph", "write_graph"]
