@@ -11,7 +11,7 @@ from torch import fx
 from ..graph.graph import ACTIVE, maker_of, module_path, source_line
 from ..registry import find_rule
 from .covered import CoverageReport
-from .table import count, percent
+from .table import count, percent, table_of
 
 __all__ = ["analyse", "render", "reward_graph"]
 
@@ -145,7 +145,6 @@ def _parameters_behind(graph: fx.Graph, weights: Mapping[fx.Node, str], inside: 
 def render(found: Mapping[str, Any]) -> Any:
     """The analysis for the terminal, a renderable of rich."""
     from rich.console import Group
-    from rich.table import Table
 
     head = (
         f"{found['model']}: {found['operations']} operations, {found['reward_bearing']} carry reward; "
@@ -159,19 +158,14 @@ def render(found: Mapping[str, Any]) -> Any:
         read = ", ".join(f"{r['node']} ({r['module'] or 'root'}): {r['users']} users" for r in found["fan_out"])
         parts.append(f"most read: {read}")
     if found["cut_points"]:
-        table = Table(title="Cut points: train what stands behind one, freeze the rest")
-        for name in ("after", "operation", "module"):
-            table.add_column(name)
-        for name in ("parameter tensors behind", "FLOPs behind"):
-            table.add_column(name, justify="right")
+        title, behind = (
+            "Cut points: train what stands behind one, freeze the rest",
+            ("parameter tensors behind", "FLOPs behind"),
+        )
+        table = table_of(title, "after", "operation", "module", *behind, right=behind)
         for row in _some(found["cut_points"]):
-            table.add_row(
-                row["node"],
-                row["operation"],
-                row["module"],
-                count(len(row["parameters_behind"])),
-                percent(row["flops_behind"]),
-            )
+            tensors, flops = count(len(row["parameters_behind"])), percent(row["flops_behind"])
+            table.add_row(row["node"], row["operation"], row["module"], tensors, flops)
         parts.append(table)
     return Group(*parts)
 

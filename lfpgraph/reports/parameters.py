@@ -45,15 +45,8 @@ def parameter_report(model: nn.Module, plan: Plan, arrived: set[fx.Node]) -> dic
                 zero.append(name)
             continue
         reason, where = _why(parameter, own, useful, plan, arrived)
-        without.append(
-            {
-                "name": name,
-                "elements": parameter.numel(),
-                "reason": reason,
-                "where": where,
-                "advice": _ADVICE[reason],
-            }
-        )
+        row = {"name": name, "elements": parameter.numel(), "reason": reason, "where": where, "advice": _ADVICE[reason]}
+        without.append(row)
     return {**report, "without_reward": without, "all_zero": zero}
 
 

@@ -34,14 +34,11 @@ def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
 
 
 def _enlarge(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Repeat axes of size 1 that should be dynamic, since a trace specialises sizes of one."""
+    """Make a batch of one a batch of two, since torch.export takes a size of one for fixed."""
     batches = {t.shape[0] for t in tensors if t.dim() > 0}
-    result = []
-    for tensor in tensors:
-        if tensor.dim() > 0 and batches == {1}:
-            tensor = tensor.expand(2, *tensor.shape[1:]).clone()
-        result.append(tensor)
-    return result
+    if batches != {1}:
+        return list(tensors)
+    return [t.expand(2, *t.shape[1:]).clone() if t.dim() > 0 else t for t in tensors]
 
 
 def capture(
@@ -70,16 +67,12 @@ def capture(
     error: Exception | None = None
     for example, shapes in attempts:
         try:
-            return _export(flat, example, shapes)
+            return export_flat(flat, example, shapes, flat.record)
         except LfpGraphError:
             raise
         except Exception as caught:
-            log.info(
-                "tracing %s with %s sizes failed: %s",
-                type(model).__name__,
-                "dynamic" if shapes else "fixed",
-                caught,
-            )
+            kind = "dynamic" if shapes else "fixed"
+            log.info("tracing %s with %s sizes failed: %s", type(model).__name__, kind, caught)
             error = caught
     assert error is not None
     raise _explain(model, error) from error
@@ -118,10 +111,6 @@ def _user_line(error: Exception) -> str:
             place = f" at {file.rsplit('/', 1)[-1]}:{frame.tb_lineno}"
         frame = frame.tb_next
     return place
-
-
-def _export(flat: FlatModel, tensors: Sequence[Tensor], shapes: Any) -> OpGraph:
-    return export_flat(flat, tensors, shapes, flat.record)
 
 
 def export_flat(

@@ -16,18 +16,24 @@ from .objective import Objective
 __all__ = ["Evaluation", "Feedback", "Loading", "Running", "Saving", "Settings", "Update"]
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
-
-
-def _check_rhythm(name: str, every: Any) -> None:
-    if every != "epoch" and not (isinstance(every, int) and every > 0):
-        raise TrainingError(f'{name}={every!r} is not known; give "epoch" or a number of steps')
+_COUNTS, _RHYTHMS = ("accumulate", "batch_size", "epochs", "keep"), ("eval_every", "save_every")
 
 
 @dataclass(frozen=True)
-class Feedback:
+class _Group:
+    """Settings that are checked when they are given."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            whole = isinstance(value, int) and value > 0
+            if name in _COUNTS and not whole:
+                raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
+            if name in _RHYTHMS and not (whole or value == "epoch"):
+                raise TrainingError(f'{name}={value!r} is not known; give "epoch" or a number of steps')
+
+
+@dataclass(frozen=True)
+class Feedback(_Group):
     """How the model turns a reward into feedback.
 
     Attributes:
@@ -42,7 +48,7 @@ class Feedback:
 
 
 @dataclass(frozen=True)
-class Loading:
+class Loading(_Group):
     """How a dataset becomes batches; a DataLoader has settings of its own.
 
     Attributes:
@@ -54,12 +60,9 @@ class Loading:
     workers: int = 0
     collate: Callable[..., Any] | None = None
 
-    def __post_init__(self) -> None:
-        _check_count("batch_size", self.batch_size)
-
 
 @dataclass(frozen=True)
-class Update:
+class Update(_Group):
     """A step of the optimizer.
 
     Attributes:
@@ -78,12 +81,9 @@ class Update:
     clip: float | None = 1.0
     check_finite: bool = True
 
-    def __post_init__(self) -> None:
-        _check_count("accumulate", self.accumulate)
-
 
 @dataclass(frozen=True)
-class Running:
+class Running(_Group):
     """How long the run is, and on what.
 
     Attributes:
@@ -99,12 +99,9 @@ class Running:
     mixed_precision: str | None = None
     device: str | None = None
 
-    def __post_init__(self) -> None:
-        _check_count("epochs", self.epochs)
-
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(_Group):
     """What is measured on the evaluation data, and what follows from it.
 
     Attributes:
@@ -124,12 +121,9 @@ class Evaluation:
     margin: float = 0.0
     load_best: bool = False
 
-    def __post_init__(self) -> None:
-        _check_rhythm("eval_every", self.eval_every)
-
 
 @dataclass(frozen=True)
-class Saving:
+class Saving(_Group):
     """What a run leaves behind, and what it shows.
 
     Attributes:
@@ -145,10 +139,6 @@ class Saving:
     keep: int = 2
     loggers: Sequence[str | Logger] = ("jsonl", "csv")
     progress: bool | str = "auto"
-
-    def __post_init__(self) -> None:
-        _check_count("keep", self.keep)
-        _check_rhythm("save_every", self.save_every)
 
 
 @dataclass(frozen=True)
