@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,60 +157,63 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+    InputKind.USER_INPUT: "input",
+}
+
+
 def _to_graph(
     program: torch.export.ExportedProgram, record: Any, dynamic: bool, arguments: list[Placeholder] | None
 ) -> OpGraph:
-    kinds = {
-        InputKind.PARAMETER: "parameter",
-        InputKind.BUFFER: "buffer",
-        InputKind.CONSTANT_TENSOR: "constant",
-        InputKind.USER_INPUT: "input",
-    }
-    signature = program.graph_signature
-    placeholders: list[Placeholder] = []
-    arguments_seen: dict[str, Placeholder] = {}
-    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    own_state = arguments is not None  # what the module holds itself is then a constant of the recorded run
     constants = {name.removeprefix("model."): value for name, value in program.constants.items()}
-    for name, spec in zip(names, signature.input_specs):
-        kind = kinds.get(spec.kind)
-        if kind is None:
-            raise TraceError(f"the traced graph has an input of a kind not supported yet: {spec.kind}")
-        if kind == "input":
-            position = len(arguments_seen)
-            arguments_seen[name] = Placeholder("input", position) if arguments is None else arguments[position]
-            placeholders.append(arguments_seen[name])
-            continue
-        target = spec.target.removeprefix("model.") if spec.target else spec.target
-        if own_state and kind != "constant":
-            constants[str(target)] = program.state_dict[str(spec.target)].detach()
-            kind = "constant"
-        placeholders.append(Placeholder(kind, target))
-    mutations: list[str] = []
-    input_mutations: list[int] = []
-    order: list[tuple[int, int]] = []
-    for place, out in enumerate(signature.output_specs):
+    placeholders = _placeholders(program, arguments, constants)
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    named = dict(zip(names, placeholders))
+    state: dict[int, Any] = {}  # places of changed buffers and parameters among the outputs, and their names
+    inputs: dict[int, Any] = {}
+    for place, out in enumerate(program.graph_signature.output_specs):
         if out.kind == OutputKind.BUFFER_MUTATION:
-            order.append((0, place))
-            mutations.append(str(out.target).removeprefix("model."))
+            state[place] = str(out.target).removeprefix("model.")
         elif out.kind == OutputKind.USER_INPUT_MUTATION:
-            changed = arguments_seen[str(out.target)]
-            order.append((1 if changed.kind == "input" else 0, place))
-            (input_mutations if changed.kind == "input" else mutations).append(changed.target)
-        else:
-            order.append((2, place))
-    _reorder(program.graph_module, [place for _, place in sorted(order)])
+            changed = named[str(out.target)]
+            (inputs if changed.kind == "input" else state)[place] = changed.target
+    results = [i for i in range(len(program.graph_signature.output_specs)) if i not in state and i not in inputs]
+    _reorder(program.graph_module, [*state, *inputs, *results])
     return OpGraph(
         module=program.graph_module,
         placeholders=placeholders,
-        mutations=mutations,
+        mutations=list(state.values()),
         out_spec=record.out_spec,
         out_leaves=list(record.out_leaves),
         constants=constants,
         dynamic=dynamic,
         tracer="export",
-        input_mutations=input_mutations,
+        input_mutations=list(inputs.values()),
     )
+
+
+def _placeholders(
+    program: torch.export.ExportedProgram, arguments: list[Placeholder] | None, constants: dict[str, Any]
+) -> list[Placeholder]:
+    """What the arguments of the graph stand for; what a recorded run holds itself is added to its constants."""
+    given = (Placeholder("input", i) for i in itertools.count()) if arguments is None else iter(arguments)
+    result: list[Placeholder] = []
+    for spec in program.graph_signature.input_specs:
+        kind = _KINDS.get(spec.kind)
+        if kind is None:
+            raise TraceError(f"the traced graph has an input of a kind not supported yet: {spec.kind}")
+        if kind == "input":
+            result.append(next(given))
+            continue
+        target = spec.target.removeprefix("model.") if spec.target else spec.target
+        if arguments is not None and kind != "constant":
+            constants[str(target)] = program.state_dict[str(spec.target)].detach()
+            kind = "constant"
+        result.append(Placeholder(kind, target))
+    return result
 
 
 def _reorder(module: fx.GraphModule, places: Sequence[int]) -> None:
