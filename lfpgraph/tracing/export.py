@@ -49,7 +49,7 @@ def capture(
 
     Args:
         dynamic: leave batch and sequence sizes open.
-        enlarge: do so for a batch of one too, by an example of two.
+        enlarge: leave the size of a batch of one open too, by tracing it as a batch of two.
 
     Raises:
         DataDependentError: forward decides on a tensor's value.
@@ -80,7 +80,7 @@ def capture(
 
 
 def _explain(model: nn.Module, error: Exception) -> TraceError:
-    """Our own exception for what torch.export said."""
+    """What torch.export raised, as an exception of ours that says where and what to do."""
     text = str(error)
     name = type(model).__name__
     data_dependent = (

@@ -24,12 +24,12 @@ _READ_LENGTHS = (_aten.gru.data, _aten.lstm.data, _aten.rnn_relu.data, _aten.rnn
 def record(
     run: Callable[..., Any], values: Sequence[Tensor], whole: bool, state: Mapping[int, Tensor]
 ) -> fx.GraphModule:
-    """The operations of one run, in place ones and all; leaves values and the random state as they were.
+    """The operations of one run, those in place too; values and random generators stay as they were.
 
     Args:
         run, values: what to run, on copies of what.
         whole: keep composite operations whole.
-        state: for positions of `values`: the tensors a run may find elsewhere than in its arguments.
+        state: by position in `values`, the model's own tensors; a run may also reach them past its arguments.
 
     Raises:
         TraceError: the run takes gradients itself.
@@ -102,7 +102,7 @@ def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor
 
 @contextlib.contextmanager
 def _no_autograd() -> Iterator[None]:
-    """Refuse autograd inside a run, since what it computes is not recorded as what it depends on."""
+    """Refuse autograd inside a run: the record would hold its results as constants."""
     original = torch.autograd.grad
 
     def grad(*args: Any, **kwargs: Any) -> Any:
@@ -134,7 +134,7 @@ def _memory(tensor: Tensor) -> Any:
 
 
 def _stays(node: fx.Node) -> bool:
-    """Nodes to keep that nobody reads: all that change something; not a number read from a tensor."""
+    """Whether a node stays though nobody reads it: it changes something. Reading a number from a tensor does not."""
     if node.op in ("placeholder", "output"):
         return True
     if isinstance(node.target, torch._ops.OpOverload):

@@ -1,4 +1,4 @@
-"""What is changed in an exported graph: no_grad regions kept, composite ops taken apart, the tracer's debris removed."""
+"""Changes to an exported graph: no_grad regions are kept, composite ops taken apart, the tracer's assertions removed."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
 
 
 def tidy(module: fx.GraphModule) -> None:
-    """Remove the tracer's assertions, which compute nothing but look like users of a value; make views tolerant.
+    """Remove the tracer's assertions, which compute nothing but look like users of a value; turn views into reshapes.
 
     A view is right for the strides that the tracer assumed; a kernel may return others, and reshape takes both.
     """
@@ -165,7 +165,7 @@ def tidy(module: fx.GraphModule) -> None:
 
 
 def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:
-    """A functional copy is its source, in the shape and dtype of its first argument; torch has no derivative of it."""
+    """Write a functional copy, of which torch has no derivative, as its source in its first argument's dtype and shape."""
     target, source = node.args[:2]
     with module.graph.inserting_before(node):
         if source.meta["val"].dtype != node.meta["val"].dtype:  # type: ignore[union-attr]

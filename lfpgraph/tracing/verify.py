@@ -31,7 +31,7 @@ def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def refusal(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> InputError | None:
-    """What the model itself has against a call, found by running it plainly; None if it runs, or has no values to."""
+    """Why the model itself does not run on a call, found by running it; None if it does, or if tensors are fake."""
     tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
     if any(isinstance(t, FakeTensor) for t in tensors):
         return None

@@ -58,7 +58,7 @@ class Stepper:
         """Take a step on batches, each with the number of its rows that count.
 
         Args:
-            where: the step, for messages. asked: is made the same on all processes. kept: what is left if it fails.
+            where: the step, for messages. asked: a signal to one process becomes one to all. kept: what is left if it fails.
 
         Returns:
             The loss, the norm of the gradient before clipping (None if nobody asked for it), and the seconds it took.
