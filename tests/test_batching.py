@@ -28,8 +28,8 @@ class Loop(nn.Module):
 
 
 def _products(model: nn.Module) -> Counter[str]:
-    (entries,) = model.forward.programs.values()
-    return Counter(str(node.target) for node in entries[0].program.feedback.graph.nodes)
+    (entry,) = model.forward.programs
+    return Counter(str(node.target) for node in entry.program.feedback.graph.nodes)
 
 
 @pytest.mark.parametrize(
