@@ -1,6 +1,6 @@
 """Exceptions a user of lfpgraph can meet. Every message names what failed, where, and what to do.
 
-With them what such a message is made of.
+Also here: functions that quote other errors, and names near a wrong one, in such a message.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_page_on_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("accelerate")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, Any] = {"__name__": "training"}
     for block in blocks:
         exec(compile(block, "training.md", "exec"), names)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..modes import eval_mode
 from .maker import TensorMaker
 
 __all__ = ["example_inputs"]
@@ -80,15 +81,10 @@ def _fits(model: nn.Module, side: int) -> bool:
     from torch._subclasses import FakeTensorMode
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with eval_mode(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             weight = first.weight
             model(torch.empty(2, first.in_channels, side, side, dtype=weight.dtype, device=weight.device))
         return True
     except Exception:
         return False
-    finally:
-        for module, training in modes.items():
-            module.training = training

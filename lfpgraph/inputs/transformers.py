@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line
+from ..modes import eval_mode
+from ..randomness import keep_random_state
 from .arguments import MAKERS, Sizes
 from .config import ConfigView
 from .maker import TensorMaker
@@ -185,14 +187,14 @@ class _Unclear(Exception):
 def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> Any:
     """What the call returns or raises, in eval mode without gradients; large models and meta ones only in shapes."""
     mode = _shapes_only(model)
-    modes = {module: module.training for module in model.modules()}
-    rng = torch.get_rng_state()
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)  # it prints the traceback of every candidate that does not fit
     try:
-        model.eval()
-        with torch.no_grad(), mode or contextlib.nullcontext(), warnings.catch_warnings():
+        with (
+            eval_mode(model), keep_random_state(model, kwargs), warnings.catch_warnings(),
+            torch.no_grad(), mode or contextlib.nullcontext(),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
             if mode is not None:
                 kwargs = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
@@ -204,9 +206,6 @@ def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> A
         return error
     finally:
         log.setLevel(level)
-        torch.set_rng_state(rng)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _shapes_only(model: nn.Module) -> Any:

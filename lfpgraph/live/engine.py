@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..graph.calls import flatten_output
 from .amendments import amend
 from .graph_of_record import graph_of
-from .interception import paused, recorder, recording
+from .interception import paused, recording
 from .record import Record
 from .schedule import Schedule, make_schedule
 

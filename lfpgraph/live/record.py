@@ -126,9 +126,7 @@ class Record:
                 key.append(value if type(value) is not list else tuple(value))
         return args if given is None else tuple(given)
 
-    def _note(
-        self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any, before: Any
-    ) -> Any:
+    def _note(self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any, before: Any) -> Any:
         if isinstance(out, Tensor):
             if not info.writes and self._is_known(out):
                 return out  # what came in, as `x.contiguous()` may be

@@ -86,4 +86,6 @@ def _equal(gradient: Tensor, parts: list[Tensor]) -> bool:
     with torch.no_grad():
         total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)
         scale = float(gradient.abs().max()) if gradient.numel() else 0.0
-        return bool(((gradient - total).abs() <= 1e-2 * scale + 1e-12).all()) or not bool(torch.isfinite(gradient).all())
+        return bool(((gradient - total).abs() <= 1e-2 * scale + 1e-12).all()) or not bool(
+            torch.isfinite(gradient).all()
+        )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 from torch import fx
 
 from ..graph.graph import ACTIVE, OpGraph, maker_of, module_path, source_line
 from ..registry import CAST, SPLIT, VIEW
-from .table import count, percent
-
-if TYPE_CHECKING:
-    from .covered import CoverageReport
+from .covered import CoverageReport
+from .table import count, percent, table_of
 
 __all__ = ["analyse", "render", "reward_graph"]
 
@@ -96,7 +94,7 @@ def _residuals(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]
 
 
 def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
-    """Operations that all reward of the main output passes, from there down, where ways join or a module ends.
+    """Operations that all reward of the main output passes, from the output down: where paths join, or a block ends.
 
     The main output is the first float output that is no scalar; a scalar is the loss, others are states and caches.
     """
@@ -145,7 +143,6 @@ def _parameters_behind(graph: fx.Graph, weights: Mapping[fx.Node, str], inside: 
 def render(found: Mapping[str, Any]) -> Any:
     """The analysis for the terminal, a renderable of rich."""
     from rich.console import Group
-    from rich.table import Table
 
     head = (
         f"{found['model']}: {found['operations']} operations, {found['reward_bearing']} carry reward; "
@@ -159,19 +156,14 @@ def render(found: Mapping[str, Any]) -> Any:
         read = ", ".join(f"{r['node']} ({r['module'] or 'root'}): {r['users']} users" for r in found["fan_out"])
         parts.append(f"most read: {read}")
     if found["cut_points"]:
-        table = Table(title="Cut points: train what stands behind one, freeze the rest")
-        for name in ("after", "operation", "module"):
-            table.add_column(name)
-        for name in ("parameter tensors behind", "FLOPs behind"):
-            table.add_column(name, justify="right")
+        title, behind = (
+            "Cut points: train what stands behind one, freeze the rest",
+            ("parameter tensors behind", "FLOPs behind"),
+        )
+        table = table_of(title, "after", "operation", "module", *behind, right=behind)
         for row in _some(found["cut_points"]):
-            table.add_row(
-                row["node"],
-                row["operation"],
-                row["module"],
-                count(len(row["parameters_behind"])),
-                percent(row["flops_behind"]),
-            )
+            tensors, flops = count(len(row["parameters_behind"])), percent(row["flops_behind"])
+            table.add_row(row["node"], row["operation"], row["module"], tensors, flops)
         parts.append(table)
     return Group(*parts)
 

@@ -1,4 +1,4 @@
-"""How each node of a plan is covered, and where reward arrives."""
+"""How reward passes each operation of a plan, and where it arrives at all."""
 
 from __future__ import annotations
 
@@ -9,22 +9,33 @@ from torch import fx
 
 from ..engine.plan import Plan
 from ..engine.units import Unit
-from ..graph.graph import is_float
+from ..graph.graph import is_float, module_path, source_line
 from ..registry import CAST, VIEW, Family
 
-__all__ = ["CLASSES", "STRUCTURAL", "arrivals", "classify_nodes"]
+__all__ = ["CLASSES", "NodeClass", "arrivals", "classify_nodes", "place_of"]
 
 CLASSES = ("rule", "structural", "derived", "none", "uncovered")
-STRUCTURAL = {VIEW, CAST}
+_STRUCTURAL = {VIEW, CAST}
 
 
 @dataclass(frozen=True)
 class NodeClass:
-    """One of `CLASSES`, and the plan's word for it (rule, region, gradient, derived, none, uncovered)."""
+    """How reward passes an operation.
+
+    Attributes:
+        name: one of `CLASSES`.
+        origin: what the plan uses: "rule", "region", "gradient", "derived", "none" or "uncovered".
+        family: of the rule.
+    """
 
     name: str
     origin: str
     family: str
+
+
+def place_of(node: fx.Node) -> str:
+    """`module path, source line` of a node, as far as they are known."""
+    return ", ".join(part for part in (module_path(node), source_line(node)) if part)
 
 
 def arrivals(plan: Plan) -> set[fx.Node]:
@@ -67,4 +78,4 @@ def _classify(unit: Unit, node: fx.Node, family: Family | None, arrived: set[fx.
         return NodeClass("derived", unit.origin, unit.family.name)
     if unit.is_region:
         return NodeClass("rule", unit.origin, unit.family.name)
-    return NodeClass("structural" if family in STRUCTURAL else "rule", unit.origin, family.name)
+    return NodeClass("structural" if family in _STRUCTURAL else "rule", unit.origin, family.name)

@@ -17,7 +17,7 @@ from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
 from ..graph.graph import OpGraph, is_float, module_path, operation_name, source_line
 from ..tracing.tracer import trace
-from .classes import CLASSES, arrivals, classify_nodes
+from .classes import CLASSES, NodeClass, arrivals, classify_nodes, place_of
 from .flops import node_flops
 from .leaks import leak_counts
 from .parameters import parameter_report
@@ -35,14 +35,14 @@ class CoverageReport:
     Attributes:
         model: its name. data: the report as plain values, in the schema that docs/coverage-schema.md describes.
         graph, plan: what the report was made from.
-        classes: class of every operation node (`lfpgraph.reports.classes.NodeClass`).
+        classes, flops: class and floating-point operations of every operation node.
     """
 
     model: str
     data: dict[str, Any]
     graph: OpGraph = field(repr=False)
     plan: Plan = field(repr=False)
-    classes: dict[fx.Node, Any] = field(repr=False)
+    classes: dict[fx.Node, NodeClass] = field(repr=False)
     flops: dict[fx.Node, int] = field(repr=False)
 
     @property
@@ -64,7 +64,7 @@ class CoverageReport:
         """One self-contained HTML page: totals, operations, parameters, the module tree and the graph."""
         from .html import render
 
-        return render(self)
+        return render(self.data, self.classes)
 
     def __str__(self) -> str:
         nodes = self.data["nodes"]
@@ -131,7 +131,7 @@ def coverage_of(
         "model": name,
         "nodes": nodes,
         "operations": operations,
-        "parameters": parameter_report(model, plan, arrived, classes),
+        "parameters": parameter_report(model, plan, arrived),
         "summary": {
             "reward_bearing_nodes": bearing,
             "covered_nodes": bearing - nodes["uncovered"],
@@ -141,7 +141,7 @@ def coverage_of(
             "flops": {"total": total, **{c: work[c] for c in CLASSES}},
         },
         "leaks": leak_counts(plan, arrived),
-        "problems": _problems(graph, classes),
+        "problems": _problems(classes),
         "trace": {"tracer": graph.tracer, "seconds": round(seconds, 3)},
         "composite": get_composite(composite).name,
         "schema": SCHEMA,
@@ -149,7 +149,7 @@ def coverage_of(
     return CoverageReport(name, data, graph, plan, classes, flops)
 
 
-def _operations(classes: Mapping[fx.Node, Any], flops: Mapping[fx.Node, int]) -> list[dict[str, Any]]:
+def _operations(classes: Mapping[fx.Node, NodeClass], flops: Mapping[fx.Node, int]) -> list[dict[str, Any]]:
     """Rows of operation and class, most frequent first, with the modules and lines where the first ones stand."""
     groups: dict[tuple[str, str, str, str], list[fx.Node]] = defaultdict(list)
     for node, entry in classes.items():
@@ -162,21 +162,14 @@ def _operations(classes: Mapping[fx.Node, Any], flops: Mapping[fx.Node, int]) ->
             "family": family,
             "count": len(nodes),
             "flops": sum(flops[n] for n in nodes),
-            "where": _places(nodes),
+            "where": list(dict.fromkeys(place_of(n) or n.name for n in nodes))[:_MAX_PLACES],
         }
         for (op, name, origin, family), nodes in groups.items()
     ]
     return sorted(rows, key=lambda row: (-row["count"], row["operation"], row["class"]))
 
 
-def _places(nodes: Sequence[fx.Node]) -> list[str]:
-    places = dict.fromkeys(
-        ", ".join(part for part in (module_path(n), source_line(n)) if part) or n.name for n in nodes
-    )
-    return list(places)[:_MAX_PLACES]
-
-
-def _problems(graph: OpGraph, classes: Mapping[fx.Node, Any]) -> list[dict[str, Any]]:
+def _problems(classes: Mapping[fx.Node, NodeClass]) -> list[dict[str, Any]]:
     """Every derived or uncovered node, with what to do."""
     rows = []
     for node, entry in classes.items():

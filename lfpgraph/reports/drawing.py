@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import networkx as nx
 
+from .covered import CoverageReport
 from .html import COLOURS, render
-
-if TYPE_CHECKING:
-    from .covered import CoverageReport
 
 __all__ = ["FORMATS", "drawn_graph", "write_graph"]
 
@@ -27,7 +24,7 @@ def write_graph(report: CoverageReport, path: Path, depth: int = 0) -> None:
         depth: merge the operations of each module at this depth of the module path; 0 for none. HTML has every depth.
     """
     if path.suffix == ".html":
-        path.write_text(render(report, drawing_only=True), encoding="utf-8")
+        path.write_text(render(report.data, report.classes, drawing_only=True), encoding="utf-8")
         return
     graph = drawn_graph(report, depth)
     if path.suffix == ".graphml":

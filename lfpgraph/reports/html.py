@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx
 
 from ..graph.graph import module_path, operation_name, source_line
-from .classes import CLASSES
+from .classes import CLASSES, NodeClass
 from .leaks import LEAKS
 from .table import MEANINGS, count, percent
 from .tree import Branch, module_tree
-
-if TYPE_CHECKING:
-    from .covered import CoverageReport
 
 __all__ = ["render"]
 
@@ -28,8 +26,12 @@ COLOURS = {
 }
 
 
-def render(report: CoverageReport, drawing_only: bool = False) -> str:
-    """The page; with `drawing_only` just the module tree and the graph."""
+def render(data: Mapping[str, Any], classes: Mapping[fx.Node, NodeClass], drawing_only: bool = False) -> str:
+    """The page; with `drawing_only` just the module tree and the graph.
+
+    Args:
+        data, classes: as in `CoverageReport`.
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True)
@@ -37,20 +39,19 @@ def render(report: CoverageReport, drawing_only: bool = False) -> str:
     folder = resources.files("lfpgraph.reports")
     template = environment.from_string(folder.joinpath("coverage.html").read_text(encoding="utf-8"))
     return template.render(
-        data=report.data,
+        data=data,
         classes=CLASSES,
         meanings=MEANINGS,
         colours=COLOURS,
         leak_meanings=LEAKS,
-        drawing=json.dumps(_drawing(report), separators=(",", ":")).replace("</", "<\\/"),
+        drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("</", "<\\/"),
         script=folder.joinpath("graph.js").read_text(encoding="utf-8"),
         drawing_only=drawing_only,
     )
 
 
-def _drawing(report: CoverageReport) -> dict[str, Any]:
+def _drawing(model: str, nodes: Mapping[fx.Node, NodeClass]) -> dict[str, Any]:
     """Operations, edges and module tree as compact arrays; strings are kept once each."""
-    nodes = list(report.classes)
     index = {node: i for i, node in enumerate(nodes)}
     strings: dict[str, int] = {}
 
@@ -59,14 +60,14 @@ def _drawing(report: CoverageReport) -> dict[str, Any]:
 
     rows = [
         [
-            text(_short(node)),
-            CLASSES.index(report.classes[node].name),
+            text(operation_name(node).removeprefix("aten.").removesuffix(".default")),
+            CLASSES.index(entry.name),
             text(_shape(node)),
             text(module_path(node)),
             text(source_line(node)),
-            text(report.classes[node].family),
+            text(entry.family),
         ]
-        for node in nodes
+        for node, entry in nodes.items()
     ]
     edges = [[index[s], index[n]] for n in nodes for s in n.all_input_nodes if s in index]
     branches: list[Any] = []
@@ -75,10 +76,10 @@ def _drawing(report: CoverageReport) -> dict[str, Any]:
         place = len(branches)
         branches.append(None)
         members = [~grow(m) if isinstance(m, Branch) else index[m] for m in branch.members]
-        branches[place] = [text(branch.name), members, branch.counts(report.classes)]
+        branches[place] = [text(branch.name), members, branch.counts(nodes)]
         return place
 
-    grow(module_tree(nodes, report.model))
+    grow(module_tree(list(nodes), model))
     return {
         "strings": list(strings),
         "ops": rows,
@@ -87,10 +88,6 @@ def _drawing(report: CoverageReport) -> dict[str, Any]:
         "classes": CLASSES,
         "colours": [COLOURS[c] for c in CLASSES],
     }
-
-
-def _short(node: fx.Node) -> str:
-    return operation_name(node).removeprefix("aten.").removesuffix(".default")
 
 
 def _shape(node: fx.Node) -> str:

@@ -7,17 +7,16 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..engine.plan import Plan
-from ..graph.graph import ancestors, is_float, module_path, source_line
+from ..graph.graph import ancestors, is_float
 from ..registry import VIEW
+from .classes import place_of
 
 __all__ = ["parameter_report"]
 
 _MAX_NAMED = 3
 
 
-def parameter_report(
-    model: nn.Module, plan: Plan, arrived: set[fx.Node], classes: dict[fx.Node, Any]
-) -> dict[str, Any]:
+def parameter_report(model: nn.Module, plan: Plan, arrived: set[fx.Node]) -> dict[str, Any]:
     """Counts of parameters, and each one that no reward reaches with the reason.
 
     Returns:
@@ -47,15 +46,8 @@ def parameter_report(
                 zero.append(name)
             continue
         reason, where = _why(parameter, own, useful, plan, arrived)
-        without.append(
-            {
-                "name": name,
-                "elements": parameter.numel(),
-                "reason": reason,
-                "where": where,
-                "advice": _ADVICE[reason],
-            }
-        )
+        row = {"name": name, "elements": parameter.numel(), "reason": reason, "where": where, "advice": _ADVICE[reason]}
+        without.append(row)
     return {**report, "without_reward": without, "all_zero": zero}
 
 
@@ -89,7 +81,7 @@ def _why(
 
 
 def _blockers(own: list[fx.Node], plan: Plan, arrived: set[fx.Node]) -> list[str]:
-    """The first operations down from a parameter that get a signal, or could, and hand none on."""
+    """The first operations after a parameter that hand no signal on to it, though one arrives there or could."""
     producer = {node: unit for unit in plan.units for node in unit.nodes}
     found: list[str] = []
     seen: set[fx.Node] = set()
@@ -101,7 +93,7 @@ def _blockers(own: list[fx.Node], plan: Plan, arrived: set[fx.Node]) -> list[str
         seen.add(node)
         unit = producer[node]
         if unit.rule is None and unit.family is not VIEW or unit.origin == "uncovered" or unit.node in arrived:
-            place = ", ".join(part for part in (module_path(node), source_line(node)) if part)
+            place = place_of(node)
             found.append(f"{node.target}{f' ({place})' if place else ''}")
         else:
             queue += node.users

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .classes import CLASSES
 from .leaks import LEAKS
 
-__all__ = ["COLOURS", "count", "percent", "render"]
+__all__ = ["MEANINGS", "count", "percent", "render", "table_of"]
 
 COLOURS = {"rule": "green", "structural": "cyan", "derived": "yellow", "none": "bright_black", "uncovered": "bold red"}
 MEANINGS = {
@@ -46,15 +46,22 @@ def render(data: Mapping[str, Any], limit: int = 30) -> Any:
     return Group(*parts, _verdict(data))
 
 
-def _totals(data: Mapping[str, Any]) -> Any:
+def table_of(title: str, *columns: str, right: Sequence[str] = ()) -> Any:
+    """An empty table of rich; the columns named in `right` stand at their right side, the others fold."""
     from rich.table import Table
 
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def _totals(data: Mapping[str, Any]) -> Any:
     nodes, flops, kinds = data["nodes"], data["summary"]["flops"], data["summary"]["operations"]
     seconds, tracer = data["trace"]["seconds"], data["trace"]["tracer"]
-    table = Table(title=f"{data['model']}: {nodes['total']} operations, traced in {seconds:.1f} s ({tracer})")
-    for name in ("class", "operations", "", "kinds", "FLOPs", ""):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    table.add_column("what it means")
+    title = f"{data['model']}: {nodes['total']} operations, traced in {seconds:.1f} s ({tracer})"
+    numbers = ("operations", "", "kinds", "FLOPs", "")
+    table = table_of(title, "class", *numbers, "what it means", right=numbers)
     for name in CLASSES:
         share = nodes[name] / nodes["total"] if nodes["total"] else 0.0
         work = flops[name] / flops["total"] if flops["total"] else 0.0
@@ -66,18 +73,14 @@ def _totals(data: Mapping[str, Any]) -> Any:
 
 
 def _operations(data: Mapping[str, Any], limit: int) -> Any:
-    from rich.table import Table
-
     rows = data["operations"]
     loud = [row for row in rows if row["class"] in ("uncovered", "derived")]
     quiet = [row for row in rows if row not in loud and row["class"] != "none"]
     shown = loud + quiet[: max(limit - len(loud), 0)]
     left = len(loud) + len(quiet) - len(shown)
-    table = Table(title="Operations that carry reward" + (f" (and {left} more kinds)" if left else ""))
-    for name, side in (("operation", "left"), ("class", "left"), ("family", "left"), ("count", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    table.add_column("FLOPs", justify="right")
-    table.add_column("first at", overflow="fold")
+    title = "Operations that carry reward" + (f" (and {left} more kinds)" if left else "")
+    numbers = ("count", "FLOPs")
+    table = table_of(title, "operation", "class", "family", *numbers, "first at", right=numbers)
     for row in shown:
         where = row["where"][0] if row["where"] else ""
         table.add_row(
@@ -88,8 +91,6 @@ def _operations(data: Mapping[str, Any], limit: int) -> Any:
 
 
 def _parameters(data: Mapping[str, Any]) -> list[Any]:
-    from rich.table import Table
-
     report = data["parameters"]
     lines: list[Any] = [
         f"Parameters: {report['rewarded']} of {report['total']} tensors receive reward "
@@ -102,9 +103,7 @@ def _parameters(data: Mapping[str, Any]) -> list[Any]:
             "feedback abs(w) * s is zero there."
         )
     if report["without_reward"]:
-        table = Table(title="Parameters without reward")
-        for name in ("parameter", "values", "why", "what to do"):
-            table.add_column(name, overflow="fold")
+        table = table_of("Parameters without reward", "parameter", "values", "why", "what to do")
         rows = report["without_reward"]
         for row in rows[:20]:
             why = row["reason"] + (": " + "; ".join(row["where"]) if row["where"] else "")
@@ -123,19 +122,14 @@ def _leaks(data: Mapping[str, Any]) -> list[str]:
 
 
 def _problems(data: Mapping[str, Any]) -> list[Any]:
-    from rich.table import Table
-
     rows = data["problems"]
     if not rows:
         return []
-    table = Table(title="Operations without a rule")
-    for name in ("operation", "class", "module", "source", "what to do"):
-        table.add_column(name, overflow="fold")
+    table = table_of("Operations without a rule", "operation", "class", "module", "source", "what to do")
     shown = [row for row in rows if row["class"] == "uncovered"] + [r for r in rows if r["class"] == "derived"][:20]
     for row in shown:
-        table.add_row(
-            row["operation"], row["class"], row["module"], row["source"], row["advice"], style=COLOURS[row["class"]]
-        )
+        cells = (row[key] for key in ("operation", "class", "module", "source", "advice"))
+        table.add_row(*cells, style=COLOURS[row["class"]])
     if len(rows) > len(shown):
         table.add_row(f"and {len(rows) - len(shown)} more", "", "", "", "")
     return [table]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx
 
 from ..graph.graph import module_path
-from .classes import CLASSES
+from .classes import CLASSES, NodeClass
 
 __all__ = ["Branch", "module_tree"]
 
@@ -19,7 +18,7 @@ WIDEST = 100
 
 @dataclass
 class Branch:
-    """A module (or a run of siblings too many to show): `members` are branches and operation nodes, in order."""
+    """A module, or some of its members where it has too many to show: branches and operation nodes, in order."""
 
     name: str
     members: list[Branch | fx.Node] = field(default_factory=list)
@@ -28,7 +27,7 @@ class Branch:
         """All operations below."""
         return [n for m in self.members for n in (m.nodes() if isinstance(m, Branch) else [m])]
 
-    def counts(self, classes: Mapping[fx.Node, Any]) -> list[int]:
+    def counts(self, classes: Mapping[fx.Node, NodeClass]) -> list[int]:
         """How many operations of each of `CLASSES` are below."""
         counts = Counter(classes[n].name for n in self.nodes())
         return [counts[c] for c in CLASSES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch.fx.experimental import _config as _fx_config
 from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
+from ..randomness import keep_random_state
 from .flat import FlatModel, tracing
 from .rewrite import decompositions, free_detached, keep_no_grad, tidy
 
@@ -33,14 +35,11 @@ def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
 
 
 def _enlarge(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Repeat axes of size 1 that should be dynamic, since a trace specialises sizes of one."""
+    """Make a batch of one a batch of two, since torch.export takes a size of one for fixed."""
     batches = {t.shape[0] for t in tensors if t.dim() > 0}
-    result = []
-    for tensor in tensors:
-        if tensor.dim() > 0 and batches == {1}:
-            tensor = tensor.expand(2, *tensor.shape[1:]).clone()
-        result.append(tensor)
-    return result
+    if batches != {1}:
+        return list(tensors)
+    return [t.expand(2, *t.shape[1:]).clone() if t.dim() > 0 else t for t in tensors]
 
 
 def capture(
@@ -50,7 +49,7 @@ def capture(
 
     Args:
         dynamic: leave batch and sequence sizes open.
-        enlarge: do so for a batch of one too, by an example of two.
+        enlarge: leave the size of a batch of one open too, by tracing it as a batch of two.
 
     Raises:
         DataDependentError: forward decides on a tensor's value.
@@ -69,23 +68,19 @@ def capture(
     error: Exception | None = None
     for example, shapes in attempts:
         try:
-            return _export(flat, example, shapes)
+            return export_flat(flat, example, shapes, flat.record)
         except LfpGraphError:
             raise
         except Exception as caught:
-            log.info(
-                "tracing %s with %s sizes failed: %s",
-                type(model).__name__,
-                "dynamic" if shapes else "fixed",
-                caught,
-            )
+            kind = "dynamic" if shapes else "fixed"
+            log.info("tracing %s with %s sizes failed: %s", type(model).__name__, kind, caught)
             error = caught
     assert error is not None
     raise _explain(model, error) from error
 
 
 def _explain(model: nn.Module, error: Exception) -> TraceError:
-    """Our own exception for what torch.export said."""
+    """What torch.export raised, as an exception of ours that says where and what to do."""
     text = str(error)
     name = type(model).__name__
     data_dependent = (
@@ -119,10 +114,6 @@ def _user_line(error: Exception) -> str:
     return place
 
 
-def _export(flat: FlatModel, tensors: Sequence[Tensor], shapes: Any) -> OpGraph:
-    return export_flat(flat, tensors, shapes, flat.record)
-
-
 def export_flat(
     module: nn.Module,
     tensors: Sequence[Tensor],
@@ -138,16 +129,13 @@ def export_flat(
         record: where a run notes the model's true outputs.
         placeholders: what the arguments stand for, where parameters are among them.
     """
-    rng = torch.get_rng_state()
-    try:
-        with tracing(), torch.enable_grad(), quiet(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
-            keep_no_grad(program.graph_module)
-            free_detached(program.graph_module)
-            program = program.run_decompositions(decompositions(program.graph_module))
-            tidy(program.graph_module)
-    finally:
-        torch.set_rng_state(rng)
+    sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with keep_random_state(module, tensors), tracing(), torch.enable_grad(), quiet(), sizes:
+        program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
+        keep_no_grad(program.graph_module)
+        free_detached(program.graph_module)
+        program = program.run_decompositions(decompositions(program.graph_module))
+        tidy(program.graph_module)
     return _to_graph(program, record, shapes is not None, placeholders)
 
 
@@ -169,60 +157,63 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+    InputKind.USER_INPUT: "input",
+}
+
+
 def _to_graph(
     program: torch.export.ExportedProgram, record: Any, dynamic: bool, arguments: list[Placeholder] | None
 ) -> OpGraph:
-    kinds = {
-        InputKind.PARAMETER: "parameter",
-        InputKind.BUFFER: "buffer",
-        InputKind.CONSTANT_TENSOR: "constant",
-        InputKind.USER_INPUT: "input",
-    }
-    signature = program.graph_signature
-    placeholders: list[Placeholder] = []
-    arguments_seen: dict[str, Placeholder] = {}
-    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    own_state = arguments is not None  # what the module holds itself is then a constant of the recorded run
     constants = {name.removeprefix("model."): value for name, value in program.constants.items()}
-    for name, spec in zip(names, signature.input_specs):
-        kind = kinds.get(spec.kind)
-        if kind is None:
-            raise TraceError(f"the traced graph has an input of a kind not supported yet: {spec.kind}")
-        if kind == "input":
-            position = len(arguments_seen)
-            arguments_seen[name] = Placeholder("input", position) if arguments is None else arguments[position]
-            placeholders.append(arguments_seen[name])
-            continue
-        target = spec.target.removeprefix("model.") if spec.target else spec.target
-        if own_state and kind != "constant":
-            constants[str(target)] = program.state_dict[str(spec.target)].detach()
-            kind = "constant"
-        placeholders.append(Placeholder(kind, target))
-    mutations: list[str] = []
-    input_mutations: list[int] = []
-    order: list[tuple[int, int]] = []
-    for place, out in enumerate(signature.output_specs):
+    placeholders = _placeholders(program, arguments, constants)
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    named = dict(zip(names, placeholders))
+    state: dict[int, Any] = {}  # places of changed buffers and parameters among the outputs, and their names
+    inputs: dict[int, Any] = {}
+    for place, out in enumerate(program.graph_signature.output_specs):
         if out.kind == OutputKind.BUFFER_MUTATION:
-            order.append((0, place))
-            mutations.append(str(out.target).removeprefix("model."))
+            state[place] = str(out.target).removeprefix("model.")
         elif out.kind == OutputKind.USER_INPUT_MUTATION:
-            changed = arguments_seen[str(out.target)]
-            order.append((1 if changed.kind == "input" else 0, place))
-            (input_mutations if changed.kind == "input" else mutations).append(changed.target)
-        else:
-            order.append((2, place))
-    _reorder(program.graph_module, [place for _, place in sorted(order)])
+            changed = named[str(out.target)]
+            (inputs if changed.kind == "input" else state)[place] = changed.target
+    results = [i for i in range(len(program.graph_signature.output_specs)) if i not in state and i not in inputs]
+    _reorder(program.graph_module, [*state, *inputs, *results])
     return OpGraph(
         module=program.graph_module,
         placeholders=placeholders,
-        mutations=mutations,
+        mutations=list(state.values()),
         out_spec=record.out_spec,
         out_leaves=list(record.out_leaves),
         constants=constants,
         dynamic=dynamic,
         tracer="export",
-        input_mutations=input_mutations,
+        input_mutations=list(inputs.values()),
     )
+
+
+def _placeholders(
+    program: torch.export.ExportedProgram, arguments: list[Placeholder] | None, constants: dict[str, Any]
+) -> list[Placeholder]:
+    """What the arguments of the graph stand for; what a recorded run holds itself is added to its constants."""
+    given = (Placeholder("input", i) for i in itertools.count()) if arguments is None else iter(arguments)
+    result: list[Placeholder] = []
+    for spec in program.graph_signature.input_specs:
+        kind = _KINDS.get(spec.kind)
+        if kind is None:
+            raise TraceError(f"the traced graph has an input of a kind not supported yet: {spec.kind}")
+        if kind == "input":
+            result.append(next(given))
+            continue
+        target = spec.target.removeprefix("model.") if spec.target else spec.target
+        if arguments is not None and kind != "constant":
+            constants[str(target)] = program.state_dict[str(spec.target)].detach()
+            kind = "constant"
+        result.append(Placeholder(kind, target))
+    return result
 
 
 def _reorder(module: fx.GraphModule, places: Sequence[int]) -> None:

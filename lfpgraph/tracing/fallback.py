@@ -26,8 +26,8 @@ log = logging.getLogger("lfpgraph")
 def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OpGraph:
     """Trace a model whose forward branches on data, for this call's values alone.
 
-    The run is recorded operation by operation, numbers read from tensors and all; what comes out branches on nothing,
-    and is exported like any other model.
+    The run is recorded operation by operation, with the numbers that it read from tensors. The record branches on nothing,
+    so it is exported like any other model.
 
     Raises:
         TraceError: the model does not run, or what it does cannot be recorded.

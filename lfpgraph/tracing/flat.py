@@ -31,7 +31,7 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Mark this thread as tracing, and let checkpointed parts run as they are: reentrant ones run without gradients."""
+    """Mark this thread as tracing, and run checkpointed parts plainly: the reentrant kind turns gradients off inside."""
     _state.depth = getattr(_state, "depth", 0) + 1
     apply = CheckpointFunction.__dict__.get("apply")
     setattr(CheckpointFunction, "apply", _run_as_it_is)  # noqa: B010
@@ -56,7 +56,7 @@ def original_forward(model: nn.Module) -> Callable[..., Any]:
 
 
 class _Record:
-    """Where a run notes its outputs; an object of its own, since torch.export undoes what a module sets on itself."""
+    """Where a run notes its outputs. Not on the module, since torch.export undoes what a module sets on itself."""
 
     out_spec: Any = None
     out_leaves: list[Any] = []

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..errors import TraceError
+from ..randomness import keep_random_state
 from .export import quiet
 from .flat import tracing
 
@@ -23,31 +24,27 @@ _READ_LENGTHS = (_aten.gru.data, _aten.lstm.data, _aten.rnn_relu.data, _aten.rnn
 def record(
     run: Callable[..., Any], values: Sequence[Tensor], whole: bool, state: Mapping[int, Tensor]
 ) -> fx.GraphModule:
-    """The operations of one run, in place ones and all; leaves values and the random state as they were.
+    """The operations of one run, those in place too; values and random generators stay as they were.
 
     Args:
         run, values: what to run, on copies of what.
         whole: keep composite operations whole.
-        state: for positions of `values`: the tensors a run may find elsewhere than in its arguments.
+        state: by position in `values`, the model's own tensors; a run may also reach them past its arguments.
 
     Raises:
         TraceError: the run takes gradients itself.
     """
-    rng = torch.get_rng_state()
     copies = [value.clone() for value in values]
-    try:
-        with tracing(), quiet(), torch.enable_grad(), _no_autograd():
-            tracer = make_fx(
-                run,
-                decomposition_table=_selections() | (_value_readers() if whole else {}),
-                tracing_mode="real",
-                _error_on_data_dependent_ops=False,
-                pre_dispatch=whole,
-                record_stack_traces=True,
-            )
-            recorded = tracer(*copies)
-    finally:
-        torch.set_rng_state(rng)
+    with keep_random_state(values), tracing(), quiet(), torch.enable_grad(), _no_autograd():
+        tracer = make_fx(
+            run,
+            decomposition_table=_selections() | (_value_readers() if whole else {}),
+            tracing_mode="real",
+            _error_on_data_dependent_ops=False,
+            pre_dispatch=whole,
+            record_stack_traces=True,
+        )
+        recorded = tracer(*copies)
     _find_state(recorded, dict(enumerate(copies)))
     _find_state(recorded, state)
     recorded.graph.eliminate_dead_code(is_impure_node=_stays)
@@ -105,7 +102,7 @@ def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor
 
 @contextlib.contextmanager
 def _no_autograd() -> Iterator[None]:
-    """Refuse autograd inside a run, since what it computes is not recorded as what it depends on."""
+    """Refuse autograd inside a run: the record would hold its results as constants."""
     original = torch.autograd.grad
 
     def grad(*args: Any, **kwargs: Any) -> Any:
@@ -137,7 +134,7 @@ def _memory(tensor: Tensor) -> Any:
 
 
 def _stays(node: fx.Node) -> bool:
-    """Nodes to keep that nobody reads: all that change something; not a number read from a tensor."""
+    """Whether a node stays though nobody reads it: it changes something. Reading a number from a tensor does not."""
     if node.op in ("placeholder", "output"):
         return True
     if isinstance(node.target, torch._ops.OpOverload):

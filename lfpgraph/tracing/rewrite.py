@@ -1,4 +1,4 @@
-"""What is changed in an exported graph: no_grad regions kept, composite ops taken apart, the tracer's debris removed."""
+"""Changes to an exported graph: no_grad regions are kept, composite ops taken apart, the tracer's assertions removed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,10 @@ __all__ = ["RECURRENT", "decompositions", "free_detached", "keep_no_grad", "tidy
 
 _aten = torch.ops.aten
 RECURRENT = {
-    _aten.gru.data,
-    _aten.gru.input,
-    _aten.lstm.data,
-    _aten.lstm.input,
-    _aten.rnn_relu.data,
-    _aten.rnn_relu.input,
-    _aten.rnn_tanh.data,
-    _aten.rnn_tanh.input,
+    getattr(getattr(_aten, name), overload)
+    for name in ("gru", "lstm", "rnn_relu", "rnn_tanh")
+    for overload in ("data", "input")
 }
-
-
 _MAY_RETURN_SELF = {
     _aten.contiguous.default,
     _aten.expand_as.default,
@@ -61,10 +54,7 @@ def keep_no_grad(module: fx.GraphModule) -> None:
             if outside is not None:
                 user.replace_all_uses_with(outside)
                 continue
-            with module.graph.inserting_after(user):
-                detached = module.graph.call_function(torch.ops.aten.detach.default, (user,))
-            detached.meta = dict(user.meta)
-            user.replace_all_uses_with(detached, delete_user_cb=lambda other, skip=detached: other is not skip)
+            _put_after(module.graph, user, _aten.detach.default)
     module.recompile()
 
 
@@ -104,11 +94,16 @@ def free_detached(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target is not _aten.detach.default or len(node.args[0].users) != 1 or not _is_written(node):
             continue
-        with module.graph.inserting_after(node):
-            own = module.graph.call_function(_aten.clone.default, (node,))
-        own.meta = dict(node.meta)
-        node.replace_all_uses_with(own, delete_user_cb=lambda other, skip=own: other is not skip)
+        _put_after(module.graph, node, _aten.clone.default)
     module.recompile()
+
+
+def _put_after(graph: fx.Graph, node: fx.Node, op: OpOverload) -> None:
+    """Let all users of a node read an operation on it instead."""
+    with graph.inserting_after(node):
+        made = graph.call_function(op, (node,))
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made, delete_user_cb=lambda other: other is not made)
 
 
 def _is_written(node: fx.Node) -> bool:
@@ -148,7 +143,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
 
 
 def tidy(module: fx.GraphModule) -> None:
-    """Remove the tracer's assertions, which compute nothing but look like users of a value; make views tolerant.
+    """Remove the tracer's assertions, which compute nothing but look like users of a value; turn views into reshapes.
 
     A view is right for the strides that the tracer assumed; a kernel may return others, and reshape takes both.
     """
@@ -170,7 +165,7 @@ def tidy(module: fx.GraphModule) -> None:
 
 
 def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:
-    """A functional copy is its source, in the shape and dtype of its first argument; torch has no derivative of it."""
+    """Write a functional copy, of which torch has no derivative, as its source in its first argument's dtype and shape."""
     target, source = node.args[:2]
     with module.graph.inserting_before(node):
         if source.meta["val"].dtype != node.meta["val"].dtype:  # type: ignore[union-attr]

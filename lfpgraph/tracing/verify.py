@@ -16,6 +16,7 @@ from torch.func import functional_call
 from ..errors import InputError, first_line
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph
+from ..randomness import keep_random_state
 from .flat import FlatModel
 
 __all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real", "refusal"]
@@ -30,33 +31,25 @@ def is_real(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def refusal(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> InputError | None:
-    """What the model itself has against a call, found by running it plainly; None if it runs, or has no values to."""
+    """Why the model itself does not run on a call, found by running it; None if it does, or if tensors are fake."""
     tensors = [*input_tensors(args, kwargs), *model.parameters(), *model.buffers()]
     if any(isinstance(t, FakeTensor) for t in tensors):
         return None
-    rng = torch.get_rng_state()
     try:
-        _run(model, args, kwargs)
+        with keep_random_state(tensors):
+            _run(model, args, kwargs)
     except Exception as error:
         name = type(model).__name__
         refused = InputError(f"{name} itself does not run on these inputs: {type(error).__name__}: {first_line(error)}")
         refused.__cause__ = error
         return refused
-    finally:
-        torch.set_rng_state(rng)
     return None
 
 
 def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether two runs of the model from different random states give different outputs."""
-    rng = torch.get_rng_state()
-    try:
-        torch.manual_seed(0)
-        first = _run(model, args, kwargs)
-        torch.manual_seed(1)
-        second = _run(model, args, kwargs)
-    finally:
-        torch.set_rng_state(rng)
+    """Whether two runs of the model, the second where the first left the random generators, give different outputs."""
+    with keep_random_state(model, input_tensors(args, kwargs)):
+        first, second = _run(model, args, kwargs), _run(model, args, kwargs)
     return any(_distance(a, b) > 1 for a, b in zip(first, second) if a.is_floating_point())
 
 
@@ -64,8 +57,7 @@ def computes_the_same(first: nn.Module, other: nn.Module, args: Sequence[Any], k
     """Whether `first`, given the parameters and buffers of `other`, has its outputs on this call, to the last bit."""
     results = []
     for model in (first, other):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with keep_random_state(first, other, input_tensors(args, kwargs)):
             results.append(_run(model, args, kwargs, other))
     found, expected = results
     return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
@@ -89,14 +81,10 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
     Leaves buffers and the random state as they were.
     """
     values = graph.values_of_call(model, args, kwargs)
-    rng = torch.get_rng_state()
-    try:
+    with keep_random_state(values):
         expected = _run(model, args, kwargs)
-        with torch.no_grad():
-            torch.set_rng_state(rng)
-            found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
-    finally:
-        torch.set_rng_state(rng)
+    with keep_random_state(values), torch.no_grad():
+        found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
     pairs = [
         (a, b) for a, b in zip(graph.user_outputs(found), expected) if isinstance(a, Tensor) and a.is_floating_point()
     ]

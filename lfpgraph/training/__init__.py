@@ -1,5 +1,7 @@
-"""`lfpgraph.Trainer` and its parts: data and its position, checkpoints, logs, what stops a run."""
+"""`lfpgraph.Trainer` and its parts: settings, data and its position, checkpoints, logs, what stops a run."""
 
+from .objective import Objective
+from .settings import Evaluation, Feedback, Loading, Running, Saving, Update
 from .trainer import Outcome, Trainer
 
-__all__ = ["Outcome", "Trainer"]
+__all__ = ["Evaluation", "Feedback", "Loading", "Objective", "Outcome", "Running", "Saving", "Trainer", "Update"]

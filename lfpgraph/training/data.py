@@ -1,4 +1,4 @@
-"""Training data: whose turn each row is, on every process, and a position in it that can be taken up again."""
+"""Training data: which rows each process gets in which order, and a position in them that can be taken up again."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class _Rows(Sampler[list[int]]):
             order = torch.randperm(self.count, generator=generator)
         for rows in order.split(self.size)[self.skip :]:
             start, end = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))
-            yield rows[start:end].tolist() or rows[:1].tolist()  # nobody's part is empty; see `weight`
+            yield rows[start:end].tolist() or rows[:1].tolist()  # a process without rows takes one; see `weight`
 
     def weight(self, batch: int) -> int:
-        """How many of batch's rows on this process count: 0 where a row only keeps the process busy."""
+        """How many of a batch's rows on this process count: 0 where it has one only to take part in the step."""
         rows = min(self.size, self.count - batch * self.size)
         return rows * (self.rank + 1) // self.world - rows * self.rank // self.world
 
@@ -118,7 +118,7 @@ class Batches:
             return None
 
     def start(self, epoch: int, skip: int = 0, state: Any = None) -> tuple[Iterator[tuple[Any, int]], Any]:
-        """Batches of an epoch, each with the number of its rows that count, and what `state` must be to start there again.
+        """Batches of an epoch, each with the number of its rows that count; and the `state` that starts the epoch again.
 
         Args:
             skip: batches that are done already. state: as returned for this epoch, if it was begun before.

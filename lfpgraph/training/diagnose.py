@@ -101,7 +101,7 @@ def _origin(node: fx.Node, bad: Callable[[fx.Node], bool]) -> fx.Node:
 
 
 def _backward(graph: OpGraph, values: Sequence[Any], composite: Composite, loss: Callable[[Any], Tensor]) -> str:
-    """The same for the way back."""
+    """What makes NaN or infinity in the loss or on the way back, as a phrase."""
     pairs = zip(graph.placeholder_nodes, graph.placeholders)
     plan = make_plan(graph, composite, {node for node, p in pairs if p.kind == "parameter"}, values=values)
     with torch.no_grad():

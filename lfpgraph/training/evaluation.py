@@ -1,4 +1,4 @@
-"""Loss and metrics over a whole data set, without a trace in the random generators or in the model's mode."""
+"""Loss and metrics over a whole data set; random generators and the model's mode stay as they were."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from ..modes import eval_mode
 from ..optional import need
-from ..randomness import random_state, set_random_state
+from ..randomness import keep_random_state
 from ..rewards.outputs import outputs_of
 from .data import Batches, rows_of
 from .objective import Objective
@@ -29,22 +30,16 @@ def evaluate(
     utils = need("accelerate.utils", "trainer", "lfpgraph.Trainer")
     if metrics and objective.step is not None:
         raise TrainingError("metrics need outputs and labels, which step= does not show; give loss= or reward= instead")
-    training, before = model.training, random_state()
-    model.eval()
     total = torch.zeros(2, dtype=torch.float64)
     kept: list[tuple[Tensor, Tensor]] = []
-    try:
-        with torch.no_grad(), accelerator.autocast():
-            for batch, count in batches.start(0)[0]:
-                if count == 0:
-                    continue
-                loss, outputs, labels = _loss(objective, model, utils.send_to_device(batch, accelerator.device))
-                total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
-                if metrics:
-                    kept.append((outputs.float().cpu(), labels.cpu()))
-    finally:
-        model.train(training)
-        set_random_state(before)
+    with eval_mode(model), keep_random_state(model, python=True), torch.no_grad(), accelerator.autocast():
+        for batch, count in batches.start(0)[0]:
+            if count == 0:
+                continue
+            loss, outputs, labels = _loss(objective, model, utils.send_to_device(batch, accelerator.device))
+            total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+            if metrics:
+                kept.append((outputs.float().cpu(), labels.cpu()))
     if accelerator.num_processes > 1:
         total = accelerator.reduce(total.to(accelerator.device), reduction="sum").cpu()
         kept = utils.gather_object(kept)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,8 +127,15 @@ class TensorBoard:
         self.writer.close()
 
 
+_LOGGERS: dict[str, tuple[Callable[[Path, int | None], Logger], str]] = {
+    "jsonl": (JsonLines, "log.jsonl"),
+    "csv": (CsvLog, "log.csv"),
+    "tensorboard": (TensorBoard, "tensorboard"),
+}
+
+
 def make_loggers(asked: Sequence[str | Logger], folder: Path | None, after: int | None) -> list[Logger]:
-    """The loggers by name ("jsonl", "csv", "tensorboard"), writing into `folder`, or as they are given.
+    """The loggers: those given by name write into `folder` (without one there are none), others are as they are.
 
     Args:
         after: the step of the checkpoint that the run goes on from; None for a new run.
@@ -140,18 +147,11 @@ def make_loggers(asked: Sequence[str | Logger], folder: Path | None, after: int 
     for name in asked:
         if not isinstance(name, str):
             made.append(name)
-        elif name not in ("jsonl", "csv", "tensorboard"):
-            raise TrainingError(
-                f"no logger {name!r}; known: jsonl, csv, tensorboard, or an object with write and close"
-            )
-        elif folder is None:
-            continue
-        elif name == "tensorboard":
-            made.append(TensorBoard(folder / "tensorboard", after))
-        elif name == "jsonl":
-            made.append(JsonLines(folder / "log.jsonl", after))
-        else:
-            made.append(CsvLog(folder / "log.csv", after))
+        elif name not in _LOGGERS:
+            raise TrainingError(f"no logger {name!r}; known: {', '.join(_LOGGERS)}, or an object with write and close")
+        elif folder is not None:
+            kind, file = _LOGGERS[name]
+            made.append(kind(folder / file, after))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,33 +14,32 @@ from ..rewards import reward_loss
 from ..rewards.outputs import outputs_of
 from .data import call_of, rows_of
 
-__all__ = [
-    "Objective",
-]
+__all__ = ["Objective"]
 
 
+@dataclass(frozen=True)
 class Objective:
-    """The loss of a batch, a scalar that is a mean over the batch's rows.
+    """What a batch is trained on; calling it gives the batch's loss, a scalar that is a mean over its rows.
 
-    Args:
-        loss: of (outputs, labels). reward: of (outputs, labels), returns the reward of each output. step: of
-            (model, batch), returns the loss. With none of them the model's own `.loss`. labels: their key in a mapping.
+    Attributes:
+        loss: a function of (outputs, labels), the mean over the batch; outputs are `.logits` where the model has them.
+        reward: instead of a loss: a function of (outputs, labels) that returns the reward of each output, such as those of
+            `lfpgraph.rewards`. The batch's mean is maximised. With neither, the model's own `.loss` is used.
+        step: instead of both: a function of (model, batch) that returns the loss, for batches of any other form.
+        labels: key of the labels in batches that are mappings.
 
     Raises:
-        TrainingError: more than one of them.
+        TrainingError: more than one of loss, reward and step.
     """
 
-    def __init__(
-        self,
-        loss: Callable[..., Tensor] | None,
-        reward: Callable[..., Tensor] | None,
-        step: Callable[[nn.Module, Any], Tensor] | None,
-        labels: str,
-    ) -> None:
-        if sum(f is not None for f in (loss, reward, step)) > 1:
+    loss: Callable[..., Tensor] | None = None
+    reward: Callable[..., Tensor] | None = None
+    step: Callable[[nn.Module, Any], Tensor] | None = None
+    labels: str = "labels"
+
+    def __post_init__(self) -> None:
+        if sum(f is not None for f in (self.loss, self.reward, self.step)) > 1:
             raise TrainingError("give one of loss, reward and step")
-        self.loss, self.reward, self.step = loss, reward, step
-        self.labels = labels if loss is not None or reward is not None else None
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
         """The loss of a batch on the model's device, the outputs and the labels (None where `step` is in use).
@@ -55,17 +55,22 @@ class Objective:
         except IndexError as error:  # a loss inside the model
             raise DataError(f"{error} {_about(kwargs)}") from error
         outputs = outputs_of(result)
-        if self.loss is None and self.reward is None:
+        if not self.takes_labels:
             labels = kwargs.get("labels")
         return self.of_result(result, labels, rows_of(batch)), outputs, labels
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a function here takes the labels; otherwise the model does."""
+        return self.loss is not None or self.reward is not None
+
     def parts(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Positional and keyword arguments of the model, and the labels that the loss takes."""
-        if self.loss is None and self.reward is None and not isinstance(batch, Mapping):
+        if not self.takes_labels and not isinstance(batch, Mapping):
             raise TrainingError(
                 "the model's own loss needs batches that are mappings; else give the Trainer loss= or reward="
             )
-        return call_of(batch, self.labels)
+        return call_of(batch, self.labels if self.takes_labels else None)
 
     def of_result(self, result: Any, labels: Any, rows: int) -> Tensor:
         """The loss of what the model returned."""

@@ -1,30 +1,23 @@
-"""A run put into a checkpoint, and taken up from one."""
+"""Where a run stands; how that is put into a checkpoint, and taken up from one."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 from ..errors import CheckpointError, TrainingError
 from ..optional import need
 from ..randomness import random_state
-from .checkpoint import (
-    find_checkpoint,
-    latest,
-    load_weights,
-    prune,
-    read_state,
-    step_name,
-    write_checkpoint,
-)
+from .checkpoint import find_checkpoint, latest, load_weights, prune, read_state, step_name, write_checkpoint
+from .data import Batches
 from .stops import Best
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-__all__ = ["Position", "begin", "save"]
+__all__ = ["Position", "Run"]
 
 
 @dataclass
@@ -37,86 +30,108 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save(run: Trainer) -> Path:
-    """Write a checkpoint of a run; all processes must call it.
+@dataclass
+class Run:
+    """What changes while a model is trained, and so belongs in a checkpoint.
 
-    Raises:
-        CheckpointError: there is no folder, or it cannot be written.
+    Attributes:
+        folder: holds the checkpoints and logs; None for neither.
+        epoch_state: the random states at the start of the epoch, as `Batches.start` returned them.
     """
-    if run.checkpoints is None:
-        raise CheckpointError("there is no folder for checkpoints: give the Trainer folder=")
-    at, scaler = run.position, run.accelerator.scaler
-    epoch = run.epoch_state if at.batch else run.batches.state()
-    gather = need("accelerate.utils", "trainer", "lfpgraph.Trainer").gather_object
-    each = gather([{"random": random_state(), "epoch": epoch}])
-    path = run.checkpoints / step_name(at.step)
-    if run.accelerator.is_main_process:
-        state = {
-            "optimizer": run.optimizer.state_dict(),
-            "optimizer_name": type(run.optimizer).__name__,
-            "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "position": asdict(at),
-            "best": asdict(run.best),
-            "each": each,
-        }
-        note = {"step": at.step, "epoch": at.epoch, "batch": at.batch, "best": asdict(run.best)}
-        note["last"] = at.history[-1] if at.history else None
-        write_checkpoint(path, run.model, state, note)
-        prune(run.checkpoints, run.keep, path.with_name(step_name(run.best.step)))
-    run.accelerator.wait_for_everyone()
-    return path
 
+    accelerator: Any
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Any
+    batches: Batches
+    best: Best
+    folder: Path | None
+    position: Position = field(default_factory=Position)
+    epoch_state: Any = None
 
-def begin(run: Trainer, resume: bool | str | os.PathLike[str]) -> Any:
-    """Set a run to its start, or to a checkpoint.
+    @property
+    def checkpoints(self) -> Path | None:
+        """The folder of the checkpoints."""
+        return None if self.folder is None else self.folder / "checkpoints"
 
-    Args:
-        resume: as for `Trainer.train`.
+    def save(self, keep: int) -> Path:
+        """Write a checkpoint and remove old ones beyond `keep`; all processes must call it.
 
-    Returns:
-        The states of the random generators at the checkpoint; None for a new run.
+        Raises:
+            CheckpointError: there is no folder, or it cannot be written.
+        """
+        if self.checkpoints is None:
+            raise CheckpointError("there is no folder for checkpoints: give the Trainer folder=")
+        at, scaler = self.position, self.accelerator.scaler
+        epoch = self.epoch_state if at.batch else self.batches.state()
+        gather = need("accelerate.utils", "trainer", "lfpgraph.Trainer").gather_object
+        each = gather([{"random": random_state(), "epoch": epoch}])
+        path = self.checkpoints / step_name(at.step)
+        if self.accelerator.is_main_process:
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "optimizer_name": type(self.optimizer).__name__,
+                "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "position": asdict(at),
+                "best": asdict(self.best),
+                "each": each,
+            }
+            note = {"step": at.step, "epoch": at.epoch, "batch": at.batch, "best": asdict(self.best)}
+            note["last"] = at.history[-1] if at.history else None
+            write_checkpoint(path, self.model, state, note)
+            prune(self.checkpoints, keep, path.with_name(step_name(self.best.step)))
+        self.accelerator.wait_for_everyone()
+        return path
 
-    Raises:
-        TrainingError: a new run in a folder that holds another. CheckpointError: no checkpoint, or of something else.
-    """
-    if resume == "auto":
-        resume = latest(run.checkpoints) is not None
-    if resume:
-        if resume is True and run.folder is None:
-            raise CheckpointError("resume=True needs the folder that holds the checkpoints")
-        found = _restore(run, find_checkpoint(run.folder if resume is True else resume))  # type: ignore[arg-type]
-    else:
+    def begin(self, resume: bool | str | os.PathLike[str], seed: int) -> Any:
+        """Go to the start of a new run, or to a checkpoint.
+
+        Args:
+            resume: as for `Trainer.train`. seed: of all random generators, for a new run.
+
+        Returns:
+            The states of the random generators at the checkpoint; None for a new run.
+
+        Raises:
+            TrainingError: a new run in a folder that holds another. CheckpointError: no checkpoint, or of something else.
+        """
+        if resume == "auto":
+            resume = latest(self.checkpoints) is not None
         found = None
-        if latest(run.checkpoints) is not None:
+        if resume:
+            source = self.folder if resume is True else resume
+            if source is None:
+                raise CheckpointError("resume=True needs the folder that holds the checkpoints")
+            found = self._restore(find_checkpoint(source))  # type: ignore[arg-type]
+        elif latest(self.checkpoints) is not None:
             raise TrainingError(
-                f"{run.folder} holds the checkpoints of a run: go on with train(resume=True), or give another folder"
+                f"{self.folder} holds the checkpoints of a run: go on with train(resume=True), or give another folder"
             )
-        need("accelerate.utils", "trainer", "lfpgraph.Trainer").set_seed(run.seed, device_specific=True)
-    run.accelerator.wait_for_everyone()
-    if run.folder is not None:
+        else:
+            need("accelerate.utils", "trainer", "lfpgraph.Trainer").set_seed(seed, device_specific=True)
+        self.accelerator.wait_for_everyone()
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainingError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+        return found
+
+    def _restore(self, checkpoint: Path) -> Any:
+        state = read_state(checkpoint)
+        name, before = type(self.optimizer).__name__, state["optimizer_name"]
+        if before != name or (state["scheduler"] is None) != (self.scheduler is None):
+            raise CheckpointError(f"{checkpoint} was made with {before}, or another scheduler, not {name}")
+        load_weights(self.model, checkpoint)
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot make the folder {run.folder}: {error.strerror}") from error
-    return found
-
-
-def _restore(run: Trainer, checkpoint: Path) -> Any:
-    state = read_state(checkpoint)
-    name = type(run.optimizer).__name__
-    if state["optimizer_name"] != name or (state["scheduler"] is None) != (run.scheduler is None):
-        raise CheckpointError(f"{checkpoint} was made with {state['optimizer_name']}, or another scheduler, not {name}")
-    load_weights(run.model, checkpoint)
-    try:
-        run.optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint}: the optimizer's state does not fit: {error}") from error
-    for holder, key in ((run.scheduler, "scheduler"), (run.accelerator.scaler, "scaler")):
-        if holder is not None and state[key] is not None:
-            holder.load_state_dict(state[key])
-    run.position = Position(**state["position"])
-    run.best = Best(**state["best"])
-    own = state["each"][run.accelerator.process_index % len(state["each"])]
-    run.epoch_state = own["epoch"]
-    return own["random"]
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: the optimizer's state does not fit: {error}") from error
+        for holder, key in ((self.scheduler, "scheduler"), (self.accelerator.scaler, "scaler")):
+            if holder is not None and state[key] is not None:
+                holder.load_state_dict(state[key])
+        self.position, self.best = Position(**state["position"]), Best(**state["best"])
+        own = state["each"][self.accelerator.process_index % len(state["each"])]
+        self.epoch_state = own["epoch"]
+        return own["random"]

@@ -1,4 +1,4 @@
-"""A Trainer's settings: whether they go together; optimizers and schedulers by name, by function, or as they are."""
+"""What a Trainer works with: accelerator, optimizer and scheduler, by name, by function, or as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 from ..errors import InputError, TrainingError
 from ..optional import need
 
-__all__ = ["check_counts", "check_rhythms", "make_accelerator", "make_optimizer", "make_scheduler", "waits_for_metric"]
+__all__ = ["make_accelerator", "make_optimizer", "make_scheduler", "waits_for_metric"]
 
 _SCHEDULES: dict[str, Callable[[Optimizer, int], Any]] = {
     "constant": lambda o, steps: lr_scheduler.ConstantLR(o, factor=1.0, total_iters=1),
@@ -22,20 +22,6 @@ _SCHEDULES: dict[str, Callable[[Optimizer, int], Any]] = {
         o, [group["lr"] for group in o.param_groups], total_steps=steps, cycle_momentum=False
     ),
 }
-
-
-def check_counts(**settings: Any) -> None:
-    """Raise TrainingError unless all are whole numbers of 1 or more."""
-    for name, value in settings.items():
-        if not isinstance(value, int) or value < 1:
-            raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
-
-
-def check_rhythms(**settings: Any) -> None:
-    """Raise TrainingError unless all are "epoch" or a number of steps."""
-    for name, every in settings.items():
-        if every != "epoch" and not (isinstance(every, int) and every > 0):
-            raise TrainingError(f'{name}={every!r} is not known; give "epoch" or a number of steps')
 
 
 def make_accelerator(mixed_precision: str | None, device: str | None) -> Any:

@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..composites.composite import get_composite
 from ..errors import DataError, LfpGraphError, NonFiniteError, one_line
 from ..optional import need
+from ..randomness import random_state, set_random_state
 from .diagnose import bad_inputs, first_non_finite
 from .objective import Objective
+from .settings import Update
 from .stops import Asked
 
 __all__ = ["Stepper"]
@@ -35,11 +37,10 @@ class Stepper:
         model: nn.Module,
         optimizer: Optimizer,
         objective: Objective,
-        clip: float | None,
-        check_finite: bool,
+        update: Update,
     ) -> None:
         self.accelerator, self.model, self.objective = accelerator, model, objective
-        self.clip, self.check = clip, check_finite
+        self.clip, self.check = update.clip, update.check_finite
         forward = model.__dict__.get("forward")
         self.parallel = accelerator.prepare_model(model)
         # Casts are traced with the model, inside `accelerator.autocast`: no second wrapper around forward.
@@ -57,7 +58,7 @@ class Stepper:
         """Take a step on batches, each with the number of its rows that count.
 
         Args:
-            where: the step, for messages. asked: is made the same on all processes. kept: what is left if it fails.
+            where: the step, for messages. asked: a signal to one process becomes one to all. kept: what is left if it fails.
 
         Returns:
             The loss, the norm of the gradient before clipping (None if nobody asked for it), and the seconds it took.
@@ -74,7 +75,7 @@ class Stepper:
         for i, (batch, count) in enumerate(group):
             batch = self.send(batch, self.accelerator.device)
             wait = world > 1 and i + 1 < len(group)
-            random = torch.get_rng_state()
+            random = random_state()
             with self.accelerator.no_sync(self.parallel) if wait else contextlib.nullcontext():
                 try:
                     with self.accelerator.autocast():
@@ -115,7 +116,7 @@ class Stepper:
         self.accelerator.unscale_gradients()
         return float(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
 
-    def _origin(self, batch: Any, random: Tensor) -> str:
+    def _origin(self, batch: Any, random: dict[str, Any]) -> str:
         """What made NaN or infinity, as far as it can be found."""
         if self.objective.step is not None:
             return "lfpgraph cannot follow a step of your own to the operation that made it"
@@ -125,7 +126,7 @@ class Stepper:
             return given
         forward = self.model.__dict__.get("forward")
         composite = getattr(forward, "composite", None) or get_composite("gradient")
-        torch.set_rng_state(random)
+        set_random_state(random)
         try:
             with self.accelerator.autocast():
                 return first_non_finite(

@@ -1,4 +1,4 @@
-"""What ends a run before its last step, a signal or a figure that no longer improves, and how a run ended."""
+"""What ends a run early (a signal, a figure that no longer improves), and how a run ended."""
 
 from __future__ import annotations
 

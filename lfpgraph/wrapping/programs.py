@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from ..errors import LfpGraphError
 from ..graph.calls import flatten_input
 from ..graph.graph import OpGraph
 from ..graph.sizes import Sizes
+from ..randomness import keep_random_state
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
@@ -150,7 +150,7 @@ class Programs(Generic[E]):
         self.traces += 1
         name = type(call.model).__name__
         no_hooks = saved_tensors_hooks(lambda t: t, lambda t: t)  # those of the caller shall see no fake tensors
-        with _random_state_kept(), no_hooks:
+        with keep_random_state(call.model, call.tensors), no_hooks:  # a call that traces draws what a later one draws
             graph = trace(call.model, call.args, call.kwargs, fallback=fallback)
             try:
                 return prepare(graph, call)
@@ -162,16 +162,3 @@ class Programs(Generic[E]):
                 log.info("%s does not trace for open sizes: %s", name, error)
             log.warning("%s is traced for these sizes alone: %s", name, call.sizes)
             return prepare(trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback), call)
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restores the random state, so that a call that traces gives the same outputs as a later one."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from ...composites.composite import Composite, get_composite
 from ...errors import InputError, OnnxError, check_choice
 from ...graph.calls import arguments_of, state_tensors
+from ...modes import eval_mode
 from ...tracing.flat import original_forward
 from ..operators.builder import Builder, Value
 from ..operators.translation import tensor_info, translate, value_of
@@ -242,13 +243,8 @@ def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes
 
 
 def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> _Graph:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with eval_mode(model):
         step = trace_forward(model, args, kwargs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     b, axes = Builder(), _open_axes(step, names)
     tensors = state_tensors(model)
     given = {name for kind, name in step.inputs if kind == "parameter"}

@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from ...errors import InputError, OnnxError
 from ...graph.calls import arguments_of, input_tensors
+from ...modes import eval_mode
 from ...tracing.export import quiet
 from ...tracing.flat import FlatModel, tracing
 from ..operators.builder import OPSET
@@ -63,15 +64,10 @@ def export(
     if not tensors:
         raise OnnxError("the example holds no tensor")
     flat = FlatModel(model, args, kwargs)
-    modes = {module: module.training for module in model.modules()}
-    flat.eval()
-    try:
+    with eval_mode(flat):
         with torch.no_grad(), tracing():
             expected = flat(*tensors)
         program = _to_onnx(flat, tensors, names, len(expected), opset)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     _drop_prefix(program.model.graph, "model.")  # FlatModel holds the model as `model`
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

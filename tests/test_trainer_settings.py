@@ -1,0 +1,103 @@
+"""Settings of `lfpgraph.Trainer`: in groups or one by one, checked when they are given."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.nn import functional as F
+
+import lfpgraph
+from lfpgraph.errors import TrainingError
+from lfpgraph.training import Evaluation, Feedback, Loading, Objective, Running, Saving, Update
+from lfpgraph.training.settings import Settings
+
+from .support.trainer_run import make_data, make_model, same, weights
+
+pytest.importorskip("accelerate")
+
+# What the Trainer took when it had no groups, in their order.
+SINGLE = (
+    "loss", "reward", "step", "optimizer", "lr", "scheduler", "epochs", "max_steps", "batch_size", "accumulate", "clip",
+    "composite", "wrap_options", "policies", "metrics", "monitor", "greater", "patience", "margin", "load_best", "folder",
+    "eval_every", "save_every", "keep", "loggers", "progress", "seed", "mixed_precision", "device", "check_finite", "labels",
+    "workers", "collate",
+)  # fmt: skip
+
+
+def test_single_settings_equal_grouped_ones(tmp_path: Path) -> None:
+    data, test = make_data(), make_data(20, 4)
+    single = lfpgraph.Trainer(
+        make_model(), data, test, loss=F.cross_entropy, lr=1e-2, scheduler="onecycle", clip=0.5, epochs=2, seed=3,
+        batch_size=8, composite="lfp-epsilon", metrics=["accuracy"], monitor="eval_accuracy", load_best=True,
+        folder=tmp_path / "single", save_every=1, keep=1, progress=False,
+    )  # fmt: skip
+    grouped = lfpgraph.Trainer(
+        make_model(),
+        data,
+        test,
+        objective=Objective(loss=F.cross_entropy),
+        feedback=Feedback("lfp-epsilon"),
+        loading=Loading(batch_size=8),
+        update=Update(lr=1e-2, scheduler="onecycle", clip=0.5),
+        running=Running(epochs=2, seed=3),
+        evaluation=Evaluation(metrics=["accuracy"], monitor="eval_accuracy", load_best=True),
+        saving=Saving(folder=tmp_path / "grouped", save_every=1, keep=1, progress=False),
+    )
+    groups = [group.name for group in fields(Settings) if group.name != "saving"]
+    assert [getattr(single.settings, g) for g in groups] == [getattr(grouped.settings, g) for g in groups]
+    first, second = single.train(), grouped.train()
+    assert same(weights(single.model), weights(grouped.model)) and first.metrics == second.metrics
+    assert first.checkpoint is not None and second.checkpoint is not None
+    assert first.checkpoint.name == second.checkpoint.name
+
+
+def test_every_single_setting_has_one_group() -> None:
+    groups = {group.name: [setting.name for setting in fields(type(group.default))] for group in fields(Settings)}
+    assert sorted(name for settings in groups.values() for name in settings) == sorted(SINGLE)
+    parameters = inspect.signature(lfpgraph.Trainer).parameters
+    assert list(parameters) == ["model", "train_data", "eval_data", *groups, "single"]
+    for settings in groups.values():
+        assert all(f"`{name}`" in (lfpgraph.Trainer.__doc__ or "") for name in settings)
+
+
+def test_a_single_setting_replaces_its_groups() -> None:
+    settings = Settings.of({"lr": 0.5, "folder": "run"}, update=Update(lr=0.1, accumulate=2))
+    assert (settings.update.lr, settings.update.accumulate, settings.saving.folder) == (0.5, 2, "run")
+    with pytest.raises(FrozenInstanceError):
+        settings.update.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"epoch": 3}, TypeError, "no argument 'epoch'; near it: epochs"),
+        ({"save_evry": 3}, TypeError, "no argument 'save_evry'; near it: save_every"),
+        ({"updates": Update()}, TypeError, "no argument 'updates'; near it: update"),
+        ({"update": Saving()}, TypeError, "update= must be of the class Update, not Saving"),
+        ({"update": {"lr": 1.0}}, TypeError, "update= must be of the class Update, not dict"),
+    ],
+)
+def test_arguments_of_no_group(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        lfpgraph.Trainer(make_model(), make_data(), **given)
+
+
+@pytest.mark.parametrize(
+    ("group", "given", "message"),
+    [
+        (Running, {"epochs": 0}, "epochs=0 must be a whole number"),
+        (Loading, {"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
+        (Update, {"accumulate": 0}, "accumulate=0 must be"),
+        (Saving, {"keep": 0}, "keep=0 must be"),
+        (Saving, {"save_every": "step"}, "save_every='step' is not known"),
+        (Evaluation, {"eval_every": 0}, "eval_every=0 is not known"),
+        (Objective, {"loss": F.cross_entropy, "reward": F.mse_loss}, "one of loss, reward and step"),
+    ],
+)
+def test_a_group_is_checked_when_it_is_made(group: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        group(**given)
