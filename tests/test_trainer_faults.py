@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from .support.trainer_run import make_data, make_model, make_trainer, same, weig
 
 pytest.importorskip("accelerate")
 safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("safetensors.torch")
 from lfpgraph.training import checkpoint  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +162,7 @@ def test_checkpoint_of_something_else(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from tests.trainer_run import make_trainer
+from tests.support.trainer_run import make_trainer
 from lfpgraph.errors import LfpGraphError
 
 trainer = make_trainer(Path(sys.argv[1]), save_every=2, eval_data=None, metrics=[])
@@ -225,8 +227,8 @@ def test_death_at_every_moment_of_writing(tmp_path: Path, monkeypatch: pytest.Mo
         return call
 
     for owner, name in (
-        (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "write_text"), (checkpoint, "save_tree"),
-        (checkpoint.shutil, "rmtree"),
+        (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "write_text"), (safetensors.torch, "save_file"),
+        (shutil, "rmtree"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
     deaths = 0
@@ -250,7 +252,7 @@ def killed(tmp_path: Path, times: int, epochs: int) -> None:
     """Kill a run at random moments, take it up each time, and compare its end with a run that was left alone."""
     draw = random.Random(times)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.trainer_run"]
+    command = [sys.executable, "-m", "tests.support.trainer_run"]
     whole = subprocess.Popen([*command, str(tmp_path / "whole"), str(epochs)], cwd=ROOT, env=environment)
     assert whole.wait() == 0
     folder, kills, lost = tmp_path / "run", 0, 0
