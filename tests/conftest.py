@@ -17,7 +17,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """The collector leaves alone what is there before the first test: thousands of tests, torch, transformers.
 
-    Otherwise it walks over all of that again and again, since a trace makes many small objects; that took a twentieth of the time.
+    Otherwise it walks over all of that again and again, since a trace makes many small objects: a twentieth of the time.
     """
     gc.collect()
     gc.freeze()

@@ -170,7 +170,7 @@ def test_recorded_modules_nodes_and_parameters(net: Any) -> None:
 
 def test_relevance_of_tokens() -> None:
     """Of the word embeddings, one number for each token; those of positions are no token's."""
-    model, batch = build_tiny("bert")
+    model, batch = build_tiny("bert", layers=1)
     model = model.double().eval()
     batch.pop("labels")
     found = lfpgraph.attribute(model, batch, 1, "attnlrp", record="bert.embeddings.word_embeddings")
@@ -249,7 +249,7 @@ def test_integers_without_embedding_are_refused() -> None:
 
 def test_check_against_lxt_finds_no_difference_and_a_wrong_rule() -> None:
     pytest.importorskip("lxt.explicit.functional")
-    model, batch = build_tiny("vit", "eager")
+    model, batch = build_tiny("vit", "eager", layers=1)
     batch = {"pixel_values": batch["pixel_values"].double()}
     report = lfpgraph.check(model.double().eval(), batch, against="lxt")
     compared = {row["op"] for row in report.rows}
