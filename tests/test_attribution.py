@@ -102,6 +102,7 @@ class Looks(nn.Module):
 
 
 def test_one_trace_serves_all_calls(net: Any) -> None:
+    """Other batch sizes and other composites trace nothing; weights are read anew; the model is not kept alive."""
     model = copy.deepcopy(net[0])
     model.append(Looks())
     first = lfpgraph.attribute(model, net[1], 0)
@@ -194,7 +195,7 @@ def test_integrated_gradients_are_complete(net: Any) -> None:
 
 
 def test_norms_are_merged_only_where_that_is_the_same(net: Any) -> None:
-    from lfpgraph.explain.merge_norms import merge_norms
+    from lfpgraph.explain.batch_norms import merge_norms
 
     model, x = net
     graph = lfpgraph.trace(model, x)

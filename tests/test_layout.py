@@ -87,6 +87,15 @@ def test_there_is_no_circle() -> None:
     assert list(nx.simple_cycles(graph)) == []
 
 
+def test_no_module_bears_the_name_of_its_function() -> None:
+    """`from .trace import trace` would leave a reader, and `monkeypatch`, to guess which of the two is meant."""
+    found = []
+    for module, path in MODULES.items():
+        defined = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        found += [module] if module.rpartition(".")[2] in defined else []
+    assert found == []
+
+
 def test_folders_are_small() -> None:
     files: dict[Path, int] = defaultdict(int)
     for top in ("lfpgraph", "rules", "models_zoo"):
@@ -97,9 +106,24 @@ def test_folders_are_small() -> None:
     assert {str(folder): n for folder, n in files.items() if n > 14} == {}
 
 
+def test_every_folder_is_installed() -> None:
+    listed = (ROOT / "pyproject.toml").read_text()
+    packages = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+    assert [package for package in packages if f'"{package}"' not in listed] == []
+
+
 def test_no_file_is_long() -> None:
     tests = (ROOT / "tests").rglob("*.py")
     assert [path.name for path in (*MODULES.values(), *tests) if len(path.read_text().splitlines()) > 300] == []
+
+
+def test_no_test_imports_another() -> None:
+    """What several test files share lies in `tests/support/`."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.rpartition(".")[2].startswith("test_")], f"{path.name}: {names}"
 
 
 PUBLIC = {

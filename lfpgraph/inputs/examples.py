@@ -1,7 +1,7 @@
 """Example inputs for a model, worked out from the model itself.
 
-A transformers model tells by its forward's arguments and its configuration (`inputs_hf`); any other module by its first
-layer. What cannot be told is an `InputError`, never a guess that runs by chance.
+For a transformers model they follow from its forward's arguments and its configuration (`transformers`), for any other
+module from its first layer. What cannot be told is an `InputError`, never a guess that runs by chance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def example_inputs(model: nn.Module, batch: int = 2, length: int = 16) -> Inputs
 
     Args:
         model: a transformers model of any kind, or a module whose first layer tells what it takes. It may lie on the
-            meta device or hold fake tensors. It may be run once without gradients, to tell which inputs fit.
+            meta device or hold fake tensors. It may be run without gradients, to find out which inputs fit.
         batch: how many examples.
         length: tokens of a text, steps of a sequence, frames of encoded sound.
 
@@ -76,7 +76,7 @@ def _image_size(model: nn.Module) -> int:
 
 
 def _fits(model: nn.Module, side: int) -> bool:
-    """Whether a chain of layers takes images of this side; nothing is computed."""
+    """Whether a chain of layers takes images of this side; only shapes are worked out."""
     from torch._subclasses import FakeTensorMode
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))

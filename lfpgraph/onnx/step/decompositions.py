@@ -12,6 +12,7 @@ from typing import Any
 from torch._decomp import core_aten_decompositions
 
 from ..registry import DECOMPOSITIONS, TRANSLATORS
+from . import decompositions_attention, decompositions_norms, decompositions_windows  # noqa: F401  (they fill the table)
 
 __all__ = ["decomposition_table"]
 

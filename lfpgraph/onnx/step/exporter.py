@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...composites.composite import Composite, get_composite
-from ...errors import InputError, OnnxError
+from ...errors import InputError, OnnxError, check_choice
 from ...graph.calls import arguments_of, state_tensors
 from ...tracing.flat import original_forward
 from ..operators.builder import Builder, Value
-from ..operators.translate import tensor_info, translate, value_of
+from ..operators.translation import tensor_info, translate, value_of
 from ..runtime.files import METADATA
 from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step
@@ -122,13 +122,9 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
 
 
 def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Mapping[str, float] | None) -> Any:
-    for what, value, known in (
-        ("reward", reward, REWARDS),
-        ("optimizer", optimizer, tuple(OPTIMIZERS)),
-        ("parameters", parameters, ("inside", "outside")),
-    ):
-        if value not in known:
-            raise OnnxError(f"{what}={value!r} is not known; choose one of {', '.join(known)}")
+    check_choice("reward", reward, REWARDS, OnnxError)
+    check_choice("optimizer", optimizer, tuple(OPTIMIZERS), OnnxError)
+    check_choice("parameters", parameters, ("inside", "outside"), OnnxError)
     defaults = OPTIMIZERS[optimizer].defaults
     unknown = set(options or {}) - set(defaults)
     if unknown:
@@ -171,8 +167,8 @@ def _graph_inputs(
 ) -> tuple[list[Value], list[Any]]:
     """Values for the step's placeholders, and ONNX's descriptions of those that are inputs of the file.
 
-    `given` are the names of parameters and buffers that are inputs; `values` gives those initializers too; what is
-    neither is an initializer alone.
+    `given` names the parameters and buffers that are inputs; with `values` they have initializers, too. Every other
+    tensor is an initializer alone.
     """
     tensors, axes = state_tensors(model), _open_axes(step, names)
     found, infos = [], []
