@@ -15,7 +15,6 @@ __all__ = ["TINY", "build_tiny"]
 Batch = dict[str, Any]
 _KEYWORDS: dict[str, Any] = {
     "hidden_size": 32,
-    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
@@ -32,14 +31,19 @@ def _ids(n: int, length: int = 7) -> torch.Tensor:
 def _torch(
     build: Callable[[], nn.Module], inputs: Callable[[int], torch.Tensor]
 ) -> Callable[..., tuple[nn.Module, Batch]]:
-    return lambda attention, n: (build(), {"input": inputs(n)})
+    return lambda attention, n, layers: (build(), {"input": inputs(n)})
 
 
-def _bert(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _bert(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=60, max_position_embeddings=32, num_labels=3, attn_implementation=attention, **_KEYWORDS
+        vocab_size=60,
+        max_position_embeddings=32,
+        num_labels=3,
+        attn_implementation=attention,
+        num_hidden_layers=layers,
+        **_KEYWORDS,
     )
     ids = _ids(n)
     mask = torch.ones_like(ids)
@@ -49,12 +53,12 @@ def _bert(attention: str, n: int) -> tuple[nn.Module, Batch]:
     }  # fmt: skip
 
 
-def _vit(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _vit(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
         image_size=8, patch_size=4, num_channels=1, num_labels=10, attn_implementation=attention,
-        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, **_KEYWORDS,
+        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, num_hidden_layers=layers, **_KEYWORDS,
     )  # fmt: skip
     return ViTForImageClassification(config), {
         "pixel_values": torch.randn(n, 1, 8, 8),
@@ -62,7 +66,7 @@ def _vit(attention: str, n: int) -> tuple[nn.Module, Batch]:
     }
 
 
-def _resnet(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _resnet(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=10)
@@ -71,45 +75,54 @@ def _resnet(attention: str, n: int) -> tuple[nn.Module, Batch]:
     }  # fmt: skip
 
 
-def _gpt2(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _gpt2(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=60, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2,
+        vocab_size=60, n_positions=32, n_embd=32, n_layer=layers, n_head=4, bos_token_id=1, eos_token_id=2,
         attn_implementation=attention, loss_type="ForCausalLMLoss",
     )  # fmt: skip
     ids = _ids(n)
     return GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
 
 
-def _llama(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _llama(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=60, num_key_value_heads=2, attn_implementation=attention, **_KEYWORDS)
+    config = LlamaConfig(
+        vocab_size=60, num_key_value_heads=2, attn_implementation=attention, num_hidden_layers=layers, **_KEYWORDS
+    )
     ids = _ids(n)
     return LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}
 
 
-def _qwen3(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _qwen3(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(vocab_size=60, num_key_value_heads=2, head_dim=8, attn_implementation=attention, **_KEYWORDS)
+    config = Qwen3Config(
+        vocab_size=60,
+        num_key_value_heads=2,
+        head_dim=8,
+        attn_implementation=attention,
+        num_hidden_layers=layers,
+        **_KEYWORDS,
+    )
     ids = _ids(n)
     return Qwen3ForCausalLM(config), {"input_ids": ids, "labels": ids}
 
 
-def _t5(attention: str, n: int) -> tuple[nn.Module, Batch]:
+def _t5(attention: str, n: int, layers: int) -> tuple[nn.Module, Batch]:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=layers, num_heads=4, decoder_start_token_id=0,
         attn_implementation=attention,
     )  # fmt: skip
     ids = _ids(n)
     return T5ForConditionalGeneration(config), {"input_ids": ids, "labels": _ids(n, 5)}
 
 
-TINY: dict[str, Callable[[str, int], tuple[nn.Module, Batch]]] = {
+TINY: dict[str, Callable[[str, int, int], tuple[nn.Module, Batch]]] = {
     "mlp": _torch(torch_models.mlp, lambda n: torch.randn(n, 20)),
     "lenet": _torch(torch_models.lenet, lambda n: torch.randn(n, 1, 28, 28)),
     "vgg": _torch(lambda: torch_models.vgg(norm=False), lambda n: torch.randn(n, 3, 16, 16)),
@@ -127,7 +140,12 @@ TINY: dict[str, Callable[[str, int], tuple[nn.Module, Batch]]] = {
 }
 
 
-def build_tiny(name: str, attention: str = "eager", batch: int = 3, seed: int = 0) -> tuple[nn.Module, Batch]:
-    """A tiny model of a name in `TINY` and keyword inputs for it (labels included where the model takes them)."""
+def build_tiny(
+    name: str, attention: str = "eager", batch: int = 3, seed: int = 0, layers: int = 2
+) -> tuple[nn.Module, Batch]:
+    """A tiny model of a name in `TINY` and keyword inputs for it (labels included where the model takes them).
+
+    `layers` is how many a transformer has; the other models are as deep as they are.
+    """
     torch.manual_seed(seed)
-    return TINY[name](attention, batch)
+    return TINY[name](attention, batch, layers)

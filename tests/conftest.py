@@ -1,17 +1,24 @@
-"""Fixtures for every test."""
+"""What holds for every test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
 
 import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and lose much where others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tiny models gain nothing from threads, and lose much where others use the cores; a test may have set others."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The collector leaves alone what is there before the first test: thousands of tests, torch, transformers.
+
+    Otherwise it walks over all of that again and again, since a trace makes many small objects: a twentieth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

@@ -34,7 +34,7 @@ def check(model: nn.Module, inputs: Any, composite: str) -> lfpgraph.Conservatio
 @pytest.mark.parametrize("name", ["lenet", "vgg-bn", "lstm", "bert"])
 @pytest.mark.parametrize("composite", ["epsilon-plus", "cp-lrp"])
 def test_relevance_adds_up(name: str, composite: str) -> None:
-    model, batch = build_tiny(name)
+    model, batch = build_tiny(name, layers=1)
     model, inputs = _doubled(model, batch.get("input", {k: v for k, v in batch.items() if k != "labels"}))
     found = check(model, inputs, composite)
     attributed = lfpgraph.attribute(model, inputs, largest, composite)

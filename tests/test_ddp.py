@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
+
+from .support.processes import free_port, ranks
 
 STEPS = 3
 SHARD = 6
@@ -44,7 +45,6 @@ def train(model: nn.Module, parameters: nn.Module, rows: slice) -> list[Tensor]:
 
 def worker(rank: int, port: int, folder: str) -> None:
     """One rank; writes its weights and how often it traced."""
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         model = lfpgraph.wrap(make_model(), "lfp-epsilon")
@@ -55,21 +55,14 @@ def worker(rank: int, port: int, folder: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def difference(got: list[Tensor], want: list[Tensor]) -> float:
     """Largest difference of any parameter relative to that parameter's largest value."""
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(got, want))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_two_ranks_equal_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(worker, args=(free_port(), str(tmp_path)), nprocs=2)
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    ranks(worker, free_port(), str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["traces"] == second["traces"] == 1
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"]))

@@ -74,7 +74,7 @@ def test_compute_loss_func_is_the_reward_by_hand(tmp_path: Path, accumulate: int
     """Two steps of `transformers.Trainer` with the example's function equal two written out, accumulated or not."""
     transformers = pytest.importorskip("transformers")
     module = example("transformers_reward")
-    from .test_hf_trainer import batch, bert, items
+    from .support.hf_models import batch, bert, items
 
     def plain(model: Any) -> Any:
         return torch.optim.SGD(model.parameters(), lr=0.5)

@@ -10,8 +10,8 @@ from torch import nn
 
 import lfpgraph
 
-from .test_ddp import free_port
-from .test_regional import Deep
+from .support.blocks import Deep
+from .support.processes import free_port, ranks
 
 
 def train(model: nn.Module, rows: slice) -> None:
@@ -34,7 +34,6 @@ def worker(rank: int, port: int, folder: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         mesh = init_device_mesh("cpu", (2,))
@@ -51,9 +50,8 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_sharded_blocks_train_as_on_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(worker, args=(free_port(), str(tmp_path)), nprocs=2)
+def test_sharded_blocks_train_as_on_one_process(tmp_path: Path) -> None:
+    ranks(worker, free_port(), str(tmp_path))
     found = torch.load(tmp_path / "0.pt")
     assert found["traces"] == 3
     model, start = make_model(), make_model()

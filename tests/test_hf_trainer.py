@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,56 +22,7 @@ import lfpgraph
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-CLASSES = 4
-
-
-def bert(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=16, num_labels=CLASSES,
-    )  # fmt: skip
-    return transformers.BertForSequenceClassification(config)
-
-
-def vit(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    config = transformers.ViTConfig(
-        image_size=16, patch_size=8, num_channels=1, hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=32, num_labels=CLASSES, hidden_dropout_prob=0.1,
-    )  # fmt: skip
-    return transformers.ViTForImageClassification(config)
-
-
-def gpt2(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    config = transformers.GPT2Config(
-        vocab_size=60, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1,
-        pad_token_id=1,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
-
-
-MODELS: dict[str, Callable[..., nn.Module]] = {"bert": bert, "vit": vit}
-
-
-def items(name: str, count: int = 32) -> list[dict[str, Any]]:
-    """A data set with `labels` in it, as the Trainer's default collator likes it."""
-    generator = torch.Generator().manual_seed(11)
-    result = []
-    for i in range(count):
-        if name == "vit":
-            item: dict[str, Any] = {"pixel_values": torch.randn(1, 16, 16, generator=generator)}
-        else:
-            mask = torch.ones(12, dtype=torch.long)
-            mask[8 + i % 5 :] = 0
-            item = {"input_ids": torch.randint(60, (12,), generator=generator), "attention_mask": mask}
-        result.append({**item, "labels": i % CLASSES})
-    return result
-
-
-def batch(name: str, count: int = 5) -> dict[str, Tensor]:
-    return transformers.default_data_collator(items(name, count))
+from .support.hf_models import MODELS, batch, bert, gpt2, items  # noqa: E402
 
 
 class StopAt(transformers.TrainerCallback):
@@ -121,18 +74,27 @@ def difference(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
     return max((got[k] - want[k]).abs().max().item() for k in want if want[k].is_floating_point())
 
 
-def interrupted(make: Callable[..., nn.Module], name: str, folder: Path) -> dict[str, Tensor]:
-    """Weights after a stop at half, and a resumption by a wrapped model of another start."""
-    trainer = train(lfpgraph.wrap(make()), name, folder, stop=2)
+def interrupted(model: nn.Module, name: str, folder: Path) -> dict[str, Tensor]:
+    """Weights after a stop at half of a wrapped model's run, and a resumption by a wrapped model of another start."""
+    trainer = train(model, name, folder, stop=2)
     assert trainer.state.global_step == 2
     checkpoint = str(folder / "checkpoint-2")
-    model = make(seed=1)
+    model = MODELS[name](seed=1)
     if name == "vit":
         # transformers 5.23 saves ViT under its former parameter names, and the Trainer does not find them on
         # resuming: an unwrapped ViT of another start ends in other weights too. from_pretrained knows them.
         model = type(model).from_pretrained(checkpoint)
     trainer = train(lfpgraph.wrap(model), name, folder, resume=checkpoint)
     assert trainer.state.global_step == 4
+    return weights(model)
+
+
+@functools.cache
+def backpropagated(name: str) -> dict[str, Tensor]:
+    """Weights after the same run without feedback."""
+    model = MODELS[name]()
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, name, Path(folder))
     return weights(model)
 
 
@@ -149,25 +111,22 @@ def test_trainer(name: str, tmp_path: Path) -> None:
     assert len(logged) == 4 and all(0 < entry["grad_norm"] < float("inf") for entry in logged)
     whole = weights(model)
 
-    plain = make()
-    train(plain, name, tmp_path / "plain")
-    backprop = weights(plain)
+    backprop = backpropagated(name)
     moved = difference(backprop, start)
     assert moved > 1e-3 and difference(whole, start) > 0.1 * moved
     assert difference(whole, backprop) > 0.1 * moved, "feedback is not the gradient"
 
-    assert difference(interrupted(make, name, tmp_path / "interrupted"), whole) <= 1e-6
+    model.load_state_dict(start)  # the same program again, from the first step
+    assert difference(interrupted(model, name, tmp_path / "interrupted"), whole) <= 1e-6
+    assert model.forward.traces == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradient_composite_trains_as_backprop(name: str, tmp_path: Path) -> None:
     """The same program with the true gradient follows backpropagation step by step, dropout included."""
-    results = []
-    for wrapped in (True, False):
-        model = MODELS[name]()
-        train(lfpgraph.wrap(model, "gradient") if wrapped else model, name, tmp_path / str(wrapped))
-        results.append(weights(model))
-    assert difference(*results) <= 1e-4
+    model = lfpgraph.wrap(MODELS[name](), "gradient")
+    train(model, name, tmp_path)
+    assert difference(weights(model), backpropagated(name)) <= 1e-4
 
 
 READER = """

@@ -117,6 +117,15 @@ def test_no_file_is_long() -> None:
     assert [path.name for path in (*MODULES.values(), *tests) if len(path.read_text().splitlines()) > 300] == []
 
 
+def test_no_test_imports_another() -> None:
+    """What several test files share lies in `tests/support/`."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.rpartition(".")[2].startswith("test_")], f"{path.name}: {names}"
+
+
 PUBLIC = {
     "Attribution", "CheckReport", "Composite", "Conservation", "Contrast", "CoverageReport", "LfpGraphError", "OpGraph",
     "Ruleset", "Trainer", "attribute", "bits_by_importance", "centred", "check", "composite_names", "conservation",

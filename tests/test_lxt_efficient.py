@@ -49,7 +49,7 @@ def _patch(monkeypatch: pytest.MonkeyPatch, name: str, wrap: Any, gate: Any) -> 
 
 
 def _case(name: str) -> tuple[nn.Module, dict[str, Tensor], Any]:
-    model, batch = build_tiny(name, "eager")
+    model, batch = build_tiny(name, "eager", layers=1)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items() if k != "labels"}
     torch.manual_seed(1)
     for parameter in model.parameters():  # zero biases and unit scales would hide errors

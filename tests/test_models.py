@@ -44,11 +44,11 @@ def _tensors(out: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_gradient_composite_equals_autograd(name: str, attention: str) -> None:
-    """Train mode with dropout, float64 and float32, then another batch size on the same trace."""
+    """Train mode with dropout, float64 and (one layer) float32, then another batch size on the same trace."""
     for dtype, tolerance in TOLERANCE.items():
         if dtype == torch.float32 and (attention == "sdpa" or name not in IN_FLOAT32):
             continue
-        model, batch = _cast(*build_tiny(name, attention), dtype)
+        model, batch = _cast(*build_tiny(name, attention, layers=2 if dtype == torch.float64 else 1), dtype)
         args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
         twin = copy.deepcopy(model)
         lfpgraph.wrap(model, "gradient")
@@ -67,7 +67,7 @@ def test_gradient_composite_equals_autograd(name: str, attention: str) -> None:
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_outputs_equal_and_feedback_finite(name: str, attention: str) -> None:
     """Train mode at the same seed, eval mode with autograd on, no_grad: the same outputs; feedback in both modes."""
-    model, batch = build_tiny(name, attention)
+    model, batch = build_tiny(name, attention, layers=1)
     args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
     twin = copy.deepcopy(model)
     lfpgraph.wrap(model, "lfp-epsilon")
@@ -102,7 +102,7 @@ def _assert_equal(found: Tensor, wanted: Tensor, name: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "vgg-bn", "bert", "llama"])
 def test_bfloat16(name: str) -> None:
     """Feedback in bfloat16 is the float32 feedback up to that type's precision."""
-    model, batch = _cast(*build_tiny(name), torch.bfloat16)
+    model, batch = _cast(*build_tiny(name, layers=1), torch.bfloat16)
     args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
     model.eval()
     low = lfp(model, *args, **kwargs)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from lfpgraph.onnx import load  # noqa: E402
 from lfpgraph.onnx.imports.table import IMPORTERS  # noqa: E402
 
-from .test_onnx_import import make, small_mlp  # noqa: E402
+from .support.onnx_files import make, small_mlp  # noqa: E402
 
 KINDS = sorted(IMPORTERS) + ["If", "MatMulInteger", "Resize"]
 

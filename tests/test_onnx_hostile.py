@@ -20,7 +20,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from lfpgraph.onnx import OrtTrainer, export_training_step, load  # noqa: E402
 
-from .test_onnx_import import make, small_mlp  # noqa: E402
+from .support.onnx_files import make, small_mlp  # noqa: E402
 
 
 def changed(change: Any) -> Any:

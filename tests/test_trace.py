@@ -18,7 +18,7 @@ from .support.helpers import assert_same, gradients
 
 def test_classes_of_a_language_model() -> None:
     """Token embeddings are active, position embeddings weight-like, masks constant; the loss is the objective."""
-    model, batch = build_tiny("bert")
+    model, batch = build_tiny("bert", layers=1)
     graph = lfpgraph.trace(model, (), batch)
     kinds: dict[str, set[str]] = {ACTIVE: set(), WEIGHT: set(), CONSTANT: set()}
     parts: dict[str, str] = {}
@@ -44,10 +44,10 @@ def test_networkx_carries_paths_and_lines() -> None:
 
 def test_fake_and_meta_tensors() -> None:
     """An architecture traces without its weights."""
-    model, batch = build_tiny("llama")
+    model, batch = build_tiny("llama", layers=1)
     expected = lfpgraph.trace(model, (), batch)
     with torch.device("meta"):
-        meta, meta_batch = build_tiny("llama")
+        meta, meta_batch = build_tiny("llama", layers=1)
     graph = lfpgraph.trace(meta, (), {k: v.to("meta") for k, v in meta_batch.items()})
     for op in ("linear", "silu", "softmax.int", "matmul", "rsqrt", "embedding"):
         counts = [sum(op in str(n.target) for n in g.operations()) for g in (graph, expected)]
@@ -79,8 +79,8 @@ def test_no_grad_region_passes_no_reward() -> None:
 
 def test_batch_and_sequence_sizes_on_one_trace() -> None:
     """One BERT trace serves batches 1 to 9 and lengths 2 to 20, equal to autograd in each."""
-    model, _ = build_tiny("bert")
-    twin, _ = build_tiny("bert")
+    model, _ = build_tiny("bert", layers=1)
+    twin, _ = build_tiny("bert", layers=1)
     model, twin = model.double().eval(), twin.double().eval()
     lfpgraph.wrap(model, "gradient")
     for n, length in ((4, 6), (1, 9), (9, 2), (2, 20), (3, 6)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +16,6 @@ import lfpgraph
 from lfpgraph.errors import TraceError
 from lfpgraph.graph.graph import module_path, source_line
 from lfpgraph.tracing.tracer import trace
-
-wrap_module = importlib.import_module("lfpgraph.wrapping.forward")
 
 
 class Odd(nn.Module):
@@ -216,17 +213,16 @@ def test_padding_keeps_sizes_open() -> None:
     assert twin.forward.traces == 1
 
 
-def test_fixed_sizes_where_open_ones_fail(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation whose derivative torch does not know for open sizes costs a trace for each size, and is told of."""
-    real = wrap_module.make_program
+def test_fixed_sizes_where_open_ones_fail(caplog: pytest.LogCaptureFixture) -> None:
+    """A rule that takes no open sizes costs a trace for each size, and is told of."""
 
-    def make(plan: Any, *args: Any) -> Any:
-        if plan.graph.dynamic:
+    def concrete(node: Any, s: Tensor, x: Tensor) -> Any:
+        if isinstance(s.shape[0], torch.SymInt):
             raise RuntimeError("expected to contain only concrete integers")
-        return real(plan, *args)
+        return node.vjp(s)
 
-    monkeypatch.setattr(wrap_module, "make_program", make)
-    twin = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "gradient")
+    rules = lfpgraph.get_composite("lfp-epsilon").override("1", handlers={torch.ops.aten.relu.default: concrete})
+    twin = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), rules)
     with caplog.at_level(logging.WARNING, "lfpgraph"):
         for batch in (2, 3, 2):
             twin(torch.randn(batch, 3)).square().sum().backward()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,13 +20,13 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import CheckpointError, DataError, NonFiniteError, TrainingError
 
-from .support.trainer_run import make_data, make_model, make_trainer, same, weights
+from .support.processes import start
+from .support.trainer_run import make_data, make_model, make_trainer, run_on_a_full_disk, same, weights, whole_run
 
 pytest.importorskip("accelerate")
 safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("safetensors.torch")
 from lfpgraph.training import checkpoint  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
 
 
 class Fails(nn.Module):
@@ -157,31 +156,15 @@ def test_checkpoint_of_something_else(tmp_path: Path) -> None:
         make_trainer(tmp_path).train(resume=True)
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-from tests.support.trainer_run import make_trainer
-from lfpgraph.errors import LfpGraphError
-
-trainer = make_trainer(Path(sys.argv[1]), save_every=2, eval_data=None, metrics=[])
-try:
-    for record in trainer.iterate():
-        if record["step"] == 4:  # from here on no file may grow beyond this size: what a full disk says, and does
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-except LfpGraphError as error:
-    print(error)
-    sys.exit(3)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of Unix")
 def test_full_disk(tmp_path: Path) -> None:
     """A write that fails half-way leaves one line and the checkpoints before."""
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 3, done.stderr
-    assert done.stdout.startswith("cannot write the checkpoint") and done.stdout.count("\n") == 1
-    assert "File too large" in done.stdout and "step-00000004" in done.stdout
+    process = start(run_on_a_full_disk, tmp_path)
+    process.join()
+    assert process.exitcode == 3
+    told = (tmp_path / "error.txt").read_text()
+    assert told.startswith("cannot write the checkpoint") and told.count("\n") == 1
+    assert "File too large" in told and "step-00000004" in told
     assert [path.name for path in readable(tmp_path)] == ["step-00000002", "step-00000004"]
     assert not list((tmp_path / "checkpoints").glob(".part*"))
     rest = make_trainer(tmp_path, save_every=2, eval_data=None, metrics=[])
@@ -225,8 +208,8 @@ def test_death_at_every_moment_of_writing(tmp_path: Path, monkeypatch: pytest.Mo
         return call
 
     for owner, name in (
-        (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "write_text"), (checkpoint, "save_tree"),
-        (checkpoint.shutil, "rmtree"),
+        (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "write_text"), (safetensors.torch, "save_file"),
+        (shutil, "rmtree"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
     deaths = 0
@@ -249,21 +232,20 @@ def test_death_at_every_moment_of_writing(tmp_path: Path, monkeypatch: pytest.Mo
 def killed(tmp_path: Path, times: int, epochs: int) -> None:
     """Kill a run at random moments, take it up each time, and compare its end with a run that was left alone."""
     draw = random.Random(times)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.trainer_run"]
-    whole = subprocess.Popen([*command, str(tmp_path / "whole"), str(epochs)], cwd=ROOT, env=environment)
-    assert whole.wait() == 0
+    whole = start(whole_run, tmp_path / "whole", epochs)
+    whole.join()
+    assert whole.exitcode == 0
     folder, kills, lost = tmp_path / "run", 0, 0
     newest = checkpoint.latest(folder / "checkpoints")
     while kills < times:
-        process = subprocess.Popen([*command, str(folder), str(epochs)], cwd=ROOT, env=environment)
-        while process.poll() is None and checkpoint.latest(folder / "checkpoints") == newest:
+        process = start(whole_run, folder, epochs)
+        while process.is_alive() and checkpoint.latest(folder / "checkpoints") == newest:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.15))
         seen = checkpoint.latest(folder / "checkpoints")
-        assert process.poll() is None, "the run ended before it was killed often enough: give it more epochs"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.is_alive(), "the run ended before it was killed often enough: give it more epochs"
+        process.kill()
+        process.join()
         kills += 1
         readable(folder)
         newest = checkpoint.latest(folder / "checkpoints")
@@ -273,7 +255,9 @@ def killed(tmp_path: Path, times: int, epochs: int) -> None:
         steps = [json.loads(line)["step"] for line in lines.splitlines()]
         lost = max(lost, steps[-1] - int(newest.name[-8:]))
     assert lost <= 1, "only the step that had not been saved may be lost"
-    assert subprocess.run([*command, str(folder), str(epochs)], cwd=ROOT, env=environment).returncode == 0
+    rest = start(whole_run, folder, epochs)
+    rest.join()
+    assert rest.exitcode == 0
     assert same(torch.load(folder / "final.pt"), torch.load(tmp_path / "whole" / "final.pt"))
 
 

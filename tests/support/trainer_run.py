@@ -1,4 +1,4 @@
-"""A small run of `lfpgraph.Trainer`, for tests in this process, and as a script for those that kill it or run several."""
+"""A small run of `lfpgraph.Trainer`, for tests in this process, and for those that kill it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
+from lfpgraph.errors import LfpGraphError
 
 
 def make_model(seed: int = 0, drop: float = 0.2) -> nn.Module:
@@ -48,8 +49,22 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run = make_trainer(Path(sys.argv[1]), epochs=int(sys.argv[2]))
+def whole_run(folder: Path, epochs: int) -> None:
+    """Begin or take up a run, end it, and write its weights: for a process of its own, which may be killed."""
+    run = make_trainer(folder, epochs=epochs)
     run.train(resume="auto")
-    torch.save(weights(run.model), Path(sys.argv[1]) / "final.pt")
+    torch.save(weights(run.model), folder / "final.pt")
+
+
+def run_on_a_full_disk(folder: Path) -> None:
+    """From the fourth step on no file may grow beyond a small size: what a full disk says, and does. Exit status 3."""
+    import resource
+
+    trainer = make_trainer(folder, save_every=2, eval_data=None, metrics=[])
+    try:
+        for record in trainer.iterate():
+            if record["step"] == 4:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    except LfpGraphError as error:
+        (folder / "error.txt").write_text(f"{error}\n")
+        sys.exit(3)
