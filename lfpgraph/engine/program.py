@@ -21,6 +21,7 @@ from ..errors import TraceError
 from ..graph.graph import is_float, shape_of
 from ..passes.fastcalls import quick_module
 from ..passes.functional import make_functional
+from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
 from ..passes.inplace import write_in_place
 from ..passes.join_products import join_products
@@ -151,6 +152,7 @@ def make_program(
         calls = compile_program(forward, feedback, n_outputs)
         return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)
     for half in (forward, feedback):
+        fuse_pairs(half.graph)
         write_in_place(half.graph)
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
@@ -178,19 +180,11 @@ def _clean(traced: fx.GraphModule) -> None:
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
     """Scale each parameter's signal as soon as it is there, so that it is at hand and waits no longer than it must."""
-    for result in list(graph.nodes)[-1].args[0][n_outputs:]:  # type: ignore[union-attr,index]
-        if isinstance(result, fx.Node) and result.target is aten.mul.Tensor:
-            signal, size = result.args
-            chain = [size]
-            while isinstance(chain[-1], fx.Node) and chain[-1].target is aten.clamp_min.default:
-                chain.append(chain[-1].args[0])
-            if not isinstance(signal, fx.Node) or signal.op == "placeholder":
-                continue
-            if isinstance(chain[-1], fx.Node) and chain[-1].target is aten.abs.default:
-                if all(len(node.users) == 1 for node in chain):  # type: ignore[union-attr]
-                    for node in chain:
-                        signal.append(node)  # type: ignore[arg-type]
-                    size.append(result)  # type: ignore[union-attr]
+    for result in graph.output_node().args[0][n_outputs:]:  # type: ignore[union-attr,index]
+        if isinstance(result, fx.Node) and result.target is torch.ops.lfpgraph.scale_by_size.default:
+            signal, w = result.args
+            if signal.op != "placeholder" and w.op == "placeholder":
+                signal.append(result)
 
 
 def _shorten(node: fx.Node) -> None:

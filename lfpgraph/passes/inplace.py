@@ -76,8 +76,8 @@ def _in_place_form(node: fx.Node) -> torch._ops.OpOverload | None:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or not _is_elementwise(op):
         return None
-    name = op._schema.name.removeprefix("aten::")
-    packet = getattr(aten, name + "_", None) if not name.endswith("_") else None
+    name = op._schema.name.partition("::")[2]
+    packet = getattr(getattr(torch.ops, op.namespace), name + "_", None) if not name.endswith("_") else None
     overload = getattr(packet, op._overloadname, None) if packet is not None else None
     return overload if isinstance(overload, torch._ops.OpOverload) else None
 

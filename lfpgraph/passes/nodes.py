@@ -44,6 +44,7 @@ _FRESH = {
     aten._fused_rms_norm_backward.default,
     aten._softmax_backward_data.default,
     aten.sum.dim_IntList,
+    torch.ops.lfpgraph.scaled_product.default,
 }
 
 
@@ -64,7 +65,7 @@ def _is_write(node: fx.Node) -> bool:
 
 
 def _is_elementwise(op: torch._ops.OpOverload) -> bool:
-    return op.namespace == "aten" and torch.Tag.pointwise in op.tags
+    return op.namespace in ("aten", "lfpgraph") and torch.Tag.pointwise in op.tags
 
 
 def is_fresh(node: fx.Node) -> bool:
