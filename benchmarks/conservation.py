@@ -1,10 +1,10 @@
-"""Relevance over the zoo, as a table: `python -m benchmarks.conservation --table docs/conservation.md`.
+"""Where relevance goes in every model of the zoo: `python -m benchmarks.conservation --table docs/conservation.md`.
 
-Every tiny model of the zoo, in float64, epsilon-plus, batch norms with the batch's statistics. Explained is the
-largest absolute value of each sample in the first float output, summed over the batch: a sum of whole outputs is zero
-where they are normalised. Shares are of the explained value. "Undeclared" (what an operation or a sum loses beyond
-rounding, with no declaration) and "missing" (what was handed to a node and never arrived there) are shares of all that
-flows: the explained value and all leaks, each by its size.
+Every model is tiny and in float64, with the rules of epsilon-plus; batch norms have the batch's statistics. What is
+explained is the largest absolute value of each sample in the first float output, summed over the batch. (A sum of whole
+outputs would be zero where they are normalised.) "Inputs" and "leaks" are shares of the explained value. "Undeclared" is
+what an operation or a sum loses beyond rounding without declaring it. "Missing" is what was handed to a node and never
+arrived there. These two are shares of all that flows: the explained value and all leaks, each by its size.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     text = [
         "# Conservation over the zoo",
         " ".join(__doc__.split()),
-        f"{len(settled)} of {len(found)} models add up to 1e-9 with at most 1e-6 undeclared. The kinds of leak are told "
-        "in [attribution.md](attribution.md).",
-        "What that does not say: how much a declared leak ought to take. An operation with a bias or a softmax may keep "
-        "anything and it counts as theirs; that their share is right is for the tests of the rules. Shares far beyond 100 % "
-        "are large relevances of opposite sign, in inputs and leaks, beside a small explained value (levit-128s, rwkv-4).",
+        f"In {len(settled)} of {len(found)} models inputs and leaks add up to 1e-9, with at most 1e-6 undeclared. "
+        "[attribution.md](attribution.md) tells the kinds of leak.",
+        "That does not say how much a declared leak ought to take. Whatever an operation with a bias or a softmax keeps "
+        "counts as theirs here; the tests of the rules say whether that share is right. Shares far beyond 100 % are large "
+        "relevances of opposite sign, in inputs and leaks, beside a small explained value (levit-128s, rwkv-4).",
         "By size, as parts of inputs and leaks together:",
         summary(good),
         "Each model:",

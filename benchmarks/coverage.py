@@ -58,15 +58,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Operation coverage of the zoo",
         "",
         f"Made by `make coverage` ({time.strftime('%Y-%m-%d')}, torch {torch.__version__}): {len(rows)} architectures at their "
-        "published sizes, traced on fake tensors. Classes as in [coverage-schema.md](coverage-schema.md).",
+        "published sizes, traced on fake tensors. [coverage-schema.md](coverage-schema.md) tells the classes.",
         "",
         "| | models | operations | carry reward | covered | derived | uncovered | kinds of operations |",
         "|---|---|---|---|---|---|---|---|",
         _totals("the zoo", good),
         _totals("the 15 of DynamicLRP's table", ours),
         "",
-        "DynamicLRP reports 31,440 of 31,465 nodes (99.92 %) over its 15 models, with 47 operations; its nodes are those of "
-        "autograd graphs, so the counts are not of the same things.",
+        "DynamicLRP reports 31,440 of 31,465 nodes (99.92 %) over its 15 models, with 47 operations. Its nodes are those of "
+        "autograd graphs, so the two counts are of different things.",
         "",
         "| model | family | parameters | operations | carry reward | covered | derived | parameter tensors with reward | s |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -19,8 +19,9 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
     lines = [
         "# Performance",
         "",
-        f"Made by `make bench` ({where}; float32, `lfp-epsilon`). A step is forward, backward and SGD. Times are medians of "
-        "steps that take turns in one process; ratios are medians of pairs. Eager is what `lfpgraph.wrap(model)` gives.",
+        f"Made by `make bench` ({where}; float32, `lfp-epsilon`). A step is forward, backward and SGD. The sides take "
+        "turns in one process; times are medians of their steps, ratios medians of pairs. Eager is what "
+        "`lfpgraph.wrap(model)` gives.",
         "",
         "## Time of a step",
         "",
@@ -32,8 +33,8 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
         "",
         "## Memory of a step",
         "",
-        "Kept: bytes that wait from forward to backward, parameters and inputs apart. Peak: resident memory during a step over "
-        "that before it, in a process of its own (gradients included).",
+        "Kept: bytes that wait from forward to backward, without parameters and inputs. Peak: how far resident memory rises "
+        "during a step, gradients included, in a process of its own.",
         "",
         '| model | kept by backprop MB | lfpgraph | `memory="min"` | peak of backprop MB | lfpgraph | `memory="min"` |',
         "|---|---|---|---|---|---|---|",
@@ -41,8 +42,8 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
         "",
         "## Preparing",
         "",
-        "First step less a later one, seconds; torch.compile with the aot_eager backend (dynamo and AOT autograd, no inductor); "
-        "lfpgraph with the model whole and in parts (`regional=True`).",
+        "Seconds of the first step less those of a later one. The first column is torch.compile with the aot_eager backend "
+        "(dynamo and AOT autograd, no inductor); the others are lfpgraph with the model whole and in parts (`regional=True`).",
         "",
         "| model | aot_eager s | whole s | ratio | in parts s | ratio |",
         "|---|---|---|---|---|---|",

@@ -37,7 +37,7 @@ def is_wrapped_too(model_type: str) -> bool:
 
 def default_builder(model_type: str) -> tuple[nn.Module, dict[str, Any]]:
     """A small random instance of a model type of transformers with inputs, from the library's own means."""
-    from lfpgraph.models_zoo.shrink import shrink
+    from lfpgraph.models_zoo.small_configs import shrink
 
     from lfpgraph.cli.models import builders_of, transformers_library
     from lfpgraph.inputs.examples import example_inputs

@@ -81,8 +81,8 @@ def table(rows: list[Row], builder: str) -> str:
         "",
         f"Made by `make sweep` ({time.strftime('%Y-%m-%d')}, torch {torch.__version__}, transformers "
         f"{_transformers_version()}, 2 cores; {builder}). Small random instances in eval mode, float32. Each is traced at "
-        "its sizes and walked once forward and twice back: by the gradient composite, held against autograd for every "
-        "parameter, and by LFP-epsilon. Every float output gets a random signal.",
+        "its sizes and walked once forward and twice back: by the gradient composite, which is compared with autograd for "
+        "every parameter, and by LFP-epsilon. Every float output gets a random signal.",
         "",
         *summary(rows),
         "",
@@ -95,8 +95,9 @@ def table(rows: list[Row], builder: str) -> str:
         "",
         "## Every type",
         "",
-        "Tracer: e torch.export, v real values. Operations: all in the graph, and those of them that carry reward. Error: "
-        "largest difference from autograd over the largest gradient; with a second number, that of the wrapped model.",
+        "Tracer: e is torch.export, v the fallback on real values. Operations: all in the graph, then those of them that carry "
+        "reward. Error: the largest difference from autograd over the largest gradient; a second number is that of the "
+        "wrapped model.",
         "",
         "| type | tracer | operations | carry reward | error | trace s |",
         "|---|---|---|---|---|---|",
@@ -133,7 +134,7 @@ def _not_built(rows: list[Row]) -> list[str]:
     return [
         f"## Not built ({len(rows)})",
         "",
-        "The builder has no instance that runs, before any tracing:",
+        "The builder of instances has none of these that runs, before anything is traced:",
         "",
         *listed,
         "",

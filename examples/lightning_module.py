@@ -1,4 +1,4 @@
-"""A LightningModule whose network learns by reward; the Lightning Trainer is as it is.
+"""A LightningModule whose network learns by reward, with Lightning's own Trainer.
 
 pip install lightning
 python examples/lightning_module.py

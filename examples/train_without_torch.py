@@ -1,6 +1,6 @@
 """Train by feedback in onnxruntime, in an environment without torch: the digits CNN and the digits ViT.
 
-The steps are exported once, where torch is (any of both ways):
+The steps are exported once, where torch is, in either of two ways:
 
     lfpgraph export lfpgraph.models_zoo.digits:cnn cnn.onnx --what step --shape 1,8,8 --clip 1
     python examples/train_without_torch.py --export

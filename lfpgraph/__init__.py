@@ -30,7 +30,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .explain.target import Contrast
     from .graph.graph import OpGraph
     from .registry import rule
-    from .reports.coverage import CoverageReport, coverage
+    from .reports.covered import CoverageReport, coverage
     from .rewards import reward_loss
     from .tracing.tracer import trace
     from .training import policies

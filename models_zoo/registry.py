@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .shrink import shrink
+from .small_configs import shrink
 
 __all__ = ["Entry", "Inputs", "images", "tensors", "transformers_entry"]
 
@@ -35,11 +35,11 @@ def transformers_entry(
     inputs: Callable[[nn.Module, str], Inputs] | None = None,
     **config: Any,
 ) -> Entry:
-    """A class of transformers with its published configuration, as far as that is not the class's default.
+    """An entry for a class of transformers, given the fields in which its published configuration differs from the default.
 
     Args:
         model: the name of the class.
-        tiny: fields of the small configuration that `shrink` does not find by itself.
+        tiny: fields of the small configuration that `shrink` cannot work out.
         config: fields of the published configuration; a dict for a part.
     """
 
@@ -51,7 +51,7 @@ def transformers_entry(
         chosen = published if size == "published" else shrink(published, config, tiny or {})
         built = cls._from_config(chosen)
         if hasattr(built, "set_experts_implementation"):
-            # The default calls a custom operation, which for tensors on meta exists in bfloat16 alone.
+            # The default calls a custom operation that exists for meta tensors in bfloat16 alone.
             built.set_experts_implementation("batched_mm")
         return built.to("meta") if torch.get_default_device().type == "meta" else built
 

@@ -2,7 +2,7 @@
 
 from . import (
     activations,
-    attention,
+    dot_product,
     indexing,
     linear,
     norms,
@@ -14,7 +14,7 @@ from . import (
 
 __all__ = [
     "activations",
-    "attention",
+    "dot_product",
     "indexing",
     "linear",
     "norms",

@@ -185,7 +185,7 @@ def test_integrated_gradients_are_complete(net: Any) -> None:
 
 
 def test_norms_are_merged_only_where_that_is_the_same(net: Any) -> None:
-    from lfpgraph.explain.merge_norms import merge_norms
+    from lfpgraph.explain.batch_norms import merge_norms
 
     model, x = net
     graph = lfpgraph.trace(model, x)

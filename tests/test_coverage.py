@@ -258,7 +258,7 @@ def test_tables() -> None:
 
 def test_large_models_are_never_made_with_weights() -> None:
     """Where a constructor needs values, only a model that fits is built with them."""
-    from lfpgraph.cli.weightless import weightless
+    from lfpgraph.cli.fake_models import weightless
     from lfpgraph.errors import TargetError
 
     made: list[str] = []

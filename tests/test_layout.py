@@ -87,6 +87,15 @@ def test_there_is_no_circle() -> None:
     assert list(nx.simple_cycles(graph)) == []
 
 
+def test_no_module_bears_the_name_of_its_function() -> None:
+    """`from .trace import trace` would leave a reader, and `monkeypatch`, to guess which of the two is meant."""
+    found = []
+    for module, path in MODULES.items():
+        defined = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        found += [module] if module.rpartition(".")[2] in defined else []
+    assert found == []
+
+
 def test_folders_are_small() -> None:
     files: dict[Path, int] = defaultdict(int)
     for top in ("lfpgraph", "rules", "models_zoo"):
@@ -95,6 +104,12 @@ def test_folders_are_small() -> None:
                 files[path.parent] += 1
     assert files.pop(ROOT / "lfpgraph") <= 12
     assert {str(folder): n for folder, n in files.items() if n > 14} == {}
+
+
+def test_every_folder_is_installed() -> None:
+    listed = (ROOT / "pyproject.toml").read_text()
+    packages = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+    assert [package for package in packages if f'"{package}"' not in listed] == []
 
 
 def test_no_file_is_long() -> None:

@@ -160,7 +160,7 @@ def test_checkpoint_of_something_else(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from tests.trainer_run import make_trainer
+from tests.support.trainer_run import make_trainer
 from lfpgraph.errors import LfpGraphError
 
 trainer = make_trainer(Path(sys.argv[1]), save_every=2, eval_data=None, metrics=[])
@@ -250,7 +250,7 @@ def killed(tmp_path: Path, times: int, epochs: int) -> None:
     """Kill a run at random moments, take it up each time, and compare its end with a run that was left alone."""
     draw = random.Random(times)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.trainer_run"]
+    command = [sys.executable, "-m", "tests.support.trainer_run"]
     whole = subprocess.Popen([*command, str(tmp_path / "whole"), str(epochs)], cwd=ROOT, env=environment)
     assert whole.wait() == 0
     folder, kills, lost = tmp_path / "run", 0, 0

@@ -33,9 +33,10 @@ def rules_table() -> str:
     lines = [
         "# Rules",
         "",
-        f"{total} operations in {len(groups)} families. Made by `python -m tools.rules_table > docs/rules.md`. An operation that",
-        "is not here is taken apart into some that are, where torch knows how; else it gets the true vector-Jacobian product",
-        "and is reported as derived; else it is an error. How to add one: [writing-rules.md](writing-rules.md).",
+        f"{total} operations in {len(groups)} families. Made by `python -m tools.rules_table > docs/rules.md`. An operation",
+        "that is not here is taken apart into operations that are, where torch knows how. Else it gets its true vector-Jacobian",
+        "product and is reported as derived. Without a derivative it is an error. [writing-rules.md](writing-rules.md) says how",
+        "to add one.",
     ]
     for name, family in FAMILIES.items():
         if name not in groups:
@@ -49,7 +50,7 @@ def rules_table() -> str:
         for entry in groups[name]:
             module = entry.handler.__module__.rsplit(".", 1)[-1]
             lines.append(f"| `{str(entry.op)}` | `{module}.{entry.handler.__name__}` | {entry.source} |")
-    lines += ["", "## By name", "", "Operations that are there only with some library or build of torch.", ""]
+    lines += ["", "## By name", "", "Operations that exist only with some library or build of torch.", ""]
     lines += [f"- `{name}`: {family}" for name, family in sorted(named.items())]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""The command line: `lfpgraph demo | coverage | train | explain | graph | export | check | zoo`."""
+"""The command line: `lfpgraph demo | train | coverage | graph | zoo | reproduce | explain | export`."""
 
 from .app import main
 

@@ -1,4 +1,4 @@
-"""The command line: `lfpgraph demo` and `lfpgraph train`; the reports are in `cli_reports`, `export` in `cli_export`."""
+"""The command line. `lfpgraph demo` and `lfpgraph train` are here, the other commands in the modules beside this one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import LfpGraphError, TargetError
-from . import explain as cli_explain
-from . import export as cli_export
-from .reports import register, writable
-from .reproduce import register as register_reproduce
+from . import experiments, explanation, onnx_files, reports
+from .reports import writable
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -23,10 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
-register(app)
-register_reproduce(app)
-cli_explain.register(app)
-cli_export.register(app)
+for _commands in (reports, experiments, explanation, onnx_files):
+    _commands.register(app)
 
 
 def main() -> None:
@@ -56,7 +52,7 @@ def demo(
 
     train, test = digits()
     wide = Options(epochs=epochs, lr=3e-3, batch_size=64, seed=seed)
-    # A step hands its whole reward to however small an input; a wide epsilon keeps one of them from ruling a layer.
+    # A step hands its whole reward to an input, however small. A wide epsilon keeps such an input from ruling its layer.
     steps = replace(wide, composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
     cases = [
         ("ViT (transformers)", vit, replace(wide, lr=1e-3)),

@@ -1,4 +1,4 @@
-"""What `lfpgraph train` is given: functions, losses and optimizers by name, and data in several forms, all checked."""
+"""What `lfpgraph train` is given, checked: functions, losses and optimizers by name, and data in several forms."""
 
 from __future__ import annotations
 

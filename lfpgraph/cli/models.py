@@ -1,8 +1,8 @@
 """What a command-line TARGET means: a model with example inputs, of fake tensors wherever that is possible.
 
-A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo (`zoo:gpt2`
-where a model type has the same name), a saved exported program (.pt2), or an
-ONNX file (.onnx). Code from a hub is never run.
+A TARGET is a transformers model type, a folder or file with a config.json, `module:function`, a name of the zoo
+(`zoo:gpt2` where a model type has the same name), a saved exported program (.pt2), or an ONNX file (.onnx). Code from a
+hub is never run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import nn
 
 from ..errors import TargetError, first_line, near
 from ..graph.calls import arguments_of
+from .fake_models import LARGEST_REAL, ModelTarget, weightless
 from .functions import load_target
 from .transformers import builders_of, config_file, model_type, transformers_library
-from .weightless import LARGEST_REAL, ModelTarget, weightless
 
 __all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import TargetError, first_line, near
-from .weightless import Built, ModelTarget, weightless
+from .fake_models import Built, ModelTarget, weightless
 
 __all__ = ["builders_of", "config_file", "model_type", "transformers_library"]
 
@@ -134,7 +134,7 @@ def from_config(config: Any, name: str) -> ModelTarget:
 
 
 def _plain_experts(model: nn.Module) -> nn.Module:
-    """Expert layers by plain matrix products: the default kernel of transformers is known to no fake or meta tensor."""
+    """Have experts use plain matrix products: the default kernel of transformers does not run on fake or meta tensors."""
     choose: Any = getattr(model, "set_experts_implementation", None)
     if choose is not None:
         choose("batched_mm")

@@ -1,4 +1,4 @@
-"""The coverage report of a model target, in the first of its forms that traces."""
+"""The coverage report of a command-line TARGET: as it is, in eval mode or with real values, whichever traces first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..composites.composite import Composite
 from ..errors import LfpGraphError
-from ..reports.coverage import CoverageReport, coverage
+from ..reports.covered import CoverageReport, coverage
 from .models import LARGEST_REAL, ModelTarget
 
 __all__ = ["first_report"]

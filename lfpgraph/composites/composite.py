@@ -96,7 +96,7 @@ class Composite:
         merge_norms: `attribute` merges batch norms into the layer before them.
         prefix: where in the model the traced module is, if it is a part; with a dot behind it.
         structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
-            reward passes (see `structure`); None for the usual regions.
+            reward passes (see `graph.structure`); None for the usual regions.
         online: run the model again inside feedback, step by step of an unrolled loop, and keep nothing (see `online`).
     """
 

@@ -35,7 +35,7 @@ class Options:
 
 @dataclass
 class Run:
-    """One way of training: held-out metric after each epoch, seconds of each step, and what backward reached."""
+    """One way of training: held-out metric after each epoch, seconds of each step, how many parameters backward reached."""
 
     way: str
     metric: list[float] = field(default_factory=list)

@@ -24,10 +24,10 @@ from ..passes.functional import make_functional
 from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
 from ..passes.inplace import write_in_place
-from ..passes.join_products import join_products
 from ..passes.online import split_online
 from ..passes.partition import split
-from ..tracing.capture import quiet
+from ..passes.products import join_products
+from ..tracing.export import quiet
 from .plan import Plan
 from .propagate import run_backward, run_forward
 
@@ -79,7 +79,7 @@ def make_program(
         plan: from `make_plan`.
         values: the placeholders' values; a graph that is not specialised to them is traced on its own fake ones.
         compile: run both graphs through inductor.
-        share: of the bytes kept between them, how much to keep; the rest is computed again (see `memory`).
+        share: of the bytes kept between them, how much to keep; the rest is computed again (see `passes.recompute`).
         rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
     """
     if compile and plan.graph.tracer == "values":

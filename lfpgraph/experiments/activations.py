@@ -14,9 +14,9 @@ __all__ = ["run"]
 
 
 def run(settings: Settings) -> Report:
-    """The same MLP with each activation. Steps get a wide epsilon, as they hand all reward to however small an input.
+    """The same MLP with each activation. Steps get a wide epsilon, as they hand all reward to an input, however small.
 
-    `lfp-centred` treats the constant of an activation that is not zero at zero as a bias (see `centred`).
+    `lfp-centred` treats the constant of an activation that is not zero at zero as a bias (see `composites.centred`).
     """
     train, test = flat_digits()
     wide = get_composite("lfp-epsilon").with_options(epsilon=0.1)

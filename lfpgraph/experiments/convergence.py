@@ -17,7 +17,7 @@ _TARGET = 0.95
 
 
 def run(settings: Settings) -> Report:
-    """The same CNN by LFP with two epsilons and by backprop; steps and seconds to 95 %."""
+    """The same CNN by LFP and by backprop; steps and seconds to 95 %."""
     train, test = digits()
     ways = [Way("LFP", "lfp-epsilon", cross_entropy), Way("backprop", None, cross_entropy)]
     start = seeded(cnn)

@@ -78,7 +78,7 @@ def _near_zero(model: nn.Module) -> float:
 
 
 def accuracy_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float, test: Arrays) -> float:
-    """Accuracy without the lowest scores of all layers together."""
+    """Accuracy with the weights of the lowest scores, over all layers together, set to zero."""
     flat = torch.cat([s.flatten() for s in scores.values()])
     threshold = flat.kthvalue(round(sparsity * len(flat))).values if sparsity else -torch.ones(())
     pruned = copy.deepcopy(model)

@@ -18,7 +18,7 @@ __all__ = ["run"]
 
 
 def run(settings: Settings) -> Report:
-    """A CNN pretrained by backprop gets a new last layer and learns the other half: all layers, and the last three."""
+    """A pretrained CNN gets a new last layer and learns the other half: with all layers, and with frozen convolutions."""
     train, test = digits()
     first = [_classes(part, range(5)) for part in (train, test)]
     second = [_classes(part, range(5, 10)) for part in (train, test)]
@@ -51,7 +51,7 @@ def _classes(data: Arrays, kept: range) -> Arrays:
 
 
 def _with_head(model: nn.Module) -> nn.Module:
-    """A fresh last layer for five classes."""
+    """The model with a fresh last layer, for five classes."""
     *_, (name, last) = [(n, m) for n, m in model.named_children() if isinstance(m, nn.Linear)]
     setattr(model, name, nn.Linear(last.in_features, 5))
     return model

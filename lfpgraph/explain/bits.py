@@ -1,4 +1,4 @@
-"""Bits for weights by what they take part in: mixed precision from the scores of `importance`."""
+"""Bits for weights by their importance: mixed precision from the scores of `importance`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["bits_by_importance", "quantise"]
 def bits_by_importance(
     model: nn.Module, scores: Mapping[str, Tensor], mean_bits: float, choices: Sequence[int] = (2, 3, 4, 6, 8)
 ) -> dict[str, Tensor]:
-    """Share a number of bits among rows of weights, so that as little as possible of what they take part in is lost.
+    """Share a number of bits among rows of weights, so that rounding loses as little relevance as possible.
 
     A weight's relevance goes with its size, so rounding w to q loses the share `abs(w - q) / abs(w)` of it. Every row begins
-    with the fewest bits; then the one that saves the most relevance for each bit more is given the next choice, as long
-    as the mean over all entries allows it (a greedy answer to the allocation by marginal gain).
+    with the fewest bits. Then, again and again, the row that saves the most relevance for each further bit gets the next
+    choice, as long as the mean over all entries allows it (greedy allocation by marginal gain).
 
     Args:
         model: whose weights the scores are for.

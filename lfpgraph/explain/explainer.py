@@ -22,15 +22,15 @@ from ..graph.sizes import Sizes
 from ..tracing.verify import refusal
 from ..wrapping.forward import FeedbackForward, no_autocast, survey
 from ..wrapping.programs import Entry, key_of
+from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
-from .merge_norms import merge_norms
 from .readings import Reading, lookups_of, named
 from .target import refuse_nan, target_signals
 
 __all__ = ["Explainer", "Found", "explainer_of"]
 
 _MOST = 8  # kept for each model
-_SHARE = 1.0  # cheap operations are computed again rather than kept (see `memory`)
+_SHARE = 1.0  # cheap operations are computed again rather than kept (see `passes.recompute`)
 
 
 @dataclass

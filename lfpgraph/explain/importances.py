@@ -30,13 +30,13 @@ def importance(
     Args:
         model: in the mode it shall be judged in (`model.eval()`).
         data: batches (inputs, target), as for `attribute`; with a reward, batches (inputs, labels).
-        composite: the rules. A batch norm that a composite merges has no relevance of its own but its layer's.
+        composite: the rules. A batch norm that it merges into a layer has no score of its own.
         reward: one of `lfpgraph.rewards`, or any function of (outputs, labels) to rewards of the outputs' shape: what is
             handed back is then the reward, as in training, and not the target's own value.
         by: "weight" for a score of each entry, "unit" for one of each row of a parameter (dimension 0: output features,
             channels), summed over the rest.
-        absolute: sum sizes over batches, so that use in one direction does not cancel use in another. Within a batch it
-            does, so small batches tell more.
+        absolute: add up sizes over batches, so that use in one direction does not cancel use in the other. Within a
+            batch it still does, so small batches tell more.
 
     Returns:
         Scores by parameter name, of the parameter's shape or [rows], in units of the output (or reward), summed over samples.

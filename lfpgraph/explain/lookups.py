@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import AttributionError
-from ..graph.classify import classify
+from ..graph.classes import classify
 from ..graph.graph import OpGraph, Placeholder, is_float
 from .readings import lookups_of
 
@@ -23,7 +23,8 @@ class Point:
 
     Attributes:
         portion: how far along, 1 for the inputs themselves.
-        references: the token ids at the start, by position among the call's tensors; the embedding is zero where there are none.
+        references: the token ids at the start, by position among the call's tensors. Where there are none the embedding
+            starts at zero.
     """
 
     portion: float = 1.0
@@ -44,7 +45,7 @@ class Lookup:
     node: fx.Node
 
     def way(self, graph: OpGraph, values: Sequence[Any], point: Point) -> tuple[Tensor, Tensor]:
-        """The embedding at a point of the path, and the whole way from its reference; of the placeholders' values.
+        """The embedding at a point of the path, and its difference from the reference, for these values of the placeholders.
 
         Raises:
             AttributionError: a reference is no token.
@@ -73,7 +74,7 @@ class Lookup:
 
 
 def cut_lookups(graph: OpGraph) -> list[Lookup]:
-    """Turn every embedding of an integer input into an input of its own, in place; none where that has been done.
+    """Turn every embedding of an integer input into an input of its own, in place; returns them, none at a second call.
 
     The new inputs come after all others: their positions go on from the number of the call's tensors.
     """

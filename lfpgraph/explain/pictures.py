@@ -116,7 +116,7 @@ def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
 
 
 def tokens_text(tokens: Sequence[str], relevance: Tensor) -> str:
-    """The same for a terminal of 24 bit colours."""
+    """The same tokens for a terminal, in 24-bit colours."""
     parts = []
     for token, _, strength in _tokens(tokens, relevance):
         red, green, blue = _shade(strength)

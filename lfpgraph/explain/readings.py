@@ -29,7 +29,7 @@ class Reading:
 
 
 def lookups_of(node: fx.Node) -> list[fx.Node]:
-    """The embeddings that are looked up by an integer input itself, not by something computed of it."""
+    """The embeddings that are looked up by an integer input itself, not by something computed from it."""
     found = []
     for user in node.users:
         entry = find_rule(user.target) if user.op == "call_function" else None

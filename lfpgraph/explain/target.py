@@ -1,4 +1,4 @@
-"""What is explained: a target of the model's outputs as signals, one per unit of output."""
+"""What is explained: a target, as the signal at each of the model's outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def target_signals(target: Any, outputs: Sequence[Any], rebuild: Callable[[Seque
     Args:
         target: see `lfpgraph.attribute`.
         outputs: the model's tensor outputs, flat.
-        rebuild: makes the model's own output of such a list.
+        rebuild: makes the model's own output from such a list.
 
     Raises:
         AttributionError: the target does not fit the outputs.

@@ -1,4 +1,4 @@
-"""What a composite may say of a graph before the plan is made, and the analysis of spiking networks it rests on.
+"""The spiking neurons of a graph: thresholds, membranes, resets, and the ways through time.
 
 Everything is found from the operations alone. A *threshold* is a run that is piecewise constant: each way from its
 entry to its exit passes a comparison or a step (`(u > 1).float()`, `heaviside(u - 1)`, `round`). Its entry is the
@@ -176,7 +176,7 @@ def _earlier(graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]
 
 
 def spiking_regions(graph: OpGraph, neurons: Neurons) -> tuple[list[Region], list[Region]]:
-    """The graph's regions, and the sums that make membranes as regions of their own (Note in `spiking`)."""
+    """The graph's regions, and the sums that make membranes as regions of their own (see `composites.spiking`)."""
     usual = find_regions(graph)
     taken = {node for region in usual for node in region.nodes}
     sums = []

@@ -1,7 +1,7 @@
-"""What a tensor named so is, in transformers: for each argument name of a forward the tensors it may want.
+"""Which tensors an argument of a transformers forward may want, by its name.
 
-An argument's name and the configuration do not always settle a shape, so a maker returns alternatives, likeliest first;
-`inputs_hf` picks the ones that run together.
+The name and the configuration do not always settle a shape. So the maker of a name returns alternatives, likeliest
+first, and `transformers` picks those that run together.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Sizes:
         self.mel = view.number(*bins, "feature_size", "feature_projection_input_dim", near=_HEARD, default=80)
 
     def ids(self, batch: int | None = None, length: int | None = None) -> Tensor:
-        """Token ids without a special one among them, but the end of text at the end."""
+        """Ordinary token ids [batch, length]; the last is the end of text, where there is such a token."""
         batch, length = batch or self.batch, length or self.length
         special = self.view.special_ids()
         top = min(self.vocabulary, 30_000)
@@ -103,7 +103,7 @@ def _features(s: Sizes) -> list[Tensor]:
 
 
 def _sound(s: Sizes) -> list[Tensor]:
-    """A waveform, or the spectrogram of a model that calls it values."""
+    """A waveform; or a spectrogram, for models that call one `input_values`."""
     strides = s.view.find("conv_stride", "upsampling_ratios", "downsampling_ratios", fits=_all_numbers) or [20, 16]
     samples = s.length * math.prod(strides) + 80
     wave = [s.make.floats(s.batch, samples), s.make.floats(s.batch, 1, s.length * math.prod(strides))]
@@ -123,7 +123,7 @@ def _codes(s: Sizes) -> list[Tensor]:
 
 
 def _series(s: Sizes) -> tuple[int, list[int]]:
-    """Steps of the past a forecaster wants, lags included, and the axis of variables where it has one."""
+    """How many past steps a forecaster wants, lags included, and the size of its axis of variables, if it has one."""
     context = s.view.number("context_length", "prediction_length", default=32)
     lags = s.view.find("lags_sequence", fits=_all_numbers) or [0]
     channels = s.view.number("num_input_channels", "input_size", default=1)

@@ -1,7 +1,7 @@
 """Example inputs for a model, worked out from the model itself.
 
-A transformers model tells by its forward's arguments and its configuration (`inputs_hf`); any other module by its first
-layer. What cannot be told is an `InputError`, never a guess that runs by chance.
+For a transformers model they follow from its forward's arguments and its configuration (`transformers`), for any other
+module from its first layer. What cannot be told is an `InputError`, never a guess that runs by chance.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _image_size(model: nn.Module) -> int:
 
 
 def _fits(model: nn.Module, side: int) -> bool:
-    """Whether a chain of layers takes images of this side; nothing is computed."""
+    """Whether a chain of layers takes images of this side; only shapes are worked out."""
     from torch._subclasses import FakeTensorMode
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))

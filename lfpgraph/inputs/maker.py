@@ -18,7 +18,7 @@ class TensorMaker:
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
         floats = [t for t in tensors if t.is_floating_point()]
-        # The device of most: some constructors put a parameter on the CPU whatever the default device is.
+        # The device of most of them: some constructors put a parameter on the CPU, whatever the default device is.
         devices = Counter(t.device for t in tensors)
         self.device = devices.most_common(1)[0][0] if devices else torch.device("cpu")
         self.dtype = floats[0].dtype if floats else torch.get_default_dtype()

@@ -1,6 +1,6 @@
 """Example inputs for a transformers model, from the arguments of its forward and its configuration.
 
-No model has a branch of its own here: an argument's name says what tensor it is (`inputs_args`), a configuration's fields
+No model has a branch of its own here: an argument's name says what tensor it is (`arguments`), the configuration's fields
 say how large. Where several tensors fit a name, the candidates are run without gradients and the first that runs is taken.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["transformers_inputs"]
 Arguments = dict[str, Any]
 _MAX_CANDIDATES = 40
 _LARGE = 100_000_000
-# Arguments that go with another wherever forward takes them: input_ids bring their mask, patches their grid.
+# Arguments that go with another one wherever forward takes them: input_ids bring their mask, patches their grid.
 _COMPANIONS = {
     "input_ids": ("attention_mask", "decoder_input_ids", "bbox", "visual_feats", "visual_pos", "visual_embeds"),
     "pixel_values": ("decoder_input_ids", "image_grid_thw", "grid_thw", "spatial_shapes", "image_sizes"),
@@ -39,10 +39,10 @@ _COMPANIONS = {
     "states": ("actions", "rewards", "returns_to_go", "timesteps", "attention_mask"),
     "past_values": ("past_time_features", "past_observed_mask", "future_values", "future_time_features"),
 }
-# Companions that change what a model does, where it has use for them at all.
+# Companions that some models use for something else; calls without them are tried, too.
 _DOUBTFUL = ("image_sizes",)
 _MEDIA = ("pixel_values", "input_features", "input_values", "flattened_patches")
-# What stands in the text for a picture or a sound, and the method that turns the one into rows of features.
+# The token that stands in a text for a picture or a sound, and the method that makes rows of features of it.
 _PLACEHOLDERS = {
     "pixel_values": (
         ("image_token_id", "image_token_index", "media_placeholder_token_id", "image_pad_token_id"),
@@ -210,7 +210,7 @@ def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> A
 
 
 def _shapes_only(model: nn.Module) -> Any:
-    """A fake tensor mode for a model on meta, or too large to run by the way; None for any other and for a fake one."""
+    """A fake tensor mode, for models on meta and for those too large to run for a try; None for others, and for fake ones."""
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

@@ -2,7 +2,7 @@
 
 torch.compile would look at the graphs anew: it takes equal sizes for one symbol, a batch of one for a constant, and guards
 every argument at every call. The graphs here are traced already, and whether they fit a call is decided before
-(`trace.sizes`), so inductor gets them as they are.
+(`graph.sizes`), so inductor gets them as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..kernels import DECOMPOSITIONS
-from ..tracing.capture import quiet
+from ..tracing.export import quiet
 from .nodes import hint
 
 __all__ = ["compile_program"]

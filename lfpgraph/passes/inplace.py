@@ -1,7 +1,7 @@
-"""Passes over a static graph: all operations functional, as partitioning needs them; elementwise ones in place, as is quick.
+"""A pass over a static graph: elementwise operations work in place, which is quick.
 
-In place, an operation writes over its argument where nothing reads that again; never over arguments of the graph,
-results of the graph or views of either.
+An operation writes over its argument where nothing reads that again; never over arguments of the graph, results of the
+graph or views of either.
 """
 
 from __future__ import annotations

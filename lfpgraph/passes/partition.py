@@ -46,7 +46,7 @@ def split(
 
     Args:
         traced: placeholders are `n_values` values and then the signals; results are `n_outputs` outputs and then signals.
-        share: keep at most this share of the bytes, as far as it goes, and compute the rest again (see `memory`).
+        share: keep at most this share of the bytes, as far as it goes, and compute the rest again (see `recompute`).
 
     Returns:
         Forward, values -> [outputs..., saved...], and feedback, [saved..., signals...] -> signals.

@@ -13,7 +13,7 @@ from ..registry import find_rule
 from .table import count, percent
 
 if TYPE_CHECKING:
-    from .coverage import CoverageReport
+    from .covered import CoverageReport
 
 __all__ = ["analyse", "render", "reward_graph"]
 

@@ -11,7 +11,7 @@ import networkx as nx
 from .html import COLOURS, render
 
 if TYPE_CHECKING:
-    from .coverage import CoverageReport
+    from .covered import CoverageReport
 
 __all__ = ["FORMATS", "drawn_graph", "write_graph"]
 

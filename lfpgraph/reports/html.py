@@ -15,7 +15,7 @@ from .table import MEANINGS, count, percent
 from .tree import Branch, module_tree
 
 if TYPE_CHECKING:
-    from .coverage import CoverageReport
+    from .covered import CoverageReport
 
 __all__ = ["render"]
 

@@ -29,14 +29,14 @@ class Softmax:
 
 
 class BoundedSoftmax:
-    """`Softmax` that is content once it is sure enough. Outputs [n, c], labels [n].
+    """`Softmax` that stops once the model is sure enough. Outputs [n, c], labels [n].
 
-    Probabilities above `upper` count as 1 and below `lower` as 0, so a class that is right by that much gives and takes
-    no more reward.
+    Probabilities above `upper` count as 1 and those below `lower` as 0, so an output that is right by that much gets no
+    more reward.
 
     Args:
         lower, upper: bounds of the probability; lfprop calls the second `higher_bound`.
-        sign_only: `r = sign(o) * (...)`, so that the size of an output does not weigh its reward.
+        sign_only: `r = sign(o) * (...)`, so that a reward does not grow with its output.
 
     Raises:
         RewardError: bounds that are not 0 <= lower <= upper <= 1.

@@ -17,7 +17,7 @@ def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -
     """A scalar whose `.backward()` gives `reward` to `outputs`.
 
     The value is minus the summed reward. Its gradient at the outputs is minus the signal of that reward, `-reward /
-    outputs` (outputs below epsilon are stabilized), so any reward will do, differentiable or not.
+    outputs` (outputs of at most epsilon in size are stabilized). So any reward will do, differentiable or not.
 
     Args:
         outputs: a float tensor of a wrapped model, any shape.

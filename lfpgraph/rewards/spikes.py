@@ -12,7 +12,7 @@ __all__ = ["RateCodedSpikes"]
 
 
 class RateCodedSpikes:
-    """Spikes of the label's neuron are rewarded, those of the others punished, less the more often it goes well.
+    """Rewards spikes of the label's neuron and punishes those of the others; less, the more steps are right already.
 
     `r = 1 - sigmoid(n_spikes - T // 2)` for the label's neuron at every step, spike or not, and
     `r = -o * (1 - sigmoid(n_silent - T // 2))` for the others, with n_spikes and n_silent counted over the T steps.

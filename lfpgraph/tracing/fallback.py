@@ -13,10 +13,10 @@ from torch.func import functional_call
 from ..errors import TraceError, one_line
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
-from .capture import export_flat
+from .export import export_flat
 from .flat import FlatModel
 from .origins import note_lines, noting_places, restore_places
-from .record import record
+from .recorder import record
 
 __all__ = ["capture_values"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import DataDependentError, InputError, TraceError
 from ..graph.calls import input_tensors
-from ..graph.classify import classify
+from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
 from ..graph.graph import NodeInfo, OpGraph, Placeholder
 from ..graph.sizes import Sizes
-from .capture import capture
+from .export import capture
 from .fallback import capture_values
 from .verify import disagreement, draws_numbers, is_real, refusal
 

@@ -3,7 +3,7 @@
 A rule hands input i of output j the share z_ij / sum_i z_ij of j's reward, for messages z_ij of its own (the epsilon rule
 has z_ij = x_i w_ij). All of them are sums of terms `layer(f(x), g(w), h(b))`, so one mechanism serves every operation that
 is linear in x and in w: run the layer on the modified operands, divide the reward by the results, and take the
-vector-Jacobian product. The rules are in `lrp` and `lrp_input`.
+vector-Jacobian product. The rules are in `products` and `input`.
 """
 
 from __future__ import annotations

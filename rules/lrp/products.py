@@ -1,7 +1,7 @@
-"""Rules of the LRP papers for layers: epsilon, and those that split messages by sign. `lrp_layers` is their mechanism.
+"""Rules of the LRP papers for layers: epsilon, and those that split messages by sign. `layers` is their mechanism.
 
 Where the operands of a term are linear on each side of zero (clamp), the vjp at the true x and w is the message divided by
-x_i (or w_ij), which is the signal. The rules for first layers, from `lrp_input`, are here under their names too.
+x_i (or w_ij), which is the signal. The rules for first layers, from `input`, are here under their names too.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from lfpgraph.composites.composite import Composite, get_composite
 from lfpgraph.engine.plan import Plan, make_plan
 from lfpgraph.engine.propagate import run_backward, run_forward
-from lfpgraph.graph.classify import classify
+from lfpgraph.graph.classes import classify
 from lfpgraph.graph.graph import NodeInfo, OpGraph, Placeholder, is_float
 from lfpgraph.registry import Rule, find_rule, registered_rules
 

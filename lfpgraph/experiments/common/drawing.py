@@ -1,4 +1,4 @@
-"""Plots that several experiments share; each takes a matplotlib axes."""
+"""Plots that several experiments share, on matplotlib's axes or on a whole figure."""
 
 from __future__ import annotations
 

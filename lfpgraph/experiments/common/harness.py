@@ -25,7 +25,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to run. `effort` multiplies the epochs (or steps); tests use little."""
+    """How much to run. `effort` multiplies the epochs; tests use little."""
 
     seeds: int = 3
     effort: float = 1.0

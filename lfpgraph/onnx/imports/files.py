@@ -1,6 +1,7 @@
 """Reading ONNX files that may be broken or hostile: everything is checked before anything is made of it.
 
-What comes out of `read_model` holds its data inside, refers to nothing outside, is in order and says what each value is.
+What `read_model` returns makes every value before it is read, and has as many data for each tensor as its shape says, in
+the file itself or in one of the same folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...errors import OnnxError, one_line
 __all__ = ["read_model", "tensor_from"]
 
 OLDEST = 7
-_LARGEST_FILE = 2**31 - 1  # where protobuf ends
+_LARGEST_FILE = 2**31 - 1  # the most that protobuf can hold
 _TENSORS = {
     TensorProto.FLOAT: (np.float32, "float_data"),
     TensorProto.DOUBLE: (np.float64, "double_data"),
@@ -138,7 +139,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _check_tensor(tensor: Any, folder: Path | None) -> None:
-    """The data are there, as many as the shape says; no more memory is asked for than the file holds."""
+    """Refuse a tensor whose data are not as many as its shape says, so that no more memory is taken than the file holds."""
     if tensor.data_type not in _TENSORS:
         kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in range(1, 24) else tensor.data_type
         raise OnnxError(f"tensor {tensor.name!r} is of type {kind}, which is not supported")

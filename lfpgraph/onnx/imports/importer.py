@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import OnnxError, one_line
-from ...tracing.capture import quiet
+from ...tracing.export import quiet
 from ...tracing.flat import is_tracing
+from . import elementwise, layers, norms, places, reductions, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
 from .weights import is_weight, weights_of
@@ -96,7 +97,7 @@ class OnnxModel(nn.Module):
         self._last = _last_uses(self._program, self.output_names)
 
     def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> None:
-        """An initializer as parameter, buffer or number."""
+        """Keep an initializer as a parameter, a buffer or a known number."""
         trains = tensor.is_floating_point() and is_weight(name, tensor, chosen, trainable)
         if not trains and tensor.dim() <= 1 and tensor.numel() <= _SMALL and _is_plain(tensor):
             self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
@@ -114,7 +115,7 @@ class OnnxModel(nn.Module):
         self.paths[name] = ".".join([*parents, last])
 
     def _place(self, name: str) -> list[str]:
-        """Where an initializer is kept: its name taken apart at the dots, made different from all that is there."""
+        """Path of an initializer among modules: its name split at the dots, with an underscore where a part is taken."""
         parts = [part for part in name.replace("/", ".").split(".") if part] or ["unnamed"]
         if parts[0] in ("steps", "training", "forward") or hasattr(nn.Module, parts[0]) or parts[0] in self.__dict__:
             parts[0] = f"{parts[0]}_"
@@ -157,7 +158,7 @@ class OnnxModel(nn.Module):
         return results[0] if len(results) == 1 else results
 
     def _run(self, env: dict[str, Any], look: Callable[[Any], None] | None = None) -> list[Any]:
-        """The outputs, by the values that are there; `look` sees what each node has made."""
+        """Run the nodes on the values in `env` and return the outputs; `look` is shown what each node makes."""
         for position, (title, reads, makes) in enumerate(self._program):
             try:
                 found = self.steps[title](*(env[name] for name in reads))
@@ -177,7 +178,7 @@ class OnnxModel(nn.Module):
         return [env[name] for name in self.output_names]
 
     def _refuse_absurd(self, env: dict[str, Any]) -> None:
-        """Before the first run on inputs of new sizes: shapes alone, so that no file makes tensors beyond all memory."""
+        """Before the first run on inputs of new sizes, work out the shapes, and refuse a file that asks for huge tensors."""
         sizes = tuple(tuple(env[name].shape) for name in self.input_names if isinstance(env[name], Tensor))
         if sizes in self._measured:
             return
@@ -232,7 +233,7 @@ class OnnxModel(nn.Module):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whole numbers, or a single float: what operators want to know while they are traced."""
+    """Whole numbers, or a single float: values that operators want to know while they are traced."""
     return tensor.dtype == torch.int64 or (tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64))
 
 
@@ -283,5 +284,5 @@ def _refuse_unknown(graph: Any) -> None:
     if unknown:
         raise OnnxError(
             f"the ONNX file holds operators that cannot be imported: {', '.join(sorted(unknown))}. Quantised models "
-            "train in their float form; others can be added with lfpgraph.onnx.imports.imports."
+            "train in their float form; others can be added with lfpgraph.onnx.imports.table.imports."
         )

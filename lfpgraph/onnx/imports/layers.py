@@ -43,7 +43,7 @@ class _Windows:
 
     @property
     def even(self) -> bool:
-        """As much padding after every axis as before it, which torch can do along the way."""
+        """Whether every axis is padded as much after it as before it; torch's own functions take such padding."""
         return bool(self.before == self.after)
 
     def padded(self, x: Tensor, value: float = 0.0) -> Tensor:
@@ -51,7 +51,7 @@ class _Windows:
 
 
 def _pads(node: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]) -> Any:
-    """Padding before and after each place axis."""
+    """Padding before and after each spatial axis."""
     n = x.dim() - 2
     how = node.get("auto_pad", "NOTSET")
     if how in ("SAME_UPPER", "SAME_LOWER"):
@@ -155,7 +155,7 @@ def global_pool(node: Node, x: Tensor) -> Any:
 
 @imports("Resize", known=True)
 def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None) -> Any:
-    """What torch's interpolation does too: nearest asymmetric, linear and cubic by half pixels or aligned corners."""
+    """Only what torch's interpolation can do: nearest asymmetric, linear and cubic by half pixels or aligned corners."""
     place, mode = node.get("coordinate_transformation_mode", "half_pixel"), node.get("mode", "nearest")
     chosen = [a % x.dim() for a in node.get("axes", range(x.dim()))]
     factors = [] if scales is None else numbers(node, scales)

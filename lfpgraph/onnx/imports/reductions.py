@@ -1,4 +1,4 @@
-"""ONNX operators in torch that take axes together: sums and their kind, places of extremes, running sums."""
+"""ONNX operators that reduce axes, in torch: sums and the like, places of extremes, running sums."""
 
 from __future__ import annotations
 

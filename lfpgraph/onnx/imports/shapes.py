@@ -113,7 +113,7 @@ def slice_(node: Node, x: Any, starts: Any = None, ends: Any = None, axes: Any =
 
 
 def _reversed(x: Tensor, axis: int, start: int, end: int, step: int) -> Any:
-    """The same cut of the flipped axis."""
+    """A slice with a negative step as one of the flipped axis, with a positive step."""
     n = x.shape[axis]
     start = min(start + n if start < 0 else start, n - 1)
     end = max(end + n if end < 0 else end, -1)
@@ -146,7 +146,7 @@ def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = 
     if mode == "constant":
         fill = node.get("value", 0.0) if value is None else numbers(node, value)[0]
         return F.pad(x, pad_widths(before, after), value=fill)
-    for axis in range(x.dim()):  # reflect, edge and wrap, axis by axis, by looking up
+    for axis in range(x.dim()):  # reflect, edge and wrap: each axis looks up its own entries
         if before[axis] or after[axis]:
             x = torch.index_select(x, axis, _folded(mode, x.shape[axis], before[axis], after[axis]))
     return x

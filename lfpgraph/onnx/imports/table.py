@@ -1,7 +1,8 @@
 """ONNX operators as functions of torch tensors: the table that `load` runs a file by.
 
 A function gets its `Node` and the operator's inputs, None for one left out, and returns its output or a tuple of them.
-Small constants and shapes travel as `Known`, Python numbers that may be open, so that a model traces for every batch size.
+Small constants and shapes are passed on as `Known`: Python numbers, or symbols for open sizes. So a model traces for
+every batch size.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ DTYPES = {
 
 @dataclass
 class Node:
-    """What a function may know of its node: operator, name, attributes, the file's opset, how many outputs are read."""
+    """What a function may know of its node: operator, name, the file's opset, attributes, how many outputs are read."""
 
     kind: str
     name: str
@@ -88,7 +89,7 @@ def imports(*kinds: str, known: bool = False) -> Callable[[Callable[..., Any]], 
 
 
 def tensor_of(value: Any) -> Any:
-    """What Python knows as a tensor; everything else as it is."""
+    """A `Known` as a tensor; everything else as it is."""
     if not isinstance(value, Known):
         return value
     if all(isinstance(item, int | float) for item in value.items):
@@ -113,7 +114,7 @@ def axes_of(node: Node, given: Any) -> list[int] | None:
 
 
 def modest(node: Node, shape: list[Any]) -> list[Any]:
-    """A shape that a file asks for, refused where it is absurd."""
+    """The shape that a file asks for; refused where it is negative or asks for more than `LARGEST` elements."""
     count = 1
     for n in shape:
         if isinstance(n, int):

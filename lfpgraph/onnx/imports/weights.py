@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["is_weight", "weights_of"]
 
-# Where an operator's weights are; other operators have none, but for terms and factors of these:
+# Positions of an operator's weights. Those in `_TERMS` may have one on either side; other operators have none.
 _WEIGHTS: dict[str, Sequence[int]] = {
     "BatchNormalization": (1, 2),
     "Conv": (1, 2),

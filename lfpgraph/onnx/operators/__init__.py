@@ -1,1 +1,1 @@
-"""ATen operations as ONNX operators."""
+"""A graph of ATen operations as ONNX operators."""

@@ -1,6 +1,6 @@
-"""An ONNX graph under construction: nodes with equal ones merged, constants, sizes that are open.
+"""An ONNX graph under construction: equal nodes become one, and sizes may stay open.
 
-Knows nothing of models; `translate` fills it.
+It knows nothing of models; `translation` fills it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["OPSET", "Builder", "Value", "onnx_type"]
 
 OPSET = 20
 IR_VERSION = 9
-_LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf ends at 2 GiB
+_LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf holds at most 2 GiB
 _RANDOM = {"RandomUniformLike", "RandomNormalLike"}
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -61,7 +61,7 @@ class Value:
 
 
 class Builder:
-    """Collects nodes; `Size` arguments are Python numbers or names of int64 tensors of shape [1]."""
+    """Collects nodes. A size is a Python number or, where it is open, the name of an int64 tensor of shape [1]."""
 
     def __init__(self, seed: int | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -110,7 +110,7 @@ class Builder:
         return found[0] if outputs == 1 else found
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> str:
-        """An initializer of a tensor, number or list; equal small ones are one."""
+        """An initializer of a tensor, number or list; equal small ones are stored once."""
         tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(value)
         tensor = tensor.to(dtype or tensor.dtype).contiguous()
         small = tensor.numel() <= 1024
@@ -162,7 +162,7 @@ class Builder:
 
         Args:
             inputs, outputs: ValueInfoProtos.
-            external: keep large tensors in `<name>.data` beside the file; None does so where protobuf could not.
+            external: keep large tensors in `<name>.data` beside the file; None does so where one file cannot hold them.
 
         Raises:
             OnnxError: the file cannot be written.

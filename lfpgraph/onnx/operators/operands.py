@@ -1,4 +1,4 @@
-"""What translators make of tensors, numbers and open sizes: operands of one dtype."""
+"""Tensors, numbers and open sizes as operands of one dtype, for translators."""
 
 from __future__ import annotations
 

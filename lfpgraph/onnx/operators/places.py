@@ -89,7 +89,7 @@ def _places(b: Builder, indices: Sequence[Value | None]) -> tuple[list[int], Any
 
 @translates(aten.index.Tensor)
 def index_tensor(b: Builder, result: Any, x: Value, indices: Sequence[Value | None]) -> Any:
-    """Indexing with integer tensors that stand side by side."""
+    """Indexing with integer tensors on axes that stand side by side."""
     if any(index is not None and index.dtype == torch.bool for index in indices):
         raise NotImplementedError("indexing with a mask: its result has a size that depends on values")
     axes = [i for i, index in enumerate(indices) if index is not None]

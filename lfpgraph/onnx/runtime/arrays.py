@@ -39,7 +39,7 @@ def fitting(value: Any, described: Any) -> np.ndarray:
 
 
 def of_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
-    """A value of an input's dtype, refused where its shape is another."""
+    """A value in the dtype of an input, refused where its shape is another."""
     if list(value.shape) != list(described.shape):
         raise OnnxError(f"{name} has shape {list(described.shape)}, not {list(value.shape)}")
     return np.asarray(value, dtype=DTYPES[described.type], order="C")
@@ -52,7 +52,7 @@ def length_of(x: Batch) -> int:
 
 
 def batches_of(arrays: Mapping[str, np.ndarray], order: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays' rows in an order, so many at a time; one batch of none where there are none."""
+    """The arrays' rows in this order, `size` at a time; one empty batch where there are no rows."""
     for start in range(0, max(len(order), 1), size):
         places = order[start : start + size]
         yield {name: array[places] for name, array in arrays.items()}

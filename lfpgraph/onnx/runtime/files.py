@@ -29,7 +29,7 @@ def open_session(path: Path, threads: int, providers: list[str]) -> Any:
         raise OnnxError(f"there is no file {path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warning that overridable initializers are not folded is what we want
+    options.log_severity_level = 3  # it warns that initializers stay open to a caller, which is what we want
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
@@ -58,7 +58,7 @@ def description_of(session: Any, path: Path) -> dict[str, Any]:
 
 
 def companion(path: Path, name: Any) -> Path:
-    """A file beside another; nothing that leads elsewhere."""
+    """The path of a file beside another; a name that leads elsewhere is refused."""
     if not isinstance(name, str) or Path(name).name != name:
         raise OnnxError(f"{path.name} names a companion file outside its folder: {name!r}")
     return path.with_name(name)

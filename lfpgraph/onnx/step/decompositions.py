@@ -13,6 +13,7 @@ from torch._decomp import core_aten_decompositions
 
 from ... import kernels
 from ..registry import DECOMPOSITIONS, TRANSLATORS
+from . import decompositions_attention, decompositions_norms, decompositions_windows  # noqa: F401  (they fill the table)
 
 __all__ = ["decomposition_table"]
 

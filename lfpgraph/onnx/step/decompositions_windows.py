@@ -82,7 +82,7 @@ def _shifted_products(x: Tensor, s: Tensor, weight: Tensor, stride: Any, padding
     images = x.permute(0, 2, 3, 1)
     for axis, margin in enumerate(padding, 1):
         images = _widen(images, axis, margin, margin)
-    count = s.shape[0] * height * width  # written out: inferred, it would be compared, and the batch fixed
+    count = s.shape[0] * height * width  # as -1 it would be compared with other sizes, which would fix the batch
     signals = s.transpose(0, 1).reshape(s.shape[1], count)
     parts = []
     for i in range(weight.shape[2]):

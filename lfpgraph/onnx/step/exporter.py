@@ -19,7 +19,7 @@ from ...errors import InputError, OnnxError
 from ...graph.calls import arguments_of, state_tensors
 from ...tracing.flat import original_forward
 from ..operators.builder import Builder, Value
-from ..operators.translate import tensor_info, translate, value_of
+from ..operators.translation import tensor_info, translate, value_of
 from ..runtime.files import METADATA
 from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step
@@ -171,8 +171,8 @@ def _graph_inputs(
 ) -> tuple[list[Value], list[Any]]:
     """Values for the step's placeholders, and ONNX's descriptions of those that are inputs of the file.
 
-    `given` are the names of parameters and buffers that are inputs; `values` gives those initializers too; what is
-    neither is an initializer alone.
+    `given` names the parameters and buffers that are inputs; with `values` they have initializers, too. Every other
+    tensor is an initializer alone.
     """
     tensors, axes = state_tensors(model), _open_axes(step, names)
     found, infos = [], []

@@ -19,7 +19,7 @@ from ...errors import InputError, OnnxError
 from ...graph.graph import OpGraph, is_float
 from ...numerics import stabilize
 from ...passes.functional import make_functional
-from ...tracing.capture import quiet
+from ...tracing.export import quiet
 from ...tracing.tracer import trace
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm
@@ -39,12 +39,13 @@ class Step:
 
     Attributes:
         module: functional ATen graph.
-        graph: the model's graph it was made of.
+        graph: the model's graph that it was made from.
         inputs: ("parameter" or "buffer" or "constant" or "input", its name or index) for each value.
         fakes: fake tensors of all inputs, in order.
-        parameters: names of those that train. `frozen`: tensors of the others; `aliases`: further names of tied ones.
-        state: name and initial value of each state tensor; all zeros, of the shape of a parameter or scalars.
+        parameters, buffers: names of the parameters that train and of the buffers that change.
+        state: names of the optimizer's tensors, zeros at first: each of the shape of a parameter, or a scalar.
         metrics: names of the metrics.
+        aliases: further names of tied parameters, each with the name that is used.
     """
 
     module: fx.GraphModule
@@ -153,7 +154,7 @@ def trace_step(
         seed: of random operations, which are refused without one.
 
     Raises:
-        OnnxError, TraceError, NoRuleError, InputError.
+        OnnxError: the step cannot be one fixed graph. TraceError, NoRuleError, InputError: as for `wrap`.
     """
     graph = trace(model, args, kwargs)
     _check(graph, seed)

@@ -1,4 +1,4 @@
-"""Models to look at, built without weights wherever that is possible."""
+"""Models for reports, of fake tensors wherever that is possible, so that they take no memory."""
 
 from __future__ import annotations
 
@@ -36,14 +36,18 @@ class ModelTarget:
 
 
 def weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
-    """What `build` gives, of fake tensors; of real ones where its constructor needs values."""
+    """The model that `build` makes, of fake tensors; of real ones where its constructor reads values.
+
+    Raises:
+        TargetError: it cannot be built, or only with more weights than `LARGEST_REAL`.
+    """
     error: Exception | None = None
     for drawing in (contextlib.nullcontext, _no_initial_values):
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), drawing():
                 model, args, kwargs = build()
             if drawing is _no_initial_values and hasattr(model, "tie_weights"):
-                getattr(model, "tie_weights")()  # noqa: B009 - transformers ties when it draws
+                getattr(model, "tie_weights")()  # noqa: B009 - transformers ties weights only when it draws them
             return ModelTarget(name, model, args, kwargs, rebuild=build)
         except Exception as caught:
             log.info("%s cannot be built without weights: %s", name, first_line(caught))
@@ -62,7 +66,7 @@ def weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
 
 @contextlib.contextmanager
 def _no_initial_values() -> Iterator[None]:
-    """Let transformers leave weights as they are: some ways to draw them read numbers, of which fake tensors have none."""
+    """Keep transformers from drawing weights: some ways of drawing read numbers, and fake tensors hold none."""
     try:
         from transformers.initialization import no_init_weights
     except ImportError:

@@ -87,7 +87,7 @@ def _drawn(relevance: Tensor, inputs: Tensor, show: str | None) -> Any:
 
 
 def _model(target: str) -> tuple[nn.Module, Any]:
-    """The model, and its tokenizer if it has one: of a folder of transformers, or the second of a pair that is returned."""
+    """The model, and its tokenizer or None. A transformers folder may hold both, and a function may return both."""
     if Path(target).is_dir():
         import transformers
 

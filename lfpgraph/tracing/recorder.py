@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..errors import TraceError
-from .capture import quiet
+from .export import quiet
 from .flat import tracing
 
 __all__ = ["record"]

@@ -1,7 +1,7 @@
 """Canonization on the graph: a batch norm in eval mode becomes part of the layer before it.
 
-A rule that looks at a layer's weights by sign should see what the layer and its norm compute together (zennit's
-MergeBatchNorm does it to modules it must know; here the graph says which layer a norm follows).
+A rule that looks at a layer's weights by sign should see what the layer and its norm compute together. (zennit's
+MergeBatchNorm does this to modules that it must know; here the graph says which layer a norm follows.)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph.classify import classify
+from ..graph.classes import classify
 from ..graph.depths import is_layer
 from ..graph.graph import WEIGHT, NodeInfo, OpGraph
 
@@ -32,7 +32,7 @@ _LAYERS: dict[Any, tuple[int, int, int]] = {
     aten.conv_transpose3d.input: (1, 2, 1),
     aten.linear.default: (1, 2, 0),
 }
-# Whether the norm uses running statistics, by where it says so; and the position of its eps.
+# Position of the flag that is True in training (None where the norm never trains), and of eps.
 _TRAINING_FLAG: dict[Any, tuple[int | None, int]] = {
     aten._native_batch_norm_legit_no_training.default: (None, 6),
     aten._batch_norm_no_update.default: (None, 6),

@@ -1,6 +1,6 @@
-"""A small configuration of the same kind as a published one: by field names, not by model.
+"""A small configuration of the same kind as a published one, by the names of its fields, whatever the model.
 
-Sizes are capped; whatever the configuration works out by itself (fields without a default) is worked out again.
+Sizes are capped. What the configuration works out by itself (fields without a default) is worked out again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r"intermediate|ffn|mlp_dim|d_ff|n_inner|inner_dim|feed_?forward|linear_units", 64),
     (r"(hidden|embed|d_model|n_embd|_dim$|^dim$|width|_channels$|project|classifier_proj_size|lru_)", 32),
 )
-# Worked out from others. (A backbone keeps the names of its outputs in `_out_features` and takes them as `out_features`.)
+# Worked out from other fields. (A backbone keeps the names of its outputs in `_out_features`, and takes `out_features`.)
 _LEFT_OUT = ("model_type", "_out_indices", "stage_names")
 # Fields of counts of blocks at each stage, and of widths at each stage.
 _DEPTHS = re.compile(r"depths|layer_depth|num_block_repeats")
@@ -70,7 +70,7 @@ def shrink(config: Any, given: Mapping[str, Any], tiny: Mapping[str, Any]) -> An
             part = tiny.get(field.name, {})
             values[field.name] = part if not isinstance(part, Mapping) else _part(value, given.get(field.name), part)
         elif field.name == "_out_features":
-            if len(value) > 1:  # a single one is the last stage, whichever that is
+            if len(value) > 1:  # a single one is the last stage, which the small one finds itself
                 values["out_features"] = list(value)
         elif field.default is None and field.name not in given:
             continue
@@ -91,7 +91,7 @@ def _smaller(name: str, value: Any) -> Any:
         return copy.deepcopy(value)
     if isinstance(value, int):
         if _TOKEN.search(name):
-            # Beyond the small vocabulary: another id, the same for a name wherever it stands.
+            # An id beyond the small vocabulary becomes another one, the same for a name wherever the name stands.
             return value if value < _SMALL_VOCABULARY // 2 else 64 + zlib.crc32(name.encode()) % 61
         cap = next((cap for pattern, cap in _CAPS if re.search(pattern, name)), None)
         return value if cap is None else min(value, cap)

@@ -1,4 +1,4 @@
-"""The command line's `lfpgraph reproduce`: the papers' experiments, one command each."""
+"""The command line's `lfpgraph reproduce`: the papers' experiments by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model to ATen graph, by torch.export. What the nodes mean is `classify`'s business."""
+"""Model to ATen graph, by torch.export. `graph.classes` works out afterwards what each node means."""
 
 from __future__ import annotations
 
