@@ -1,9 +1,10 @@
-"""What each pass over the static graphs is worth: `python -m benchmarks.passes`, or with `--case mlp lstm`.
+"""What each pass over the static graphs is worth: `python -m benchmarks.passes`, or with `--case MLP "LSTM, 40 steps"`.
 
 For each model, one wrapped copy has all passes and each other copy lacks one. The copies take turns in one process, and a
 figure is the median, over the rounds, of the time without the pass over the time with all of them: 1.10 says that a step
-would take 10 % longer. Times are processor time of one thread, so that other work on the machine disturbs them little.
-What inductor is worth stands in the table of step times (`benchmarks.step`): it takes the place of all these.
+would take 10 % longer. The first row leaves nothing out: its distance from 1.00 shows how exact the others are. Times are
+processor time of one thread, so that other work on the machine disturbs them little. What inductor is worth stands in the
+table of step times (`benchmarks.step`): it takes the place of all these.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def _replaced(name: str, by: object) -> Without:
 
 
 PASSES: dict[str, Without] = {
+    "none: all passes once more": nullcontext,
     "products of all time steps joined (`join_products`)": _replaced("engine.program.join_products", lambda graph: 0),
     "pairs of operations as one (`fuse_pairs`)": _replaced("engine.program.fuse_pairs", lambda graph: None),
     "formulas in blocks of the cache (`kernels`)": _replaced("kernels._BLOCK", 1 << 62),
