@@ -107,7 +107,7 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         "# Conservation over the zoo",
         " ".join(__doc__.split()),
         f"In {len(settled)} of {len(found)} models inputs and leaks add up to 1e-9, with at most 1e-6 undeclared. "
-        "[attribution.md](attribution.md) tells the kinds of leak.",
+        "[attribution.md](attribution.md) explains the kinds of leak.",
         "That does not say how much a declared leak ought to take. Whatever an operation with a bias or a softmax keeps "
         "counts as theirs here; the tests of the rules say whether that share is right. Shares far beyond 100 % are large "
         "relevances of opposite sign, in inputs and leaks, beside a small explained value (levit-128s, rwkv-4).",

@@ -58,7 +58,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Operation coverage of the zoo",
         "",
         f"Made by `make coverage` ({time.strftime('%Y-%m-%d')}, torch {torch.__version__}): {len(rows)} architectures at their "
-        "published sizes, traced on fake tensors. [coverage-schema.md](coverage-schema.md) tells the classes.",
+        "published sizes, traced on fake tensors. [coverage-schema.md](coverage-schema.md) explains the classes.",
         "",
         "| | models | operations | carry reward | covered | derived | uncovered | kinds of operations |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,12 +1,12 @@
 """Exceptions a user of lfpgraph can meet. Every message names what failed, where, and what to do.
 
-With them what quotes other errors in such a message.
+With them what such a message is made of.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AttributionError",
@@ -28,6 +28,7 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "WrapError",
+    "check_choice",
     "first_line",
     "near",
     "one_line",
@@ -63,7 +64,7 @@ class RewardError(LfpGraphError):
 
 
 class InputError(LfpGraphError):
-    """The model or its inputs offer nothing that a reward could reach."""
+    """The model or its inputs offer nothing that a reward could reach, or an option has a value it does not know."""
 
 
 class AttributionError(LfpGraphError):
@@ -108,6 +109,12 @@ class MissingPackageError(LfpGraphError, ImportError):
 
 class OnnxError(LfpGraphError):
     """An ONNX file that cannot be read, run or trained, or a model or training step that has no ONNX form."""
+
+
+def check_choice(option: str, value: object, choices: Sequence[object], error: type[LfpGraphError]) -> None:
+    """Raise `error`, with a message that lists the choices, unless the value of an option is one of them."""
+    if value not in choices:
+        raise error(f"{option}={value!r} is not known; choose one of {', '.join(map(str, choices))}")
 
 
 def near(name: object, names: Iterable[str]) -> str:

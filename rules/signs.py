@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ..registry import find_rule
+from lfpgraph.registry import find_rule
 
 __all__ = ["is_nonnegative"]
 

@@ -19,6 +19,16 @@ def test_rules_page_is_current() -> None:
     assert is_current(), REGENERATE
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"`((?:benchmarks|examples|lfpgraph|models_zoo|rules|tests|tools)/[\w/*]*(?:\.py)?)", text)
+    linked = [str((page.parent / target).relative_to(ROOT)) for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
+    assert [name for name in (*named, *linked) if not list(ROOT.glob(name))] == []
+
+
 def test_guide_to_rules_runs() -> None:
     """Every block of the page, in order, in one namespace."""
     page = (ROOT / "docs" / "writing-rules.md").read_text()

@@ -175,6 +175,40 @@ def test_wrapping_twice_and_unwrapping_unwrapped(x: Tensor) -> None:
         lfpgraph.wrap(model, on_missing="guess")
 
 
+ON_MISSING = ("on_missing", "derive, error")
+FALLBACK = ("fallback", "error, retrace")
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "known", "error"),
+    [
+        (lfpgraph.wrap, *ON_MISSING, errors.WrapError),
+        (lfpgraph.wrap, *FALLBACK, errors.WrapError),
+        (lfpgraph.wrap, "memory", '"fast", "min" or a share', errors.WrapError),
+        (lfpgraph.feedback, *ON_MISSING, errors.InputError),
+        (lfpgraph.feedback, *FALLBACK, errors.InputError),
+        (lfpgraph.trace, *FALLBACK, errors.InputError),
+        (lfpgraph.coverage, *FALLBACK, errors.InputError),
+        (lfpgraph.attribute, *ON_MISSING, errors.AttributionError),
+        (lfpgraph.attribute, *FALLBACK, errors.AttributionError),
+        (lfpgraph.conservation, *ON_MISSING, errors.AttributionError),
+        (lfpgraph.conservation, *FALLBACK, errors.AttributionError),
+        (lfpgraph.relevance_flow, *ON_MISSING, errors.AttributionError),
+        (lfpgraph.relevance_flow, *FALLBACK, errors.AttributionError),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or (value if str(value).isidentifier() else ""),
+)
+def test_a_typo_in_an_option_lists_the_choices(
+    function: Callable[..., object], option: str, known: str, error: type[errors.LfpGraphError], x: Tensor
+) -> None:
+    """Refused before anything is traced or changed, by every function that takes the option."""
+    model = Calls(torch.relu)
+    inputs = {lfpgraph.wrap: (), lfpgraph.feedback: (x, torch.ones(3, 4))}.get(function, (x,))  # type: ignore[call-overload]
+    with pytest.raises(error, match=f"{option}='deriv' is not known; choose .*{known}"):
+        function(model, *inputs, **{option: "deriv"})
+    assert not lfpgraph.is_wrapped(model)
+
+
 def test_unknown_composite_lists_the_known() -> None:
     model = Calls()
     with pytest.raises(errors.CompositeError, match="gradient, .*lfp-0, .*lfp-epsilon"):

@@ -45,9 +45,10 @@ def prepare(graph: OpGraph, module: nn.Module, inputs: Inputs, rules: str) -> tu
     """The plan, and the values of the graph's placeholders."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
-    plan = make_plan(graph, get_composite(rules), {n for n, p in pairs if p.kind in ("parameter", "input")})
     sources = {"input": inputs, "constant": graph.constants}
-    return plan, [sources.get(p.kind, state)[p.target].detach() for _, p in pairs]
+    values = [sources.get(p.kind, state)[p.target].detach() for _, p in pairs]
+    wanted = {n for n, p in pairs if p.kind in ("parameter", "input")}
+    return make_plan(graph, get_composite(rules), wanted, values=values), values
 
 
 def named(graph: OpGraph, found: list[Tensor | None]) -> Grads:
@@ -66,12 +67,8 @@ def walked(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tens
                 before = at.get(node)
                 at[node] = s if before is None else before + s
         found = run_backward(plan, calls, env, at)
-    answers = [found.get(node) for node in graph.placeholder_nodes]
-    for i, (placeholder, value) in enumerate(zip(graph.placeholders, values)):
-        if placeholder.kind == "parameter" and answers[i] is not None:
-            ruleset = plan.composite.parameter_ruleset(placeholder.target)
-            answers[i] = ruleset.feedback(value.detach(), answers[i], graph.placeholder_nodes[i] in plan.asleep)
-    return named(graph, answers)
+    pairs = [(node, value, found.get(node)) for node, value in zip(graph.placeholder_nodes, values)]
+    return named(graph, [None if s is None else plan.feedback(node, value, s) for node, value, s in pairs])
 
 
 def programmed(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[Tensor], rules: str) -> Grads:

@@ -1,1 +1,1 @@
-"""What can be trusted: conservation, flow, faithfulness, comparison with other libraries."""
+"""How far an explanation can be trusted: conservation, flow, faithfulness, comparison with other libraries."""

@@ -1,4 +1,4 @@
-"""`check`: what of a model's explanation can be trusted: its graph, its rules, and a second implementation of them."""
+"""`check`: compares the graph of an explanation with the model, and its rules with another implementation of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
 from ..engine.signals import reward_of
 from ..engine.units import Unit
-from ..errors import AttributionError
-from ..explain.attribution import call_of
-from ..graph.graph import ACTIVE, is_float, module_path
+from ..errors import AttributionError, check_choice
+from ..graph.calls import arguments_of
+from ..graph.graph import ACTIVE, is_float, module_path, takes_reward
 from ..tracing.tracer import trace
 from ..tracing.verify import disagreement
 
@@ -35,7 +35,7 @@ class CheckReport:
         forward: how far the traced graph's outputs are from the model's, in multiples of what rounding explains.
         rows: for each operation that was compared its node, operation, module and relative difference of the relevance
             that both implementations give its inputs; sorted, largest first.
-        skipped: operations that the other implementation has no rule for.
+        skipped: operations that the other implementation has no rule for, and how often they occur.
     """
 
     forward: float
@@ -57,8 +57,8 @@ class CheckReport:
 def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckReport:
     """Compare the graph with the model, and with `against="lxt"` every rule with LXT's own function, at this input.
 
-    Both sides are given the same reward at each operation of the AttnLRP walk (epsilon 0), so that a difference names the
-    operation that makes it.
+    At each operation of the AttnLRP walk (epsilon 0) both sides are given the same reward, so a difference belongs to the
+    operation that it is reported for.
 
     Args:
         model, inputs: as for `attribute`.
@@ -67,9 +67,8 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
     Raises:
         AttributionError: another name. CompositeError: LXT is not installed.
     """
-    if against not in AGAINST:
-        raise AttributionError(f"against={against!r} is not known; choose one of {', '.join(map(repr, AGAINST))}")
-    args, kwargs = call_of(inputs)
+    check_choice("against", against, AGAINST, AttributionError)
+    args, kwargs = arguments_of(inputs, AttributionError)
     with torch.no_grad():
         graph = trace(model, args, kwargs, dynamic=False)
         forward = disagreement(graph, model, args, kwargs)
@@ -84,7 +83,7 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
         }
         plan = make_plan(graph, rules, wanted)
         _, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
-        output = next(n for n in graph.user_output_nodes if n in plan.wanted and n.meta["val"].dim() > 0)
+        output = next(n for n in graph.user_output_nodes if n in plan.wanted and takes_reward(n.meta["val"]))
         comparison = _Comparison(rules)
         signal = torch.linspace(0.5, 1.5, env[output].numel(), dtype=env[output].dtype, device=env[output].device)
         run_backward(plan, calls, env, {output: signal.view_as(env[output])}, observe=comparison)
@@ -95,7 +94,7 @@ _SOURCES = {torch.ops.aten.embedding.default}
 
 
 class _Comparison:
-    """Observes the walk and asks LXT at every operation it has a function for."""
+    """Called by the walk at every unit; compares the rule's answers with those of LXT's function, if LXT has one."""
 
     def __init__(self, rules: Composite) -> None:
         self.theirs = Ruleset(epsilon=0.0, handlers=lxt_handlers(epsilon=0.0))

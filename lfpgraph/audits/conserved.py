@@ -1,9 +1,9 @@
-"""Where the relevance of an output goes: the inputs, and what each kind of leak takes on the way.
+"""Where the relevance of an output goes: how much reaches the inputs, and how much each kind of leak takes on the way.
 
-Note [Rounding]: relevance is added up in float64, from what each operation was given and what it handed on. Where a
-model computes in a narrower type, signals that meet at a node are rounded to that type, and large ones of opposite sign
-leave their rounding behind. That is declared as "rounding", as far as it is no more than `_SLACK` units in the last
-place of the sum of absolute relevances that met there; what is more is "undeclared".
+Note [Rounding]: relevance is added up in float64, from what each operation was given and what it handed on. A model that
+computes in a narrower type rounds the sum of the signals that meet at a node; where large ones of opposite sign cancel, the
+error is large beside the sum. A difference of at most `_SLACK` units in the last place of the sum of absolute relevances that
+met there is declared as "rounding"; a larger one is "undeclared".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OPERANDS = {"contraction", "product", "quotient", "normalisation", "activation"
 
 @dataclass
 class Conservation:
-    """The way of an output's relevance, summed over the batch, in units of the output.
+    """Where the relevance of an output has gone, summed over the batch, in units of the output.
 
     Attributes:
         explained: what was handed back; the inputs' relevance and all leaks add up to it.
@@ -54,7 +54,7 @@ class Conservation:
 
     @property
     def residue(self) -> float:
-        """What is missing of the explained value after inputs and leaks."""
+        """The explained value less what the inputs and all leaks have; zero if everything is accounted for."""
         return self.explained - self.inputs - sum(self.leaks.values())
 
     @property
@@ -104,7 +104,7 @@ def conservation(
 
 
 class _Tally:
-    """Observes the walk and adds up what stays at each unit, and at each node where signals meet."""
+    """Called by the walk at every unit; adds up what stays at each unit, and at each node where signals meet."""
 
     def __init__(self) -> None:
         self.leaks: defaultdict[str, float] = defaultdict(float)
@@ -113,7 +113,7 @@ class _Tally:
         self.met: dict[fx.Node, tuple[float, float]] = {}  # the sum that has arrived; its unit in the last place
 
     def hand(self, node: fx.Node, reward: Tensor) -> tuple[float, float]:
-        """Note what a node is given: the sum of the reward, and of its absolute value."""
+        """Note that a node is given a reward; returns the sum of its entries and of their absolute values."""
         whole, size = _size(reward)
         maker = maker_of(node)
         before = self.handed[maker]
@@ -127,7 +127,7 @@ class _Tally:
             self.rest(f"signals that meet at {node.name}", whole - arrived, size, precision)
 
     def rest(self, name: str, rest: float, size: float, precision: float, kind: str | None = None) -> None:
-        """Sort what is left over: rounding if it may be, else of a declared kind, else undeclared."""
+        """Count what is left over: as rounding if it is small enough, else as a leak of `kind`, without one as undeclared."""
         if abs(rest) <= _SLACK * precision * size:
             self.leaks[ROUNDING] += rest
         elif kind is not None:
@@ -161,7 +161,7 @@ class _Tally:
 
 
 def _size(reward: Tensor) -> tuple[float, float]:
-    """The sum of a reward and of its absolute value, in float64; masks hold infinities, which count as nothing."""
+    """The sum of a reward's entries and of their absolute values, in float64; infinite ones (of masks) count as zero."""
     finite = reward.double().nan_to_num(0, 0, 0)
     return float(finite.sum()), float(finite.abs().sum())
 
@@ -173,7 +173,10 @@ def _precision(values: Iterable[Any]) -> float:
 
 
 def _declared(unit: Unit, stabilized: bool) -> list[str]:
-    """The kinds of leak a unit may have, the likeliest first; `stabilized` says that entries of 0 may have relevance."""
+    """The kinds of leak that a unit may have, the likeliest first.
+
+    `stabilized`: the signal at its output is in stabilized form, which gives relevance to entries of 0 too.
+    """
     kinds = kinds_of(unit)
     floats = [i for i, n in enumerate(unit.inputs) if is_float(n.meta.get("val"))]
     if any(unit.active[i] and not unit.wanted[i] for i in floats):

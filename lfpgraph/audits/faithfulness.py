@@ -1,7 +1,7 @@
 """How faithful an explanation is: what happens to the output as inputs are taken away in the order it gives.
 
-All of them take relevance that is there already, of any method, one sample's per row, and a function of perturbed inputs,
-so that methods are compared on the same footing.
+Every function here takes relevance that was computed before, by any method, one row for each sample, and a function that
+scores perturbed inputs. So all methods are measured in the same way.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _erased(
 
 
 def _features(inputs: Tensor, relevance: Tensor, region: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Relevance by removable feature [n, features], and how a choice of features becomes a mask of the inputs."""
+    """Relevance of each removable feature [n, features], and a function from chosen features to a mask of the inputs."""
     image = inputs.dim() == 4
     if image and relevance.shape == (inputs.shape[0], *inputs.shape[2:]):
         relevance = relevance[:, None]
@@ -228,7 +228,7 @@ def _features(inputs: Tensor, relevance: Tensor, region: int) -> tuple[Tensor, C
 
 
 def _ranks(order: Tensor) -> Tensor:
-    """The place of each entry in its row, 0 for the largest; equal ones in their order."""
+    """The rank of each entry in its row, 0 for the largest; equal entries keep their order."""
     return order.argsort(stable=True, dim=1, descending=True).argsort(1)
 
 

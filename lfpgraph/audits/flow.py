@@ -87,7 +87,10 @@ def relevance_flow(
 
 
 def _places(graph: OpGraph, touched: set[fx.Node], most: int) -> dict[fx.Node, str]:
-    """The name of the place of each touched node: an input's own, else a stretch of a module, at most `most` of those."""
+    """The name that each touched node is shown under: an input's own, or that of a stretch of a module.
+
+    There are at most `most` stretches.
+    """
     places: dict[fx.Node, str] = {}
     ordered = [node for node in graph.graph.nodes if node in touched]
     names = {node: str(p.target) for node, p in zip(graph.placeholder_nodes, graph.placeholders)}

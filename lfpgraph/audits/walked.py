@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite, get_composite
+from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.propagate import run_backward, run_forward
 from ..engine.signals import reward_of, wide
-from ..explain.attribution import call_of
-from ..explain.explainer import Explainer
+from ..errors import AttributionError
+from ..explain.batch_norms import merge_norms
+from ..explain.readings import readings_of
 from ..explain.target import target_signals
+from ..graph.calls import arguments_of
 from ..graph.graph import OpGraph
 from ..tracing.tracer import trace
 
@@ -29,7 +32,7 @@ class Walked:
     Attributes:
         graph: what was walked, batch norms merged where the composite says so.
         starts: the relevance handed to each output node.
-        stopped: relevance of outputs that no way of rewards leads to.
+        stopped: the relevance handed to outputs from which none can go on to an input.
         ends: the relevance that has arrived at each input (for token ids: at their embedding), None where none has.
     """
 
@@ -46,20 +49,22 @@ def walk(
     composite: str | Composite,
     observe: Callable[..., None],
     *,
-    on_missing: str = "derive",
-    fallback: str = "error",
+    on_missing: str,
+    fallback: str,
 ) -> Walked:
     """The walk of `attribute`, not traced but run; `observe(unit, call, s, answers)` is called at every unit.
 
     The other arguments and the exceptions are those of `attribute`.
     """
-    args, kwargs = call_of(inputs)
+    options = Options(on_missing, fallback, error=AttributionError)
+    args, kwargs = arguments_of(inputs, AttributionError)
     rules = get_composite(composite)
-    explainer = Explainer(model, rules, (), False, {"on_missing": on_missing, "fallback": fallback})
     with torch.no_grad():
-        graph = trace(model, args, kwargs, dynamic=False, fallback=fallback)
-        wanted = {reading.node for reading in explainer.readings_of(graph)}
-        plan = make_plan(graph, rules, wanted, on_missing)
+        graph = trace(model, args, kwargs, dynamic=False, fallback=options.fallback)
+        if rules.merge_norms:
+            merge_norms(graph)
+        wanted = {reading.node for reading in readings_of(graph)}
+        plan = make_plan(graph, rules, wanted, options.on_missing)
         outputs, calls, env = run_forward(plan, graph.values_of_call(model, args, kwargs))
         signals = target_signals(target, graph.user_outputs(outputs), graph.rebuild)
         starts: dict[fx.Node, Tensor] = {}
@@ -73,5 +78,5 @@ def walk(
 
 
 def reward_at(s: Tensor, value: Tensor, form: float | None) -> Tensor:
-    """The reward in float64, none where no signal is: masks hold infinities."""
+    """The reward in float64; zero where the signal is zero, also where the value is infinite, as in masks."""
     return torch.where(s == 0, 0.0, reward_of(wide(s), wide(value), form))

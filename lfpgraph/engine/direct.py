@@ -1,4 +1,4 @@
-"""`feedback`: one reward, one answer, nothing changed. The eager walk, without autograd or a program."""
+"""`feedback`: the feedback of one reward as plain tensors. The walk is run step by step, without autograd or a program."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite, get_composite
 from ..errors import InputError, NonFiniteError, RewardError
-from ..graph.calls import arguments_of, state_tensors
-from ..graph.graph import OpGraph, is_float
+from ..graph.calls import arguments_of
+from ..graph.graph import is_float
 from ..numerics import ZERO_REWARD, stabilize
 from ..tracing.tracer import trace
+from .options import Options
 from .plan import make_plan
 from .propagate import run_backward, run_forward
 
@@ -45,35 +46,34 @@ def feedback(
         Parameter names to feedback (`abs(w) * s_w`, to be added), and input names (`input_0` or the keyword) to reward.
 
     Raises:
-        RewardError: the reward does not fit. TraceError, NoRuleError, InputError: as for `wrap`.
+        RewardError: the reward does not fit. InputError: an unknown option, or as for `wrap`, like TraceError and NoRuleError.
     """
+    options = Options(on_missing, fallback, check=check)
     args, kwargs = arguments_of(inputs, InputError)
-    graph = trace(model, args, kwargs, fallback=fallback)
-    state = state_tensors(model)
-    nodes = graph.placeholder_nodes
-    kinds = list(zip(nodes, graph.placeholders))
+    graph = trace(model, args, kwargs, fallback=options.fallback)
+    values = graph.values_of_call(model, args, kwargs)
+    kinds = list(zip(graph.placeholder_nodes, graph.placeholders))
     wanted = {n for n, p in kinds if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta.get("val")))}
     chosen = get_composite(composite)
-    plan = make_plan(graph, chosen, wanted, on_missing)
-    values = graph.values_of_call(model, args, kwargs)
-    plan.wake(values)
+    plan = make_plan(graph, chosen, wanted, options.on_missing, values)
+    node = graph.rewarded_node
+    if node is None:
+        raise RewardError("the model has no float output with at least one dimension to give the reward to.")
     with torch.no_grad():
-        outputs, calls, env = run_forward(plan, values)
-        node, output = _rewarded(graph, outputs)
-        given = _reward(reward, output, check)
+        _, calls, env = run_forward(plan, values)
+        given = _reward(reward, env[node], check)
         epsilon = chosen.default.epsilon or 1e-12
-        signal = given / torch.where(output == 0, ZERO_REWARD, stabilize(output, epsilon))
+        signal = given / torch.where(env[node] == 0, ZERO_REWARD, stabilize(env[node], epsilon))
         rewards: dict[fx.Node, Any] = dict.fromkeys(n for n, p in kinds if p.kind == "input")
         found = run_backward(plan, calls, env, {node: signal}, check=check, stabilized=epsilon, record=rewards)
     answer: dict[str, Tensor] = {}
     names = _input_names(args, kwargs)
-    for placeholder_node, placeholder in kinds:
+    for (placeholder_node, placeholder), value in zip(kinds, values):
         s = found.get(placeholder_node)
         if s is None:
             continue
         if placeholder.kind == "parameter":
-            ruleset, w = chosen.parameter_ruleset(placeholder.target), state[placeholder.target].detach()
-            own = ruleset.feedback(w, s, placeholder_node in plan.asleep)
+            own = plan.feedback(placeholder_node, value, s)
             answer[placeholder.target] = answer[placeholder.target] + own if placeholder.target in answer else own
         else:
             answer[names[placeholder.target]] = rewards[placeholder_node]
@@ -89,13 +89,6 @@ def _input_names(args: Any, kwargs: Any) -> list[str]:
             name = f"input_{first}" if isinstance(first, int) else str(first)
             names.append(name + "".join(str(part) for part in place[1:]))
     return names
-
-
-def _rewarded(graph: OpGraph, outputs: list[Any]) -> tuple[fx.Node, Tensor]:
-    for node, value in zip(graph.user_output_nodes, graph.user_outputs(outputs)):
-        if isinstance(node, fx.Node) and is_float(value) and value.dim() > 0:
-            return node, value
-    raise RewardError("the model has no float output with at least one dimension to give the reward to.")
 
 
 def _reward(reward: Any, output: Tensor, check: bool) -> Tensor:

@@ -6,13 +6,13 @@ import logging
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from ..composites.composite import Composite
+from ..composites.composite import Composite, Ruleset
 from ..errors import NoRuleError
 from ..graph.depths import layer_places
 from ..graph.graph import OpGraph, module_path
@@ -22,50 +22,43 @@ from ..registry import CONTRACTION, PRODUCT, RECTIFIER, find_rule
 from ..rules.views import nothing
 from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
 
-__all__ = ["Plan", "Unit", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
 log = logging.getLogger("lfpgraph")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """Units in execution order, ready for `propagate`."""
+    """Everything that the walk (`propagate`) has to know of a graph.
+
+    Attributes:
+        graph, composite: what the plan was made of.
+        units: single operations and regions, each with its rule, in the order of running.
+        wanted: the nodes that `make_plan` was given as wanted, and all through which a signal can reach them.
+        rulesets: the ruleset of each parameter, by its placeholder.
+        asleep: placeholders of parameters that train but are wholly zero (`Ruleset.wakes`).
+    """
 
     graph: OpGraph
     composite: Composite
     units: list[Unit]
-    wanted: set[fx.Node] = field(default_factory=set)
-    derived: Counter[str] = field(default_factory=Counter)
-    asleep: set[fx.Node] = field(default_factory=set)
+    wanted: set[fx.Node]
+    rulesets: dict[fx.Node, Ruleset]
+    asleep: set[fx.Node]
 
-    def wake(self, values: Sequence[Any]) -> None:
-        """Find the wholly zero weights that are to learn (`Ruleset.wakes`) and the units whose output they make zero.
-
-        The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved.
-
-        Args:
-            values: of the placeholders.
-        """
-        for node, placeholder, value in zip(self.graph.placeholder_nodes, self.graph.placeholders, values):
-            if placeholder.kind == "parameter" and node in self.wanted:
-                if self.composite.parameter_ruleset(placeholder.target).wakes(value):
-                    self.asleep.add(node)
-        zeroed: dict[fx.Node, tuple[fx.Node, ...]] = {node: (node,) for node in self.asleep}
-        for unit in self.units if zeroed else ():
-            entry = None if unit.is_region else find_rule(unit.node.target)
-            carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
-            if entry is None or not any(carried):
-                continue
-            if entry.family in (CONTRACTION, PRODUCT) or (all(carried) and entry.family.affine):
-                zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
-
-    def explain(self) -> str:
-        """What will run: number of nodes by origin, family and operation."""
-        counts = Counter((unit.origin, unit.family.name, str(unit.node.target)) for unit in self.units)
-        return "\n".join(f"{n:6d}  {origin:9s} {family:14s} {op}" for (origin, family, op), n in sorted(counts.items()))
+    def feedback(self, placeholder: fx.Node, value: Tensor, s: Tensor) -> Tensor:
+        """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself."""
+        ruleset = self.rulesets.get(placeholder)
+        return s if ruleset is None else ruleset.feedback(value, s, placeholder in self.asleep)
 
 
-def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_missing: str = "derive") -> Plan:
+def make_plan(
+    graph: OpGraph,
+    composite: Composite,
+    wanted: set[fx.Node],
+    on_missing: str = "derive",
+    values: Sequence[Any] = (),
+) -> Plan:
     """Choose a rule for every node.
 
     Args:
@@ -75,18 +68,31 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
             that a signal shall reach; these never lie within a region.
         on_missing: "derive" uses the true vjp of an operation without a rule; "error" refuses; "report" marks one that
             cannot be derived as "uncovered" and lets no reward pass there (for reports, not for training).
+        values: of the placeholders, to see which parameters are wholly zero; without them none counts as such.
 
     Raises:
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
     """
+    units, reached = _choose_units(graph, composite, wanted)
+    _settle_missing(graph, units, on_missing)
+    _settle_epsilon(graph, units)
+    nodes = graph.placeholder_nodes
+    parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
+    rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
+    asleep = {n for n, value in zip(nodes, values) if n in wanted and n in rulesets and rulesets[n].wakes(value)}
+    _let_signals_pass(units, asleep)
+    return Plan(graph, composite, units, reached, rulesets, asleep)
+
+
+def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) -> tuple[list[Unit], set[fx.Node]]:
+    """The units in the order of running, and the nodes through which a signal can arrive at a wanted one."""
     structure = composite.structure(graph) if composite.structure else Structure(find_regions(graph))
     regions = [region for region in structure.regions if not wanted & set(region.nodes[:-1])]
     by_node = {node: region for region in regions for node in region.nodes}
-    reached = set(wanted)  # nodes through which a signal can arrive at a wanted placeholder
     places = layer_places(graph) if composite.by_place else {}
+    units: list[Unit] = []
+    reached = set(wanted)
     still: set[fx.Node] = set()  # nodes that depend on the input through blocking operations alone: constants
-    plan = Plan(graph, composite, [], reached)
-    missing: list[fx.Node] = []
     for node in graph.operations():
         ruleset = composite.ruleset(module_path(node), places.get(node))
         follows = ruleset.rules == composite.default.rules  # not a part with the rules of another kind of composite
@@ -103,40 +109,61 @@ def make_plan(graph: OpGraph, composite: Composite, wanted: set[fx.Node], on_mis
             unit.handler, unit.origin = None, "none"
         if blocks or all_still(graph, unit, still):
             still.add(node)
-        if unit.origin == "derived":
-            derivable = is_differentiable(node)
-            if on_missing == "report" and not derivable:
-                unit.origin, unit.handler = "uncovered", nothing
-            elif on_missing == "error" or not derivable:
-                missing.append(node)
-            plan.derived[str(node.target)] += derivable
         if any(unit.wanted) and (unit.handler is not None or node.target is operator.getitem):
             reached.add(node)
-        plan.units.append(unit)
+        units.append(unit)
+    return units, reached
+
+
+def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> None:
+    """Derive, mark or refuse the operations without a rule (see `make_plan`)."""
+    derived: Counter[str] = Counter()
+    missing: list[fx.Node] = []
+    for unit in units:
+        if unit.origin != "derived":
+            continue
+        derivable = is_differentiable(unit.node)
+        if derivable and on_missing != "error":
+            derived[str(unit.node.target)] += 1
+        elif on_missing == "report":
+            unit.origin, unit.handler = "uncovered", nothing
+        else:
+            missing.append(unit.node)
     if missing:
-        listed = "; ".join(graph.describe(node) for node in missing)
-        hint = "Register them with @lfpgraph.rule" + (
-            ', or pass on_missing="derive".' if on_missing == "error" else "."
-        )
         kinds = len({node.target for node in missing})
-        noun = "operation has" if kinds == 1 else "operations have"
-        raise NoRuleError(f"{kinds} {noun} no rule and cannot pass reward on: {listed}. {hint}")
-    plan.derived = +plan.derived
-    if plan.derived:
-        log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in plan.derived.items()))
-    _settle_epsilon(plan)
-    return plan
+        raise NoRuleError(
+            f"{kinds} operation{' has' if kinds == 1 else 's have'} no rule and cannot pass reward on: "
+            f"{'; '.join(graph.describe(node) for node in missing)}. Register them with @lfpgraph.rule"
+            + (', or pass on_missing="derive".' if on_missing == "error" else ".")
+        )
+    if derived:
+        log.info("derived rules (true vjp) for %s", ", ".join(f"{op} x{n}" for op, n in derived.items()))
 
 
-def _settle_epsilon(plan: Plan) -> None:
+def _let_signals_pass(units: Sequence[Unit], asleep: set[fx.Node]) -> None:
+    """Mark the units whose output is zero because of a wholly zero weight that is to learn (`Unit.zeroed_by`).
+
+    The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved.
+    """
+    zeroed: dict[fx.Node, tuple[fx.Node, ...]] = {node: (node,) for node in asleep}
+    for unit in units if zeroed else ():
+        entry = None if unit.is_region else find_rule(unit.node.target)
+        carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
+        if entry is None or not any(carried):
+            continue
+        if entry.family in (CONTRACTION, PRODUCT) or (all(carried) and entry.family.affine):
+            zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
+
+
+def _settle_epsilon(graph: OpGraph, units: Sequence[Unit]) -> None:
     """Decide where the epsilon factor is applied (see `Family.epsilon`).
 
     A layer written as product, then scale, then bias is one linear operation and gets one factor, on the last of them:
     that one hands its signal on in stabilized form (Note [Two forms of a signal]), as the fused layer would have it.
     """
-    producer = {unit.node: unit for unit in plan.units}
+    producer = {unit.node: unit for unit in units}
     linear: set[int] = set()
-    for unit in plan.units:
+    for unit in units:
         if unit.handler is None or unit.origin not in ("rule", "region"):
             continue
         actives, weighted = sum(unit.active), any(unit.weightlike)
@@ -149,11 +176,11 @@ def _settle_epsilon(plan: Plan) -> None:
         if takes:
             own = getattr(unit.handler, "own_stabilizer", False)  # a rule that divides by sums of its own
             unit.epsilon = 0.0 if own else unit.option_epsilon
-            unit.rectified = _only_relu(unit, plan, producer)
+            unit.rectified = _only_relu(unit, graph.output_nodes, producer)
             linear.add(id(unit))
 
 
-def _only_relu(unit: Unit, plan: Plan, producer: dict[fx.Node, Unit]) -> fx.Node | None:
+def _only_relu(unit: Unit, outputs: Sequence[Any], producer: dict[fx.Node, Unit]) -> fx.Node | None:
     """The relu behind the unit's (first) output, if nothing else reads it.
 
     Where the output is not positive, relu hands no signal on, so the factor there is of no account; elsewhere relu's
@@ -166,7 +193,7 @@ def _only_relu(unit: Unit, plan: Plan, producer: dict[fx.Node, Unit]) -> fx.Node
             return None
         output = items[0]
     users = list(output.users)
-    if len(users) != 1 or output in plan.graph.output_nodes or users[0].target is not torch.ops.aten.relu.default:
+    if len(users) != 1 or output in outputs or users[0].target is not torch.ops.aten.relu.default:
         return None
     behind, entry = producer.get(users[0]), find_rule(users[0].target)
     if behind is None or entry is None or entry.family is not RECTIFIER or behind.handler is not entry.handler:

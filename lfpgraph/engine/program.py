@@ -1,8 +1,8 @@
 """The feedback program: the walk traced once into two static torch.fx graphs, forward and feedback.
 
-Forward returns the model's outputs and what must be kept; feedback takes that and the signals at the outputs and
-returns the feedback of every wanted parameter and the
-signal of every wanted input. Both are ordinary graphs: print them, compile them, export them.
+Forward returns the model's outputs and what must be kept. Feedback takes that and the signals at the outputs, and returns
+the feedback of every wanted parameter and the signal of every wanted input. Both are ordinary graphs: print them, compile
+them, export them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import functionalize
-from torch.fx.experimental import _config as _fx_config
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import TraceError
 from ..graph.graph import is_float, shape_of
 from ..passes.fastcalls import quick_module
-from ..passes.functional import make_functional
 from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
 from ..passes.inplace import write_in_place
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import join_products
-from ..tracing.export import quiet
 from .plan import Plan
 from .propagate import run_backward, run_forward
+from .static import functional_graph, no_autocast, on_fakes
 
 __all__ = ["Program", "make_program"]
 
@@ -49,7 +45,8 @@ class Program:
         n_outputs: how many of forward's results are the graph's outputs.
         signal_outputs: positions, among the graph's outputs, of those that take a signal.
         wanted: positions of the placeholders whose signal feedback returns.
-        aliases: for each saved value, the position of the placeholder it is, or None.
+        call_forward: what runs `forward`, made quick or compiled; called with the values.
+        call_feedback: the same of `feedback`; called with one list, which it empties.
     """
 
     plan: Plan
@@ -66,6 +63,7 @@ class Program:
         return f"{self.forward.code}\n{self.feedback.code}"
 
 
+@no_autocast()
 def make_program(
     plan: Plan,
     values: Sequence[Any],
@@ -86,79 +84,78 @@ def make_program(
         raise TraceError(
             "this model's graph is of one call's values and would be compiled at every step; wrap without compile=True"
         )
-    nodes = plan.graph.placeholder_nodes
-    fakes = list(values) if plan.graph.tracer == "values" else [node.meta["val"] for node in nodes]
-    # What a rule differentiates by is said by the plan alone: no gradient is worked out for a parameter nobody asks about.
-    fakes = [v.detach() if isinstance(v, Tensor) else v for v in fakes]
-    fake_mode = next((v.fake_mode for v in fakes if hasattr(v, "fake_mode")), None)
-    outputs = plan.graph.output_nodes
-    first = len(plan.graph.mutations) + len(plan.graph.input_mutations)
+    nodes, outputs = plan.graph.placeholder_nodes, plan.graph.output_nodes
+    first = len(outputs) - len(plan.graph.user_output_nodes)
     signal_outputs = [i for i in range(first, len(outputs)) if _takes_signal(plan, outputs[i])]
     wanted = [i for i, node in enumerate(nodes) if node in plan.wanted]
-    n_outputs = len(outputs)
+    joint = _joint_graph(plan, values, [outputs[i] for i in signal_outputs], rewards)
+    forward, feedback = _halves(plan, joint, share)
+    calls = compile_program(forward, feedback, len(outputs)) if compile else _made_quick(forward, feedback)
+    return Program(plan, forward, feedback, len(outputs), signal_outputs, wanted, *calls)
 
-    def joint(values: list[Any], signals: list[Tensor]) -> list[Any]:
-        results, calls, env = run_forward(plan, values)
-        at_outputs: dict[fx.Node, Tensor | None] = {}
-        for position, s in zip(signal_outputs, signals):
-            node = outputs[position]
-            before = at_outputs.get(node)
-            at_outputs[node] = s if before is None else before + s
+
+def _joint_graph(
+    plan: Plan, values: Sequence[Any], rewarded: Sequence[fx.Node], rewards: Sequence[fx.Node] | None
+) -> fx.GraphModule:
+    """Forward and feedback as one graph: values and the signals of the rewarded outputs -> outputs and feedback."""
+    nodes = plan.graph.placeholder_nodes
+
+    def joint(*given: Any) -> list[Any]:
+        own = given[: len(nodes)]
+        results, calls, env = run_forward(plan, own)
+        at: dict[fx.Node, Tensor | None] = {}
+        for node, s in zip(rewarded, given[len(nodes) :]):  # a node may be an output twice
+            at[node] = at[node] + s if node in at else s  # type: ignore[operator]
         if rewards is not None:
             record: dict[fx.Node, Any] = dict.fromkeys(rewards)
-            run_backward(plan, calls, env, at_outputs, record=record)
+            run_backward(plan, calls, env, at, record=record)
             return [*results, *(record[node] for node in rewards)]
-        found = run_backward(plan, calls, env, at_outputs, direction=-1)
-        return [*results, *(feedback_of(nodes[i], found[nodes[i]], values[i]) for i in wanted)]
+        found = run_backward(plan, calls, env, at, direction=-1)
+        for node, value in zip(nodes, own):
+            if (s := found.get(node)) is not None:
+                found[node] = plan.feedback(node, value, s)
+        return [*results, *found.values()]
 
-    rulesets = {
-        node: plan.composite.parameter_ruleset(placeholder.target)
-        for node, placeholder in zip(nodes, plan.graph.placeholders)
-        if placeholder.kind == "parameter"
-    }
-    plan.wake(values)
-
-    def feedback_of(node: fx.Node, s: Tensor | None, value: Tensor) -> Tensor | None:
-        return s if s is None or node not in rulesets else rulesets[node].feedback(value, s, node in plan.asleep)
-
-    def make_signals() -> list[Tensor]:
-        fakes = [outputs[i].meta["val"] for i in signal_outputs]
-        if fake_mode is None:
-            return [torch.zeros([int(n) for n in f.shape], dtype=f.dtype, device=f.device) for f in fakes]
-        return [torch.empty_like(f, memory_format=torch.contiguous_format) for f in fakes]
-
-    def trace_joint(function: Callable[..., list[Any]]) -> fx.GraphModule:
-        with quiet(), torch.no_grad(), _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            if fake_mode is None:
-                return make_fx(function, tracing_mode="real", _error_on_data_dependent_ops=False)(fakes, make_signals())
-            with fake_mode:
-                return make_fx(function, tracing_mode="real")(fakes, make_signals())
-
+    examples = list(values) if plan.graph.tracer == "values" else [node.meta["val"] for node in nodes]
+    # The plan alone says whose signal is worked out, not what requires a gradient.
+    examples = [value.detach() if isinstance(value, Tensor) else value for value in examples]
+    with on_fakes(examples) as fake_mode:
+        signals = [_signal_like(node.meta["val"], fake_mode is not None) for node in rewarded]
     try:
-        traced = trace_joint(joint)
-        if not make_functional(traced.graph):
-            traced = trace_joint(functionalize(traced, remove="mutations"))
+        graph = functional_graph(joint, [*examples, *signals])
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
-    _clean(traced)
-    if share is None and fake_mode is not None and not plan.composite.online:
-        join_products(traced.graph)
-    _finish_early(traced.graph, n_outputs)
-    online = plan.composite.online
-    forward, feedback = (
-        split_online(traced, len(fakes), n_outputs) if online else split(traced, len(fakes), n_outputs, share)
-    )
-    if compile:
-        calls = compile_program(forward, feedback, n_outputs)
-        return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)
+    _clean(graph)
+    return graph
+
+
+def _signal_like(output: Tensor, fake: bool) -> Tensor:
+    """An example of the signal at an output: fake with its open sizes, or real."""
+    if fake:
+        return torch.empty_like(output, memory_format=torch.contiguous_format)
+    return torch.zeros([int(n) for n in output.shape], dtype=output.dtype, device=output.device)
+
+
+def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The joint graph cut into forward and feedback."""
+    n_values, n_outputs = len(plan.graph.placeholders), len(plan.graph.output_nodes)
+    if share is None and plan.graph.tracer != "values" and not plan.composite.online:
+        join_products(joint.graph)
+    _finish_early(joint.graph, n_outputs)
+    if plan.composite.online:
+        return split_online(joint, n_values, n_outputs)
+    return split(joint, n_values, n_outputs, share)
+
+
+def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Copies of both graphs that run faster; the graphs themselves write in place where that is safe."""
     for half in (forward, feedback):
         fuse_pairs(half.graph)
         write_in_place(half.graph)
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()
-    calls = quick_module(forward), quick_module(feedback)
-    return Program(plan, forward, feedback, n_outputs, signal_outputs, wanted, *calls)
+    return quick_module(forward), quick_module(feedback)
 
 
 def _takes_signal(plan: Plan, node: Any) -> bool:
@@ -166,7 +163,7 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
 
 
 def _clean(traced: fx.GraphModule) -> None:
-    """Drop detach and alias, which mean nothing without autograd, and what nobody uses; views become reshapes."""
+    """Remove detach and alias, which mean nothing without autograd, and all that is not used; turn views into reshapes."""
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):
             node.replace_all_uses_with(node.args[0])
@@ -179,7 +176,7 @@ def _clean(traced: fx.GraphModule) -> None:
 
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
-    """Scale each parameter's signal as soon as it is there, so that it is at hand and waits no longer than it must."""
+    """Move the scaling of each parameter's signal right behind the signal, so that nothing it is made of waits for the end."""
     for result in graph.output_node().args[0][n_outputs:]:  # type: ignore[union-attr,index]
         if isinstance(result, fx.Node) and result.target is torch.ops.lfpgraph.scale_by_size.default:
             signal, w = result.args
@@ -188,7 +185,7 @@ def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
 
 
 def _shorten(node: fx.Node) -> None:
-    """A transpose undone, a reshape of a reshape and a reshape to the same shape need one step less."""
+    """Skip what a transpose of a transpose, a reshape of a reshape, or a reshape to the same shape need not do."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or node.op != "call_function":
         return
@@ -204,5 +201,5 @@ def _shorten(node: fx.Node) -> None:
 
 
 def _has_side_effect(node: fx.Node) -> bool:
-    """Mutations whose result nobody uses have been functionalized away, so only the graph's ends must stay."""
+    """Only the graph's ends must stay if they are not used: nothing else writes in place any more."""
     return node.op in ("placeholder", "output")

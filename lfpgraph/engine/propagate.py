@@ -2,11 +2,11 @@
 
 The same code runs on real tensors (step through it with a debugger) and under make_fx (`program` traces it once).
 
-Note [Two forms of a signal]: a signal is the reward per unit of activation, `s = r / a`, which no activation of zero
-has. An activation function reads a reward and divides by its input stabilized, `r / (x + eps * sign(x))`: that is
-already what the epsilon rule of the layer before makes of it. So such a signal is *stabilized* and takes no second
-epsilon factor; views pass the form on. At a fan-out where both forms meet, the other one is multiplied by
-`x / (x + eps * sign(x))`.
+Note [Two forms of a signal]: a signal is the reward per unit of activation, `s = r / a`, which does not exist where the
+activation a is zero. So the rule of an activation function divides the reward by its stabilized input, `r / (x + eps *
+sign(x))`. That is already what the epsilon rule of the layer before would make of the reward, so such a signal is called
+*stabilized* and takes no second epsilon factor. Views pass the form on. Where signals of both forms meet at a node, the plain
+one is multiplied by `x / (x + eps * sign(x))`, which makes it stabilized.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ __all__ = ["run_backward", "run_forward"]
 
 
 def run_forward(plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], list[Call], dict[fx.Node, Any]]:
-    """Execute the graph on the values of its placeholders.
+    """Run the graph on the values of its placeholders.
 
-    Returns the graph's outputs (updated buffers first), and the calls and values that `run_backward` needs.
+    Returns:
+        The graph's outputs (updated buffers first), and the calls and the value of each node, for `run_backward`.
     """
     values: dict[fx.Node, Any] = dict(zip(plan.graph.placeholder_nodes, inputs))
     for node in plan.graph.graph.nodes:
@@ -59,18 +60,19 @@ def run_backward(
     """Hand signals back from graph nodes to the wanted placeholders.
 
     Args:
-        plan, calls, values: from `run_forward`.
+        plan: what `run_forward` has run; `calls` and `values` are what it returned.
         signals: the signal at each output node (same shape as the output).
         check: raise NonFiniteError at the first operation that hands on NaN or infinity.
-        stabilized: the epsilon of signals in stabilized form (Note [Two forms of a signal]), as `r / stabilize(o)` is.
-        record: the reward that arrives at a node is put here, for the nodes that are its keys.
-        direction: 1 where the signals are rewards, -1 where they are gradients.
-        observe: called as `observe(unit, call, s, answers)` at every unit, for reports.
+        observe: called as `observe(unit, call, s, answers)` at every unit that a signal arrives at, for reports.
+        stabilized: the epsilon of `signals`, where they are in stabilized form (Note [Two forms of a signal]).
+        record: its keys are nodes; the reward that arrives at each is put in as its value.
+        direction: 1 where the signals come from rewards, -1 where they are gradients of a loss.
 
     Returns:
         The signal of every wanted placeholder, None where none arrived.
     """
     pending: dict[fx.Node, Sum] = {}
+    record = {} if record is None else record
     for node, s in signals.items():
         if s is not None:
             pending.setdefault(node, Sum()).add(s, stabilized)
@@ -79,14 +81,15 @@ def run_backward(
         unit = call.unit
         call.given, call.direction = given, direction
         arrived = pending.pop(unit.node, None)
-        if arrived is not None and record is not None and unit.node in record:
-            record[unit.node] = arrived.reward(call.output)
-        if arrived is None or (unit.handler is None and unit.node.target is not operator.getitem):
+        if arrived is None:
             continue
+        if unit.node in record:
+            record[unit.node] = arrived.reward(call.output)
         if unit.node.target is operator.getitem:
             source, index = unit.node.args
-            holder = pending.setdefault(source, Sum())  # type: ignore[arg-type]
-            holder.add_item(index, arrived)  # type: ignore[arg-type]
+            pending.setdefault(source, Sum()).add_item(index, arrived)  # type: ignore[arg-type]
+            continue
+        if unit.handler is None:
             continue
         if observe is not None:
             call.arrived = arrived.reward(wide(call.output))
@@ -111,14 +114,18 @@ def run_backward(
         if observe is not None:
             observe(unit, call, s, answers)
     wanted = [node for node in plan.graph.placeholder_nodes if node in plan.wanted]
-    for node in wanted if record is not None else ():
-        if node in pending and node in record:  # type: ignore[operator]
-            record[node] = pending[node].reward(values[node])  # type: ignore[index]
-    return {node: pending[node].total(values[node]) if node in pending else None for node in wanted}
+    for node in wanted:
+        if node in pending and node in record:
+            record[node] = pending[node].reward(values[node])
+    return {node: pending[node].total() if node in pending else None for node in wanted}
 
 
 def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
-    """The output that the epsilon factor looks at; infinite, so that all of s passes, where a zero weight makes it zero."""
+    """The output as the epsilon factor is to see it.
+
+    That is the relu behind it, where the plan says so; and infinity, which lets the whole signal pass, where the output is zero
+    only because a weight is wholly zero.
+    """
     output = call.output
     if unit.rectified is not None:
         relu = values[unit.rectified]

@@ -1,4 +1,4 @@
-"""What has arrived at a node: signals of both forms, summed (see the note in `propagate`)."""
+"""What has arrived at a node: signals of both forms, summed (Note [Two forms of a signal] in `propagate`)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ __all__ = ["Sum", "reward_of", "wide"]
 
 
 class Sum:
-    """Signals that have arrived at a node from its users, each form on its own; items of a tuple apart."""
+    """The sum of the signals that have arrived at a node from its users.
+
+    Attributes:
+        raw, stabilized: the sum of the signals of each form.
+        epsilon: that of the stabilized sum.
+        items: for a node that returns a tuple, the sum at each of its items; the others are empty then.
+    """
 
     def __init__(self) -> None:
         self.raw: Tensor | None = None
         self.stabilized: Tensor | None = None
-        self.epsilon = 0.0  # of the stabilized part
+        self.epsilon = 0.0
         self.items: dict[int, Sum] = {}
 
     def add(self, s: Tensor, form: float | None, value: Tensor | None = None) -> None:
@@ -39,20 +45,19 @@ class Sum:
             item.add(other.stabilized, other.epsilon)
 
     def settle(self, output: Any, unit: Unit) -> tuple[Any, float | None]:
-        """The one signal (or tuple of signals) at the unit's output; its epsilon if it is in stabilized form."""
+        """What the unit's rule is handed: both forms as one signal (of a tuple, a list of them), with the epsilon factor.
+
+        Args:
+            output: what the unit returned.
+
+        Returns:
+            The signal, and its epsilon if it is in stabilized form.
+        """
         if self.items:
-            mixed = any(item.stabilized is not None for item in self.items.values())
-            settled = {i: item.settle(output[i], unit) for i, item in self.items.items()}
-            if mixed and unit.option_epsilon:
-                for i, (s, form) in settled.items():
-                    plain = form is None
-                    settled[i] = (epsilon_factor(s, output[i], unit.option_epsilon) if plain else s), 0.0
-            form = unit.option_epsilon if mixed else None
-            return [settled[i][0] if i in settled else None for i in range(len(output))], form
+            return self._settle_items(output, unit)
         if self.raw is None:
-            return _restated(self.stabilized, output, self.epsilon, unit.epsilon or self.epsilon), (
-                unit.epsilon or self.epsilon
-            )
+            form = unit.epsilon or self.epsilon
+            return _restated(self.stabilized, output, self.epsilon, form), form
         if unit.epsilon:
             raw = epsilon_factor(self.raw, output, unit.epsilon, unit.rectified is not None)
             if self.stabilized is not None:
@@ -62,8 +67,19 @@ class Sum:
             return self.raw, None
         return epsilon_factor(self.raw, output, self.epsilon) + self.stabilized, self.epsilon
 
-    def total(self, value: Tensor) -> Tensor | None:
-        """The plain sum, where the walk ends."""
+    def _settle_items(self, output: Any, unit: Unit) -> tuple[list[Any], float | None]:
+        """The same for a tuple; if one item is in stabilized form, all are brought to it."""
+        settled = {i: item.settle(output[i], unit) for i, item in self.items.items()}
+        form = None
+        if any(item.stabilized is not None for item in self.items.values()):
+            form = unit.option_epsilon
+            for i, (s, own) in settled.items():
+                if own is None and form:
+                    settled[i] = epsilon_factor(s, output[i], form), form
+        return [settled[i][0] if i in settled else None for i in range(len(output))], form
+
+    def total(self) -> Tensor | None:
+        """The sum of both forms as they are, for a placeholder, where no epsilon factor follows."""
         if self.raw is None or self.stabilized is None:
             return self.raw if self.stabilized is None else self.stabilized
         return self.raw + self.stabilized
@@ -79,7 +95,7 @@ class Sum:
 
 
 def reward_of(s: Tensor, value: Tensor, form: float | None) -> Tensor:
-    """The reward of a value that holds the signal s, of the epsilon `form` if in stabilized form; [shape of value]."""
+    """The reward that the signal s means at a value, of its shape; `form` is the epsilon of a stabilized signal, else None."""
     if s.is_complex() or value.is_complex():
         return (value.conj() * s).real
     return s * (stabilize(value, form) if form else value)
@@ -95,7 +111,7 @@ def wide(value: Any) -> Any:
 
 
 def _restated(s: Tensor | None, value: Tensor | None, epsilon: float, wanted: float) -> Any:
-    """A signal stabilized with one epsilon as one stabilized with another: the same reward."""
+    """A signal stabilized with one epsilon as a signal of the same reward stabilized with another."""
     if s is None or value is None or epsilon == wanted or not epsilon or not wanted or s.is_complex():
         return s
     return s * stabilize(value, epsilon) / stabilize(value, wanted)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite
+from ..engine.options import Options
 from ..errors import AttributionError
 from ..graph.calls import arguments_of, flatten_input
 from .explainer import Found, explainer_of
@@ -80,7 +81,7 @@ def attribute(
             gradients (Sundararajan et al. 2017), for which the name "integrated-gradients" takes 32. It costs so many
             passes more. Rules that look at no input (flat, w-square, box) have no bounded signal where an input is 0,
             so take them without baseline and steps.
-        on_missing, fallback: as for `lfpgraph.wrapping.wrapper`.
+        on_missing, fallback: as for `lfpgraph.wrap`.
 
     Returns:
         Relevance in the structure of `inputs`: for a tensor a tensor, for a tuple a tuple, for a dict a dict. A float
@@ -88,15 +89,15 @@ def attribute(
         inputs have None in a tuple and are left out of a dict. With record, parameters or details an `Attribution`.
 
     Raises:
-        AttributionError: the target does not fit the output, or a recorded name does not exist.
+        AttributionError: the target does not fit the output, a recorded name does not exist, or an unknown option.
         InputError: nothing among the inputs can have relevance, or the model itself does not run on them.
         NonFiniteError: what is explained is NaN or infinite. TraceError, NoRuleError: as for `wrap`.
     """
     if not isinstance(model, nn.Module):
         raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")
     names = tuple(record) if isinstance(record, list | tuple) else (record,)
-    args, kwargs = call_of(inputs)
-    options = {"on_missing": on_missing, "fallback": fallback}
+    args, kwargs = arguments_of(inputs, AttributionError)
+    options = Options(on_missing, fallback, error=AttributionError)
     if isinstance(composite, str) and composite == INTEGRATED:
         composite, steps = "gradient-x-input", 32 if steps is None else steps
     if steps is not None or baseline is not None:
@@ -105,25 +106,21 @@ def attribute(
                 "a baseline and a path (so integrated gradients) give relevance to inputs alone; leave record and "
                 "parameters out"
             )
-        start = 0.0 if baseline is None else baseline if isinstance(baseline, int | float) else call_of(baseline)
+        start = 0.0 if baseline is None else baseline
+        if not isinstance(start, int | float):
+            start = arguments_of(start, AttributionError)
         found = along_path(model, (args, kwargs), target, composite, start, steps, options)
     else:
-        found = explainer_of(model, composite, names, parameters, options).explain(args, kwargs, target)
+        found = explainer_of(model, composite, options, names, parameters).explain(model, args, kwargs, target)
     relevance = _like(inputs, args, kwargs, found)
     if not (names or parameters or details):
         return relevance
-    at = next(i for i, s in enumerate(found.signals) if s is not None)
     explained = sum(
         (o * s).flatten(1).sum(1) if o.dim() > 1 else o * s
         for o, s in zip(found.outputs, found.signals)
         if s is not None and o.dim() > 0
     )
-    return Attribution(relevance, found.nodes, found.parameters, explained, found.outputs[at])  # type: ignore[arg-type]
-
-
-def call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping."""
-    return arguments_of(inputs, AttributionError)
+    return Attribution(relevance, found.nodes, found.parameters, explained, found.explained)  # type: ignore[arg-type]
 
 
 def _like(inputs: Any, args: Any, kwargs: Any, found: Found) -> Any:

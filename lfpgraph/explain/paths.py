@@ -1,4 +1,4 @@
-"""Relevance against a reference point: signals times the way from a baseline, at the inputs or averaged along the path.
+"""Relevance against a reference point: signals times the difference from a baseline, at the inputs or averaged on the path.
 
 Integrated gradients (Sundararajan et al. 2017) are the case where the signals are gradients.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite
+from ..engine.options import Options
 from ..errors import AttributionError
 from ..graph.calls import flatten_input
 from .explainer import Found, explainer_of
@@ -30,18 +31,18 @@ def along_path(
     composite: str | Composite,
     baseline: float | Call,
     steps: int | None,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> Found:
     """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
 
-    Of token ids x is the embedding, and the relevance is summed over its features.
+    For token ids, x is their embedding, and the relevance is summed over its features.
 
     Args:
         call: positional and keyword arguments of the model, x among them.
-        baseline: x0, one number, or a call whose float tensors broadcast to those of `call`, and token ids to theirs; where it
-            has no token ids, their embedding's reference is zero.
+        baseline: x0, one number, or a call whose float tensors and token ids broadcast to those of `call`. Where it has no
+            token ids, the embedding starts from zero.
         steps: how many points of the path, k = 0 to steps - 1; None for one point, the inputs themselves.
-        options: of `Explainer`.
+        options: how the model is traced.
 
     Raises:
         AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.
@@ -53,19 +54,19 @@ def along_path(
     floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
     ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
-    explainer = explainer_of(model, composite, (), False, {**options, "signals": True})
-    found = explainer.explain(*call, target, Point(1.0, references))
+    explainer = explainer_of(model, composite, options, signals=True)
+    found = explainer.explain(model, *call, target, Point(1.0, references))
     signals = found.inputs
     if steps is not None:
         if isinstance(target, str) and target == "predicted":
-            target = next(o for o in found.outputs if isinstance(o, Tensor) and o.dim() > 0).argmax(-1)
+            target = found.explained.argmax(-1)
         signals = {n: torch.zeros_like(s) for n, s in signals.items()}
         for step in range(steps):
             portion, point = (step + 0.5) / steps, list(leaves)
             for i, start, way in zip(floats.values(), starts, ways):
                 point[i] = start + portion * way
             args, kwargs = pytree.tree_unflatten(point, spec)
-            for n, s in explainer.explain(args, kwargs, target, Point(portion, references)).inputs.items():
+            for n, s in explainer.explain(model, args, kwargs, target, Point(portion, references)).inputs.items():
                 signals[n] += s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     for n, (ids, way) in found.ways.items():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..errors import AttributionError, near
+from ..errors import AttributionError, InputError, near
 from ..graph.graph import OpGraph, is_float, module_path
 from ..registry import find_rule
 
-__all__ = ["Reading", "lookups_of", "named"]
+__all__ = ["Reading", "lookups_of", "readings_of"]
 
 aten = torch.ops.aten
 _LOOKUPS = {aten.embedding.default}
@@ -44,6 +45,28 @@ def lookups_of(node: fx.Node) -> list[fx.Node]:
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
+
+
+def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = False) -> list[Reading]:
+    """The nodes of a graph whose relevance is to be read off: inputs, and those of `record` and the parameters if asked for.
+
+    Raises:
+        InputError: nothing can have relevance. AttributionError: a recorded name does not exist.
+    """
+    readings: list[Reading] = []
+    for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
+        if placeholder.kind == "input" and is_float(node.meta.get("val")):
+            readings.append(Reading(node, "input", placeholder.target))
+        elif placeholder.kind == "input":
+            readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(node)]
+        elif placeholder.kind == "parameter" and parameters:
+            readings.append(Reading(node, "parameter", placeholder.target))
+    if not readings and not record:
+        raise InputError(
+            "the model has no float input, and its integer inputs are looked up in no embedding, so there is nothing to give "
+            "relevance to; pass float inputs (inputs_embeds), or record= a module"
+        )
+    return readings + [Reading(named(graph, name), "node", name) for name in record]
 
 
 def named(graph: OpGraph, name: str) -> fx.Node:

@@ -7,7 +7,7 @@ from torch import fx
 
 from ..errors import InputError
 from ..registry import find_rule
-from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, is_float
+from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, is_float, takes_reward
 from .selections import selected_from
 
 __all__ = ["classify"]
@@ -59,7 +59,7 @@ def _network(graph: OpGraph) -> set[fx.Node]:
     outputs = [node for node in graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta.get("val"))]
     if not outputs:
         raise InputError("the model returns no float tensor, so there is no output that a reward could be given to.")
-    roots = [node for node in outputs if node.meta["val"].dim() > 0]
+    roots = [node for node in outputs if takes_reward(node.meta["val"])]
     if not roots:
         weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
         roots = [user for node in _descendants(weights) for user in [node] if set(node.all_input_nodes) & weights]

@@ -28,6 +28,7 @@ __all__ = [
     "maker_of",
     "shape_of",
     "module_path",
+    "takes_reward",
     "source_line",
 ]
 
@@ -102,6 +103,12 @@ class OpGraph:
     @property
     def user_output_nodes(self) -> list[Any]:
         return list(self.user_outputs(self.output_nodes))
+
+    @property
+    def rewarded_node(self) -> fx.Node | None:
+        """The first of the model's outputs that a reward can be given to, None where there is none."""
+        nodes = (node for node in self.user_output_nodes if isinstance(node, fx.Node))
+        return next((node for node in nodes if takes_reward(node.meta.get("val"))), None)
 
     def user_outputs(self, outputs: Sequence[Any]) -> Sequence[Any]:
         """Of all that the graph returns, the model's tensor outputs."""
@@ -191,6 +198,11 @@ def maker_of(node: fx.Node) -> fx.Node:
 def is_float(value: Any) -> bool:
     """Whether a value is a tensor that can carry a signal."""
     return isinstance(value, torch.Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
+
+
+def takes_reward(value: Any) -> bool:
+    """Whether a reward can be given to an output: a float tensor with at least one dimension, no loss."""
+    return is_float(value) and value.dim() > 0
 
 
 def module_path(node: fx.Node) -> str:

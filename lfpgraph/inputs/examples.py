@@ -25,7 +25,7 @@ def example_inputs(model: nn.Module, batch: int = 2, length: int = 16) -> Inputs
 
     Args:
         model: a transformers model of any kind, or a module whose first layer tells what it takes. It may lie on the
-            meta device or hold fake tensors. It may be run once without gradients, to tell which inputs fit.
+            meta device or hold fake tensors. It may be run without gradients, to find out which inputs fit.
         batch: how many examples.
         length: tokens of a text, steps of a sequence, frames of encoded sound.
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..composites.composite import Composite, get_composite
+from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
 from ..graph.graph import OpGraph, is_float, module_path, source_line
 from ..tracing.tracer import trace
@@ -90,9 +91,11 @@ def coverage(
         fallback: "retrace" traces real values where torch.export cannot (if the tensors are real); "error" does not.
 
     Raises:
-        TraceError, InputError: the model cannot be traced on these inputs, or no inputs can be worked out.
+        TraceError, InputError: the model cannot be traced on these inputs, no inputs can be worked out, or an unknown
+            `fallback`.
     """
     start = time.perf_counter()
+    fallback = Options(fallback=fallback).fallback
     fake = next((p for p in model.parameters() if isinstance(p, FakeTensor)), None)
     if args is None and kwargs is None:
         from ..inputs.examples import example_inputs

@@ -21,10 +21,8 @@ def plan_of(model: nn.Module) -> Plan:
     """
     forward = model.__dict__.get("forward")
     if isinstance(forward, FeedbackForward):
-        for entries in forward.programs.values():
-            for entry in entries:
-                if entry.program is not None:
-                    return entry.program.plan
+        for entry in forward.programs:
+            return entry.program.plan
     raise LookupError(f"{type(model).__name__} has no plan yet: wrap it and call it once with autograd on")
 
 

@@ -13,10 +13,10 @@ from torch._ops import OpOverload
 from ..registry import find_rule
 from .origins import remember_places
 
-__all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
+__all__ = ["RECURRENT", "decompositions", "free_detached", "keep_no_grad", "tidy"]
 
 _aten = torch.ops.aten
-_RECURRENT = {
+RECURRENT = {
     _aten.gru.data,
     _aten.gru.input,
     _aten.lstm.data,
@@ -138,7 +138,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
             op = node.target
             if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
                 continue
-            if op in _RECURRENT:
+            if op in RECURRENT:
                 table[op] = decomposition_table[op]
             elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
                 table[op] = _get_decomp_for_cia(op)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import DataDependentError, InputError, TraceError
+from ..errors import DataDependentError, InputError, TraceError, check_choice
 from ..graph.calls import input_tensors
 from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
@@ -18,9 +18,10 @@ from .export import capture
 from .fallback import capture_values
 from .verify import disagreement, draws_numbers, is_real, refusal
 
-__all__ = ["NodeInfo", "OpGraph", "Placeholder", "trace"]
+__all__ = ["FALLBACKS", "NodeInfo", "OpGraph", "Placeholder", "trace"]
 
 log = logging.getLogger("lfpgraph")
+FALLBACKS = ("error", "retrace")
 
 
 def trace(
@@ -43,8 +44,10 @@ def trace(
     Raises:
         TraceError: the model cannot be traced (DataDependentError: because it branches on data), or the graph does not
             give its outputs (checked once, on the example, where tensors have values).
-        InputError: no tensor goes in, no float tensor comes out, or the model itself does not run on the example.
+        InputError: no tensor goes in, no float tensor comes out, the model itself does not run on the example, or an
+            unknown `fallback`.
     """
+    check_choice("fallback", fallback, FALLBACKS, InputError)
     if isinstance(args, Tensor):
         args = (args,)
     kwargs = kwargs or {}

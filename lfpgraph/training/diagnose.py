@@ -103,8 +103,7 @@ def _origin(node: fx.Node, bad: Callable[[fx.Node], bool]) -> fx.Node:
 def _backward(graph: OpGraph, values: Sequence[Any], composite: Composite, loss: Callable[[Any], Tensor]) -> str:
     """The same for the way back."""
     pairs = zip(graph.placeholder_nodes, graph.placeholders)
-    plan = make_plan(graph, composite, {node for node, p in pairs if p.kind == "parameter"})
-    plan.wake(values)
+    plan = make_plan(graph, composite, {node for node, p in pairs if p.kind == "parameter"}, values=values)
     with torch.no_grad():
         outputs, calls, env = run_forward(plan, values)
     leaves = [r.detach().requires_grad_() if is_float(r) else r for r in graph.user_outputs(outputs)]

@@ -16,20 +16,19 @@ __all__ = ["run_program"]
 
 
 class _Feedback(torch.autograd.Function):
-    """Inputs: program, buffers' values, then the placeholders' values; outputs: the graph's outputs.
+    """From the values of a program's placeholders to the outputs of its graph.
 
-    The gradient of a parameter is its negative feedback, `abs(w) * s_w` with the signal of the loss's gradient; the
-    gradient of an input is its signal, so wrapped modules compose with any others.
+    The signals that come in are the gradients of a loss, so they are negative; what a parameter gets as its gradient is its
+    negative feedback, `abs(w) * s_w`. What an input gets is its signal, so wrapped modules compose with any others.
     """
 
     @staticmethod
     def forward(ctx: Any, program: Program, check: bool, part: bool, *values: Any) -> tuple[Any, ...]:
         results = program.call_forward(*values)
         outputs, saved = results[: program.n_outputs], results[program.n_outputs :]
-        if part:  # the model's own code may write into them
-            made = {o.untyped_storage()._cdata for o in outputs if isinstance(o, Tensor)}
-            made -= {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor)}
-            saved = [v.clone() if isinstance(v, Tensor) and v.untyped_storage()._cdata in made else v for v in saved]
+        if part:  # other code of the model may write into the outputs
+            made = _memory(outputs) - _memory(values)
+            saved = [v.clone() if _memory([v]) & made else v for v in saved]
         inputs = {id(value) for value in values}
         ctx.program = program
         ctx.check = check
@@ -69,28 +68,30 @@ def _check_finite(tensors: Sequence[Any], what: str) -> None:
 def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Keep what feedback needs.
 
-    Inputs and outputs go through autograd, which watches them for in-place changes. What only this pass knows is kept
-    on the context, so that backward can let each tensor go at its last use; with saved-tensor hooks (offloading) in
-    force, it goes through autograd too.
+    Inputs, outputs and views of them are saved through autograd, which notices when they are changed in place. The other
+    tensors are kept on the context, so that backward can free each at its last use; but where saved-tensor hooks
+    (offloading, say) are in force, all go through autograd.
     """
     program: Program = ctx.program
     placeholders = program.plan.graph.placeholders
     mutated = set(program.plan.graph.mutations)
     changing = {id(v) for v, p in zip(values, placeholders) if p.kind == "buffer" and p.target in mutated}
     known = {id(v) for v in (*values, *outputs)}
-    given = [v for v, p in zip(values, placeholders) if p.kind == "input"]
-    shared = {v.untyped_storage()._cdata for v in (*given, *outputs) if isinstance(v, Tensor)}  # views of these as well
+    shared = _memory([*outputs, *(v for v, p in zip(values, placeholders) if p.kind == "input")])
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    watched = [
-        isinstance(v, Tensor) and (hooked or id(v) in known or v.untyped_storage()._cdata in shared) for v in saved
-    ]
+    watched = [isinstance(v, Tensor) and (hooked or id(v) in known or bool(_memory([v]) & shared)) for v in saved]
     ctx.save_for_backward(*(v.clone() if id(v) in changing else v for v, w in zip(saved, watched) if w))
     ctx.kept = [None if w else v for v, w in zip(saved, watched)]
     ctx.watched = watched
 
 
+def _memory(values: Sequence[Any]) -> set[int]:
+    """Which memory the tensors among the values lie in: a view shares it with what it is a view of."""
+    return {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor)}
+
+
 def _restore(ctx: Any) -> list[Any]:
-    """The saved values as a list of its own, let go by the context unless the graph is to be kept."""
+    """The saved values in a new list; the context keeps them no longer, unless the graph is to be used again."""
     if ctx.kept is None:
         raise RuntimeError(
             "Trying to backward through the graph a second time, but what it saved has been freed; pass "
@@ -107,6 +108,8 @@ def run_program(program: Program, values: Sequence[Any], check: bool = False, pa
     """Run forward now; feedback runs on `.backward()`. Returns the graph's outputs.
 
     Args:
+        values: of the placeholders.
+        check: refuse NaN and infinity.
         part: the outputs go to other code of the model, which may change them in place.
 
     Raises:

@@ -1,11 +1,11 @@
-"""wrap(regional=True): the model in parts, each with a program of its own, the same one for blocks that are alike.
+"""wrap(regional=True): the model wrapped part by part, with the same programs for all blocks that are alike.
 
-A deep model is one block many times. Here each block is wrapped by itself and blocks of one kind share their programs, so
-tracing and compiling take the time of one block, however many there are; and since the model's own forward calls the
-blocks one by one, what works on blocks works with feedback: checkpointing, sharding (FSDP2), hooks.
+A deep model is one block many times. Here each block is wrapped by itself, and blocks of one kind share their programs, so
+tracing and compiling take the time of one block, however many there are. The model's own forward still calls the blocks one
+by one, so everything that acts on single blocks works with feedback too: checkpointing, sharding (FSDP2), hooks.
 
 Between the parts the model's own code runs under autograd. Views, sums and masks there hand signals on as their rules would,
-but for the epsilon factor; a parameter used there gets its feedback, `abs(w) * s_w`, by a hook.
+except that no epsilon factor is applied. A parameter used there gets its feedback, `abs(w) * s_w`, by a hook.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ log = logging.getLogger("lfpgraph")
 
 
 def blocks_of(model: nn.Module) -> list[list[str]]:
-    """Names of the model's repeated blocks: sisters alike in classes, parameters, buffers and modes, kind by kind.
+    """Names of the model's repeated blocks, in one list for each kind.
 
-    Blocks inside blocks are not looked for.
+    Blocks of a kind are children of one module, alike in classes, parameters, buffers and modes. Blocks inside blocks are
+    not looked for.
     """
     found: list[list[str]] = []
 
@@ -51,7 +52,7 @@ def blocks_of(model: nn.Module) -> list[list[str]]:
 
 
 def _kind(module: nn.Module) -> Any:
-    """What blocks of one kind have in common, as far as it can be seen without running them."""
+    """What all blocks of one kind have in common, as far as it can be seen without running them."""
     tensors = tuple(
         (name, tuple(t.shape), t.dtype, t.requires_grad)
         for named in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
@@ -64,7 +65,7 @@ def _kind(module: nn.Module) -> Any:
 def parts_of(model: nn.Module, blocks: set[str]) -> Iterator[str]:
     """Names of the blocks, and of the largest modules with parameters that hold no block, in the model's order.
 
-    A list or dict of modules is no part, since nobody calls it.
+    A list or dict of modules is never a part, since it is not called.
     """
 
     def visit(module: nn.Module, dot: str) -> Iterator[str]:
@@ -84,13 +85,13 @@ def _is_called(module: nn.Module) -> bool:
 
 
 class RegionalForward(StandIn):
-    """Takes the place of `model.forward` where the parts are wrapped; runs the model's own forward over wrapped parts.
+    """Takes the place of the forward of a model whose parts are wrapped, and runs that forward.
 
     Args:
         model: the whole model.
         blocks: names of the blocks; None looks for them.
         wrap_part: called with (name, module, the name of the block whose programs it may use, or None).
-        composite: says the feedback of parameters that no part holds.
+        composite: gives the rules for the feedback of parameters that no part holds.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class RegionalForward(StandIn):
             leader = first.get(name)
             wrap_part(name, model.get_submodule(name), leader if leader != name else None)
         self.composite = composite
-        self.hooks: list[Any] | None = None  # made at the first call, of a copy too
+        self.hooks: list[Any] | None = None  # made at the first call; a copy makes its own
         log.info("%s in parts: %s", type(model).__name__, ", ".join(self.parts))
 
     @property
@@ -129,7 +130,7 @@ class RegionalForward(StandIn):
         return {**super().__getstate__(), "hooks": None}
 
     def release(self) -> None:
-        """Undo what was done to parameters between the parts."""
+        """Remove the hooks from the parameters that no part holds."""
         for hook in self.hooks or ():
             hook.remove()
 

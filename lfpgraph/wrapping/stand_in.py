@@ -1,4 +1,4 @@
-"""An object in place of a module's `forward`: seen as the forward it stands in for, copied with its module, taken off again."""
+"""An object in place of a module's `forward`: it looks like that forward, is copied with its module, and can be removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StandIn"]
 class StandIn:
     """Base of what `wrap` puts in place of `model.forward`; a subclass says what a call does.
 
-    Name, docstring and signature are those of the model's own forward. Copies and pickles of the model carry theirs along.
+    Name, docstring and signature are those of the model's own forward. A copy or pickle of the model has a stand-in of its own.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,11 +46,11 @@ class StandIn:
         raise NotImplementedError
 
     def place(self) -> None:
-        """Stand in from now on."""
+        """Put this object in place of the model's forward."""
         self.model.__dict__["forward"] = self
 
     def restore(self, model: nn.Module) -> None:
-        """Give a module back what it had before; a shallow copy of the module shares its stand-in."""
+        """Give a module its own forward back: the stand-in's model, or a shallow copy of it, which has the same stand-in."""
         if self.replaced is None:
             del model.__dict__["forward"]
         else:

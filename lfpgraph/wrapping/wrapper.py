@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from ..composites.composite import Composite, get_composite
+from ..engine.options import Options
 from ..errors import InputError, WrapError
 from .forward import FeedbackForward
 from .regional import RegionalForward
 from .stand_in import StandIn
 
 __all__ = ["is_wrapped", "unwrap", "wrap"]
-
-_SHARES: dict[Any, float | None] = {"fast": None, "min": 0.3}
 
 
 def wrap(
@@ -40,9 +38,9 @@ def wrap(
         compile: run the forward and the feedback graph through inductor, once for all sizes.
         memory: "fast" keeps whatever feedback needs; a number between 0 and 1 keeps about that share of its bytes and
             computes the rest again (the same numbers, more time); "min" is 0.3.
-        regional: wrap the model's repeated blocks one by one, with one program for all that are alike, and what is
-            beside them as parts of their own (see `regional`). Tracing takes the time of one block. True finds the
-            blocks; or their names.
+        regional: wrap the model's repeated blocks one by one, with the same program for all that are alike, and the modules
+            beside them as parts of their own (see `wrapping.regional`), so that tracing takes the time of one block. True
+            looks for the blocks; or give their names.
         on_missing: "derive" lets an operation without a rule use its true vjp (logged); "error" refuses it.
         fallback: "error", or "retrace" to trace real values anew at every step where forward branches on data.
         check: raise NonFiniteError on NaN or infinity in outputs, reward or feedback.
@@ -51,27 +49,17 @@ def wrap(
         The model itself.
 
     Raises:
-        WrapError: already wrapped, not an nn.Module, or no blocks found. CompositeError: unknown composite.
+        WrapError: already wrapped, not an nn.Module, no blocks found, or an unknown option. CompositeError: unknown composite.
         At the first call: TraceError, NoRuleError, InputError.
     """
     if not isinstance(model, nn.Module):
         raise WrapError(f"wrap takes an nn.Module, not {type(model).__name__}")
     if is_wrapped(model):
         raise WrapError(f"{type(model).__name__} is wrapped already; call lfpgraph.unwrap(model) first.")
-    for option, value, known in (
-        ("on_missing", on_missing, ("derive", "error")),
-        ("fallback", fallback, ("error", "retrace")),
-    ):
-        if value not in known:
-            raise WrapError(f"{option}={value!r} is not known; choose one of {', '.join(known)}")
+    options = Options(on_missing, fallback, compile, memory, check, part=bool(regional), error=WrapError)
     chosen = get_composite(composite)
     if not any(True for _ in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
-    share = _SHARES.get(memory, memory) if isinstance(memory, str | float | int) else memory
-    if share is not None and not (isinstance(share, float | int) and 0 <= share <= 1):
-        raise WrapError(f'memory={memory!r} is not known; choose "fast", "min" or a share between 0 and 1')
-    options = {"compile": compile, "share": share, "on_missing": on_missing, "fallback": fallback, "check": check}
-    options["part"] = bool(regional)
     if not regional:
         FeedbackForward(model, chosen, options).place()
         return model
@@ -93,7 +81,7 @@ def wrap(
 
 
 def _alike(part: nn.Module, own: Composite, other: Composite) -> bool:
-    """Whether two composites treat a part's modules alike."""
+    """Whether two composites have the same rules for all modules and parameters of a part."""
     if any(own.parameter_ruleset(n) != other.parameter_ruleset(n) for n, _ in part.named_parameters()):
         return False
     return all(own.ruleset(path) == other.ruleset(path) for path, _ in part.named_modules(remove_duplicate=False))

@@ -28,10 +28,10 @@ _SMALL = 64
 def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
     """An ONNX model as an `nn.Module`, with one submodule for each node.
 
-    Initializers keep their names. Which of them are parameters: those of a float type, with finite values, that are read
-    (through views and casts too) as the weight or bias of a convolution, matrix product, norm, recurrence, PRelu or
-    embedding; or that have more than one element and are added, subtracted or multiplied. All others, running statistics
-    of batch norms among them, are buffers. Normalisation and dropout run as the file says, for inference mostly.
+    Initializers keep their names. Parameters are those of a float type, with finite values, that are read (through views
+    and casts too) as the weight or bias of a convolution, matrix product, norm, recurrence, PRelu or embedding; or that
+    have more than one element and are added, subtracted or multiplied. All others, running statistics of batch norms among
+    them, are buffers. Batch norms and dropout run as in eval mode; a file that has them in training mode is refused.
 
     Args:
         source: a path, the bytes of a file, or a ModelProto.

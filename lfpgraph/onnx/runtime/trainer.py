@@ -118,7 +118,7 @@ class OrtTrainer:
 
         Args:
             x, y: all inputs and targets, as for `step`.
-            lr: the rate, or a function of how far training is (0 to 1) that gives it.
+            lr: the learning rate, or a function that gives it for a part of training that is done (0 to 1).
             validation: inputs and labels; their accuracy is measured after each epoch (needs `predict`).
             seed: of the shuffling.
             progress: show a bar on stderr; None shows it on a terminal only.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...composites.composite import Composite, get_composite
-from ...errors import InputError, OnnxError
+from ...errors import InputError, OnnxError, check_choice
 from ...graph.calls import arguments_of, state_tensors
 from ...tracing.flat import original_forward
 from ..operators.builder import Builder, Value
@@ -122,13 +122,9 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
 
 
 def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Mapping[str, float] | None) -> Any:
-    for what, value, known in (
-        ("reward", reward, REWARDS),
-        ("optimizer", optimizer, tuple(OPTIMIZERS)),
-        ("parameters", parameters, ("inside", "outside")),
-    ):
-        if value not in known:
-            raise OnnxError(f"{what}={value!r} is not known; choose one of {', '.join(known)}")
+    check_choice("reward", reward, REWARDS, OnnxError)
+    check_choice("optimizer", optimizer, tuple(OPTIMIZERS), OnnxError)
+    check_choice("parameters", parameters, ("inside", "outside"), OnnxError)
     defaults = OPTIMIZERS[optimizer].defaults
     unknown = set(options or {}) - set(defaults)
     if unknown:

@@ -8,18 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functionalize
-from torch.fx.experimental import _config as _fx_config
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ...composites.composite import Composite
 from ...engine.plan import Plan, make_plan
 from ...engine.propagate import run_backward, run_forward
+from ...engine.static import functional_graph, on_fakes
 from ...errors import InputError, OnnxError
-from ...graph.graph import OpGraph, is_float
+from ...graph.graph import OpGraph
 from ...numerics import stabilize
-from ...passes.functional import make_functional
-from ...tracing.export import quiet
 from ...tracing.tracer import trace
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm
@@ -79,34 +75,6 @@ def _inputs(graph: OpGraph, model: nn.Module) -> tuple[list[tuple[str, Any]], li
     return found, places, aliases
 
 
-def _rewarded_output(graph: OpGraph) -> int:
-    """The position, among all results of the graph, of the first float output that is no scalar."""
-    results = graph.output_nodes
-    for position in range(len(results) - len(graph.user_output_nodes), len(results)):
-        node = results[position]
-        if isinstance(node, fx.Node) and is_float(node.meta.get("val")) and node.meta["val"].dim() > 0:
-            return position
-    raise OnnxError("the model has no float output with at least one dimension to give the reward to.")
-
-
-def _make_fx(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule:
-    """A functional graph of a function of fake tensors, in operations that have translators."""
-    fake_mode = next((v.fake_mode for v in fakes if hasattr(v, "fake_mode")), None)
-    if fake_mode is None:
-        raise OnnxError("the model was not traced by torch.export, so its step cannot be exported")
-    table = decomposition_table()
-
-    def traced(function: Callable[..., Any]) -> fx.GraphModule:
-        with quiet(), torch.no_grad(), fake_mode, _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            return make_fx(function, decomposition_table=table, tracing_mode="real")(*fakes)
-
-    module = traced(function)
-    if not make_functional(module.graph):
-        module = traced(functionalize(function, remove="mutations"))
-    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    return module
-
-
 def _check(graph: OpGraph, seed: int | None) -> None:
     if graph.tracer != "export" or graph.input_mutations:
         raise OnnxError("a model that branches on data, or writes into its inputs, has no fixed step to export.")
@@ -124,6 +92,13 @@ def _draws(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
+def _static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule:
+    """A functional graph of a function of fake tensors, in operations that have translators."""
+    module = functional_graph(function, fakes, decomposition_table())
+    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return module
+
+
 def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None = None) -> Step:
     """The model's forward alone, in the mode the model is in; its inputs and results are the graph's."""
     graph = trace(model, args, kwargs)
@@ -136,7 +111,7 @@ def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any],
         env = fx.Interpreter(graph.module).run(*(values[i] for i in places))
         return list(env)[len(graph.mutations) :]
 
-    step = Step(_make_fx(run, fakes), graph, inputs, fakes, aliases=aliases)
+    step = Step(_static(run, fakes), graph, inputs, fakes, aliases=aliases)
     step.parameters = [name for kind, name in inputs if kind == "parameter"]
     step.buffers = list(graph.mutations)
     return step
@@ -144,7 +119,7 @@ def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any],
 
 def trace_step(
     model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], reward: str, optimizer: str, composite: Composite,
-    options: dict[str, float], clip: float | None = None, seed: int | None = None, on_missing: str = "derive",
+    options: dict[str, float], clip: float | None = None, seed: int | None = None,
 ) -> Step:  # fmt: skip
     """Trace forward, reward, feedback and optimizer as one graph.
 
@@ -159,24 +134,25 @@ def trace_step(
     graph = trace(model, args, kwargs)
     _check(graph, seed)
     inputs, places, aliases = _inputs(graph, model)
-    nodes, results = graph.placeholder_nodes, graph.output_nodes
+    nodes = graph.placeholder_nodes
     fakes = [nodes[places.index(i)].meta["val"] for i in range(len(inputs))]
     tensors = dict(model.named_parameters(remove_duplicate=False))
     trained = [i for i, (kind, name) in enumerate(inputs) if kind == "parameter" and tensors[name].requires_grad]
     wanted = {node for node, place in zip(nodes, places) if place in trained}
     if not wanted:
         raise InputError(f"{type(model).__name__} has no parameters that train.")
-    plan = make_plan(graph, composite, wanted, on_missing)
+    plan = make_plan(graph, composite, wanted, values=graph.values_of_call(model, args, kwargs))
     if composite.online:
         raise OnnxError(
             f"{composite.name} gives feedback while forward runs; only composites that walk back can be exported."
         )
-    plan.wake(graph.values_of_call(model, args, kwargs))
-    position = _rewarded_output(graph)
-    output = results[position].meta["val"]
-    if results[position] not in plan.wanted:
+    rewarded = graph.rewarded_node
+    if rewarded is None:
+        raise OnnxError("the model has no float output with at least one dimension to give the reward to.")
+    if rewarded not in plan.wanted:
         raise OnnxError("no reward can reach a parameter from the model's first float output; see lfpgraph.coverage.")
-    trained = _reached(plan, places, trained, position)
+    trained = _reached(plan, places, trained, rewarded)
+    output = rewarded.meta["val"]
     rule = OPTIMIZERS[optimizer]
     state = rule.state([inputs[i][1] for i in trained])
     with output.fake_mode:
@@ -188,10 +164,9 @@ def trace_step(
     def run(*given: Any) -> list[Any]:
         values, target, rate, state = given[:n], given[n], given[n + 1], given[n + 2 :]
         outputs, calls, env = run_forward(plan, [values[i] for i in places])
-        signal, metrics = _signal(reward, outputs[position].float(), target)
-        signals: dict[fx.Node, Tensor | None] = {results[position]: signal.to(output.dtype)}
-        found = run_backward(plan, calls, env, signals, direction=-1)
-        feedback = [_feedback(plan, found, nodes, places, i, values[i]) for i in trained]
+        signal, metrics = _signal(reward, env[rewarded].float(), target)
+        found = run_backward(plan, calls, env, {rewarded: signal.to(output.dtype)}, direction=-1)
+        feedback = [_feedback(plan, found, places, i, values[i]) for i in trained]
         if clip is not None:
             feedback = clip_by_norm(feedback, clip)
         moved, new_state = rule.step([values[i] for i in trained], feedback, list(state), rate, options)
@@ -199,7 +174,7 @@ def trace_step(
         return [*moved, *outputs[:mutated], *new_state, *outputs[mutated:], *metrics.values()]
 
     all_fakes = [*fakes, target, rate, *state_fakes]
-    step = Step(_make_fx(run, all_fakes), graph, inputs, all_fakes, aliases=aliases)
+    step = Step(_static(run, all_fakes), graph, inputs, all_fakes, aliases=aliases)
     step.parameters = [inputs[i][1] for i in trained]
     step.buffers = list(graph.mutations)
     step.state = [name for name, _ in state]
@@ -207,25 +182,24 @@ def trace_step(
     return step
 
 
-def _reached(plan: Plan, places: list[int], trained: list[int], position: int) -> list[int]:
+def _reached(plan: Plan, places: list[int], trained: list[int], rewarded: fx.Node) -> list[int]:
     """Of the inputs that train, those that a signal arrives at; tried on the graph's fake values."""
-    nodes, results = plan.graph.placeholder_nodes, plan.graph.output_nodes
+    nodes = plan.graph.placeholder_nodes
     values = [node.meta["val"] for node in nodes]
-    fake_mode = next(v.fake_mode for v in values if hasattr(v, "fake_mode"))
-    with quiet(), torch.no_grad(), fake_mode, _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        outputs, calls, env = run_forward(plan, values)
-        found = run_backward(plan, calls, env, {results[position]: torch.empty_like(outputs[position])})
+    with on_fakes(values):
+        _, calls, env = run_forward(plan, values)
+        found = run_backward(plan, calls, env, {rewarded: torch.empty_like(env[rewarded])})
     arrived = {place for node, place in zip(nodes, places) if found.get(node) is not None}
     return [i for i in trained if i in arrived]
 
 
-def _feedback(plan: Plan, found: Any, nodes: Any, places: list[int], i: int, value: Tensor) -> Tensor:
+def _feedback(plan: Plan, found: Any, places: list[int], i: int, value: Tensor) -> Tensor:
     """What an optimizer reads as the gradient of input i: all its uses together."""
     total: Any = None
-    for node, place, placeholder in zip(nodes, places, plan.graph.placeholders):
+    for node, place in zip(plan.graph.placeholder_nodes, places):
         s = found.get(node)
         if place == i and s is not None:
-            own = plan.composite.parameter_ruleset(placeholder.target).feedback(value, s, node in plan.asleep)
+            own = plan.feedback(node, value, s)
             total = own if total is None else total + own
     return total
 

@@ -1,0 +1,272 @@
+"""The amendments of a schedule, put on the autograd nodes of a run as hooks.
+
+A hook holds detached values and numbers, never a node of the graph: a node holds its hooks, and would otherwise hold
+itself. What a hook has used it lets go, unless the graph is to be kept for another backward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..engine.plan import Plan
+from ..errors import NonFiniteError, RuleError
+from ..numerics import epsilon_factor, stabilize
+from .call import LiveCall
+from .record import Record
+from .schedule import Amendment, Schedule
+
+__all__ = ["amend"]
+
+log = logging.getLogger("lfpgraph")
+
+
+class _Given(list[Any]):
+    """The signals at the model's outputs, for rules that look at them; filled as they arrive."""
+
+
+def amend(schedule: Schedule, record: Record, outputs: Sequence[int], check: bool) -> list[str]:
+    """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
+    given: list[Any] = _Given([None] * len(outputs))
+    for place, number in enumerate(outputs):
+        _tap(record, number, given, place)
+    for leaf in record.leaves:
+        if leaf.kind == "parameter" and leaf.value in record.edge_of:
+            _scale(schedule, record, leaf.value, leaf.tensor)
+    lost = []
+    for amendment in schedule.amendments:
+        edges = [record.edge_of.get(n) for n in amendment.exits]
+        if not any(edges):
+            continue
+        if not _Hooks(amendment, schedule, record, given, check).install(edges):
+            lost.append(schedule.plan.graph.describe(amendment.unit.node))
+    return lost
+
+
+def _tap(record: Record, number: int, given: list[Any], place: int) -> None:
+    edge = record.edge_of.get(number)
+    if edge is None:
+        return
+    node, index = edge
+
+    def note(signals: tuple[Any, ...]) -> None:
+        given[place] = signals[index]
+
+    node.register_prehook(note)
+
+
+def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor) -> None:
+    """Turn a parameter's signal into feedback where all its uses come together, and where a custom function reads it."""
+    place = next(i for i, leaf in enumerate(record.leaves) if leaf.value == number)
+    placeholder = schedule.plan.graph.placeholder_nodes[place]
+    plan, value = schedule.plan, parameter.detach()
+    if _is_plain(plan, placeholder):
+        return
+    node, _ = record.edge_of[number]
+
+    def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        (s,) = signals
+        return None if s is None else (plan.feedback(placeholder, value, s),)
+
+    node.register_prehook(before)
+    for other, (own, slot) in record.own_reads:
+        if other == number:
+
+            def after(inputs: tuple[Any, ...], _: Any, slot: int = slot) -> tuple[Any, ...] | None:
+                if inputs[slot] is None:
+                    return None
+                return _replaced(inputs, {slot: plan.feedback(placeholder, value, inputs[slot])})
+
+            own.register_hook(after)
+
+
+def _is_plain(plan: Plan, placeholder: fx.Node) -> bool:
+    ruleset = plan.rulesets.get(placeholder)
+    return ruleset is None or ruleset.scale == "signal"
+
+
+def _replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
+    return tuple(new.get(i, s) for i, s in enumerate(signals))
+
+
+class _Hooks:
+    """One amendment on one run."""
+
+    def __init__(
+        self, amendment: Amendment, schedule: Schedule, record: Record, given: list[Any], check: bool
+    ) -> None:
+        self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
+        self.numbers = schedule.live.value
+        unit = amendment.unit
+        wanted = {amendment.measure} if amendment.epsilon or amendment.restated else set()
+        wanted |= {self.numbers[n] for n in unit.zeroed_by}
+        wanted |= {self.numbers[unit.inputs[i]] for i in amendment.plain}
+        self.templates: dict[fx.Node, Any] = {}
+        if amendment.computed:
+            wanted |= {n for n in amendment.exits if n >= 0} | {self.numbers[n] for n in unit.inputs}
+            for node in unit.nodes:
+                wanted |= {self.numbers[n] for n in node.all_input_nodes if n in self.numbers and n not in unit.nodes}
+                self.templates[node] = _template(record, schedule, node)
+        self.values = {n: record.kept[n] for n in wanted if record.kept[n] is not None}
+        self.complete = len(self.values) == len(wanted) and all(t is not None for t in self.templates.values())
+        self.answers: dict[int, Tensor | None] = {}
+        self.record = record
+
+    def install(self, edges: list[Any]) -> bool:
+        """Whether the hooks could be put; without the values they look at they cannot."""
+        if not self.complete:
+            return False
+        amendment, record = self.amendment, self.record
+        nodes: dict[Any, list[tuple[int, int]]] = {}
+        for place, edge in enumerate(edges):
+            if edge is not None:
+                nodes.setdefault(edge[0], []).append((place, edge[1]))
+        if amendment.epsilon or amendment.restated or amendment.computed:
+            for node, places in nodes.items():
+                node.register_prehook(self._arrival(places, len(edges), len(nodes) == 1))
+        if amendment.reaches_inside:
+            inputs: dict[tuple[Any, int], int] = {}
+            for i, n in enumerate(amendment.unit.inputs):
+                edge = record.edge_of.get(self.numbers.get(n, -1))
+                if edge is not None:
+                    inputs.setdefault(edge, i)
+            first: set[int] = set()
+            for node, slots in _slots(nodes, inputs, record).items():
+                fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
+                node.register_hook(self._departure(fresh))
+        del self.record
+        return True
+
+    def _arrival(self, places: list[tuple[int, int]], count: int, whole: bool) -> Any:
+        """Before autograd goes on: the epsilon factor; or the rule's own answers, worked out and put aside."""
+        amendment = self.amendment
+
+        def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            found = dict.fromkeys(range(count))
+            new: dict[int, Tensor] = {}
+            for place, slot in places:
+                s = signals[slot]
+                if s is not None and place == 0 and (amendment.epsilon or amendment.restated):
+                    s = new[slot] = self._settled(s)
+                found[place] = s
+            if amendment.computed and any(s is not None for s in found.values()):
+                self._compute([found[i] for i in range(count)])
+            if not amendment.reaches_inside:
+                self._let_go()
+            return _replaced(signals, new) if new else None
+
+        return before
+
+    def _settled(self, s: Tensor) -> Tensor:
+        amendment = self.amendment
+        unit = amendment.unit
+        value = self.values[amendment.measure]
+        if amendment.restated:
+            return s * stabilize(value, amendment.restated) / stabilize(value, amendment.form)
+        for node in unit.zeroed_by:
+            value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
+        if amendment.mixed:
+            plain = guarded(value, amendment.epsilon)
+            return s * (plain / stabilize(plain, amendment.epsilon)).to(s.dtype)
+        return epsilon_factor(s, value, amendment.epsilon, amendment.positive)
+
+    def _compute(self, signals: list[Any]) -> None:
+        amendment = self.amendment
+        unit = amendment.unit
+        call = LiveCall(unit, self.values, self.numbers, self.templates)
+        outputs = [self.values.get(n) for n in amendment.exits]
+        single = len(outputs) == 1 and not isinstance(unit.node.meta["val"], list)
+        call.output = outputs[0] if single else outputs
+        call.given = [s for s in self.given if s is not None]
+        call.form = amendment.form
+        assert unit.handler is not None
+        answers = list(unit.handler(call, signals[0] if single else signals, *call.args, **call.kwargs))
+        if len(answers) != len(unit.inputs):
+            raise RuleError(
+                f"the rule of {self.plan.graph.describe(unit.node)} answered {len(answers)} signals for "
+                f"{len(unit.inputs)} tensor arguments; return one for each, None for none"
+            )
+        self.answers = {}
+        for i, (x, answer) in enumerate(zip(call.inputs, answers)):
+            if answer is None or not unit.wanted[i]:
+                continue
+            if answer.shape != x.shape:
+                answer = answer.sum_to_size(x.shape)
+            if i in amendment.plain:
+                answer = _as_plain(answer, x, amendment.plain[i])
+            first = next(j for j, n in enumerate(unit.inputs) if n is unit.inputs[i])
+            before = self.answers.get(first)
+            self.answers[first] = answer.to(x.dtype) if before is None else before + answer.to(x.dtype)
+
+    def _departure(self, slots: list[tuple[int, int, bool]]) -> Any:
+        """Before what autograd has worked out goes to the inputs: what they get in its place."""
+        amendment = self.amendment
+
+        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...]:
+            new: dict[int, Tensor] = {}
+            for slot, i, first in slots:
+                s = signals[slot]
+                if amendment.computed:
+                    answer = self.answers.get(i) if first else None
+                    if s is None:
+                        if answer is not None:
+                            raise RuleError(
+                                f"{self.plan.graph.describe(amendment.unit.node)} hands no gradient to its argument {i}, so "
+                                "the signal of its rule has no way to it; please report this operation."
+                            )
+                        continue
+                    new[slot] = torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
+                elif s is not None:
+                    share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
+                    if share != 1.0:
+                        s = new[slot] = s * share
+                    if i in amendment.plain:
+                        x = self.values[self.numbers[amendment.unit.inputs[i]]]
+                        new[slot] = _as_plain(s, x, amendment.plain[i])
+            if self.check and not all(bool(torch.isfinite(s).all()) for s in new.values()):
+                raise NonFiniteError(
+                    f"{self.plan.graph.describe(amendment.unit.node)} hands on a signal that is NaN or infinite"
+                )
+            return _replaced(signals, new)
+
+        return after
+
+    def _let_go(self) -> None:
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            self.values = {}
+
+
+def guarded(x: Tensor, epsilon: float) -> Tensor:
+    """x, kept away from zero by far less than epsilon (Note [Sums of two forms] in `schedule`)."""
+    return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
+
+
+def _as_plain(s: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    return s * (stabilize(x, epsilon) / guarded(x, epsilon)).to(s.dtype)
+
+
+def _template(record: Record, schedule: Schedule, node: fx.Node) -> Any:
+    step = schedule.live.step.get(node)
+    return None if step is None else record.templates[step]
+
+
+def _slots(
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], record: Record
+) -> dict[Any, list[tuple[int, int]]]:
+    """Where autograd's nodes of an operation hand something to its inputs: for each node, slots and inputs."""
+    found: dict[Any, list[tuple[int, int]]] = {}
+    stack, seen = list(exits), set(exits)
+    while stack:
+        node = stack.pop()
+        for slot, (source, index) in enumerate(node.next_functions):
+            place = inputs.get((source, index))
+            if place is not None:
+                found.setdefault(node, []).append((slot, place))
+            elif source is not None and source not in seen and (source, index) not in record.edges:
+                seen.add(source)
+                stack.append(source)
+    return found

@@ -1,0 +1,102 @@
+"""What a rule sees of a unit of a live run: the values it had, and its true derivative on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ..engine.signals import reward_of
+from ..engine.units import Unit
+from ..graph.graph import is_float, module_path
+from .record import Ref
+
+__all__ = ["LiveCall"]
+
+Templates = Mapping[fx.Node, tuple[Any, Any]]
+
+
+class LiveCall:
+    """As `engine.call.Call`, of values that a run has left; the operation runs again only if its derivative is asked for.
+
+    Args:
+        unit: the unit.
+        values: by number, what was kept of the run.
+        numbers: the number of each node's value.
+        templates: the arguments of the unit's operations, values by number.
+    """
+
+    def __init__(self, unit: Unit, values: Mapping[int, Any], numbers: Mapping[fx.Node, int], templates: Templates) -> None:
+        self.unit = unit
+        self.op: Any = unit.node.target
+        self.name = unit.node.name
+        self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
+        self.epsilon = unit.option_epsilon
+        self.stabilized: bool | float = False
+        self.form: float | None = None
+        self.given: list[Tensor] = []
+        self.direction = -1
+        self._values, self._numbers, self._templates = values, numbers, templates
+        self.inputs = [values[numbers[node]] for node in unit.inputs]
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        if not unit.is_region:
+            args, kwargs = templates[unit.node]
+            self.args, self.kwargs = self._filled(args, {}), self._filled(kwargs, {})
+        self._outs: Callable[[], Any] | None = None
+        self._tape: tuple[list[Any], Any] | None = None
+        self.output: Any = None
+
+    @property
+    def module_path(self) -> str:
+        return module_path(self.unit.node)
+
+    def reward(self, s: Tensor) -> Tensor:
+        """The reward of an output that holds the signal s."""
+        return reward_of(s, self.output, self.form)
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        """The operation's result with other tensor arguments, in the order of `inputs`."""
+        unit = self.unit
+        replaced = {self._numbers[node]: x for node, x in zip(unit.inputs, tensors)}
+        for node in unit.nodes:
+            args, kwargs = self._templates[node]
+            out = node.target(*self._filled(args, replaced), **self._filled(kwargs, replaced))  # type: ignore[operator]
+            if node in unit.constants:
+                out = out.detach()
+            if node in self._numbers:
+                replaced[self._numbers[node]] = out
+        return out
+
+    def _filled(self, template: Any, replaced: Mapping[int, Any]) -> Any:
+        def fill(ref: Any) -> Any:
+            if not isinstance(ref, Ref):
+                return ref
+            return replaced[int(ref)] if int(ref) in replaced else self._values[int(ref)]
+
+        return pytree.tree_map(fill, template)
+
+    def vjp(self, s: Any, again: bool = False) -> list[Tensor | None]:
+        """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others."""
+        if self._tape is None:
+            leaves = [
+                x.detach().requires_grad_() if want and is_float(x) else x
+                for x, want in zip(self.inputs, self.unit.wanted)
+            ]
+            with torch.enable_grad():
+                self._tape = leaves, self.run(leaves)
+        leaves, out = self._tape
+        outputs = out if isinstance(out, list | tuple) else [out]
+        signals = s if isinstance(s, list | tuple) else [s]
+        pairs = [(z, g) for z, g in zip(outputs, signals) if g is not None and is_float(z) and z.requires_grad]
+        places = [i for i, leaf in enumerate(leaves) if is_float(leaf) and leaf.requires_grad]
+        result: list[Tensor | None] = [None] * len(leaves)
+        if pairs and places:
+            zs, gs = zip(*pairs)
+            found = torch.autograd.grad(zs, [leaves[i] for i in places], gs, retain_graph=True, allow_unused=True)
+            for i, g in zip(places, found):
+                result[i] = g
+        return result

@@ -1,0 +1,163 @@
+"""The live engine of one model: records its run, plans what it has not seen before, and amends what autograd hands back."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..composites.composite import Composite
+from ..engine.plan import make_plan
+from ..errors import InputError
+from ..graph.calls import flatten_output
+from .amendments import amend
+from .graph_of_record import graph_of
+from .interception import paused, recorder, recording
+from .record import Record
+from .schedule import Schedule, make_schedule
+
+__all__ = ["LiveEngine", "changes_gradients"]
+
+log = logging.getLogger("lfpgraph")
+
+
+def changes_gradients(composite: Composite) -> bool:
+    """Whether a composite asks anything else of a model than its gradient."""
+    rulesets = [composite.default, *(ruleset for _, ruleset in composite.overrides)]
+    return composite.structure is not None or any(r.rules or r.handlers or r.scale != "signal" for r in rulesets)
+
+
+class LiveEngine:
+    """Gives the runs of one model feedback in place of the gradient.
+
+    Plans are kept by the sequence of operations: what they were, their arguments but for sizes and numbers, and which
+    value went where.
+
+    Attributes:
+        plans: how many sequences have been planned.
+        runs: how many runs have been recorded.
+    """
+
+    def __init__(self, model: nn.Module, composite: Composite, on_missing: str, check: bool) -> None:
+        self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
+        self.schedules: dict[Any, Schedule] = {}
+        self.last: Schedule | None = None
+        self.runs = 0
+        self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
+
+    @property
+    def plans(self) -> int:
+        return len(self.schedules)
+
+    def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the model and let `.backward()` of whatever comes of it give feedback.
+
+        Raises:
+            NoRuleError: with on_missing="error", an operation has no rule.
+        """
+        if not changes_gradients(self.composite):
+            return call(*args, **kwargs)
+        self.runs += 1
+        record = Record(_Leaves(self, args, kwargs), self.last)
+        try:
+            with recording(record):
+                result = call(*args, **kwargs)
+            with paused():
+                self._finish(record, result)
+        finally:
+            record.close()
+        return result
+
+    def _finish(self, record: Record, result: Any) -> None:
+        tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
+        outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
+        if not record.steps or not any(record.follows):
+            return
+        leaves = tuple((leaf.kind, leaf.name, record._look(leaf.value)) for leaf in record.leaves)
+        key = (tuple(record.keys), leaves, outputs)
+        schedule = self.schedules.get(key)
+        if schedule is None:
+            try:
+                schedule = self.schedules[key] = self._plan(record, outputs)
+            except InputError as error:
+                log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
+                return
+        self.last = schedule
+        lost = amend(schedule, record, outputs, self.check)
+        if lost:
+            log.warning(
+                "%s took another way than in the call before: in this step %d operations hand on the plain gradient (%s)",
+                type(self.model).__name__, len(lost), ", ".join(lost[:3]),
+            )  # fmt: skip
+
+    def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
+        live = graph_of(record, outputs)
+        nodes = live.graph.placeholder_nodes
+        wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
+        values = [leaf.tensor.detach() for leaf in record.leaves]
+        plan = make_plan(live.graph, self.composite, wanted, self.on_missing, values)
+        if record.own:
+            names = sorted(set(record.own))
+            log.info("%s: the own backward of %s is used as it is", type(self.model).__name__, ", ".join(names))
+        log.info("%s: planned %d operations, live", type(self.model).__name__, len(record.steps))
+        return make_schedule(plan, live, record.keys, record.follows)
+
+    def name(self, tensor: Tensor) -> tuple[str, str] | None:
+        """What a tensor is in the model: ("parameter" or "buffer", its dotted name), or None."""
+        found = self._names.get(id(tensor))
+        if found is not None and found[0]() is tensor:
+            return found[1], found[2]
+        return None
+
+    def look_again(self) -> None:
+        """Read the names of the model's parameters and buffers anew."""
+        self._names = {}
+        for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
+            for name, tensor in named:
+                self._names[id(tensor)] = (weakref.ref(tensor), kind, name)
+
+
+class _Leaves:
+    """Says of tensors that a run finds what they are."""
+
+    def __init__(self, engine: LiveEngine, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.engine, self.args, self.kwargs = engine, args, kwargs
+        self.inputs: dict[int, int] | None = None
+        self.looked = False
+
+    def __call__(self, tensor: Tensor) -> tuple[str, Any]:
+        found = self.engine.name(tensor)
+        if found is not None:
+            return found
+        if self.inputs is None:
+            self.inputs = {id(t): i for i, t in enumerate(tensors_in((self.args, self.kwargs)))}
+        if id(tensor) in self.inputs:
+            return "input", self.inputs[id(tensor)]
+        if not self.looked:
+            self.looked = True
+            self.engine.look_again()
+            found = self.engine.name(tensor)
+            if found is not None:
+                return found
+        if tensor.requires_grad:
+            return ("parameter", "") if tensor.grad_fn is None and isinstance(tensor, nn.Parameter) else ("input", -1)
+        return "constant", None
+
+
+def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list[Tensor]:
+    """The tensors in a value, through containers and the attributes of any objects but modules."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        return [value]
+    if depth > 6 or id(value) in seen or isinstance(value, nn.Module | type | str | bytes):
+        return []
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        return [t for item in list(value.values()) for t in tensors_in(item, depth + 1, seen)]
+    if isinstance(value, list | tuple | set):
+        return [t for item in value for t in tensors_in(item, depth + 1, seen)]
+    held = getattr(value, "__dict__", None)
+    return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []

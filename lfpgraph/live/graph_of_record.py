@@ -1,0 +1,107 @@
+"""A record as an operation graph, so that a live run is classified and planned as a traced model is."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph.classify import classify
+from ..graph.comparisons import copy_shared_comparisons
+from ..graph.graph import OpGraph, Placeholder
+from .record import Record, Ref
+
+__all__ = ["LiveGraph", "graph_of"]
+
+
+@dataclass
+class LiveGraph:
+    """An operation graph and where its nodes are in a record.
+
+    Attributes:
+        graph: the classified graph; its node values are on the meta device.
+        value: the number of each node's value; nodes of several results have none.
+        step: the step that made a node.
+    """
+
+    graph: OpGraph
+    value: dict[fx.Node, int]
+    step: dict[fx.Node, int]
+
+
+def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
+    """The graph of a recorded run whose tensor outputs have these numbers.
+
+    Raises:
+        InputError: nothing in the run can carry reward.
+    """
+    graph = fx.Graph()
+    nodes: dict[int, fx.Node] = {}
+    placeholders = []
+    for i, leaf in enumerate(record.leaves):
+        node = graph.placeholder(f"{leaf.kind}_{i}")
+        node.meta["val"] = _meta(record, leaf.value)
+        nodes[leaf.value] = node
+        placeholders.append(Placeholder(leaf.kind, leaf.name))
+    step_of: dict[fx.Node, int] = {}
+    for step, ((op, outs), (args, kwargs)) in enumerate(zip(record.steps, record.templates)):
+
+        def node_of(ref: Any) -> Any:
+            return nodes[int(ref)] if isinstance(ref, Ref) else ref
+
+        node = graph.call_function(op, _mapped(args, node_of), _mapped(kwargs, node_of))
+        node.meta["nn_module_stack"] = {"": (f"model.{record.paths[step]}" if record.paths[step] else "model", nn.Module)}
+        node.meta["stack_trace"] = record.lines[step]
+        step_of[node] = step
+        if len(outs) == 1 and not _returns_several(op):
+            node.meta["val"] = _meta(record, outs[0])
+            nodes[outs[0]] = node
+            continue
+        node.meta["val"] = [_meta(record, n) if n >= 0 else None for n in outs]
+        for i, n in enumerate(outs):
+            if n >= 0:
+                nodes[n] = item = graph.call_function(operator.getitem, (node, i))
+                item.meta = {**node.meta, "val": node.meta["val"][i]}
+                step_of[item] = step
+    graph.output(tuple(nodes[n] for n in outputs))
+    found = OpGraph(
+        module=_Holder(graph), placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},
+        dynamic=False, tracer="live",
+    )  # fmt: skip
+    copy_shared_comparisons(found)
+    return LiveGraph(classify(found), {node: n for n, node in nodes.items()}, step_of)
+
+
+class _Holder:
+    """Stands for a graph module: the graph is looked at and never run, so no code is generated for it."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+
+    def recompile(self) -> None:
+        """Nothing to do."""
+
+
+def _mapped(value: Any, node_of: Any) -> Any:
+    if isinstance(value, Ref):
+        return node_of(value)
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(item, node_of) for item in value])
+    if isinstance(value, dict):
+        return {key: _mapped(item, node_of) for key, item in value.items()}
+    return value
+
+
+def _returns_several(op: Any) -> bool:
+    returns = op._schema.returns
+    return len(returns) > 1 or (len(returns) == 1 and "List" in str(returns[0].type))
+
+
+def _meta(record: Record, number: int) -> Tensor:
+    return torch.empty(record.shapes[number], dtype=record.dtypes[number], device="meta")

@@ -1,0 +1,126 @@
+"""Sees each ATen operation that this thread runs, whole and before autograd does.
+
+PyTorch's dispatcher has a key in front of autograd, PreDispatch, that torch.export traces with. While a thread records,
+the key is switched on for it, and every operation calls the thread's `Recorder`, which runs the operation as ever (autograd,
+autocast and all) and notes what it was. Composite operations such as `linear` arrive whole.
+
+Two methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
+operation's handler under that key, and `HigherOrderOperator.dispatch`. Both do what they always did in threads that do
+not record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch._ops import HigherOrderOperator, OpOverload
+
+__all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
+
+_KEY = torch._C.DispatchKey.PreDispatch
+_include = torch._C._dispatch_tls_set_dispatch_key_included
+_NoPython = torch._C._DisablePythonDispatcher
+_local = threading.local()
+_lock = threading.Lock()
+_wrapped = False
+
+
+class Recorder(Protocol):
+    """What a thread that records calls for each operation."""
+
+    def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the operation and return its result; called with recording paused."""
+
+
+def recorder() -> Any:
+    """This thread's recorder, or None."""
+    return getattr(_local, "recorder", None)
+
+
+@contextlib.contextmanager
+def recording(new: Recorder) -> Iterator[None]:
+    """Let this thread's operations go to a recorder.
+
+    A recording inside another one takes its place until it ends.
+    """
+    _wrap_torch()
+    before = recorder()
+    _local.recorder = new
+    _include(_KEY, True)
+    try:
+        with torch._C._EnablePythonDispatcher():
+            yield
+    finally:
+        _local.recorder = before
+        _include(_KEY, before is not None)
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Run operations unseen, in a thread that records or not."""
+    if recorder() is None:
+        yield
+        return
+    _include(_KEY, False)
+    try:
+        with _NoPython():
+            yield
+    finally:
+        _include(_KEY, True)
+
+
+@contextlib.contextmanager
+def resumed() -> Iterator[None]:
+    """Inside `Recorder.run`: record what runs here, as the parts of the operation at hand."""
+    _include(_KEY, True)
+    try:
+        with torch._C._EnablePythonDispatcher():
+            yield
+    finally:
+        _include(_KEY, False)
+
+
+def seen(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a composite operation's own implementation, so that the operations it is made of are recorded."""
+    with resumed():
+        return op._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+
+def _handler_of(op: OpOverload) -> Callable[..., Any]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        current = recorder()
+        _include(_KEY, False)
+        try:
+            with _NoPython():
+                return op._op(*args, **kwargs) if current is None else current.run(op, args, kwargs)
+        finally:
+            _include(_KEY, current is not None)
+
+    return handler
+
+
+def _wrap_torch() -> None:
+    global _wrapped
+    with _lock:
+        if _wrapped:
+            return
+        _wrapped = True
+        get_dispatch, dispatch = OpOverload._get_dispatch, HigherOrderOperator.dispatch
+
+        def get_dispatch_or_record(self: OpOverload, key: Any) -> Any:
+            if recorder() is not None and key == _KEY:
+                return _handler_of(self)
+            return get_dispatch(self, key)
+
+        def dispatch_unseen(self: HigherOrderOperator, key: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if recorder() is None or key != _KEY:
+                return dispatch(self, key, *args, **kwargs)
+            with paused():
+                return self(*args, **kwargs)
+
+        OpOverload._get_dispatch = get_dispatch_or_record  # type: ignore[method-assign]
+        HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[method-assign]

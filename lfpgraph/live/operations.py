@@ -1,0 +1,121 @@
+"""What the recorder has to know of an operation: its arguments' kinds, its functional form, how it is to be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from ..registry import GENERAL, NOTHING, VIEW, find_rule, rule
+from ..rules.views import vjp
+from . import interception
+
+__all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "info_of"]
+
+aten = torch.ops.aten
+TENSOR, TENSORS, STATIC, SIZE = range(4)
+_POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
+
+_library = torch.library.Library("lfpgraph_live", "DEF")
+_library.define("own_backward(Tensor[] inputs, Tensor like) -> Tensor")
+_library.define("own_view(Tensor[] inputs, Tensor like) -> Tensor")
+
+
+def _like(inputs: list[Tensor], like: Tensor) -> Tensor:
+    return torch.zeros_like(like)
+
+
+for _name in ("own_backward", "own_view"):
+    _library.impl(_name, _like, "CompositeExplicitAutograd")
+OWN_BACKWARD = torch.ops.lfpgraph_live.own_backward.default  # a custom autograd.Function, or what else has a backward
+OWN_VIEW = torch.ops.lfpgraph_live.own_view.default  # a tensor that was written to through a view of it
+rule(OWN_BACKWARD, family=GENERAL, source="the function's own backward", override=False)(vjp)
+rule(OWN_VIEW, family=VIEW, source="entries written in place", override=False)(vjp)
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """What is known of an operation.
+
+    Attributes:
+        kinds, kwarg_kinds: for each argument, by position and by name: TENSOR, TENSORS, STATIC (what the plan may depend
+            on) or SIZE (a size or a number, which differs from call to call).
+        node: the operation that stands for it in a graph: its functional form where it writes in place.
+        writes: whether it writes to its first argument.
+        open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
+        forgets: whether its result carries nothing of its arguments.
+    """
+
+    kinds: tuple[int, ...]
+    kwarg_kinds: dict[str, int]
+    node: OpOverload
+    writes: bool
+    open: Callable[..., Any] | None
+    forgets: bool
+
+
+_KNOWN: dict[OpOverload, OpInfo] = {}
+
+
+def info_of(op: OpOverload) -> OpInfo:
+    """What is known of an operation; worked out once."""
+    found = _KNOWN.get(op)
+    if found is None:
+        found = _KNOWN[op] = _describe(op)
+    return found
+
+
+def _describe(op: OpOverload) -> OpInfo:
+    declared = str(op._schema).partition("(")[2].rpartition(") -> ")[0]
+    kinds = dict(zip((a.name for a in op._schema.arguments), map(_kind, _split(declared))))
+    positional = tuple(kinds[a.name] for a in op._schema.arguments)
+    writes = op._schema.is_mutable
+    node = _functional(op) if writes else op
+    entry = find_rule(node)
+    forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
+    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets)
+
+
+def _split(declared: str) -> list[str]:
+    """The arguments of a schema, one by one."""
+    return [part for part in declared.split(", ") if part and part != "*"]
+
+
+def _kind(argument: str) -> int:
+    type_ = argument.rsplit(" ", 1)[0]
+    if type_.startswith("Tensor"):
+        return TENSORS if "[" in type_ else TENSOR
+    return SIZE if type_.startswith(("SymInt", "float")) or type_.rstrip("?") == "Scalar" else STATIC
+
+
+def _functional(op: OpOverload) -> OpOverload:
+    """The operation that computes what an in-place one writes."""
+    name = op._schema.name.split("::")[1]
+    if op is aten.copy_.default:
+        return OWN_VIEW
+    packet = getattr(aten, name.removesuffix("_"), None) if op.namespace == "aten" and name.endswith("_") else None
+    return getattr(packet, op._overloadname, None) or op
+
+
+def _opener(op: OpOverload) -> Callable[..., Any] | None:
+    from torch._decomp import decomposition_table
+
+    from ..tracing.rewrite import RECURRENT
+
+    if op in RECURRENT:
+        return _seen_by(decomposition_table[op])
+    if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return lambda *args, **kwargs: interception.seen(op, args, kwargs)
+    return None
+
+
+def _seen_by(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with interception.resumed():
+            return function(*args, **kwargs)
+
+    return run

@@ -1,0 +1,244 @@
+"""From a plan to amendments: what is to be done to the signals that autograd hands back.
+
+Autograd hands back true vector-Jacobian products. A unit of the plan is amended where its rule is something else:
+
+- `Factor`: the signal at its output is multiplied by the epsilon factor before autograd goes on;
+- `Shares`: what autograd gives an input is multiplied by a number (a product's share), or by nothing at all;
+- `Computed`: the rule works out the signals of the inputs, and they take the place of autograd's.
+
+Which of the three a rule is, is found by asking it once on tensors without data: a rule that answers with multiples of
+the derivative is a share. The same run tells whether it answers in stabilized form.
+
+Note [Sums of two forms]: signals in stabilized form (Note [Two forms of a signal]) and plain ones meet at some values.
+Autograd adds what arrives, so there the stabilized ones are handed on as plain ones, `s * stabilize(x) / guarded(x)`,
+where `guarded` keeps x away from zero by far less than epsilon; the epsilon factor of that value then turns the sum
+into stabilized form: plain signals take the factor they would have taken alone, and the others are what they were.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..engine.plan import Plan
+from ..engine.units import Unit
+from ..graph.graph import is_float
+from ..rules.views import vjp
+from .graph_of_record import LiveGraph
+
+__all__ = ["Amendment", "Schedule", "make_schedule"]
+
+
+@dataclass
+class Amendment:
+    """What is done to the signals of one unit.
+
+    Attributes:
+        unit: the unit.
+        exits: the numbers of its outputs (-1 where there is none).
+        epsilon: of the factor on its output; 0 for none.
+        measure: the number of the value that the factor looks at.
+        positive: whether that value has no negative entry.
+        mixed: whether signals of both forms meet at the output, so that the guarded factor is needed.
+        form: the epsilon of the signal once it has arrived, where it is in stabilized form.
+        restated: from which epsilon a stabilized signal has to be restated, if it has another than the unit's.
+        shares: for each input, the multiple of autograd's signal it gets; None where the rule computes the signals.
+        computed: whether the rule computes the signals.
+        plain: inputs at which stabilized answers must be handed on as plain ones, with their epsilon.
+    """
+
+    unit: Unit
+    exits: tuple[int, ...]
+    epsilon: float = 0.0
+    measure: int = -1
+    positive: bool = False
+    mixed: bool = False
+    form: float | None = None
+    restated: float | None = None
+    shares: tuple[float | None, ...] | None = None
+    computed: bool = False
+    plain: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def reaches_inside(self) -> bool:
+        """Whether signals are changed where they arrive at the inputs."""
+        return self.computed or bool(self.plain) or self.shares is not None
+
+
+@dataclass
+class Schedule:
+    """A planned run.
+
+    Attributes:
+        plan, live: the plan and its graph with places in the record.
+        amendments: what is to be done, in order.
+        keys: the steps' keys.
+        keeps: steps whose results are kept; `templates`: steps whose arguments are.
+        kept_values: numbers of the values that amendments look at.
+    """
+
+    plan: Plan
+    live: LiveGraph
+    amendments: list[Amendment]
+    keys: list[Any]
+    keeps: set[int] = field(default_factory=set)
+    templates: set[int] = field(default_factory=set)
+    kept_values: set[int] = field(default_factory=set)
+
+    def repeats(self, step: int, key: Any) -> bool:
+        """Whether a step is the one that this run had at its place."""
+        return step < len(self.keys) and self.keys[step] == key
+
+
+class _Multiple:
+    """Stands for autograd's signal while a rule is asked what it does with it."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __mul__(self, other: Any) -> _Multiple:
+        return _Multiple(self.factor * other) if isinstance(other, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> _Multiple:
+        return _Multiple(self.factor / other) if isinstance(other, int | float) else NotImplemented
+
+    def __neg__(self) -> _Multiple:
+        return _Multiple(-self.factor)
+
+
+class _Asked:
+    """What a rule sees of a unit when it is asked on tensors without data."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit, self.op, self.name, self.module_path = unit, unit.node.target, unit.node.name, ""
+        self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
+        self.epsilon, self.form, self.direction = unit.option_epsilon, None, -1
+        self.stabilized: bool | float = False
+        self.inputs = [node.meta["val"] for node in unit.inputs]
+        self.output = unit.node.meta["val"]
+        self.args, self.kwargs = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: n.meta["val"])
+
+    def vjp(self, s: Any, again: bool = False) -> list[Any]:
+        return [_Multiple() if wanted else None for wanted in self.wanted]
+
+
+def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
+    """The rule's answers on tensors without data, None if it needs data; and whether they are in stabilized form."""
+    asked = _Asked(unit)
+    output = asked.output
+    s = [torch.zeros_like(z) if is_float(z) else None for z in output] if isinstance(output, list) else output
+    args, kwargs = ((), {}) if unit.is_region else (asked.args, asked.kwargs)
+    assert unit.handler is not None
+    try:
+        with torch.no_grad():
+            return list(unit.handler(asked, s, *args, **kwargs)), asked.stabilized
+    except Exception:  # whatever a rule says of tensors without data, it will be asked again with them
+        return None, True if asked.stabilized is True else asked.stabilized
+
+
+def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequence[bool]) -> Schedule:
+    """Work out what autograd's signals need to become the plan's."""
+    schedule = Schedule(plan, live, [], keys)
+    arrivals: dict[fx.Node, list[tuple[Unit, int, float | None]]] = defaultdict(list)
+    for node in plan.graph.user_output_nodes:
+        if isinstance(node, fx.Node):
+            arrivals[node].append((None, -1, None))  # type: ignore[arg-type]
+    by_unit: dict[int, Amendment] = {}
+    for unit in reversed(plan.units):
+        node = unit.node
+        if node.target is operator.getitem:
+            arrivals[node.args[0]] += [(u, i, form) for u, i, form in arrivals[node]]  # type: ignore[index]
+            continue
+        followed = [n in live.value and follows[live.value[n]] for n in unit.inputs]
+        if not any(followed):
+            continue
+        amendment = Amendment(unit, _exits(live, node))
+        if unit.handler is None:
+            amendment.shares = tuple(0.0 for _ in unit.inputs)  # no reward passes, so no gradient does
+            schedule.amendments.append(amendment)
+            continue
+        _settle(amendment, arrivals[node], by_unit)
+        answers, stabilized = _answers(unit)
+        if answers is None or any(isinstance(a, Tensor) for a in answers):
+            amendment.computed = True
+        else:
+            shares = tuple(a.factor if isinstance(a, _Multiple) else 0.0 for a in answers)
+            if any(share != 1.0 for share, follows_it in zip(shares, followed) if follows_it):
+                amendment.shares = shares
+        form = amendment.form
+        if stabilized is not False:
+            form = unit.option_epsilon if stabilized is True else stabilized
+        elif not (unit.family.passes_form or unit.ends_layer):
+            form = None
+        for i, source in enumerate(unit.inputs):
+            if unit.wanted[i]:
+                arrivals[source].append((unit, i, form))
+        by_unit[id(unit)] = amendment
+        schedule.amendments.append(amendment)
+    schedule.amendments = [a for a in reversed(schedule.amendments) if a.epsilon or a.restated or a.reaches_inside]
+    _needs(schedule)
+    return schedule
+
+
+def _answers(unit: Unit) -> tuple[list[Any] | None, bool | float]:
+    if unit.handler is vjp or getattr(unit.handler, "is_vjp", False):
+        return [_Multiple() if wanted else None for wanted in unit.wanted], False
+    return _ask(unit)
+
+
+def _exits(live: LiveGraph, node: fx.Node) -> tuple[int, ...]:
+    if node in live.value:
+        return (live.value[node],)
+    items = {n.args[1]: live.value[n] for n in node.users if n.target is operator.getitem}
+    return tuple(items.get(i, -1) for i in range(len(node.meta["val"])))
+
+
+def _settle(amendment: Amendment, arrived: list[Any], by_unit: dict[int, Amendment]) -> None:
+    """What is to be done to the sum of what arrives at a unit's output (`engine.signals.Sum.settle`)."""
+    unit = amendment.unit
+    forms = {form for _, _, form in arrived}
+    stabilized = sorted({form for form in forms if form}, reverse=True)
+    if not stabilized:
+        amendment.epsilon = unit.epsilon
+        amendment.form = unit.epsilon or None
+        return
+    epsilon = unit.epsilon or stabilized[0]
+    amendment.form = epsilon
+    if None not in forms and len(stabilized) == 1:
+        amendment.restated = stabilized[0] if stabilized[0] != epsilon else None
+        return
+    amendment.epsilon, amendment.mixed = epsilon, True
+    for user, place, form in arrived:
+        if form and user is not None:
+            by_unit[id(user)].plain[place] = form
+
+
+def _needs(schedule: Schedule) -> None:
+    """Which values and arguments the amendments look at, and by which steps they are kept."""
+    live = schedule.live
+    for amendment in schedule.amendments:
+        unit = amendment.unit
+        if amendment.epsilon or amendment.restated:
+            looks_at = unit.rectified if unit.rectified is not None and not amendment.mixed else unit.node
+            exits = _exits(live, looks_at)
+            amendment.measure, amendment.positive = exits[0], looks_at is not unit.node
+            schedule.kept_values.add(amendment.measure)
+            schedule.kept_values.update(live.value[n] for n in unit.zeroed_by)
+        inner = [unit.inputs[i] for i in amendment.plain]
+        if amendment.computed:
+            inner += unit.inputs
+            schedule.kept_values.update(n for n in amendment.exits if n >= 0)
+            schedule.templates.update(live.step[n] for n in unit.nodes if n in live.step)
+            for node in unit.nodes:
+                inner += [n for n in node.all_input_nodes if n in live.value and n not in unit.nodes]
+        schedule.kept_values.update(live.value[n] for n in inner if n in live.value)
+    step_of_value = {live.value[n]: live.step[n] for n in live.value if n in live.step}
+    schedule.keeps = {step_of_value[n] for n in schedule.kept_values if n in step_of_value}
