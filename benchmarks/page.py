@@ -31,6 +31,8 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
         "",
         *_means(rows),
         "",
+        "What each pass over the graphs is worth: [passes.md](passes.md).",
+        "",
         "## Memory of a step",
         "",
         "Kept: bytes that wait from forward to backward, without parameters and inputs. Peak: how far resident memory rises "

@@ -1,24 +1,35 @@
-"""The few divisions feedback needs, in one place, in float32 or better.
+"""The few formulas of feedback that divide or scale, in one place; divisions are in float32 or better.
 
-Signals are rewards per unit of activation, `s = r / a`. Only two formulas ever divide:
-the epsilon factor on the output of a linear op, and the identity rule of an activation.
+Signals are rewards per unit of activation, `s = r / a`. Only two formulas ever divide: the epsilon factor on the output
+of a linear operation, and the identity rule of an activation. `kernels` makes them quick.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["ZERO_REWARD", "epsilon_factor", "identity_signal", "stabilize"]
+from .kernels import DECOMPOSITIONS
+
+__all__ = ["ZERO_REWARD", "epsilon_factor", "identity_signal", "scale_by_size", "stabilize"]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_ops = torch.ops.lfpgraph
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
     plus_zero = z + 0.0  # minus zero becomes plus zero
     return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero) + z
+
+
+def scale_by_size(s: Tensor, w: Tensor) -> Tensor:
+    """Return `s * abs(w)`, the feedback of a parameter w with the signal s (LFP eq. 6)."""
+    return _call(_ops.scale_by_size.default, s, w)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False) -> Tensor:
@@ -33,8 +44,7 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False)
         return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
     if z.is_complex():
         return s * (1 - epsilon / (z.abs() + epsilon))
-    size = z + epsilon if positive else z.abs() + epsilon
-    return torch.addcdiv(s, s, size, value=-epsilon)
+    return _call(_ops.epsilon_factor.default, s, z, epsilon, positive)
 
 
 def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -48,7 +58,7 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
         return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
         return (s * z / x).masked_fill(x == 0, 0.0)
-    return s * z / stabilize(x, epsilon)
+    return _call(_ops.identity_signal.default, s, x, z, epsilon)
 
 
 def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -59,3 +69,10 @@ def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor
     size = x.abs()
     toward = torch.where(size == 0, torch.zeros_like(x), x / size.clamp_min(torch.finfo(size.dtype).tiny))
     return reward * toward / torch.where(size == 0, 1.0, size + epsilon)
+
+
+def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
+    """Run one of our operations, or its formula where autograd is to record it."""
+    recorded = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    found: Tensor = DECOMPOSITIONS[operation](*args) if recorded else operation(*args)
+    return found

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import CompositeError, near
 from ..graph.depths import Depths, Place
+from ..numerics import scale_by_size
 from ..registry import Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 
@@ -86,7 +87,7 @@ class Ruleset:
             return s
         if asleep and self.floor == 0:
             return s * torch.where(w.any(), w.abs(), 1.0)
-        return s * (w.abs().clamp_min(self.floor) if self.floor > 0 else w.abs())
+        return s * w.abs().clamp_min(self.floor) if self.floor > 0 else scale_by_size(s, w)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..errors import TraceError
 from ..graph.graph import is_float, shape_of
 from ..passes.fastcalls import quick_module
+from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
 from ..passes.inplace import write_in_place
 from ..passes.online import split_online
@@ -149,6 +150,7 @@ def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.
 def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Copies of both graphs that run faster; the graphs themselves write in place where that is safe."""
     for half in (forward, feedback):
+        fuse_pairs(half.graph)
         write_in_place(half.graph)
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
@@ -174,20 +176,12 @@ def _clean(traced: fx.GraphModule) -> None:
 
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
-    """Move the scaling of each parameter's signal right behind the signal, which can then be freed."""
-    for result in list(graph.nodes)[-1].args[0][n_outputs:]:  # type: ignore[union-attr,index]
-        if isinstance(result, fx.Node) and result.target is aten.mul.Tensor:
-            signal, size = result.args
-            chain = [size]
-            while isinstance(chain[-1], fx.Node) and chain[-1].target is aten.clamp_min.default:
-                chain.append(chain[-1].args[0])
-            if not isinstance(signal, fx.Node) or signal.op == "placeholder":
-                continue
-            if isinstance(chain[-1], fx.Node) and chain[-1].target is aten.abs.default:
-                if all(len(node.users) == 1 for node in chain):  # type: ignore[union-attr]
-                    for node in chain:
-                        signal.append(node)  # type: ignore[arg-type]
-                    size.append(result)  # type: ignore[union-attr]
+    """Move the scaling of each parameter's signal right behind the signal, so that nothing it is made of waits for the end."""
+    for result in graph.output_node().args[0][n_outputs:]:  # type: ignore[union-attr,index]
+        if isinstance(result, fx.Node) and result.target is torch.ops.lfpgraph.scale_by_size.default:
+            signal, w = result.args
+            if signal.op != "placeholder" and w.op == "placeholder":  # type: ignore[union-attr]
+                signal.append(result)  # type: ignore[union-attr]
 
 
 def _shorten(node: fx.Node) -> None:

@@ -109,7 +109,8 @@ class _Hooks:
             for node in unit.nodes:
                 wanted |= {self.numbers[n] for n in node.all_input_nodes if n in self.numbers and n not in unit.nodes}
                 self.templates[node] = _template(record, schedule, node)
-        self.values = {n: record.kept[n] for n in wanted if record.kept[n] is not None}
+        kept = {n: record.kept[n] for n in wanted}
+        self.values: dict[int, Tensor] = {n: x for n, x in kept.items() if x is not None}
         self.complete = len(self.values) == len(wanted) and all(t is not None for t in self.templates.values())
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
@@ -165,7 +166,7 @@ class _Hooks:
         unit = amendment.unit
         value = self.values[amendment.measure]
         if amendment.restated:
-            return s * stabilize(value, amendment.restated) / stabilize(value, amendment.form)
+            return s * stabilize(value, amendment.restated) / stabilize(value, amendment.form or 0.0)
         for node in unit.zeroed_by:
             value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
         if amendment.mixed:

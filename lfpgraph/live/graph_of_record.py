@@ -71,7 +71,8 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
                 step_of[item] = step
     graph.output(tuple(nodes[n] for n in outputs))
     found = OpGraph(
-        module=_Holder(graph), placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},
+        module=_Holder(graph),  # type: ignore[arg-type]
+        placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},
         dynamic=False, tracer="live",
     )  # fmt: skip
     copy_shared_comparisons(found)

@@ -123,4 +123,4 @@ def _wrap_torch() -> None:
                 return self(*args, **kwargs)
 
         OpOverload._get_dispatch = get_dispatch_or_record  # type: ignore[method-assign]
-        HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[method-assign]
+        HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[assignment,method-assign]

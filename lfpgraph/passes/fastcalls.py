@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .fuse import fuse_formulas
+from ..kernels import KERNELS
 
 __all__ = ["quick_module"]
 
@@ -28,7 +28,7 @@ _OVERLOADS = {
 
 
 def _table() -> dict[Any, Callable[..., Any]]:
-    found: dict[Any, Callable[..., Any]] = {}
+    found: dict[Any, Callable[..., Any]] = dict(KERNELS)
     for names, owner in ((_FUNCTIONS, torch), (_METHODS, Tensor)):
         for name in names:
             packet = getattr(torch.ops.aten, name)
@@ -42,11 +42,10 @@ _QUICK = _table()
 
 
 def quick_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the module that calls the quick bindings and the formulas of `kernels`."""
+    """A copy of the module that calls the quick bindings, and our own operations past the dispatcher."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
     graph.set_codegen(module.graph._codegen)
-    fuse_formulas(graph)
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _QUICK:
             node.target = _QUICK[node.target]

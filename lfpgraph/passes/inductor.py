@@ -16,6 +16,7 @@ from torch._guards import TracingContext, tracing
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..kernels import DECOMPOSITIONS
 from ..tracing.export import quiet
 from .nodes import hint
 
@@ -76,7 +77,8 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
     mode = next(v.fake_mode for v in examples if hasattr(v, "fake_mode"))
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with quiet(), torch.no_grad(), open_sizes, tracing(TracingContext(mode)), mode:
-        lowered = make_fx(module, decomposition_table=select_decomp_table(), tracing_mode="real")(*examples)
+        table = {**select_decomp_table(), **DECOMPOSITIONS}
+        lowered = make_fx(module, decomposition_table=table, tracing_mode="real")(*examples)
         with V.set_fake_mode(mode):
             joint_graph_passes(lowered)
         output_node(lowered).meta["user_visible_output_idxs"] = list(range(n_visible))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.graph import shape_of
-from .nodes import _is_elementwise, is_fresh, is_view
+from .nodes import is_elementwise, is_fresh, is_view
 
 __all__ = ["write_in_place"]
 
@@ -72,17 +72,18 @@ def _storages(nodes: Iterable[fx.Node]) -> dict[fx.Node, object]:
 
 
 def _in_place_form(node: fx.Node) -> torch._ops.OpOverload | None:
-    """The operation's in-place form, for elementwise ones of the aten library that are not in place already."""
+    """The in-place form of an elementwise operation, of ATen's or ours; None where there is none or it is one already."""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or not _is_elementwise(op):
+    if not isinstance(op, torch._ops.OpOverload) or not is_elementwise(op):
         return None
-    name = op._schema.name.removeprefix("aten::")
-    packet = getattr(aten, name + "_", None) if not name.endswith("_") else None
+    name = op._schema.name.partition("::")[2]
+    packet = getattr(getattr(torch.ops, op.namespace), name + "_", None) if not name.endswith("_") else None
     overload = getattr(packet, op._overloadname, None) if packet is not None else None
     return overload if isinstance(overload, torch._ops.OpOverload) else None
 
 
 def _can_take(node: fx.Node, source: object, storage: dict[fx.Node, object], last: dict[object, int], at: int) -> bool:
+    """Whether the node, at its place in the graph, may write its result over `source`."""
     if not isinstance(source, fx.Node) or last[storage[source]] > at or not is_fresh(source):
         return False
     if any(storage[n] == storage[source] and n is not source for n in node.all_input_nodes):

@@ -1,19 +1,19 @@
-"""What a node of a static graph is: a view, fresh memory, how large."""
+"""Questions that several passes ask of a node: is it a view, is its value memory of its own, how large is it."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["hint", "is_fresh", "is_view", "size_in_bytes", "users_of"]
+__all__ = ["elements", "hint", "is_elementwise", "is_fresh", "is_view", "size_in_bytes", "users_of"]
 
 aten = torch.ops.aten
 
-
-# Views through which writing is writing to the whole of what they view; a reshape may also copy, which is as good.
+# Views of the whole of their argument: a write to one writes all of it. A reshape may also copy, which is as good.
 _WHOLE_VIEWS = {
     aten.reshape.default,
     aten.view.default,
@@ -26,8 +26,7 @@ _WHOLE_VIEWS = {
     aten.unsqueeze.default,
 }
 
-
-# Operations, elementwise ones apart, whose results are new memory on every backend.
+# Operations, besides elementwise ones, whose results are new memory on every backend.
 _FRESH = {
     aten.addmm.default,
     aten.baddbmm.default,
@@ -44,9 +43,9 @@ _FRESH = {
     aten._fused_rms_norm_backward.default,
     aten._softmax_backward_data.default,
     aten.sum.dim_IntList,
+    torch.ops.lfpgraph.scaled_product.default,
 }
-
-
+# Elementwise by their tag, and yet the result may be the argument.
 _NOT_FRESH = {aten.alias.default, aten.conj_physical.default, aten.detach.default}
 
 
@@ -63,12 +62,13 @@ def _is_write(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _is_elementwise(op: torch._ops.OpOverload) -> bool:
-    return op.namespace == "aten" and torch.Tag.pointwise in op.tags
+def is_elementwise(op: torch._ops.OpOverload) -> bool:
+    """Whether each entry of the result comes from the same entry of the first argument; of ATen's operations or ours."""
+    return op.namespace in ("aten", "lfpgraph") and torch.Tag.pointwise in op.tags
 
 
 def is_fresh(node: fx.Node) -> bool:
-    """Whether the value is memory that the graph itself has made, all of it and each place once."""
+    """Whether the value is memory that the graph itself has allocated, all of that memory, and no entry twice."""
     while node.target in _WHOLE_VIEWS or _is_write(node):
         node = node.args[0]  # type: ignore[assignment]
     if node.target is operator.getitem:
@@ -76,7 +76,7 @@ def is_fresh(node: fx.Node) -> bool:
     op = node.target
     if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op in _NOT_FRESH:
         return False
-    return op in _FRESH or (_is_elementwise(op) and not is_view(node))
+    return op in _FRESH or (is_elementwise(op) and not is_view(node))
 
 
 def size_in_bytes(node: fx.Node) -> int:
@@ -84,24 +84,23 @@ def size_in_bytes(node: fx.Node) -> int:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return 0
-    return _elements(value) * value.element_size()
+    return elements(value) * value.element_size()
 
 
-def _elements(value: Tensor) -> int:
-    count = 1
-    for size in value.shape:
-        count *= hint(size)
-    return count
+def elements(value: Tensor) -> int:
+    """How many entries a value has at the traced sizes."""
+    return math.prod(map(hint, value.shape))
 
 
 def hint(size: int | torch.SymInt) -> int:
-    """The size at the trace."""
+    """A size as a number: what it was when the graph was traced."""
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else 1
 
 
 def users_of(roots: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The roots and, of `nodes` in their order, all that depend on one."""
     found = set(roots)
     for node in nodes:
         if any(source in found for source in node.all_input_nodes):

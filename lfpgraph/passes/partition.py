@@ -1,4 +1,4 @@
-"""The joint graph cut in two: what forward runs and keeps, and what feedback runs."""
+"""Cuts the joint graph in two: what forward runs and keeps, and what feedback runs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,12 @@ import torch
 from torch import fx
 
 from ..graph.graph import ancestors
-from .nodes import users_of
+from .nodes import is_view, users_of
 from .recompute import choose_recomputed
 
-__all__ = [
-    "build",
-    "random_nodes",
-    "split",
-]
+__all__ = ["build", "random_nodes", "split"]
 
 aten = torch.ops.aten
-_RECOMPUTED = {
-    aten.alias.default,
-    aten.detach.default,
-    aten.expand.default,
-    aten.permute.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.t.default,
-    aten.transpose.int,
-    aten.unsqueeze.default,
-    aten.reshape.default,
-    aten.view.default,
-}
 
 
 def split(
@@ -69,12 +49,8 @@ def split(
     kept |= {r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available}
     saved = [n for n in nodes if n in kept]
     body = _just_in_time(feedback_nodes, again)
-    forward = build(
-        traced,
-        values,
-        [n for n in nodes if n in ahead and n.op != "placeholder"],
-        results[:n_outputs] + saved,
-    )
+    ahead_body = [n for n in nodes if n in ahead and n.op != "placeholder"]
+    forward = build(traced, values, ahead_body, results[:n_outputs] + saved)
     return forward, build(traced, [*saved, *signals], body, results[n_outputs:])
 
 
@@ -108,18 +84,15 @@ def random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:
-    """Views among what feedback needs of forward: cheaper to take again than to keep."""
+    """Views that feedback needs of forward: taking them again costs nothing, and what they view is often kept anyway."""
     needed = [source for node in feedback for source in node.all_input_nodes]
-    return ancestors(needed, lambda n: n in ahead and n.op == "call_function" and n.target in _RECOMPUTED)
+    return ancestors(needed, lambda n: n in ahead and n.op == "call_function" and is_view(n))
 
 
 def build(
-    owner: fx.GraphModule,
-    inputs: Sequence[fx.Node],
-    body: Sequence[fx.Node],
-    results: Sequence[Any],
+    owner: fx.GraphModule, inputs: Sequence[fx.Node], body: Sequence[fx.Node], results: Sequence[Any]
 ) -> fx.GraphModule:
-    """A graph module of `body` with `inputs` as placeholders."""
+    """A graph module that runs copies of the nodes in `body`, with `inputs` as placeholders; `owner` holds its constants."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in inputs:

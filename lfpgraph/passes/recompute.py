@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.graph import ancestors
-from .nodes import _elements, hint, is_view, size_in_bytes
+from .nodes import elements, hint, is_view, size_in_bytes
 
-__all__ = [
-    "choose_recomputed",
-]
+__all__ = ["choose_recomputed"]
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
@@ -126,7 +124,7 @@ def _cost(node: fx.Node) -> float:
     value, operand = node.meta["val"], node.args[0 if node.target is not aten.addmm.default else 1]
     if node.target is aten.convolution.default:
         weight = node.args[1].meta["val"]  # type: ignore[union-attr]
-        inner = _elements(weight) // max(hint(weight.shape[0]), 1)
+        inner = elements(weight) // max(hint(weight.shape[0]), 1)
     else:
         inner = hint(operand.meta["val"].shape[-1])  # type: ignore[union-attr]
     return inner / value.element_size()

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch._decomp import core_aten_decompositions
 
+from ... import kernels
 from ..registry import DECOMPOSITIONS, TRANSLATORS
 from . import decompositions_attention, decompositions_norms, decompositions_windows  # noqa: F401  (they fill the table)
 
@@ -18,6 +19,6 @@ __all__ = ["decomposition_table"]
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
-    """Decompositions for make_fx: ours, then torch's for what no translator takes."""
+    """Decompositions for make_fx: ours, those of our own operations, then torch's for what no translator takes."""
     table = {op: how for op, how in core_aten_decompositions().items() if op not in TRANSLATORS}
-    return {**table, **DECOMPOSITIONS}
+    return {**table, **kernels.DECOMPOSITIONS, **DECOMPOSITIONS}

@@ -1,0 +1,167 @@
+"""The formulas of feedback as operations of their own, `torch.ops.lfpgraph`: a traced graph holds one node for each.
+
+An elementwise formula is written once, in torch's operations. That is what runs for small tensors and on other devices
+than a CPU, what exporters and compilers see (`DECOMPOSITIONS`), and what gives shapes while tracing. On a CPU, a large
+tensor would pass through memory three or four times; there the formula runs in blocks that stay in the processor's
+cache, with the same result to the last bit.
+
+`NAME_` writes the result over the first argument. None of these operations records a derivative: call them through
+`numerics`, which takes the plain formula where one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["DECOMPOSITIONS", "KERNELS", "epsilon_factor", "identity_signal", "scale_by_size"]
+
+aten = torch.ops.aten
+_BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
+_BAND = 1 << 19  # elements of a band of rows of a product
+_SHORT = 512  # rows summed over, up to which a product is bound by memory
+
+_LIBRARY = torch.library.Library("lfpgraph", "DEF")
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}  # operation -> the same in operations of ATen
+KERNELS: dict[Any, Callable[..., Tensor]] = {}  # operation -> what it runs on real tensors
+
+
+def _define(schema: str, kernel: Callable[..., Tensor], shapes: Callable[..., Any], *tags: torch.Tag) -> Any:
+    """Make an operation that runs `kernel`, and `shapes` on fake tensors."""
+    _LIBRARY.define(schema, tags=tags)
+    name = schema.partition("(")[0]
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lfpgraph::{name}", shapes, lib=_LIBRARY)
+    operation = getattr(torch.ops.lfpgraph, name).default
+    KERNELS[operation] = kernel
+    kernel.__name__ = kernel.__qualname__ = name  # as generated code will show it
+    return operation
+
+
+def _elementwise(arguments: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Make a formula the operation of its name, and the one that writes over the first argument.
+
+    Behind its arguments, tensors first, the formula takes `out`, which it writes to if there is one, and `scratch`,
+    memory for what comes between.
+    """
+    n = arguments.count("Tensor")
+
+    def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def fresh(*args: Any) -> Tensor:
+            return _run(formula, args, n, torch.empty_like(args[0])) if _is_large(args[:n]) else formula(*args)
+
+        def over(*args: Any) -> Tensor:
+            return _run(formula, args, n, args[0]) if _is_large(args[:n]) else formula(*args, out=args[0])
+
+        name, written = formula.__name__, arguments.replace("Tensor", "Tensor(a!)", 1)
+        operation = _define(f"{name}({arguments}) -> Tensor", fresh, formula, torch.Tag.pointwise)
+        _define(f"{name}_({written}) -> Tensor(a!)", over, lambda first, *_: first, torch.Tag.pointwise)
+        DECOMPOSITIONS[operation] = formula
+        return formula
+
+    return register
+
+
+def _is_large(tensors: Sequence[Tensor]) -> bool:
+    """Whether blocks pay and line up: large tensors on a CPU, of one shape and type, their entries in one order."""
+    first = tensors[0]
+    if first.numel() <= _BLOCK or first.device.type != "cpu":
+        return False
+    layout = torch.contiguous_format if first.is_contiguous() else torch.channels_last
+    if layout is torch.channels_last and first.dim() != 4:
+        return False
+    return all(
+        t.dtype == first.dtype and t.shape == first.shape and t.is_contiguous(memory_format=layout) for t in tensors
+    )
+
+
+def _run(formula: Callable[..., Tensor], args: Sequence[Any], n: int, out: Tensor) -> Tensor:
+    """Run a formula of n tensors in blocks, into `out`."""
+    for *block, into, scratch in _blocks(*args[:n], out):
+        formula(*block, *args[n:], out=into, scratch=scratch)
+    return out
+
+
+def _blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """The tensors' common blocks, and a scratch of the same size with each."""
+    count = tensors[0].numel()
+    flat = [t.as_strided((count,), (1,)) for t in tensors]
+    memory = torch.empty(_BLOCK, dtype=tensors[0].dtype)
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        yield [*(t.narrow(0, start, size) for t in flat), memory.narrow(0, 0, size)]
+
+
+@_elementwise("Tensor s, Tensor w")
+def scale_by_size(s: Tensor, w: Tensor, out: Tensor | None = None, scratch: Tensor | None = None) -> Tensor:
+    """`s * abs(w)`."""
+    return torch.mul(s, torch.abs(w, out=scratch), out=out)
+
+
+@_elementwise("Tensor s, Tensor z, float epsilon, bool positive")
+def epsilon_factor(
+    s: Tensor, z: Tensor, epsilon: float, positive: bool, out: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
+    """`s - s * epsilon / (abs(z) + epsilon)`. `positive`: z has no negative entry."""
+    size = torch.add(z if positive else torch.abs(z, out=scratch), epsilon, out=scratch)
+    return torch.addcdiv(s, s, size, value=-epsilon, out=out)
+
+
+@_elementwise("Tensor s, Tensor z, float epsilon")
+def rectified_factor(
+    s: Tensor, z: Tensor, epsilon: float, out: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
+    """The epsilon factor behind a relu with output z: of s where z is positive, zero elsewhere."""
+    threshold = aten.threshold_backward
+    passed = threshold.default(s, z, 0) if out is None else threshold.grad_input(s, z, 0, grad_input=out)
+    return torch.addcdiv(passed, passed, torch.add(z, epsilon, out=scratch), value=-epsilon, out=out)
+
+
+@_elementwise("Tensor s, Tensor x, Tensor z, float epsilon")
+def identity_signal(
+    s: Tensor, x: Tensor, z: Tensor, epsilon: float, out: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
+    """`s * z / (x + epsilon * sign(x))` with sign(0) = 1."""
+    unit = torch.full((), epsilon, dtype=x.dtype, device=x.device)
+    size = torch.add(torch.copysign(unit, torch.add(x, 0.0, out=scratch), out=scratch), x, out=scratch)
+    return torch.div(torch.mul(s, z, out=out), size, out=out)
+
+
+def _scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+    """`(a @ b) * abs(w)`: rows [rows, n] times [n, columns], scaled while they are in the cache.
+
+    Worth it where the product is bound by memory, which is where n is small.
+    """
+    rows, columns = w.shape
+    step = max(64, _BAND // max(columns, 1))
+    if w.device.type != "cpu" or b.shape[0] > _SHORT or rows <= step or not w.is_contiguous():
+        return KERNELS[torch.ops.lfpgraph.scale_by_size_.default](torch.mm(a, b), w)
+    out = torch.empty((rows, columns), dtype=a.dtype)
+    scratch = torch.empty((step, columns), dtype=w.dtype)
+    for start in range(0, rows, step):
+        band = torch.mm(a[start : start + step], b, out=out[start : start + step])
+        scale_by_size(band, w[start : start + step], out=band, scratch=scratch[: band.shape[0]])
+    return out
+
+
+def _add_rows_over(total: Tensor, s: Tensor, indices: Tensor, rows: int, padding: int, by_frequency: bool) -> Tensor:
+    """`total + embedding_dense_backward(s, indices, ...)`, written over total [rows, n], without a second such matrix."""
+    if total.device.type != "cpu" or by_frequency:
+        return total.add_(aten.embedding_dense_backward.default(s, indices, rows, padding, by_frequency))
+    places, terms = indices.reshape(-1), s.reshape(-1, s.shape[-1])
+    if padding >= 0:
+        terms = terms.masked_fill((places == padding).unsqueeze(1), 0)
+    return total.index_add_(0, places, terms)
+
+
+def _add_rows(total: Tensor, *args: Any) -> Tensor:
+    return _add_rows_over(total.clone(), *args)
+
+
+_define("scaled_product(Tensor a, Tensor b, Tensor w) -> Tensor", _scaled_product, lambda a, b, w: torch.mm(a, b))
+_ROWS = "total, Tensor s, Tensor indices, SymInt rows, SymInt padding, bool by_frequency"
+_define(f"add_rows(Tensor {_ROWS}) -> Tensor", _add_rows, lambda total, *_: torch.clone(total), torch.Tag.pointwise)
+_define(f"add_rows_(Tensor(a!) {_ROWS}) -> Tensor(a!)", _add_rows_over, lambda total, *_: total, torch.Tag.pointwise)
