@@ -106,7 +106,7 @@ def test_programs_run_in_blocks() -> None:
         assert relative(-p.grad, expected[name]) < 1e-5
     activation = 400 * 600
     formulas = ("abs", "add", "addcdiv", "copysign", "div", "mul", "threshold_backward")
-    assert all(0 < blocked.largest[f"aten::{name}"] < activation for name in ("abs", "addcdiv", "copysign", "mul_"))
+    assert any(name.startswith("lfpgraph::") for name in blocked.counts)
     assert all(blocked.largest[f"aten::{name}"] < activation for name in formulas)
 
 

@@ -73,7 +73,7 @@ def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor) -
         return None if s is None else (plan.feedback(placeholder, value, s),)
 
     node.register_prehook(before)
-    for other, (own, slot) in record.own_reads:
+    for other, own, slot in record.own_reads:
         if other == number:
 
             def after(inputs: tuple[Any, ...], _: Any, slot: int = slot) -> tuple[Any, ...] | None:

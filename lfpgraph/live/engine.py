@@ -76,7 +76,7 @@ class LiveEngine:
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         if not record.steps or not any(record.follows):
             return
-        leaves = tuple((leaf.kind, leaf.name, record._look(leaf.value)) for leaf in record.leaves)
+        leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
         key = (tuple(record.keys), leaves, outputs)
         schedule = self.schedules.get(key)
         if schedule is None:

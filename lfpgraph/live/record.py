@@ -1,45 +1,31 @@
-"""One run of a model, as the recorder saw it: values by number, and the operations that made them.
+"""One run of a model, operation by operation.
 
-A value that autograd follows is known by its gradient edge (the autograd node that made it, and which of its results it
-is), so what is written in place, or through a view, is a new value as it is for autograd. Other values are known by their
-tensor. Nothing here keeps a model's own tensors alive after the run: `Record.close` lets go of all but detached copies.
+Nothing here keeps a model's own tensors alive after the run: `Record.close` lets go of all but detached copies.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .bridge import bridge
+from .bridges import bridge
 from .interception import paused
-from .operations import OWN_BACKWARD, OWN_VIEW, SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
+from .values import Values
 
-__all__ = ["Leaf", "Record", "Ref"]
-
-_MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
+__all__ = ["Record", "Ref"]
 
 
 class Ref(int):
     """The number of a value, where a tensor stood among an operation's arguments."""
 
 
-@dataclass
-class Leaf:
-    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
-
-    value: int
-    kind: str
-    name: Any
-    tensor: Tensor
-
-
-class Record:
+class Record(Values):
     """A run while it is recorded; what `interception.Recorder` asks for.
 
     Args:
@@ -49,7 +35,8 @@ class Record:
     """
 
     def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]], expected: Any = None) -> None:
-        self.name_leaf, self.expected = name_leaf, expected
+        super().__init__(name_leaf)
+        self.expected = expected
         self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
         self.steps: list[tuple[OpOverload, tuple[int, ...]]] = []
         self.templates: list[Any] = []
@@ -57,24 +44,9 @@ class Record:
         self.lines: dict[int, str] = {}
         self.diverged = 0  # the first step that was not as expected
         self.path = ""
-        self.shapes: list[torch.Size] = []
-        self.dtypes: list[torch.dtype] = []
-        self.devices: list[torch.device] = []
-        self.follows: list[bool] = []  # whether autograd follows the value
-        self.kept: list[Tensor | None] = []
-        self.edges: dict[tuple[Any, int], int] = {}
-        self.edge_of: dict[int, tuple[Any, int]] = {}
-        self.leaves: list[Leaf] = []
-        self.own: list[str] = []  # custom backward functions that were met
-        self._ids: dict[int, int] = {}
-        self._alive: list[Any] = []
-        self._aliases: dict[int, Tensor] = {}
-        self._sources: dict[
-            int, frozenset[int]
-        ] = {}  # of values autograd does not follow: the followed ones before them
+        self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
         self._source_tensors: dict[int, Tensor] = {}
         self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
-        self.own_reads: list[tuple[int, tuple[Any, int]]] = []  # parameters that custom functions read themselves
 
     # What the recorder is called for
 
@@ -109,7 +81,7 @@ class Record:
                 number = self.number(value)
                 ins.append(number)
                 key.append(number)
-                alias = self._aliases.get(number)
+                alias = self.aliases.get(number)
                 if alias is not None:
                     given = list(args) if given is None else given
                     given[i] = alias
@@ -117,9 +89,9 @@ class Record:
                 numbers = [self.number(x) if isinstance(x, Tensor) else None for x in value]
                 ins.extend(n for n in numbers if n is not None)
                 key.append(tuple(numbers))
-                if any(n in self._aliases for n in numbers):
+                if any(n in self.aliases for n in numbers):
                     given = list(args) if given is None else given
-                    given[i] = [self._aliases.get(n, x) if n is not None else x for n, x in zip(numbers, value)]
+                    given[i] = [self.aliases.get(n, x) if n is not None else x for n, x in zip(numbers, value)]
             elif kind == SIZE:
                 key.append(value is None)
             else:
@@ -128,7 +100,7 @@ class Record:
 
     def _note(self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any, before: Any) -> Any:
         if isinstance(out, Tensor):
-            if not info.writes and self._is_known(out):
+            if not info.writes and self.known(out) is not None:
                 return out  # what came in, as `x.contiguous()` may be
             results: list[Any] = [out]
         elif isinstance(out, list | tuple) and any(isinstance(x, Tensor) for x in out):
@@ -141,7 +113,7 @@ class Record:
             out = results[0] if isinstance(out, Tensor) else type(out)(results)
         step = len(self.steps)
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
-        key.extend((self._look(n), self.shapes[ins[0]] == self.shapes[n] if ins else None) for n in outs if n >= 0)
+        key.extend((self.look(n), self.shapes[ins[0]] == self.shapes[n] if ins else None) for n in outs if n >= 0)
         if len(ins) > 1:
             first = self.shapes[ins[0]]
             key.append(tuple(self.shapes[n] == first for n in ins[1:]))
@@ -167,104 +139,17 @@ class Record:
             self.paths[step] = self.path
             self.lines[step] = _user_line()
 
-    # Numbers of values
-
-    def number(self, x: Tensor) -> int:
-        """The number of a tensor's present value; a new leaf where the run has not met it."""
-        if x.requires_grad and (node := x.grad_fn) is not None:
-            edge = (node, x.output_nr)
-            found = self.edges.get(edge)
-            return self._unknown(x, edge) if found is None else found
-        found = self._ids.get(id(x))
-        return self._leaf(x) if found is None else found
-
-    def known(self, x: Tensor) -> int | None:
-        """The number of a tensor's present value if the run has met it."""
-        if x.requires_grad and x.grad_fn is not None:
-            return self.edges.get((x.grad_fn, x.output_nr))
-        return self._ids.get(id(x))
-
-    def _is_known(self, x: Tensor) -> bool:
-        return self.known(x) is not None
-
-    def _new(self, x: Tensor) -> int:
-        number = len(self.shapes)
-        self.shapes.append(x.shape)
-        self.dtypes.append(x.dtype)
-        self.devices.append(x.device)
-        follows = x.requires_grad
-        self.follows.append(follows)
-        self.kept.append(None)
-        if follows and (node := x.grad_fn) is not None:
-            self.edges[node, x.output_nr] = number
-            self.edge_of[number] = (node, x.output_nr)
-        else:
-            self._ids[id(x)] = number
-            self._alive.append(x)  # its identity must not pass on to another tensor
-        return number
-
-    def _leaf(self, x: Tensor) -> int:
-        kind, name = self.name_leaf(x)
+    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         number = self._new(x)
-        self.leaves.append(Leaf(number, kind, name, x))
-        self.kept[number] = x.detach()
-        if kind == "parameter" and x.requires_grad:
-            alias = x.view_as(x)
-            self._aliases[number] = alias
-            self.edges[alias.grad_fn, 0] = number
-            self.edge_of[number] = (alias.grad_fn, 0)
-        return number
-
-    def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
-        """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
-        found: list[int] = []
-        names: set[str] = set()
-        seen: set[Any] = set()
-        stack = [edge[0]]
-        while stack and len(seen) < _MOST:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            names.add(node.name())
-            for slot, (source, index) in enumerate(node.next_functions):
-                if source is None:
-                    continue
-                number = self.edges.get((source, index))
-                if number is None and hasattr(source, "variable"):
-                    number = self._own_leaf(source.variable, node, slot)
-                if number is None:
-                    stack.append(source)
-                elif number not in found:
-                    found.append(number)
-        self._alive.append(seen)
-        if not found:
-            return self._leaf(x)
-        is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
-        op = OWN_VIEW if is_view else OWN_BACKWARD
-        if not is_view:
-            self.own.append(edge[0].name())
-        number = self._new(x)
-        key = (op, tuple(found), self._look(number), self.shapes[found[0]] == x.shape)
-        self.keys.append(key)
+        key = (op, tuple(sources), self.look(number), self.shapes[sources[0]] == x.shape)
         step = len(self.steps)
+        self.keys.append(key)
         self.steps.append((op, (number,)))
         self._check_expected(step, key)
-        self.templates.append((([Ref(n) for n in found], Ref(found[0])), {}))
+        self.templates.append((([Ref(n) for n in sources], Ref(sources[0])), {}))
         if self.expected is None or step in self.expected.keeps:
             with paused():
                 self._keep(number, x)
-        return number
-
-    def _own_leaf(self, x: Tensor, node: Any, slot: int) -> int | None:
-        """A parameter that a custom function reads itself: what its backward gives is scaled as all feedback is."""
-        number = self._ids.get(id(x))
-        if number is None:
-            with paused():
-                number = self._leaf(x)
-        leaf = next(leaf for leaf in self.leaves if leaf.value == number)
-        if leaf.kind == "parameter":
-            self.own_reads.append((number, (node, slot)))
         return number
 
     # Values that are kept
@@ -305,7 +190,7 @@ class Record:
         found: set[int] = set()
         for n in ins:
             if self.follows[n]:
-                if n not in self._aliases:
+                if n not in self.aliases:
                     found.add(n)
                     self._source_tensors.setdefault(n, _tensor_of(args, self, n))
             else:
@@ -326,7 +211,7 @@ class Record:
                 continue
             sources: set[int] = set()
             for n in ins:
-                if self.follows[n] and n not in self._aliases:
+                if self.follows[n] and n not in self.aliases:
                     sources.add(n)
                     self._source_tensors.setdefault(n, _tensor_of(args, self, n))
                 else:
@@ -342,16 +227,9 @@ class Record:
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        self.edges.clear()
-        self.edge_of.clear()
-        self._ids.clear()
-        self._alive.clear()
-        self._aliases.clear()
-        self._sources.clear()
-        self._source_tensors.clear()
-        self._stored.clear()
-        self.own_reads.clear()
-        self.leaves = []
+        super().close()
+        for kept in (self._sources, self._source_tensors, self._stored):
+            kept.clear()
 
 
 def _tensor_of(args: Any, record: Record, number: int) -> Tensor:

@@ -1,0 +1,165 @@
+"""The values of a run by number: what each is, and which tensor or gradient edge it is known by.
+
+A value that autograd follows is known by its gradient edge (the autograd node that made it, and which of its results it
+is), so what is written in place, or through a view, is a new value as it is for autograd. Other values are known by their
+tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from .interception import paused
+from .operations import OWN_BACKWARD, OWN_VIEW
+
+__all__ = ["Leaf", "Values"]
+
+_MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
+
+
+@dataclass
+class Leaf:
+    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
+
+    value: int
+    kind: str
+    name: Any
+    tensor: Tensor
+
+
+class Values:
+    """Numbers for the values of one run.
+
+    Args:
+        name_leaf: says of a tensor that no operation made what it is, as (kind, name).
+
+    Attributes:
+        shapes, dtypes, follows, kept: of each value, by number: its size and type, whether autograd follows it, and a
+            detached copy where somebody is going to look at it.
+        edges, edge_of: numbers by gradient edge, and the other way round.
+        leaves: what the run found, in order.
+        own: custom backward functions that were met.
+        own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
+    """
+
+    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]]) -> None:
+        self.name_leaf = name_leaf
+        self.shapes: list[torch.Size] = []
+        self.dtypes: list[torch.dtype] = []
+        self.follows: list[bool] = []
+        self.kept: list[Tensor | None] = []
+        self.edges: dict[tuple[Any, int], int] = {}
+        self.edge_of: dict[int, tuple[Any, int]] = {}
+        self.leaves: list[Leaf] = []
+        self.own: list[str] = []
+        self.own_reads: list[tuple[int, Any, int]] = []
+        self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
+        self._ids: dict[int, int] = {}
+        self._alive: list[Any] = []
+
+    def close(self) -> None:
+        """Let go of the run's own tensors and autograd nodes."""
+        for kept in (self.edges, self.edge_of, self.aliases, self._ids):
+            kept.clear()
+        for listed in (self.leaves, self.own_reads, self._alive):
+            listed.clear()
+
+    def look(self, number: int) -> Any:
+        """What a plan may depend on of a value, sizes apart."""
+        return self.dtypes[number], len(self.shapes[number]), self.follows[number]
+
+    def number(self, x: Tensor) -> int:
+        """The number of a tensor's present value; a new leaf where the run has not met it."""
+        if x.requires_grad and (node := x.grad_fn) is not None:
+            edge = (node, x.output_nr)
+            found = self.edges.get(edge)
+            return self._unknown(x, edge) if found is None else found
+        found = self._ids.get(id(x))
+        return self._leaf(x) if found is None else found
+
+    def known(self, x: Tensor) -> int | None:
+        """The number of a tensor's present value if the run has met it."""
+        if x.requires_grad and x.grad_fn is not None:
+            return self.edges.get((x.grad_fn, x.output_nr))
+        return self._ids.get(id(x))
+
+    def _is_known(self, x: Tensor) -> bool:
+        return self.known(x) is not None
+
+    def _new(self, x: Tensor) -> int:
+        number = len(self.shapes)
+        self.shapes.append(x.shape)
+        self.dtypes.append(x.dtype)
+        follows = x.requires_grad
+        self.follows.append(follows)
+        self.kept.append(None)
+        if follows and (node := x.grad_fn) is not None:
+            self.edges[node, x.output_nr] = number
+            self.edge_of[number] = (node, x.output_nr)
+        else:
+            self._ids[id(x)] = number
+            self._alive.append(x)  # its identity must not pass on to another tensor
+        return number
+
+    def _leaf(self, x: Tensor) -> int:
+        kind, name = self.name_leaf(x)
+        number = self._new(x)
+        self.leaves.append(Leaf(number, kind, name, x))
+        self.kept[number] = x.detach()
+        if kind == "parameter" and x.requires_grad:
+            alias = x.view_as(x)
+            self.aliases[number] = alias
+            self.edges[alias.grad_fn, 0] = number
+            self.edge_of[number] = (alias.grad_fn, 0)
+        return number
+
+    def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
+        """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
+        found: list[int] = []
+        names: set[str] = set()
+        seen: set[Any] = set()
+        stack = [edge[0]]
+        while stack and len(seen) < _MOST:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            names.add(node.name())
+            for slot, (source, index) in enumerate(node.next_functions):
+                if source is None:
+                    continue
+                number = self.edges.get((source, index))
+                if number is None and hasattr(source, "variable"):
+                    number = self._own_leaf(source.variable, node, slot)
+                if number is None:
+                    stack.append(source)
+                elif number not in found:
+                    found.append(number)
+        self._alive.append(seen)
+        if not found:
+            return self._leaf(x)
+        is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
+        if not is_view:
+            self.own.append(edge[0].name())
+        return self._made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
+
+    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+        """Note a step that no operation was seen to make; the number of its result."""
+        raise NotImplementedError
+
+    def _own_leaf(self, x: Tensor, node: Any, slot: int) -> int | None:
+        """A parameter that a custom function reads itself: what its backward gives is scaled as all feedback is."""
+        number = self._ids.get(id(x))
+        if number is None:
+            with paused():
+                number = self._leaf(x)
+        leaf = next(leaf for leaf in self.leaves if leaf.value == number)
+        if leaf.kind == "parameter":
+            self.own_reads.append((number, node, slot))
+        return number
