@@ -34,7 +34,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .rewards import reward_loss
     from .tracing.tracer import trace
     from .training import policies
-    from .wrapping.wrapper import is_wrapped, unwrap, wrap
+    from .wrapping.wrapper import explain_wrap, is_wrapped, unwrap, wrap
 
     # Modules that users import from the package itself, wherever their files lie.
     for _module in (centred, hebbian, lrp, metrics, pictures, policies, rivals, spiking):
@@ -63,6 +63,7 @@ __all__ = [
     "composite_names",
     "conservation",
     "coverage",
+    "explain_wrap",
     "feedback",
     "from_reward_function",
     "get_composite",

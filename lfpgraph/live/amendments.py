@@ -19,6 +19,7 @@ from ..numerics import epsilon_factor, stabilize
 from .call import LiveCall
 from .record import Record
 from .schedule import Amendment, Schedule
+from .watch import Watch
 
 __all__ = ["amend"]
 
@@ -29,14 +30,16 @@ class _Given(list[Any]):
     """The signals at the model's outputs, for rules that look at them; filled as they arrive."""
 
 
-def amend(schedule: Schedule, record: Record, outputs: Sequence[int], check: bool) -> list[str]:
+def amend(
+    schedule: Schedule, record: Record, outputs: Sequence[int], check: bool, watch: Watch | None = None
+) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = _Given([None] * len(outputs))
     for place, number in enumerate(outputs):
         _tap(record, number, given, place)
     for leaf in record.leaves:
         if leaf.kind == "parameter" and leaf.value in record.edge_of:
-            _scale(schedule, record, leaf.value, leaf.tensor)
+            _scale(schedule, record, leaf.value, leaf.tensor, watch)
     lost = []
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
@@ -59,18 +62,24 @@ def _tap(record: Record, number: int, given: list[Any], place: int) -> None:
     node.register_prehook(note)
 
 
-def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor) -> None:
+def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor, watch: Watch | None) -> None:
     """Turn a parameter's signal into feedback where all its uses come together, and where a custom function reads it."""
     place = next(i for i, leaf in enumerate(record.leaves) if leaf.value == number)
     placeholder = schedule.plan.graph.placeholder_nodes[place]
     plan, value = schedule.plan, parameter.detach()
-    if _is_plain(plan, placeholder):
+    plain = _is_plain(plan, placeholder)
+    if plain and watch is None:
         return
     node, _ = record.edge_of[number]
 
     def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
         (s,) = signals
-        return None if s is None else (plan.feedback(placeholder, value, s),)
+        if s is None:
+            return None
+        found = s if plain else plan.feedback(placeholder, value, s)
+        if watch is not None:
+            watch.feed(parameter, found)
+        return (found,)
 
     node.register_prehook(before)
     for other, own, slot in record.own_reads:
@@ -79,7 +88,10 @@ def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor) -
             def after(inputs: tuple[Any, ...], _: Any, slot: int = slot) -> tuple[Any, ...] | None:
                 if inputs[slot] is None:
                     return None
-                return _replaced(inputs, {slot: plan.feedback(placeholder, value, inputs[slot])})
+                found = plan.feedback(placeholder, value, inputs[slot])
+                if watch is not None:
+                    watch.feed(parameter, found)
+                return _replaced(inputs, {slot: found})
 
             own.register_hook(after)
 

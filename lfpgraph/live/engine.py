@@ -18,6 +18,7 @@ from .graph_of_record import graph_of
 from .interception import paused, recording
 from .record import Record
 from .schedule import Schedule, make_schedule
+from .watch import Watch
 
 __all__ = ["LiveEngine", "changes_gradients"]
 
@@ -33,6 +34,11 @@ def changes_gradients(composite: Composite) -> bool:
 class LiveEngine:
     """Gives the runs of one model feedback in place of the gradient.
 
+    Args:
+        watch: is told which feedback is on its way to which parameter.
+        path: where the model is in the wrapped one, if it is a part.
+        adopt: is called when the model has new parameters.
+
     Plans are kept by the sequence of operations: what they were, their arguments but for sizes and numbers, and which
     value went where.
 
@@ -41,8 +47,18 @@ class LiveEngine:
         runs: how many runs have been recorded.
     """
 
-    def __init__(self, model: nn.Module, composite: Composite, on_missing: str, check: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Composite,
+        on_missing: str,
+        check: bool,
+        watch: Watch | None = None,
+        path: str = "",
+        adopt: Callable[[], None] = lambda: None,
+    ) -> None:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
+        self.watch, self.path, self.adopt = watch, path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
         self.runs = 0
@@ -61,7 +77,7 @@ class LiveEngine:
         if not changes_gradients(self.composite):
             return call(*args, **kwargs)
         self.runs += 1
-        record = Record(_Leaves(self, args, kwargs), self.last)
+        record = Record(_Leaves(self, args, kwargs), self.last, self.path)
         try:
             with recording(record):
                 result = call(*args, **kwargs)
@@ -86,7 +102,7 @@ class LiveEngine:
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last = schedule
-        lost = amend(schedule, record, outputs, self.check)
+        lost = amend(schedule, record, outputs, self.check, self.watch)
         if lost:
             log.warning(
                 "%s took another way than in the call before: in this step %d operations hand on the plain gradient (%s)",
@@ -114,6 +130,7 @@ class LiveEngine:
 
     def look_again(self) -> None:
         """Read the names of the model's parameters and buffers anew."""
+        self.adopt()
         self._names = {}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:

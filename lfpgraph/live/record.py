@@ -34,7 +34,7 @@ class Record(Values):
             this one is likely to repeat, by the steps' keys; None to keep everything.
     """
 
-    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]], expected: Any = None) -> None:
+    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]], expected: Any = None, root: str = "") -> None:
         super().__init__(name_leaf)
         self.expected = expected
         self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
@@ -43,7 +43,7 @@ class Record(Values):
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
         self.diverged = 0  # the first step that was not as expected
-        self.path = ""
+        self.path = self.root = root  # the module whose call is running, and the one whose run this is
         self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
         self._source_tensors: dict[int, Tensor] = {}
         self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
@@ -136,7 +136,7 @@ class Record(Values):
             self.expected = None
             self.diverged = step
         if self.expected is None:
-            self.paths[step] = self.path
+            self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
             self.lines[step] = _user_line()
 
     def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:

@@ -29,6 +29,7 @@ class Watch:
         self._fed: dict[int, list[Tensor | None]] = {}
         self._compared: dict[int, int] = {}
         self._said: set[str] = set()
+        self._handles: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -40,7 +41,14 @@ class Watch:
             if parameter.requires_grad and parameter.is_leaf and (found is None or found() is not parameter):
                 self._watched[id(parameter)] = weakref.ref(parameter)
                 self._compared.pop(id(parameter), None)
-                parameter.register_hook(_Arrival(self, name, id(parameter)))
+                self._handles.append(parameter.register_hook(_Arrival(self, name, id(parameter))))
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watched.clear()
 
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
         """Note feedback that is on its way to a parameter."""
