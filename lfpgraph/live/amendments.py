@@ -36,7 +36,7 @@ def amend(
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = _Given([None] * len(outputs))
     for place, number in enumerate(outputs):
-        _tap(record, number, given, place)
+        _tap(record, number, given, place, check)
     for leaf in record.leaves:
         if leaf.kind == "parameter" and leaf.value in record.edge_of:
             _scale(schedule, record, leaf.value, leaf.tensor, watch)
@@ -50,14 +50,16 @@ def amend(
     return lost
 
 
-def _tap(record: Record, number: int, given: list[Any], place: int) -> None:
+def _tap(record: Record, number: int, given: list[Any], place: int, check: bool) -> None:
     edge = record.edge_of.get(number)
     if edge is None:
         return
     node, index = edge
 
     def note(signals: tuple[Any, ...]) -> None:
-        given[place] = signals[index]
+        given[place] = s = signals[index]
+        if check and s is not None and not bool(torch.isfinite(s).all()):
+            raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
 
     node.register_prehook(note)
 
@@ -138,7 +140,7 @@ class _Hooks:
                 nodes.setdefault(edge[0], []).append((place, edge[1]))
         if amendment.epsilon or amendment.restated or amendment.computed:
             for node, places in nodes.items():
-                node.register_prehook(self._arrival(places, len(edges), len(nodes) == 1))
+                node.register_prehook(self._arrival(places, len(edges)))
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
             for i, n in enumerate(amendment.unit.inputs):
@@ -153,11 +155,16 @@ class _Hooks:
         del self.record
         return True
 
-    def _arrival(self, places: list[tuple[int, int]], count: int, whole: bool) -> Any:
+    def _arrival(self, places: list[tuple[int, int]], count: int) -> Any:
         """Before autograd goes on: the epsilon factor; or the rule's own answers, worked out and put aside."""
         amendment = self.amendment
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not self.values:
+                raise RuntimeError(
+                    "Trying to backward through the graph a second time, but what it saved has been freed; pass "
+                    "retain_graph=True to the first backward call."
+                )
             found = dict.fromkeys(range(count))
             new: dict[int, Tensor] = {}
             for place, slot in places:
@@ -167,7 +174,7 @@ class _Hooks:
                 found[place] = s
             if amendment.computed and any(s is not None for s in found.values()):
                 self._compute([found[i] for i in range(count)])
-            if not amendment.reaches_inside:
+            if amendment.computed or not amendment.plain:
                 self._let_go()
             return _replaced(signals, new) if new else None
 
@@ -206,13 +213,23 @@ class _Hooks:
         for i, (x, answer) in enumerate(zip(call.inputs, answers)):
             if answer is None or not unit.wanted[i]:
                 continue
-            if answer.shape != x.shape:
-                answer = answer.sum_to_size(x.shape)
+            answer = self._fitted(answer, x, i)
             if i in amendment.plain:
                 answer = _as_plain(answer, x, amendment.plain[i])
             first = next(j for j, n in enumerate(unit.inputs) if n is unit.inputs[i])
             before = self.answers.get(first)
             self.answers[first] = answer.to(x.dtype) if before is None else before + answer.to(x.dtype)
+
+    def _fitted(self, answer: Tensor, x: Tensor, i: int) -> Tensor:
+        if answer.shape == x.shape:
+            return answer
+        try:
+            return answer.sum_to_size(x.shape)
+        except RuntimeError:
+            raise RuleError(
+                f"the rule of {self.plan.graph.describe(self.amendment.unit.node)} answered a signal of shape "
+                f"{list(answer.shape)} for tensor argument {i} of shape {list(x.shape)}"
+            ) from None
 
     def _departure(self, slots: list[tuple[int, int, bool]]) -> Any:
         """Before what autograd has worked out goes to the inputs: what they get in its place."""

@@ -7,16 +7,17 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..composites.composite import Composite
 from ..engine.plan import make_plan
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from ..graph.calls import flatten_output
 from .amendments import amend
 from .graph_of_record import graph_of
 from .interception import paused, recording
-from .record import Record
+from .record import Notes, Record
 from .schedule import Schedule, make_schedule
 from .watch import Watch
 
@@ -102,6 +103,8 @@ class LiveEngine:
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last = schedule
+        if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         lost = amend(schedule, record, outputs, self.check, self.watch)
         if lost:
             log.warning(
@@ -119,7 +122,9 @@ class LiveEngine:
             names = sorted(set(record.own))
             log.info("%s: the own backward of %s is used as it is", type(self.model).__name__, ", ".join(names))
         log.info("%s: planned %d operations, live", type(self.model).__name__, len(record.steps))
-        return make_schedule(plan, live, record.keys, record.follows)
+        schedule = make_schedule(plan, live, record.keys, record.follows)
+        schedule.notes = Notes(record.templates, record.paths, record.lines)
+        return schedule
 
     def name(self, tensor: Tensor) -> tuple[str, str] | None:
         """What a tensor is in the model: ("parameter" or "buffer", its dotted name), or None."""

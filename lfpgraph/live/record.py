@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,19 @@ from .interception import paused
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
 from .values import Values
 
-__all__ = ["Record", "Ref"]
+__all__ = ["Notes", "Record", "Ref"]
 
 
 class Ref(int):
     """The number of a value, where a tensor stood among an operation's arguments."""
+
+
+class Notes(NamedTuple):
+    """What is noted of each step of a run that is not expected: its arguments, and where in the model it is."""
+
+    templates: list[Any]
+    paths: dict[int, str]
+    lines: dict[int, str]
 
 
 class Record(Values):
@@ -42,7 +50,6 @@ class Record(Values):
         self.templates: list[Any] = []
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
-        self.diverged = 0  # the first step that was not as expected
         self.path = self.root = root  # the module whose call is running, and the one whose run this is
         self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
         self._source_tensors: dict[int, Tensor] = {}
@@ -133,8 +140,7 @@ class Record(Values):
     def _check_expected(self, step: int, key: Any) -> None:
         """Whether the run still repeats the one it is likely to repeat; from a step that does not, keep everything."""
         if self.expected is not None and not self.expected.repeats(step, key):
-            self.expected = None
-            self.diverged = step
+            self._recall(step)
         if self.expected is None:
             self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
             self.lines[step] = _user_line()
@@ -151,6 +157,14 @@ class Record(Values):
             with paused():
                 self._keep(number, x)
         return number
+
+    def _recall(self, step: int) -> None:
+        """The run has left the way it was expected to go: what was not noted so far is as it was on that way."""
+        self.paths |= self.expected.notes.paths
+        self.lines |= self.expected.notes.lines
+        known = self.expected.notes.templates
+        self.templates = [t if t is not None else known[i] for i, t in enumerate(self.templates[:step])]
+        self.expected = None
 
     # Values that are kept
 

@@ -87,6 +87,7 @@ class Schedule:
     live: LiveGraph
     amendments: list[Amendment]
     keys: list[Any]
+    notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
     keeps: set[int] = field(default_factory=set)
     templates: set[int] = field(default_factory=set)
     kept_values: set[int] = field(default_factory=set)
@@ -126,10 +127,16 @@ class _Asked:
         self.stabilized: bool | float = False
         self.inputs = [node.meta["val"] for node in unit.inputs]
         self.output = unit.node.meta["val"]
+        self.signal: Any = None
         self.args, self.kwargs = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: n.meta["val"])
 
     def vjp(self, s: Any, again: bool = False) -> list[Any]:
-        return [_Multiple() if wanted else None for wanted in self.wanted]
+        """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one."""
+        of_arrived = s is self.signal
+        return [
+            (_Multiple() if of_arrived else torch.empty_like(x)) if wanted else None
+            for x, wanted in zip(self.inputs, self.wanted)
+        ]
 
 
 def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
@@ -137,6 +144,7 @@ def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
     asked = _Asked(unit)
     output = asked.output
     s = [torch.zeros_like(z) if is_float(z) else None for z in output] if isinstance(output, list) else output
+    asked.signal = s
     args, kwargs = ((), {}) if unit.is_region else (asked.args, asked.kwargs)
     assert unit.handler is not None
     try:

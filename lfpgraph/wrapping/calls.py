@@ -17,6 +17,7 @@ from torch import nn
 
 from ..composites.composite import Composite, log_unmoved
 from ..engine.options import Options
+from ..engine.plan import Plan
 from ..errors import TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.interception import recorder
@@ -160,6 +161,11 @@ class Wrapping:
                 part.module, composite, self.options.on_missing, self.options.check, self.watch, part.path, self.place
             )
         return found
+
+    def all_plans(self) -> list[Plan]:
+        """The plans of all that has run so far."""
+        static = [] if self._static is None else [entry.program.plan for entry in self._static.programs]
+        return static + [schedule.plan for engine in self._live.values() for schedule in engine.schedules.values()]
 
     @property
     def plans(self) -> int:

@@ -68,7 +68,9 @@ def wrap(
     if fallback is not None:
         check_choice("fallback", fallback, FALLBACKS, WrapError)
         engine = "live" if fallback == "retrace" and engine == "auto" else engine
-        warnings.warn(f"fallback={fallback!r} is no longer needed: engine={engine!r} takes its place", stacklevel=2)
+        warnings.warn(
+            f"fallback={fallback!r} is no longer needed: engine={engine!r} takes its place", FutureWarning, stacklevel=2
+        )
     options = Options(on_missing, "error", compile, memory, check, part=bool(regional), error=WrapError)
     chosen = get_composite(composite)
     if not any(True for _ in model.parameters()):
