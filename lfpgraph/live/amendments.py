@@ -18,7 +18,7 @@ from ..errors import NonFiniteError, RuleError
 from ..numerics import epsilon_factor, stabilize
 from .call import LiveCall
 from .record import Record
-from .schedule import Amendment, Schedule
+from .schedule import Amendment, Factor, Schedule
 from .watch import Watch
 
 __all__ = ["amend"]
@@ -114,7 +114,7 @@ class _Hooks:
         self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
         self.numbers = schedule.live.value
         unit = amendment.unit
-        wanted = {amendment.measure} if amendment.epsilon or amendment.restated else set()
+        wanted = {factor.measure for factor in amendment.factors.values()}
         wanted |= {self.numbers[n] for n in unit.zeroed_by}
         wanted |= {self.numbers[unit.inputs[i]] for i in amendment.plain}
         self.templates: dict[fx.Node, Any] = {}
@@ -138,7 +138,7 @@ class _Hooks:
         for place, edge in enumerate(edges):
             if edge is not None:
                 nodes.setdefault(edge[0], []).append((place, edge[1]))
-        if amendment.epsilon or amendment.restated or amendment.computed:
+        if amendment.factors or amendment.computed:
             for node, places in nodes.items():
                 node.register_prehook(self._arrival(places, len(edges)))
         if amendment.reaches_inside:
@@ -169,8 +169,8 @@ class _Hooks:
             new: dict[int, Tensor] = {}
             for place, slot in places:
                 s = signals[slot]
-                if s is not None and place == 0 and (amendment.epsilon or amendment.restated):
-                    s = new[slot] = self._settled(s)
+                if s is not None and place in amendment.factors:
+                    s = new[slot] = self._settled(s, amendment.factors[place])
                 found[place] = s
             if amendment.computed and any(s is not None for s in found.values()):
                 self._compute([found[i] for i in range(count)])
@@ -180,18 +180,16 @@ class _Hooks:
 
         return before
 
-    def _settled(self, s: Tensor) -> Tensor:
-        amendment = self.amendment
-        unit = amendment.unit
-        value = self.values[amendment.measure]
-        if amendment.restated:
-            return s * stabilize(value, amendment.restated) / stabilize(value, amendment.form or 0.0)
-        for node in unit.zeroed_by:
+    def _settled(self, s: Tensor, factor: Factor) -> Tensor:
+        value = self.values[factor.measure]
+        if factor.restated:
+            return s * stabilize(value, factor.restated) / stabilize(value, factor.epsilon)
+        for node in self.amendment.unit.zeroed_by:
             value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
-        if amendment.mixed:
-            plain = guarded(value, amendment.epsilon)
-            return s * (plain / stabilize(plain, amendment.epsilon)).to(s.dtype)
-        return epsilon_factor(s, value, amendment.epsilon, amendment.positive)
+        if factor.mixed:
+            plain = guarded(value, factor.epsilon)
+            return s * (plain / stabilize(plain, factor.epsilon)).to(s.dtype)
+        return epsilon_factor(s, value, factor.epsilon, factor.positive)
 
     def _compute(self, signals: list[Any]) -> None:
         amendment = self.amendment

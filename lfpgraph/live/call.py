@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ..engine.signals import reward_of
 from ..engine.units import Unit
 from ..graph.graph import is_float
+from ..registry import Call
 from .record import Ref
 
 __all__ = ["LiveCall"]
@@ -19,7 +20,7 @@ __all__ = ["LiveCall"]
 Templates = Mapping[fx.Node, tuple[Any, Any]]
 
 
-class LiveCall:
+class LiveCall(Call):
     """As `engine.call.Call`, of values that a run has left; the operation runs again only if its derivative is asked for.
 
     Args:

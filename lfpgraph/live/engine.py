@@ -17,7 +17,7 @@ from ..graph.calls import flatten_output
 from .amendments import amend
 from .graph_of_record import graph_of
 from .interception import paused, recording
-from .record import Notes, Record
+from .record import Notes, Record, refs_in
 from .schedule import Schedule, make_schedule
 from .watch import Watch
 
@@ -62,6 +62,7 @@ class LiveEngine:
         self.watch, self.path, self.adopt = watch, path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
+        self._unread: dict[Any, list[int]] = {}
         self.runs = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
 
@@ -93,12 +94,13 @@ class LiveEngine:
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         if not record.steps or not any(record.follows):
             return
+        ends = self._ends(record, outputs)
         leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
-        key = (tuple(record.keys), leaves, outputs)
+        key = (tuple(record.keys), leaves, outputs, ends)
         schedule = self.schedules.get(key)
         if schedule is None:
             try:
-                schedule = self.schedules[key] = self._plan(record, outputs)
+                schedule = self.schedules[key] = self._plan(record, outputs + ends)
             except InputError as error:
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
@@ -111,6 +113,15 @@ class LiveEngine:
                 "%s took another way than in the call before: in this step %d operations hand on the plain gradient (%s)",
                 type(self.model).__name__, len(lost), ", ".join(lost[:3]),
             )  # fmt: skip
+
+    def _ends(self, record: Record, outputs: Sequence[int]) -> tuple[int, ...]:
+        """Values besides the outputs that nothing in the run reads and somebody still holds: a loss kept on the model, say."""
+        steps = tuple(record.keys)
+        ends = self._unread.get(steps)
+        if ends is None:
+            read = {n for template in record.all_templates() for n in refs_in(template)}
+            ends = self._unread[steps] = [n for n in record.seen if n not in read]
+        return tuple(n for n in ends if n not in outputs and record.seen[n]() is not None)
 
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
         live = graph_of(record, outputs)

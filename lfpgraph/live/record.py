@@ -6,7 +6,7 @@ Nothing here keeps a model's own tensors alive after the run: `Record.close` let
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from .interception import paused
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
 from .values import Values
 
-__all__ = ["Notes", "Record", "Ref"]
+__all__ = ["Notes", "Record", "Ref", "refs_in"]
 
 
 class Ref(int):
@@ -140,7 +140,7 @@ class Record(Values):
     def _check_expected(self, step: int, key: Any) -> None:
         """Whether the run still repeats the one it is likely to repeat; from a step that does not, keep everything."""
         if self.expected is not None and not self.expected.repeats(step, key):
-            self._recall(step)
+            self.recall(step)
         if self.expected is None:
             self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
             self.lines[step] = _user_line()
@@ -158,13 +158,19 @@ class Record(Values):
                 self._keep(number, x)
         return number
 
-    def _recall(self, step: int) -> None:
+    def recall(self, step: int) -> None:
         """The run has left the way it was expected to go: what was not noted so far is as it was on that way."""
         self.paths |= self.expected.notes.paths
         self.lines |= self.expected.notes.lines
         known = self.expected.notes.templates
         self.templates = [t if t is not None else known[i] for i, t in enumerate(self.templates[:step])]
         self.expected = None
+
+    def all_templates(self) -> list[Any]:
+        """The arguments of all steps."""
+        if self.expected is not None:
+            self.recall(len(self.steps))
+        return self.templates
 
     # Values that are kept
 
@@ -244,6 +250,17 @@ class Record(Values):
         super().close()
         for kept in (self._sources, self._source_tensors, self._stored):
             kept.clear()
+
+
+def refs_in(value: Any) -> Iterator[int]:
+    """The numbers of the values in an operation's arguments."""
+    if isinstance(value, Ref):
+        yield int(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from refs_in(item)
+    elif isinstance(value, dict):
+        yield from refs_in(list(value.values()))
 
 
 def _tensor_of(args: Any, record: Record, number: int) -> Tensor:

@@ -7,6 +7,7 @@ tensor.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class Values:
             detached copy where somebody is going to look at it.
         edges, edge_of: numbers by gradient edge, and the other way round.
         leaves: what the run found, in order.
+        seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
         own: custom backward functions that were met.
         own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
     """
@@ -57,6 +59,7 @@ class Values:
         self.edges: dict[tuple[Any, int], int] = {}
         self.edge_of: dict[int, tuple[Any, int]] = {}
         self.leaves: list[Leaf] = []
+        self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
         self.own_reads: list[tuple[int, Any, int]] = []
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
@@ -65,7 +68,7 @@ class Values:
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        for kept in (self.edges, self.edge_of, self.aliases, self._ids):
+        for kept in (self.edges, self.edge_of, self.aliases, self.seen, self._ids):
             kept.clear()
         for listed in (self.leaves, self.own_reads, self._alive):
             listed.clear()
@@ -102,6 +105,7 @@ class Values:
         if follows and (node := x.grad_fn) is not None:
             self.edges[node, x.output_nr] = number
             self.edge_of[number] = (node, x.output_nr)
+            self.seen[number] = weakref.ref(x)
         else:
             self._ids[id(x)] = number
             self._alive.append(x)  # its identity must not pass on to another tensor
