@@ -12,6 +12,24 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.cli import app as cli
+from lfpgraph.composites.composite import Composite, Ruleset
+
+# Changes nothing about the gradient, and is recorded and planned all the same: the live engine leaves out what "gradient" asks.
+RECORDED = Composite(
+    "recorded", Ruleset(rules=False, epsilon=0.0, scale="signal"), overrides=(("no.such.module", Ruleset()),)
+)
+
+
+def true_gradient(engine: str) -> Composite | str:
+    """The composite that puts an engine through the true gradient."""
+    return "gradient" if engine == "static" else RECORDED
+
+
+def assert_made(model: nn.Module, engine: str, count: int = 1) -> None:
+    """The engine of a wrapped model has traced (static) or planned (live) this often, and the other one not at all."""
+    found = lfpgraph.explain_wrap(model)
+    assert found.engine == engine, found
+    assert (found.traces, found.plans) == ((count, 0) if engine == "static" else (0, count)), found
 
 
 def relative(a: Tensor, b: Tensor) -> float:
