@@ -69,9 +69,11 @@ def assert_same(
         )
 
 
-def lfp(model: nn.Module, *args: Any, composite: str = "lfp-epsilon", **kwargs: Any) -> dict[str, Tensor]:
+def lfp(
+    model: nn.Module, *args: Any, composite: str | Composite = "lfp-epsilon", engine: str = "auto", **kwargs: Any
+) -> dict[str, Tensor]:
     """Gradients under feedback; the model is unwrapped again."""
-    lfpgraph.wrap(model, composite)
+    lfpgraph.wrap(model, composite, engine=engine)
     try:
         return gradients(model, *args, **kwargs)
     finally:
