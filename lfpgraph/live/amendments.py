@@ -37,9 +37,16 @@ def amend(
     given: list[Any] = _Given([None] * len(outputs))
     for place, number in enumerate(outputs):
         _tap(record, number, given, place, check)
-    for leaf in record.leaves:
-        if leaf.kind == "parameter" and leaf.value in record.edge_of:
-            _scale(schedule, record, leaf.value, leaf.tensor, watch)
+    own_reads = {number for number, _, _ in record.own_reads}
+    for place, placeholder, plain in schedule.parameters:
+        leaf = record.leaves[place]
+        edge = record.edge_of.get(leaf.value)
+        if edge is not None and not (plain and watch is None):
+            scale = _Scale(schedule.plan, placeholder, plain, leaf.tensor, watch)
+            edge[0].register_prehook(scale.before)
+            for number, node, slot in record.own_reads if leaf.value in own_reads else ():
+                if number == leaf.value:
+                    node.register_hook(scale.at(slot))
     lost = []
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
@@ -64,43 +71,30 @@ def _tap(record: Record, number: int, given: list[Any], place: int, check: bool)
     node.register_prehook(note)
 
 
-def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor, watch: Watch | None) -> None:
-    """Turn a parameter's signal into feedback where all its uses come together, and where a custom function reads it."""
-    place = next(i for i, leaf in enumerate(record.leaves) if leaf.value == number)
-    placeholder = schedule.plan.graph.placeholder_nodes[place]
-    plan, value = schedule.plan, parameter.detach()
-    plain = _is_plain(plan, placeholder)
-    if plain and watch is None:
-        return
-    node, _ = record.edge_of[number]
+class _Scale:
+    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it."""
 
-    def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        (s,) = signals
-        if s is None:
-            return None
-        found = s if plain else plan.feedback(placeholder, value, s)
-        if watch is not None:
-            watch.feed(parameter, found)
-        return (found,)
+    def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
+        self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
 
-    node.register_prehook(before)
-    for other, own, slot in record.own_reads:
-        if other == number:
+    def feedback(self, s: Tensor) -> Tensor:
+        """The feedback of the signal s."""
+        found = s if self.plain else self.plan.feedback(self.placeholder, self.parameter.detach(), s)
+        if self.watch is not None:
+            self.watch.feed(self.parameter, found)
+        return found
 
-            def after(inputs: tuple[Any, ...], _: Any, slot: int = slot) -> tuple[Any, ...] | None:
-                if inputs[slot] is None:
-                    return None
-                found = plan.feedback(placeholder, value, inputs[slot])
-                if watch is not None:
-                    watch.feed(parameter, found)
-                return _replaced(inputs, {slot: found})
+    def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A hook on the one alias that a run takes the parameter through."""
+        return None if signals[0] is None else (self.feedback(signals[0]),)
 
-            own.register_hook(after)
+    def at(self, slot: int) -> Any:
+        """A hook on a function that hands a gradient to the parameter itself."""
 
+        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
+            return None if signals[slot] is None else _replaced(signals, {slot: self.feedback(signals[slot])})
 
-def _is_plain(plan: Plan, placeholder: fx.Node) -> bool:
-    ruleset = plan.rulesets.get(placeholder)
-    return ruleset is None or ruleset.scale == "signal"
+        return after
 
 
 def _replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
@@ -113,19 +107,10 @@ class _Hooks:
     def __init__(self, amendment: Amendment, schedule: Schedule, record: Record, given: list[Any], check: bool) -> None:
         self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
         self.numbers = schedule.live.value
-        unit = amendment.unit
-        wanted = {factor.measure for factor in amendment.factors.values()}
-        wanted |= {self.numbers[n] for n in unit.zeroed_by}
-        wanted |= {self.numbers[unit.inputs[i]] for i in amendment.plain}
-        self.templates: dict[fx.Node, Any] = {}
-        if amendment.computed:
-            wanted |= {n for n in amendment.exits if n >= 0} | {self.numbers[n] for n in unit.inputs}
-            for node in unit.nodes:
-                wanted |= {self.numbers[n] for n in node.all_input_nodes if n in self.numbers and n not in unit.nodes}
-                self.templates[node] = _template(record, schedule, node)
-        kept = {n: record.kept[n] for n in wanted}
-        self.values: dict[int, Tensor] = {n: x for n, x in kept.items() if x is not None}
-        self.complete = len(self.values) == len(wanted) and all(t is not None for t in self.templates.values())
+        kept = record.kept
+        self.values: dict[int, Tensor] = {n: x for n in amendment.needs if (x := kept[n]) is not None}
+        self.templates = {node: record.templates[step] for node, step in amendment.steps}
+        self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
 
@@ -143,13 +128,12 @@ class _Hooks:
                 node.register_prehook(self._arrival(places, len(edges)))
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
-            for i, n in enumerate(amendment.unit.inputs):
-                edge = record.edge_of.get(self.numbers.get(n, -1))
+            for i, number in enumerate(amendment.inputs):
+                edge = record.edge_of.get(number)
                 if edge is not None:
                     inputs.setdefault(edge, i)
             first: set[int] = set()
-            inside = {self.numbers[n] for n in amendment.unit.nodes if n in self.numbers}
-            for node, slots in _slots(nodes, inputs, record.edges, inside).items():
+            for node, slots in _slots(nodes, inputs, record.edges, amendment.inside).items():
                 fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
                 node.register_hook(self._departure(fresh))
         del self.record
@@ -278,13 +262,8 @@ def _as_plain(s: Tensor, x: Tensor, epsilon: float) -> Tensor:
     return s * (stabilize(x, epsilon) / guarded(x, epsilon)).to(s.dtype)
 
 
-def _template(record: Record, schedule: Schedule, node: fx.Node) -> Any:
-    step = schedule.live.step.get(node)
-    return None if step is None else record.templates[step]
-
-
 def _slots(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: set[int]
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
 ) -> dict[Any, list[tuple[int, int]]]:
     """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs.
 

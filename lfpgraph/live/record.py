@@ -120,10 +120,16 @@ class Record(Values):
             out = results[0] if isinstance(out, Tensor) else type(out)(results)
         step = len(self.steps)
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
-        key.extend((self.look(n), self.shapes[ins[0]] == self.shapes[n] if ins else None) for n in outs if n >= 0)
+        shapes = self.shapes
+        first = shapes[ins[0]] if ins else None
+        for n in outs:
+            if n >= 0:
+                key.append(self.look(n))
+                key.append(shapes[n] == first)
         if len(ins) > 1:
-            first = self.shapes[ins[0]]
-            key.append(tuple(self.shapes[n] == first for n in ins[1:]))
+            key.append(
+                [shapes[n] == first for n in ins[1:]].count(False) and tuple(shapes[n] == first for n in ins[1:])
+            )
         self.keys.append(tuple(key))
         self.steps.append((info.node, outs))
         self._trace_sources(info, ins, outs, args)
@@ -144,6 +150,9 @@ class Record(Values):
         if self.expected is None:
             self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
             self.lines[step] = _user_line()
+
+    def _wants_leaf(self, number: int) -> bool:
+        return self.expected is None or number in self.expected.kept_values
 
     def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         number = self._new(x)
@@ -189,15 +198,15 @@ class Record(Values):
                 break
 
     def _template(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        def ref(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                number = self.known(value)
-                return value.detach() if number is None else Ref(number)
-            if isinstance(value, list | tuple):
-                return type(value)([ref(item) for item in value])
-            return value
+        return tuple(map(self._ref, args)), {name: self._ref(value) for name, value in kwargs.items()}
 
-        return tuple(ref(value) for value in args), {name: ref(value) for name, value in kwargs.items()}
+    def _ref(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            number = self.known(value)
+            return value.detach() if number is None else Ref(number)
+        if isinstance(value, list | tuple):
+            return type(value)([self._ref(item) for item in value])
+        return value
 
     def _look(self, number: int) -> Any:
         return self.dtypes[number], len(self.shapes[number]), self.follows[number]
@@ -250,6 +259,7 @@ class Record(Values):
         super().close()
         for kept in (self._sources, self._source_tensors, self._stored):
             kept.clear()
+        self.templates = []
 
 
 def refs_in(value: Any) -> Iterator[int]:

@@ -21,6 +21,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class Amendment:
         shares: for each input, the multiple of autograd's signal it gets; None where the rule computes the signals.
         computed: whether the rule computes the signals.
         plain: inputs at which stabilized answers must be handed on as plain ones, with their epsilon.
+        needs: the numbers of the values it looks at; steps: of the operations whose arguments it needs.
+        inputs: the numbers of the unit's inputs (-1 where there is none); inside: of what it computes on the way.
     """
 
     unit: Unit
@@ -77,6 +80,10 @@ class Amendment:
     shares: tuple[float | None, ...] | None = None
     computed: bool = False
     plain: dict[int, float] = field(default_factory=dict)
+    needs: tuple[int, ...] = ()
+    steps: tuple[tuple[fx.Node, int], ...] = ()
+    inputs: tuple[int, ...] = ()
+    inside: frozenset[int] = frozenset()
 
     @property
     def reaches_inside(self) -> bool:
@@ -104,6 +111,16 @@ class Schedule:
     keeps: set[int] = field(default_factory=set)
     templates: set[int] = field(default_factory=set)
     kept_values: set[int] = field(default_factory=set)
+
+    @cached_property
+    def parameters(self) -> list[tuple[int, fx.Node, bool]]:
+        """For each parameter its place among the leaves, its placeholder, and whether it takes the plain signal."""
+        graph, rulesets = self.plan.graph, self.plan.rulesets
+        return [
+            (i, node, node not in rulesets or rulesets[node].scale == "signal")
+            for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
+            if placeholder.kind == "parameter"
+        ]
 
     def repeats(self, step: int, key: Any) -> bool:
         """Whether a step is the one that this run had at its place."""
@@ -275,19 +292,24 @@ def _needs(schedule: Schedule) -> None:
     live = schedule.live
     for amendment in schedule.amendments:
         unit = amendment.unit
+        needs = {live.value[n] for n in unit.zeroed_by}
         for place, factor in amendment.factors.items():
             instead = unit.rectified if unit.rectified is not None and place == 0 and not factor.mixed else None
             factor.measure = amendment.exits[place] if instead is None else _exits(live, instead)[0]
             factor.positive = instead is not None
-            schedule.kept_values.add(factor.measure)
-        schedule.kept_values.update(live.value[n] for n in unit.zeroed_by)
+            needs.add(factor.measure)
         inner = [unit.inputs[i] for i in amendment.plain]
         if amendment.computed:
             inner += unit.inputs
-            schedule.kept_values.update(n for n in amendment.exits if n >= 0)
-            schedule.templates.update(live.step[n] for n in unit.nodes if n in live.step)
+            needs.update(n for n in amendment.exits if n >= 0)
+            amendment.steps = tuple((n, live.step[n]) for n in unit.nodes)
             for node in unit.nodes:
                 inner += [n for n in node.all_input_nodes if n in live.value and n not in unit.nodes]
-        schedule.kept_values.update(live.value[n] for n in inner if n in live.value)
+        needs.update(live.value[n] for n in inner if n in live.value)
+        amendment.needs = tuple(needs)
+        amendment.inputs = tuple(live.value.get(n, -1) for n in unit.inputs)
+        amendment.inside = frozenset(live.value[n] for n in unit.nodes if n in live.value)
+        schedule.kept_values.update(needs)
+        schedule.templates.update(step for _, step in amendment.steps)
     step_of_value = {live.value[n]: live.step[n] for n in live.value if n in live.step}
     schedule.keeps = {step_of_value[n] for n in schedule.kept_values if n in step_of_value}

@@ -70,6 +70,7 @@ class Values:
         """Let go of the run's own tensors and autograd nodes."""
         for kept in (self.edges, self.edge_of, self.aliases, self.seen, self._ids):
             kept.clear()
+        self.kept.clear()
         for listed in (self.leaves, self.own_reads, self._alive):
             listed.clear()
 
@@ -115,7 +116,8 @@ class Values:
         kind, name = self.name_leaf(x)
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
-        self.kept[number] = x.detach()
+        if self._wants_leaf(number):
+            self.kept[number] = x.detach()
         if kind == "parameter" and x.requires_grad:
             alias = x.view_as(x)
             self.aliases[number] = alias
@@ -152,6 +154,10 @@ class Values:
         if not is_view:
             self.own.append(edge[0].name())
         return self._made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
+
+    def _wants_leaf(self, number: int) -> bool:
+        """Whether the value of a leaf is going to be looked at."""
+        return True
 
     def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         """Note a step that no operation was seen to make; the number of its result."""
