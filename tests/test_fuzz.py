@@ -83,9 +83,9 @@ def programmed(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[
     return named(graph, [answers.get(i) for i in range(len(values))])
 
 
-def wrapped(module: nn.Module, inputs: Inputs, signals: list[Tensor]) -> Grads:
+def wrapped(module: nn.Module, inputs: Inputs, signals: list[Tensor], rules: str | Composite, engine: str) -> Grads:
     """What a training step leaves in `.grad`."""
-    twin, own = lfpgraph.wrap(copy.deepcopy(module), "gradient"), leaves(inputs)
+    twin, own = lfpgraph.wrap(copy.deepcopy(module), rules, engine=engine), leaves(inputs)
     loss = sum((out * s).sum() for out, s in zip(twin(*own), signals))
     if isinstance(loss, Tensor) and loss.requires_grad:
         loss.backward()
