@@ -112,6 +112,8 @@ class Record(Values):
             results: list[Any] = [out]
         elif isinstance(out, list | tuple) and any(isinstance(x, Tensor) for x in out):
             results = list(out)
+            if not info.writes and all(not isinstance(x, Tensor) or self.known(x) is not None for x in results):
+                return out
         else:
             return out
         if op_has_no_derivative(info, results):
@@ -119,7 +121,10 @@ class Record(Values):
         if not info.writes and self._bridge(info, ins, results, args):
             out = results[0] if isinstance(out, Tensor) else type(out)(results)
         step = len(self.steps)
-        outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
+        old = not info.writes and len(results) > 1  # some of several results may be what came in (`broadcast_tensors`)
+        outs = tuple(
+            self._new(x) if isinstance(x, Tensor) and not (old and self.known(x) is not None) else -1 for x in results
+        )
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
         shaped = info.shaped or not any(n >= 0 and self.follows[n] for n in outs)  # masks select by their shape
@@ -128,6 +133,8 @@ class Record(Values):
                 key.append(self.look(n))
                 if shaped:
                     key.append(shapes[n] == first)
+            else:
+                key.append(None)
         if shaped and len(ins) > 1:
             key.append(
                 [shapes[n] == first for n in ins[1:]].count(False) and tuple(shapes[n] == first for n in ins[1:])
