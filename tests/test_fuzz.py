@@ -127,7 +127,6 @@ def check(seed: int) -> None:
         trainable = bool(dict(module.named_parameters()))
         if trainable:
             compare("live", wrapped(module, inputs, signals, RECORDED, "live"), want)
-            compare("live feedback", wrapped(module, inputs, signals, "lfp-epsilon", "live"), feedback)
         if seed % 10 == 0:
             if trainable:
                 compare("static", wrapped(module, inputs, signals, "gradient", "static"), want)
