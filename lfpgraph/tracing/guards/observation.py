@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from ..flat import is_tracing
 from .called import Called
 from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
 from .snapshots import Snapshot
@@ -45,7 +46,9 @@ class Guard:
 
 
 class Observation:
-    """Watches one run of a model in this thread.
+    """Watches one run of a model in this thread, which is several times slower for it in what Python does.
+
+    The run may be recorded by the live engine. Tracing belongs before or after it: it is no run, and makes millions of calls.
 
     Changes nothing of the run, which may be a step of training. A model that prepares itself at its first call (fills a
     cache, warns once) is live in this observation and need not be in the next one: `may_settle`.
@@ -86,6 +89,8 @@ class Observation:
     def _event(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if self._before is not None:
             self._before(frame, event, argument)
+        if is_tracing():  # a wrapped module inside is being traced, which is no run
+            return
         try:
             if event == "call":
                 self._called.python(frame)
