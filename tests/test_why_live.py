@@ -12,7 +12,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import lfpgraph
+from lfpgraph.live.engine import LiveEngine
 from lfpgraph.models_zoo.tiny import build_tiny
 from lfpgraph.tracing.guards import Observation
 
@@ -283,6 +284,14 @@ def test_lazy_modules_settle() -> None:
     assert first.may_settle and second.why_live is None
 
 
-def test_notes_name_files_not_paths() -> None:
-    model = Live(attribute)
-    assert str(Path(__file__).parent) not in (observed(model, torch.randn(3, 4)).why_live or "")
+def test_this_librarys_own_machinery_is_not_the_models_code() -> None:
+    """A run that the live engine records says of the model what a plain run says."""
+    model, batch = build_tiny("llama")
+    engine = LiveEngine(model, lfpgraph.get_composite("lfp-epsilon"), "derive", False)
+    for _ in range(2):
+        with Observation(model) as seen:
+            engine.run(model.forward, (), batch)
+        if not seen.may_settle:
+            break
+    assert seen.why_live is None
+    assert seen.guard is not None and seen.guard.changed() is None

@@ -17,7 +17,8 @@ from torch import Tensor
 __all__ = ["asker", "is_plain_object", "owner_of", "place_of"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_PACKAGE = __name__.partition(".")[0]
+_OWN = os.path.dirname(str(sys.modules[_PACKAGE].__file__)) + os.sep
 _NOT_MACHINERY = ("models_zoo", "experiments", "demo")  # folders of this library that hold models
 _PYTHON = {os.path.realpath(path) + os.sep for name, path in sysconfig.get_paths().items() if "stdlib" in name}
 _PYTHON |= {path + os.sep for name, path in sysconfig.get_paths().items() if "stdlib" in name}
@@ -46,7 +47,7 @@ def is_plain_object(value: Any) -> bool:
     if isinstance(value, Tensor | type | types.ModuleType):
         return False
     package, _, rest = str(type(value).__module__).partition(".")
-    if package == _OWN.rstrip(os.sep).rpartition(os.sep)[2]:
+    if package == _PACKAGE:
         return rest.partition(".")[0] in _NOT_MACHINERY
     return package not in ("torch", "numpy") and package not in sys.stdlib_module_names
 
