@@ -36,17 +36,12 @@ def sub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
     return binary(b, "Sub", x, y, result.dtype)
 
 
-@translates(aten.rsub.Tensor, aten.rsub.Scalar)
-def rsub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
-    return sub(b, result, y, x, alpha)
-
-
 @translates(aten.mul.Tensor, aten.mul.Scalar)
 def mul(b: Builder, result: Any, x: Any, y: Any) -> Any:
     return binary(b, "And" if result.dtype == torch.bool else "Mul", x, y, result.dtype)
 
 
-@translates(aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor)
+@translates(aten.div.Tensor, aten.div.Scalar)
 def div(b: Builder, result: Any, x: Any, y: Any) -> Any:
     return binary(b, "Div", x, y, result.dtype)
 
@@ -67,7 +62,7 @@ def _truncate(b: Builder, x: str, dtype: torch.dtype) -> str:
     return str(b.op("Mul", b.op("Sign", x), b.op("Floor", b.op("Abs", x))))
 
 
-@translates(aten.trunc.default, aten.fix.default)
+@translates(aten.trunc.default)
 def trunc(b: Builder, result: Any, x: Value) -> Any:
     return _truncate(b, x.name, x.dtype)
 
@@ -102,24 +97,6 @@ def power(b: Builder, result: Any, x: Any, y: Any) -> Any:
     if y == 0.5 and isinstance(x, Value):
         return b.op("Sqrt", operand(b, x, result.dtype))
     return binary(b, "Pow", x, y, result.dtype)
-
-
-@translates(aten.addcdiv.default)
-def addcdiv(b: Builder, result: Any, x: Value, y: Value, z: Value, value: float = 1) -> Any:
-    if value == 1:
-        return b.op("Add", x, b.op("Div", y, z))
-    return b.op("Add", x, b.op("Div", b.op("Mul", y, scalar(b, value, x.dtype)), z))
-
-
-@translates(aten.addcmul.default)
-def addcmul(b: Builder, result: Any, x: Value, y: Value, z: Value, value: float = 1) -> Any:
-    product = b.op("Mul", y, z)
-    return b.op("Add", x, product if value == 1 else b.op("Mul", product, scalar(b, value, x.dtype)))
-
-
-@translates(aten.lerp.Scalar, aten.lerp.Tensor)
-def lerp(b: Builder, result: Any, x: Value, y: Value, weight: Any) -> Any:
-    return b.op("Add", x, b.op("Mul", b.op("Sub", y, x), operand(b, weight, x.dtype)))
 
 
 @translates(aten.clamp_min.default, aten.maximum.default, aten.clamp_min.Tensor)

@@ -59,11 +59,6 @@ def rsqrt(b: Builder, result: Any, x: Value) -> Any:
     return b.op("Reciprocal", b.op("Sqrt", operand(b, x, result.dtype)))
 
 
-@translates(aten.square.default)
-def square(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Mul", x, x)
-
-
 @translates(aten.exp2.default)
 def exp2(b: Builder, result: Any, x: Value) -> Any:
     return b.op("Exp", b.op("Mul", x, scalar(b, math.log(2), result.dtype)))
@@ -89,11 +84,6 @@ def gelu(b: Builder, result: Any, x: Value, approximate: str = "none") -> Any:
     return b.op("Gelu", x, approximate=approximate)
 
 
-@translates(aten.silu.default)
-def silu(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Mul", x, b.op("Sigmoid", x))
-
-
 @translates(aten.leaky_relu.default)
 def leaky_relu(b: Builder, result: Any, x: Value, negative_slope: float = 0.01) -> Any:
     return b.op("LeakyRelu", x, alpha=float(negative_slope))
@@ -107,13 +97,6 @@ def elu(b: Builder, result: Any, x: Value, alpha: float = 1, scale: float = 1, i
     return b.op("Where", b.op("Greater", x, scalar(b, 0, x.dtype)), high, low)
 
 
-@translates(aten.softplus.default)
-def softplus(b: Builder, result: Any, x: Value, beta: float = 1, threshold: float = 20) -> Any:
-    scaled = b.op("Mul", x, scalar(b, beta, x.dtype))
-    soft = b.op("Div", b.op("Softplus", scaled), scalar(b, beta, x.dtype))
-    return b.op("Where", b.op("Greater", scaled, scalar(b, threshold, x.dtype)), x, soft)
-
-
 @translates(aten.copysign.Tensor, aten.copysign.Scalar)
 def copysign(b: Builder, result: Any, x: Any, y: Any) -> Any:
     """ONNX cannot see the sign of a zero: minus zero counts as plus zero here, as epsilon's formula wants it."""
@@ -122,19 +105,12 @@ def copysign(b: Builder, result: Any, x: Any, y: Any) -> Any:
     return b.op("Where", negative, b.op("Neg", size), size)
 
 
-@translates(aten.threshold_backward.default)
-def threshold_backward(b: Builder, result: Any, s: Value, x: Value, threshold: float) -> Any:
-    above = b.op("Greater", x, scalar(b, threshold, x.dtype))
-    return b.op("Where", above, s, scalar(b, 0, s.dtype))
-
-
 @translates(aten._to_copy.default)
 def to_copy(b: Builder, result: Any, x: Value, **ignored: Any) -> Any:
     return b.cast(x, x.dtype, result.dtype)
 
 
 @translates(aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default)
-@translates(aten.contiguous.default)
 def same(b: Builder, result: Any, x: Value, **ignored: Any) -> Any:
     return x.name
 

@@ -24,49 +24,14 @@ def filled(b: Builder, shape: Sequence[Any], value: Any, dtype: torch.dtype) -> 
     return b.op("Expand", operand(b, value, dtype), b.sizes(list(shape)))
 
 
-@translates(aten.full.default)
-def full(b: Builder, result: Any, shape: Sequence[Any], value: Any, **ignored: Any) -> Any:
+@translates(aten.full.default, aten.empty.memory_format)
+def full(b: Builder, result: Any, shape: Sequence[Any], value: Any = 0, **ignored: Any) -> Any:
     return filled(b, shape, value, result.dtype)
 
 
-@translates(aten.new_full.default)
-def new_full(b: Builder, result: Any, x: Value, shape: Sequence[Any], value: Any, **ignored: Any) -> Any:
-    return filled(b, shape, value, result.dtype)
-
-
-@translates(aten.zeros.default, aten.empty.memory_format)
-def zeros(b: Builder, result: Any, shape: Sequence[Any], **ignored: Any) -> Any:
-    return filled(b, shape, 0, result.dtype)
-
-
-@translates(aten.ones.default)
-def ones(b: Builder, result: Any, shape: Sequence[Any], **ignored: Any) -> Any:
-    return filled(b, shape, 1, result.dtype)
-
-
-@translates(aten.new_zeros.default, aten.new_empty.default)
-def new_zeros(b: Builder, result: Any, x: Value, shape: Sequence[Any], **ignored: Any) -> Any:
-    return filled(b, shape, 0, result.dtype)
-
-
-@translates(aten.new_ones.default)
-def new_ones(b: Builder, result: Any, x: Value, shape: Sequence[Any], **ignored: Any) -> Any:
-    return filled(b, shape, 1, result.dtype)
-
-
-@translates(aten.full_like.default)
-def full_like(b: Builder, result: Any, x: Value, value: Any, **ignored: Any) -> Any:
+@translates(aten.full_like.default, aten.empty_like.default)
+def full_like(b: Builder, result: Any, x: Value, value: Any = 0, **ignored: Any) -> Any:
     return filled(b, [b.size(x, i) for i in range(x.rank)], value, result.dtype)
-
-
-@translates(aten.zeros_like.default, aten.empty_like.default)
-def zeros_like(b: Builder, result: Any, x: Value, **ignored: Any) -> Any:
-    return full_like(b, result, x, 0)
-
-
-@translates(aten.ones_like.default)
-def ones_like(b: Builder, result: Any, x: Value, **ignored: Any) -> Any:
-    return full_like(b, result, x, 1)
 
 
 @translates(aten.arange.start_step, aten.arange.start, aten.arange.default)

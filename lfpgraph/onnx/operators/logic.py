@@ -74,12 +74,7 @@ def isinf(b: Builder, result: Any, x: Value) -> Any:
     return b.op("IsInf", x)
 
 
-@translates(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
+@translates(aten.where.self)
 def where(b: Builder, result: Any, condition: Value, x: Any, y: Any) -> Any:
     condition_name = b.cast(condition, condition.dtype, torch.bool)
     return b.op("Where", condition_name, operand(b, x, result.dtype), operand(b, y, result.dtype))
-
-
-@translates(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(b: Builder, result: Any, x: Value, mask: Value, value: Any) -> Any:
-    return where(b, result, mask, value, x)

@@ -10,7 +10,7 @@ import torch
 from ..registry import translates
 from .builder import Builder, Value
 from .fills import filled
-from .operands import operand, scalar
+from .operands import operand
 
 aten = torch.ops.aten
 
@@ -22,23 +22,6 @@ def _index(b: Builder, x: Value) -> Any:
 @translates(aten.embedding.default)
 def embedding(b: Builder, result: Any, weight: Value, indices: Value, *ignored: Any, **also: Any) -> Any:
     return b.op("Gather", weight, indices, axis=0)
-
-
-@translates(aten.embedding_dense_backward.default)
-def embedding_dense_backward(
-    b: Builder, result: Any, s: Value, indices: Value, rows: Any, padding: int, by_frequency: bool
-) -> Any:
-    """Signals added up at their rows; the padding's row gets none."""
-    if by_frequency:
-        raise NotImplementedError("an embedding that scales by frequency")
-    places = b.op("Unsqueeze", _index(b, indices), b.ints(-1))
-    if padding >= 0:
-        keep = b.op("Not", b.op("Equal", places, scalar(b, padding, torch.int64)))
-        s_name = b.op("Mul", s, b.cast(keep, torch.bool, s.dtype))
-    else:
-        s_name = s.name
-    zeros = filled(b, [rows, s.shape[-1]], 0, s.dtype)
-    return b.op("ScatterND", zeros, places, s_name, reduction="add")
 
 
 @translates(aten.gather.default)

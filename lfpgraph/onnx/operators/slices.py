@@ -47,17 +47,6 @@ def flip(b: Builder, result: Any, x: Value, axes: Sequence[int]) -> Any:
     )
 
 
-@translates(aten.roll.default)
-def roll(b: Builder, result: Any, x: Value, shifts: Sequence[int], axes: Sequence[int] = ()) -> Any:
-    flat = not axes  # then all entries are one row
-    value: Any = b.op("Reshape", x, b.ints(-1)) if flat else x.name
-    for shift, axis in zip(shifts, [0] if flat else axes):
-        if shift:
-            parts = [cut(b, value, axis % x.rank, -shift, _LAST), cut(b, value, axis % x.rank, 0, -shift)]
-            value = b.op("Concat", *parts, axis=axis % x.rank)
-    return b.op("Reshape", value, b.op("Shape", x)) if flat else value
-
-
 @translates(aten.slice_backward.default)
 def slice_backward(
     b: Builder, result: Any, s: Value, shape: Sequence[Any], axis: int, start: Any, end: Any, step: int
@@ -125,12 +114,3 @@ def slice_scatter(
         before, after = cut(b, x, axis, 0, first), cut(b, x, axis, stop, _LAST)
         return b.op("Concat", before, source, after, axis=axis)
     raise NotImplementedError("a slice_scatter with a step or an open start")
-
-
-@translates(aten.select_scatter.default)
-def select_scatter(b: Builder, result: Any, x: Value, source: Value, axis: int, index: int) -> Any:
-    axis %= x.rank
-    row = b.op("Unsqueeze", source, b.ints(axis))
-    before = cut(b, x, axis, 0, index)
-    after = cut(b, x, axis, index + 1 if index != -1 else _LAST, _LAST)
-    return b.op("Concat", before, row, after, axis=axis)

@@ -14,7 +14,7 @@ from .operands import operand, scalar
 aten = torch.ops.aten
 
 
-@translates(aten.mm.default, aten.bmm.default, aten.matmul.default)
+@translates(aten.mm.default, aten.bmm.default)
 def matmul(b: Builder, result: Any, x: Value, y: Value) -> Any:
     return b.op("MatMul", x, y)
 
@@ -22,22 +22,6 @@ def matmul(b: Builder, result: Any, x: Value, y: Value) -> Any:
 @translates(aten.addmm.default)
 def addmm(b: Builder, result: Any, c: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Any:
     return b.op("Gemm", x, y, c, alpha=float(alpha), beta=float(beta))
-
-
-@translates(aten.baddbmm.default)
-def baddbmm(b: Builder, result: Any, c: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Any:
-    product = b.op("MatMul", x, y)
-    if alpha != 1:
-        product = b.op("Mul", product, scalar(b, alpha, result.dtype))
-    if beta == 0:
-        return product
-    return b.op("Add", product, c if beta == 1 else b.op("Mul", c, scalar(b, beta, result.dtype)))
-
-
-@translates(aten.linear.default)
-def linear(b: Builder, result: Any, x: Value, weight: Value, bias: Value | None = None) -> Any:
-    product = b.op("MatMul", x, b.op("Transpose", weight, perm=[1, 0]))
-    return product if bias is None else b.op("Add", product, bias)
 
 
 @translates(aten.convolution.default)
@@ -118,12 +102,12 @@ def native_layer_norm(
     return list(b.op("LayerNormalization", x, scale, bias, outputs=3, axis=-len(shape), epsilon=float(eps)))
 
 
-@translates(aten._softmax.default, aten.softmax.int)
+@translates(aten._softmax.default)
 def softmax(b: Builder, result: Any, x: Value, axis: int, *ignored: Any) -> Any:
     return b.op("Softmax", operand(b, x, result.dtype), axis=axis % max(x.rank, 1))
 
 
-@translates(aten._log_softmax.default, aten.log_softmax.int)
+@translates(aten._log_softmax.default)
 def log_softmax(b: Builder, result: Any, x: Value, axis: int, *ignored: Any) -> Any:
     return b.op("LogSoftmax", operand(b, x, result.dtype), axis=axis % max(x.rank, 1))
 
@@ -156,12 +140,6 @@ translates(aten.amin.default, aten.min.default)(_reduction("ReduceMin"))
 def any_(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False) -> Any:
     number = b.cast(b.cast(x, x.dtype, torch.bool), torch.bool, torch.int32)
     return b.cast(_reduce(b, "ReduceMax", number, x.rank, axes, keep), torch.int32, torch.bool)
-
-
-@translates(aten.all.dim, aten.all.default, aten.all.dims)
-def all_(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False) -> Any:
-    number = b.cast(b.cast(x, x.dtype, torch.bool), torch.bool, torch.int32)
-    return b.cast(_reduce(b, "ReduceMin", number, x.rank, axes, keep), torch.int32, torch.bool)
 
 
 @translates(aten.max.dim)
