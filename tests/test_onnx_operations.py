@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfpgraph.onnx import export_forward
+import lfpgraph
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+from lfpgraph.onnx import OrtTrainer, export_forward, export_training_step  # noqa: E402
 
 aten = torch.ops.aten
 Function = Callable[[Tensor], Tensor]
@@ -159,3 +163,32 @@ def test_operations_equal_torch(group: str, tmp_path: Path) -> None:
     for i, (ours, theirs) in enumerate(zip(found, model(x), strict=True)):
         assert ours.dtype == theirs.numpy().dtype, i
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-6, err_msg=f"{group} {i}")
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "batch": lambda: nn.BatchNorm2d(8),
+    "batch_eval": lambda: nn.BatchNorm2d(8).eval(),
+    "group": lambda: nn.GroupNorm(2, 8),
+    "instance": lambda: nn.InstanceNorm2d(8, affine=True),
+    "layer": lambda: nn.LayerNorm([8, 6, 6]),
+}
+
+
+@pytest.mark.parametrize("norm", list(NORMS))
+def test_steps_through_norms_equal_torch(norm: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, padding=1), NORMS[norm](), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)]
+    model = nn.Sequential(*layers)
+    rules = lfpgraph.get_composite("lfp-epsilon").with_options(epsilon=0.1)
+    trainer = OrtTrainer(export_training_step(model, torch.randn(4, 2, 6, 6), tmp_path / "step.onnx", composite=rules))
+    lfpgraph.wrap(model, rules)
+    update = torch.optim.SGD(model.parameters(), 1e-2)
+    for batch in (2, 3, 5):
+        x, y = torch.randn(batch, 2, 6, 6), torch.randint(0, 4, (batch,))
+        update.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        update.step()
+        trainer.step(x.numpy(), y.numpy(), 1e-2)
+    expected = model.state_dict()
+    for name, value in trainer.state_dict().items():
+        np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-4, atol=1e-6, err_msg=name)

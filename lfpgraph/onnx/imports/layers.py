@@ -27,11 +27,6 @@ def einsum(node: Node, *items: Tensor) -> Any:
     return torch.einsum(node.get("equation").replace(" ", ""), *items)
 
 
-@imports("Det")
-def det(node: Node, x: Tensor) -> Any:
-    return torch.linalg.det(x)
-
-
 class _Windows:
     """How a convolution or pooling moves over the places of x [n, c, ...], by its node's attributes."""
 

@@ -125,7 +125,6 @@ def _size_operation(kind: str) -> Any:
             return Value(binary(b, kind, x, y, torch.float32), torch.float32, ())
         return b.op(kind, *(item if isinstance(item, str) else b.ints(item) for item in (x, y)))
 
-    translate.__name__ = kind.lower()
     return translate
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,7 +47,6 @@ def _unary(kind: str) -> Any:
     def translate(b: Builder, result: Any, x: Value) -> Any:
         return b.op(kind, operand(b, x, result.dtype))
 
-    translate.__name__ = kind.lower()
     return translate
 
 
@@ -54,29 +54,25 @@ for _operation, _kind in _UNARY.items():
     translates(_operation)(_unary(_kind))
 
 
-@translates(aten.rsqrt.default)
-def rsqrt(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Reciprocal", b.op("Sqrt", operand(b, x, result.dtype)))
+# Formulas of an operand; `number` makes a constant of its dtype.
+_FORMULAS: dict[Any, Callable[[Builder, Any, Callable[[float], str]], Any]] = {
+    aten.exp2.default: lambda b, x, number: b.op("Exp", b.op("Mul", x, number(math.log(2)))),
+    aten.expm1.default: lambda b, x, number: b.op("Sub", b.op("Exp", x), number(1)),
+    aten.log1p.default: lambda b, x, number: b.op("Log", b.op("Add", x, number(1))),
+    aten.log2.default: lambda b, x, number: b.op("Div", b.op("Log", x), number(math.log(2))),
+    aten.rsqrt.default: lambda b, x, number: b.op("Reciprocal", b.op("Sqrt", x)),
+}
 
 
-@translates(aten.exp2.default)
-def exp2(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Exp", b.op("Mul", x, scalar(b, math.log(2), result.dtype)))
+def _formula(function: Callable[[Builder, Any, Callable[[float], str]], Any]) -> Any:
+    def translate(b: Builder, result: Any, x: Value) -> Any:
+        return function(b, operand(b, x, result.dtype), lambda value: scalar(b, value, result.dtype))
+
+    return translate
 
 
-@translates(aten.expm1.default)
-def expm1(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Sub", b.op("Exp", x), scalar(b, 1, result.dtype))
-
-
-@translates(aten.log1p.default)
-def log1p(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Log", b.op("Add", x, scalar(b, 1, result.dtype)))
-
-
-@translates(aten.log2.default)
-def log2(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Div", b.op("Log", x), scalar(b, math.log(2), result.dtype))
+for _operation, _function in _FORMULAS.items():
+    translates(_operation)(_formula(_function))
 
 
 @translates(aten.gelu.default)

@@ -50,7 +50,6 @@ def _triangle(upper: int) -> Any:
             return b.cast(b.op("Trilu", number, scalar(b, diagonal, torch.int64), upper=upper), torch.int64, torch.bool)
         return b.op("Trilu", x, scalar(b, diagonal, torch.int64), upper=upper)
 
-    translate.__name__ = "triu" if upper else "tril"
     return translate
 
 

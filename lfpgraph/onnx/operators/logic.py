@@ -30,7 +30,6 @@ def _comparison(kind: str, negated: bool) -> Any:
         found = binary(b, kind, x, y, dtype)
         return b.op("Not", found) if negated else found
 
-    translate.__name__ = kind.lower()
     return translate
 
 
@@ -44,7 +43,6 @@ def _logic(kind: str, bits: str | None) -> Any:
             return binary(b, kind, x, y, torch.bool)
         return binary(b, bits, x, y, result.dtype)
 
-    translate.__name__ = kind.lower()
     return translate
 
 

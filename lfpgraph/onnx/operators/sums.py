@@ -125,7 +125,6 @@ def _reduction(kind: str) -> Any:
     def translate(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False, **ignored: Any) -> Any:
         return _reduce(b, kind, operand(b, x, result.dtype), x.rank, axes, keep)
 
-    translate.__name__ = kind.lower()
     return translate
 
 
@@ -142,30 +141,26 @@ def any_(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False
     return b.cast(_reduce(b, "ReduceMax", number, x.rank, axes, keep), torch.int32, torch.bool)
 
 
-@translates(aten.max.dim)
-def max_dim(b: Builder, result: Any, x: Value, axis: int, keep: bool = False) -> Any:
-    return [_reduce(b, "ReduceMax", x, x.rank, axis, keep), argmax(b, None, x, axis, keep)]
+def _place(kind: str) -> Any:
+    def translate(b: Builder, result: Any, x: Value, axis: int | None = None, keep: bool = False) -> Any:
+        if axis is None:
+            return b.op(kind, b.op("Reshape", x, b.ints(-1)), axis=0, keepdims=0)
+        return b.op(kind, x, axis=axis % x.rank, keepdims=int(keep))
+
+    return translate
 
 
-@translates(aten.min.dim)
-def min_dim(b: Builder, result: Any, x: Value, axis: int, keep: bool = False) -> Any:
-    return [_reduce(b, "ReduceMin", x, x.rank, axis, keep), argmin(b, None, x, axis, keep)]
+def _extreme(kind: str) -> Any:
+    def translate(b: Builder, result: Any, x: Value, axis: int, keep: bool = False) -> Any:
+        return [_reduce(b, f"Reduce{kind}", x, x.rank, axis, keep), _place(f"Arg{kind}")(b, None, x, axis, keep)]
+
+    return translate
 
 
-@translates(aten.argmax.default)
-def argmax(b: Builder, result: Any, x: Value, axis: int | None = None, keep: bool = False) -> Any:
-    return _extremum(b, "ArgMax", x, axis, keep)
-
-
-@translates(aten.argmin.default)
-def argmin(b: Builder, result: Any, x: Value, axis: int | None = None, keep: bool = False) -> Any:
-    return _extremum(b, "ArgMin", x, axis, keep)
-
-
-def _extremum(b: Builder, kind: str, x: Value, axis: int | None, keep: bool) -> Any:
-    if axis is None:
-        return b.op(kind, b.op("Reshape", x, b.ints(-1)), axis=0, keepdims=0)
-    return b.op(kind, x, axis=axis % x.rank, keepdims=int(keep))
+translates(aten.argmax.default)(_place("ArgMax"))
+translates(aten.argmin.default)(_place("ArgMin"))
+translates(aten.max.dim)(_extreme("Max"))
+translates(aten.min.dim)(_extreme("Min"))
 
 
 @translates(aten.cumsum.default)
@@ -189,3 +184,15 @@ def native_dropout(b: Builder, result: Any, x: Value, p: float, train: bool | No
     mask = b.op("GreaterOrEqual", b.op("RandomUniformLike", x), scalar(b, p, x.dtype))
     scaled = b.op("Mul", x, scalar(b, 1 / (1 - p) if p < 1 else 0, x.dtype))
     return [b.op("Mul", scaled, b.cast(mask, torch.bool, x.dtype)), mask]
+
+
+@translates(aten.var_mean.correction)
+def var_mean(
+    b: Builder, result: Any, x: Value, axes: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> Any:
+    if correction != 0:
+        raise NotImplementedError("a variance with a correction")
+    mean = _reduce(b, "ReduceMean", x, x.rank, axes, True)
+    centred = b.op("Sub", x, mean)
+    variance = _reduce(b, "ReduceMean", b.op("Mul", centred, centred), x.rank, axes, keepdim)
+    return [variance, mean if keepdim else _reduce(b, "ReduceMean", x, x.rank, axes, False)]

@@ -104,16 +104,6 @@ def _widen(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     return aten.slice_backward(x, shape, axis, before, end, 1)
 
 
-@decomposes(aten.max_pool2d_with_indices_backward.default)
-def max_pool2d_backward(
-    s: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: Tensor
-) -> Tensor:
-    """Each signal at the place its maximum came from."""
-    lead = x.shape[:-2]
-    flat = torch.zeros((*lead, x.shape[-2] * x.shape[-1]), dtype=s.dtype, device=s.device)
-    return flat.scatter_add(-1, indices.flatten(-2), s.flatten(-2)).reshape(x.shape)
-
-
 @decomposes(aten.avg_pool2d_backward.default)
 def avg_pool2d_backward(
     s: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None
