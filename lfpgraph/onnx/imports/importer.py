@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,7 @@ class OnnxModel(nn.Module):
             raise OnnxError(f"the model takes {', '.join(self.input_names)}; {len(inputs) + len(named)} inputs came")
         env: dict[str, Any] = {"": None, **given, **named, **self.constants}
         for name, path in self.paths.items():
-            env[name] = self._held(path)
+            env[name] = attrgetter(path)(self)
         if not is_tracing() and not torch.compiler.is_exporting():
             self._refuse_absurd(env)
         results = tuple(tensor_of(value) for value in self._run(env))
@@ -197,13 +199,6 @@ class OnnxModel(nn.Module):
                     raise  # other errors are the run's own to tell
         self._measured.add(sizes)
 
-    def _held(self, path: str) -> Tensor:
-        owner: Any = self
-        *parents, last = path.split(".")
-        for part in parents:
-            owner = owner._modules[part]
-        return owner._parameters[last] if last in owner._parameters else owner._buffers[last]
-
     def example(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs of the shapes that the file gives; open sizes become `batch` first, else 8.
 
@@ -219,10 +214,7 @@ class OnnxModel(nn.Module):
             sizes = [
                 d.dim_value if d.HasField("dim_value") else batch if i == 0 else 8 for i, d in enumerate(kind.shape.dim)
             ]
-            count = 1
-            for n in sizes:
-                count *= n
-            if any(n < 0 for n in sizes) or count > LARGEST:
+            if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
             dtype = dtype_of(kind.elem_type)
             if dtype.is_floating_point:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import OnnxError
+from ..registry import DTYPES
 
 __all__ = ["OPSET", "Builder", "Value", "onnx_type"]
 
@@ -24,18 +25,7 @@ OPSET = 20
 IR_VERSION = 9
 _LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf holds at most 2 GiB
 _RANDOM = {"RandomUniformLike", "RandomNormalLike"}
-_TYPES = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float64: TensorProto.DOUBLE,
-    torch.float16: TensorProto.FLOAT16,
-    torch.bfloat16: TensorProto.BFLOAT16,
-    torch.int64: TensorProto.INT64,
-    torch.int32: TensorProto.INT32,
-    torch.int16: TensorProto.INT16,
-    torch.int8: TensorProto.INT8,
-    torch.uint8: TensorProto.UINT8,
-    torch.bool: TensorProto.BOOL,
-}
+_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
 def onnx_type(dtype: torch.dtype) -> int:
@@ -44,7 +34,7 @@ def onnx_type(dtype: torch.dtype) -> int:
     Raises:
         KeyError: ONNX has none.
     """
-    return int(_TYPES[dtype])
+    return _NUMBERS[dtype]
 
 
 @dataclass(frozen=True)
