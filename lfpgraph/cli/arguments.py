@@ -12,19 +12,7 @@ from torch import Tensor, nn
 from ..demo.data import Arrays
 from ..errors import TargetError
 
-__all__ = ["call_target", "datasets", "loss_named", "optimizer_named"]
-
-
-def call_target(function: Callable[[], Any], target: str) -> Any:
-    """What the user's function returns.
-
-    Raises:
-        TargetError: it fails, or wants arguments.
-    """
-    try:
-        return function()
-    except Exception as error:
-        raise TargetError(f"{target!r} failed: {type(error).__name__}: {error}") from error
+__all__ = ["datasets", "loss_named", "optimizer_named"]
 
 
 def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import TargetError
 
-__all__ = ["load_target"]
+__all__ = ["call_target", "load_target"]
 
 
 def load_target(target: str) -> Callable[[], Any]:
@@ -36,3 +36,15 @@ def load_target(target: str) -> Callable[[], Any]:
         names = ", ".join(sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))) or "none"
         raise TargetError(f"{target!r}: {module_name} has no function {function_name!r}; it has: {names}")
     return function
+
+
+def call_target(function: Callable[[], Any], target: str) -> Any:
+    """What the user's function returns.
+
+    Raises:
+        TargetError: it fails, or wants arguments.
+    """
+    try:
+        return function()
+    except Exception as error:
+        raise TargetError(f"{target!r} failed: {type(error).__name__}: {error}") from error
