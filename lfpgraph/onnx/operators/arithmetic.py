@@ -123,7 +123,7 @@ def _size_operation(kind: str) -> Any:
     def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
         if isinstance(result, torch.SymFloat):
             return Value(binary(b, kind, x, y, torch.float32), torch.float32, ())
-        return b.op(kind, *(item if isinstance(item, str) else b.ints(item) for item in (x, y)))
+        return b.op(kind, b.vector(x), b.vector(y))
 
     return translate
 

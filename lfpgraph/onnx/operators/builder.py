@@ -133,6 +133,15 @@ class Builder:
         axis %= value.rank
         return self.op("Shape", value, start=axis, end=axis + 1)
 
+    def vector(self, size: Any) -> str:
+        """A size as an int64 tensor of shape [1]."""
+        return size if isinstance(size, str) else self.ints(size)
+
+    def permute(self, value: Any, order: Sequence[int]) -> Any:
+        """The axes in another order; the value itself where that is their own."""
+        order = list(order)
+        return value if order == sorted(order) else self.op("Transpose", value, perm=order)
+
     def sizes(self, items: Sequence[Any], guess: bool = False) -> str:
         """A shape as an int64 vector; with `guess`, a single open size is left to Reshape as -1."""
         items = list(items)
@@ -142,7 +151,7 @@ class Builder:
             unknown = []
         if not unknown:
             return self.ints(*items)
-        return self.op("Concat", *(self.ints(n) if isinstance(n, int) else n for n in items), axis=0)
+        return self.op("Concat", *map(self.vector, items), axis=0)
 
     def save(
         self, path: Path, inputs: Sequence[Any], outputs: Sequence[Any], name: str, metadata: dict[str, str],

@@ -85,14 +85,6 @@ def leaky_relu(b: Builder, result: Any, x: Value, negative_slope: float = 0.01) 
     return b.op("LeakyRelu", x, alpha=float(negative_slope))
 
 
-@translates(aten.elu.default)
-def elu(b: Builder, result: Any, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    low = b.op("Sub", b.op("Exp", b.op("Mul", x, scalar(b, input_scale, x.dtype))), scalar(b, 1, x.dtype))
-    low = b.op("Mul", low, scalar(b, alpha * scale, x.dtype))
-    high = b.op("Mul", x, scalar(b, scale, x.dtype))
-    return b.op("Where", b.op("Greater", x, scalar(b, 0, x.dtype)), high, low)
-
-
 @translates(aten.copysign.Tensor, aten.copysign.Scalar)
 def copysign(b: Builder, result: Any, x: Any, y: Any) -> Any:
     """ONNX cannot see the sign of a zero: minus zero counts as plus zero here, as epsilon's formula wants it."""

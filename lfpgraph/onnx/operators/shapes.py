@@ -26,14 +26,9 @@ def reshape(b: Builder, result: Any, x: Value, shape: Sequence[Any]) -> Any:
     return b.op("Reshape", x, b.sizes(items), allowzero=int(-1 not in items))
 
 
-def _permute(b: Builder, x: Value, order: Sequence[int]) -> Any:
-    order = [axis % x.rank for axis in order]
-    return x.name if order == list(range(x.rank)) else b.op("Transpose", x, perm=order)
-
-
 @translates(aten.permute.default)
 def permute(b: Builder, result: Any, x: Value, order: Sequence[int]) -> Any:
-    return _permute(b, x, order)
+    return b.permute(x.name, [axis % x.rank for axis in order])
 
 
 @translates(aten.expand.default)

@@ -80,8 +80,8 @@ def max_pool_with_indices(
         if isinstance(size, int) and isinstance(area, int):
             area = size * area
         else:
-            area = b.op("Mul", *(item if isinstance(item, str) else b.ints(item) for item in (size, area)))
-    return [value, b.op("Mod", places, b.ints(area) if isinstance(area, int) else area)]
+            area = b.op("Mul", b.vector(size), b.vector(area))
+    return [value, b.op("Mod", places, b.vector(area))]
 
 
 @translates(aten.upsample_nearest2d.default)
@@ -95,10 +95,7 @@ def upsample_nearest(b: Builder, result: Any, x: Value, size: Sequence[Any], *sc
 def native_layer_norm(
     b: Builder, result: Any, x: Value, shape: Sequence[Any], weight: Value | None, bias: Value | None, eps: float
 ) -> Any:
-    if weight is None:
-        scale = b.constant(torch.ones([int(n) for n in shape], dtype=x.dtype))
-    else:
-        scale = weight.name
+    scale = b.constant(torch.ones([int(n) for n in shape], dtype=x.dtype)) if weight is None else weight
     return list(b.op("LayerNormalization", x, scale, bias, outputs=3, axis=-len(shape), epsilon=float(eps)))
 
 
@@ -166,15 +163,6 @@ translates(aten.min.dim)(_extreme("Min"))
 @translates(aten.cumsum.default)
 def cumsum(b: Builder, result: Any, x: Value, axis: int, **ignored: Any) -> Any:
     return b.op("CumSum", operand(b, x, result.dtype), scalar(b, axis % max(x.rank, 1), torch.int64))
-
-
-@translates(aten.linalg_vector_norm.default)
-def vector_norm(
-    b: Builder, result: Any, x: Value, order: float = 2, axes: Any = None, keep: bool = False, **ignored: Any
-) -> Any:
-    if order not in (1, 2):
-        raise NotImplementedError(f"a vector norm of order {order}")
-    return _reduce(b, f"ReduceL{int(order)}", operand(b, x, result.dtype), x.rank, axes, keep)
 
 
 @translates(aten.native_dropout.default)
