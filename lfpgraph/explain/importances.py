@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..composites.composite import Composite
-from ..errors import AttributionError, RewardError
+from ..errors import AttributionError, RewardError, check_choice
 from ..rewards import reward_loss
 from .attribution import attribute
 
@@ -46,8 +46,7 @@ def importance(
 
     Source: Yeom et al. 2021 (pruning by LRP); Becking et al. 2022 (quantisation by relevance of weights).
     """
-    if by not in ("weight", "unit"):
-        raise AttributionError(f'by={by!r} is not known; choose "weight" or "unit"')
+    check_choice("by", by, ("weight", "unit"), AttributionError)
     totals: dict[str, Tensor] = {}
     for inputs, target in data:
         wanted = target if reward is None else _rewarded(reward, target)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import PolicyError
+from ..errors import PolicyError, check_choice
 
 __all__ = [
     "AdaptiveClip", "NormalizeByMax", "Policies", "Policy", "SmallestWeights", "TopK", "WeightScaled",
@@ -160,8 +160,7 @@ class NormalizeByMax(Policy):
 
     def __init__(self, by: str = "layer", **names: Any) -> None:
         super().__init__(**names)
-        if by not in ("layer", "tensor"):
-            raise PolicyError(f'by={by!r} is not known; choose "layer" or "tensor"')
+        check_choice("by", by, ("layer", "tensor"), PolicyError)
         self.by = by
 
     def apply(self, parameters: Pairs) -> None:
@@ -215,8 +214,7 @@ class TopK(Policy):
     def __init__(self, share: float = 0.1, scope: str = "tensor", **names: Any) -> None:
         super().__init__(**names)
         self.share = _checked("share", share, 0.0, 1.0)
-        if scope not in ("tensor", "all"):
-            raise PolicyError(f'scope={scope!r} is not known; choose "tensor" or "all"')
+        check_choice("scope", scope, ("tensor", "all"), PolicyError)
         self.scope = scope
 
     def apply(self, parameters: Pairs) -> None:

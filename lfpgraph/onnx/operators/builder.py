@@ -53,8 +53,11 @@ class Value:
 class Builder:
     """Collects nodes. A size is a Python number or, where it is open, the name of an int64 tensor of shape [1]."""
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, name: str, seed: int | None = None) -> None:
+        self.name = name
         self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, Tensor] = {}
         self.seed = seed
         self._known: dict[Any, tuple[str, ...]] = {}
@@ -153,28 +156,24 @@ class Builder:
             return self.ints(*items)
         return self.op("Concat", *map(self.vector, items), axis=0)
 
-    def save(
-        self, path: Path, inputs: Sequence[Any], outputs: Sequence[Any], name: str, metadata: dict[str, str],
-        external: bool | None = None,
-    ) -> None:  # fmt: skip
+    def save(self, path: Path, metadata: dict[str, str], external: bool | None = None) -> None:
         """Write the nodes that are used, as a file.
 
         Args:
-            inputs, outputs: ValueInfoProtos.
             external: keep large tensors in `<name>.data` beside the file; None does so where one file cannot hold them.
 
         Raises:
             OnnxError: the file cannot be written.
         """
-        nodes = _used(self.nodes, {out.name for out in outputs})
-        wanted = {n for node in nodes for n in node.input} | {i.name for i in inputs}
+        nodes = _used(self.nodes, {out.name for out in self.outputs})
+        wanted = {n for node in nodes for n in node.input} | {i.name for i in self.inputs}
         tensors = {n: t for n, t in self.initializers.items() if n in wanted}
         outside = external or (external is None and sum(t.nbytes for t in tensors.values()) > _LARGEST)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.with_name(f"{path.name}.data") if outside else None
             initializers = _stored(tensors, data)
-            graph = helper.make_graph(nodes, name, list(inputs), list(outputs), initializers)
+            graph = helper.make_graph(nodes, self.name, self.inputs, self.outputs, initializers)
             model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="lfpgraph")
             model.ir_version = IR_VERSION
             for key, text in metadata.items():

@@ -147,7 +147,8 @@ class OrtTrainer:
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0.0) + value * len(target)
                 done += 1
-                bar.show(done, f"epoch {epoch + 1}/{epochs} " + _text(metrics))
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                bar.show(done, f"epoch {epoch + 1}/{epochs} {figures}")
             row = {name: value / length for name, value in sums.items()}
             row["seconds"] = time.perf_counter() - start
             if validation is not None:
@@ -288,7 +289,3 @@ class _Bar:
     def close(self) -> None:
         if self.on:
             print(file=sys.stderr)
-
-
-def _text(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

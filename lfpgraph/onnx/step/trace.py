@@ -22,7 +22,7 @@ from .optimizers import OPTIMIZERS, clip_by_norm
 
 __all__ = ["REWARDS", "Step", "trace_forward", "trace_step"]
 
-REWARDS = ("softmax", "mse", "external")
+REWARDS = {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}  # with their metrics
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -178,7 +178,7 @@ def trace_step(
     step.parameters = [inputs[i][1] for i in trained]
     step.buffers = list(graph.mutations)
     step.state = [name for name, _ in state]
-    step.metrics = list(_metric_names(reward))
+    step.metrics = list(REWARDS[reward])
     return step
 
 
@@ -202,10 +202,6 @@ def _feedback(plan: Plan, found: Any, places: list[int], i: int, value: Tensor) 
             own = plan.feedback(node, value, s)
             total = own if total is None else total + own
     return total
-
-
-def _metric_names(reward: str) -> tuple[str, ...]:
-    return {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}[reward]
 
 
 def _signal(reward: str, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
