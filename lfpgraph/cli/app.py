@@ -92,8 +92,7 @@ def train(
     """Train your own model on your own data by LFP, beside backprop."""
     from ..composites.composite import get_composite
     from ..demo.training import Options
-    from .arguments import datasets, optimizer_named
-    from .functions import call_target, load_target
+    from .functions import call_target, datasets, load_target, optimizer_named
 
     rules = get_composite(composite)
     if epsilon is not None:
@@ -133,8 +132,7 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..demo.training import compare
-    from .arguments import loss_named
-    from .functions import call_target
+    from .functions import call_target, loss_named
 
     function = loss_named(loss)
     metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"

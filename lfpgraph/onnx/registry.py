@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-__all__ = ["DECOMPOSITIONS", "DTYPES", "TRANSLATORS", "decomposes", "translates"]
+__all__ = ["DECOMPOSITIONS", "DTYPES", "SAME_NAMES", "TRANSLATORS", "decomposes", "translates"]
 
 Translator = Callable[..., Any]
 TRANSLATORS: dict[Any, Translator] = {}
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+# Operators of one tensor that torch calls by the same name in lower case.
+SAME_NAMES = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log",
+    "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh",
+)  # fmt: skip
 DTYPES = {  # by ONNX's number
     1: torch.float32,
     2: torch.uint8,

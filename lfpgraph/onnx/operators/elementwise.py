@@ -8,39 +8,11 @@ from typing import Any
 
 import torch
 
-from ..registry import translates
+from ..registry import SAME_NAMES, translates
 from .builder import Builder, Value
 from .operands import operand, scalar
 
 aten = torch.ops.aten
-
-_UNARY = {
-    aten.abs.default: "Abs",
-    aten.acos.default: "Acos",
-    aten.acosh.default: "Acosh",
-    aten.asin.default: "Asin",
-    aten.asinh.default: "Asinh",
-    aten.atan.default: "Atan",
-    aten.atanh.default: "Atanh",
-    aten.ceil.default: "Ceil",
-    aten.cos.default: "Cos",
-    aten.cosh.default: "Cosh",
-    aten.erf.default: "Erf",
-    aten.exp.default: "Exp",
-    aten.floor.default: "Floor",
-    aten.log.default: "Log",
-    aten.neg.default: "Neg",
-    aten.reciprocal.default: "Reciprocal",
-    aten.relu.default: "Relu",
-    aten.round.default: "Round",
-    aten.sigmoid.default: "Sigmoid",
-    aten.sign.default: "Sign",
-    aten.sin.default: "Sin",
-    aten.sinh.default: "Sinh",
-    aten.sqrt.default: "Sqrt",
-    aten.tan.default: "Tan",
-    aten.tanh.default: "Tanh",
-}
 
 
 def _unary(kind: str) -> Any:
@@ -50,8 +22,8 @@ def _unary(kind: str) -> Any:
     return translate
 
 
-for _operation, _kind in _UNARY.items():
-    translates(_operation)(_unary(_kind))
+for _kind in SAME_NAMES:
+    translates(getattr(aten, _kind.lower()).default)(_unary(_kind))
 
 
 # Formulas of an operand; `number` makes a constant of its dtype.

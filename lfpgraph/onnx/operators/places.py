@@ -10,8 +10,7 @@ import torch
 
 from ..registry import translates
 from .builder import Builder, Value
-from .fills import filled
-from .operands import operand
+from .operands import filled, operand
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ...errors import OnnxError
 from ..registry import TRANSLATORS
-from . import arithmetic, elementwise, fills, logic, places, shapes, slices, sums  # noqa: F401  (they fill the registry)
+from . import arithmetic, elementwise, operands, places, shapes, slices, sums  # noqa: F401  (they fill the registry)
 from .builder import Builder, Value, onnx_type
 
 __all__ = ["tensor_info", "translate", "value_of"]
