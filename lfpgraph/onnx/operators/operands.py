@@ -10,7 +10,7 @@ import torch
 from ..registry import translates
 from .builder import Builder, Value
 
-__all__ = ["binary", "common_dtype", "filled", "operand", "scalar"]
+__all__ = ["binary", "common_dtype", "each_of", "filled", "operand", "scalar"]
 
 aten = torch.ops.aten
 
@@ -48,6 +48,12 @@ def common_dtype(*items: Any) -> torch.dtype:
 def binary(b: Builder, kind: str, x: Any, y: Any, dtype: torch.dtype) -> str:
     """An operator of two operands that meet in a dtype."""
     return str(b.op(kind, operand(b, x, dtype), operand(b, y, dtype)))
+
+
+def each_of(values: Sequence[int], n: int) -> list[int]:
+    """A number for each of n axes, where one may stand for all."""
+    items = [int(v) for v in values]
+    return items * n if len(items) == 1 else items
 
 
 def filled(b: Builder, shape: Sequence[Any], value: Any, dtype: torch.dtype) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from ..registry import translates
 from .builder import Builder, Value
-from .operands import operand, scalar
+from .operands import each_of, operand, scalar
 
 aten = torch.ops.aten
 
@@ -31,24 +31,19 @@ def convolution(
 ) -> Any:  # fmt: skip
     n = weight.rank - 2
     spread: dict[str, Any] = {
-        "strides": _each(stride, n), "pads": _each(padding, n) * 2, "dilations": _each(dilation, n), "group": groups,
+        "strides": each_of(stride, n), "pads": each_of(padding, n) * 2, "dilations": each_of(dilation, n), "group": groups,
     }  # fmt: skip
     if transposed:
-        return b.op("ConvTranspose", x, weight, bias, output_padding=_each(output_padding, n), **spread)
+        return b.op("ConvTranspose", x, weight, bias, output_padding=each_of(output_padding, n), **spread)
     return b.op("Conv", x, weight, bias, **spread)
-
-
-def _each(values: Sequence[int], n: int) -> list[int]:
-    items = [int(v) for v in values]
-    return items * n if len(items) == 1 else items
 
 
 def _pool_attributes(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil: bool, n: int
 ) -> dict[str, Any]:
-    kernel = _each(kernel, n)
+    kernel = each_of(kernel, n)
     return {
-        "kernel_shape": kernel, "strides": _each(stride, n) if stride else kernel, "pads": _each(padding, n) * 2,
+        "kernel_shape": kernel, "strides": each_of(stride, n) if stride else kernel, "pads": each_of(padding, n) * 2,
         "ceil_mode": int(ceil),
     }  # fmt: skip
 
@@ -73,7 +68,7 @@ def max_pool_with_indices(
     """Torch's indices count within an image and channel; ONNX's over the whole tensor, so they are taken modulo."""
     n = x.rank - 2
     attributes = _pool_attributes(kernel, stride, padding, ceil_mode, n)
-    value, places = b.op("MaxPool", x, outputs=2, dilations=_each(dilation, n), **attributes)
+    value, places = b.op("MaxPool", x, outputs=2, dilations=each_of(dilation, n), **attributes)
     area: Any = 1
     for axis in range(2, x.rank):
         size = b.size(x, axis)
