@@ -17,9 +17,8 @@ from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
 from ..graph.graph import OpGraph, is_float, module_path, operation_name, source_line
 from ..tracing.tracer import trace
-from .classes import CLASSES, NodeClass, arrivals, classify_nodes, place_of
+from .classes import CLASSES, NodeClass, arrivals, classify_nodes, leak_counts, place_of
 from .flops import node_flops
-from .leaks import leak_counts
 from .parameters import parameter_report
 
 __all__ = ["CoverageReport", "coverage", "coverage_of"]

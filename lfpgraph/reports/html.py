@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..graph.graph import module_path, operation_name, source_line
-from .classes import CLASSES, NodeClass
-from .leaks import LEAKS
+from .classes import CLASSES, LEAKS, NodeClass
 from .table import MEANINGS, count, percent
 from .tree import Branch, module_tree
 
