@@ -42,8 +42,15 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "Where": torch.where,
     "Xor": torch.logical_xor,
 }
+
+
+def _bit_shift(x: Tensor, y: Tensor, direction: str) -> Tensor:
+    return torch.bitwise_left_shift(x, y) if direction == "LEFT" else torch.bitwise_right_shift(x, y)
+
+
 # Functions of the inputs and of attributes, these with what the operator takes where the file has none.
 _WITH_ATTRIBUTES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "BitShift": (_bit_shift, {"direction": "RIGHT"}),
     "Celu": (lambda x, alpha: F.celu(x, alpha), {"alpha": 1.0}),
     "Elu": (lambda x, alpha: F.elu(x, alpha), {"alpha": 1.0}),
     "Gelu": (lambda x, approximate: F.gelu(x, approximate=approximate), {"approximate": "none"}),
@@ -139,12 +146,6 @@ def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
         elif bound is not None:
             x = torch.clamp(x, min=bound) if how is torch.maximum else torch.clamp(x, max=bound)
     return x
-
-
-@imports("BitShift")
-def bit_shift(node: Node, x: Tensor, y: Tensor) -> Any:
-    shift = torch.bitwise_left_shift if node.get("direction") == "LEFT" else torch.bitwise_right_shift
-    return shift(x, y)
 
 
 @imports("IsInf")

@@ -36,9 +36,16 @@ def sub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
     return binary(b, "Sub", x, y, result.dtype)
 
 
-@translates(aten.mul.Tensor, aten.mul.Scalar)
-def mul(b: Builder, result: Any, x: Any, y: Any) -> Any:
-    return binary(b, "And" if result.dtype == torch.bool else "Mul", x, y, result.dtype)
+def _pair(kind: str, of_booleans: str | None = None) -> Any:
+    def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
+        return binary(b, of_booleans or kind if result.dtype == torch.bool else kind, x, y, result.dtype)
+
+    return translate
+
+
+translates(aten.mul.Tensor, aten.mul.Scalar)(_pair("Mul", "And"))
+translates(aten.clamp_min.default, aten.maximum.default, aten.clamp_min.Tensor)(_pair("Max"))
+translates(aten.clamp_max.default, aten.minimum.default, aten.clamp_max.Tensor)(_pair("Min"))
 
 
 @translates(aten.div.Tensor, aten.div.Scalar)
@@ -97,16 +104,6 @@ def power(b: Builder, result: Any, x: Any, y: Any) -> Any:
     if y == 0.5 and isinstance(x, Value):
         return b.op("Sqrt", operand(b, x, result.dtype))
     return binary(b, "Pow", x, y, result.dtype)
-
-
-@translates(aten.clamp_min.default, aten.maximum.default, aten.clamp_min.Tensor)
-def maximum(b: Builder, result: Any, x: Any, y: Any) -> Any:
-    return binary(b, "Max", x, y, result.dtype)
-
-
-@translates(aten.clamp_max.default, aten.minimum.default, aten.clamp_max.Tensor)
-def minimum(b: Builder, result: Any, x: Any, y: Any) -> Any:
-    return binary(b, "Min", x, y, result.dtype)
 
 
 @translates(aten.hardtanh.default, aten.clamp.default, aten.clamp.Tensor)
@@ -194,14 +191,12 @@ def bitwise_not(b: Builder, result: Any, x: Value) -> Any:
     return b.op("Not" if x.dtype == torch.bool else "BitwiseNot", x)
 
 
-@translates(aten.isnan.default)
-def isnan(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("IsNaN", x)
+def _question(kind: str) -> Any:
+    return lambda b, result, x: b.op(kind, x)
 
 
-@translates(aten.isinf.default)
-def isinf(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("IsInf", x)
+translates(aten.isnan.default)(_question("IsNaN"))
+translates(aten.isinf.default)(_question("IsInf"))
 
 
 @translates(aten.where.self)

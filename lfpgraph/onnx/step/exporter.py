@@ -88,8 +88,11 @@ def export_training_step(
         described["forward"] = f"{path.stem}.forward.onnx"
     if not inside:
         described["values"] = f"{path.stem}.safetensors"
-        stored = [*described["parameters"], *described["frozen"], *described["buffers"]]
-        _write_values(model, stored, path.with_name(described["values"]))
+        from safetensors.torch import save_file
+
+        tensors, stored = state_tensors(model), [*described["parameters"], *described["frozen"], *described["buffers"]]
+        values = {name: tensors[name].detach().cpu().contiguous().clone() for name in stored}
+        save_file(values, path.with_name(described["values"]))
     b.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
         export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
@@ -237,10 +240,3 @@ def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]
     titles = [f"output_{i}" if i else "output" for i in range(len(results))]
     _name_results(b, titles, results, _open_axes(step, names))
     return b
-
-
-def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = state_tensors(model)
-    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)
