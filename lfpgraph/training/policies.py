@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -90,22 +91,17 @@ class Policy:
             if key in state:
                 self.load_state_dict(state[key])
 
-        return _Handles(
-            [
-                optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: self(named)),
-                optimizer.register_state_dict_post_hook(save),
-                optimizer.register_load_state_dict_pre_hook(load),
-            ]
+        handles = (
+            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: self(named)),
+            optimizer.register_state_dict_post_hook(save),
+            optimizer.register_load_state_dict_pre_hook(load),
         )
 
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
 
-class _Handles:
-    def __init__(self, handles: list[Any]) -> None:
-        self.handles = handles
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        return SimpleNamespace(remove=remove)
 
 
 class Policies(Policy):

@@ -14,26 +14,22 @@ from .operands import binary, common_dtype, operand, scalar
 aten = torch.ops.aten
 
 
-def _with_times(b: Builder, kind: str, x: Any, y: Any, alpha: float, dtype: torch.dtype) -> Any:
-    """x and alpha times y."""
-    scaled = b.op("Mul", operand(b, y, dtype), scalar(b, alpha, dtype))
-    return b.op(kind, operand(b, x, dtype), scaled)
+def _times(b: Builder, y: Any, alpha: float, dtype: torch.dtype) -> Any:
+    value = operand(b, y, dtype)
+    return value if alpha == 1 else b.op("Mul", value, scalar(b, alpha, dtype))
 
 
 @translates(aten.add.Tensor, aten.add.Scalar)
 def add(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
-    if alpha != 1:
-        return _with_times(b, "Add", x, y, alpha, result.dtype)
     if isinstance(y, float | int) and y == 0:  # adding zero changes minus zero alone
         return operand(b, x, result.dtype)
-    return binary(b, "Or" if result.dtype == torch.bool else "Add", x, y, result.dtype)
+    kind = "Or" if result.dtype == torch.bool else "Add"
+    return b.op(kind, operand(b, x, result.dtype), _times(b, y, alpha, result.dtype))
 
 
 @translates(aten.sub.Tensor, aten.sub.Scalar)
 def sub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
-    if alpha != 1:
-        return _with_times(b, "Sub", x, y, alpha, result.dtype)
-    return binary(b, "Sub", x, y, result.dtype)
+    return b.op("Sub", operand(b, x, result.dtype), _times(b, y, alpha, result.dtype))
 
 
 def _pair(kind: str, of_booleans: str | None = None) -> Any:

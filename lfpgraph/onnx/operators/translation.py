@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,8 +71,6 @@ def _call(b: Builder, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     if isinstance(result, int | torch.SymInt) and not isinstance(result, bool) and isinstance(_settled(result), int):
         return _settled(result)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])  # type: ignore[misc]
-    if node.target is operator.getitem:
-        return env[node.args[0]][node.args[1]]  # type: ignore[index]
     try:
         found = TRANSLATORS[node.target](b, result, *args, **kwargs)
     except (NotImplementedError, KeyError) as error:
