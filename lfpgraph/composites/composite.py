@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..errors import CompositeError, near
+from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
 from ..numerics import scale_by_size
 from ..registry import Family, Handler, Rule
@@ -55,8 +55,7 @@ class Ruleset:
     wake: bool = True
 
     def __post_init__(self) -> None:
-        if self.scale not in ("weight", "signal"):
-            raise CompositeError(f'scale={self.scale!r} is not known; choose "weight" or "signal"')
+        check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
         if not self.floor >= 0:
             raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
 

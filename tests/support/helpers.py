@@ -9,9 +9,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 import lfpgraph
+from lfpgraph import registry
 from lfpgraph.cli import app as cli
+from lfpgraph.registry import Rule
+
+
+def remove_rule(op: OpOverload) -> Rule | None:
+    """Take a rule out of the registry and return it."""
+    return registry._RULES.pop(op, None)
+
+
+def restore_rule(entry: Rule) -> None:
+    """Put back what `remove_rule` returned."""
+    assert entry.op is not None
+    registry._RULES[entry.op] = entry
 
 
 def relative(a: Tensor, b: Tensor) -> float:
