@@ -24,6 +24,7 @@ from .watch import Watch
 __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
+_UNSURE, _SETTLED = 3, 100  # runs for which all values are kept: at first; once a run has taken another way than expected
 
 
 def changes_gradients(composite: Composite) -> bool:
@@ -62,6 +63,7 @@ class LiveEngine:
         self.watch, self.path, self.adopt = watch, path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
+        self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
         self._unread: dict[Any, list[int]] = {}
         self.runs = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
@@ -79,7 +81,7 @@ class LiveEngine:
         if not changes_gradients(self.composite):
             return call(*args, **kwargs)
         self.runs += 1
-        record = Record(_Leaves(self, args, kwargs), self.last, self.path)
+        record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
         try:
             with recording(record):
                 result = call(*args, **kwargs)
@@ -105,6 +107,7 @@ class LiveEngine:
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last = schedule
+        self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         lost = amend(schedule, record, outputs, self.check, self.watch)
@@ -160,6 +163,10 @@ class _Leaves:
         self.engine, self.args, self.kwargs = engine, args, kwargs
         self.inputs: dict[int, int] | None = None
         self.looked = False
+
+    def givens(self) -> list[Tensor]:
+        """The tensors that the run was given and that autograd follows."""
+        return [t for t in tensors_in((self.args, self.kwargs)) if t.requires_grad]
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
         found = self.engine.name(tensor)

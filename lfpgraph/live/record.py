@@ -6,7 +6,7 @@ Nothing here keeps a model's own tensors alive after the run: `Record.close` let
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
-from .values import Values
+from .values import NameLeaf, Values
 
 __all__ = ["Notes", "Record", "Ref", "refs_in"]
 
@@ -40,11 +40,16 @@ class Record(Values):
         name_leaf: says of a tensor that no operation made what it is, as (kind, name).
         expected: `keeps` (steps whose results are needed) and `templates` (steps whose arguments are) of the run that
             this one is likely to repeat, by the steps' keys; None to keep everything.
+        keep_all: keep the results of all steps while the run lasts, in case it does not repeat that one.
+
+    Attributes:
+        parted: whether the run took another way than the expected one.
     """
 
-    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]], expected: Any = None, root: str = "") -> None:
+    def __init__(self, name_leaf: NameLeaf, expected: Any = None, root: str = "", keep_all: bool = False) -> None:
         super().__init__(name_leaf)
-        self.expected = expected
+        self.expected, self.keep_all = expected, keep_all
+        self.parted = False
         self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
         self.steps: list[tuple[OpOverload, tuple[int, ...]]] = []
         self.templates: list[Any] = []
@@ -134,8 +139,8 @@ class Record(Values):
         self.steps.append((info.node, outs))
         self._trace_sources(info, ins, outs, args)
         self._check_expected(step, self.keys[-1])
-        every = self.expected is None
-        wanted = every or step in self.expected.templates
+        every = self.expected is None or self.keep_all
+        wanted = self.expected is None or step in self.expected.templates
         self.templates.append((before or self._template(args, kwargs)) if wanted else None)
         if every or step in self.expected.keeps:
             for number, x in zip(outs, results):
@@ -147,6 +152,7 @@ class Record(Values):
         """Whether the run still repeats the one it is likely to repeat; from a step that does not, keep everything."""
         if self.expected is not None and not self.expected.repeats(step, key):
             self.recall(step)
+            self.parted = True
         if self.expected is None:
             self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
             self.lines[step] = _user_line()
@@ -162,7 +168,7 @@ class Record(Values):
         self.steps.append((op, (number,)))
         self._check_expected(step, key)
         self.templates.append((([Ref(n) for n in sources], Ref(sources[0])), {}))
-        if self.expected is None or step in self.expected.keeps:
+        if self.expected is None or self.keep_all or step in self.expected.keeps:
             with paused():
                 self._keep(number, x)
         return number

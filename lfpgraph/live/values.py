@@ -8,9 +8,8 @@ tensor.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +21,16 @@ from .operations import OWN_BACKWARD, OWN_VIEW
 __all__ = ["Leaf", "Values"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
+
+
+class NameLeaf(Protocol):
+    """Says of a tensor that no operation made what it is, as (kind, name)."""
+
+    def __call__(self, tensor: Tensor) -> tuple[str, Any]:
+        """Its kind and name."""
+
+    def givens(self) -> list[Tensor]:
+        """The tensors that the run was given and that autograd follows."""
 
 
 @dataclass
@@ -50,7 +59,7 @@ class Values:
         own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
     """
 
-    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]]) -> None:
+    def __init__(self, name_leaf: NameLeaf) -> None:
         self.name_leaf = name_leaf
         self.shapes: list[torch.Size] = []
         self.dtypes: list[torch.dtype] = []
@@ -62,6 +71,7 @@ class Values:
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
         self.own_reads: list[tuple[int, Any, int]] = []
+        self.started = torch._C._autograd._get_sequence_nr()  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -127,6 +137,11 @@ class Values:
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
+        if _is_older(edge[0], self.started):
+            return self._leaf(x)
+        for given in self.name_leaf.givens():
+            if self.known(given) is None:
+                self._leaf(given)
         found: list[int] = []
         names: set[str] = set()
         seen: set[Any] = set()
@@ -143,6 +158,8 @@ class Values:
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):
                     number = self._own_leaf(source.variable, node, slot)
+                if number is None and _is_older(source, self.started):
+                    continue
                 if number is None:
                     stack.append(source)
                 elif number not in found:
@@ -173,3 +190,8 @@ class Values:
         if leaf.kind == "parameter":
             self.own_reads.append((number, node, slot))
         return number
+
+
+def _is_older(node: Any, started: int) -> bool:
+    """Whether an autograd node was made before a run began; nodes of leaves have no time."""
+    return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
