@@ -64,6 +64,7 @@ class LiveEngine:
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
+        self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
         self.runs = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
@@ -100,10 +101,13 @@ class LiveEngine:
         leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
         key = (tuple(record.keys), leaves, outputs, ends)
         schedule = self.schedules.get(key)
+        if key in self._hopeless:
+            return
         if schedule is None:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
             except InputError as error:
+                self._hopeless.add(key)
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last = schedule

@@ -65,6 +65,7 @@ class Record(Values):
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note it."""
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            self._look_at(args)
             return op._op(*args, **kwargs)
         info = info_of(op)
         if info.open is not None:

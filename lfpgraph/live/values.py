@@ -73,12 +73,13 @@ class Values:
         self.own_reads: list[tuple[int, Any, int]] = []
         self.started = torch._C._autograd._get_sequence_nr()  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
+        self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        for kept in (self.edges, self.edge_of, self.aliases, self.seen, self._ids):
+        for kept in (self.edges, self.edge_of, self.aliases, self.seen, self._ids, self._looked_at):
             kept.clear()
         self.kept.clear()
         for listed in (self.leaves, self.own_reads, self._alive):
@@ -167,6 +168,7 @@ class Values:
         self._alive.append(seen)
         if not found:
             return self._leaf(x)
+        found += [n for n in self._inputs_of(seen) if n not in found]
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
         if not is_view:
             self.own.append(edge[0].name())
@@ -175,6 +177,31 @@ class Values:
     def _wants_leaf(self, number: int) -> bool:
         """Whether the value of a leaf is going to be looked at."""
         return True
+
+    def _look_at(self, args: tuple[Any, ...]) -> None:
+        """Note what an operation reads that is not recorded: inside a custom function, under no_grad, under vmap."""
+        for x in args:
+            if isinstance(x, Tensor) and not x.requires_grad:
+                while torch._C._functorch.is_functorch_wrapped_tensor(x):
+                    x = torch._C._functorch.get_unwrapped(x)
+                now = torch._C._autograd._get_sequence_nr()
+                self._looked_at.setdefault(now, []).append(weakref.ref(x))
+
+    def _inputs_of(self, nodes: set[Any]) -> list[int]:
+        """Inputs of the model that autograd does not follow and that were read while these autograd nodes were made.
+
+        A function of parameters and such an input is an activation, one of parameters alone a weight.
+        """
+        found: list[int] = []
+        for node in nodes:
+            if hasattr(node, "variable"):
+                continue
+            made = node._sequence_nr()
+            for ref in self._looked_at.get(made, []) + self._looked_at.get(made + 1, []):
+                x = ref()
+                if x is not None and not x.requires_grad and self.name_leaf(x)[0] == "input":
+                    found.append(self.number(x))
+        return found
 
     def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         """Note a step that no operation was seen to make; the number of its result."""
