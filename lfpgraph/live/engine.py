@@ -15,7 +15,7 @@ from ..engine.plan import make_plan
 from ..errors import InputError, NonFiniteError
 from ..graph.calls import flatten_output
 from .amendments import amend
-from .graph_of_record import graph_of
+from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .record import Notes, Record, refs_in
 from .schedule import Schedule, make_schedule
@@ -24,7 +24,10 @@ from .watch import Watch
 __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
-_UNSURE, _SETTLED = 3, 100  # runs for which all values are kept: at first; once a run has taken another way than expected
+_UNSURE, _SETTLED = (
+    3,
+    100,
+)  # runs for which all values are kept: at first; once a run has taken another way than expected
 
 
 def changes_gradients(composite: Composite) -> bool:
@@ -131,7 +134,7 @@ class LiveEngine:
         return tuple(n for n in ends if n not in outputs and record.seen[n]() is not None)
 
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
-        live = graph_of(record, outputs)
+        live = self._graph(record, outputs)
         nodes = live.graph.placeholder_nodes
         wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
         values = [leaf.tensor.detach() for leaf in record.leaves]
@@ -143,6 +146,21 @@ class LiveEngine:
         schedule = make_schedule(plan, live, record.keys, record.follows)
         schedule.notes = Notes(record.templates, record.paths, record.lines)
         return schedule
+
+    def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:
+        """The graph of a run; where none of its arguments can carry reward, what the run found elsewhere is its input.
+
+        A model may make its tensors from text, pictures or numbers, or keep its coordinates in a buffer.
+        """
+        try:
+            return graph_of(record, outputs)
+        except InputError:
+            found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
+            if not found:
+                raise
+            for leaf in found:
+                leaf.kind, leaf.name = "input", -1
+            return graph_of(record, outputs)
 
     def name(self, tensor: Tensor) -> tuple[str, str] | None:
         """What a tensor is in the model: ("parameter" or "buffer", its dotted name), or None."""

@@ -16,9 +16,12 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
-from .values import NameLeaf, Values
+from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Notes", "Record", "Ref", "refs_in"]
+
+
+_EMPTY = torch.ops.aten.empty.memory_format  # what `torch.tensor` fills unseen: as good as a tensor found
 
 
 class Ref(int):
@@ -58,7 +61,6 @@ class Record(Values):
         self.path = self.root = root  # the module whose call is running, and the one whose run this is
         self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
         self._source_tensors: dict[int, Tensor] = {}
-        self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
 
     # What the recorder is called for
 
@@ -66,6 +68,10 @@ class Record(Values):
         """Run an operation and note it."""
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             self._look_at(args)
+            if info_of(op).writes:
+                self._save_before_write(args)
+            return op._op(*args, **kwargs)
+        if op is _EMPTY:
             return op._op(*args, **kwargs)
         info = info_of(op)
         if info.open is not None:
@@ -117,12 +123,14 @@ class Record(Values):
                 return out  # what came in, as `x.contiguous()` may be
             results: list[Any] = [out]
         elif isinstance(out, list | tuple) and any(isinstance(x, Tensor) for x in out):
-            results = list(out)
+            results = [x[...] if isinstance(x, Tensor) and self.known(x) is not None else x for x in out]
+            out = type(out)(results) if type(out) in (list, tuple) else out
         else:
             return out
         if op_has_no_derivative(info, results):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
-        if not info.writes and self._bridge(info, ins, results, args):
+            out = results[0] if isinstance(out, Tensor) else type(out)(results)
+        if not info.writes and self._bridge(info, ins, results, (*args, *kwargs.values())):
             out = results[0] if isinstance(out, Tensor) else type(out)(results)
         step = len(self.steps)
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
@@ -138,7 +146,7 @@ class Record(Values):
             )
         self.keys.append(tuple(key))
         self.steps.append((info.node, outs))
-        self._trace_sources(info, ins, outs, args)
+        self._trace_sources(info, ins, outs, (*args, *kwargs.values()))
         self._check_expected(step, self.keys[-1])
         every = self.expected is None or self.keep_all
         wanted = self.expected is None or step in self.expected.templates
@@ -193,13 +201,17 @@ class Record(Values):
     def _keep(self, number: int, x: Tensor) -> None:
         self.kept[number] = kept = x.detach()
         if kept.layout is torch.strided:
-            self._stored.setdefault(kept.untyped_storage()._cdata, []).append(number)
+            self._stored.setdefault(storage_of(kept), []).append(number)
 
     def _save_before_write(self, args: tuple[Any, ...]) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
         for x in args:
             if isinstance(x, Tensor) and x.layout is torch.strided:
-                for number in self._stored.pop(x.untyped_storage()._cdata, ()):
+                storage = storage_of(x)
+                for parameter, number in self._aliased.pop(storage, ()):
+                    self._ids.pop(id(parameter), None)  # what is written to is another value, to be taken anew
+                    self.aliases.pop(number, None)
+                for number in self._stored.pop(storage, ()):
                     kept = self.kept[number]
                     self.kept[number] = None if kept is None else kept.clone()
                 break
@@ -264,7 +276,7 @@ class Record(Values):
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
-        for kept in (self._sources, self._source_tensors, self._stored):
+        for kept in (self._sources, self._source_tensors):
             kept.clear()
         self.templates = []
 

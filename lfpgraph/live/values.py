@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from .interception import paused
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "Values"]
+__all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -71,15 +71,30 @@ class Values:
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = torch._C._autograd._get_sequence_nr()  # autograd nodes with a smaller number are older than the run
+        self.started = (
+            torch._C._autograd._get_sequence_nr()
+        )  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
+        self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
+        self._aliased: dict[
+            int, list[tuple[Tensor, int]]
+        ] = {}  # by storage: parameters taken by an alias, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        for kept in (self.edges, self.edge_of, self.aliases, self.seen, self._ids, self._looked_at):
+        for kept in (
+            self.edges,
+            self.edge_of,
+            self.aliases,
+            self.seen,
+            self._ids,
+            self._aliased,
+            self._looked_at,
+            self._stored,
+        ):
             kept.clear()
         self.kept.clear()
         for listed in (self.leaves, self.own_reads, self._alive):
@@ -129,9 +144,12 @@ class Values:
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
             self.kept[number] = x.detach()
-        if kind == "parameter" and x.requires_grad:
-            alias = x.view_as(x)
+        if kind != "parameter":
+            self._stored.setdefault(storage_of(x), []).append(number)
+        elif x.requires_grad:
+            alias = x[...]  # an alias, whose derivative may be sparse; that of a view may not
             self.aliases[number] = alias
+            self._aliased.setdefault(storage_of(x), []).append((x, number))
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
         return number
@@ -222,3 +240,10 @@ class Values:
 def _is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
+
+
+def storage_of(x: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else 0

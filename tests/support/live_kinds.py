@@ -180,7 +180,9 @@ def attention():
         def forward(self, x):
             h, weights = self.mha(x, x, x, attn_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
             q = h.unflatten(-1, (2, 4)).transpose(1, 2)
-            return self.head(F.scaled_dot_product_attention(q, q, q, is_causal=True).transpose(1, 2).flatten(2)), weights
+            return self.head(
+                F.scaled_dot_product_attention(q, q, q, is_causal=True).transpose(1, 2).flatten(2)
+            ), weights
 
     def step(model, i):
         return train(model, data(2, 3 + i, 8))
@@ -360,5 +362,43 @@ def numpy_inside():
 
     def step(model, i):
         return train(model, data(5, 6))
+
+    return Model(), step
+
+
+@case()
+def made_from_text():
+    """forward takes words and numbers of Python and makes its tensors itself."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(30, 6), nn.Linear(6, 3)
+
+        def forward(self, words):
+            ids = torch.tensor([[ord(c) - 97 for c in word] for word in words])
+            return self.head(self.embed(ids).mean(1).tanh())
+
+    def step(model, i):
+        return train(model, ["ab", "cd", "xy"][: i + 1])
+
+    return Model(), step
+
+
+@case()
+def coordinates_in_a_buffer():
+    """A field over coordinates that lie in a buffer; forward takes nothing."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("grid", torch.linspace(-1, 1, 8)[:, None])
+            self.a, self.b = nn.Linear(1, 8), nn.Linear(8, 2)
+
+        def forward(self):
+            return self.b(torch.sin(3 * self.a(self.grid)))
+
+    def step(model, i):
+        return train(model)
 
     return Model(), step

@@ -128,7 +128,9 @@ def assert_equal(found: Result, expected: Result, tolerance: float = 0.0) -> Non
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             assert x.dtype == y.dtype and x.shape == y.shape, name
             if tolerance == 0.0 or not (y.is_floating_point() or y.is_complex()):
-                assert torch.equal(x, y) or (x.isnan() == y.isnan()).all() and torch.equal(x.nan_to_num(), y.nan_to_num()), name
+                assert (
+                    torch.equal(x, y) or (x.isnan() == y.isnan()).all() and torch.equal(x.nan_to_num(), y.nan_to_num())
+                ), name
             else:
                 torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
         else:
