@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from ..registry import GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
+from ..tracing.recurrent import RECURRENT, recurrent
 from . import interception
 
 __all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "info_of"]
@@ -102,12 +103,8 @@ def _functional(op: OpOverload) -> OpOverload:
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
-    from torch._decomp import decomposition_table
-
-    from ..tracing.rewrite import RECURRENT
-
     if op in RECURRENT:
-        return _seen_by(decomposition_table[op])
+        return _seen_by(recurrent(op))
     if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
     return None
