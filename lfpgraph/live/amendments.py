@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from ..engine.plan import Plan
 from ..errors import NonFiniteError, RuleError
 from ..numerics import epsilon_factor, stabilize
+from .bridges import wake
 from .call import LiveCall
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
@@ -134,6 +135,8 @@ class _Hooks:
                     inputs.setdefault(edge, i)
             first: set[int] = set()
             for node, slots in _slots(nodes, inputs, record.edges, amendment.inside).items():
+                if amendment.computed:
+                    wake(node)
                 fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
                 node.register_hook(self._departure(fresh))
         del self.record
