@@ -15,7 +15,7 @@ from ..rules.views import vjp
 from ..tracing.recurrent import RECURRENT, recurrent
 from . import interception
 
-__all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "info_of"]
+__all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "has_no_derivative", "info_of"]
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
@@ -116,3 +116,17 @@ def _seen_by(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return run
+
+
+_HAS_DERIVATIVE: dict[OpOverload, bool] = {}
+
+
+def has_no_derivative(info: OpInfo, results: list[Any]) -> bool:
+    """Whether autograd lets a result follow, only to refuse in the backward pass (as for `heaviside`)."""
+    found = _HAS_DERIVATIVE.get(info.node)
+    if found is None:
+        nodes = [x.grad_fn for x in results if isinstance(x, Tensor) and x.grad_fn is not None]
+        if not nodes:
+            return False
+        found = _HAS_DERIVATIVE[info.node] = not any(node.name().endswith("NotImplemented") for node in nodes)
+    return not found

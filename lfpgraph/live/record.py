@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from .bridges import bridge
 from .interception import paused
-from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, info_of
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, info_of
 from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Notes", "Record", "Ref", "refs_in"]
@@ -123,15 +123,23 @@ class Record(Values):
                 return out  # what came in, as `x.contiguous()` may be
             results: list[Any] = [out]
         elif isinstance(out, list | tuple) and any(isinstance(x, Tensor) for x in out):
-            results = [x[...] if isinstance(x, Tensor) and self.known(x) is not None else x for x in out]
-            out = type(out)(results) if type(out) in (list, tuple) else out
+            results = list(out)
+            if not info.writes:  # likewise, as of `broadcast_tensors`
+                results = [None if isinstance(x, Tensor) and self.known(x) is not None else x for x in results]
+                if not any(isinstance(x, Tensor) for x in results):
+                    return out
         else:
             return out
-        if op_has_no_derivative(info, results):
+        changed = False
+        if has_no_derivative(info, results):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
-            out = results[0] if isinstance(out, Tensor) else type(out)(results)
+            changed = True
         if not info.writes and self._bridge(info, ins, results, (*args, *kwargs.values())):
-            out = results[0] if isinstance(out, Tensor) else type(out)(results)
+            changed = True
+        if changed and isinstance(out, Tensor):
+            out = results[0]
+        elif changed:
+            out = type(out)(x if r is None else r for x, r in zip(out, results))
         step = len(self.steps)
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
@@ -310,17 +318,3 @@ def _user_line() -> str:
             return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}'
         frame = frame.f_back  # type: ignore[assignment]
     return ""
-
-
-_HAS_DERIVATIVE: dict[OpOverload, bool] = {}
-
-
-def op_has_no_derivative(info: OpInfo, results: list[Any]) -> bool:
-    """Whether autograd lets a result follow, only to refuse in the backward pass (as for `heaviside`)."""
-    found = _HAS_DERIVATIVE.get(info.node)
-    if found is None:
-        nodes = [x.grad_fn for x in results if isinstance(x, Tensor) and x.grad_fn is not None]
-        if not nodes:
-            return False
-        found = _HAS_DERIVATIVE[info.node] = not any(node.name().endswith("NotImplemented") for node in nodes)
-    return not found

@@ -170,7 +170,7 @@ class Values:
             if node in seen:
                 continue
             seen.add(node)
-            names.add(node.name())
+            names.add(node.name().rpartition("::")[2])
             for slot, (source, index) in enumerate(node.next_functions):
                 if source is None:
                     continue

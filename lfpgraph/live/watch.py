@@ -58,8 +58,10 @@ class Watch:
         compare = self._compared.get(id(parameter), 0) < 2
         self._fed.setdefault(id(parameter), []).append(feedback.detach() if compare else None)
 
-    def arrived(self, name: str, key: int, gradient: Tensor) -> None:
-        """Compare a gradient that has arrived with the feedback that was on its way."""
+    def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
+        """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
+        if gradient is None:
+            return
         fed = self._fed.pop(key, None)
         if fed is None:
             self._say(name, "has received a gradient that is no feedback")
@@ -89,7 +91,7 @@ class _Arrival:
     def __init__(self, watch: Watch, name: str, key: int) -> None:
         self.watch, self.name, self.key = weakref.ref(watch), name, key
 
-    def __call__(self, gradient: Tensor) -> None:
+    def __call__(self, gradient: Tensor | None) -> None:
         watch = self.watch()
         if watch is not None:
             watch.arrived(self.name, self.key, gradient)

@@ -119,7 +119,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
     Recurrent layers become their cells and cells their gates; operations that torch defines in terms of others, or has
     a core decomposition for, become those.
     """
-    from torch._decomp import core_aten_decompositions, decomposition_table
+    from torch._decomp import core_aten_decompositions
     from torch._export.utils import _get_decomp_for_cia
 
     core = core_aten_decompositions()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .live_modules import train
 from .live_table import case, data, loss_of, mlp
-
 
 # Calls and backwards
 
@@ -520,7 +518,6 @@ def functional_transforms():
 @case()
 def transforms_of_the_model():
     """functional_call of the wrapped model with parameters of one's own."""
-    own: dict[str, Any] = {}
 
     def step(model, i):
         params = {k: (v.detach() * 1.1).requires_grad_() for k, v in model.named_parameters()}
