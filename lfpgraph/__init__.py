@@ -25,8 +25,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .engine.direct import feedback
     from .explain import pictures
     from .explain.attribution import Attribution, attribute
-    from .explain.bits import bits_by_importance, quantise
-    from .explain.importances import importance, prune
+    from .explain.importances import bits_by_importance, importance, prune, quantise
     from .explain.target import Contrast
     from .graph.graph import OpGraph
     from .registry import rule
@@ -34,7 +33,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .rewards import reward_loss
     from .tracing.tracer import trace
     from .training import policies
-    from .wrapping.wrapper import is_wrapped, unwrap, wrap
+    from .wrapping.wrapper import explain_wrap, is_wrapped, unwrap, wrap
 
     # Modules that users import from the package itself, wherever their files lie.
     for _module in (centred, hebbian, lrp, metrics, pictures, policies, rivals, spiking):
@@ -63,6 +62,7 @@ __all__ = [
     "composite_names",
     "conservation",
     "coverage",
+    "explain_wrap",
     "feedback",
     "from_reward_function",
     "get_composite",

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import DECOMPOSITIONS
+from .kernels import DECOMPOSITIONS, KERNELS
 
 __all__ = ["ZERO_REWARD", "epsilon_factor", "identity_signal", "scale_by_size", "stabilize"]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _ops = torch.ops.lfpgraph
+_PLAIN = (Tensor, torch.nn.Parameter, float, bool, int)
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
@@ -72,7 +73,19 @@ def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor
 
 
 def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
-    """Run one of our operations, or its formula where autograd is to record it."""
-    recorded = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-    found: Tensor = DECOMPOSITIONS[operation](*args) if recorded else operation(*args)
+    """Run one of our operations, or its formula where autograd is to record it; past the dispatcher where nobody traces."""
+    found: Tensor
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        found = DECOMPOSITIONS[operation](*args)
+    elif _is_eager(args):
+        found = KERNELS[operation](*args)
+    else:
+        found = operation(*args)
     return found
+
+
+def _is_eager(args: tuple[Any, ...]) -> bool:
+    """Whether plain tensors meet no tracer and no transform."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(type(a) in _PLAIN for a in args)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..errors import TraceError
-from ..graph.graph import is_float, shape_of
+from ..graph.graph import ancestors, is_float, shape_of
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
@@ -57,6 +58,14 @@ class Program:
     wanted: list[int]
     call_forward: Callable[..., Any]
     call_feedback: Callable[..., Any]
+
+    @cached_property
+    def reached_from(self) -> list[frozenset[int]]:
+        """For each wanted placeholder, the positions of the outputs that it leads to."""
+        graph = self.plan.graph
+        outputs, nodes = graph.output_nodes, graph.placeholder_nodes
+        behind = {i: ancestors([outputs[i]]) for i in self.signal_outputs}
+        return [frozenset(i for i, before in behind.items() if nodes[place] in before) for place in self.wanted]
 
     def print(self) -> str:
         """The Python code of both graphs."""

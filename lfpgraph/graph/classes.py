@@ -8,6 +8,7 @@ from torch import fx
 from ..errors import InputError
 from ..registry import NOTHING
 from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, family_of, is_float, takes_reward
+from .objective import network_ends
 from .selections import selected_from
 
 __all__ = ["classify"]
@@ -54,15 +55,16 @@ def _kind(sources: set[str], from_input: bool) -> str:
 
 
 def _network(graph: OpGraph) -> set[fx.Node]:
-    """Ancestors of the non-scalar float outputs; without any, of the last operations that use a parameter."""
+    """Ancestors of the non-scalar float outputs, or of the logits they are made of; without any, of the last operations that
+    use a parameter."""
     outputs = [node for node in graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta.get("val"))]
     if not outputs:
         raise InputError("the model returns no float tensor, so there is no output that a reward could be given to.")
     roots = [node for node in outputs if takes_reward(node.meta["val"])]
+    weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
     if not roots:
-        weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
         roots = [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
-    return ancestors(roots)
+    return ancestors(network_ends(roots, weights))
 
 
 def _descendants(roots: set[fx.Node]) -> set[fx.Node]:

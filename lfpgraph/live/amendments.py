@@ -16,9 +16,11 @@ from torch import Tensor, fx
 from ..engine.plan import Plan
 from ..errors import NonFiniteError, RuleError
 from ..numerics import epsilon_factor, stabilize
+from .bridges import wake
 from .call import LiveCall
 from .record import Record
-from .schedule import Amendment, Schedule
+from .schedule import Amendment, Factor, Schedule
+from .watch import Watch
 
 __all__ = ["amend"]
 
@@ -29,14 +31,23 @@ class _Given(list[Any]):
     """The signals at the model's outputs, for rules that look at them; filled as they arrive."""
 
 
-def amend(schedule: Schedule, record: Record, outputs: Sequence[int], check: bool) -> list[str]:
+def amend(
+    schedule: Schedule, record: Record, outputs: Sequence[int], check: bool, watch: Watch | None = None
+) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = _Given([None] * len(outputs))
     for place, number in enumerate(outputs):
-        _tap(record, number, given, place)
-    for leaf in record.leaves:
-        if leaf.kind == "parameter" and leaf.value in record.edge_of:
-            _scale(schedule, record, leaf.value, leaf.tensor)
+        _tap(record, number, given, place, check)
+    own_reads = {number for number, _, _ in record.own_reads}
+    for place, placeholder, plain in schedule.parameters:
+        leaf = record.leaves[place]
+        edge = record.edge_of.get(leaf.value)
+        if edge is not None and not (plain and watch is None):
+            scale = _Scale(schedule.plan, placeholder, plain, leaf.tensor, watch)
+            edge[0].register_prehook(scale.before)
+            for number, node, slot in record.own_reads if leaf.value in own_reads else ():
+                if number == leaf.value:
+                    node.register_hook(scale.at(slot))
     lost = []
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
@@ -47,46 +58,44 @@ def amend(schedule: Schedule, record: Record, outputs: Sequence[int], check: boo
     return lost
 
 
-def _tap(record: Record, number: int, given: list[Any], place: int) -> None:
+def _tap(record: Record, number: int, given: list[Any], place: int, check: bool) -> None:
     edge = record.edge_of.get(number)
     if edge is None:
         return
     node, index = edge
 
     def note(signals: tuple[Any, ...]) -> None:
-        given[place] = signals[index]
+        given[place] = s = signals[index]
+        if check and s is not None and not bool(torch.isfinite(s).all()):
+            raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
 
     node.register_prehook(note)
 
 
-def _scale(schedule: Schedule, record: Record, number: int, parameter: Tensor) -> None:
-    """Turn a parameter's signal into feedback where all its uses come together, and where a custom function reads it."""
-    place = next(i for i, leaf in enumerate(record.leaves) if leaf.value == number)
-    placeholder = schedule.plan.graph.placeholder_nodes[place]
-    plan, value = schedule.plan, parameter.detach()
-    if _is_plain(plan, placeholder):
-        return
-    node, _ = record.edge_of[number]
+class _Scale:
+    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it."""
 
-    def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        (s,) = signals
-        return None if s is None else (plan.feedback(placeholder, value, s),)
+    def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
+        self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
 
-    node.register_prehook(before)
-    for other, own, slot in record.own_reads:
-        if other == number:
+    def feedback(self, s: Tensor) -> Tensor:
+        """The feedback of the signal s."""
+        found = s if self.plain else self.plan.feedback(self.placeholder, self.parameter.detach(), s)
+        if self.watch is not None:
+            self.watch.feed(self.parameter, found)
+        return found
 
-            def after(inputs: tuple[Any, ...], _: Any, slot: int = slot) -> tuple[Any, ...] | None:
-                if inputs[slot] is None:
-                    return None
-                return _replaced(inputs, {slot: plan.feedback(placeholder, value, inputs[slot])})
+    def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A hook on the one alias that a run takes the parameter through."""
+        return None if signals[0] is None else (self.feedback(signals[0]),)
 
-            own.register_hook(after)
+    def at(self, slot: int) -> Any:
+        """A hook on a function that hands a gradient to the parameter itself."""
 
+        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
+            return None if signals[slot] is None else _replaced(signals, {slot: self.feedback(signals[slot])})
 
-def _is_plain(plan: Plan, placeholder: fx.Node) -> bool:
-    ruleset = plan.rulesets.get(placeholder)
-    return ruleset is None or ruleset.scale == "signal"
+        return after
 
 
 def _replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
@@ -99,19 +108,10 @@ class _Hooks:
     def __init__(self, amendment: Amendment, schedule: Schedule, record: Record, given: list[Any], check: bool) -> None:
         self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
         self.numbers = schedule.live.value
-        unit = amendment.unit
-        wanted = {amendment.measure} if amendment.epsilon or amendment.restated else set()
-        wanted |= {self.numbers[n] for n in unit.zeroed_by}
-        wanted |= {self.numbers[unit.inputs[i]] for i in amendment.plain}
-        self.templates: dict[fx.Node, Any] = {}
-        if amendment.computed:
-            wanted |= {n for n in amendment.exits if n >= 0} | {self.numbers[n] for n in unit.inputs}
-            for node in unit.nodes:
-                wanted |= {self.numbers[n] for n in node.all_input_nodes if n in self.numbers and n not in unit.nodes}
-                self.templates[node] = _template(record, schedule, node)
-        kept = {n: record.kept[n] for n in wanted}
-        self.values: dict[int, Tensor] = {n: x for n, x in kept.items() if x is not None}
-        self.complete = len(self.values) == len(wanted) and all(t is not None for t in self.templates.values())
+        kept = record.kept
+        self.values: dict[int, Tensor] = {n: x for n in amendment.needs if (x := kept[n]) is not None}
+        self.templates = {node: record.templates[step] for node, step in amendment.steps}
+        self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
 
@@ -124,55 +124,61 @@ class _Hooks:
         for place, edge in enumerate(edges):
             if edge is not None:
                 nodes.setdefault(edge[0], []).append((place, edge[1]))
-        if amendment.epsilon or amendment.restated or amendment.computed:
+        if amendment.factors or amendment.computed:
             for node, places in nodes.items():
-                node.register_prehook(self._arrival(places, len(edges), len(nodes) == 1))
+                node.register_prehook(self._arrival(places, len(edges)))
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
-            for i, n in enumerate(amendment.unit.inputs):
-                edge = record.edge_of.get(self.numbers.get(n, -1))
+            for i, number in enumerate(amendment.inputs):
+                edge = record.edge_of.get(number)
                 if edge is not None:
                     inputs.setdefault(edge, i)
             first: set[int] = set()
-            inside = {self.numbers[n] for n in amendment.unit.nodes if n in self.numbers}
-            for node, slots in _slots(nodes, inputs, record.edges, inside).items():
+            found, passed = _slots(nodes, inputs, record.edges, amendment.inside)
+            for node in passed if amendment.computed else ():
+                wake(node)
+            for node, slots in found.items():
                 fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
                 node.register_hook(self._departure(fresh))
         del self.record
         return True
 
-    def _arrival(self, places: list[tuple[int, int]], count: int, whole: bool) -> Any:
+    def _arrival(self, places: list[tuple[int, int]], count: int) -> Any:
         """Before autograd goes on: the epsilon factor; or the rule's own answers, worked out and put aside."""
         amendment = self.amendment
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not self.values:
+                raise RuntimeError(
+                    "Trying to backward through the graph a second time, but what it saved has been freed; pass "
+                    "retain_graph=True to the first backward call."
+                )
             found = dict.fromkeys(range(count))
             new: dict[int, Tensor] = {}
             for place, slot in places:
                 s = signals[slot]
-                if s is not None and place == 0 and (amendment.epsilon or amendment.restated):
-                    s = new[slot] = self._settled(s)
+                if s is not None and place in amendment.factors:
+                    s = new[slot] = self._settled(s, amendment.factors[place])
                 found[place] = s
             if amendment.computed and any(s is not None for s in found.values()):
                 self._compute([found[i] for i in range(count)])
-            if not amendment.reaches_inside:
+            if amendment.computed or not amendment.plain:
                 self._let_go()
             return _replaced(signals, new) if new else None
 
         return before
 
-    def _settled(self, s: Tensor) -> Tensor:
-        amendment = self.amendment
-        unit = amendment.unit
-        value = self.values[amendment.measure]
-        if amendment.restated:
-            return s * stabilize(value, amendment.restated) / stabilize(value, amendment.form or 0.0)
-        for node in unit.zeroed_by:
+    def _settled(self, s: Tensor, factor: Factor) -> Tensor:
+        value = self.values[factor.measure]
+        if factor.restated:
+            return s * stabilize(value, factor.restated) / stabilize(value, factor.epsilon)
+        zeroed_by = self.amendment.unit.zeroed_by
+        if factor.mixed:
+            plain = guarded(value, factor.epsilon)
+            return s * self._one_if_zeroed(plain / stabilize(plain, factor.epsilon), zeroed_by).to(s.dtype)
+        for node in zeroed_by:
             value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
-        if amendment.mixed:
-            plain = guarded(value, amendment.epsilon)
-            return s * (plain / stabilize(plain, amendment.epsilon)).to(s.dtype)
-        return epsilon_factor(s, value, amendment.epsilon, amendment.positive)
+        return epsilon_factor(s, value, factor.epsilon, factor.positive)
 
     def _compute(self, signals: list[Any]) -> None:
         amendment = self.amendment
@@ -194,13 +200,23 @@ class _Hooks:
         for i, (x, answer) in enumerate(zip(call.inputs, answers)):
             if answer is None or not unit.wanted[i]:
                 continue
-            if answer.shape != x.shape:
-                answer = answer.sum_to_size(x.shape)
+            answer = self._fitted(answer, x, i)
             if i in amendment.plain:
-                answer = _as_plain(answer, x, amendment.plain[i])
+                answer = self._as_plain(answer, x, i)
             first = next(j for j, n in enumerate(unit.inputs) if n is unit.inputs[i])
             before = self.answers.get(first)
             self.answers[first] = answer.to(x.dtype) if before is None else before + answer.to(x.dtype)
+
+    def _fitted(self, answer: Tensor, x: Tensor, i: int) -> Tensor:
+        if answer.shape == x.shape:
+            return answer
+        try:
+            return answer.sum_to_size(x.shape)
+        except RuntimeError:
+            raise RuleError(
+                f"the rule of {self.plan.graph.describe(self.amendment.unit.node)} answered a signal of shape "
+                f"{list(answer.shape)} for tensor argument {i} of shape {list(x.shape)}"
+            ) from None
 
     def _departure(self, slots: list[tuple[int, int, bool]]) -> Any:
         """Before what autograd has worked out goes to the inputs: what they get in its place."""
@@ -228,7 +244,7 @@ class _Hooks:
                         s = new[slot] = s * share
                     if i in amendment.plain:
                         x = self.values[self.numbers[amendment.unit.inputs[i]]]
-                        new[slot] = _as_plain(s, x, amendment.plain[i])
+                        new[slot] = self._as_plain(s, x, i)
             if self.check and not all(bool(torch.isfinite(s).all()) for s in new.values()):
                 raise NonFiniteError(
                     f"{self.plan.graph.describe(amendment.unit.node)} hands on a signal that is NaN or infinite"
@@ -236,6 +252,16 @@ class _Hooks:
             return _replaced(signals, new)
 
         return after
+
+    def _as_plain(self, s: Tensor, x: Tensor, i: int) -> Tensor:
+        epsilon, zeroed_by = self.amendment.plain[i]
+        return s * self._one_if_zeroed(stabilize(x, epsilon) / guarded(x, epsilon), zeroed_by).to(s.dtype)
+
+    def _one_if_zeroed(self, factor: Tensor, zeroed_by: tuple[fx.Node, ...]) -> Tensor:
+        """The factor of a value; 1 as long as the value is zero only because one of these weights is wholly zero."""
+        for node in zeroed_by:
+            factor = torch.where(self.values[self.numbers[node]].any(), factor, 1.0)
+        return factor
 
     def _let_go(self) -> None:
         if not torch._C._autograd._get_current_graph_task_keep_graph():
@@ -247,19 +273,10 @@ def guarded(x: Tensor, epsilon: float) -> Tensor:
     return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
 
 
-def _as_plain(s: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    return s * (stabilize(x, epsilon) / guarded(x, epsilon)).to(s.dtype)
-
-
-def _template(record: Record, schedule: Schedule, node: fx.Node) -> Any:
-    step = schedule.live.step.get(node)
-    return None if step is None else record.templates[step]
-
-
 def _slots(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: set[int]
-) -> dict[Any, list[tuple[int, int]]]:
-    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs.
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
+) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
+    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
 
     Args:
         exits: the nodes of the unit's outputs.
@@ -277,4 +294,4 @@ def _slots(
             elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
                 seen.add(source)
                 stack.append(source)
-    return found
+    return found, seen

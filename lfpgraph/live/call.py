@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from ..engine.signals import reward_of
 from ..engine.units import Unit
 from ..graph.graph import is_float
+from ..registry import Call
 from .record import Ref
 
 __all__ = ["LiveCall"]
@@ -19,7 +19,7 @@ __all__ = ["LiveCall"]
 Templates = Mapping[fx.Node, tuple[Any, Any]]
 
 
-class LiveCall:
+class LiveCall(Call):
     """As `engine.call.Call`, of values that a run has left; the operation runs again only if its derivative is asked for.
 
     Args:
@@ -72,12 +72,14 @@ class LiveCall:
         return out
 
     def _filled(self, template: Any, replaced: Mapping[int, Any]) -> Any:
-        def fill(ref: Any) -> Any:
-            if not isinstance(ref, Ref):
-                return ref
-            return replaced[int(ref)] if int(ref) in replaced else self._values[int(ref)]
-
-        return pytree.tree_map(fill, template)
+        if isinstance(template, Ref):
+            number = int(template)
+            return replaced[number] if number in replaced else self._values[number]
+        if isinstance(template, list | tuple):
+            return type(template)([self._filled(item, replaced) for item in template])
+        if isinstance(template, dict):
+            return {key: self._filled(item, replaced) for key, item in template.items()}
+        return template
 
     def vjp(self, s: Any, again: bool = False) -> list[Tensor | None]:
         """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others."""

@@ -7,21 +7,27 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..composites.composite import Composite
 from ..engine.plan import make_plan
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from ..graph.calls import flatten_output
 from .amendments import amend
-from .graph_of_record import graph_of
+from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .record import Record
+from .record import Notes, Record, refs_in
 from .schedule import Schedule, make_schedule
+from .watch import Watch
 
 __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
+_UNSURE, _SETTLED = (
+    3,
+    100,
+)  # runs for which all values are kept: at first; once a run has taken another way than expected
 
 
 def changes_gradients(composite: Composite) -> bool:
@@ -33,6 +39,11 @@ def changes_gradients(composite: Composite) -> bool:
 class LiveEngine:
     """Gives the runs of one model feedback in place of the gradient.
 
+    Args:
+        watch: is told which feedback is on its way to which parameter.
+        path: where the model is in the wrapped one, if it is a part.
+        adopt: is called when the model has new parameters.
+
     Plans are kept by the sequence of operations: what they were, their arguments but for sizes and numbers, and which
     value went where.
 
@@ -41,10 +52,23 @@ class LiveEngine:
         runs: how many runs have been recorded.
     """
 
-    def __init__(self, model: nn.Module, composite: Composite, on_missing: str, check: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Composite,
+        on_missing: str,
+        check: bool,
+        watch: Watch | None = None,
+        path: str = "",
+        adopt: Callable[[], None] = lambda: None,
+    ) -> None:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
+        self.watch, self.path, self.adopt = watch, path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
+        self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
+        self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
+        self._unread: dict[Any, list[int]] = {}
         self.runs = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
 
@@ -61,7 +85,7 @@ class LiveEngine:
         if not changes_gradients(self.composite):
             return call(*args, **kwargs)
         self.runs += 1
-        record = Record(_Leaves(self, args, kwargs), self.last)
+        record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
         try:
             with recording(record):
                 result = call(*args, **kwargs)
@@ -76,25 +100,41 @@ class LiveEngine:
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         if not record.steps or not any(record.follows):
             return
+        ends = self._ends(record, outputs)
         leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
-        key = (tuple(record.keys), leaves, outputs)
+        key = (tuple(record.keys), leaves, outputs, ends)
         schedule = self.schedules.get(key)
+        if key in self._hopeless:
+            return
         if schedule is None:
             try:
-                schedule = self.schedules[key] = self._plan(record, outputs)
+                schedule = self.schedules[key] = self._plan(record, outputs + ends)
             except InputError as error:
+                self._hopeless.add(key)
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last = schedule
-        lost = amend(schedule, record, outputs, self.check)
+        self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
+        if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
+        lost = amend(schedule, record, outputs, self.check, self.watch)
         if lost:
             log.warning(
                 "%s took another way than in the call before: in this step %d operations hand on the plain gradient (%s)",
                 type(self.model).__name__, len(lost), ", ".join(lost[:3]),
             )  # fmt: skip
 
+    def _ends(self, record: Record, outputs: Sequence[int]) -> tuple[int, ...]:
+        """Values besides the outputs that nothing in the run reads and somebody still holds: a loss kept on the model, say."""
+        steps = tuple(record.keys)
+        ends = self._unread.get(steps)
+        if ends is None:
+            read = {n for template in record.all_templates() for n in refs_in(template)}
+            ends = self._unread[steps] = [n for n in record.seen if n not in read]
+        return tuple(n for n in ends if n not in outputs and record.seen[n]() is not None)
+
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
-        live = graph_of(record, outputs)
+        live = self._graph(record, outputs)
         nodes = live.graph.placeholder_nodes
         wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
         values = [leaf.tensor.detach() for leaf in record.leaves]
@@ -103,7 +143,24 @@ class LiveEngine:
             names = sorted(set(record.own))
             log.info("%s: the own backward of %s is used as it is", type(self.model).__name__, ", ".join(names))
         log.info("%s: planned %d operations, live", type(self.model).__name__, len(record.steps))
-        return make_schedule(plan, live, record.keys, record.follows)
+        schedule = make_schedule(plan, live, record.keys, record.follows)
+        schedule.notes = Notes(record.templates, record.paths, record.lines)
+        return schedule
+
+    def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:
+        """The graph of a run; where none of its arguments can carry reward, what the run found elsewhere is its input.
+
+        A model may make its tensors from text, pictures or numbers, or keep its coordinates in a buffer.
+        """
+        try:
+            return graph_of(record, outputs)
+        except InputError:
+            found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
+            if not found:
+                raise
+            for leaf in found:
+                leaf.kind, leaf.name = "input", -1
+            return graph_of(record, outputs)
 
     def name(self, tensor: Tensor) -> tuple[str, str] | None:
         """What a tensor is in the model: ("parameter" or "buffer", its dotted name), or None."""
@@ -114,6 +171,7 @@ class LiveEngine:
 
     def look_again(self) -> None:
         """Read the names of the model's parameters and buffers anew."""
+        self.adopt()
         self._names = {}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
@@ -127,6 +185,10 @@ class _Leaves:
         self.engine, self.args, self.kwargs = engine, args, kwargs
         self.inputs: dict[int, int] | None = None
         self.looked = False
+
+    def givens(self) -> list[Tensor]:
+        """The tensors that the run was given and that autograd follows."""
+        return [t for t in tensors_in((self.args, self.kwargs)) if t.requires_grad]
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
         found = self.engine.name(tensor)

@@ -34,7 +34,7 @@ class LiveGraph:
 
 
 def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
-    """The graph of a recorded run whose tensor outputs have these numbers.
+    """The graph of a recorded run whose tensor outputs have these numbers; what leads to none of them is left out.
 
     Raises:
         InputError: nothing in the run can carry reward.
@@ -48,7 +48,7 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         nodes[leaf.value] = node
         placeholders.append(Placeholder(leaf.kind, leaf.name))
     step_of: dict[fx.Node, int] = {}
-    for step, ((op, outs), (args, kwargs)) in enumerate(zip(record.steps, record.templates)):
+    for step, ((op, outs), (args, kwargs)) in enumerate(zip(record.steps, record.all_templates())):
 
         def node_of(ref: Any) -> Any:
             return nodes[int(ref)] if isinstance(ref, Ref) else ref
@@ -75,8 +75,18 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},
         dynamic=False, tracer="live",
     )  # fmt: skip
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     copy_shared_comparisons(found)
-    return LiveGraph(classify(found), {node: n for n, node in nodes.items()}, step_of)
+    left = set(graph.nodes)
+    made = {(node.target, node.args): step for node, step in step_of.items()}
+    for node in left - set(step_of):
+        if (node.target, node.args) in made:  # a comparison's copy
+            step_of[node] = made[node.target, node.args]
+    return LiveGraph(
+        classify(found),
+        {node: n for n, node in nodes.items() if node in left},
+        {node: step for node, step in step_of.items() if node in left},
+    )
 
 
 class _Holder:

@@ -19,20 +19,42 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..engine.call import execute
 from ..engine.plan import Plan
 from ..engine.units import Unit
 from ..graph.graph import is_float
+from ..registry import Call
 from ..rules.views import vjp
 from .graph_of_record import LiveGraph
 
-__all__ = ["Amendment", "Schedule", "make_schedule"]
+__all__ = ["Amendment", "Factor", "Schedule", "make_schedule"]
+
+
+@dataclass
+class Factor:
+    """What a signal is multiplied by when it has arrived at an output.
+
+    Attributes:
+        epsilon: of the epsilon factor; 0 for none.
+        measure: the number of the value that the factor looks at.
+        positive: whether that value has no negative entry.
+        mixed: whether signals of both forms meet there, so that the guarded factor is needed.
+        restated: from which epsilon a stabilized signal has to be restated as one of `epsilon`; None if it need not be.
+    """
+
+    epsilon: float
+    measure: int = -1
+    positive: bool = False
+    mixed: bool = False
+    restated: float | None = None
 
 
 @dataclass
@@ -42,28 +64,26 @@ class Amendment:
     Attributes:
         unit: the unit.
         exits: the numbers of its outputs (-1 where there is none).
-        epsilon: of the factor on its output; 0 for none.
-        measure: the number of the value that the factor looks at.
-        positive: whether that value has no negative entry.
-        mixed: whether signals of both forms meet at the output, so that the guarded factor is needed.
+        factors: on its outputs, by place.
         form: the epsilon of the signal once it has arrived, where it is in stabilized form.
-        restated: from which epsilon a stabilized signal has to be restated, if it has another than the unit's.
         shares: for each input, the multiple of autograd's signal it gets; None where the rule computes the signals.
         computed: whether the rule computes the signals.
-        plain: inputs at which stabilized answers must be handed on as plain ones, with their epsilon.
+        plain: inputs at which stabilized answers must be handed on as plain ones, with their epsilon and `zeroed_by`.
+        needs: the numbers of the values it looks at; steps: of the operations whose arguments it needs.
+        inputs: the numbers of the unit's inputs (-1 where there is none); inside: of what it computes on the way.
     """
 
     unit: Unit
     exits: tuple[int, ...]
-    epsilon: float = 0.0
-    measure: int = -1
-    positive: bool = False
-    mixed: bool = False
+    factors: dict[int, Factor] = field(default_factory=dict)
     form: float | None = None
-    restated: float | None = None
     shares: tuple[float | None, ...] | None = None
     computed: bool = False
-    plain: dict[int, float] = field(default_factory=dict)
+    plain: dict[int, tuple[float, tuple[fx.Node, ...]]] = field(default_factory=dict)
+    needs: tuple[int, ...] = ()
+    steps: tuple[tuple[fx.Node, int], ...] = ()
+    inputs: tuple[int, ...] = ()
+    inside: frozenset[int] = frozenset()
 
     @property
     def reaches_inside(self) -> bool:
@@ -87,9 +107,20 @@ class Schedule:
     live: LiveGraph
     amendments: list[Amendment]
     keys: list[Any]
+    notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
     keeps: set[int] = field(default_factory=set)
     templates: set[int] = field(default_factory=set)
     kept_values: set[int] = field(default_factory=set)
+
+    @cached_property
+    def parameters(self) -> list[tuple[int, fx.Node, bool]]:
+        """For each parameter its place among the leaves, its placeholder, and whether it takes the plain signal."""
+        graph, rulesets = self.plan.graph, self.plan.rulesets
+        return [
+            (i, node, node not in rulesets or rulesets[node].scale == "signal")
+            for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
+            if placeholder.kind == "parameter"
+        ]
 
     def repeats(self, step: int, key: Any) -> bool:
         """Whether a step is the one that this run had at its place."""
@@ -114,22 +145,34 @@ class _Multiple:
         return _Multiple(-self.factor)
 
 
-class _Asked:
+class _Asked(Call):
     """What a rule sees of a unit when it is asked on tensors without data."""
 
     def __init__(self, unit: Unit) -> None:
-        self.op = unit.node.target
-        self.nodes, self.sources, self.is_region = unit.nodes, unit.inputs, unit.is_region
-        self.rectified = unit.rectified is not None
+        self._unit = unit
+        self.op, self.sources, self.nodes, self.is_region = unit.node.target, unit.inputs, unit.nodes, unit.is_region
         self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
-        self.epsilon, self.form, self.direction = unit.option_epsilon, None, -1
-        self.stabilized: bool | float = False
+        self.epsilon, self.rectified = unit.option_epsilon, unit.rectified is not None
+        self.stabilized, self.given, self.direction = False, [], -1
         self.inputs = [node.meta["val"] for node in unit.inputs]
         self.output = unit.node.meta["val"]
+        self.signal: Any = None
         self.args, self.kwargs = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: n.meta["val"])
 
+    def reward(self, s: Tensor) -> Tensor:
+        return torch.empty_like(self.output)
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        values = {n: n.meta["val"] for node in self.nodes for n in node.all_input_nodes}
+        return execute(self._unit, values, tensors)
+
     def vjp(self, s: Any, again: bool = False) -> list[Any]:
-        return [_Multiple() if wanted else None for wanted in self.wanted]
+        """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one."""
+        of_arrived = s is self.signal
+        return [
+            (_Multiple() if of_arrived else torch.empty_like(x)) if wanted else None
+            for x, wanted in zip(self.inputs, self.wanted)
+        ]
 
 
 def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
@@ -137,11 +180,15 @@ def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
     asked = _Asked(unit)
     output = asked.output
     s = [torch.zeros_like(z) if is_float(z) else None for z in output] if isinstance(output, list) else output
+    asked.signal = s
     args, kwargs = ((), {}) if unit.is_region else (asked.args, asked.kwargs)
     assert unit.handler is not None
     try:
         with torch.no_grad():
-            return list(unit.handler(asked, s, *args, **kwargs)), asked.stabilized
+            answers = list(unit.handler(asked, s, *args, **kwargs))
+        return answers if len(answers) == len(unit.inputs) else None, asked.stabilized
+    except AttributeError:
+        raise
     except Exception:  # whatever a rule says of tensors without data, it will be asked again with them
         return None, True if asked.stabilized is True else asked.stabilized
 
@@ -157,7 +204,6 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
     for unit in reversed(plan.units):
         node = unit.node
         if node.target is operator.getitem:
-            arrivals[node.args[0]] += [(u, i, form) for u, i, form in arrivals[node]]  # type: ignore[index]
             continue
         followed = [n in live.value and follows[live.value[n]] for n in unit.inputs]
         if not any(followed):
@@ -167,7 +213,7 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             amendment.shares = tuple(0.0 for _ in unit.inputs)  # no reward passes, so no gradient does
             schedule.amendments.append(amendment)
             continue
-        _settle(amendment, arrivals[node], by_unit)
+        _settle(amendment, arrivals, by_unit)
         answers, stabilized = _answers(unit)
         if answers is None or any(isinstance(a, Tensor) for a in answers):
             amendment.computed = True
@@ -185,7 +231,7 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
                 arrivals[source].append((unit, i, form))
         by_unit[id(unit)] = amendment
         schedule.amendments.append(amendment)
-    schedule.amendments = [a for a in reversed(schedule.amendments) if a.epsilon or a.restated or a.reaches_inside]
+    schedule.amendments = [a for a in reversed(schedule.amendments) if a.factors or a.reaches_inside]
     _needs(schedule)
     return schedule
 
@@ -203,24 +249,42 @@ def _exits(live: LiveGraph, node: fx.Node) -> tuple[int, ...]:
     return tuple(items.get(i, -1) for i in range(len(node.meta["val"])))
 
 
-def _settle(amendment: Amendment, arrived: list[Any], by_unit: dict[int, Amendment]) -> None:
-    """What is to be done to the sum of what arrives at a unit's output (`engine.signals.Sum.settle`)."""
+def _settle(amendment: Amendment, arrivals: Mapping[fx.Node, list[Any]], by_unit: dict[int, Amendment]) -> None:
+    """What is to be done to the sums of what arrives at a unit's outputs (`engine.signals.Sum.settle`)."""
     unit = amendment.unit
+    node = unit.node
+    if not isinstance(node.meta["val"], list):
+        amendment.form = _settle_one(amendment, 0, arrivals[node], unit.epsilon, by_unit)
+        return
+    items = {n.args[1]: arrivals[n] for n in node.users if n.target is operator.getitem and n in arrivals}
+    forms = {place: _settle_one(amendment, place, arrived, unit.epsilon, by_unit) for place, arrived in items.items()}
+    if any(form for form in forms.values()):
+        amendment.form = unit.option_epsilon or None
+        for place, form in forms.items():
+            if form is None and unit.option_epsilon:
+                amendment.factors[place] = Factor(unit.option_epsilon)  # type: ignore[index]
+
+
+def _settle_one(
+    amendment: Amendment, place: Any, arrived: list[Any], own: float, by_unit: dict[int, Amendment]
+) -> float | None:
+    """Settle what arrives at one output; returns the epsilon of the sum's form."""
     forms = {form for _, _, form in arrived}
     stabilized = sorted({form for form in forms if form}, reverse=True)
     if not stabilized:
-        amendment.epsilon = unit.epsilon
-        amendment.form = unit.epsilon or None
-        return
-    epsilon = unit.epsilon or stabilized[0]
-    amendment.form = epsilon
+        if own:
+            amendment.factors[place] = Factor(own)
+        return own or None
+    epsilon = own or stabilized[0]
     if None not in forms and len(stabilized) == 1:
-        amendment.restated = stabilized[0] if stabilized[0] != epsilon else None
-        return
-    amendment.epsilon, amendment.mixed = epsilon, True
-    for user, place, form in arrived:
+        if stabilized[0] != epsilon:
+            amendment.factors[place] = Factor(epsilon, restated=stabilized[0])
+        return epsilon
+    amendment.factors[place] = Factor(epsilon, mixed=True)
+    for user, position, form in arrived:
         if form and user is not None:
-            by_unit[id(user)].plain[place] = form
+            by_unit[id(user)].plain[position] = form, amendment.unit.zeroed_by
+    return epsilon
 
 
 def _needs(schedule: Schedule) -> None:
@@ -228,19 +292,24 @@ def _needs(schedule: Schedule) -> None:
     live = schedule.live
     for amendment in schedule.amendments:
         unit = amendment.unit
-        if amendment.epsilon or amendment.restated:
-            looks_at = unit.rectified if unit.rectified is not None and not amendment.mixed else unit.node
-            exits = _exits(live, looks_at)
-            amendment.measure, amendment.positive = exits[0], looks_at is not unit.node
-            schedule.kept_values.add(amendment.measure)
-            schedule.kept_values.update(live.value[n] for n in unit.zeroed_by)
-        inner = [unit.inputs[i] for i in amendment.plain]
+        needs = {live.value[n] for n in unit.zeroed_by}
+        for place, factor in amendment.factors.items():
+            instead = unit.rectified if unit.rectified is not None and place == 0 and not factor.mixed else None
+            factor.measure = amendment.exits[place] if instead is None else _exits(live, instead)[0]
+            factor.positive = instead is not None
+            needs.add(factor.measure)
+        inner = [n for i, (_, zeroed_by) in amendment.plain.items() for n in (unit.inputs[i], *zeroed_by)]
         if amendment.computed:
             inner += unit.inputs
-            schedule.kept_values.update(n for n in amendment.exits if n >= 0)
-            schedule.templates.update(live.step[n] for n in unit.nodes if n in live.step)
+            needs.update(n for n in amendment.exits if n >= 0)
+            amendment.steps = tuple((n, live.step[n]) for n in unit.nodes)
             for node in unit.nodes:
                 inner += [n for n in node.all_input_nodes if n in live.value and n not in unit.nodes]
-        schedule.kept_values.update(live.value[n] for n in inner if n in live.value)
+        needs.update(live.value[n] for n in inner if n in live.value)
+        amendment.needs = tuple(needs)
+        amendment.inputs = tuple(live.value.get(n, -1) for n in unit.inputs)
+        amendment.inside = frozenset(live.value[n] for n in unit.nodes if n in live.value)
+        schedule.kept_values.update(needs)
+        schedule.templates.update(step for _, step in amendment.steps)
     step_of_value = {live.value[n]: live.step[n] for n in live.value if n in live.step}
     schedule.keeps = {step_of_value[n] for n in schedule.kept_values if n in step_of_value}

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..engine.plan import Plan
 from ..graph.graph import operation_name
+from ..wrapping.calls import wrapping_of
 from ..wrapping.forward import FeedbackForward
 
 __all__ = ["operation_table", "plan_of", "reward_summary"]
@@ -20,10 +21,13 @@ def plan_of(model: nn.Module) -> Plan:
     Raises:
         LookupError: not wrapped, or not traced yet.
     """
+    wrapping = wrapping_of(model)
+    plans = wrapping.all_plans() if wrapping is not None else []
     forward = model.__dict__.get("forward")
     if isinstance(forward, FeedbackForward):
-        for entry in forward.programs:
-            return entry.program.plan
+        plans = [entry.program.plan for entry in forward.programs]
+    if plans:
+        return plans[0]
     raise LookupError(f"{type(model).__name__} has no plan yet: wrap it and call it once with autograd on")
 
 

@@ -50,11 +50,13 @@ class _Feedback(torch.autograd.Function):
             inputs.append(torch.zeros(shape, dtype=dtype, device=device) if g is None else g)
         if ctx.check:
             _check_finite(gradients, "the signal given to the outputs")
+        given = {position for position in program.signal_outputs if gradients[position] is not None}
         del gradients
         signals = program.call_feedback(inputs)
         result: list[Any] = [None] * len(program.plan.graph.placeholders)
-        for position, s in zip(program.wanted, signals):
-            result[position] = s
+        for position, s, outputs in zip(program.wanted, signals, program.reached_from):
+            if outputs & given:  # none for what the loss does not depend on, as autograd leaves `.grad` alone there
+                result[position] = s
         if ctx.check:
             _check_finite(result, "the feedback signal")
         return (None, None, None, *result)

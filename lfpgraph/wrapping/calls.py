@@ -1,0 +1,188 @@
+"""What stands in place of a wrapped model's call, and of its parts' calls: it follows whatever the model is by then.
+
+`nn.Module.__call__` asks the module for `_compiled_call_impl` before anything else. A stand-in there leaves `forward` free
+for others to replace (a trainer's fused head, autocast, adapters) and runs whatever the module is when it is called,
+hooks and all. Each part of the model has a stand-in, too: inside a run of the whole it only says where the run is; called
+by itself, as a training step may do, it gives feedback like the whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..composites.composite import Composite, log_unmoved
+from ..engine.options import Options
+from ..engine.plan import Plan
+from ..errors import TraceError
+from ..live.engine import LiveEngine, changes_gradients
+from ..live.interception import recorder
+from ..live.watch import Watch
+from ..tracing.flat import is_tracing
+from .choice import Choice, Explanation
+from .forward import FeedbackForward
+
+__all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
+
+log = logging.getLogger("lfpgraph")
+_SLOT, _MARK = "_compiled_call_impl", "_lfpgraph"  # a module's copies and pickles drop the first, and keep the second
+
+
+class CallStandIn:
+    """The call of one module of a wrapped model.
+
+    Args:
+        module: the module. path: its dotted name in the wrapped model, "" for the model itself.
+        wrapping: what all stand-ins of the model share.
+    """
+
+    def __init__(self, module: nn.Module, path: str, wrapping: Wrapping) -> None:
+        self.module, self.path, self.wrapping = module, path, wrapping
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        record = recorder()
+        if record is None:
+            return self.wrapping.run(self, args, kwargs)
+        before, record.path = record.path, self.path
+        try:
+            return self.module._call_impl(*args, **kwargs)
+        finally:
+            record.path = before
+
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled function that calls it compiles none of it
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.place()
+
+    def place(self) -> None:
+        """Put this object in place of the module's call."""
+        self.module.__dict__[_SLOT] = self.module.__dict__[_MARK] = self
+
+    def remove(self) -> None:
+        """Give the module its own call back."""
+        for name in (_SLOT, _MARK):
+            if self.module.__dict__.get(name) is self:
+                del self.module.__dict__[name]
+
+
+_frames = torch._C._dynamo.eval_frame
+_frames.set_code_exec_strategy(  # a compiled model, too, runs all of it as it is
+    CallStandIn.__call__.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
+)
+
+
+def wrapping_of(model: nn.Module) -> Wrapping | None:
+    """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
+    found = model.__dict__.get(_MARK)
+    return found.wrapping if isinstance(found, CallStandIn) and found.path == "" else None
+
+
+@dataclass
+class _Counts:
+    """How often the model has run, and how."""
+
+    live: int = 0
+    static: int = 0
+
+
+class Wrapping:
+    """A wrapped model: its options, its engines, and the choice between them.
+
+    Args:
+        engine: "auto", "static" or "live" (see `wrap`).
+    """
+
+    def __init__(self, model: nn.Module, composite: Composite, options: Options, engine: str) -> None:
+        self.model, self.composite, self.options = model, composite, options
+        self.choice = Choice(engine, composite, options)
+        self.watch = Watch(type(model).__name__)
+        self.counts = _Counts()
+        self._static: FeedbackForward | None = None
+        self._live: dict[str, LiveEngine] = {}
+        self._told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        new: dict[str, Any] = {
+            "counts": _Counts(),
+            "_static": None,
+            "_live": {},
+            "_told": False,
+            "choice": self.choice.anew(),
+        }
+        return {**vars(self), **new}
+
+    def place(self) -> None:
+        """Put stand-ins in place of the calls of the model and of all its parts that have none."""
+        for path, module in self.model.named_modules():
+            if _MARK not in module.__dict__:
+                CallStandIn(module, path, self).place()
+        if changes_gradients(self.composite):
+            self.watch.add(self.model.named_parameters())
+
+    def remove(self) -> None:
+        """Undo `place`."""
+        for module in self.model.modules():
+            found = module.__dict__.get(_MARK)
+            if isinstance(found, CallStandIn) and found.wrapping is self:
+                found.remove()
+        self.watch.close()
+
+    def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+        """Call a module of the model from outside of any run of it."""
+        module = part.module
+        if is_tracing() or not torch.is_grad_enabled():
+            return module._call_impl(*args, **kwargs)
+        if not self._told:
+            self._told = True
+            log_unmoved(self.composite, dict(self.model.named_parameters()))
+        if part.path == "" and self.choice.wants_static(module):
+            try:
+                result = self._statically(args, kwargs)
+            except TraceError as error:
+                self.choice.settle_live(error)
+            else:
+                self.counts.static += 1
+                return result
+        self.counts.live += 1
+        engine = self._engine(part)
+        if part.path:
+            return engine.run(module._call_impl, args, kwargs)
+        return self.choice.observe(module, lambda: engine.run(module._call_impl, args, kwargs))
+
+    def _statically(self, args: Any, kwargs: Any) -> Any:
+        if self._static is None:
+            self._static = FeedbackForward(self.model, self.composite, self.options)
+        return self._static(*args, **kwargs)
+
+    def _engine(self, part: CallStandIn) -> LiveEngine:
+        found = self._live.get(part.path)
+        if found is None:
+            composite = self.composite.within(part.path) if part.path else self.composite
+            found = self._live[part.path] = LiveEngine(
+                part.module, composite, self.options.on_missing, self.options.check, self.watch, part.path, self.place
+            )
+        return found
+
+    def all_plans(self) -> list[Plan]:
+        """The plans of all that has run so far."""
+        static = [] if self._static is None else [entry.program.plan for entry in self._static.programs]
+        return static + [schedule.plan for engine in self._live.values() for schedule in engine.schedules.values()]
+
+    @property
+    def plans(self) -> int:
+        """How many sequences of operations have been planned, live."""
+        return sum(engine.plans for engine in self._live.values())
+
+    @property
+    def traces(self) -> int:
+        """How many times the model has been traced."""
+        return 0 if self._static is None else self._static.traces
+
+    def explain(self) -> Explanation:
+        """Which engine runs, and why."""
+        return self.choice.explain(self.counts.live, self.counts.static, self.plans, self.traces)
