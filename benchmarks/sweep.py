@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +25,8 @@ from rich.progress import track
 
 from .sweep_one import default_builder, measure
 from .sweep_table import miss, summary, table
+
+Measure = Callable[[str, Any], dict[str, Any]]  # a model type and a builder, to a row
 
 
 def load_builder(target: str | None) -> Any:
@@ -48,7 +51,7 @@ def model_types() -> list[str]:
     return sorted(CONFIG_MAPPING_NAMES)
 
 
-def _serve(builder: str | None, pipe: Connection) -> None:
+def _serve(builder: str | None, pipe: Connection, measure: Measure) -> None:
     logging.getLogger("lfpgraph").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     build = load_builder(builder)
@@ -59,14 +62,14 @@ def _serve(builder: str | None, pipe: Connection) -> None:
 class Worker:
     """A process that measures one model after another."""
 
-    def __init__(self, builder: str | None) -> None:
-        self.builder = builder
+    def __init__(self, builder: str | None, measure: Measure) -> None:
+        self.builder, self.measure = builder, measure
         self.start()
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(self.builder, other), daemon=True)
+        self.process = context.Process(target=_serve, args=(self.builder, other, self.measure), daemon=True)
         self.process.start()
         other.close()
 
@@ -85,10 +88,12 @@ class Worker:
         return {"type": name, "error": problem}
 
 
-def sweep(names: list[str], out: Path, builder: str | None, jobs: int, seconds: float) -> dict[str, dict[str, Any]]:
+def sweep(
+    names: list[str], out: Path, builder: str | None, jobs: int, seconds: float, measure: Measure = measure
+) -> dict[str, dict[str, Any]]:
     """Measure the types, a row to the file as each is done."""
     idle: SimpleQueue[Worker] = SimpleQueue()
-    workers = [Worker(builder) for _ in range(min(jobs, len(names)))]
+    workers = [Worker(builder, measure) for _ in range(min(jobs, len(names)))]
     for worker in workers:
         idle.put(worker)
 

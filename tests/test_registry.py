@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.errors import RuleError
-from lfpgraph.registry import FAMILIES, find_rule, registered_rules, remove_rule, restore_rule
+from lfpgraph.registry import FAMILIES, find_rule, registered_rules
 
-from .support.helpers import assert_same, gradients, lfp
+from .support.helpers import assert_same, gradients, lfp, remove_rule, restore_rule
 
 aten = torch.ops.aten
 ROOT = Path(__file__).parents[1]

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from ..engine.plan import Plan
 from ..errors import NonFiniteError, RuleError
 from ..numerics import epsilon_factor, stabilize
+from .bridges import wake
 from .call import LiveCall
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
@@ -133,7 +134,10 @@ class _Hooks:
                 if edge is not None:
                     inputs.setdefault(edge, i)
             first: set[int] = set()
-            for node, slots in _slots(nodes, inputs, record.edges, amendment.inside).items():
+            found, passed = _slots(nodes, inputs, record.edges, amendment.inside)
+            for node in passed if amendment.computed else ():
+                wake(node)
+            for node, slots in found.items():
                 fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
                 node.register_hook(self._departure(fresh))
         del self.record
@@ -168,11 +172,12 @@ class _Hooks:
         value = self.values[factor.measure]
         if factor.restated:
             return s * stabilize(value, factor.restated) / stabilize(value, factor.epsilon)
-        for node in self.amendment.unit.zeroed_by:
-            value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
+        zeroed_by = self.amendment.unit.zeroed_by
         if factor.mixed:
             plain = guarded(value, factor.epsilon)
-            return s * (plain / stabilize(plain, factor.epsilon)).to(s.dtype)
+            return s * self._one_if_zeroed(plain / stabilize(plain, factor.epsilon), zeroed_by).to(s.dtype)
+        for node in zeroed_by:
+            value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
         return epsilon_factor(s, value, factor.epsilon, factor.positive)
 
     def _compute(self, signals: list[Any]) -> None:
@@ -197,7 +202,7 @@ class _Hooks:
                 continue
             answer = self._fitted(answer, x, i)
             if i in amendment.plain:
-                answer = _as_plain(answer, x, amendment.plain[i])
+                answer = self._as_plain(answer, x, i)
             first = next(j for j, n in enumerate(unit.inputs) if n is unit.inputs[i])
             before = self.answers.get(first)
             self.answers[first] = answer.to(x.dtype) if before is None else before + answer.to(x.dtype)
@@ -239,7 +244,7 @@ class _Hooks:
                         s = new[slot] = s * share
                     if i in amendment.plain:
                         x = self.values[self.numbers[amendment.unit.inputs[i]]]
-                        new[slot] = _as_plain(s, x, amendment.plain[i])
+                        new[slot] = self._as_plain(s, x, i)
             if self.check and not all(bool(torch.isfinite(s).all()) for s in new.values()):
                 raise NonFiniteError(
                     f"{self.plan.graph.describe(amendment.unit.node)} hands on a signal that is NaN or infinite"
@@ -247,6 +252,16 @@ class _Hooks:
             return _replaced(signals, new)
 
         return after
+
+    def _as_plain(self, s: Tensor, x: Tensor, i: int) -> Tensor:
+        epsilon, zeroed_by = self.amendment.plain[i]
+        return s * self._one_if_zeroed(stabilize(x, epsilon) / guarded(x, epsilon), zeroed_by).to(s.dtype)
+
+    def _one_if_zeroed(self, factor: Tensor, zeroed_by: tuple[fx.Node, ...]) -> Tensor:
+        """The factor of a value; 1 as long as the value is zero only because one of these weights is wholly zero."""
+        for node in zeroed_by:
+            factor = torch.where(self.values[self.numbers[node]].any(), factor, 1.0)
+        return factor
 
     def _let_go(self) -> None:
         if not torch._C._autograd._get_current_graph_task_keep_graph():
@@ -258,14 +273,10 @@ def guarded(x: Tensor, epsilon: float) -> Tensor:
     return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
 
 
-def _as_plain(s: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    return s * (stabilize(x, epsilon) / guarded(x, epsilon)).to(s.dtype)
-
-
 def _slots(
     exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
-) -> dict[Any, list[tuple[int, int]]]:
-    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs.
+) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
+    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
 
     Args:
         exits: the nodes of the unit's outputs.
@@ -283,4 +294,4 @@ def _slots(
             elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
                 seen.add(source)
                 stack.append(source)
-    return found
+    return found, seen

@@ -8,23 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Bridge", "bridge"]
+__all__ = ["Bridge", "bridge", "wake"]
 
 
 class Bridge(torch.autograd.Function):
-    """The identity, with edges to other values; backward gives each the shape of a signal, which a rule then fills."""
+    """The identity, with edges to other values.
+
+    Nothing goes along them, as without the bridge, until `wake` has been called on the autograd node: then backward gives
+    each source zeros in the shape of a signal, for a rule to put its answers in their place.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *sources: Tensor) -> Tensor:
         ctx.kinds = [(s.shape, s.dtype, s.device) for s in sources]
+        ctx.awake = False
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
+        if not ctx.awake:
+            return (None,) * (1 + len(ctx.kinds))
         zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
         return (None, *zeros)
 
 
 def bridge(x: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """x, with the gradient edges of its sources; signals along them are zero unless a rule says otherwise."""
+    """x, with the gradient edges of its sources; no signals go along them unless a rule says so."""
     return Bridge.apply(x, *sources)
+
+
+def wake(node: Any) -> None:
+    """Let an autograd node, if it is a bridge's, hand signals to its sources."""
+    if isinstance(node, Bridge._backward_cls):  # type: ignore[attr-defined]
+        node.awake = True

@@ -12,9 +12,10 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
+from ..tracing.recurrent import RECURRENT, recurrent
 from . import interception
 
-__all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "info_of"]
+__all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "has_no_derivative", "info_of"]
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
@@ -107,12 +108,8 @@ def _functional(op: OpOverload) -> OpOverload:
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
-    from torch._decomp import decomposition_table
-
-    from ..tracing.rewrite import RECURRENT
-
     if op in RECURRENT:
-        return _seen_by(decomposition_table[op])
+        return _seen_by(recurrent(op))
     if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
     return None
@@ -124,3 +121,17 @@ def _seen_by(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return run
+
+
+_HAS_DERIVATIVE: dict[OpOverload, bool] = {}
+
+
+def has_no_derivative(info: OpInfo, results: list[Any]) -> bool:
+    """Whether autograd lets a result follow, only to refuse in the backward pass (as for `heaviside`)."""
+    found = _HAS_DERIVATIVE.get(info.node)
+    if found is None:
+        nodes = [x.grad_fn for x in results if isinstance(x, Tensor) and x.grad_fn is not None]
+        if not nodes:
+            return False
+        found = _HAS_DERIVATIVE[info.node] = not any(node.name().endswith("NotImplemented") for node in nodes)
+    return not found

@@ -68,7 +68,7 @@ class Amendment:
         form: the epsilon of the signal once it has arrived, where it is in stabilized form.
         shares: for each input, the multiple of autograd's signal it gets; None where the rule computes the signals.
         computed: whether the rule computes the signals.
-        plain: inputs at which stabilized answers must be handed on as plain ones, with their epsilon.
+        plain: inputs at which stabilized answers must be handed on as plain ones, with their epsilon and `zeroed_by`.
         needs: the numbers of the values it looks at; steps: of the operations whose arguments it needs.
         inputs: the numbers of the unit's inputs (-1 where there is none); inside: of what it computes on the way.
     """
@@ -79,7 +79,7 @@ class Amendment:
     form: float | None = None
     shares: tuple[float | None, ...] | None = None
     computed: bool = False
-    plain: dict[int, float] = field(default_factory=dict)
+    plain: dict[int, tuple[float, tuple[fx.Node, ...]]] = field(default_factory=dict)
     needs: tuple[int, ...] = ()
     steps: tuple[tuple[fx.Node, int], ...] = ()
     inputs: tuple[int, ...] = ()
@@ -283,7 +283,7 @@ def _settle_one(
     amendment.factors[place] = Factor(epsilon, mixed=True)
     for user, position, form in arrived:
         if form and user is not None:
-            by_unit[id(user)].plain[position] = form
+            by_unit[id(user)].plain[position] = form, amendment.unit.zeroed_by
     return epsilon
 
 
@@ -298,7 +298,7 @@ def _needs(schedule: Schedule) -> None:
             factor.measure = amendment.exits[place] if instead is None else _exits(live, instead)[0]
             factor.positive = instead is not None
             needs.add(factor.measure)
-        inner = [unit.inputs[i] for i in amendment.plain]
+        inner = [n for i, (_, zeroed_by) in amendment.plain.items() for n in (unit.inputs[i], *zeroed_by)]
         if amendment.computed:
             inner += unit.inputs
             needs.update(n for n in amendment.exits if n >= 0)

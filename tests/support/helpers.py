@@ -9,10 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 import lfpgraph
+from lfpgraph import registry
 from lfpgraph.cli import app as cli
 from lfpgraph.composites.composite import Composite, Ruleset
+from lfpgraph.registry import Rule
+
+
+def remove_rule(op: OpOverload) -> Rule | None:
+    """Take a rule out of the registry and return it."""
+    return registry._RULES.pop(op, None)
+
+
+def restore_rule(entry: Rule) -> None:
+    """Put back what `remove_rule` returned."""
+    assert entry.op is not None
+    registry._RULES[entry.op] = entry
+
 
 # Changes nothing about the gradient, and is recorded and planned all the same: the live engine leaves out what "gradient" asks.
 RECORDED = Composite(
