@@ -25,8 +25,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .engine.direct import feedback
     from .explain import pictures
     from .explain.attribution import Attribution, attribute
-    from .explain.bits import bits_by_importance, quantise
-    from .explain.importances import importance, prune
+    from .explain.importances import bits_by_importance, importance, prune, quantise
     from .explain.target import Contrast
     from .graph.graph import OpGraph
     from .registry import rule

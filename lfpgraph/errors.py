@@ -6,7 +6,7 @@ Also here: functions that quote other errors, and names near a wrong one, in suc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 __all__ = [
     "AttributionError",
@@ -111,7 +111,7 @@ class OnnxError(LfpGraphError):
     """An ONNX file that cannot be read, run or trained, or a model or training step that has no ONNX form."""
 
 
-def check_choice(option: str, value: object, choices: Sequence[object], error: type[LfpGraphError]) -> None:
+def check_choice(option: str, value: object, choices: Collection[object], error: type[LfpGraphError]) -> None:
     """Raise `error`, with a message that lists the choices, unless the value of an option is one of them."""
     if value not in choices:
         raise error(f"{option}={value!r} is not known; choose one of {', '.join(map(str, choices))}")

@@ -211,17 +211,6 @@ def find_rule(op: Any) -> Rule | None:
     return _RULES.get(op) or (_RULES.get(op.name()) if isinstance(op, OpOverload) else None)
 
 
-def remove_rule(op: OpOverload) -> Rule | None:
-    """Take a rule out of the registry and return it (tests and experiments)."""
-    return _RULES.pop(op, None)
-
-
-def restore_rule(entry: Rule) -> None:
-    """Put back what `remove_rule` returned."""
-    assert entry.op is not None
-    _RULES[entry.op] = entry
-
-
 def registered_rules(by_name: bool = False) -> list[Rule]:
     """All rules of operation overloads, sorted by operation name; `by_name`: those registered by `"library::operation"`."""
     return sorted((r for op, r in _RULES.items() if isinstance(op, str) == by_name), key=lambda entry: str(entry.op))

@@ -22,3 +22,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture(params=["live", "static"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Both engines, for what a user gets from either."""
+    return str(request.param)

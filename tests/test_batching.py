@@ -1,4 +1,4 @@
-"""Weights used at every time step: their products joined into one give the same feedback."""
+"""Weights used at every time step: in the static engine, their products joined into one give the same feedback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Loop(nn.Module):
 
 def _run(model: nn.Module, x: Tensor, **options: str) -> tuple[dict[str, Tensor], Operations]:
     """Feedback of a wrapped model that has been traced before, and the operations of its backward."""
-    lfpgraph.wrap(model, **options)
+    lfpgraph.wrap(model, engine="static", **options)
     found = gradients(model, x)
     out = model(x)
     total = (out if isinstance(out, Tensor) else out[0]).sum()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import TraceError
+from lfpgraph.errors import DataDependentError
 
-from .support.helpers import assert_same, gradients
+from .support.helpers import assert_made, assert_same, gradients
 from .support.loop_models import cnn, dropping, mlp
 
 SIZES = (5, 17, 64, 2, 1, 3)
@@ -22,11 +22,11 @@ def _both(model: nn.Module, twin: nn.Module, inputs: Tensor, composite: str = "l
     """Feedback of the compiled model against the eager one's at every size; one trace for all."""
     twin.load_state_dict(model.state_dict())
     lfpgraph.wrap(model, composite, compile=True)
-    lfpgraph.wrap(twin, composite)
+    lfpgraph.wrap(twin, composite, engine="static")
     for size in SIZES:
         x = inputs[:size]
         assert_same(gradients(model, x, **call), gradients(twin, x, **call), 1e-9, 1e-12)
-    assert model.forward.traces == 1
+    assert_made(model, "static")
 
 
 @pytest.mark.parametrize("build", [mlp, cnn], ids=["mlp", "cnn"])
@@ -44,7 +44,7 @@ def test_layouts_that_were_not_traced() -> None:
     model, twin = cnn().double(), cnn().double()
     twin.load_state_dict(model.state_dict())
     lfpgraph.wrap(model, compile=True)
-    lfpgraph.wrap(twin)
+    lfpgraph.wrap(twin, engine="static")
     x = torch.randn(4, 2, 8, 8, dtype=torch.float64)
     for batch in (
         x,
@@ -84,8 +84,8 @@ def test_one_call_values_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) if x.sum() > 0 else -self.layer(x)
 
-    model = lfpgraph.wrap(Branching(), compile=True, fallback="retrace")
-    with pytest.raises(TraceError, match="compile"):
+    model = lfpgraph.wrap(Branching(), compile=True)
+    with pytest.raises(DataDependentError, match="Branching.*test_compiled"):
         model(torch.ones(2, 3))
 
 
@@ -99,9 +99,9 @@ def test_transformer_of_any_length(caplog: pytest.LogCaptureFixture) -> None:
     model, twin = GPT2LMHeadModel(config).double().eval(), GPT2LMHeadModel(config).double().eval()
     twin.load_state_dict(model.state_dict())
     lfpgraph.wrap(model, compile=True)
-    lfpgraph.wrap(twin)
+    lfpgraph.wrap(twin, engine="static")
     with caplog.at_level(logging.WARNING, "lfpgraph"):
         for n, length in ((4, 16), (1, 8), (2, 512), (64, 8), (3, 33)):
             ids = torch.randint(0, 50, (n, length))
             assert_same(gradients(model, input_ids=ids), gradients(twin, input_ids=ids), 1e-8, 1e-11)
-    assert model.forward.traces == 1 + ("batch of one" in caplog.text)
+    assert_made(model, "static", 1 + ("batch of one" in caplog.text))

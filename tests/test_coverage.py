@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lfpgraph
-from lfpgraph.registry import remove_rule
 from lfpgraph.reports.analysis import analyse
 from lfpgraph.reports.classes import CLASSES
 from lfpgraph.reports.drawing import drawn_graph, write_graph
 
 from .support.custom_ops import opaque, triple
-from .support.helpers import run_cli
+from .support.helpers import remove_rule, run_cli
 
 
 class Residual(nn.Module):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lfpgraph.registry import remove_rule
 from tools.rules_table import REGENERATE, is_current
+
+from .support.helpers import remove_rule
 
 ROOT = Path(__file__).parents[1]
 

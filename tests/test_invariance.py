@@ -52,9 +52,9 @@ ACTIVATIONS: dict[str, list[Callable[[Tensor], Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_forms(name: str) -> None:
+def test_activation_forms(name: str, engine: str) -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
-    forms = [lfp(Sandwich(f).double(), x) for f in ACTIVATIONS[name]]
+    forms = [lfp(Sandwich(f).double(), x, engine=engine) for f in ACTIVATIONS[name]]
     for other in forms[1:]:
         assert_same(other, forms[0], 1e-9)
 
@@ -100,14 +100,14 @@ def _with_values(norm: nn.Module) -> nn.Module:
         pytest.param([lambda: nn.RMSNorm(6, eps=1e-6), lambda: WrittenRMSNorm(6)], id="rms_norm"),
     ],
 )
-def test_norm_forms(forms: list[Callable[[], nn.Module]]) -> None:
+def test_norm_forms(forms: list[Callable[[], nn.Module]], engine: str) -> None:
     x = torch.randn(5, 4, dtype=torch.float64)
-    found = [lfp(Sandwich(_with_values(form())).double(), x) for form in forms]
+    found = [lfp(Sandwich(_with_values(form())).double(), x, engine=engine) for form in forms]
     for other in found[1:]:
         assert_same(other, found[0], 1e-9)
 
 
-def test_llama_norm_equals_rms_norm() -> None:
+def test_llama_norm_equals_rms_norm(engine: str) -> None:
     """transformers' Llama norm computes in float32 whatever comes in, so the fused twin does too; float32 rounding."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -120,20 +120,20 @@ def test_llama_norm_equals_rms_norm() -> None:
             return F.rms_norm(x.float(), (6,), None, 1e-6).to(x.dtype) * self.weight
 
     x = torch.randn(5, 4, dtype=torch.float64)
-    found = lfp(Sandwich(_with_values(LlamaRMSNorm(6))).double(), x)
-    assert_same(found, lfp(Sandwich(_with_values(Twin())).double(), x), 1e-5)
+    found = lfp(Sandwich(_with_values(LlamaRMSNorm(6))).double(), x, engine=engine)
+    assert_same(found, lfp(Sandwich(_with_values(Twin())).double(), x, engine=engine), 1e-5)
 
 
-def test_llama_norm_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_norm_in_double(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """With its internal float32 read as float64 it equals nn.RMSNorm to 1e-9."""
     from transformers.models.llama import modeling_llama
 
     x = torch.randn(5, 4, dtype=torch.float64)
-    expected = lfp(Sandwich(_with_values(nn.RMSNorm(6, eps=1e-6))).double(), x)
+    expected = lfp(Sandwich(_with_values(nn.RMSNorm(6, eps=1e-6))).double(), x, engine=engine)
     model = Sandwich(_with_values(modeling_llama.LlamaRMSNorm(6))).double()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
-        found = lfp(model, x)
+        found = lfp(model, x, engine=engine)
     assert_same(found, expected, 1e-9)
 
 
@@ -161,9 +161,13 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("masked", ["none", "causal", "learned"])
-def test_attention_forms(masked: str) -> None:
+def test_attention_forms(masked: str, engine: str) -> None:
     x = torch.randn(3, 5, 8, dtype=torch.float64)
-    assert_same(lfp(Attention(True, masked).double(), x), lfp(Attention(False, masked).double(), x), 1e-9)
+    assert_same(
+        lfp(Attention(True, masked).double(), x, engine=engine),
+        lfp(Attention(False, masked).double(), x, engine=engine),
+        1e-9,
+    )
 
 
 class FusedLSTM(nn.Module):
@@ -191,16 +195,16 @@ class LoopLSTM(nn.Module):
         return self.head(h)
 
 
-def test_lstm_equals_loop_of_cells() -> None:
+def test_lstm_equals_loop_of_cells(engine: str) -> None:
     fused = FusedLSTM().double()
     x = torch.randn(3, 6, 4, dtype=torch.float64)
-    expected = {name.replace("cell", "rnn"): g for name, g in lfp(LoopLSTM(fused), x).items()}
-    found = {name.replace("_l0", ""): g for name, g in lfp(fused, x).items()}
+    expected = {name.replace("cell", "rnn"): g for name, g in lfp(LoopLSTM(fused), x, engine=engine).items()}
+    found = {name.replace("_l0", ""): g for name, g in lfp(fused, x, engine=engine).items()}
     assert_same(found, expected, 1e-9)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_written_out(bias: bool) -> None:
+def test_linear_written_out(bias: bool, engine: str) -> None:
     class Written(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -217,4 +221,4 @@ def test_linear_written_out(bias: bool) -> None:
             return self.head(F.gelu(self.layer(x)))
 
     x = torch.randn(5, 4, dtype=torch.float64)
-    assert_same(lfp(Written().double(), x), lfp(Fused().double(), x), 1e-9)
+    assert_same(lfp(Written().double(), x, engine=engine), lfp(Fused().double(), x, engine=engine), 1e-9)

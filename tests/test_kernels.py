@@ -97,7 +97,7 @@ def test_programs_run_in_blocks() -> None:
     model, x = nn.Sequential(*layers), torch.randn(400, 300)
     reward = torch.randn(400, 4)
     expected = lfpgraph.feedback(model, x, reward=reward)
-    lfpgraph.wrap(model)
+    lfpgraph.wrap(model, engine="static")
     loss = lfpgraph.reward_loss(model(x), reward)
     with Operations() as blocked:
         loss.backward()
@@ -149,7 +149,7 @@ def test_tied_embeddings_use_it() -> None:
     model(ids).square().sum().backward()
     expected = model.embed.weight.grad
     model.zero_grad()
-    lfpgraph.wrap(model, "gradient")
+    lfpgraph.wrap(model, "gradient", engine="static")
     loss = model(ids).square().sum()
     with Operations() as seen:
         loss.backward()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from .support.helpers import assert_made
 from .support.loop_models import (
     MODELS,
     TOLERANCE,
@@ -24,21 +25,21 @@ from .support.loop_models import (
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_gradient_composite_is_autograd(name: str, dtype: torch.dtype) -> None:
-    model, plain = twins(MODELS[name], dtype=dtype)
+def test_gradient_composite_is_autograd(name: str, dtype: torch.dtype, engine: str) -> None:
+    model, plain = twins(MODELS[name], dtype=dtype, engine=engine)
     x = example(name, dtype=dtype)
     out, want = model(x), plain(x)
     assert_close(out, want, TOLERANCE[dtype], "output")
     loss_of(out).backward()
     loss_of(want).backward()
-    assert model.forward.traces == 1
+    assert_made(model, engine)
     assert_same_grads(model, plain, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "recurring", "tied"])
-def test_theorem_one(name: str) -> None:
+def test_theorem_one(name: str, engine: str) -> None:
     """In a ReLU net the zero rule's feedback is |w| times the gradient, the input's signal the gradient."""
-    model, plain = twins(MODELS[name], "lfp-0")
+    model, plain = twins(MODELS[name], "lfp-0", engine=engine)
     x, y = example(name).requires_grad_(), example(name).requires_grad_()
     loss_of(model(x)).backward()
     loss_of(plain(y)).backward()
@@ -48,9 +49,9 @@ def test_theorem_one(name: str) -> None:
     assert (first.grad - q.grad).abs().max() > 0.1 * q.grad.abs().max(), "feedback is more than the gradient"
 
 
-def test_smooth_net_is_not_its_gradient() -> None:
+def test_smooth_net_is_not_its_gradient(engine: str) -> None:
     """Theorem 1 stops at ReLU: with tanh and GELU the rules must have run, not the derivatives."""
-    model, plain = twins(smooth, "lfp-0")
+    model, plain = twins(smooth, "lfp-0", engine=engine)
     x = example("smooth")
     loss_of(model(x)).backward()
     loss_of(plain(x)).backward()
@@ -68,25 +69,25 @@ def assert_same_step(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
     assert_same_grads(model, plain)
 
 
-def test_other_batch_sizes_need_no_second_trace() -> None:
-    model, plain = twins(cnn)
+def test_other_batch_sizes_need_no_second_trace_or_plan(engine: str) -> None:
+    model, plain = twins(cnn, engine=engine)
     for batch in (5, 3, 7, 2, 16):
         assert_same_step(model, plain, example("cnn", batch, seed=batch))
-    assert model.forward.traces == 1
+    assert_made(model, engine)
 
 
 @pytest.mark.parametrize("first", [1, 4])
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_batch_of_one(name: str, first: int) -> None:
-    """A batch of one is right and needs no trace of its own, whether it comes first or later."""
-    model, plain = twins(MODELS[name])
+def test_batch_of_one(name: str, first: int, engine: str) -> None:
+    """A batch of one is right and needs no trace or plan of its own, whether it comes first or later."""
+    model, plain = twins(MODELS[name], engine=engine)
     for batch in (first, 1, 3, 1):
         assert_same_step(model, plain, example(name, batch, seed=batch))
-    assert model.forward.traces == 1
+    assert_made(model, engine)
 
 
-def test_accumulation_two_forwards_then_two_backwards() -> None:
-    model, plain = twins(normed)
+def test_accumulation_two_forwards_then_two_backwards(engine: str) -> None:
+    model, plain = twins(normed, engine=engine)
     for m in (model, plain):
         first, second = loss_of(m(example("normed", 5, seed=1))), loss_of(m(example("normed", 3, seed=2)))
         first.backward()
@@ -97,15 +98,15 @@ def test_accumulation_two_forwards_then_two_backwards() -> None:
     assert_same_grads(model, plain)
 
 
-def test_two_forwards_before_one_backward() -> None:
-    model, plain = twins(mlp)
+def test_two_forwards_before_one_backward(engine: str) -> None:
+    model, plain = twins(mlp, engine=engine)
     for m in (model, plain):
         (loss_of(m(example("mlp", 5, seed=1))) * 2 + loss_of(m(example("mlp", 6, seed=2)))).backward()
     assert_same_grads(model, plain)
 
 
-def test_retained_graph_gives_feedback_twice() -> None:
-    model, plain = twins(mlp)
+def test_retained_graph_gives_feedback_twice(engine: str) -> None:
+    model, plain = twins(mlp, engine=engine)
     loss, want = loss_of(model(example("mlp"))), loss_of(plain(example("mlp")))
     for value in (loss, want):
         value.backward(retain_graph=True)
@@ -115,8 +116,8 @@ def test_retained_graph_gives_feedback_twice() -> None:
         loss.backward()
 
 
-def test_frozen_parameters_get_no_feedback() -> None:
-    model, plain = twins(mlp, "lfp-0")
+def test_frozen_parameters_get_no_feedback(engine: str) -> None:
+    model, plain = twins(mlp, "lfp-0", engine=engine)
     for m in (model, plain):
         m[2].requires_grad_(False)
         m[0].bias.requires_grad_(False)
@@ -131,13 +132,13 @@ def test_frozen_parameters_get_no_feedback() -> None:
     assert_same_grads(model, plain, 1e-9, scaled=True)
 
 
-def test_all_frozen() -> None:
-    """Without an input to send a signal to there is nothing to trace; with one it gets its signal alone."""
-    model, plain = twins(mlp)
+def test_all_frozen(engine: str) -> None:
+    """Without an input to send a signal to there is nothing to trace or plan; with one it gets its signal alone."""
+    model, plain = twins(mlp, engine=engine)
     for m in (model, plain):
         m.requires_grad_(False)
     assert not model(example("mlp")).requires_grad
-    assert model.forward.traces == 0
+    assert_made(model, engine, 0)
     x, y = example("mlp").requires_grad_(), example("mlp").requires_grad_()
     loss_of(model(x)).backward()
     loss_of(plain(y)).backward()
@@ -145,8 +146,8 @@ def test_all_frozen() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_tied_weights_stay_one_parameter() -> None:
-    model, plain = twins(Tied, "lfp-0")
+def test_tied_weights_stay_one_parameter(engine: str) -> None:
+    model, plain = twins(Tied, "lfp-0", engine=engine)
     assert model.second.weight is model.third.weight
     assert len(list(model.parameters())) == 5
     for m in (model, plain):

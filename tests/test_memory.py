@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import lfpgraph
 from benchmarks.kept import kept_bytes
 
-from .support.helpers import assert_same, gradients
+from .support.helpers import assert_made, assert_same, gradients
 
 
 def kept(model: nn.Module, batch: dict[str, Any]) -> int:
@@ -34,7 +34,7 @@ def usual(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor], int]
     model, batch = conv_net() if name == "conv" else build_tiny(name, layers=1)
     model.double().train()
     batch = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
-    wrapped = lfpgraph.wrap(copy.deepcopy(model))
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), engine="static")
     return model, batch, gradients(wrapped, **batch), kept(wrapped, batch)
 
 
@@ -56,7 +56,7 @@ def test_random_masks_are_kept_not_drawn_again() -> None:
         nn.Linear(8, 16), nn.Dropout(0.5), nn.GELU(), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 4)
     )
     x = torch.randn(6, 8)
-    expected = gradients(lfpgraph.wrap(model), x)
+    expected = gradients(lfpgraph.wrap(model, engine="static"), x)
     lfpgraph.wrap(lfpgraph.unwrap(model), memory=0.0)
     assert_same(gradients(model, x), expected, 1e-6)
 
@@ -73,7 +73,7 @@ def test_feedback_twice_and_other_sizes() -> None:
         loss.backward()
         for grad, p in zip(once, model.parameters()):
             torch.testing.assert_close(p.grad, 2 * grad)
-    assert model.__dict__["forward"].traces == 1
+    assert_made(model, "static")
 
 
 @pytest.mark.parametrize("memory", ["small", -0.1, 2])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .support.helpers import assert_same, gradients, lfp
+from .support.helpers import assert_made, assert_same, gradients, lfp, true_gradient
 
 HF = ("vit", "bert", "gpt2", "llama", "qwen3", "t5")
 SLOW = {("vit", "sdpa"), ("gpt2", "sdpa"), ("qwen3", "eager"), ("qwen3", "sdpa"), ("llama", "sdpa"), ("t5", "sdpa")}
@@ -43,15 +43,15 @@ def _tensors(out: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_gradient_composite_equals_autograd(name: str, attention: str) -> None:
-    """Train mode with dropout, float64 and (one layer) float32, then another batch size on the same trace."""
+def test_gradient_composite_equals_autograd(name: str, attention: str, engine: str) -> None:
+    """Train mode with dropout, float64 and (one layer) float32, then another batch size on the same trace or plan."""
     for dtype, tolerance in TOLERANCE.items():
         if dtype == torch.float32 and (attention == "sdpa" or name not in IN_FLOAT32):
             continue
         model, batch = _cast(*build_tiny(name, attention, layers=2 if dtype == torch.float64 else 1), dtype)
         args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
         twin = copy.deepcopy(model)
-        lfpgraph.wrap(model, "gradient")
+        lfpgraph.wrap(model, true_gradient(engine), engine=engine)
         # A key's bias cannot change a softmax: its gradient is rounding noise, compared absolutely.
         floor = 1e-13 if dtype == torch.float64 else 1e-5
         assert_same(gradients(model, *args, **kwargs), gradients(twin, *args, **kwargs), tolerance, floor)
@@ -61,16 +61,16 @@ def test_gradient_composite_equals_autograd(name: str, attention: str) -> None:
             larger = _repeat(batch, 2)
             args, kwargs = ((larger["input"],), {}) if "input" in batch else ((), larger)
             assert_same(gradients(model, *args, **kwargs), gradients(twin, *args, **kwargs), tolerance, floor)
-            assert model.forward.traces == 1
+            assert_made(model, engine)
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_outputs_equal_and_feedback_finite(name: str, attention: str) -> None:
+def test_outputs_equal_and_feedback_finite(name: str, attention: str, engine: str) -> None:
     """Train mode at the same seed, eval mode with autograd on, no_grad: the same outputs; feedback in both modes."""
     model, batch = build_tiny(name, attention, layers=1)
     args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
     twin = copy.deepcopy(model)
-    lfpgraph.wrap(model, "lfp-epsilon")
+    lfpgraph.wrap(model, "lfp-epsilon", engine=engine)
     for mode in (True, False):
         model.train(mode), twin.train(mode)
         torch.manual_seed(5)
@@ -100,15 +100,15 @@ def _assert_equal(found: Tensor, wanted: Tensor, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "vgg-bn", "bert", "llama"])
-def test_bfloat16(name: str) -> None:
+def test_bfloat16(name: str, engine: str) -> None:
     """Feedback in bfloat16 is the float32 feedback up to that type's precision."""
     model, batch = _cast(*build_tiny(name, layers=1), torch.bfloat16)
     args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
     model.eval()
-    low = lfp(model, *args, **kwargs)
+    low = lfp(model, *args, **kwargs, engine=engine)
     wide, batch = _cast(copy.deepcopy(model), batch, torch.float32)
     args, kwargs = ((batch["input"],), {}) if "input" in batch else ((), batch)
-    high = lfp(wide, *args, **kwargs)
+    high = lfp(wide, *args, **kwargs, engine=engine)
     ours = torch.cat([g.flatten().float() for g in low.values()])
     reference = torch.cat([g.flatten() for g in high.values()])
     assert all(g.dtype == torch.bfloat16 for g in low.values())
@@ -116,11 +116,11 @@ def test_bfloat16(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "bert" else [pytest.mark.slow]) for n in HF])
-def test_eager_and_sdpa_same_feedback(name: str) -> None:
+def test_eager_and_sdpa_same_feedback(name: str, engine: str) -> None:
     """Whole models, float64, dropout off: T5's learned position bias included."""
     found = []
     for attention in ("eager", "sdpa"):
         model, batch = _cast(*build_tiny(name, attention), torch.float64)
-        found.append(lfp(model.eval(), **batch))
+        found.append(lfp(model.eval(), **batch, engine=engine))
     # transformers' eager attention takes its softmax in float32, its RMS norms too: that rounding is all that differs.
     assert_same(found[1], found[0], 1e-4, 1e-9)

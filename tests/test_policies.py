@@ -144,8 +144,8 @@ def test_compose_in_order_and_come_off() -> None:
         (lambda: TopK(0.0), "share=0.0 must be between 0 and 1 and not 0"),
         (lambda: SmallestWeights(1.5), "share=1.5"),
         (lambda: AdaptiveClip(-1.0), "clip=-1.0"),
-        (lambda: NormalizeByMax(by="model"), 'choose "layer" or "tensor"'),
-        (lambda: TopK(0.1, scope="some"), 'choose "tensor" or "all"'),
+        (lambda: NormalizeByMax(by="model"), "choose one of layer, tensor"),
+        (lambda: TopK(0.1, scope="some"), "choose one of tensor, all"),
         (lambda: TopK(pattern="lora").attach(torch.optim.SGD(small().parameters()), small()), "no trained parameter"),
     ],
 )

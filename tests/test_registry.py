@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.errors import RuleError
-from lfpgraph.registry import FAMILIES, find_rule, registered_rules, remove_rule, restore_rule
+from lfpgraph.registry import FAMILIES, find_rule, registered_rules
 
-from .support.helpers import assert_same, gradients, lfp
+from .support.helpers import assert_same, gradients, lfp, remove_rule, restore_rule
 
 aten = torch.ops.aten
 ROOT = Path(__file__).parents[1]
@@ -98,9 +98,9 @@ def test_operation_by_name_needs_no_library() -> None:
         assert find_rule(aten._grouped_mm.default) is entry
 
 
-def test_override_is_seen_by_wrap() -> None:
+def test_override_is_seen_by_wrap(engine: str) -> None:
     model, x = Small(), batch()
-    usual = lfp(model, x)
+    usual = lfp(model, x, engine=engine)
     with restored(aten.gelu.default):
 
         @lfpgraph.rule(aten.gelu.default)
@@ -108,8 +108,8 @@ def test_override_is_seen_by_wrap() -> None:
             return [2 * s]
 
         expected = _by_hand(model, x)
-        assert_same(lfp(model, x, composite="lfp-0"), expected, 1e-12)
-    assert_same(lfp(model, x), usual, 0.0)
+        assert_same(lfp(model, x, composite="lfp-0", engine=engine), expected, 1e-12)
+    assert_same(lfp(model, x, engine=engine), usual, 0.0)
 
 
 def _by_hand(model: Small, x: Tensor) -> dict[str, Tensor]:
@@ -131,10 +131,13 @@ def _last(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if name.startswith("last")}
 
 
-def test_override_in_one_module_leaves_the_others() -> None:
+def test_override_in_one_module_leaves_the_others(engine: str) -> None:
     model, x = Small(), batch()
     changed = get_composite("lfp-epsilon").override("act", composite="gradient")
-    usual, mixed = lfp(model, x, composite="lfp-epsilon"), lfp(model, x, composite=changed)  # type: ignore[arg-type]
+    usual, mixed = (
+        lfp(model, x, composite="lfp-epsilon", engine=engine),
+        lfp(model, x, composite=changed, engine=engine),
+    )  # type: ignore[arg-type]
     assert_same(_last(mixed), _last(usual), 0.0)
     assert not torch.allclose(mixed["first.weight"], usual["first.weight"], rtol=1e-3)
 
@@ -144,7 +147,7 @@ class Swish(nn.Module):
         return x * torch.sigmoid(x)
 
 
-def test_rule_of_a_family_may_ask_for_the_derivative_of_a_function_written_out() -> None:
+def test_rule_of_a_family_may_ask_for_the_derivative_of_a_function_written_out(engine: str) -> None:
     model, x = Small(), batch()
     model.act = Swish()  # type: ignore[assignment]
 
@@ -155,25 +158,25 @@ def test_rule_of_a_family_may_ask_for_the_derivative_of_a_function_written_out()
     expected = {
         name: g * dict(model.named_parameters())[name].detach().abs() for name, g in gradients(model, x).items()
     }
-    assert_same(lfp(model, x, composite=changed), expected, 1e-12)  # type: ignore[arg-type]
+    assert_same(lfp(model, x, composite=changed, engine=engine), expected, 1e-12)  # type: ignore[arg-type]
 
 
-def test_override_of_a_sequential_by_index() -> None:
+def test_override_of_a_sequential_by_index(engine: str) -> None:
     # after an activation a linear layer is the true vjp anyway (the signal is stabilized), so two meet here
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
     base = get_composite("lfp-epsilon").override("*", epsilon=0.25)
-    usual = lfp(model, batch(), composite=base)  # type: ignore[arg-type]
-    changed = lfp(model, batch(), composite=base.override("0", composite="gradient"))  # type: ignore[arg-type]
+    usual = lfp(model, batch(), composite=base, engine=engine)  # type: ignore[arg-type]
+    changed = lfp(model, batch(), composite=base.override("0", composite="gradient"), engine=engine)  # type: ignore[arg-type]
     for name, value in usual.items():
         assert torch.equal(value, changed[name]) != name.startswith("0."), name
 
 
-def test_gradient_everywhere_but_one_module() -> None:
+def test_gradient_everywhere_but_one_module(engine: str) -> None:
     model, x = Small(), batch()
     only = get_composite("gradient").override("act", composite="lfp-0")
     plain = gradients(model, x)
-    mixed = lfp(model, x, composite=only)  # type: ignore[arg-type]
+    mixed = lfp(model, x, composite=only, engine=engine)  # type: ignore[arg-type]
     assert_same(_last(mixed), _last(plain), 1e-12)
     assert not torch.allclose(mixed["first.weight"], plain["first.weight"], rtol=1e-3)
 
@@ -190,7 +193,7 @@ def test_gradient_everywhere_but_one_module() -> None:
     ],
     ids=["none", "two", "shape"],
 )
-def test_wrong_answer_names_the_operation(answer: Any, message: str) -> None:
+def test_wrong_answer_names_the_operation(answer: Any, message: str, engine: str) -> None:
     def wrong(call: Any, s: Tensor, x: Tensor, **kwargs: Any) -> Any:
         return answer(s)
 
@@ -199,7 +202,7 @@ def test_wrong_answer_names_the_operation(answer: Any, message: str) -> None:
         with pytest.raises(RuleError, match=message):
             lfpgraph.feedback(Small(), batch(), torch.ones(3, 3).double())
         with pytest.raises(RuleError, match="act"):
-            lfp(Small(), batch())
+            lfp(Small(), batch(), engine=engine)
 
 
 def imported(path: Path) -> set[str]:

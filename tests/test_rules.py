@@ -26,8 +26,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from lfpgraph.engine.program import make_program
-from lfpgraph.registry import find_rule, remove_rule, restore_rule, rule
+from lfpgraph.registry import find_rule, rule
 
+from .support.helpers import remove_rule, restore_rule
 from .support.rule_cases import Case, make_case, plan_of, run, seed
 from .support.rule_checks import (
     NO_DERIVATIVE,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import WrapError
 
+from .support.helpers import assert_made, true_gradient
 from .support.loop_models import (
     TwoOutputs,
     assert_close,
@@ -28,8 +29,8 @@ from .support.loop_models import (
 )
 
 
-def test_unwrap_restores() -> None:
-    model, plain = twins(mlp, "lfp-0")
+def test_unwrap_restores(engine: str) -> None:
+    model, plain = twins(mlp, "lfp-0", engine=engine)
     loss_of(model(example("mlp"))).backward()
     assert lfpgraph.is_wrapped(model)
     assert lfpgraph.unwrap(model) is model
@@ -41,53 +42,54 @@ def test_unwrap_restores() -> None:
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters()))
     with pytest.raises(WrapError, match="not wrapped"):
         lfpgraph.unwrap(model)
-    lfpgraph.wrap(model)
+    lfpgraph.wrap(model, engine=engine)
     with pytest.raises(WrapError, match="wrapped already"):
-        lfpgraph.wrap(model)
+        lfpgraph.wrap(model, engine=engine)
 
 
-def test_unwrap_gives_back_a_forward_of_the_instance() -> None:
+def test_unwrap_gives_back_a_forward_of_the_instance(engine: str) -> None:
     """A forward that something else had put on the instance comes back."""
-    model, plain = twins(mlp)
+    model, plain = twins(mlp, engine=engine)
     lfpgraph.unwrap(model)
 
     def doubled(x: Tensor) -> Tensor:
         return 2 * nn.Sequential.forward(model, x)
 
     model.forward = doubled
-    lfpgraph.wrap(model, "gradient")
+    lfpgraph.wrap(model, true_gradient(engine), engine=engine)
     loss_of(model(example("mlp"))).backward()
     loss_of(2 * plain(example("mlp"))).backward()
     assert_same_grads(model, plain)
     assert lfpgraph.unwrap(model).forward is doubled
 
 
-def test_eval_mode_gives_feedback() -> None:
-    model, plain = twins(normed)
+def test_eval_mode_gives_feedback(engine: str) -> None:
+    model, plain = twins(normed, engine=engine)
     for m in (model, plain):
         m(example("normed", 8, seed=9))  # move the running statistics
         m.eval()
         loss_of(m(example("normed"))).backward()
     assert_same_grads(model, plain)
-    wrapped, _ = twins(cnn, "lfp-0")
-    _, plain = twins(cnn)
+    wrapped, _ = twins(cnn, "lfp-0", engine=engine)
+    _, plain = twins(cnn, engine=engine)
     for m in (wrapped.eval(), plain.eval()):
         loss_of(m(example("cnn"))).backward()
     assert_same_grads(wrapped, plain, 1e-9, scaled=True)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_no_grad_runs_the_model_itself(mode: Callable[[], torch.no_grad]) -> None:
-    model, plain = twins(normed)
+def test_no_grad_runs_the_model_itself(mode: Callable[[], torch.no_grad], engine: str) -> None:
+    model, plain = twins(normed, engine=engine)
     with mode():
         for m in (model.eval(), plain.eval()):
             m.out = m(example("normed"))
     assert torch.equal(model.out, plain.out)
-    assert not model.out.requires_grad and model.forward.traces == 0
+    assert not model.out.requires_grad
+    assert_made(model, engine, 0)
 
 
-def test_batch_norm_buffers_move_as_ever() -> None:
-    model, plain = twins(normed, "lfp-epsilon")
+def test_batch_norm_buffers_move_as_ever(engine: str) -> None:
+    model, plain = twins(normed, "lfp-epsilon", engine=engine)
     before = [id(buffer) for buffer in model.buffers()]
     start = copy.deepcopy(list(model.buffers()))
     for step in range(3):
@@ -100,8 +102,8 @@ def test_batch_norm_buffers_move_as_ever() -> None:
     assert int(model[1].num_batches_tracked) == 3
 
 
-def test_dropout_is_bit_equal_at_equal_seed() -> None:
-    model, plain = twins(dropping)
+def test_dropout_is_bit_equal_at_equal_seed(engine: str) -> None:
+    model, plain = twins(dropping, engine=engine)
     outs = []
     for m in (model, plain):
         torch.manual_seed(7)
@@ -113,8 +115,8 @@ def test_dropout_is_bit_equal_at_equal_seed() -> None:
     assert_same_grads(model, plain)
 
 
-def test_tracing_leaves_the_generator_alone() -> None:
-    model, _ = twins(mlp)
+def test_first_call_leaves_the_generator_alone(engine: str) -> None:
+    model, _ = twins(mlp, engine=engine)
     torch.manual_seed(3)
     want = torch.rand(4)
     torch.manual_seed(3)
@@ -122,8 +124,8 @@ def test_tracing_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.rand(4), want)
 
 
-def test_clip_grad_norm() -> None:
-    model, plain = twins(cnn)
+def test_clip_grad_norm(engine: str) -> None:
+    model, plain = twins(cnn, engine=engine)
     for m in (model, plain):
         loss_of(m(example("cnn"))).backward()
         m.norm = nn.utils.clip_grad_norm_(m.parameters(), 0.01)
@@ -132,13 +134,13 @@ def test_clip_grad_norm() -> None:
     assert_same_grads(model, plain)
 
 
-def test_wrap_changes_no_state() -> None:
+def test_wrap_changes_no_state(engine: str) -> None:
     torch.manual_seed(0)
     model = normed()
     state = copy.deepcopy(model.state_dict())
     parameters = [id(p) for p in model.parameters()]
     signature, kind = inspect.signature(model.forward), type(model)
-    assert lfpgraph.wrap(model) is model
+    assert lfpgraph.wrap(model, engine=engine) is model
     assert type(model) is kind and isinstance(model, nn.Sequential)
     assert inspect.signature(model.forward) == signature
     assert [id(p) for p in model.parameters()] == parameters
@@ -150,9 +152,9 @@ def test_wrap_changes_no_state() -> None:
     assert fresh.load_state_dict(model.state_dict()).missing_keys == []
 
 
-def test_load_state_dict_is_seen_by_the_program() -> None:
-    """The program reads the parameters at every call, also after they were loaded or replaced."""
-    model, plain = twins(mlp)
+def test_load_state_dict_is_seen(engine: str) -> None:
+    """Either engine reads the parameters at every call, also after they were loaded or replaced."""
+    model, plain = twins(mlp, engine=engine)
     model(example("mlp"))
     torch.manual_seed(99)
     other = mlp().double()
@@ -162,12 +164,12 @@ def test_load_state_dict_is_seen_by_the_program() -> None:
     for m in (model, plain):
         loss_of(m(example("mlp"))).backward()
     assert_same_grads(model, plain)
-    assert model.forward.traces == 1
+    assert_made(model, engine)
 
 
-def test_wrapped_modules_compose_with_others() -> None:
+def test_wrapped_modules_compose_with_others(engine: str) -> None:
     """A wrapped module between plain ones passes its signal on."""
-    model, plain = twins(mlp)
+    model, plain = twins(mlp, engine=engine)
     torch.manual_seed(5)
     before, after = nn.Linear(8, 8).double(), nn.Linear(4, 3).double()
     loss_of(after(model(torch.tanh(before(example("mlp")))))).backward()
@@ -180,20 +182,21 @@ def test_wrapped_modules_compose_with_others() -> None:
     assert_same_grads(model, plain)
 
 
-def test_wrapped_inside_wrapped() -> None:
-    """A wrapped part of a wrapped model is traced as a part of it, by the outer composite."""
-    model, plain = twins(mlp)
-    inner = lfpgraph.wrap(nn.Linear(4, 4).double(), "lfp-0")
-    outer = lfpgraph.wrap(nn.Sequential(lfpgraph.unwrap(model), inner), "gradient")
+def test_wrapped_inside_wrapped(engine: str) -> None:
+    """A wrapped part of a wrapped model is a part of it, and has the outer composite."""
+    model, plain = twins(mlp, engine=engine)
+    inner = lfpgraph.wrap(nn.Linear(4, 4).double(), "lfp-0", engine=engine)
+    outer = lfpgraph.wrap(nn.Sequential(lfpgraph.unwrap(model), inner), true_gradient(engine), engine=engine)
     reference = nn.Sequential(plain, lfpgraph.unwrap(copy.deepcopy(inner)))
     for m in (outer, reference):
         loss_of(m(example("mlp"))).backward()
     assert_same_grads(outer, reference)
-    assert inner.forward.traces == 0
+    assert_made(outer, engine)
+    assert_made(inner, engine, 0)
 
 
-def test_structured_outputs() -> None:
-    model, plain = twins(TwoOutputs)
+def test_structured_outputs(engine: str) -> None:
+    model, plain = twins(TwoOutputs, engine=engine)
     for m in (model, plain):
         out = m(x=example("mlp"))
         assert list(out) == ["left", "right"] and isinstance(out["right"], tuple) and out["right"][1] == 7
@@ -203,8 +206,8 @@ def test_structured_outputs() -> None:
     assert_close(model.right.weight.grad, plain.right.weight.grad)
 
 
-def test_hooks_run() -> None:
-    model, _ = twins(mlp)
+def test_hooks_run(engine: str) -> None:
+    model, _ = twins(mlp, engine=engine)
     seen: list[str] = []
     model.register_forward_pre_hook(lambda module, args: seen.append("before"))
     model.register_forward_hook(lambda module, args, out: seen.append("after"))
@@ -213,10 +216,10 @@ def test_hooks_run() -> None:
     assert seen == ["before", "after", "grad"]
 
 
-def test_learns_with_an_ordinary_optimizer() -> None:
+def test_learns_with_an_ordinary_optimizer(engine: str) -> None:
     """A loop with an optimizer and nothing else: LFP fits a task that the start does not solve."""
     torch.manual_seed(0)
-    model = lfpgraph.wrap(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)))
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), engine=engine)
     x = example("mlp", 192, torch.float32)
     y = (x @ torch.randn(8, 3, generator=torch.Generator().manual_seed(2))).argmax(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -230,9 +233,9 @@ def test_learns_with_an_ordinary_optimizer() -> None:
     assert start < 0.6 and end > 0.9, (start, end)
 
 
-def test_saved_tensors_are_freed() -> None:
+def test_saved_tensors_are_freed(engine: str) -> None:
     """A backward lets go of what was kept; a second one says so, unless the graph was retained."""
-    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), engine=engine)
     x = torch.randn(3, 4)
     loss = model(x).sum()
     loss.backward(retain_graph=True)
@@ -245,9 +248,9 @@ def test_saved_tensors_are_freed() -> None:
         loss.backward()
 
 
-def test_output_changed_in_place_is_noticed() -> None:
+def test_output_changed_in_place_is_noticed(engine: str) -> None:
     """Kept values that share memory with an output are watched, as autograd watches its own."""
-    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid()))
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid()), engine=engine)
     out = model(torch.randn(3, 4))
     with torch.no_grad():
         out.mul_(2)
@@ -255,9 +258,9 @@ def test_output_changed_in_place_is_noticed() -> None:
         out.sum().backward()
 
 
-def test_saved_tensor_hooks() -> None:
+def test_saved_tensor_hooks(engine: str) -> None:
     """Offloading hooks see what is kept."""
-    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), engine=engine)
     x = torch.randn(3, 4)
     model(x).sum().backward()
     want = [p.grad.clone() for p in model.parameters() if p.grad is not None]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.errors import CompositeError
 
-from .support.helpers import assert_same, lfp
+from .support.helpers import assert_made, assert_same, lfp
 
 LFP = lfpgraph.get_composite("lfp-epsilon")
 
@@ -55,32 +55,32 @@ def scaled(signal: dict[str, Tensor], model: Adapter, sizes: dict[str, Tensor | 
     return {name: signal[name] * sizes[name] for name in sizes}
 
 
-def test_a_zero_matrix_wakes_and_a_zero_bias_does_not() -> None:
+def test_a_zero_matrix_wakes_and_a_zero_bias_does_not(engine: str) -> None:
     """B receives the plain signal, in spite of epsilon on its output of zero; A nothing through a B of zero."""
     model, x = Adapter(), batch()
     signal = by_hand(model, x)
-    found = lfp(model, x)
+    found = lfp(model, x, engine=engine)
     for name, expected in {"b.weight": signal["b.weight"], "a.weight": 0 * found["a.weight"]}.items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5)
     assert signal["b.weight"].any() and not found["base.bias"].any()
-    # once it has moved it is scaled like any other, by a program made before and by one made after
-    lfpgraph.wrap(model)
+    # once it has moved it is scaled like any other, by a program or plan made before and by one made after
+    lfpgraph.wrap(model, engine=engine)
     (model(x) * torch.linspace(-1, 1, 15).view(5, 3)).sum().backward()
     with torch.no_grad():
         model.b.weight += 0.1
-    assert model.forward.traces == 1  # type: ignore[attr-defined]
+    assert_made(model, engine)
     model.zero_grad()
     (model(x) * torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)).sum().backward()
-    assert model.forward.traces == 1  # type: ignore[attr-defined]
+    assert_made(model, engine)
     before = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     lfpgraph.unwrap(model)
-    assert_same(before, lfp(model, x), 1e-12)
+    assert_same(before, lfp(model, x, engine=engine), 1e-12)
     signal = by_hand(model, x)
     torch.testing.assert_close(before["b.weight"], signal["b.weight"] * 0.1, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("zero", [True, False])
-def test_options(zero: bool) -> None:
+def test_options(zero: bool, engine: str) -> None:
     """Floor and plain signal by parameter name, against LFP-0 by hand; the walk equals the program."""
     model, x = Adapter(zero), batch()
     signal, b = by_hand(model, x), Adapter(zero).b.weight.detach()
@@ -94,18 +94,18 @@ def test_options(zero: bool) -> None:
         ),
         (zero_eps.with_options(scale="signal"), {"b.weight": 1.0, "base.bias": 1.0, "a.weight": 1.0}),
     ):
-        found = lfp(model, x, composite=composite)  # type: ignore[arg-type]
+        found = lfp(model, x, composite=composite, engine=engine)  # type: ignore[arg-type]
         for name, expected in scaled(signal, model, sizes).items():  # type: ignore[arg-type]
             torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, {"floor": 1e-2}, {"scale": "signal"}, {"wake": False}], ids=str)
-def test_walk_and_program_agree(options: dict[str, Any]) -> None:
+def test_walk_and_engines_agree(options: dict[str, Any], engine: str) -> None:
     model, x = Adapter(), batch()
     composite = LFP.with_options(**options)
     reward = torch.linspace(1, 2, 15, dtype=torch.float64).view(5, 3)
     walked = lfpgraph.feedback(model, x, reward, composite)
-    lfpgraph.wrap(model, composite)
+    lfpgraph.wrap(model, composite, engine=engine)
     out = model(x)
     lfpgraph.reward_loss(out, reward).backward()
     assert walked["b.weight"].any() == (options != {"wake": False})
@@ -113,19 +113,19 @@ def test_walk_and_program_agree(options: dict[str, Any]) -> None:
         torch.testing.assert_close(-p.grad, walked[name], rtol=1e-6, atol=1e-12)  # type: ignore[operator,arg-type]
 
 
-def test_gradient_composite_is_not_scaled_where_it_overrides() -> None:
+def test_gradient_composite_is_not_scaled_where_it_overrides(engine: str) -> None:
     """`override(..., composite="gradient")` gives these parameters the true gradient, not the weighted one."""
     model, x = Adapter(False), batch()
-    mixed = lfp(model, x, composite=LFP.override("head", composite="gradient"))  # type: ignore[arg-type]
-    plain = lfp(model, x, composite="gradient")
+    mixed = lfp(model, x, composite=LFP.override("head", composite="gradient"), engine=engine)  # type: ignore[arg-type]
+    plain = lfp(model, x, composite="gradient", engine=engine)
     torch.testing.assert_close(mixed["head.weight"], plain["head.weight"])
     assert not torch.allclose(mixed["b.weight"], plain["b.weight"])
 
 
-def test_what_receives_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_receives_nothing_is_logged(caplog: pytest.LogCaptureFixture, engine: str) -> None:
     model, x = Adapter(), batch()
     with caplog.at_level(logging.INFO, logger="lfpgraph"):
-        lfp(model, x)
+        lfp(model, x, engine=engine)
     (line,) = [r for r in caplog.records if "wholly zero" in r.message]
     assert (
         line.levelno == logging.INFO
@@ -134,7 +134,7 @@ def test_what_receives_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> No
     )
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="lfpgraph"):
-        lfp(model, x, composite=LFP.with_options(wake=False))  # type: ignore[arg-type]
+        lfp(model, x, composite=LFP.with_options(wake=False), engine=engine)  # type: ignore[arg-type]
     (line,) = [r for r in caplog.records if "wholly zero" in r.message]
     assert line.levelno == logging.WARNING and "2 of 6" in line.message and 'scale="signal"' in line.message
 

@@ -75,7 +75,11 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
         forward = disagreement(graph, model, args, kwargs)
         if against is None:
             return CheckReport(forward, [], {})
-        wanted = {n for n in graph.operations() if graph.info[n].kind == ACTIVE and n.target in _SOURCES}
+        wanted = {
+            n
+            for n in graph.operations()
+            if graph.info[n].kind == ACTIVE and n.target is torch.ops.aten.embedding.default
+        }
         wanted |= {
             n
             for n, p in zip(graph.placeholder_nodes, graph.placeholders)
@@ -88,9 +92,6 @@ def check(model: nn.Module, inputs: Any, against: str | None = None) -> CheckRep
         signal = torch.linspace(0.5, 1.5, env[output].numel(), dtype=env[output].dtype, device=env[output].device)
         run_backward(plan, calls, env, {output: signal.view_as(env[output])}, observe=comparison)
     return CheckReport(forward, sorted(comparison.rows, key=lambda row: -row["difference"]), comparison.skipped)
-
-
-_SOURCES = {torch.ops.aten.embedding.default}
 
 
 class _Comparison:

@@ -31,7 +31,7 @@ from ..registry import (
     RECTIFIER,
     SPLIT,
 )
-from ..reports.leaks import LEAKS, kinds_of
+from ..reports.classes import LEAKS, kinds_of
 from .walked import reward_at, walk
 
 __all__ = ["Conservation", "conservation"]
@@ -50,7 +50,7 @@ class Conservation:
     Attributes:
         explained: what was handed back; the inputs' relevance and all leaks add up to it.
         inputs: what has reached the inputs (embeddings for token ids).
-        leaks: relevance by kind of leak (`lfpgraph.reports.leaks.LEAKS`; "other inputs": activations made of
+        leaks: relevance by kind of leak (`lfpgraph.reports.classes.LEAKS`; "other inputs": activations made of
             parameters alone, such as embeddings of positions; "rounding": see the module's note); "undeclared" is what
             no declaration covers.
         flow: the size of the flow, the sum of absolute relevances at the output.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,29 +89,46 @@ def perturbation_curves(
     return PerturbationCurves(torch.stack(curves[True], 1), torch.stack(curves[False], 1))
 
 
+_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
+
+
 def comprehensiveness(
     score: Score,
     inputs: Tensor,
     relevance: Tensor,
-    fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),
-    **how: object,
+    fractions: Sequence[float] = _FRACTIONS,
+    *,
+    replace: float | Tensor = 0.0,
+    region: int = 1,
+    keep: bool = False,
 ) -> Tensor:
     """Mean drop of the score without the most relevant features, [n]; more is better (DeYoung et al. 2020, section 5).
 
-    `fractions` are the shares of features; `how` takes `replace` and `region` of `perturbation_curves`.
+    Args:
+        score, inputs, relevance, replace, region: as for `perturbation_curves`.
+        fractions: the shares of features.
+        keep: remove all others instead, as `sufficiency` does.
     """
-    return _erased(score, inputs, relevance, fractions, False, **how)  # type: ignore[arg-type]
+    order, spread = _features(inputs, relevance, region)
+    count = order.shape[1]
+    ranks = _ranks(order)
+    whole = score(inputs).detach()
+    drops = []
+    for fraction in fractions:
+        best = ranks < max(1, round(fraction * count))
+        removed = ~best if keep else best
+        drops.append(whole - score(torch.where(spread(removed), _as(replace, inputs), inputs)).detach())
+    return torch.stack(drops).mean(0)
 
 
 def sufficiency(
-    score: Score,
-    inputs: Tensor,
-    relevance: Tensor,
-    fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),
-    **how: object,
+    score: Score, inputs: Tensor, relevance: Tensor, fractions: Sequence[float] = _FRACTIONS, **how: Any
 ) -> Tensor:
-    """Mean drop of the score with the most relevant features alone, [n]; less is better (DeYoung et al. 2020)."""
-    return _erased(score, inputs, relevance, fractions, True, **how)  # type: ignore[arg-type]
+    """Mean drop of the score with the most relevant features alone, [n]; less is better (DeYoung et al. 2020).
+
+    `how` takes `replace` and `region`; the other arguments are those of `comprehensiveness`.
+    """
+    return comprehensiveness(score, inputs, relevance, fractions, keep=True, **how)
 
 
 def token_perturbation(
@@ -144,7 +162,7 @@ def token_erasure(
     tokens: Tensor,
     relevance: Tensor,
     mask: Tensor | None = None,
-    fractions: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),
+    fractions: Sequence[float] = _FRACTIONS,
 ) -> tuple[Tensor, Tensor]:
     """Comprehensiveness and sufficiency of text, each [n], with shares of each sample's own tokens (DeYoung et al. 2020).
 
@@ -179,27 +197,6 @@ def _free(tokens: Tensor, relevance: Tensor, mask: Tensor | None) -> Tensor:
     if relevance.shape != tokens.shape:
         raise AttributionError(f"relevance {list(relevance.shape)} must have the tokens' shape {list(tokens.shape)}")
     return torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-
-
-def _erased(
-    score: Score,
-    inputs: Tensor,
-    relevance: Tensor,
-    fractions: Sequence[float],
-    keep: bool,
-    replace: float | Tensor = 0.0,
-    region: int = 1,
-) -> Tensor:
-    order, spread = _features(inputs, relevance, region)
-    count = order.shape[1]
-    ranks = _ranks(order)
-    whole = score(inputs).detach()
-    drops = []
-    for fraction in fractions:
-        best = ranks < max(1, round(fraction * count))
-        removed = ~best if keep else best
-        drops.append(whole - score(torch.where(spread(removed), _as(replace, inputs), inputs)).detach())
-    return torch.stack(drops).mean(0)
 
 
 def _features(inputs: Tensor, relevance: Tensor, region: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

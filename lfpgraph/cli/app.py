@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import LfpGraphError, TargetError
-from . import experiments, explanation, onnx_files, reports
-from .reports import writable
+from .experiments import reproduce
+from .explanation import explain
+from .onnx_files import export
+from .reports import coverage, graph, writable, zoo
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
-for _commands in (reports, experiments, explanation, onnx_files):
-    _commands.register(app)
+for _command in (coverage, graph, zoo, reproduce, explain, export):
+    app.command()(_command)
 
 
 def main() -> None:
@@ -90,8 +92,7 @@ def train(
     """Train your own model on your own data by LFP, beside backprop."""
     from ..composites.composite import get_composite
     from ..demo.training import Options
-    from .arguments import call_target, datasets, optimizer_named
-    from .functions import load_target
+    from .functions import call_target, datasets, load_target, optimizer_named
 
     rules = get_composite(composite)
     if epsilon is not None:
@@ -131,7 +132,7 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..demo.training import compare
-    from .arguments import call_target, loss_named
+    from .functions import call_target, loss_named
 
     function = loss_named(loss)
     metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,12 +12,7 @@ from ..errors import TargetError
 if TYPE_CHECKING:
     from ..experiments import Report
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(reproduce)
+__all__ = ["reproduce"]
 
 
 def reproduce(
@@ -60,15 +55,11 @@ def reproduce(
         typer.echo(json.dumps(found if name == "all" else found[0], indent=1))
 
 
-def _show(console: object, report: Report, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _show(console: Any, report: Report, out: Path) -> None:
+    from ..reports.table import table_of
 
-    assert isinstance(console, Console)
     head, *rows = report.table()
-    table = Table(title=f"{report.name}: {report.metric}")
-    for column in head:
-        table.add_column(column)
+    table = table_of(f"{report.name}: {report.metric}", *head)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from ..errors import AttributionError, TargetError
 from .reports import writable
 
-__all__ = ["register"]
+__all__ = ["explain"]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(explain)
 
 
 def explain(
@@ -100,8 +95,7 @@ def _model(target: str) -> tuple[nn.Module, Any]:
             return network, transformers.AutoTokenizer.from_pretrained(target)
         except (OSError, ValueError, KeyError, ImportError):
             return network, None
-    from .arguments import call_target
-    from .functions import load_target
+    from .functions import call_target, load_target
 
     made = call_target(load_target(target), target)
     network, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

@@ -1,16 +1,21 @@
-"""`module:function` targets of the command line."""
+"""What the command line is given by name, checked: `module:function`, losses and optimizers, and data in several forms."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from ..demo.data import Arrays
 from ..errors import TargetError
 
-__all__ = ["load_target"]
+__all__ = ["call_target", "datasets", "load_target", "loss_named", "optimizer_named"]
 
 
 def load_target(target: str) -> Callable[[], Any]:
@@ -36,3 +41,78 @@ def load_target(target: str) -> Callable[[], Any]:
         names = ", ".join(sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))) or "none"
         raise TargetError(f"{target!r}: {module_name} has no function {function_name!r}; it has: {names}")
     return function
+
+
+def call_target(function: Callable[[], Any], target: str) -> Any:
+    """What the user's function returns.
+
+    Raises:
+        TargetError: it fails, or wants arguments.
+    """
+    try:
+        return function()
+    except Exception as error:
+        raise TargetError(f"{target!r} failed: {type(error).__name__}: {error}") from error
+
+
+def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of torch.nn.functional; `mse` is `mse_loss`.
+
+    Raises:
+        TargetError: no such loss that takes outputs and labels alone; the message lists the known ones.
+    """
+    known = {}
+    for key, value in vars(nn.functional).items():
+        if callable(value) and key.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits")) and key[0] != "_":
+            wanted = [p for p in inspect.signature(value).parameters.values() if p.default is p.empty]
+            if len([p for p in wanted if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]) == 2:
+                known[key] = value
+    for candidate in (name, f"{name}_loss"):
+        if candidate in known:
+            return known[candidate]
+    raise TargetError(f"torch.nn.functional has no loss {name!r}; known: {', '.join(sorted(known))}")
+
+
+def optimizer_named(name: str) -> str:
+    """The name of a class of torch.optim that steps without a closure.
+
+    Raises:
+        TargetError: no such class; the message lists the known ones.
+    """
+    base = torch.optim.Optimizer
+    classes = {k: v for k, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, base)}
+    known = sorted(set(classes) - {"LBFGS", "Muon", "Optimizer", "SparseAdam"})
+    if name not in known:
+        raise TargetError(f"torch.optim has no optimizer {name!r} that train can use; known: {', '.join(known)}")
+    return name
+
+
+def datasets(value: Any, target: str) -> tuple[Arrays, Arrays]:
+    """Training and test pairs of tensors from two datasets of (input, label) or two pairs of arrays.
+
+    Raises:
+        TargetError: anything else; inputs and labels that are not equally many; none at all.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TargetError(f"{target!r} must return (train, test), not {type(value).__name__}")
+    return _arrays(value[0], target), _arrays(value[1], target)
+
+
+def _arrays(part: Any, target: str) -> Arrays:
+    try:
+        if isinstance(part, tuple | list) and len(part) == 2:
+            x, y = part
+        elif hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part) > 0:
+            x, y = zip(*(part[i] for i in range(len(part))))
+            x, y = torch.stack([torch.as_tensor(v) for v in x]), torch.stack([torch.as_tensor(v) for v in y])
+        else:
+            raise TargetError(f"{target!r} must return two datasets or two (x, y) pairs, not {type(part).__name__}")
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TargetError(f"{target!r}: inputs and labels must be numbers of equal shapes: {error}") from error
+    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
+        raise TargetError(
+            f"{target!r}: inputs and labels must be equally many and not none: {list(x.shape)} and {list(y.shape)}"
+        )
+    y = y.float() if y.dtype == torch.float64 else y if y.is_floating_point() else y.long()
+    return x.float() if x.dtype == torch.float64 else x, y

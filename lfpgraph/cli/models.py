@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from torch import nn
 from ..errors import TargetError, first_line, near
 from ..graph.calls import arguments_of
 from .fake_models import LARGEST_REAL, ModelTarget, weightless
-from .functions import load_target
+from .functions import call_target, load_target
 from .transformers import builders_of, config_file, model_type, transformers_library
 
 __all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
@@ -72,21 +71,11 @@ def _onnx(path: Path) -> ModelTarget:
 
 
 def _function(target: str) -> ModelTarget:
-    function = load_target(target)
-    try:
-        result = function()
-    except Exception as error:
-        raise TargetError(f"{target!r} failed: {type(error).__name__}: {first_line(error)}") from error
+    result = call_target(load_target(target), target)
     model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
         raise TargetError(f"{target!r} must return an nn.Module or (model, inputs), not {type(result).__name__}")
-    args, kwargs = _split_inputs(inputs)
-    return ModelTarget(target, model, args, kwargs)
-
-
-def _split_inputs(inputs: Any) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
-    """Inputs as a user writes them (tensor, tuple, dict, or None) as args and kwargs."""
-    return (None, None) if inputs is None else arguments_of(inputs, TargetError)
+    return ModelTarget(target, model, *((None, None) if inputs is None else arguments_of(inputs, TargetError)))
 
 
 def _zoo(target: str) -> ModelTarget:

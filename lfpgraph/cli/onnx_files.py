@@ -10,14 +10,9 @@ import typer
 from ..errors import TargetError, one_line
 from .reports import Target, writable
 
-__all__ = ["register"]
+__all__ = ["export"]
 
 _KINDS = ("model", "step", "forward")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file to the application."""
-    app.command()(export)
 
 
 def export(

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import TargetError
 
-__all__ = ["register"]
+__all__ = ["Target", "coverage", "graph", "report_on", "writable", "zoo"]
 
 
 TARGET = (
@@ -19,13 +19,6 @@ TARGET = (
     "(model, inputs), a zoo name (lfpgraph zoo), an exported program (.pt2), or an ONNX file (.onnx)."
 )
 Target = Annotated[str, typer.Argument(help=TARGET)]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file to the application."""
-    app.command()(coverage)
-    app.command()(graph)
-    app.command()(zoo)
 
 
 def coverage(
@@ -124,9 +117,9 @@ def zoo(
 ) -> None:
     """List the zoo: architectures that `lfpgraph coverage NAME` knows without a configuration."""
     from rich.console import Console
-    from rich.table import Table
 
     from ..models_zoo import ZOO
+    from ..reports.table import table_of
 
     entries = [entry for entry in ZOO.values() if family in (None, entry.family)]
     if not entries:
@@ -134,9 +127,7 @@ def zoo(
     if json_out:
         typer.echo(json.dumps([{"name": entry.name, "family": entry.family} for entry in entries], indent=1))
         return
-    table = Table(title=f"{len(entries)} architectures")
-    table.add_column("family")
-    table.add_column("names", overflow="fold")
+    table = table_of(f"{len(entries)} architectures", "family", "names")
     for kind in dict.fromkeys(entry.family for entry in entries):
         table.add_row(kind, ", ".join(entry.name for entry in entries if entry.family == kind))
     Console().print(table)

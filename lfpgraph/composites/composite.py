@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 
-from ..errors import CompositeError, near
+from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
 from ..numerics import scale_by_size
 from ..registry import Family, Handler, Rule
@@ -55,8 +56,7 @@ class Ruleset:
     wake: bool = True
 
     def __post_init__(self) -> None:
-        if self.scale not in ("weight", "signal"):
-            raise CompositeError(f'scale={self.scale!r} is not known; choose "weight" or "signal"')
+        check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
         if not self.floor >= 0:
             raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
 
@@ -183,7 +183,7 @@ class Composite:
 
 def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor]) -> list[str]:
     """Say in the log which trainable parameters are wholly zero and receive no feedback; returns their names."""
-    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad}
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p)}
     unmoved = [name for name, p in trainable.items() if not composite.parameter_ruleset(name).moves(p)]
     if unmoved:
         shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import CompositeError, RuleError
+from ..errors import CompositeError, RuleError, check_choice
 from ..graph.graph import ACTIVE, WEIGHT, OpGraph, ancestors
 from ..graph.neurons import SPIKES, STEPS, find_neurons
 from ..graph.structure import Structure
@@ -60,10 +60,8 @@ def rival(
     Raises:
         CompositeError: an unknown choice.
     """
-    if surrogate not in SLOPES:
-        raise CompositeError(f"surrogate={surrogate!r} is not known; choose one of {', '.join(sorted(SLOPES))}")
-    if weights not in ("true", *_LAYERS):
-        raise CompositeError(f"weights={weights!r} is not known; choose one of {', '.join(('true', *_LAYERS))}")
+    check_choice("surrogate", surrogate, sorted(SLOPES), CompositeError)
+    check_choice("weights", weights, ("true", *_LAYERS), CompositeError)
 
     def structure(graph: OpGraph) -> Structure:
         neurons = find_neurons(graph)

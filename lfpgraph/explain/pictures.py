@@ -107,8 +107,7 @@ def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = 
 def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
     """Tokens in a line of HTML, red for positive and blue for negative relevance [length]; the number when pointed at."""
     parts = []
-    for token, value, strength in _tokens(tokens, relevance):
-        red, green, blue = _shade(strength)
+    for token, value, (red, green, blue) in _tokens(tokens, relevance):
         parts.append(
             f'<span style="background:rgb({red},{green},{blue})" title="{value:.4g}">{html.escape(token) or "&nbsp;"}</span>'
         )
@@ -118,8 +117,7 @@ def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
 def tokens_text(tokens: Sequence[str], relevance: Tensor) -> str:
     """The same tokens for a terminal, in 24-bit colours."""
     parts = []
-    for token, _, strength in _tokens(tokens, relevance):
-        red, green, blue = _shade(strength)
+    for token, _, (red, green, blue) in _tokens(tokens, relevance):
         safe = "".join(c if c.isprintable() else "?" for c in token)
         parts.append(f"\x1b[48;2;{red};{green};{blue}m\x1b[30m{safe}\x1b[0m")
     return " ".join(parts)
@@ -209,12 +207,13 @@ def _pixels(images: Tensor) -> list[Any]:
     return [v.numpy() for v in values]
 
 
-def _tokens(tokens: Sequence[str], relevance: Tensor) -> list[tuple[str, float, float]]:
+def _tokens(tokens: Sequence[str], relevance: Tensor) -> list[tuple[str, float, tuple[int, int, int]]]:
+    """Each token with its relevance and the shade of that, against the largest."""
     values = relevance.detach().double().cpu().flatten()
     if len(values) != len(tokens):
         raise AttributionError(f"{len(tokens)} tokens but relevance of {len(values)}")
     size = float(values.abs().max()) if len(values) else 1.0
-    return [(t, float(v), float(v) / (size or 1.0)) for t, v in zip(tokens, values)]
+    return [(t, float(v), _shade(float(v) / (size or 1.0))) for t, v in zip(tokens, values)]
 
 
 def _shade(strength: float) -> tuple[int, int, int]:

@@ -16,7 +16,6 @@ from ..registry import CAST, VIEW
 __all__ = ["Reading", "lookups_of", "readings_of"]
 
 aten = torch.ops.aten
-_LOOKUPS = {aten.embedding.default}
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
     """The embeddings that are looked up by an integer input itself, not by something computed from it."""
     found = []
     for user in node.users:
-        if user.target in _LOOKUPS and user.args[1] is node:
+        if user.target is aten.embedding.default and user.args[1] is node:
             if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
                 found.append(user)
         elif graph.info[user].family in (VIEW, CAST) and isinstance(user.meta.get("val"), Tensor):
@@ -85,9 +84,5 @@ def named(graph: OpGraph, name: str) -> fx.Node:
 
 
 def _ends(graph: OpGraph, module: str) -> list[fx.Node]:
-    inside = {n for n in graph.operations() if _within(module_path(n), module)}
+    inside = {n for n in graph.operations() if f"{module_path(n)}.".startswith(f"{module}.")}
     return [n for n in graph.operations() if n in inside and is_float(n.meta.get("val")) and set(n.users) - inside]
-
-
-def _within(path: str, module: str) -> bool:
-    return path == module or path.startswith(module + ".")

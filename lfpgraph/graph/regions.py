@@ -106,7 +106,7 @@ def _region_ending_at(
         nodes = _between(graph, entry, exit_, run)
         if nodes is None:
             continue
-        entry, nodes = _trim(graph, entry, nodes, order)
+        entry, nodes = _trim(graph, entry, nodes)
         if len(nodes) < 2 or shape_of(entry) != shape_of(exit_) or not is_float(entry.meta.get("val")):
             continue
         ordered = tuple(sorted(nodes, key=order.__getitem__))
@@ -150,9 +150,7 @@ def _between(graph: OpGraph, entry: fx.Node, exit_: fx.Node, run: set[fx.Node]) 
     return seen
 
 
-def _trim(
-    graph: OpGraph, entry: fx.Node, nodes: set[fx.Node], order: dict[fx.Node, int]
-) -> tuple[fx.Node, set[fx.Node]]:
+def _trim(graph: OpGraph, entry: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, set[fx.Node]]:
     """Leave a bias or scale of a layer before the run to the layer, so that a written-out bias equals a fused one."""
     while True:
         first = [node for node in entry.users if node in nodes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,36 +28,34 @@ class TensorMaker:
 
     def floats(self, *shape: int) -> Tensor:
         """Standard normal values."""
-        with self._mode():
-            return torch.randn(*shape, generator=self._generator(), device="cpu").to(self.device, self.dtype)
+        return self._make(torch.randn, *shape, generator=self._generator()).to(self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
         """Values between 0 and 1."""
-        with self._mode():
-            return torch.rand(*shape, generator=self._generator(), device="cpu").to(self.device, self.dtype)
+        return self._make(torch.rand, *shape, generator=self._generator()).to(self.dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Whole numbers from `low` to `high` - 1, int64."""
-        with self._mode():
-            return torch.randint(low, high, shape, generator=self._generator(), device="cpu").to(self.device)
+        return self._make(torch.randint, low, high, shape, generator=self._generator())
 
     def constant(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
         """These values."""
-        with self._mode():
-            return torch.tensor(values, dtype=dtype, device="cpu").to(self.device)
+        return self._make(torch.tensor, values, dtype=dtype)
 
     def full(self, value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         """One value everywhere."""
-        with self._mode():
-            return torch.full(shape, value, dtype=dtype, device=self.device)
+        return self._make(torch.full, shape, value, dtype=dtype)
+
+    def _make(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """A tensor drawn on the CPU, so that it is the same on every device, then brought to the model's."""
+        from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+        mode: Any = self.fake_mode
+        if mode is None or mode in _get_current_dispatch_mode_stack():
+            mode = contextlib.nullcontext()
+        with mode:
+            return function(*args, device="cpu", **kwargs).to(self.device)
 
     def _generator(self) -> torch.Generator:
         self.seed += 1
         return torch.Generator().manual_seed(self.seed)
-
-    def _mode(self) -> contextlib.AbstractContextManager[Any]:
-        from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-
-        if self.fake_mode is None or self.fake_mode in _get_current_dispatch_mode_stack():
-            return contextlib.nullcontext()
-        return self.fake_mode

@@ -134,9 +134,10 @@ class _Hooks:
                 if edge is not None:
                     inputs.setdefault(edge, i)
             first: set[int] = set()
-            for node, slots in _slots(nodes, inputs, record.edges, amendment.inside).items():
-                if amendment.computed:
-                    wake(node)
+            found, passed = _slots(nodes, inputs, record.edges, amendment.inside)
+            for node in passed if amendment.computed else ():
+                wake(node)
+            for node, slots in found.items():
                 fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
                 node.register_hook(self._departure(fresh))
         del self.record
@@ -274,8 +275,8 @@ def guarded(x: Tensor, epsilon: float) -> Tensor:
 
 def _slots(
     exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
-) -> dict[Any, list[tuple[int, int]]]:
-    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs.
+) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
+    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
 
     Args:
         exits: the nodes of the unit's outputs.
@@ -293,4 +294,4 @@ def _slots(
             elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
                 seen.add(source)
                 stack.append(source)
-    return found
+    return found, seen

@@ -15,7 +15,7 @@ from ..engine.plan import make_plan
 from ..errors import InputError, NonFiniteError
 from ..graph.calls import flatten_output
 from .amendments import amend
-from .graph_of_record import graph_of
+from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .record import Notes, Record, refs_in
 from .schedule import Schedule, make_schedule
@@ -24,6 +24,10 @@ from .watch import Watch
 __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
+_UNSURE, _SETTLED = (
+    3,
+    100,
+)  # runs for which all values are kept: at first; once a run has taken another way than expected
 
 
 def changes_gradients(composite: Composite) -> bool:
@@ -62,6 +66,8 @@ class LiveEngine:
         self.watch, self.path, self.adopt = watch, path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
+        self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
+        self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
         self.runs = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
@@ -79,7 +85,7 @@ class LiveEngine:
         if not changes_gradients(self.composite):
             return call(*args, **kwargs)
         self.runs += 1
-        record = Record(_Leaves(self, args, kwargs), self.last, self.path)
+        record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
         try:
             with recording(record):
                 result = call(*args, **kwargs)
@@ -98,13 +104,17 @@ class LiveEngine:
         leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
         key = (tuple(record.keys), leaves, outputs, ends)
         schedule = self.schedules.get(key)
+        if key in self._hopeless:
+            return
         if schedule is None:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
             except InputError as error:
+                self._hopeless.add(key)
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last = schedule
+        self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         lost = amend(schedule, record, outputs, self.check, self.watch)
@@ -124,7 +134,7 @@ class LiveEngine:
         return tuple(n for n in ends if n not in outputs and record.seen[n]() is not None)
 
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
-        live = graph_of(record, outputs)
+        live = self._graph(record, outputs)
         nodes = live.graph.placeholder_nodes
         wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
         values = [leaf.tensor.detach() for leaf in record.leaves]
@@ -136,6 +146,21 @@ class LiveEngine:
         schedule = make_schedule(plan, live, record.keys, record.follows)
         schedule.notes = Notes(record.templates, record.paths, record.lines)
         return schedule
+
+    def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:
+        """The graph of a run; where none of its arguments can carry reward, what the run found elsewhere is its input.
+
+        A model may make its tensors from text, pictures or numbers, or keep its coordinates in a buffer.
+        """
+        try:
+            return graph_of(record, outputs)
+        except InputError:
+            found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
+            if not found:
+                raise
+            for leaf in found:
+                leaf.kind, leaf.name = "input", -1
+            return graph_of(record, outputs)
 
     def name(self, tensor: Tensor) -> tuple[str, str] | None:
         """What a tensor is in the model: ("parameter" or "buffer", its dotted name), or None."""
@@ -160,6 +185,10 @@ class _Leaves:
         self.engine, self.args, self.kwargs = engine, args, kwargs
         self.inputs: dict[int, int] | None = None
         self.looked = False
+
+    def givens(self) -> list[Tensor]:
+        """The tensors that the run was given and that autograd follows."""
+        return [t for t in tensors_in((self.args, self.kwargs)) if t.requires_grad]
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
         found = self.engine.name(tensor)

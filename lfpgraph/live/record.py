@@ -6,7 +6,7 @@ Nothing here keeps a model's own tensors alive after the run: `Record.close` let
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,12 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, info_of
-from .values import Values
+from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Notes", "Record", "Ref", "refs_in"]
+
+
+_EMPTY = torch.ops.aten.empty.memory_format  # what `torch.tensor` fills unseen: as good as a tensor found
 
 
 class Ref(int):
@@ -40,11 +43,16 @@ class Record(Values):
         name_leaf: says of a tensor that no operation made what it is, as (kind, name).
         expected: `keeps` (steps whose results are needed) and `templates` (steps whose arguments are) of the run that
             this one is likely to repeat, by the steps' keys; None to keep everything.
+        keep_all: keep the results of all steps while the run lasts, in case it does not repeat that one.
+
+    Attributes:
+        parted: whether the run took another way than the expected one.
     """
 
-    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]], expected: Any = None, root: str = "") -> None:
+    def __init__(self, name_leaf: NameLeaf, expected: Any = None, root: str = "", keep_all: bool = False) -> None:
         super().__init__(name_leaf)
-        self.expected = expected
+        self.expected, self.keep_all = expected, keep_all
+        self.parted = False
         self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
         self.steps: list[tuple[OpOverload, tuple[int, ...]]] = []
         self.templates: list[Any] = []
@@ -53,13 +61,17 @@ class Record(Values):
         self.path = self.root = root  # the module whose call is running, and the one whose run this is
         self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
         self._source_tensors: dict[int, Tensor] = {}
-        self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
 
     # What the recorder is called for
 
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note it."""
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            self._look_at(args)
+            if info_of(op).writes:
+                self._save_before_write(args)
+            return op._op(*args, **kwargs)
+        if op is _EMPTY:
             return op._op(*args, **kwargs)
         info = info_of(op)
         if info.open is not None:
@@ -118,14 +130,16 @@ class Record(Values):
                     return out
         else:
             return out
+        changed = False
         if has_no_derivative(info, results):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
-        if not info.writes and self._bridge(info, ins, results, args):
-            out = (
-                results[0]
-                if isinstance(out, Tensor)
-                else type(out)(x if r is None else r for x, r in zip(out, results))
-            )
+            changed = True
+        if not info.writes and self._bridge(info, ins, results, (*args, *kwargs.values())):
+            changed = True
+        if changed and isinstance(out, Tensor):
+            out = results[0]
+        elif changed:
+            out = type(out)(x if r is None else r for x, r in zip(out, results))
         step = len(self.steps)
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
@@ -140,10 +154,10 @@ class Record(Values):
             )
         self.keys.append(tuple(key))
         self.steps.append((info.node, outs))
-        self._trace_sources(info, ins, outs, args)
+        self._trace_sources(info, ins, outs, (*args, *kwargs.values()))
         self._check_expected(step, self.keys[-1])
-        every = self.expected is None
-        wanted = every or step in self.expected.templates
+        every = self.expected is None or self.keep_all
+        wanted = self.expected is None or step in self.expected.templates
         self.templates.append((before or self._template(args, kwargs)) if wanted else None)
         if every or step in self.expected.keeps:
             for number, x in zip(outs, results):
@@ -155,6 +169,7 @@ class Record(Values):
         """Whether the run still repeats the one it is likely to repeat; from a step that does not, keep everything."""
         if self.expected is not None and not self.expected.repeats(step, key):
             self.recall(step)
+            self.parted = True
         if self.expected is None:
             self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
             self.lines[step] = _user_line()
@@ -170,7 +185,7 @@ class Record(Values):
         self.steps.append((op, (number,)))
         self._check_expected(step, key)
         self.templates.append((([Ref(n) for n in sources], Ref(sources[0])), {}))
-        if self.expected is None or step in self.expected.keeps:
+        if self.expected is None or self.keep_all or step in self.expected.keeps:
             with paused():
                 self._keep(number, x)
         return number
@@ -194,13 +209,17 @@ class Record(Values):
     def _keep(self, number: int, x: Tensor) -> None:
         self.kept[number] = kept = x.detach()
         if kept.layout is torch.strided:
-            self._stored.setdefault(kept.untyped_storage()._cdata, []).append(number)
+            self._stored.setdefault(storage_of(kept), []).append(number)
 
     def _save_before_write(self, args: tuple[Any, ...]) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
         for x in args:
             if isinstance(x, Tensor) and x.layout is torch.strided:
-                for number in self._stored.pop(x.untyped_storage()._cdata, ()):
+                storage = storage_of(x)
+                for parameter, number in self._aliased.pop(storage, ()):
+                    self._ids.pop(id(parameter), None)  # what is written to is another value, to be taken anew
+                    self.aliases.pop(number, None)
+                for number in self._stored.pop(storage, ()):
                     kept = self.kept[number]
                     self.kept[number] = None if kept is None else kept.clone()
                 break
@@ -265,7 +284,7 @@ class Record(Values):
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
-        for kept in (self._sources, self._source_tensors, self._stored):
+        for kept in (self._sources, self._source_tensors):
             kept.clear()
         self.templates = []
 

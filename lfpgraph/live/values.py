@@ -8,9 +8,8 @@ tensor.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +18,19 @@ from torch._ops import OpOverload
 from .interception import paused
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "Values"]
+__all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
+
+
+class NameLeaf(Protocol):
+    """Says of a tensor that no operation made what it is, as (kind, name)."""
+
+    def __call__(self, tensor: Tensor) -> tuple[str, Any]:
+        """Its kind and name."""
+
+    def givens(self) -> list[Tensor]:
+        """The tensors that the run was given and that autograd follows."""
 
 
 @dataclass
@@ -50,7 +59,7 @@ class Values:
         own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
     """
 
-    def __init__(self, name_leaf: Callable[[Tensor], tuple[str, Any]]) -> None:
+    def __init__(self, name_leaf: NameLeaf) -> None:
         self.name_leaf = name_leaf
         self.shapes: list[torch.Size] = []
         self.dtypes: list[torch.dtype] = []
@@ -62,13 +71,30 @@ class Values:
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
         self.own_reads: list[tuple[int, Any, int]] = []
+        self.started = (
+            torch._C._autograd._get_sequence_nr()
+        )  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
+        self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
+        self._aliased: dict[
+            int, list[tuple[Tensor, int]]
+        ] = {}  # by storage: parameters taken by an alias, and their numbers
+        self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        for kept in (self.edges, self.edge_of, self.aliases, self.seen, self._ids):
+        for kept in (
+            self.edges,
+            self.edge_of,
+            self.aliases,
+            self.seen,
+            self._ids,
+            self._aliased,
+            self._looked_at,
+            self._stored,
+        ):
             kept.clear()
         self.kept.clear()
         for listed in (self.leaves, self.own_reads, self._alive):
@@ -118,15 +144,23 @@ class Values:
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
             self.kept[number] = x.detach()
-        if kind == "parameter" and x.requires_grad:
-            alias = x.view_as(x)
+        if kind != "parameter":
+            self._stored.setdefault(storage_of(x), []).append(number)
+        elif x.requires_grad:
+            alias = x[...]  # an alias, whose derivative may be sparse; that of a view may not
             self.aliases[number] = alias
+            self._aliased.setdefault(storage_of(x), []).append((x, number))
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
         return number
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
+        if _is_older(edge[0], self.started):
+            return self._leaf(x)
+        for given in self.name_leaf.givens():
+            if self.known(given) is None:
+                self._leaf(given)
         found: list[int] = []
         names: set[str] = set()
         seen: set[Any] = set()
@@ -143,6 +177,8 @@ class Values:
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):
                     number = self._own_leaf(source.variable, node, slot)
+                if number is None and _is_older(source, self.started):
+                    continue
                 if number is None:
                     stack.append(source)
                 elif number not in found:
@@ -150,6 +186,7 @@ class Values:
         self._alive.append(seen)
         if not found:
             return self._leaf(x)
+        found += [n for n in self._inputs_of(seen) if n not in found]
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
         if not is_view:
             self.own.append(edge[0].name())
@@ -158,6 +195,31 @@ class Values:
     def _wants_leaf(self, number: int) -> bool:
         """Whether the value of a leaf is going to be looked at."""
         return True
+
+    def _look_at(self, args: tuple[Any, ...]) -> None:
+        """Note what an operation reads that is not recorded: inside a custom function, under no_grad, under vmap."""
+        for x in args:
+            if isinstance(x, Tensor) and not x.requires_grad:
+                while torch._C._functorch.is_functorch_wrapped_tensor(x):
+                    x = torch._C._functorch.get_unwrapped(x)
+                now = torch._C._autograd._get_sequence_nr()
+                self._looked_at.setdefault(now, []).append(weakref.ref(x))
+
+    def _inputs_of(self, nodes: set[Any]) -> list[int]:
+        """Inputs of the model that autograd does not follow and that were read while these autograd nodes were made.
+
+        A function of parameters and such an input is an activation, one of parameters alone a weight.
+        """
+        found: list[int] = []
+        for node in nodes:
+            if hasattr(node, "variable"):
+                continue
+            made = node._sequence_nr()
+            for ref in self._looked_at.get(made, []) + self._looked_at.get(made + 1, []):
+                x = ref()
+                if x is not None and not x.requires_grad and self.name_leaf(x)[0] == "input":
+                    found.append(self.number(x))
+        return found
 
     def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         """Note a step that no operation was seen to make; the number of its result."""
@@ -173,3 +235,15 @@ class Values:
         if leaf.kind == "parameter":
             self.own_reads.append((number, node, slot))
         return number
+
+
+def _is_older(node: Any, started: int) -> bool:
+    """Whether an autograd node was made before a run began; nodes of leaves have no time."""
+    return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
+
+
+def storage_of(x: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Watch"]
 
@@ -38,6 +39,8 @@ class Watch:
         """Watch these parameters, as far as they are not watched yet."""
         for name, parameter in parameters:
             found = self._watched.get(id(parameter))
+            if is_lazy(parameter):
+                continue
             if parameter.requires_grad and parameter.is_leaf and (found is None or found() is not parameter):
                 self._watched[id(parameter)] = weakref.ref(parameter)
                 self._compared.pop(id(parameter), None)
@@ -64,7 +67,9 @@ class Watch:
             self._say(name, "has received a gradient that is no feedback")
             return
         seen = self._compared.get(key, 0)
-        if seen < 2:
+        parameter = self._watched[key]()
+        others = parameter is None or len(parameter._backward_hooks or ()) > 1  # the user's may have changed it before
+        if seen < 2 and not others:
             self._compared[key] = seen + 1
             parts = [f for f in fed if f is not None]
             if len(parts) == len(fed) and not gradient.is_sparse and not _equal(gradient, parts):

@@ -1,17 +1,35 @@
-"""Which function translates which ATen operation to ONNX operators, and which are taken apart first."""
+"""Which function translates which ATen operation to ONNX operators, which are taken apart first, and ONNX's dtypes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-__all__ = ["DECOMPOSITIONS", "TRANSLATORS", "decomposes", "translates"]
+__all__ = ["DECOMPOSITIONS", "DTYPES", "SAME_NAMES", "TRANSLATORS", "decomposes", "translates"]
 
 Translator = Callable[..., Any]
 TRANSLATORS: dict[Any, Translator] = {}
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+# Operators of one tensor that torch calls by the same name in lower case.
+SAME_NAMES = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log",
+    "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh",
+)  # fmt: skip
+DTYPES = {  # by ONNX's number
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    16: torch.bfloat16,
+}
 
 
 def translates(*operations: Any) -> Callable[[Translator], Translator]:

@@ -9,20 +9,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
 from ..graph.graph import OpGraph, is_float, module_path, operation_name, source_line
 from ..tracing.tracer import trace
-from .classes import CLASSES, NodeClass, arrivals, classify_nodes, place_of
-from .flops import node_flops
-from .leaks import leak_counts
+from .classes import CLASSES, NodeClass, arrivals, classify_nodes, leak_counts, place_of
 from .parameters import parameter_report
 
-__all__ = ["CoverageReport", "coverage", "coverage_of"]
+__all__ = ["CoverageReport", "coverage", "coverage_of", "node_flops"]
 
 SCHEMA = 1
 _MAX_PLACES = 5
@@ -192,3 +193,58 @@ def _advice(node: fx.Node, name: str) -> str:
     if name == "uncovered":
         return f"It has no rule and no derivative: register a rule with {op}, or no reward passes here."
     return f"Its true vector-Jacobian product is used; register a rule with {op} if the operation needs another."
+
+
+def node_flops(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+    """FLOPs of every node, for the example's sizes.
+
+    Products (matrix products, convolutions, attention) are counted by torch's own formulas, a multiply-add as two;
+    every other operation on floats counts one per element of its output. Views and moves of integers count nothing.
+    Nodes of equal operation and shapes are counted once and remembered.
+    """
+    known: dict[Any, int] = {}
+    result = {}
+    for node in nodes:
+        key = _key(node)
+        if key not in known:
+            known[key] = _count(node)
+        result[node] = known[key]
+    return result
+
+
+def _describe(value: Any) -> Any:
+    value = value.meta.get("val") if isinstance(value, fx.Node) else value
+    if isinstance(value, Tensor):
+        return (str(value.dtype), tuple(str(n) for n in value.shape))
+    return str(value)
+
+
+def _key(node: fx.Node) -> Any:
+    leaves = tree_leaves((node.args, node.kwargs), is_leaf=lambda x: isinstance(x, fx.Node))
+    return (node.target, tuple(_describe(leaf) for leaf in leaves))
+
+
+def _count(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    outputs = [t for t in items if is_float(t)]
+    if not outputs or not isinstance(node.target, torch._ops.OpOverload):
+        return 0
+    counter = FlopCounterMode(display=False)
+    try:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        with torch.no_grad(), counter:
+            node.target(*args, **kwargs)
+        flops = int(counter.get_total_flops())
+    except Exception:  # a shape function that does not run again: the elements are counted instead
+        flops = 0
+    if flops:
+        return flops
+    return 0 if node.target.is_view else sum(map(_elements, outputs))
+
+
+def _elements(tensor: Tensor) -> int:
+    try:
+        return int(tensor.numel())
+    except Exception:  # a size that only the data decides
+        return 0

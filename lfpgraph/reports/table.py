@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .classes import CLASSES
-from .leaks import LEAKS
+from .classes import CLASSES, LEAKS
 
 __all__ = ["MEANINGS", "count", "percent", "render", "table_of"]
 

@@ -12,13 +12,13 @@ from .classification import (
     MaximizeNeuron,
     MinimizeNeuron,
     Misclassification,
+    RateCodedSpikes,
     Sigmoid,
     Softmax,
 )
 from .loss import reward_loss
 from .programs import Callback, PairwisePreference, ScalarReward
 from .regression import AbsoluteError, SquaredError
-from .spikes import RateCodedSpikes
 
 __all__ = [
     "AbsoluteError",

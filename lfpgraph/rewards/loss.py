@@ -1,7 +1,8 @@
-"""`reward_loss`: any reward tensor enters training as something with `.backward()`."""
+"""`reward_loss`: any reward tensor enters training as something with `.backward()`; and what a reward is given to."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..errors import RewardError
 from ..numerics import ZERO_REWARD, stabilize
 
-__all__ = ["reward_loss"]
+__all__ = ["outputs_of", "reward_loss"]
 
 
 def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -> Tensor:
@@ -66,3 +67,13 @@ class _RewardLoss(torch.autograd.Function):
 
 def _kind(value: Any) -> str:
     return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def outputs_of(result: Any) -> Any:
+    """The tensor that losses, rewards and metrics look at: `.logits`, the first entry of a tuple, or the result itself."""
+    if isinstance(result, Tensor):
+        return result
+    logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
+    if logits is not None:
+        return logits
+    return result[0] if isinstance(result, list | tuple) and result else result

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RewardError
+from ..errors import RewardError, check_choice
 from .checks import indices
 
 __all__ = ["Callback", "PairwisePreference", "ScalarReward"]
@@ -31,8 +31,7 @@ class ScalarReward:
     """
 
     def __init__(self, baseline: str = "mean", decay: float = 0.95) -> None:
-        if baseline not in ("none", "mean"):
-            raise RewardError(f"baseline={baseline!r} is not known; choose one of none, mean")
+        check_choice("baseline", baseline, ("none", "mean"), RewardError)
         self.baseline, self.decay = baseline, decay
         self._mean: Tensor | None = None
 

@@ -144,9 +144,8 @@ def quiet() -> Iterator[None]:
     """Keep torch.export's own warnings, log lines and dumps of graphs from the user."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        loggers = [
-            logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._export", "torch._subclasses")
-        ]
+        names = ("torch.export", "torch.fx", "torch.onnx", "torch._export", "torch._subclasses")
+        loggers = [logging.getLogger(name) for name in names]
         levels = [logger.level for logger in loggers]
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

@@ -12,15 +12,11 @@ from torch._ops import OpOverload
 
 from ..registry import find_rule
 from .origins import remember_places
+from .recurrent import RECURRENT, recurrent
 
-__all__ = ["RECURRENT", "decompositions", "free_detached", "keep_no_grad", "tidy"]
+__all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
 
 _aten = torch.ops.aten
-RECURRENT = {
-    getattr(getattr(_aten, name), overload)
-    for name in ("gru", "lstm", "rnn_relu", "rnn_tanh")
-    for overload in ("data", "input")
-}
 _MAY_RETURN_SELF = {
     _aten.contiguous.default,
     _aten.expand_as.default,
@@ -123,7 +119,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
     Recurrent layers become their cells and cells their gates; operations that torch defines in terms of others, or has
     a core decomposition for, become those.
     """
-    from torch._decomp import core_aten_decompositions, decomposition_table
+    from torch._decomp import core_aten_decompositions
     from torch._export.utils import _get_decomp_for_cia
 
     core = core_aten_decompositions()
@@ -134,7 +130,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
             if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
                 continue
             if op in RECURRENT:
-                table[op] = decomposition_table[op]
+                table[op] = recurrent(op)
             elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
                 table[op] = _get_decomp_for_cia(op)
             elif op in core:

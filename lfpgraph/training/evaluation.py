@@ -12,7 +12,7 @@ from ..errors import TrainingError
 from ..modes import eval_mode
 from ..optional import need
 from ..randomness import keep_random_state
-from ..rewards.outputs import outputs_of
+from ..rewards.loss import outputs_of
 from .data import Batches, rows_of
 from .objective import Objective
 

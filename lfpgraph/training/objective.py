@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, LfpGraphError, TrainingError
 from ..rewards import reward_loss
-from ..rewards.outputs import outputs_of
+from ..rewards.loss import outputs_of
 from .data import call_of, rows_of
 
 __all__ = ["Objective"]

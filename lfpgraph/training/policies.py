@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import PolicyError
+from ..errors import PolicyError, check_choice
 
 __all__ = [
     "AdaptiveClip", "NormalizeByMax", "Policies", "Policy", "SmallestWeights", "TopK", "WeightScaled",
@@ -90,22 +91,17 @@ class Policy:
             if key in state:
                 self.load_state_dict(state[key])
 
-        return _Handles(
-            [
-                optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: self(named)),
-                optimizer.register_state_dict_post_hook(save),
-                optimizer.register_load_state_dict_pre_hook(load),
-            ]
+        handles = (
+            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: self(named)),
+            optimizer.register_state_dict_post_hook(save),
+            optimizer.register_load_state_dict_pre_hook(load),
         )
 
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
 
-class _Handles:
-    def __init__(self, handles: list[Any]) -> None:
-        self.handles = handles
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        return SimpleNamespace(remove=remove)
 
 
 class Policies(Policy):
@@ -160,8 +156,7 @@ class NormalizeByMax(Policy):
 
     def __init__(self, by: str = "layer", **names: Any) -> None:
         super().__init__(**names)
-        if by not in ("layer", "tensor"):
-            raise PolicyError(f'by={by!r} is not known; choose "layer" or "tensor"')
+        check_choice("by", by, ("layer", "tensor"), PolicyError)
         self.by = by
 
     def apply(self, parameters: Pairs) -> None:
@@ -215,8 +210,7 @@ class TopK(Policy):
     def __init__(self, share: float = 0.1, scope: str = "tensor", **names: Any) -> None:
         super().__init__(**names)
         self.share = _checked("share", share, 0.0, 1.0)
-        if scope not in ("tensor", "all"):
-            raise PolicyError(f'scope={scope!r} is not known; choose "tensor" or "all"')
+        check_choice("scope", scope, ("tensor", "all"), PolicyError)
         self.scope = scope
 
     def apply(self, parameters: Pairs) -> None:

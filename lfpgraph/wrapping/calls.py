@@ -53,7 +53,7 @@ class CallStandIn:
         finally:
             record.path = before
 
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled model calls this, and compiles none of it
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled function that calls it compiles none of it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -68,6 +68,12 @@ class CallStandIn:
         for name in (_SLOT, _MARK):
             if self.module.__dict__.get(name) is self:
                 del self.module.__dict__[name]
+
+
+_frames = torch._C._dynamo.eval_frame
+_frames.set_code_exec_strategy(  # a compiled model, too, runs all of it as it is
+    CallStandIn.__call__.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
+)
 
 
 def wrapping_of(model: nn.Module) -> Wrapping | None:

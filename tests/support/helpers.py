@@ -9,9 +9,42 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 import lfpgraph
+from lfpgraph import registry
 from lfpgraph.cli import app as cli
+from lfpgraph.composites.composite import Composite, Ruleset
+from lfpgraph.registry import Rule
+
+
+def remove_rule(op: OpOverload) -> Rule | None:
+    """Take a rule out of the registry and return it."""
+    return registry._RULES.pop(op, None)
+
+
+def restore_rule(entry: Rule) -> None:
+    """Put back what `remove_rule` returned."""
+    assert entry.op is not None
+    registry._RULES[entry.op] = entry
+
+
+# Changes nothing about the gradient, and is recorded and planned all the same: the live engine leaves out what "gradient" asks.
+RECORDED = Composite(
+    "recorded", Ruleset(rules=False, epsilon=0.0, scale="signal"), overrides=(("no.such.module", Ruleset()),)
+)
+
+
+def true_gradient(engine: str) -> Composite | str:
+    """The composite that puts an engine through the true gradient."""
+    return "gradient" if engine == "static" else RECORDED
+
+
+def assert_made(model: nn.Module, engine: str, count: int = 1) -> None:
+    """The engine of a wrapped model has traced (static) or planned (live) this often, and the other one not at all."""
+    found = lfpgraph.explain_wrap(model)
+    assert found.engine == engine, found
+    assert (found.traces, found.plans) == ((count, 0) if engine == "static" else (0, count)), found
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -51,9 +84,11 @@ def assert_same(
         )
 
 
-def lfp(model: nn.Module, *args: Any, composite: str = "lfp-epsilon", **kwargs: Any) -> dict[str, Tensor]:
+def lfp(
+    model: nn.Module, *args: Any, composite: str | Composite = "lfp-epsilon", engine: str = "auto", **kwargs: Any
+) -> dict[str, Tensor]:
     """Gradients under feedback; the model is unwrapped again."""
-    lfpgraph.wrap(model, composite)
+    lfpgraph.wrap(model, composite, engine=engine)
     try:
         return gradients(model, *args, **kwargs)
     finally:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
+from lfpgraph.composites.composite import Composite
+
+from .helpers import true_gradient
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -93,12 +96,16 @@ def example(name: str, batch: int = 5, dtype: torch.dtype = torch.float64, seed:
 
 
 def twins(
-    make: Callable[[], nn.Module], composite: str = "gradient", dtype: torch.dtype = torch.float64
+    make: Callable[[], nn.Module],
+    composite: str | Composite | None = None,
+    dtype: torch.dtype = torch.float64,
+    engine: str = "auto",
 ) -> tuple[nn.Module, nn.Module]:
-    """A wrapped model and its plain copy."""
+    """A wrapped model and its plain copy; without a composite the wrapped one takes the true gradient."""
     torch.manual_seed(0)
     plain = make().to(dtype)
-    return lfpgraph.wrap(copy.deepcopy(plain), composite), plain
+    chosen = true_gradient(engine) if composite is None else composite
+    return lfpgraph.wrap(copy.deepcopy(plain), chosen, engine=engine), plain
 
 
 def loss_of(out: Tensor) -> Tensor:

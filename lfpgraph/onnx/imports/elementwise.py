@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,55 +11,54 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
+from ..registry import SAME_NAMES
 from .table import Known, Node, dtype_of, imports, numbers, tensor_of
 
-_UNARY = {
-    "Abs": torch.abs,
-    "Acos": torch.acos,
-    "Acosh": torch.acosh,
-    "Asin": torch.asin,
-    "Asinh": torch.asinh,
-    "Atan": torch.atan,
-    "Atanh": torch.atanh,
-    "BitwiseNot": torch.bitwise_not,
-    "Ceil": torch.ceil,
-    "Cos": torch.cos,
-    "Cosh": torch.cosh,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "Floor": torch.floor,
-    "Identity": lambda x: x,
-    "IsNaN": torch.isnan,
-    "Log": torch.log,
-    "Mish": F.mish,
-    "Neg": torch.neg,
-    "Not": torch.logical_not,
-    "Reciprocal": torch.reciprocal,
-    "Relu": torch.relu,
-    "Round": torch.round,
-    "Sigmoid": torch.sigmoid,
-    "Sign": torch.sign,
-    "Sin": torch.sin,
-    "Sinh": torch.sinh,
-    "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
-    "Softsign": F.softsign,
-    "Sqrt": torch.sqrt,
-    "Tan": torch.tan,
-    "Tanh": torch.tanh,
-}
-_PAIRS = {
+# Functions of the inputs alone.
+_PLAIN: dict[str, Callable[..., Any]] = {
+    **{kind: getattr(torch, kind.lower()) for kind in SAME_NAMES},
     "And": torch.logical_and,
     "BitwiseAnd": torch.bitwise_and,
+    "BitwiseNot": torch.bitwise_not,
     "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
+    "CastLike": lambda x, y: x.to(y.dtype),
+    "Det": torch.linalg.det,
     "Equal": torch.eq,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
+    "HardSwish": F.hardswish,
+    "IsNaN": torch.isnan,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
     "MatMul": torch.matmul,
+    "Mish": F.mish,
+    "NonZero": lambda x: torch.nonzero(x).t(),
+    "Not": torch.logical_not,
     "Or": torch.logical_or,
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
+    "Softsign": F.softsign,
+    "Where": torch.where,
     "Xor": torch.logical_xor,
+}
+
+
+def _bit_shift(x: Tensor, y: Tensor, direction: str) -> Tensor:
+    return torch.bitwise_left_shift(x, y) if direction == "LEFT" else torch.bitwise_right_shift(x, y)
+
+
+# Functions of the inputs and of attributes, these with what the operator takes where the file has none.
+_WITH_ATTRIBUTES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "BitShift": (_bit_shift, {"direction": "RIGHT"}),
+    "Celu": (lambda x, alpha: F.celu(x, alpha), {"alpha": 1.0}),
+    "Elu": (lambda x, alpha: F.elu(x, alpha), {"alpha": 1.0}),
+    "Gelu": (lambda x, approximate: F.gelu(x, approximate=approximate), {"approximate": "none"}),
+    "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), {"alpha": 0.2, "beta": 0.5}),
+    "LeakyRelu": (lambda x, alpha: F.leaky_relu(x, alpha), {"alpha": 0.01}),
+    "Mod": (lambda x, y, fmod: torch.fmod(x, y) if fmod else torch.remainder(x, y), {"fmod": 0}),
+    "Swish": (lambda x, alpha: x * torch.sigmoid(alpha * x), {"alpha": 1.0}),
+    "ThresholdedRelu": (lambda x, alpha: torch.where(x > alpha, x, torch.zeros_like(x)), {"alpha": 1.0}),
 }
 _ARITHMETIC = {
     "Add": (torch.add, lambda a, b: a + b),
@@ -67,12 +67,8 @@ _ARITHMETIC = {
 }
 
 
-def _unary(function: Any) -> Any:
-    return lambda node, x: function(x)
-
-
-def _pair(function: Any) -> Any:
-    return lambda node, x, y: function(x, y)
+def _with_attributes(function: Callable[..., Any], attributes: dict[str, Any]) -> Callable[..., Any]:
+    return lambda node, *inputs: function(*inputs, *(node.get(name, usual) for name, usual in attributes.items()))
 
 
 def _arithmetic(function: Any, python: Any) -> Any:
@@ -102,10 +98,11 @@ def _among_known(python: Any, x: Any, y: Any) -> Known | None:
     return Known([python(p, q) for p, q in zip(left, right)], x.scalar and y.scalar, x.dtype)
 
 
-for _kind, _function in _UNARY.items():
-    imports(_kind, known=_kind == "Identity")(_unary(_function))
-for _kind, _function in _PAIRS.items():
-    imports(_kind)(_pair(_function))
+for _kind, _function in _PLAIN.items():
+    imports(_kind)(_with_attributes(_function, {}))
+for _kind, _row in _WITH_ATTRIBUTES.items():
+    imports(_kind)(_with_attributes(*_row))
+imports("Identity", known=True)(lambda node, x: x)
 for _kind, _both in _ARITHMETIC.items():
     imports(_kind, known=True)(_arithmetic(*_both))
 
@@ -117,11 +114,6 @@ def div(node: Node, x: Any, y: Any) -> Any:
         return found
     x, y = _operands(x, y)
     return torch.div(x, y) if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
-
-
-@imports("Mod")
-def mod(node: Node, x: Any, y: Any) -> Any:
-    return torch.fmod(x, y) if node.get("fmod", 0) else torch.remainder(x, y)
 
 
 @imports("Pow", known=True)
@@ -156,12 +148,6 @@ def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
     return x
 
 
-@imports("BitShift")
-def bit_shift(node: Node, x: Tensor, y: Tensor) -> Any:
-    shift = torch.bitwise_left_shift if node.get("direction") == "LEFT" else torch.bitwise_right_shift
-    return shift(x, y)
-
-
 @imports("IsInf")
 def is_inf(node: Node, x: Tensor) -> Any:
     wanted = torch.isinf(x)
@@ -170,55 +156,10 @@ def is_inf(node: Node, x: Tensor) -> Any:
     return wanted if node.get("detect_positive", 1) else wanted & (x < 0)
 
 
-@imports("Where")
-def where(node: Node, condition: Any, x: Any, y: Any) -> Any:
-    return torch.where(condition, x, y)
-
-
-@imports("Gelu")
-def gelu(node: Node, x: Tensor) -> Any:
-    return F.gelu(x, approximate=node.get("approximate", "none"))
-
-
-@imports("LeakyRelu")
-def leaky_relu(node: Node, x: Tensor) -> Any:
-    return F.leaky_relu(x, node.get("alpha", 0.01))
-
-
-@imports("Elu")
-def elu(node: Node, x: Tensor) -> Any:
-    return F.elu(x, node.get("alpha", 1.0))
-
-
-@imports("Celu")
-def celu(node: Node, x: Tensor) -> Any:
-    return F.celu(x, node.get("alpha", 1.0))
-
-
 @imports("Selu")
 def selu(node: Node, x: Tensor) -> Any:
     alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
     return gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1))
-
-
-@imports("HardSigmoid")
-def hard_sigmoid(node: Node, x: Tensor) -> Any:
-    return torch.clamp(node.get("alpha", 0.2) * x + node.get("beta", 0.5), 0, 1)
-
-
-@imports("HardSwish")
-def hard_swish(node: Node, x: Tensor) -> Any:
-    return F.hardswish(x)
-
-
-@imports("Swish")
-def swish(node: Node, x: Tensor) -> Any:
-    return x * torch.sigmoid(node.get("alpha", 1.0) * x)
-
-
-@imports("ThresholdedRelu")
-def thresholded_relu(node: Node, x: Tensor) -> Any:
-    return torch.where(x > node.get("alpha", 1.0), x, torch.zeros_like(x))
 
 
 @imports("Shrink")
@@ -226,11 +167,6 @@ def shrink(node: Node, x: Tensor) -> Any:
     bias, edge = node.get("bias", 0.0), node.get("lambd", 0.5)
     zero = torch.zeros_like(x)
     return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, zero)).to(x.dtype)
-
-
-@imports("PRelu")
-def prelu(node: Node, x: Tensor, slope: Tensor) -> Any:
-    return torch.where(x < 0, x * slope, x)
 
 
 @imports("Dropout", known=True)
@@ -246,11 +182,6 @@ def cast(node: Node, x: Any) -> Any:
     if isinstance(x, Known) and dtype in (torch.int64, torch.int32):
         return x
     return tensor_of(x).to(dtype)
-
-
-@imports("CastLike")
-def cast_like(node: Node, x: Any, y: Tensor) -> Any:
-    return x.to(y.dtype)
 
 
 @imports("DequantizeLinear")

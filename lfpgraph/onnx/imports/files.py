@@ -20,23 +20,12 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from ...errors import OnnxError, one_line
+from ..registry import DTYPES
 
 __all__ = ["read_model", "tensor_from"]
 
 OLDEST = 7
 _LARGEST_FILE = 2**31 - 1  # the most that protobuf can hold
-_TENSORS = {
-    TensorProto.FLOAT: (np.float32, "float_data"),
-    TensorProto.DOUBLE: (np.float64, "double_data"),
-    TensorProto.FLOAT16: (np.float16, "int32_data"),
-    TensorProto.BFLOAT16: (np.uint16, "int32_data"),
-    TensorProto.INT64: (np.int64, "int64_data"),
-    TensorProto.INT32: (np.int32, "int32_data"),
-    TensorProto.INT16: (np.int16, "int32_data"),
-    TensorProto.INT8: (np.int8, "int32_data"),
-    TensorProto.UINT8: (np.uint8, "int32_data"),
-    TensorProto.BOOL: (np.bool_, "int32_data"),
-}
 
 
 def read_model(source: Any) -> tuple[Any, Path | None]:
@@ -140,18 +129,18 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 def _check_tensor(tensor: Any, folder: Path | None) -> None:
     """Refuse a tensor whose data are not as many as its shape says, so that no more memory is taken than the file holds."""
-    if tensor.data_type not in _TENSORS:
+    if tensor.data_type not in DTYPES:
         kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in range(1, 24) else tensor.data_type
         raise OnnxError(f"tensor {tensor.name!r} is of type {kind}, which is not supported")
     if any(n < 0 for n in tensor.dims):
         raise OnnxError(f"tensor {tensor.name!r} has a negative size: {list(tensor.dims)}")
-    dtype, typed = _TENSORS[tensor.data_type]
     count = math.prod(tensor.dims)
-    expected = count * np.dtype(dtype).itemsize
+    expected = count * DTYPES[tensor.data_type].itemsize
     if tensor.data_location == TensorProto.EXTERNAL:
         _external_range(tensor, expected, folder)
         return
-    found, wanted = (len(tensor.raw_data), expected) if tensor.raw_data else (len(getattr(tensor, typed)), count)
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    found, wanted = (len(tensor.raw_data), expected) if tensor.raw_data else (len(getattr(tensor, field)), count)
     if found != wanted:
         raise OnnxError(f"tensor {tensor.name!r} of shape {list(tensor.dims)} has {found} data where {wanted} belong")
 
@@ -185,19 +174,18 @@ def tensor_from(tensor: Any, folder: Path | None) -> Tensor:
     Raises:
         OnnxError: the file beside it cannot be read.
     """
-    dtype, _ = _TENSORS[tensor.data_type]
-    shape = list(tensor.dims)
+    dtype, shape = DTYPES[tensor.data_type], list(tensor.dims)
     if tensor.data_location == TensorProto.EXTERNAL:
-        count = math.prod(shape)
-        path, offset = _external_range(tensor, count * np.dtype(dtype).itemsize, folder)
+        size = math.prod(shape) * dtype.itemsize
+        path, offset = _external_range(tensor, size, folder)
         try:
-            array = np.fromfile(path, dtype, count, offset=offset).reshape(shape)
-        except (OSError, ValueError) as error:
+            raw = np.fromfile(path, np.uint8, size, offset=offset)
+        except OSError as error:
             raise OnnxError(f"cannot read {path}: {error}") from error
-    elif tensor.data_type == TensorProto.BFLOAT16:
-        raw = tensor.raw_data or np.array(tensor.int32_data, np.uint16).tobytes()
-        array = np.frombuffer(raw, np.uint16).reshape(shape)
+    elif dtype == torch.bfloat16:
+        raw = np.frombuffer(tensor.raw_data or np.array(tensor.int32_data, np.uint16).tobytes(), np.uint8).copy()
     else:
-        array = numpy_helper.to_array(tensor)
-    found = torch.from_numpy(np.array(array))
-    return found.view(torch.bfloat16) if tensor.data_type == TensorProto.BFLOAT16 else found
+        return torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+    found = torch.empty(shape, dtype=dtype)
+    found.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(raw))
+    return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ...errors import OnnxError, one_line
 from ...tracing.export import quiet
 from ...tracing.flat import is_tracing
-from . import elementwise, layers, norms, places, reductions, sequences, shapes  # noqa: F401  (they fill the table)
+from . import elementwise, layers, norms, places, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
 from .weights import is_weight, weights_of
@@ -102,37 +104,32 @@ class OnnxModel(nn.Module):
         if not trains and tensor.dim() <= 1 and tensor.numel() <= _SMALL and _is_plain(tensor):
             self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
             return
-        owner: nn.Module = self
-        *parents, last = self._place(name)
-        for part in parents:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
+        owner, path = self._place(name)
         if trains:
-            owner.register_parameter(last, nn.Parameter(tensor))
+            owner.register_parameter(path[-1], nn.Parameter(tensor))
         else:
-            owner.register_buffer(last, tensor)
-        self.paths[name] = ".".join([*parents, last])
+            owner.register_buffer(path[-1], tensor)
+        self.paths[name] = ".".join(path)
 
-    def _place(self, name: str) -> list[str]:
-        """Path of an initializer among modules: its name split at the dots, with an underscore where a part is taken."""
-        parts = [part for part in name.replace("/", ".").split(".") if part] or ["unnamed"]
-        if parts[0] in ("steps", "training", "forward") or hasattr(nn.Module, parts[0]) or parts[0] in self.__dict__:
-            parts[0] = f"{parts[0]}_"
-        while True:
-            owner: Any = self
-            for depth, part in enumerate(parts):
-                last = depth == len(parts) - 1
-                held = owner._modules.get(part)
-                if part in owner._parameters or part in owner._buffers or (last and held is not None):
-                    parts = [*parts[:depth], f"{part}_", *parts[depth + 1 :]]
-                    break
-                if held is None:
-                    if depth and hasattr(nn.Module, part):
-                        parts = [*parts[:depth], f"{part}_", *parts[depth + 1 :]]
-                        break
-                    return parts
-                owner = held
+    def _place(self, name: str) -> tuple[nn.Module, list[str]]:
+        """The module for an initializer, made where it is missing, and the path to it.
+
+        That is the initializer's name split at the dots, with underscores where a part is taken.
+        """
+        path = [part for part in name.replace("/", ".").split(".") if part] or ["unnamed"]
+        if path[0] in ("steps", "training", "forward") or path[0] in self.__dict__:
+            path[0] += "_"
+        owner: nn.Module = self
+        for depth, part in enumerate(path):
+            last = depth == len(path) - 1
+            while _taken(owner, part, last):
+                part += "_"
+            path[depth] = part
+            if not last:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner._modules[part]  # type: ignore[assignment]
+        return owner, path
 
     def _add(self, position: int, item: Any, version: int) -> None:
         attributes = {a.name: _attribute(a) for a in item.attribute}
@@ -151,7 +148,7 @@ class OnnxModel(nn.Module):
             raise OnnxError(f"the model takes {', '.join(self.input_names)}; {len(inputs) + len(named)} inputs came")
         env: dict[str, Any] = {"": None, **given, **named, **self.constants}
         for name, path in self.paths.items():
-            env[name] = self._held(path)
+            env[name] = attrgetter(path)(self)
         if not is_tracing() and not torch.compiler.is_exporting():
             self._refuse_absurd(env)
         results = tuple(tensor_of(value) for value in self._run(env))
@@ -197,13 +194,6 @@ class OnnxModel(nn.Module):
                     raise  # other errors are the run's own to tell
         self._measured.add(sizes)
 
-    def _held(self, path: str) -> Tensor:
-        owner: Any = self
-        *parents, last = path.split(".")
-        for part in parents:
-            owner = owner._modules[part]
-        return owner._parameters[last] if last in owner._parameters else owner._buffers[last]
-
     def example(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs of the shapes that the file gives; open sizes become `batch` first, else 8.
 
@@ -219,10 +209,7 @@ class OnnxModel(nn.Module):
             sizes = [
                 d.dim_value if d.HasField("dim_value") else batch if i == 0 else 8 for i, d in enumerate(kind.shape.dim)
             ]
-            count = 1
-            for n in sizes:
-                count *= n
-            if any(n < 0 for n in sizes) or count > LARGEST:
+            if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
             dtype = dtype_of(kind.elem_type)
             if dtype.is_floating_point:
@@ -230,6 +217,13 @@ class OnnxModel(nn.Module):
             else:
                 found.append(torch.randint(0, 2, sizes, generator=draw).to(dtype))
         return tuple(found)
+
+
+def _taken(owner: nn.Module, name: str, last: bool) -> bool:
+    """Whether an initializer (`last`), or a module that holds some, cannot have this name."""
+    if name in owner._modules:
+        return last
+    return name in owner._parameters or name in owner._buffers or hasattr(nn.Module, name)
 
 
 def _is_plain(tensor: Tensor) -> bool:

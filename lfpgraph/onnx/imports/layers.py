@@ -27,11 +27,6 @@ def einsum(node: Node, *items: Tensor) -> Any:
     return torch.einsum(node.get("equation").replace(" ", ""), *items)
 
 
-@imports("Det")
-def det(node: Node, x: Tensor) -> Any:
-    return torch.linalg.det(x)
-
-
 class _Windows:
     """How a convolution or pooling moves over the places of x [n, c, ...], by its node's attributes."""
 
@@ -166,15 +161,9 @@ def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, sizes: An
     even = all(n == int(n) or (size * n == int(size * n) and mode == "nearest") for size, n in zip(x.shape, factors))
     usual = place in ("half_pixel", "pytorch_half_pixel", "align_corners") and (place[0] != "p" or 1 not in wanted[2:])
     nearest = mode == "nearest" and place == "asymmetric" and node.get("nearest_mode") == "floor"
-    fits = nearest or (mode in ("linear", "cubic") and usual)
-    fits = (
-        fits
-        and even
-        and node.get("cubic_coeff_a", -0.75) == -0.75
-        and not node.get("antialias", 0)
-        and not node.get("exclude_outside", 0)
-    )
-    fits = fits and node.get("keep_aspect_ratio_policy", "stretch") == "stretch" and wanted[:2] == list(x.shape[:2])
+    fits = (nearest or (mode in ("linear", "cubic") and usual)) and even and wanted[:2] == list(x.shape[:2])
+    plain = {"antialias": 0, "cubic_coeff_a": -0.75, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}
+    fits = fits and all(node.get(name, value) == value for name, value in plain.items())
     if not fits or (mode == "cubic" and x.dim() != 4) or (mode == "linear" and x.dim() > 5):
         raise OnnxError(f"Resize {node.name!r} with mode {mode!r} and places {place!r} is not supported")
     modest(node, wanted)

@@ -78,11 +78,6 @@ def one_hot(node: Node, index: Tensor, depth: Any, values: Tensor) -> Any:
     return found.movedim(-1, axis)
 
 
-@imports("NonZero")
-def nonzero(node: Node, x: Tensor) -> Any:
-    return torch.nonzero(x).t()
-
-
 @imports("TopK", known=True)
 def topk(node: Node, x: Tensor, k: Any) -> Any:
     count = int(numbers(node, k)[0])

@@ -7,6 +7,7 @@ every batch size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ...errors import OnnxError
+from ..registry import DTYPES
 
 __all__ = [
-    "DTYPES",
     "IMPORTERS",
     "LARGEST",
     "Known",
@@ -33,18 +34,6 @@ __all__ = [
 
 IMPORTERS: dict[str, Callable[..., Any]] = {}
 LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
-DTYPES = {
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-    10: torch.float16,
-    11: torch.float64,
-    16: torch.bfloat16,
-}
 
 
 @dataclass
@@ -115,12 +104,10 @@ def axes_of(node: Node, given: Any) -> list[int] | None:
 
 def modest(node: Node, shape: list[Any]) -> list[Any]:
     """The shape that a file asks for; refused where it is negative or asks for more than `LARGEST` elements."""
-    count = 1
-    for n in shape:
-        if isinstance(n, int):
-            if n < 0:
-                raise OnnxError(f"{node.kind} {node.name!r} asks for a negative size: {shape}")
-            count *= n
+    known = [n for n in shape if isinstance(n, int)]
+    if any(n < 0 for n in known):
+        raise OnnxError(f"{node.kind} {node.name!r} asks for a negative size: {shape}")
+    count = math.prod(known)
     if count > LARGEST:
         raise OnnxError(f"{node.kind} {node.name!r} asks for {count:.3g} elements, more than {LARGEST:.3g}")
     return shape

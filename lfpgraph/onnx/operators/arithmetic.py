@@ -1,4 +1,4 @@
-"""Translators of arithmetic, of tensors and of open sizes."""
+"""Translators of arithmetic, of tensors and of open sizes, and of comparisons, logic and choices."""
 
 from __future__ import annotations
 
@@ -9,44 +9,42 @@ import torch
 
 from ..registry import translates
 from .builder import Builder, Value
-from .operands import binary, operand, scalar
+from .operands import binary, common_dtype, operand, scalar
 
 aten = torch.ops.aten
 
 
-def _with_times(b: Builder, kind: str, x: Any, y: Any, alpha: float, dtype: torch.dtype) -> Any:
-    """x and alpha times y."""
-    scaled = b.op("Mul", operand(b, y, dtype), scalar(b, alpha, dtype))
-    return b.op(kind, operand(b, x, dtype), scaled)
+def _times(b: Builder, y: Any, alpha: float, dtype: torch.dtype) -> Any:
+    value = operand(b, y, dtype)
+    return value if alpha == 1 else b.op("Mul", value, scalar(b, alpha, dtype))
 
 
 @translates(aten.add.Tensor, aten.add.Scalar)
 def add(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
-    if alpha != 1:
-        return _with_times(b, "Add", x, y, alpha, result.dtype)
     if isinstance(y, float | int) and y == 0:  # adding zero changes minus zero alone
         return operand(b, x, result.dtype)
-    return binary(b, "Or" if result.dtype == torch.bool else "Add", x, y, result.dtype)
+    kind = "Or" if result.dtype == torch.bool else "Add"
+    return b.op(kind, operand(b, x, result.dtype), _times(b, y, alpha, result.dtype))
 
 
 @translates(aten.sub.Tensor, aten.sub.Scalar)
 def sub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
-    if alpha != 1:
-        return _with_times(b, "Sub", x, y, alpha, result.dtype)
-    return binary(b, "Sub", x, y, result.dtype)
+    return b.op("Sub", operand(b, x, result.dtype), _times(b, y, alpha, result.dtype))
 
 
-@translates(aten.rsub.Tensor, aten.rsub.Scalar)
-def rsub(b: Builder, result: Any, x: Any, y: Any, alpha: float = 1) -> Any:
-    return sub(b, result, y, x, alpha)
+def _pair(kind: str, of_booleans: str | None = None) -> Any:
+    def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
+        return binary(b, of_booleans or kind if result.dtype == torch.bool else kind, x, y, result.dtype)
+
+    return translate
 
 
-@translates(aten.mul.Tensor, aten.mul.Scalar)
-def mul(b: Builder, result: Any, x: Any, y: Any) -> Any:
-    return binary(b, "And" if result.dtype == torch.bool else "Mul", x, y, result.dtype)
+translates(aten.mul.Tensor, aten.mul.Scalar)(_pair("Mul", "And"))
+translates(aten.clamp_min.default, aten.maximum.default, aten.clamp_min.Tensor)(_pair("Max"))
+translates(aten.clamp_max.default, aten.minimum.default, aten.clamp_max.Tensor)(_pair("Min"))
 
 
-@translates(aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor)
+@translates(aten.div.Tensor, aten.div.Scalar)
 def div(b: Builder, result: Any, x: Any, y: Any) -> Any:
     return binary(b, "Div", x, y, result.dtype)
 
@@ -67,7 +65,7 @@ def _truncate(b: Builder, x: str, dtype: torch.dtype) -> str:
     return str(b.op("Mul", b.op("Sign", x), b.op("Floor", b.op("Abs", x))))
 
 
-@translates(aten.trunc.default, aten.fix.default)
+@translates(aten.trunc.default)
 def trunc(b: Builder, result: Any, x: Value) -> Any:
     return _truncate(b, x.name, x.dtype)
 
@@ -104,34 +102,6 @@ def power(b: Builder, result: Any, x: Any, y: Any) -> Any:
     return binary(b, "Pow", x, y, result.dtype)
 
 
-@translates(aten.addcdiv.default)
-def addcdiv(b: Builder, result: Any, x: Value, y: Value, z: Value, value: float = 1) -> Any:
-    if value == 1:
-        return b.op("Add", x, b.op("Div", y, z))
-    return b.op("Add", x, b.op("Div", b.op("Mul", y, scalar(b, value, x.dtype)), z))
-
-
-@translates(aten.addcmul.default)
-def addcmul(b: Builder, result: Any, x: Value, y: Value, z: Value, value: float = 1) -> Any:
-    product = b.op("Mul", y, z)
-    return b.op("Add", x, product if value == 1 else b.op("Mul", product, scalar(b, value, x.dtype)))
-
-
-@translates(aten.lerp.Scalar, aten.lerp.Tensor)
-def lerp(b: Builder, result: Any, x: Value, y: Value, weight: Any) -> Any:
-    return b.op("Add", x, b.op("Mul", b.op("Sub", y, x), operand(b, weight, x.dtype)))
-
-
-@translates(aten.clamp_min.default, aten.maximum.default, aten.clamp_min.Tensor)
-def maximum(b: Builder, result: Any, x: Any, y: Any) -> Any:
-    return binary(b, "Max", x, y, result.dtype)
-
-
-@translates(aten.clamp_max.default, aten.minimum.default, aten.clamp_max.Tensor)
-def minimum(b: Builder, result: Any, x: Any, y: Any) -> Any:
-    return binary(b, "Min", x, y, result.dtype)
-
-
 @translates(aten.hardtanh.default, aten.clamp.default, aten.clamp.Tensor)
 def clamp(b: Builder, result: Any, x: Value, low: Any = None, high: Any = None) -> Any:
     value: Any = operand(b, x, result.dtype)
@@ -146,9 +116,8 @@ def _size_operation(kind: str) -> Any:
     def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
         if isinstance(result, torch.SymFloat):
             return Value(binary(b, kind, x, y, torch.float32), torch.float32, ())
-        return b.op(kind, *(item if isinstance(item, str) else b.ints(item) for item in (x, y)))
+        return b.op(kind, b.vector(x), b.vector(y))
 
-    translate.__name__ = kind.lower()
     return translate
 
 
@@ -166,3 +135,67 @@ for _function, _kind in (
 @translates(operator.neg)
 def negative_size(b: Builder, result: Any, x: Any) -> Any:
     return b.op("Neg", x)
+
+
+_COMPARISONS = {
+    aten.eq: ("Equal", False),
+    aten.ne: ("Equal", True),
+    aten.lt: ("Less", False),
+    aten.le: ("LessOrEqual", False),
+    aten.gt: ("Greater", False),
+    aten.ge: ("GreaterOrEqual", False),
+}
+
+
+def _comparison(kind: str, negated: bool) -> Any:
+    def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
+        dtype = common_dtype(x, y)
+        if dtype == torch.bool and kind != "Equal":
+            dtype = torch.int32
+        found = binary(b, kind, x, y, dtype)
+        return b.op("Not", found) if negated else found
+
+    return translate
+
+
+for _packet, _how in _COMPARISONS.items():
+    translates(_packet.Tensor, _packet.Scalar)(_comparison(*_how))
+
+
+def _logic(kind: str, bits: str | None) -> Any:
+    def translate(b: Builder, result: Any, x: Any, y: Any) -> Any:
+        if bits is None or result.dtype == torch.bool:
+            return binary(b, kind, x, y, torch.bool)
+        return binary(b, bits, x, y, result.dtype)
+
+    return translate
+
+
+for _kind in ("And", "Or", "Xor"):
+    translates(getattr(aten, f"logical_{_kind.lower()}").default)(_logic(_kind, None))
+    _bitwise = getattr(aten, f"bitwise_{_kind.lower()}")
+    translates(_bitwise.Tensor, _bitwise.Scalar)(_logic(_kind, f"Bitwise{_kind}"))
+
+
+@translates(aten.logical_not.default)
+def logical_not(b: Builder, result: Any, x: Value) -> Any:
+    return b.op("Not", b.cast(x, x.dtype, torch.bool))
+
+
+@translates(aten.bitwise_not.default)
+def bitwise_not(b: Builder, result: Any, x: Value) -> Any:
+    return b.op("Not" if x.dtype == torch.bool else "BitwiseNot", x)
+
+
+def _question(kind: str) -> Any:
+    return lambda b, result, x: b.op(kind, x)
+
+
+translates(aten.isnan.default)(_question("IsNaN"))
+translates(aten.isinf.default)(_question("IsInf"))
+
+
+@translates(aten.where.self)
+def where(b: Builder, result: Any, condition: Value, x: Any, y: Any) -> Any:
+    condition_name = b.cast(condition, condition.dtype, torch.bool)
+    return b.op("Where", condition_name, operand(b, x, result.dtype), operand(b, y, result.dtype))

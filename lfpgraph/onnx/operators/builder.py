@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ...errors import OnnxError
+from ..registry import DTYPES
 
 __all__ = ["OPSET", "Builder", "Value", "onnx_type"]
 
@@ -24,18 +25,7 @@ OPSET = 20
 IR_VERSION = 9
 _LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf holds at most 2 GiB
 _RANDOM = {"RandomUniformLike", "RandomNormalLike"}
-_TYPES = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float64: TensorProto.DOUBLE,
-    torch.float16: TensorProto.FLOAT16,
-    torch.bfloat16: TensorProto.BFLOAT16,
-    torch.int64: TensorProto.INT64,
-    torch.int32: TensorProto.INT32,
-    torch.int16: TensorProto.INT16,
-    torch.int8: TensorProto.INT8,
-    torch.uint8: TensorProto.UINT8,
-    torch.bool: TensorProto.BOOL,
-}
+_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
 def onnx_type(dtype: torch.dtype) -> int:
@@ -44,7 +34,7 @@ def onnx_type(dtype: torch.dtype) -> int:
     Raises:
         KeyError: ONNX has none.
     """
-    return int(_TYPES[dtype])
+    return _NUMBERS[dtype]
 
 
 @dataclass(frozen=True)
@@ -63,8 +53,11 @@ class Value:
 class Builder:
     """Collects nodes. A size is a Python number or, where it is open, the name of an int64 tensor of shape [1]."""
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, name: str, seed: int | None = None) -> None:
+        self.name = name
         self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, Tensor] = {}
         self.seed = seed
         self._known: dict[Any, tuple[str, ...]] = {}
@@ -143,6 +136,15 @@ class Builder:
         axis %= value.rank
         return self.op("Shape", value, start=axis, end=axis + 1)
 
+    def vector(self, size: Any) -> str:
+        """A size as an int64 tensor of shape [1]."""
+        return size if isinstance(size, str) else self.ints(size)
+
+    def permute(self, value: Any, order: Sequence[int]) -> Any:
+        """The axes in another order; the value itself where that is their own."""
+        order = list(order)
+        return value if order == sorted(order) else self.op("Transpose", value, perm=order)
+
     def sizes(self, items: Sequence[Any], guess: bool = False) -> str:
         """A shape as an int64 vector; with `guess`, a single open size is left to Reshape as -1."""
         items = list(items)
@@ -152,30 +154,26 @@ class Builder:
             unknown = []
         if not unknown:
             return self.ints(*items)
-        return self.op("Concat", *(self.ints(n) if isinstance(n, int) else n for n in items), axis=0)
+        return self.op("Concat", *map(self.vector, items), axis=0)
 
-    def save(
-        self, path: Path, inputs: Sequence[Any], outputs: Sequence[Any], name: str, metadata: dict[str, str],
-        external: bool | None = None,
-    ) -> None:  # fmt: skip
+    def save(self, path: Path, metadata: dict[str, str], external: bool | None = None) -> None:
         """Write the nodes that are used, as a file.
 
         Args:
-            inputs, outputs: ValueInfoProtos.
             external: keep large tensors in `<name>.data` beside the file; None does so where one file cannot hold them.
 
         Raises:
             OnnxError: the file cannot be written.
         """
-        nodes = _used(self.nodes, {out.name for out in outputs})
-        wanted = {n for node in nodes for n in node.input} | {i.name for i in inputs}
+        nodes = _used(self.nodes, {out.name for out in self.outputs})
+        wanted = {n for node in nodes for n in node.input} | {i.name for i in self.inputs}
         tensors = {n: t for n, t in self.initializers.items() if n in wanted}
         outside = external or (external is None and sum(t.nbytes for t in tensors.values()) > _LARGEST)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.with_name(f"{path.name}.data") if outside else None
             initializers = _stored(tensors, data)
-            graph = helper.make_graph(nodes, name, list(inputs), list(outputs), initializers)
+            graph = helper.make_graph(nodes, self.name, self.inputs, self.outputs, initializers)
             model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="lfpgraph")
             model.ir_version = IR_VERSION
             for key, text in metadata.items():

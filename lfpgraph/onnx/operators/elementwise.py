@@ -3,85 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..registry import translates
+from ..registry import SAME_NAMES, translates
 from .builder import Builder, Value
 from .operands import operand, scalar
 
 aten = torch.ops.aten
-
-_UNARY = {
-    aten.abs.default: "Abs",
-    aten.acos.default: "Acos",
-    aten.acosh.default: "Acosh",
-    aten.asin.default: "Asin",
-    aten.asinh.default: "Asinh",
-    aten.atan.default: "Atan",
-    aten.atanh.default: "Atanh",
-    aten.ceil.default: "Ceil",
-    aten.cos.default: "Cos",
-    aten.cosh.default: "Cosh",
-    aten.erf.default: "Erf",
-    aten.exp.default: "Exp",
-    aten.floor.default: "Floor",
-    aten.log.default: "Log",
-    aten.neg.default: "Neg",
-    aten.reciprocal.default: "Reciprocal",
-    aten.relu.default: "Relu",
-    aten.round.default: "Round",
-    aten.sigmoid.default: "Sigmoid",
-    aten.sign.default: "Sign",
-    aten.sin.default: "Sin",
-    aten.sinh.default: "Sinh",
-    aten.sqrt.default: "Sqrt",
-    aten.tan.default: "Tan",
-    aten.tanh.default: "Tanh",
-}
 
 
 def _unary(kind: str) -> Any:
     def translate(b: Builder, result: Any, x: Value) -> Any:
         return b.op(kind, operand(b, x, result.dtype))
 
-    translate.__name__ = kind.lower()
     return translate
 
 
-for _operation, _kind in _UNARY.items():
-    translates(_operation)(_unary(_kind))
+for _kind in SAME_NAMES:
+    translates(getattr(aten, _kind.lower()).default)(_unary(_kind))
 
 
-@translates(aten.rsqrt.default)
-def rsqrt(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Reciprocal", b.op("Sqrt", operand(b, x, result.dtype)))
+# Formulas of an operand; `number` makes a constant of its dtype.
+_FORMULAS: dict[Any, Callable[[Builder, Any, Callable[[float], str]], Any]] = {
+    aten.exp2.default: lambda b, x, number: b.op("Exp", b.op("Mul", x, number(math.log(2)))),
+    aten.expm1.default: lambda b, x, number: b.op("Sub", b.op("Exp", x), number(1)),
+    aten.log1p.default: lambda b, x, number: b.op("Log", b.op("Add", x, number(1))),
+    aten.log2.default: lambda b, x, number: b.op("Div", b.op("Log", x), number(math.log(2))),
+    aten.rsqrt.default: lambda b, x, number: b.op("Reciprocal", b.op("Sqrt", x)),
+}
 
 
-@translates(aten.square.default)
-def square(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Mul", x, x)
+def _formula(function: Callable[[Builder, Any, Callable[[float], str]], Any]) -> Any:
+    def translate(b: Builder, result: Any, x: Value) -> Any:
+        return function(b, operand(b, x, result.dtype), lambda value: scalar(b, value, result.dtype))
+
+    return translate
 
 
-@translates(aten.exp2.default)
-def exp2(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Exp", b.op("Mul", x, scalar(b, math.log(2), result.dtype)))
-
-
-@translates(aten.expm1.default)
-def expm1(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Sub", b.op("Exp", x), scalar(b, 1, result.dtype))
-
-
-@translates(aten.log1p.default)
-def log1p(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Log", b.op("Add", x, scalar(b, 1, result.dtype)))
-
-
-@translates(aten.log2.default)
-def log2(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Div", b.op("Log", x), scalar(b, math.log(2), result.dtype))
+for _operation, _function in _FORMULAS.items():
+    translates(_operation)(_formula(_function))
 
 
 @translates(aten.gelu.default)
@@ -89,29 +52,9 @@ def gelu(b: Builder, result: Any, x: Value, approximate: str = "none") -> Any:
     return b.op("Gelu", x, approximate=approximate)
 
 
-@translates(aten.silu.default)
-def silu(b: Builder, result: Any, x: Value) -> Any:
-    return b.op("Mul", x, b.op("Sigmoid", x))
-
-
 @translates(aten.leaky_relu.default)
 def leaky_relu(b: Builder, result: Any, x: Value, negative_slope: float = 0.01) -> Any:
     return b.op("LeakyRelu", x, alpha=float(negative_slope))
-
-
-@translates(aten.elu.default)
-def elu(b: Builder, result: Any, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    low = b.op("Sub", b.op("Exp", b.op("Mul", x, scalar(b, input_scale, x.dtype))), scalar(b, 1, x.dtype))
-    low = b.op("Mul", low, scalar(b, alpha * scale, x.dtype))
-    high = b.op("Mul", x, scalar(b, scale, x.dtype))
-    return b.op("Where", b.op("Greater", x, scalar(b, 0, x.dtype)), high, low)
-
-
-@translates(aten.softplus.default)
-def softplus(b: Builder, result: Any, x: Value, beta: float = 1, threshold: float = 20) -> Any:
-    scaled = b.op("Mul", x, scalar(b, beta, x.dtype))
-    soft = b.op("Div", b.op("Softplus", scaled), scalar(b, beta, x.dtype))
-    return b.op("Where", b.op("Greater", scaled, scalar(b, threshold, x.dtype)), x, soft)
 
 
 @translates(aten.copysign.Tensor, aten.copysign.Scalar)
@@ -122,19 +65,12 @@ def copysign(b: Builder, result: Any, x: Any, y: Any) -> Any:
     return b.op("Where", negative, b.op("Neg", size), size)
 
 
-@translates(aten.threshold_backward.default)
-def threshold_backward(b: Builder, result: Any, s: Value, x: Value, threshold: float) -> Any:
-    above = b.op("Greater", x, scalar(b, threshold, x.dtype))
-    return b.op("Where", above, s, scalar(b, 0, s.dtype))
-
-
 @translates(aten._to_copy.default)
 def to_copy(b: Builder, result: Any, x: Value, **ignored: Any) -> Any:
     return b.cast(x, x.dtype, result.dtype)
 
 
 @translates(aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default)
-@translates(aten.contiguous.default)
 def same(b: Builder, result: Any, x: Value, **ignored: Any) -> Any:
     return x.name
 

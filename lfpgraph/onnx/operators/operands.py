@@ -1,14 +1,18 @@
-"""Tensors, numbers and open sizes as operands of one dtype, for translators."""
+"""Tensors, numbers and open sizes as operands of one dtype, for translators; tensors of one value, ranges and triangles."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..registry import translates
 from .builder import Builder, Value
 
-__all__ = ["binary", "common_dtype", "operand", "scalar"]
+__all__ = ["binary", "common_dtype", "each_of", "filled", "operand", "scalar"]
+
+aten = torch.ops.aten
 
 
 def scalar(b: Builder, number: float, dtype: torch.dtype) -> str:
@@ -44,3 +48,50 @@ def common_dtype(*items: Any) -> torch.dtype:
 def binary(b: Builder, kind: str, x: Any, y: Any, dtype: torch.dtype) -> str:
     """An operator of two operands that meet in a dtype."""
     return str(b.op(kind, operand(b, x, dtype), operand(b, y, dtype)))
+
+
+def each_of(values: Sequence[int], n: int) -> list[int]:
+    """A number for each of n axes, where one may stand for all."""
+    items = [int(v) for v in values]
+    return items * n if len(items) == 1 else items
+
+
+def filled(b: Builder, shape: Sequence[Any], value: Any, dtype: torch.dtype) -> Any:
+    """A tensor of one value."""
+    if all(isinstance(n, int) for n in shape) and not isinstance(value, str):
+        if not shape:
+            return scalar(b, value, dtype)
+    return b.op("Expand", operand(b, value, dtype), b.sizes(list(shape)))
+
+
+@translates(aten.full.default, aten.empty.memory_format)
+def full(b: Builder, result: Any, shape: Sequence[Any], value: Any = 0, **ignored: Any) -> Any:
+    return filled(b, shape, value, result.dtype)
+
+
+@translates(aten.full_like.default, aten.empty_like.default)
+def full_like(b: Builder, result: Any, x: Value, value: Any = 0, **ignored: Any) -> Any:
+    return filled(b, [b.size(x, i) for i in range(x.rank)], value, result.dtype)
+
+
+@translates(aten.arange.start_step, aten.arange.start, aten.arange.default)
+def arange(b: Builder, result: Any, *bounds: Any, **ignored: Any) -> Any:
+    start, end, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    if all(isinstance(n, int | float) for n in (start, end, step)):
+        return b.constant(torch.arange(start, end, step, dtype=result.dtype))
+    limits = [operand(b, n, torch.int64) for n in (start, end, step)]
+    return b.cast(b.op("Range", *limits), torch.int64, result.dtype)
+
+
+def _triangle(upper: int) -> Any:
+    def translate(b: Builder, result: Any, x: Value, diagonal: int = 0) -> Any:
+        if x.dtype == torch.bool:
+            number = b.cast(x, torch.bool, torch.int64)
+            return b.cast(b.op("Trilu", number, scalar(b, diagonal, torch.int64), upper=upper), torch.int64, torch.bool)
+        return b.op("Trilu", x, scalar(b, diagonal, torch.int64), upper=upper)
+
+    return translate
+
+
+translates(aten.tril.default)(_triangle(0))
+translates(aten.triu.default)(_triangle(1))

@@ -15,7 +15,7 @@ from .operands import operand, scalar
 aten = torch.ops.aten
 
 
-@translates(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+@translates(aten.view.default, aten._unsafe_view.default)
 def reshape(b: Builder, result: Any, x: Value, shape: Sequence[Any]) -> Any:
     known = [int(n) if isinstance(n, int) else None for n in result.shape]
     items = [size if n is None else n for n, size in zip(known, shape)]
@@ -26,28 +26,9 @@ def reshape(b: Builder, result: Any, x: Value, shape: Sequence[Any]) -> Any:
     return b.op("Reshape", x, b.sizes(items), allowzero=int(-1 not in items))
 
 
-def _permute(b: Builder, x: Value, order: Sequence[int]) -> Any:
-    order = [axis % x.rank for axis in order]
-    return x.name if order == list(range(x.rank)) else b.op("Transpose", x, perm=order)
-
-
 @translates(aten.permute.default)
 def permute(b: Builder, result: Any, x: Value, order: Sequence[int]) -> Any:
-    return _permute(b, x, order)
-
-
-@translates(aten.t.default)
-def t(b: Builder, result: Any, x: Value) -> Any:
-    return _permute(b, x, list(range(x.rank))[::-1])
-
-
-@translates(aten.transpose.int)
-def transpose(b: Builder, result: Any, x: Value, first: int, second: int) -> Any:
-    if x.rank == 0:
-        return x.name
-    order = list(range(x.rank))
-    order[first], order[second] = order[second], order[first]
-    return _permute(b, x, order)
+    return b.permute(x.name, [axis % x.rank for axis in order])
 
 
 @translates(aten.expand.default)
@@ -74,14 +55,7 @@ def cat(b: Builder, result: Any, items: Sequence[Value], axis: int = 0) -> Any:
     return b.op("Concat", *parts, axis=axis % result.dim())
 
 
-@translates(aten.stack.default)
-def stack(b: Builder, result: Any, items: Sequence[Value], axis: int = 0) -> Any:
-    axis %= result.dim()
-    parts = [b.op("Unsqueeze", operand(b, x, result.dtype), b.ints(axis)) for x in items]
-    return b.op("Concat", *parts, axis=axis)
-
-
-@translates(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
+@translates(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
 def split(b: Builder, result: Any, x: Value, how: Any = None, axis: int = 0) -> Any:
     if x.rank == len(result[0].shape) + 1:  # unbind's second argument is the axis
         axis = 0 if how is None else how

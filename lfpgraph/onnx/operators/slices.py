@@ -9,7 +9,7 @@ import torch
 
 from ..registry import translates
 from .builder import Builder, Value
-from .operands import scalar
+from .operands import operand, scalar
 
 aten = torch.ops.aten
 _LAST = 2**62  # stands for the end of an axis
@@ -17,8 +17,7 @@ _LAST = 2**62  # stands for the end of an axis
 
 def cut(b: Builder, x: Any, axis: int, start: Any, end: Any, step: int = 1) -> Any:
     """A range of one axis."""
-    bounds = [n if isinstance(n, str) else b.ints(n) for n in (start, end)]
-    return b.op("Slice", x, *bounds, b.ints(axis), b.ints(step))
+    return b.op("Slice", x, b.vector(start), b.vector(end), b.ints(axis), b.ints(step))
 
 
 @translates(aten.slice.Tensor)
@@ -47,15 +46,17 @@ def flip(b: Builder, result: Any, x: Value, axes: Sequence[int]) -> Any:
     )
 
 
-@translates(aten.roll.default)
-def roll(b: Builder, result: Any, x: Value, shifts: Sequence[int], axes: Sequence[int] = ()) -> Any:
-    flat = not axes  # then all entries are one row
-    value: Any = b.op("Reshape", x, b.ints(-1)) if flat else x.name
-    for shift, axis in zip(shifts, [0] if flat else axes):
-        if shift:
-            parts = [cut(b, value, axis % x.rank, -shift, _LAST), cut(b, value, axis % x.rank, 0, -shift)]
-            value = b.op("Concat", *parts, axis=axis % x.rank)
-    return b.op("Reshape", value, b.op("Shape", x)) if flat else value
+def _plus(b: Builder, size: Any, number: int) -> Any:
+    return size + number if isinstance(size, int) else b.op("Add", size, b.ints(number))
+
+
+def _between_zeros(b: Builder, x: Any, rank: int, axis: int, before: Any, after: Any, dtype: torch.dtype) -> Any:
+    """Zeros before and after x along an axis."""
+    if before == 0 and after == 0:
+        return x
+    widths: list[Any] = [0] * (2 * rank)
+    widths[axis], widths[rank + axis] = before, after
+    return b.op("Pad", x, b.sizes(widths), scalar(b, 0, dtype))
 
 
 @translates(aten.slice_backward.default)
@@ -66,51 +67,25 @@ def slice_backward(
     axis %= s.rank
     size = shape[axis]
     if step == 1 and isinstance(start, int) and start >= 0:
-        before: list[Any] = [0] * s.rank
-        after: list[Any] = [0] * s.rank
-        before[axis] = start
-        taken = b.size(s, axis)
-        if isinstance(taken, int) and isinstance(size, int):
-            after[axis] = size - start - taken
-        else:
-            used = b.op("Add", _vector(b, taken), b.ints(start))
-            after[axis] = b.op("Sub", _vector(b, size), used)
-        if before[axis] == 0 and after[axis] == 0:
-            return s.name
-        return b.op("Pad", s, b.sizes(before + after), scalar(b, 0, s.dtype))
-    everything = b.op("Range", scalar(b, 0, torch.int64), _number(b, size), scalar(b, 1, torch.int64))
+        stop = _plus(b, b.size(s, axis), start)
+        known = isinstance(size, int) and isinstance(stop, int)
+        after = size - stop if known else b.op("Sub", b.vector(size), b.vector(stop))
+        return _between_zeros(b, s.name, s.rank, axis, start, after, s.dtype)
+    everything = b.op("Range", scalar(b, 0, torch.int64), operand(b, size, torch.int64), scalar(b, 1, torch.int64))
     places = cut(b, everything, 0, start, end, step)
     order = [axis, *(i for i in range(s.rank) if i != axis)]
-    back = [order.index(i) for i in range(s.rank)]
-    rows = b.op("Transpose", s, perm=order)
     empty = b.op("Expand", scalar(b, 0, s.dtype), b.sizes([shape[i] for i in order]))
-    full = b.op("ScatterND", empty, b.op("Unsqueeze", places, b.ints(1)), rows)
-    return b.op("Transpose", full, perm=back)
-
-
-def _vector(b: Builder, size: Any) -> str:
-    return size if isinstance(size, str) else b.ints(size)
-
-
-def _number(b: Builder, size: Any) -> str:
-    return str(b.op("Squeeze", size, b.ints(0))) if isinstance(size, str) else scalar(b, size, torch.int64)
+    full = b.op("ScatterND", empty, b.op("Unsqueeze", places, b.ints(1)), b.permute(s, order))
+    return b.permute(full, [order.index(i) for i in range(s.rank)])
 
 
 @translates(aten.select_backward.default)
 def select_backward(b: Builder, result: Any, s: Value, shape: Sequence[Any], axis: int, index: int) -> Any:
     rank = len(shape)
     axis %= rank
-    if index < 0:
-        size = shape[axis]
-        if not isinstance(size, int):
-            row = b.op("Unsqueeze", s, b.ints(axis))
-            rest = b.op("Add", size, b.ints(index))
-            widths: list[Any] = [0] * (2 * rank)
-            widths[axis], widths[rank + axis] = rest, -1 - index
-            return b.op("Pad", row, b.sizes(widths), scalar(b, 0, s.dtype))
-        index += size
-    row = Value(b.op("Unsqueeze", s, b.ints(axis)), s.dtype, (*s.shape[:axis], 1, *s.shape[axis:]))
-    return slice_backward(b, result, row, shape, axis, index, index + 1, 1)
+    row, size = b.op("Unsqueeze", s, b.ints(axis)), shape[axis]
+    before, after = (index, _plus(b, size, -index - 1)) if index >= 0 else (_plus(b, size, index), -index - 1)
+    return _between_zeros(b, row, rank, axis, before, after, s.dtype)
 
 
 @translates(aten.slice_scatter.default)
@@ -119,18 +94,7 @@ def slice_scatter(
 ) -> Any:
     axis %= x.rank
     if step == 1 and isinstance(start or 0, int) and (start or 0) >= 0:
-        taken = b.size(source, axis)
-        first = start or 0
-        stop: Any = first + taken if isinstance(taken, int) else b.op("Add", taken, b.ints(first))
-        before, after = cut(b, x, axis, 0, first), cut(b, x, axis, stop, _LAST)
+        taken, first = b.size(source, axis), start or 0
+        before, after = cut(b, x, axis, 0, first), cut(b, x, axis, _plus(b, taken, first), _LAST)
         return b.op("Concat", before, source, after, axis=axis)
     raise NotImplementedError("a slice_scatter with a step or an open start")
-
-
-@translates(aten.select_scatter.default)
-def select_scatter(b: Builder, result: Any, x: Value, source: Value, axis: int, index: int) -> Any:
-    axis %= x.rank
-    row = b.op("Unsqueeze", source, b.ints(axis))
-    before = cut(b, x, axis, 0, index)
-    after = cut(b, x, axis, index + 1 if index != -1 else _LAST, _LAST)
-    return b.op("Concat", before, row, after, axis=axis)

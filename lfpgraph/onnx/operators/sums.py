@@ -9,12 +9,12 @@ import torch
 
 from ..registry import translates
 from .builder import Builder, Value
-from .operands import operand, scalar
+from .operands import each_of, operand, scalar
 
 aten = torch.ops.aten
 
 
-@translates(aten.mm.default, aten.bmm.default, aten.matmul.default)
+@translates(aten.mm.default, aten.bmm.default)
 def matmul(b: Builder, result: Any, x: Value, y: Value) -> Any:
     return b.op("MatMul", x, y)
 
@@ -24,22 +24,6 @@ def addmm(b: Builder, result: Any, c: Value, x: Value, y: Value, beta: float = 1
     return b.op("Gemm", x, y, c, alpha=float(alpha), beta=float(beta))
 
 
-@translates(aten.baddbmm.default)
-def baddbmm(b: Builder, result: Any, c: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Any:
-    product = b.op("MatMul", x, y)
-    if alpha != 1:
-        product = b.op("Mul", product, scalar(b, alpha, result.dtype))
-    if beta == 0:
-        return product
-    return b.op("Add", product, c if beta == 1 else b.op("Mul", c, scalar(b, beta, result.dtype)))
-
-
-@translates(aten.linear.default)
-def linear(b: Builder, result: Any, x: Value, weight: Value, bias: Value | None = None) -> Any:
-    product = b.op("MatMul", x, b.op("Transpose", weight, perm=[1, 0]))
-    return product if bias is None else b.op("Add", product, bias)
-
-
 @translates(aten.convolution.default)
 def convolution(
     b: Builder, result: Any, x: Value, weight: Value, bias: Value | None, stride: Sequence[int],
@@ -47,24 +31,19 @@ def convolution(
 ) -> Any:  # fmt: skip
     n = weight.rank - 2
     spread: dict[str, Any] = {
-        "strides": _each(stride, n), "pads": _each(padding, n) * 2, "dilations": _each(dilation, n), "group": groups,
+        "strides": each_of(stride, n), "pads": each_of(padding, n) * 2, "dilations": each_of(dilation, n), "group": groups,
     }  # fmt: skip
     if transposed:
-        return b.op("ConvTranspose", x, weight, bias, output_padding=_each(output_padding, n), **spread)
+        return b.op("ConvTranspose", x, weight, bias, output_padding=each_of(output_padding, n), **spread)
     return b.op("Conv", x, weight, bias, **spread)
-
-
-def _each(values: Sequence[int], n: int) -> list[int]:
-    items = [int(v) for v in values]
-    return items * n if len(items) == 1 else items
 
 
 def _pool_attributes(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil: bool, n: int
 ) -> dict[str, Any]:
-    kernel = _each(kernel, n)
+    kernel = each_of(kernel, n)
     return {
-        "kernel_shape": kernel, "strides": _each(stride, n) if stride else kernel, "pads": _each(padding, n) * 2,
+        "kernel_shape": kernel, "strides": each_of(stride, n) if stride else kernel, "pads": each_of(padding, n) * 2,
         "ceil_mode": int(ceil),
     }  # fmt: skip
 
@@ -89,15 +68,15 @@ def max_pool_with_indices(
     """Torch's indices count within an image and channel; ONNX's over the whole tensor, so they are taken modulo."""
     n = x.rank - 2
     attributes = _pool_attributes(kernel, stride, padding, ceil_mode, n)
-    value, places = b.op("MaxPool", x, outputs=2, dilations=_each(dilation, n), **attributes)
+    value, places = b.op("MaxPool", x, outputs=2, dilations=each_of(dilation, n), **attributes)
     area: Any = 1
     for axis in range(2, x.rank):
         size = b.size(x, axis)
         if isinstance(size, int) and isinstance(area, int):
             area = size * area
         else:
-            area = b.op("Mul", *(item if isinstance(item, str) else b.ints(item) for item in (size, area)))
-    return [value, b.op("Mod", places, b.ints(area) if isinstance(area, int) else area)]
+            area = b.op("Mul", b.vector(size), b.vector(area))
+    return [value, b.op("Mod", places, b.vector(area))]
 
 
 @translates(aten.upsample_nearest2d.default)
@@ -111,19 +90,16 @@ def upsample_nearest(b: Builder, result: Any, x: Value, size: Sequence[Any], *sc
 def native_layer_norm(
     b: Builder, result: Any, x: Value, shape: Sequence[Any], weight: Value | None, bias: Value | None, eps: float
 ) -> Any:
-    if weight is None:
-        scale = b.constant(torch.ones([int(n) for n in shape], dtype=x.dtype))
-    else:
-        scale = weight.name
+    scale = b.constant(torch.ones([int(n) for n in shape], dtype=x.dtype)) if weight is None else weight
     return list(b.op("LayerNormalization", x, scale, bias, outputs=3, axis=-len(shape), epsilon=float(eps)))
 
 
-@translates(aten._softmax.default, aten.softmax.int)
+@translates(aten._softmax.default)
 def softmax(b: Builder, result: Any, x: Value, axis: int, *ignored: Any) -> Any:
     return b.op("Softmax", operand(b, x, result.dtype), axis=axis % max(x.rank, 1))
 
 
-@translates(aten._log_softmax.default, aten.log_softmax.int)
+@translates(aten._log_softmax.default)
 def log_softmax(b: Builder, result: Any, x: Value, axis: int, *ignored: Any) -> Any:
     return b.op("LogSoftmax", operand(b, x, result.dtype), axis=axis % max(x.rank, 1))
 
@@ -141,7 +117,6 @@ def _reduction(kind: str) -> Any:
     def translate(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False, **ignored: Any) -> Any:
         return _reduce(b, kind, operand(b, x, result.dtype), x.rank, axes, keep)
 
-    translate.__name__ = kind.lower()
     return translate
 
 
@@ -158,50 +133,31 @@ def any_(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False
     return b.cast(_reduce(b, "ReduceMax", number, x.rank, axes, keep), torch.int32, torch.bool)
 
 
-@translates(aten.all.dim, aten.all.default, aten.all.dims)
-def all_(b: Builder, result: Any, x: Value, axes: Any = None, keep: bool = False) -> Any:
-    number = b.cast(b.cast(x, x.dtype, torch.bool), torch.bool, torch.int32)
-    return b.cast(_reduce(b, "ReduceMin", number, x.rank, axes, keep), torch.int32, torch.bool)
+def _place(kind: str) -> Any:
+    def translate(b: Builder, result: Any, x: Value, axis: int | None = None, keep: bool = False) -> Any:
+        if axis is None:
+            return b.op(kind, b.op("Reshape", x, b.ints(-1)), axis=0, keepdims=0)
+        return b.op(kind, x, axis=axis % x.rank, keepdims=int(keep))
+
+    return translate
 
 
-@translates(aten.max.dim)
-def max_dim(b: Builder, result: Any, x: Value, axis: int, keep: bool = False) -> Any:
-    return [_reduce(b, "ReduceMax", x, x.rank, axis, keep), argmax(b, None, x, axis, keep)]
+def _extreme(kind: str) -> Any:
+    def translate(b: Builder, result: Any, x: Value, axis: int, keep: bool = False) -> Any:
+        return [_reduce(b, f"Reduce{kind}", x, x.rank, axis, keep), _place(f"Arg{kind}")(b, None, x, axis, keep)]
+
+    return translate
 
 
-@translates(aten.min.dim)
-def min_dim(b: Builder, result: Any, x: Value, axis: int, keep: bool = False) -> Any:
-    return [_reduce(b, "ReduceMin", x, x.rank, axis, keep), argmin(b, None, x, axis, keep)]
-
-
-@translates(aten.argmax.default)
-def argmax(b: Builder, result: Any, x: Value, axis: int | None = None, keep: bool = False) -> Any:
-    return _extremum(b, "ArgMax", x, axis, keep)
-
-
-@translates(aten.argmin.default)
-def argmin(b: Builder, result: Any, x: Value, axis: int | None = None, keep: bool = False) -> Any:
-    return _extremum(b, "ArgMin", x, axis, keep)
-
-
-def _extremum(b: Builder, kind: str, x: Value, axis: int | None, keep: bool) -> Any:
-    if axis is None:
-        return b.op(kind, b.op("Reshape", x, b.ints(-1)), axis=0, keepdims=0)
-    return b.op(kind, x, axis=axis % x.rank, keepdims=int(keep))
+translates(aten.argmax.default)(_place("ArgMax"))
+translates(aten.argmin.default)(_place("ArgMin"))
+translates(aten.max.dim)(_extreme("Max"))
+translates(aten.min.dim)(_extreme("Min"))
 
 
 @translates(aten.cumsum.default)
 def cumsum(b: Builder, result: Any, x: Value, axis: int, **ignored: Any) -> Any:
     return b.op("CumSum", operand(b, x, result.dtype), scalar(b, axis % max(x.rank, 1), torch.int64))
-
-
-@translates(aten.linalg_vector_norm.default)
-def vector_norm(
-    b: Builder, result: Any, x: Value, order: float = 2, axes: Any = None, keep: bool = False, **ignored: Any
-) -> Any:
-    if order not in (1, 2):
-        raise NotImplementedError(f"a vector norm of order {order}")
-    return _reduce(b, f"ReduceL{int(order)}", operand(b, x, result.dtype), x.rank, axes, keep)
 
 
 @translates(aten.native_dropout.default)
@@ -211,3 +167,15 @@ def native_dropout(b: Builder, result: Any, x: Value, p: float, train: bool | No
     mask = b.op("GreaterOrEqual", b.op("RandomUniformLike", x), scalar(b, p, x.dtype))
     scaled = b.op("Mul", x, scalar(b, 1 / (1 - p) if p < 1 else 0, x.dtype))
     return [b.op("Mul", scaled, b.cast(mask, torch.bool, x.dtype)), mask]
+
+
+@translates(aten.var_mean.correction)
+def var_mean(
+    b: Builder, result: Any, x: Value, axes: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> Any:
+    if correction != 0:
+        raise NotImplementedError("a variance with a correction")
+    mean = _reduce(b, "ReduceMean", x, x.rank, axes, True)
+    centred = b.op("Sub", x, mean)
+    variance = _reduce(b, "ReduceMean", b.op("Mul", centred, centred), x.rank, axes, keepdim)
+    return [variance, mean if keepdim else _reduce(b, "ReduceMean", x, x.rank, axes, False)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, fx
 
 from ...errors import OnnxError
 from ..registry import TRANSLATORS
-from . import arithmetic, elementwise, fills, logic, places, shapes, slices, sums  # noqa: F401  (they fill the registry)
+from . import arithmetic, elementwise, operands, places, shapes, slices, sums  # noqa: F401  (they fill the registry)
 from .builder import Builder, Value, onnx_type
 
 __all__ = ["tensor_info", "translate", "value_of"]
@@ -72,8 +71,6 @@ def _call(b: Builder, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     if isinstance(result, int | torch.SymInt) and not isinstance(result, bool) and isinstance(_settled(result), int):
         return _settled(result)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])  # type: ignore[misc]
-    if node.target is operator.getitem:
-        return env[node.args[0]][node.args[1]]  # type: ignore[index]
     try:
         found = TRANSLATORS[node.target](b, result, *args, **kwargs)
     except (NotImplementedError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,6 @@ class OrtTrainer:
         self._stored = [*text["parameters"], *text["frozen"], *text["buffers"]]
         self._changing = [*text["parameters"], *text["buffers"], *text["state"]]
         self._asked = [name for name in self._outputs if not name.startswith("value/")]
-        self._forward: Any = None
         self._values: dict[str, Any] = {}
         self._set(self._initial_values())
         self.reset_optimizer()
@@ -93,7 +93,7 @@ class OrtTrainer:
         Raises:
             OnnxError: the file was exported with `forward=False`, or its companion is not beside it.
         """
-        session = self._forward_session()
+        session = self._forward
         inputs = {i.name: i for i in session.get_inputs()}
         known = {name: value for name, value in self._values.items() if name in inputs}
         names = [name for name in self.description["inputs"] if name in inputs]
@@ -147,7 +147,8 @@ class OrtTrainer:
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0.0) + value * len(target)
                 done += 1
-                bar.show(done, f"epoch {epoch + 1}/{epochs} " + _text(metrics))
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                bar.show(done, f"epoch {epoch + 1}/{epochs} {figures}")
             row = {name: value / length for name, value in sums.items()}
             row["seconds"] = time.perf_counter() - start
             if validation is not None:
@@ -264,13 +265,12 @@ class OrtTrainer:
         except Exception as error:  # onnxruntime's own classes share no base
             raise OnnxError(f"onnxruntime could not run {self.path.name}: {one_line(error, 300)}") from error
 
-    def _forward_session(self) -> Any:
-        if self._forward is None:
-            name = self.description.get("forward")
-            if not name:
-                raise OnnxError(f"{self.path.name} was exported without its forward file; export with forward=True.")
-            self._forward = open_session(companion(self.path, name), *self._options)
-        return self._forward
+    @functools.cached_property
+    def _forward(self) -> Any:
+        name = self.description.get("forward")
+        if not name:
+            raise OnnxError(f"{self.path.name} was exported without its forward file; export with forward=True.")
+        return open_session(companion(self.path, name), *self._options)
 
 
 class _Bar:
@@ -288,7 +288,3 @@ class _Bar:
     def close(self) -> None:
         if self.on:
             print(file=sys.stderr)
-
-
-def _text(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

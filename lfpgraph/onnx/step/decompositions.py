@@ -1,4 +1,4 @@
-"""ATen's fused kernels and their backward forms, written once in operations that ONNX has: the table for make_fx.
+"""Operations taken apart into others that ONNX has: the table for make_fx, and what torch does not do for us.
 
 Each function has the signature of the kernel it stands for and works on tensors of any backend. The registry's translators
 come first: what they know is not taken apart.
@@ -6,19 +6,98 @@ come first: what they know is not taken apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from torch._decomp import core_aten_decompositions
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, get_decompositions
 
 from ... import kernels
-from ..registry import DECOMPOSITIONS, TRANSLATORS
-from . import decompositions_attention, decompositions_norms, decompositions_windows  # noqa: F401  (they fill the table)
+from ...errors import OnnxError
+from ..registry import DECOMPOSITIONS, TRANSLATORS, decomposes
+from . import decompositions_windows  # noqa: F401  (it fills the table)
 
 __all__ = ["decomposition_table"]
+
+aten = torch.ops.aten
+# What torch can take apart, but does not among its core decompositions.
+_FURTHER = [
+    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit_functional,
+    aten._native_batch_norm_legit_no_training,
+    aten.elu,
+    aten.linalg_vector_norm,
+    aten.max_pool2d_with_indices_backward,
+    aten.native_batch_norm,
+]
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
     """Decompositions for make_fx: ours, those of our own operations, then torch's for what no translator takes."""
-    table = {op: how for op, how in core_aten_decompositions().items() if op not in TRANSLATORS}
+    torchs = {**core_aten_decompositions(), **get_decompositions(_FURTHER)}
+    table = {op: how for op, how in torchs.items() if op not in TRANSLATORS}
     return {**table, **kernels.DECOMPOSITIONS, **DECOMPOSITIONS}
+
+
+def _attention_weights(
+    q: Tensor, k: Tensor, dropout: float, causal: bool, mask: Tensor | None, scale: float | None
+) -> tuple[Tensor, float]:
+    """The softmax, and the scale. Forward and backward write the same operations, and equal nodes become one."""
+    if dropout:
+        raise OnnxError("attention with dropout draws its mask inside a kernel; set the attention's dropout to 0")
+    if q.shape[1] != k.shape[1]:
+        raise OnnxError("attention whose queries and keys differ in heads has no ONNX form here")
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = torch.matmul(q * factor, k.transpose(-1, -2))
+    if causal:
+        rows, columns = q.shape[-2], k.shape[-2]
+        seen = torch.ones((rows, columns), dtype=torch.bool, device=q.device).tril()
+        scores = torch.where(seen, scores, -math.inf)
+    if mask is not None:
+        scores = torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, -1), factor
+
+
+@decomposes(aten._scaled_dot_product_flash_attention_for_cpu.default)
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False, *, attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The attention; its log-sum-exp is zeros, since our backward does without."""
+    weights, _ = _attention_weights(q, k, dropout_p, is_causal, attn_mask, scale)
+    return torch.matmul(weights, v), torch.zeros(q.shape[:-1], dtype=torch.float32, device=q.device)
+
+
+@decomposes(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+def attention_backward(
+    s: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, dropout_p: float, is_causal: bool, *,
+    attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Signals of queries, keys and values."""
+    weights, factor = _attention_weights(q, k, dropout_p, is_causal, attn_mask, scale)
+    of_v = torch.matmul(weights.transpose(-1, -2), s)
+    at_weights = torch.matmul(s, v.transpose(-1, -2))
+    at_scores = weights * (at_weights - (s * out).sum(-1, keepdim=True))
+    of_q = torch.matmul(at_scores, k) * factor
+    of_k = torch.matmul(at_scores.transpose(-1, -2), q * factor)
+    return of_q, of_k, of_v
+
+
+@decomposes(aten.native_group_norm.default)
+def group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: Any, c: Any, places: Any, groups: int, eps: float
+) -> tuple[Tensor, ...]:
+    """Output, and mean and inverse deviation [n, groups]; torch's own decomposition reads memory by strides."""
+    grouped = x.reshape(x.shape[0], groups, -1)
+    mean = grouped.mean(-1, keepdim=True)
+    centred = grouped - mean
+    invstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
+    out = (centred * invstd).reshape(x.shape)
+    channels = (-1, *[1] * (x.dim() - 2))
+    if weight is not None:
+        out = out * weight.reshape(channels)
+    if bias is not None:
+        out = out + bias.reshape(channels)
+    return out, mean.squeeze(-1), invstd.squeeze(-1)

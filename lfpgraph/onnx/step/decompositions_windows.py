@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..operators.operands import each_of
 from ..registry import decomposes
 
 aten = torch.ops.aten
@@ -21,7 +22,7 @@ def convolution_backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Signals of x, weight and bias of a convolution."""
     n = x.dim() - 2
-    stride, padding, dilation = (_each(values, n) for values in (stride, padding, dilation))
+    stride, padding, dilation = (each_of(values, n) for values in (stride, padding, dilation))
     found: list[Tensor | None] = [None, None, None]
     if mask[0] and transposed:
         found[0] = aten.convolution(s, weight, None, stride, padding, dilation, False, [0] * n, groups)
@@ -34,10 +35,6 @@ def convolution_backward(
     if mask[2]:
         found[2] = s.sum([0, *range(2, s.dim())])
     return tuple(found)
-
-
-def _each(values: Sequence[int], n: int) -> list[int]:
-    return list(values) * n if len(values) == 1 else list(values)
 
 
 def _left_over(s: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> list[int]:
@@ -104,23 +101,13 @@ def _widen(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     return aten.slice_backward(x, shape, axis, before, end, 1)
 
 
-@decomposes(aten.max_pool2d_with_indices_backward.default)
-def max_pool2d_backward(
-    s: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: Tensor
-) -> Tensor:
-    """Each signal at the place its maximum came from."""
-    lead = x.shape[:-2]
-    flat = torch.zeros((*lead, x.shape[-2] * x.shape[-1]), dtype=s.dtype, device=s.device)
-    return flat.scatter_add(-1, indices.flatten(-2), s.flatten(-2)).reshape(x.shape)
-
-
 @decomposes(aten.avg_pool2d_backward.default)
 def avg_pool2d_backward(
     s: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None
 ) -> Tensor:
     """Each signal spread over its window: a depthwise transposed convolution with ones."""
-    kernel = _each(kernel, 2)
-    stride, padding = _each(stride, 2) if stride else kernel, _each(padding, 2)
+    kernel = each_of(kernel, 2)
+    stride, padding = each_of(stride, 2) if stride else kernel, each_of(padding, 2)
     height, width = x.shape[-2:]
     whole = [(size - k) % step == 0 for size, k, step in zip((height, width), kernel, stride)]
     flat = s.reshape(-1, 1, *s.shape[-2:])

@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,6 @@ from .trace import REWARDS, Step, trace_forward, trace_step
 __all__ = ["export_forward", "export_training_step", "input_names"]
 
 log = logging.getLogger("lfpgraph")
-
-
-@dataclass
-class _Graph:
-    """A finished graph, ready to be written."""
-
-    builder: Builder
-    inputs: list[Any]
-    outputs: list[Any]
-    name: str
-
-    def save(self, path: Path, metadata: dict[str, str], external: bool | None) -> None:
-        self.builder.save(path, self.inputs, self.outputs, self.name, metadata, external)
 
 
 def export_training_step(
@@ -95,19 +81,22 @@ def export_training_step(
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
     names = input_names(model, args, kwargs)
     inside = parameters == "inside"
-    graph, described = _step_graph(model, step, names, reward, seed, inside)
+    b, described = _step_graph(model, step, names, reward, seed, inside)
     described |= {"optimizer": optimizer, "options": chosen, "clip": clip, "format": 1}
     described["composite"] = get_composite(composite).name
     if forward:
         described["forward"] = f"{path.stem}.forward.onnx"
     if not inside:
         described["values"] = f"{path.stem}.safetensors"
-        stored = [*described["parameters"], *described["frozen"], *described["buffers"]]
-        _write_values(model, stored, path.with_name(described["values"]))
-    graph.save(path, {METADATA: json.dumps(described)}, external_data)
+        from safetensors.torch import save_file
+
+        tensors, stored = state_tensors(model), [*described["parameters"], *described["frozen"], *described["buffers"]]
+        values = {name: tensors[name].detach().cpu().contiguous().clone() for name in stored}
+        save_file(values, path.with_name(described["values"]))
+    b.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
         export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
-    log.info("wrote %s: %d nodes, %d parameters", path, len(graph.builder.nodes), len(step.parameters))
+    log.info("wrote %s: %d nodes, %d parameters", path, len(b.nodes), len(step.parameters))
     return path
 
 
@@ -124,7 +113,7 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
 
 def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Mapping[str, float] | None) -> Any:
     check_choice("reward", reward, REWARDS, OnnxError)
-    check_choice("optimizer", optimizer, tuple(OPTIMIZERS), OnnxError)
+    check_choice("optimizer", optimizer, OPTIMIZERS, OnnxError)
     check_choice("parameters", parameters, ("inside", "outside"), OnnxError)
     defaults = OPTIMIZERS[optimizer].defaults
     unknown = set(options or {}) - set(defaults)
@@ -165,40 +154,40 @@ def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
 
 def _graph_inputs(
     b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool
-) -> tuple[list[Value], list[Any]]:
-    """Values for the step's placeholders, and ONNX's descriptions of those that are inputs of the file.
+) -> list[Value]:
+    """Values for the step's placeholders; those that are inputs of the file are entered there.
 
     `given` names the parameters and buffers that are inputs; with `values` they have initializers, too. Every other
     tensor is an initializer alone.
     """
     tensors, axes = state_tensors(model), _open_axes(step, names)
-    found, infos = [], []
+    found = []
     for (kind, target), fake in zip(step.inputs, step.fakes):
         name = names[target] if kind == "input" else str(target)
         if kind == "input" or name in given:
             b.reserve(name)
-            infos.append(tensor_info(name, fake, axes))
+            b.inputs.append(tensor_info(name, fake, axes))
             if kind != "input" and values:
                 b.initializer(name, tensors[name])
             found.append(value_of(name, fake))
         else:
             constant = step.graph.constants[target] if kind == "constant" else tensors[target]
             found.append(Value(b.constant(constant), constant.dtype, tuple(constant.shape)))
-    return found, infos
+    return found
 
 
 def _step_graph(
     model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
-) -> tuple[_Graph, dict[str, Any]]:
-    b, axes = Builder(seed), _open_axes(step, names)
+) -> tuple[Builder, dict[str, Any]]:
+    b, axes = Builder(type(model).__name__, seed), _open_axes(step, names)
     frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
     stored = [*step.parameters, *frozen, *step.buffers]
-    values, infos = _graph_inputs(b, model, step, names, set(stored), inside)
+    values = _graph_inputs(b, model, step, names, set(stored), inside)
     target = "reward" if reward == "external" else "target"
     extra = [target, "lr", *step.state]
     for name, fake in zip(extra, step.fakes[len(step.inputs) :]):
         b.reserve(name)
-        infos.append(tensor_info(name, fake, axes))
+        b.inputs.append(tensor_info(name, fake, axes))
         values.append(value_of(name, fake))
     results = translate(b, step.module, values)
     open_names = {*names, target}
@@ -222,7 +211,8 @@ def _step_graph(
         of = dict(zip([target for _, target in step.inputs], values))
         titles += [f"value/{name}" for name in stored]
         results += [of[name] for name in stored]
-    return _Graph(b, infos, name_results(b, titles, results, axes), type(model).__name__), described
+    _name_results(b, titles, results, axes)
+    return b, described
 
 
 def _hinted(value: Value) -> list[int]:
@@ -230,33 +220,23 @@ def _hinted(value: Value) -> list[int]:
     return [n if isinstance(n, int) else int(n.node.hint) for n in value.shape]
 
 
-def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> list[Any]:
-    """Give results their names, by an Identity each; their descriptions."""
-    infos = []
+def _name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> None:
+    """Give results their names, by an Identity each, and enter them as outputs of the file."""
     for title, result in zip(titles, results):
-        if not isinstance(result, Value):
-            continue
-        b.reserve(title)
-        b.nodes.append(helper.make_node("Identity", [result.name], [title]))
-        infos.append(tensor_info(title, result, axes))
-    return infos
+        if isinstance(result, Value):
+            b.reserve(title)
+            b.nodes.append(helper.make_node("Identity", [result.name], [title]))
+            b.outputs.append(tensor_info(title, result, axes))
 
 
-def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> _Graph:
+def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> Builder:
     with eval_mode(model):
         step = trace_forward(model, args, kwargs)
-    b, axes = Builder(), _open_axes(step, names)
+    b = Builder(type(model).__name__)
     tensors = state_tensors(model)
     given = {name for kind, name in step.inputs if kind == "parameter"}
     given |= {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
-    values, infos = _graph_inputs(b, model, step, names, given, False)
-    results = translate(b, step.module, values)
+    results = translate(b, step.module, _graph_inputs(b, model, step, names, given, False))
     titles = [f"output_{i}" if i else "output" for i in range(len(results))]
-    return _Graph(b, infos, name_results(b, titles, results, axes), type(model).__name__)
-
-
-def _write_values(model: nn.Module, names: Sequence[str], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = state_tensors(model)
-    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in names}, path)
+    _name_results(b, titles, results, _open_axes(step, names))
+    return b

@@ -55,10 +55,6 @@ def _adam(parameters: Tensors, feedback: Tensors, state: Tensors, rate: Tensor, 
     return moved, [*first, *second, *corrections]
 
 
-def _momentum_state(names: Sequence[str]) -> list[tuple[str, int | None]]:
-    return [(f"momentum/{name}", i) for i, name in enumerate(names)]
-
-
 def _adam_state(names: Sequence[str]) -> list[tuple[str, int | None]]:
     moments: list[tuple[str, int | None]] = [(f"mean/{name}", i) for i, name in enumerate(names)]
     moments += [(f"square/{name}", i) for i, name in enumerate(names)]
@@ -67,7 +63,9 @@ def _adam_state(names: Sequence[str]) -> list[tuple[str, int | None]]:
 
 OPTIMIZERS = {
     "sgd": Optimizer({}, lambda names: [], _sgd),
-    "momentum": Optimizer({"momentum": 0.9}, _momentum_state, _momentum),
+    "momentum": Optimizer(
+        {"momentum": 0.9}, lambda names: [(f"momentum/{name}", i) for i, name in enumerate(names)], _momentum
+    ),
     "adam": Optimizer({"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}, _adam_state, _adam),
 }
 

@@ -22,7 +22,7 @@ from .optimizers import OPTIMIZERS, clip_by_norm
 
 __all__ = ["REWARDS", "Step", "trace_forward", "trace_step"]
 
-REWARDS = ("softmax", "mse", "external")
+REWARDS = {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}  # with their metrics
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -55,24 +55,27 @@ class Step:
     aliases: dict[str, str] = field(default_factory=dict)
 
 
-def _inputs(graph: OpGraph, model: nn.Module) -> tuple[list[tuple[str, Any]], list[int], dict[str, str]]:
-    """The graph's placeholders with tied parameters as one: the inputs, for each placeholder its input, and aliases."""
+def _traced(
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None
+) -> tuple[OpGraph, list[tuple[str, Any]], list[int], list[Tensor], dict[str, str]]:
+    """The graph with tied parameters as one: its inputs, for each placeholder its input, fakes of the inputs, aliases."""
+    graph = trace(model, args, kwargs)
+    _check(graph, seed)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     first: dict[int, str] = {}
-    found: list[tuple[str, Any]] = []
-    places: list[int] = []
+    fakes: dict[tuple[str, Any], Tensor] = {}
+    entries: list[tuple[str, Any]] = []
     aliases: dict[str, str] = {}
-    for placeholder in graph.placeholders:
+    for node, placeholder in zip(graph.placeholder_nodes, graph.placeholders):
         name = placeholder.target
         if placeholder.kind == "parameter":
             name = first.setdefault(id(tensors[name]), name)
             if name != placeholder.target:
                 aliases[placeholder.target] = name
-        entry = (placeholder.kind, name)
-        if entry not in found:
-            found.append(entry)
-        places.append(found.index(entry))
-    return found, places, aliases
+        entries.append((placeholder.kind, name))
+        fakes.setdefault(entries[-1], node.meta["val"])
+    inputs = list(fakes)
+    return graph, inputs, [inputs.index(entry) for entry in entries], list(fakes.values()), aliases
 
 
 def _check(graph: OpGraph, seed: int | None) -> None:
@@ -101,11 +104,7 @@ def _static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModul
 
 def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None = None) -> Step:
     """The model's forward alone, in the mode the model is in; its inputs and results are the graph's."""
-    graph = trace(model, args, kwargs)
-    _check(graph, seed)
-    inputs, places, aliases = _inputs(graph, model)
-    nodes = graph.placeholder_nodes
-    fakes = [nodes[places.index(i)].meta["val"] for i in range(len(inputs))]
+    graph, inputs, places, fakes, aliases = _traced(model, args, kwargs, seed)
 
     def run(*values: Any) -> list[Any]:
         env = fx.Interpreter(graph.module).run(*(values[i] for i in places))
@@ -131,14 +130,10 @@ def trace_step(
     Raises:
         OnnxError: the step cannot be one fixed graph. TraceError, NoRuleError, InputError: as for `wrap`.
     """
-    graph = trace(model, args, kwargs)
-    _check(graph, seed)
-    inputs, places, aliases = _inputs(graph, model)
-    nodes = graph.placeholder_nodes
-    fakes = [nodes[places.index(i)].meta["val"] for i in range(len(inputs))]
+    graph, inputs, places, fakes, aliases = _traced(model, args, kwargs, seed)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     trained = [i for i, (kind, name) in enumerate(inputs) if kind == "parameter" and tensors[name].requires_grad]
-    wanted = {node for node, place in zip(nodes, places) if place in trained}
+    wanted = {node for node, place in zip(graph.placeholder_nodes, places) if place in trained}
     if not wanted:
         raise InputError(f"{type(model).__name__} has no parameters that train.")
     plan = make_plan(graph, composite, wanted, values=graph.values_of_call(model, args, kwargs))
@@ -178,7 +173,7 @@ def trace_step(
     step.parameters = [inputs[i][1] for i in trained]
     step.buffers = list(graph.mutations)
     step.state = [name for name, _ in state]
-    step.metrics = list(_metric_names(reward))
+    step.metrics = list(REWARDS[reward])
     return step
 
 
@@ -202,10 +197,6 @@ def _feedback(plan: Plan, found: Any, places: list[int], i: int, value: Tensor) 
             own = plan.feedback(node, value, s)
             total = own if total is None else total + own
     return total
-
-
-def _metric_names(reward: str) -> tuple[str, ...]:
-    return {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}[reward]
 
 
 def _signal(reward: str, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +85,7 @@ def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], o
     titles = [f"output_{i}" if i else "output" for i in range(outputs)]
     open_axes = [({0: Dim.AUTO} if t.dim() and t.shape[0] > 1 else None) for t in tensors]
     try:
-        with quiet(), _silent(), torch.no_grad(), tracing():
+        with quiet(), torch.no_grad(), tracing():
             program = torch.onnx.export(
                 flat, tuple(tensors), dynamo=True, input_names=list(names), output_names=titles, opset_version=opset,
                 dynamic_shapes=(tuple(open_axes),), verbose=False,
@@ -108,20 +106,6 @@ def _drop_prefix(graph: Any, prefix: str) -> None:
         name = value.name.removeprefix(prefix)
         if name != value.name and name not in taken:
             value.name = name
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """torch.onnx logs and warns of packages it could use and does not need."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], tolerance: float) -> None:

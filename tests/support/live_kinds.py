@@ -1,0 +1,404 @@
+"""Live Python, part four: operations and modules of torch that stumble a recorder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import rnn
+
+from .live_modules import train
+from .live_table import case, data, loss_of, mlp
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(6, 5, 2, batch_first=True, dropout=0.2), nn.GRU(5, 4, bidirectional=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x, lengths):
+        packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, (h, c) = self.lstm(packed)
+        out, _ = rnn.pad_packed_sequence(out, batch_first=True)
+        out, _ = self.gru(out)
+        return self.head(out), h + c
+
+
+@case()
+def packed_sequences():
+    """Packed sequences through an LSTM with dropout, then a GRU in both directions."""
+
+    def step(model, i):
+        return train(model, data(3, 4, 6), torch.tensor([4, 2, 3]))
+
+    return Packed(), step
+
+
+@case()
+def recurrent_states():
+    """LSTM states handed from call to call, detached between steps."""
+    states: list = [None]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x, state):
+            out, state = self.lstm(x, state)
+            return self.head(out), state
+
+    def step(model, i):
+        a, state = model(data(4, 2, 6), states[0])
+        b, state = model(data(4, 2, 6, seed=3), state)
+        loss_of([a, b]).backward()
+        states[0] = tuple(s.detach() for s in state)
+        return a, b, list(state)
+
+    return Model(), step
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = torch.cond(x.sum() > 0, lambda y: self.a(y).relu(), lambda y: self.b(y).tanh(), (x,))
+        return self.head(h)
+
+
+@case()
+def cond():
+    """torch.cond, both ways."""
+
+    def step(model, i):
+        return train(model, data(5, 6).abs() * (1 if i % 2 else -1))
+
+    return Conditional(), step
+
+
+@torch.jit.script
+def scripted_activation(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(1.7 * x)
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.part = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
+
+    def forward(self, x):
+        return self.head(scripted_activation(self.part(self.a(x))))
+
+
+@case()
+def scripted():
+    """A ScriptModule and a scripted function inside."""
+
+    def step(model, i):
+        return train(model, data(5, 6))
+
+    return Scripted(), step
+
+
+class Spoken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.loss = mlp(6, 8, 5), nn.CTCLoss(zero_infinity=True)
+
+    def forward(self, x, targets):
+        logits = self.net(x)
+        lengths = torch.full((x.shape[1],), x.shape[0])
+        return self.loss(logits.log_softmax(-1), targets, lengths, torch.full((len(targets),), 3)), logits
+
+
+@case()
+def ctc_inside():
+    """A CTC loss inside forward."""
+
+    def step(model, i):
+        loss, logits = model(data(8, 2, 6), torch.tensor([[1, 2, 3], [3, 3, 1]]))
+        loss.backward()
+        return loss, logits
+
+    return Spoken(), step
+
+
+class Variational(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = mlp(6, 8, 8), mlp(4, 8, 6)
+
+    def forward(self, x):
+        mean, spread = self.encoder(x).chunk(2, -1)
+        q = torch.distributions.Normal(mean, F.softplus(spread))
+        z = q.rsample()
+        p = torch.distributions.Independent(torch.distributions.Bernoulli(logits=self.decoder(z)), 1)
+        kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(torch.zeros(4), torch.ones(4)))
+        choice = torch.distributions.Categorical(logits=mean)
+        action = choice.sample()
+        return -p.log_prob((x > 0).double()).mean() + kl.mean(), z, choice.log_prob(action), choice.entropy()
+
+
+@case()
+def distributions():
+    """A VAE and a policy with torch.distributions, validation on."""
+
+    def step(model, i):
+        loss, *rest = model(data(5, 6))
+        (loss + loss_of(rest)).backward()
+        return loss, *rest
+
+    return Variational(), step
+
+
+@case()
+def transformer_encoder():
+    """TransformerEncoder with a padding mask, in train and eval mode."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True), 2)
+
+    def step(model, i):
+        model.train(i != 1)
+        mask = torch.tensor([[False] * 4, [False, False, True, True]])
+        return train(model, data(2, 4, 8), src_key_padding_mask=mask)
+
+    return model, step
+
+
+@case()
+def attention():
+    """MultiheadAttention with a causal mask and weights, and scaled_dot_product_attention."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mha, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h, weights = self.mha(x, x, x, attn_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
+            q = h.unflatten(-1, (2, 4)).transpose(1, 2)
+            return self.head(
+                F.scaled_dot_product_attention(q, q, q, is_causal=True).transpose(1, 2).flatten(2)
+            ), weights
+
+    def step(model, i):
+        return train(model, data(2, 3 + i, 8))
+
+    return Model(), step
+
+
+@case()
+def upsampled():
+    """Convolutions, batch norm, pooling with indices, nearest and bilinear upsampling, of changing sizes."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+            self.up, self.b = nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 2, 2)
+
+        def forward(self, x):
+            h, where = F.max_pool2d(F.relu(self.norm(self.a(x)), inplace=True), 2, return_indices=True)
+            h = F.max_unpool2d(h, where, 2) + self.up(h)
+            return self.b(F.interpolate(h, size=(5, 5), mode="bilinear", align_corners=False))
+
+    def step(model, i):
+        return train(model, data(2 + i, 1, 4 + 2 * i, 4))
+
+    return Model(), step
+
+
+@case()
+def embeddings():
+    """EmbeddingBag, a sparse embedding, max_norm."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.sparse = nn.EmbeddingBag(9, 6, mode="mean"), nn.Embedding(9, 6, sparse=True)
+            self.limited, self.head = nn.Embedding(9, 6, max_norm=1.0), nn.Linear(6, 3)
+
+        def forward(self, ids):
+            return self.head(self.bag(ids) + self.sparse(ids).sum(1) + self.limited(ids[:, 0]))
+
+    def step(model, i):
+        return train(model, torch.tensor([[1, 2, 3], [3, 4, 8]]) - i % 2)
+
+    return Model(), step
+
+
+@case()
+def experts():
+    """A mixture of experts by hand: rows chosen by value, experts without rows, results added in place."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.experts = nn.Linear(6, 4), nn.ModuleList(mlp(6, 8, 6) for _ in range(4))
+
+        def forward(self, x):
+            weights, chosen = self.gate(x).softmax(-1).topk(2)
+            out = torch.zeros_like(x)
+            for e, expert in enumerate(self.experts):
+                rows, place = torch.where(chosen == e)
+                if len(rows):
+                    out.index_add_(0, rows, expert(x[rows]) * weights[rows, place, None])
+            return out
+
+    def step(model, i):
+        return train(model, data(3 + i, 6, seed=i))
+
+    return Model(), step
+
+
+@case()
+def replicas():
+    """Replicas as DataParallel makes them: copies whose parameters are not leaves."""
+
+    def step(model, i):
+        parts = []
+        for j in range(2):
+            replica = model._replicate_for_data_parallel()
+            replica._modules = dict(replica._modules)
+            for name, layer in model._modules.items():
+                replica._modules[name] = part = layer._replicate_for_data_parallel()
+                part._parameters = dict(part._parameters)
+                for key, p in layer._parameters.items():
+                    setattr(part, key, p.clone())
+            parts.append(replica(data(3, 6, seed=j)))
+        loss_of(parts).backward()
+        return parts
+
+    return mlp(6, 8, 3), step
+
+
+@case(static="compiled")
+def compiled():
+    """torch.compile of the wrapped model, with the eager backend."""
+    kept: dict[int, nn.Module] = {}
+
+    def step(model, i):
+        if id(model) not in kept:
+            torch._dynamo.reset()
+            kept[id(model)] = torch.compile(model, backend="eager")
+        return train(kept[id(model)], data(4 + i, 6))
+
+    return mlp(6, 8, 3), step
+
+
+@case()
+def compiled_inside():
+    """A compiled function inside forward."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch._dynamo.reset()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.gelu = torch.compile(lambda x: x * torch.sigmoid(x), backend="eager")
+
+        def forward(self, x):
+            return self.b(self.gelu(self.a(x)))
+
+    def step(model, i):
+        return train(model, data(5, 6))
+
+    return Model(), step
+
+
+@case()
+def saved_tensor_hooks():
+    """Saved tensors packed away by hooks, as offloading does."""
+
+    def step(model, i):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy().copy(), lambda a: torch.from_numpy(a)):
+            out = model(data(5, 6).requires_grad_())
+        loss_of(out).backward()
+        return out
+
+    return mlp(6, 8, 8, 3), step
+
+
+@case()
+def subclass_and_default_device():
+    """A torch function mode inside forward, and a tensor subclass as input."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            with torch.device("cpu"):
+                return self.layer(x.as_subclass(torch.Tensor)) + torch.ones(3)
+
+    class Tagged(torch.Tensor):
+        pass
+
+    def step(model, i):
+        x = data(5, 6)
+        return train(model, x.as_subclass(Tagged) if i else x)
+
+    return Model(), step
+
+
+@case()
+def numpy_inside():
+    """Values taken to numpy and back, tolist, item, as constants."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.layer(x)
+            far = torch.from_numpy(h.detach().numpy().argsort(0))
+            near = torch.tensor(h[0].tolist())
+            return self.head(h.gather(0, far) + near * h.max().item())
+
+    def step(model, i):
+        return train(model, data(5, 6))
+
+    return Model(), step
+
+
+@case()
+def made_from_text():
+    """forward takes words and numbers of Python and makes its tensors itself."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(30, 6), nn.Linear(6, 3)
+
+        def forward(self, words):
+            ids = torch.tensor([[ord(c) - 97 for c in word] for word in words])
+            return self.head(self.embed(ids).mean(1).tanh())
+
+    def step(model, i):
+        return train(model, ["ab", "cd", "xy"][: i + 1])
+
+    return Model(), step
+
+
+@case()
+def coordinates_in_a_buffer():
+    """A field over coordinates that lie in a buffer; forward takes nothing."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("grid", torch.linspace(-1, 1, 8)[:, None])
+            self.a, self.b = nn.Linear(1, 8), nn.Linear(8, 2)
+
+        def forward(self):
+            return self.b(torch.sin(3 * self.a(self.grid)))
+
+    def step(model, i):
+        return train(model)
+
+    return Model(), step

@@ -1,0 +1,445 @@
+"""Live Python, part three: branches, arguments of all kinds, copies, errors, globals."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import io
+import pickle
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+
+from .live_modules import train
+from .live_table import case, data, loss_of, mlp
+
+# Branches
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x, length=2):
+        if x.sum() > 0:
+            x = self.layers[0](x)
+        for _ in range(int(x.abs().max().item()) % 3 + length):
+            x = self.layers[1](x).tanh()
+        for layer in self.layers[2:]:
+            if self.training and random.random() < 0.5:
+                continue
+            x = x + layer(x).relu()
+        while x.norm() > 5:
+            x = x / 2
+        return self.head(x[x[:, 0] > x[:, 0].median() - 10])
+
+
+@case()
+def branches_on_data():
+    """Branches on values, loops of a length that depends on them, layerdrop, rows chosen by value."""
+
+    def step(model, i):
+        return train(model, data(5 + i, 6, seed=i), length=i)
+
+    return Branching(), step
+
+
+class Generator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def steps(self, x):
+        for _ in range(3):
+            x = self.layer(x).tanh()
+            yield x
+
+    def forward(self, x):
+        return self.head(torch.stack(list(self.steps(x))).sum(0)), (self.head(h) for h in self.steps(x))
+
+
+@case()
+def generators():
+    """Generators inside forward; one is handed out and runs after forward has returned."""
+
+    def step(model, i):
+        out, later = model(data(5, 6))
+        late = list(later)
+        (loss_of(out) + loss_of(late)).backward()
+        return out, late
+
+    return Generator(), step
+
+
+SCALE = 1.0
+
+
+@case()
+def globals_and_closures():
+    """A global and a closure's cell that change between steps."""
+    factor = 1.0
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(x * SCALE) + factor
+
+    def step(model, i):
+        global SCALE
+        nonlocal factor
+        SCALE, factor = 1.0 + i, float(i)
+        return train(model, data(5, 6))
+
+    return Model(), step
+
+
+# Arguments
+
+
+@dataclasses.dataclass
+class Batch:
+    x: Tensor
+    mask: Tensor
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+Pair = collections.namedtuple("Pair", "x y")
+
+
+class Graph:
+    """Like the data objects of graph libraries: attributes, and changed by forward."""
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update(given)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+class Anything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, given, extra=None, *rest, flag=None, **named):
+        if isinstance(given, Batch):
+            x = given.x * given.mask + len(given.names)
+        elif isinstance(given, Graph):
+            given.h = self.layer(given["x"])
+            x = given.h[given.edge[0]] + given.pos.norm()
+        elif isinstance(given, Pair):
+            x = given.x - given.y
+        elif isinstance(given, dict):
+            x = sum(given["xs"]) + given["deep"]["list"][0][1]
+        else:
+            x = given
+        for value in (extra, *rest, *named.values()):
+            x = x + 1 if value is None else x * value
+        if type(flag) is bool:
+            x = x + 3
+        h = self.head(self.layer(x).relu())
+        return Graph(out=h, more=[h * 2]) if isinstance(given, Graph) else h
+
+
+@case()
+def arguments_of_all_kinds():
+    """Dataclasses, named tuples, dicts, nested, objects of one's own; outputs that are objects."""
+
+    def step(model, i):
+        x = data(5, 6)
+        outs = [
+            model(Batch(x, (x > 0).double(), ["a"] * i)),
+            model(Pair(x, x.flip(0)), None, 2, 0.5, k=x),
+            model({"xs": [x, x * 2], "deep": {"list": [(None, x + 1)]}, "n": i}),
+        ]
+        graph = Graph(x=x, edge=torch.tensor([[0, 1, 1], [2, 3, 4]]), pos=x[:, :2])
+        result = model(graph)
+        outs += [result.out, *result.more, graph.h]
+        loss_of(outs).backward()
+        return outs
+
+    return Anything(), step
+
+
+@case()
+def one_and_true():
+    """1, 1.0, True and None as arguments are told apart."""
+
+    def step(model, i):
+        x = data(5, 6)
+        outs = [model(x, extra, flag=flag) for extra, flag in ((1, 1), (1.0, True), (True, 1.0), (None, False), (0, 0))]
+        loss_of(outs).backward()
+        return outs
+
+    return Anything(), step
+
+
+@case(lfp="the loss of nothing is NaN")
+def sizes():
+    """A batch of one after others, one of zero, and back."""
+
+    def step(model, i):
+        outs = [model(data(n, 6)) for n in (5, 1, 0, 3, 1)]
+        loss_of([out for out in outs if len(out)]).backward()
+        outs[2].sum().backward()
+        return outs
+
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)), step
+
+
+@case()
+def integers_and_ids():
+    """Token ids, integer flags and bool masks as inputs, of lengths that change."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 6, padding_idx=0), nn.Linear(6, 3)
+
+        def forward(self, ids, mask, n):
+            h = self.embed(ids).masked_fill(~mask[..., None], 0.0)
+            return self.head(h.sum(1) / n)
+
+    def step(model, i):
+        ids = torch.arange(2 * (3 + i)).view(2, 3 + i) % 11
+        return train(model, ids, ids > 1, 2 + i)
+
+    return Model(), step
+
+
+# Copies, pickles, unwrapping
+
+
+def _wrapped(model: nn.Module) -> bool:
+    return lfpgraph.is_wrapped(model)
+
+
+def copied(how):
+    def build():
+        current: list[nn.Module] = []
+
+        def step(model, i):
+            was = _wrapped(current[0] if current else model)
+            current[:] = [how(current[0] if current else model)]
+            assert _wrapped(current[0]) == was
+            for p in current[0].parameters():
+                p.grad = None
+            out = train(current[0], data(5, 6))
+            return out, [p.grad for p in current[0].parameters()]
+
+        return nn.Sequential(mlp(6, 8, 8), nn.Linear(8, 3)), step
+
+    return build
+
+
+def _saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+for _name, _how in (
+    ("deepcopied", copy.deepcopy),
+    ("pickled", lambda m: pickle.loads(pickle.dumps(m))),
+    ("saved_and_loaded", _saved),
+    ("shallow_copied", copy.copy),
+):
+    _build = copied(_how)
+    _build.__name__ = _name
+    case()(_build)
+
+
+@case()
+def unwrapped_in_the_middle():
+    """unwrap after the first step, wrap again after the second."""
+
+    def step(model, i):
+        if i == 1 and _wrapped(model):
+            lfpgraph.unwrap(model)
+            model.was = True
+        elif i == 2 and getattr(model, "was", False):
+            lfpgraph.wrap(model, "gradient")
+        return train(model, data(5, 6))
+
+    return mlp(6, 8, 3), step
+
+
+@case()
+def unwrapped_before_backward():
+    """unwrap between forward and backward."""
+
+    def step(model, i):
+        out = model(data(5, 6))
+        if i == 1 and _wrapped(model):
+            lfpgraph.unwrap(model)
+        loss_of(out).backward()
+        return out
+
+    return mlp(6, 8, 3), step
+
+
+# Errors
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.error: BaseException | None = None
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if self.error is not None:
+            raise self.error
+        return self.b(h)
+
+
+@case()
+def errors_inside():
+    """An exception in forward, a KeyboardInterrupt, an error of torch's own; the next step is as ever."""
+
+    def step(model, i):
+        before = model(data(5, 6))
+        for error in (ValueError("no"), KeyboardInterrupt(), GeneratorExit()):
+            model.error = error
+            with contextlib.suppress(type(error)):
+                model(data(5, 6))
+        model.error = None
+        with contextlib.suppress(RuntimeError):
+            model(data(5, 7))
+        out = train(model, data(5, 6))
+        loss_of(before).backward()
+        return before, out, nn.functional.linear(data(2, 6), model.a.weight)
+
+    return Failing(), step
+
+
+@case()
+def error_caught_inside():
+    """forward tries one way, fails, and takes another."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            try:
+                h = self.b(self.a(x)).view(-1, 7)
+            except RuntimeError:
+                h = self.b(self.a(x).relu())
+            return h
+
+    def step(model, i):
+        return train(model, data(5, 6))
+
+    return Model(), step
+
+
+@case()
+def error_in_backward():
+    """A hook raises during backward; the next step is as ever."""
+
+    def step(model, i):
+        out = model(data(5, 6))
+
+        def fail(g):
+            raise ValueError("no")
+
+        handle = out.register_hook(fail)
+        with contextlib.suppress(ValueError):
+            loss_of(out).backward()
+        handle.remove()
+        return train(model, data(5, 6))
+
+    return mlp(6, 8, 3), step
+
+
+# Modules called otherwise
+
+
+@case()
+def nested_wraps():
+    """A wrapped model inside another model that is wrapped."""
+    inner = mlp(6, 8, 8)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = inner, nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.inner(x).relu())
+
+    def step(model, i):
+        return train(model, data(5, 6))
+
+    return Outer(), step
+
+
+@case()
+def parts_called_alone():
+    """The training step calls parts by themselves, in another order."""
+
+    def step(model, i):
+        h = model[0](data(5, 6))
+        out = model[1](h.relu())
+        loss_of(out).backward()
+        return out
+
+    return nn.Sequential(mlp(6, 8, 8), nn.Linear(8, 3)), step
+
+
+@case()
+def another_method():
+    """A method other than forward calls parts; forward calls a method."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = mlp(6, 8, 4), mlp(4, 8, 6)
+
+        def encode(self, x):
+            return self.encoder(x).tanh()
+
+        def forward(self, x):
+            return self.decoder(self.encode(x))
+
+    def step(model, i):
+        z = model.encode(data(5, 6))
+        out = model(data(5, 6, seed=3))
+        loss_of([model.decoder(z), out]).backward()
+        return z, out
+
+    return Model(), step
+
+
+@case()
+def recursive():
+    """A module that calls itself."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x, depth=3):
+            x = self.layer(x).tanh()
+            return self(x, depth - 1) if depth else x
+
+    def step(model, i):
+        return train(model, data(5, 6), depth=i)
+
+    return Model(), step
