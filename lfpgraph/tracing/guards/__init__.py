@@ -1,0 +1,5 @@
+"""Is a traced program still the model? What one run read, looked at again before each later call (`observation`)."""
+
+from .observation import Guard, Observation
+
+__all__ = ["Guard", "Observation"]

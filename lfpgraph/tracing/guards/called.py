@@ -1,0 +1,179 @@
+"""The functions that a run calls, and what they can read: globals, builtins, closures, defaults, attributes of classes."""
+
+from __future__ import annotations
+
+import dis
+import gc
+import inspect
+import os
+import types
+from typing import Any
+
+from torch import nn
+
+from .snapshots import Snapshot
+from .suspects import Suspects
+from .users_code import asker, owner_of, place_of
+
+__all__ = ["Called"]
+
+_CALL = {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
+_INIT = nn.Module.__init__.__code__
+_ENVIRONMENT = type(os.environ).__getitem__.__code__
+_MADE_HERE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
+_BY_ANY_NAME = {"vars", "__dict__"}  # code that names these may read attributes that it does not name
+_FORMATS = ("FORMAT_", "BUILD_STRING")  # and `getattr` with a name that is put together
+
+
+class Called:
+    """Sees each Python function as it is called, and puts what it can read into a snapshot before it runs.
+
+    Attributes:
+        codes: code of the user's that ran.
+        names: what code of the user's and of torch named: globals, attributes, and words in quotes.
+        any_name: whether some of it may read attributes by a name that is not among them.
+    """
+
+    def __init__(self, snapshot: Snapshot, suspects: Suspects) -> None:
+        self.snapshot, self.suspects = snapshot, suspects
+        self.codes: dict[types.CodeType, None] = {}
+        self.names: set[str] = set()
+        self.any_name = False
+        self._seen: set[types.CodeType] = set()
+        self._classes: set[tuple[types.CodeType, type]] = set()
+        self._frames: list[tuple[types.FrameType, dict[str, Any]]] = []
+        self._made: dict[int, nn.Module] = {}
+
+    def python(self, frame: types.FrameType) -> None:
+        """A Python function is called."""
+        self.suspects.python(frame)
+        code = frame.f_code
+        if code is _INIT:
+            module = frame.f_locals["self"]
+            self._made[id(module)] = module
+        elif code in _CALL:
+            self._module(frame.f_locals["self"], frame)
+        elif code is _ENVIRONMENT and asker(frame.f_back) is not None:
+            self.snapshot.follow(os.environ._data, "os.environ")  # type: ignore[attr-defined]
+        owner = owner_of(code.co_filename)
+        if owner not in ("user", "torch") or not code.co_flags & inspect.CO_OPTIMIZED:  # the body of a file or class
+            return
+        first = code not in self._seen
+        if first:
+            self._seen.add(code)
+            self.names.update(code.co_names, (c for c in code.co_consts if isinstance(c, str)))
+        if owner == "user":
+            self._users(frame, code, first)
+
+    def _users(self, frame: types.FrameType, code: types.CodeType, first: bool) -> None:
+        if first:
+            self.codes[code] = None
+            self.any_name = self.any_name or _reads_by_any_name(code)
+            self._globals(frame, code)
+            if "FakeTensor" in code.co_names and self.suspects.question is None:
+                self.suspects.question = place_of(frame)
+        values = frame.f_locals
+        if code.co_argcount and (self_type := type(values.get(code.co_varnames[0]))) is not type(None):
+            if (code, self_type) not in self._classes:
+                self._classes.add((code, self_type))
+                self._class(self_type, code.co_names)
+        if (first or code.co_flags & inspect.CO_NESTED) and code.co_name not in _MADE_HERE:
+            free = {name: values[name] for name in code.co_freevars if name in values}
+            for name, value in free.items():
+                self.snapshot.follow(value, f"the closure variable {name} in {_name(code)}")
+            self._frames.append((frame, free))
+
+    def _globals(self, frame: types.FrameType, code: types.CodeType) -> None:
+        file = os.path.basename(code.co_filename)
+        for name in {i.argval: None for i in dis.get_instructions(code) if i.opname in _GLOBALS}:
+            if name in frame.f_globals:
+                self.snapshot.look_up(frame.f_globals, name, f"{file}: {name}")
+                self._inside(frame.f_globals[name], code.co_names, f"{file}: {name}", 0)
+            else:  # a builtin, or a global that is not set yet
+                self.snapshot.look_up(frame.f_globals, name, f"{file}: {name}")
+                self.snapshot.look_up(frame.f_builtins, name, f"{file}: {name}")
+
+    def _inside(self, value: Any, names: tuple[str, ...], path: str, depth: int) -> None:
+        """What code names of a Python module or class that it names."""
+        if isinstance(value, type):
+            self._class(value, names)
+        elif isinstance(value, types.ModuleType) and depth < 3:
+            for name in names:
+                if name in vars(value):
+                    self.snapshot.look_up(value, name, f"{path}.{name}")
+                    self._inside(vars(value)[name], names, f"{path}.{name}", depth + 1)
+
+    def _class(self, cls: type, names: tuple[str, ...]) -> None:
+        users = [c for c in cls.__mro__ if str(c.__module__).partition(".")[0] not in ("torch", "builtins")]
+        for name in names:
+            if any(name in vars(c) for c in users):
+                for c in users:
+                    self.snapshot.look_up(c, name, f"{c.__name__}.{name}")
+
+    def _module(self, module: nn.Module, frame: types.FrameType) -> None:
+        if module in self.snapshot.modules or id(module) in self._made and not _has_state(module):
+            return
+        name = type(module).__name__
+        if _has_state(module):
+            self.suspects.add(
+                f"calls a {name} that is no submodule of the model: its parameters would be constants", frame
+            )
+        self.snapshot.add_modules(module, f"the {name} called at {place_of(frame)}")
+
+    def close(self) -> None:
+        """After the run: find the functions whose frames were seen, and watch them; say which closures were rebound."""
+        made_here = {
+            constant for code in self.codes for constant in code.co_consts if isinstance(constant, types.CodeType)
+        }
+        functions: dict[types.FunctionType, dict[str, Any]] = {}
+        for frame, free in self._frames:
+            code = frame.f_code
+            if code in made_here:  # a function that the run made, which nobody can change
+                continue
+            function = _function_of(frame)
+            if function is not None:
+                functions.setdefault(function, free)
+            elif code.co_argcount or code.co_kwonlyargcount or code.co_freevars:
+                self.suspects.always(f"the defaults and closure of {_name(code)} cannot be found, nor watched")
+        self._frames.clear()
+        for function, free in functions.items():
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+                if name in free and cell.cell_contents is not free[name]:
+                    line = function.__code__.co_firstlineno
+                    self.suspects.always(f"rebinds {name} ({_file(function.__code__)}:{line})")
+        self.snapshot.add_functions(list(functions), [_name(function.__code__) for function in functions])
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _function_of(frame: types.FrameType) -> types.FunctionType | None:
+    """The function that a frame has run: a frame that has returned holds it, where only the garbage collector looks."""
+    code = frame.f_code
+    candidates: list[Any] = [f for f in gc.get_referents(frame) if isinstance(f, types.FunctionType)]
+    candidates.append(frame.f_globals.get(code.co_name))
+    if code.co_argcount:
+        for cls in type(frame.f_locals.get(code.co_varnames[0])).__mro__:
+            candidates.append(vars(cls).get(code.co_name))
+    for candidate in candidates:
+        if isinstance(candidate, types.FunctionType):
+            found = inspect.unwrap(candidate, stop=lambda f: getattr(f, "__code__", None) is code)
+            if getattr(found, "__code__", None) is code:
+                return found
+    return None
+
+
+def _reads_by_any_name(code: types.CodeType) -> bool:
+    if _BY_ANY_NAME & set(code.co_names):
+        return True
+    return "getattr" in code.co_names and any(i.opname.startswith(_FORMATS) for i in dis.get_instructions(code))
+
+
+def _file(code: types.CodeType) -> str:
+    return os.path.basename(code.co_filename)
+
+
+def _name(code: types.CodeType) -> str:
+    return f"{_file(code)}: {getattr(code, 'co_qualname', code.co_name)}"

@@ -1,0 +1,121 @@
+"""Something that is read at each look at a snapshot: how, what it held, and in which words a change is told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import is_
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+__all__ = ["GENERATORS", "MISSING", "PLAIN", "Found", "Item", "random_state_of", "table_item"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = _Missing()
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size)
+
+
+def same_value(old: Any, new: Any) -> bool:
+    """Whether two values are the same object, or equal plain values of one type (1, 1.0 and True differ)."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, float):
+        return old.hex() == new.hex()
+    if isinstance(old, tuple):
+        return len(old) == len(new) and all(map(same_value, old, new))
+    return isinstance(old, PLAIN) and bool(old == new)
+
+
+def _words(old: Any, new: Any) -> str:
+    if isinstance(old, PLAIN) and isinstance(new, PLAIN):
+        return f"was {old!r} and is {new!r}"
+    return "is gone" if new is MISSING else "is new" if old is MISSING else "has been replaced or changed"
+
+
+@dataclass(slots=True)
+class Item:
+    """Something that is read at each look: how, what it held, and the name of each value.
+
+    Attributes:
+        read: gives the values.
+        held: the values it gave.
+        name: says of the values at a place what they are.
+        keyed: the first half of the values are keys, and the others belong to them in any order.
+        root: the attribute of a module that this was reached through, if any.
+        made: the values are made at each look, so they are compared by value.
+        table: the dictionary whose keys and values these are.
+    """
+
+    read: Callable[[], Iterable[Any]]
+    held: tuple[Any, ...]
+    name: Callable[[Any], str]
+    keyed: bool = False
+    root: str | None = None
+    made: bool = False
+    table: dict[Any, Any] | None = None
+
+    def differences(self) -> Iterator[tuple[str, str]]:
+        """What has changed, as (name, how); values that are equal though not the same are taken over."""
+        now = tuple(self.read())
+        if len(now) == len(self.held) and all(map(is_, now, self.held)):
+            return
+        pairs = self._pairs(now)
+        changed = [(key, old, new) for key, old, new in pairs if not same_value(old, new)]
+        self.held = now if not changed else self.held
+        for key, old, new in changed:
+            yield self.name(key), _words(old, new)
+
+    def _pairs(self, now: tuple[Any, ...]) -> list[tuple[Any, Any, Any]]:
+        if not self.keyed:
+            longest = range(max(len(now), len(self.held)))
+            old, new = (dict(enumerate(values)) for values in (self.held, now))
+            return [(i, old.get(i, MISSING), new.get(i, MISSING)) for i in longest]
+        old, new = (dict(zip(v[: len(v) // 2], v[len(v) // 2 :])) for v in (self.held, now))
+        return [(key, old.get(key, MISSING), new.get(key, MISSING)) for key in {**old, **new}]
+
+
+def table_item(table: dict[Any, Any], name: Callable[[Any], str], root: str | None) -> Item:
+    """The keys and values of a dictionary, whatever a subclass makes of its methods."""
+
+    def read() -> tuple[Any, ...]:
+        return (*dict.__iter__(table), *dict.values(table))
+
+    return Item(read, read(), name, keyed=True, root=root, table=table)
+
+
+class Found(NamedTuple):
+    """An object that is not simply watched.
+
+    Attributes:
+        kind: "tensor"; "generator" of random numbers; "cache", a function with an lru_cache; "unwatched", an object whose
+            state cannot be watched, such as an iterator.
+        root: the attribute of a module that it was reached through, if any.
+        state: that of a random generator when it was met.
+    """
+
+    kind: str
+    name: str
+    value: Any
+    root: str | None
+    state: Any
+
+
+def random_state_of(generator: Any) -> Any:
+    """The state of a random generator of torch, numpy or Python."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator._bit_generator
+    return repr(bits.state)

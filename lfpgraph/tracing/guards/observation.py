@@ -1,0 +1,138 @@
+"""Is a traced program still the model? What one run of the model read, to be looked at again before each later call.
+
+    with Observation(model) as seen:
+        result = model(*args)          # the model's own forward, for real
+    seen.why_live                      # what this run did that a program cannot keep; None if nothing
+    seen.guard.changed()               # at each later call: what the program depends on and has changed; None if nothing
+
+What is watched: the attributes, submodules, hooks, mode and class of each module, and what is inside those attributes
+that code of the run names; and for each function of the user's that ran (the model's, or any library's but torch and
+Python's own) its code, defaults and closure, the globals and builtins it names, and what it names of Python modules and
+classes. Torch's own code is trusted.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+from torch import nn
+
+from ..flat import is_tracing
+from .called import Called
+from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
+from .snapshots import Snapshot
+from .suspects import Suspects, values_seen
+
+__all__ = ["Guard", "Observation"]
+
+
+class Guard:
+    """Says whether anything that an observed run depended on has changed since."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def changed(self) -> str | None:
+        """None if nothing has changed, else what: the path in the model or the file and name, and how."""
+        if self._snapshot.unchanged():
+            return None
+        found = self._snapshot.differences()
+        if not found:
+            return None
+        words = [f"{name} {how}" for name, how in found[:3]]
+        return ", ".join(words) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+class Observation:
+    """Watches one run of a model in this thread, which is several times slower for it in what Python does.
+
+    The run may be recorded by the live engine. Tracing belongs before or after it: it is no run, and makes millions of calls.
+
+    Changes nothing of the run, which may be a step of training. A model that prepares itself at its first call (fills a
+    cache, warns once) is live in this observation and need not be in the next one: `may_settle`.
+
+    Attributes:
+        guard: to look at before later calls; None after a run that raised.
+        why_live: what a static program would lose of this run, with the line of the user's code; None if nothing.
+        may_settle: whether all that was found is of a kind that can happen once, so that another run is worth observing.
+        shortcut: the part of `why_live` that says that the model asks whether it is being traced and then may branch on data
+            (`Suspects.shortcut`), for whoever judges that otherwise; None if that is not so.
+        asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
+            the model in that case, gradients included.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.guard: Guard | None = None
+        self.why_live: str | None = None
+        self.may_settle = False
+        self.shortcut: str | None = None
+        self.asked: str | None = None
+
+    def __enter__(self) -> Observation:
+        self._suspects = Suspects()
+        self._snapshot = Snapshot(self.model)
+        self._state = State(self.model)
+        self._called = Called(self._snapshot, self._suspects)
+        self._before: Any = sys.getprofile()
+        self._failed: Exception | None = None
+        self._values_seen = values_seen()
+        self._values_seen.__enter__()
+        if self._before is None or callable(self._before):
+            sys.setprofile(self._event)
+        else:
+            self._suspects.always("another profiler is running, so that the run cannot be observed")
+        return self
+
+    def _event(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if self._before is not None:
+            self._before(frame, event, argument)
+        if is_tracing():  # a wrapped module inside is being traced, which is no run
+            return
+        try:
+            if event == "call":
+                self._called.python(frame)
+            elif event == "c_call":
+                self._suspects.builtin(frame, argument)
+        except Exception as error:  # raised here, it would come out of the model
+            self._failed = self._failed or error
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        try:
+            if sys.getprofile() == self._event:
+                sys.setprofile(self._before)
+            elif self._before is None or callable(self._before):
+                self._suspects.always("sets a profile function, so that the run cannot be observed")
+        finally:
+            self._values_seen.__exit__(None, None, None)
+        if kind is None:
+            self._judge()
+        del self._snapshot, self._state, self._called, self._suspects
+
+    def _judge(self) -> None:
+        snapshot, suspects, called = self._snapshot, self._suspects, self._called
+        if self._failed is not None:
+            suspects.always(f"observing the run failed: {type(self._failed).__name__}: {self._failed}")
+        called.close()
+        if not called.any_name:
+            snapshot.keep_named(called.names)
+        self.asked, self.shortcut = suspects.question, suspects.shortcut
+        for reason in reasons_to_be_live(self._state, snapshot, called.codes):
+            suspects.always(reason)
+        if self.shortcut is not None:
+            suspects.always(self.shortcut)
+        for reason in writes(snapshot, called.codes):
+            suspects.once(reason)
+        reasons = suspects.reasons
+        self.may_settle = bool(reasons) and all(once for _, once in reasons)
+        self.why_live = next((words for words, once in sorted(reasons, key=lambda reason: reason[1])), None)
+        loggers = list(suspects.loggers)
+        if loggers:
+            snapshot.add_reading(
+                lambda: [log.getEffectiveLevel() for log in loggers], lambda i: f"the level of {loggers[i]}"
+            )
+        snapshot.add_reading(settings, lambda i: SETTINGS[i])
+        snapshot.take_again()
+        self.guard = Guard(snapshot)

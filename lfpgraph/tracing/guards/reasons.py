@@ -1,0 +1,180 @@
+"""Why a model has to be live: what its state, its hooks and what it keeps say after one observed run."""
+
+from __future__ import annotations
+
+import dis
+import gc
+import os
+import random
+import re
+import sys
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
+from torch.utils import _device
+
+from .items import Found, random_state_of
+from .snapshots import Snapshot
+from .users_code import owner_of
+
+__all__ = ["SETTINGS", "State", "reasons_to_be_live", "settings", "writes"]
+
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
+
+
+def settings() -> tuple[Any, ...]:
+    """torch's settings that decide what a call makes."""
+    return (
+        torch.get_default_dtype(),
+        _device.CURRENT_DEVICE,
+        torch._C._len_torch_function_stack(),
+        torch._C._len_torch_dispatch_stack(),
+        bool(torch_module._has_any_global_hook()),
+    )
+
+
+SETTINGS = ("the default dtype", "the default device", "torch function modes", "torch dispatch modes", "global hooks")
+
+
+class State:
+    """What a run may change of a model besides what a snapshot watches: its tensors' places, and random generators."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.python, self.numpy = random.getstate(), _numpy_state()
+        self.settings = settings()
+        self.parameters = _parameters(model)
+        self.buffers = _buffers(model)
+
+    def changes(self) -> list[str]:
+        found = []
+        if random.getstate() != self.python:
+            found.append("draws from Python's random")
+        if _numpy_state() != self.numpy:
+            found.append("draws from numpy's random")
+        now = settings()
+        found += [f"changes {name}" for name, a, b in zip(SETTINGS, self.settings, now) if a is not b and a != b]
+        for before, after, kind in (
+            (self.parameters, _parameters(self.model), "parameter"),
+            (self.buffers, _buffers(self.model), "buffer"),
+        ):
+            for name in {**before, **after}:
+                if before.get(name) != after.get(name):
+                    found.append(f"makes or replaces the {kind} {name}")
+        return found
+
+
+def _numpy_state() -> Any:
+    name, keys, *rest = np.random.get_state()
+    return (name, np.asarray(keys).tobytes(), *rest)
+
+
+def _parameters(model: nn.Module) -> dict[str, Any]:
+    return {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+
+
+def _buffers(model: nn.Module) -> dict[str, Any]:
+    return {name: "not made yet" if is_lazy(b) else (b.shape, b.dtype, b.device) for name, b in model.named_buffers()}
+
+
+def reasons_to_be_live(state: State, snapshot: Snapshot, codes: Iterable[types.CodeType]) -> list[str]:
+    """What an observed run leaves behind, and what the model holds, that a static program cannot keep."""
+    found: list[str] = []
+    for module, path in snapshot.modules.items():
+        found += _of_module(module, path, module is state.model)
+    found += state.changes()
+    return found + [reason for f in snapshot.found if (reason := _of_object(f, snapshot.own, codes)) is not None]
+
+
+def _of_object(found: Found, own: set[int], codes: Iterable[types.CodeType]) -> str | None:
+    name, value = found.name, found.value
+    if found.kind == "tensor" and value.requires_grad and value.is_leaf and id(value) not in own:
+        return f"{name} requires a gradient and is no parameter of the model: it would be a constant"
+    if found.kind == "generator" and random_state_of(value) != found.state:
+        return f"draws from the random generator {name}{_line(codes, name)}"
+    if found.kind == "cache" and any(isinstance(item, Tensor) for item in _cached(value)):
+        return f"{name} keeps tensors in a cache{_line(codes, name)}"
+    if found.kind == "unwatched":
+        return f"{name} is a {type(value).__name__}, whose state cannot be watched{_line(codes, name)}"
+    return None
+
+
+def _of_module(module: nn.Module, path: str, is_model: bool) -> Iterable[str]:
+    name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        yield f"{path or name} is a ScriptModule, whose attributes cannot be watched"
+        return
+    if is_model:  # hooks on the model itself are called around its forward
+        return
+    dynamo = sys.modules.get("torch._dynamo")  # not imported for this: it takes seconds
+    is_compiled = dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    if is_compiled or module._compiled_call_impl is not None:
+        yield f"{path} is compiled, so what it reads cannot be seen"
+    for table, words in _HOOKS.items():
+        for hook in vars(module)[table].values():
+            if not _is_torchs(hook):
+                yield f"{path} has {words}{_place(hook)}"
+
+
+def _is_torchs(hook: Any) -> bool:
+    function = getattr(hook, "__func__", hook)
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        return owner_of(code.co_filename) == "torch"
+    return type(hook).__module__.partition(".")[0] == "torch"
+
+
+def _place(function: Any) -> str:
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return "" if code is None else f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+
+
+def _cached(cache: Any) -> list[Any]:
+    """What a function with an lru_cache keeps: the results, each alone or in a list or tuple."""
+    found: list[Any] = []
+    for referent in gc.get_referents(cache):
+        for item in referent.values() if isinstance(referent, dict) else (referent,):
+            found += item if isinstance(item, list | tuple) else (item,)
+    return found
+
+
+def writes(snapshot: Snapshot, codes: Iterable[types.CodeType]) -> list[str]:
+    """What a run has written, by comparing with what was there before."""
+    return [f"writes {name}, which {how}{_line(codes, name)}" for name, how in snapshot.differences()]
+
+
+_STORES = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR", "DELETE_GLOBAL")
+
+
+def _line(codes: Iterable[types.CodeType], name: str) -> str:
+    """` (file.py:line)` of the code that stores to a name, or else of code that names it."""
+    words = re.findall(r"[^\W\d]\w*", name.split("[")[0])
+    if not words:
+        return ""
+    found = ""
+    for code in codes:
+        line = code.co_firstlineno
+        for instruction in dis.get_instructions(code):
+            line = (
+                instruction.starts_line
+                if isinstance(instruction.starts_line, int) and instruction.starts_line > 1
+                else line
+            )
+            if instruction.argval != words[-1]:
+                continue
+            place = f" ({os.path.basename(code.co_filename)}:{line})"
+            if instruction.opname in _STORES:
+                return place
+            found = found or place
+    return found

@@ -1,0 +1,294 @@
+"""What Python objects hold at one moment, kept so that a later look is quick: the state a traced program depends on.
+
+A snapshot is one flat tuple of values. To look again, the same values are read anew by C code and compared by identity,
+30 nanoseconds each; only where one is another object are types and values compared.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from operator import attrgetter, is_
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .items import GENERATORS, MISSING, PLAIN, Found, Item, random_state_of, table_item
+from .users_code import is_plain_object
+
+__all__ = ["Snapshot"]
+
+
+_END = object()
+_LARGEST = 10_000  # values inside attributes and globals that are watched, all together
+_LARGEST_ARRAY = 1 << 16  # bytes
+_DEEPEST = 4  # containers and objects inside one another
+_TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CACHE = type(functools.lru_cache(lambda: None))
+_FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+
+
+def _slots(value: Any, names: list[str]) -> tuple[Any, ...]:
+    return tuple(getattr(value, name, MISSING) for name in names)
+
+
+class Snapshot:
+    """What the modules of a model hold besides parameters and buffers, and whatever else is added.
+
+    Args:
+        model: the model. What its parameters and buffers hold is not looked at, only which of them are one tensor.
+
+    Attributes:
+        modules: the model's modules and their names.
+        own: the identities of its parameters and buffers.
+        found: what else was met.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: dict[nn.Module, str] = {}
+        self.own: set[int] = set()
+        self.found: list[Found] = []
+        self.items: list[Item] = []
+        self._followed: dict[tuple[int, str | None], Any] = {}
+        self._looked_up: set[tuple[int, str]] = set()
+        self._lookups: list[tuple[Callable[..., Any], str]] = []
+        self._lookup_names: list[str] = []
+        self._quick: _Quick | None = None
+        self._root: str | None = None
+        self._inside = 0
+        self._lookup_item = self._add(self._look_up, lambda place: self._lookup_names[place])
+        self.add_modules(model, "")
+        self._add_ties()
+
+    def _add(self, read: Callable[[], Iterable[Any]], name: Callable[[Any], str], made: bool = False) -> Item:
+        item = Item(read, tuple(read()), name, root=self._root, made=made)
+        self.items.append(item)
+        return item
+
+    def _add_table(self, table: dict[Any, Any], name: Callable[[Any], str]) -> None:
+        self.items.append(table_item(table, name, self._root))
+
+    def _look_up(self) -> list[Any]:
+        return [get(name, MISSING) for get, name in self._lookups]
+
+    def add_modules(self, model: nn.Module, path: str) -> None:
+        """Watch a module and those inside it."""
+        found = {m: f"{path}.{name}".strip(".") for name, m in model.named_modules() if m not in self.modules}
+        self.modules.update(found)
+        for module in found:
+            self.own.update(map(id, [*module.parameters(False), *module.buffers(False)]))
+        listed = list(found)
+        paths = [path or type(module).__name__ for module, path in found.items()]
+        self._add(lambda: map(type, listed), lambda i: f"the class of {paths[i]}")
+        for module, path in found.items():
+            self._add_module(module, f"{path}." if path else "")
+
+    def _add_module(self, module: nn.Module, dot: str) -> None:
+        held = vars(module)
+        self._add_table(held, lambda name: f"{dot}{name}")
+        for table in _TABLES:
+            if isinstance(held.get(table), dict):
+                prefix = dot if table == "_modules" else f"{dot}{table}."
+                self._add_table(held[table], lambda name, prefix=prefix: f"{prefix}{name}")  # type: ignore[misc]
+        for cls in type(module).__mro__:
+            for name in ("forward", "__call__"):
+                self.look_up(cls, name, f"{cls.__name__}.{name}")
+        for name, value in held.items():
+            if name not in ("_parameters", "_buffers", "_non_persistent_buffers_set", *_TABLES):
+                self._root = name
+                self.follow(value, f"{dot}{name}", 1)
+        self._root = None
+
+    def _add_ties(self) -> None:
+        """Which names hold one and the same parameter or buffer: a program has one argument for both."""
+        places: dict[int, list[tuple[dict[str, Any], str, str]]] = {}
+        for module, path in self.modules.items():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        places.setdefault(id(tensor), []).append((table, name, f"{path}.{name}".strip(".")))
+        ties = [(found[0], other) for found in places.values() for other in found[1:]]
+        if ties:
+            self._add(
+                lambda: [a[0].get(a[1]) is b[0].get(b[1]) for a, b in ties],
+                lambda i: f"{ties[i][1][2]}, one tensor with {ties[i][0][2]},",
+            )
+
+    def look_up(self, holder: Any, name: str, path: str) -> None:
+        """Watch a name in a dictionary, or in the dictionary of a class or Python module, whether it is there or not."""
+        if (id(holder), name) in self._looked_up:
+            return
+        self._looked_up.add((id(holder), name))
+        self._followed[id(holder), None] = holder
+        get = (holder if isinstance(holder, dict) else vars(holder)).get
+        self._lookups.append((get, name))
+        self._lookup_names.append(path)
+        value = get(name, MISSING)
+        self._lookup_item.held += (value,)
+        self.follow(value, path)
+
+    def add_functions(self, functions: list[FunctionType], names: list[str]) -> None:
+        """Watch the code, defaults and closures of functions."""
+        cells = [(cell, f"{free} in {name}") for f, name in zip(functions, names) for cell, free in _cells(f)]
+        self._add(
+            lambda: chain.from_iterable(map(_FUNCTION, functions)),
+            lambda i: f"{names[i // 3]}.{('__code__', '__defaults__', '__kwdefaults__')[i % 3]}",
+        )
+        self._add(lambda: [_content(cell) for cell, _ in cells], lambda i: f"the closure variable {cells[i][1]}")
+        for function, name in zip(functions, names):
+            for default in (function.__defaults__, function.__kwdefaults__):
+                self.follow(default, f"{name}.__defaults__")
+        for cell, name in cells:
+            self.follow(_content(cell), f"the closure variable {name}")
+
+    def add_reading(self, read: Callable[[], Iterable[Any]], name: Callable[[Any], str]) -> None:
+        """Watch the values that a function makes, each with a name by its place."""
+        self._add(read, name, made=True)
+
+    def follow(self, value: Any, path: str, depth: int = 0) -> None:
+        """Watch what is inside a value that can change while the value stays the same object."""
+        key = (id(value), self._root)
+        if isinstance(value, (*PLAIN, type, FunctionType, ModuleType)) or depth > _DEEPEST:
+            return
+        if key in self._followed or (isinstance(value, nn.Module) and value in self.modules):
+            return
+        self._followed[key] = value
+        if isinstance(value, Tensor):
+            self._follow_tensor(value, path)
+        elif isinstance(value, _CACHE):
+            self._find("cache", path, value)
+        elif isinstance(value, GENERATORS):
+            self._find("generator", path, value)
+        elif isinstance(value, contextvars.ContextVar):
+            self._add(lambda: (value.get(MISSING),), lambda _: path)
+        elif isinstance(value, MethodType):
+            self.follow(value.__self__, f"{path}.__self__", depth)
+        elif isinstance(value, functools.partial):
+            self.follow((value.args, value.keywords), path, depth)
+        elif isinstance(value, np.ndarray | bytearray):
+            self._follow_memory(value, path)
+        elif isinstance(value, dict | list | tuple | set | frozenset | deque):
+            self._follow_container(value, path, depth)
+        elif isinstance(value, io.StringIO | io.BytesIO):
+            self._add(lambda: () if value.closed else (value.getvalue(),), lambda _: path, made=True)
+        elif hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):  # `Suspects` sees files being used
+            self._find("unwatched", path, value)
+        if is_plain_object(value):
+            self._follow_object(value, path, depth)
+
+    def _find(self, kind: str, path: str, value: Any) -> None:
+        state = random_state_of(value) if kind == "generator" else None
+        self.found.append(Found(kind, path, value, self._root, state))
+
+    def _follow_tensor(self, tensor: Tensor, path: str) -> None:
+        if id(tensor) not in self.own:
+            self._find("tensor", path, tensor)
+            if not tensor.is_inference():  # those have no version
+                self._add(lambda: (tensor._version,), lambda _: path, made=True)
+
+    def _follow_memory(self, value: np.ndarray[Any, Any] | bytearray, path: str) -> None:
+        array = np.asarray(value)
+        if array.nbytes > _LARGEST_ARRAY or array.dtype.hasobject:
+            self._find("unwatched", path, value)
+        else:
+            self._add(lambda: (array.tobytes(), array.shape, str(array.dtype)), lambda _: path, made=True)
+
+    def _follow_container(self, value: Any, path: str, depth: int) -> None:
+        if self._inside + len(value) > _LARGEST:
+            self._find("unwatched", path, value)
+            return
+        self._inside += len(value)
+        if isinstance(value, dict):
+            self._add_table(value, lambda key: f"{path}[{key!r}]")
+            inside = [(f"{path}[{key!r}]", item) for key, item in dict.items(value)]
+        else:
+            if not isinstance(value, tuple | frozenset):
+                self._add(type(value).__iter__.__get__(value), lambda i: f"{path}[{i}]")
+            inside = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+        for name, item in inside:
+            self.follow(item, name, depth + 1)
+
+    def _follow_object(self, value: Any, path: str, depth: int) -> None:
+        held = getattr(value, "__dict__", None)
+        held = held if isinstance(held, dict) else {}
+        self._add_table(held, lambda name: f"{path}.{name}")
+        slots = [s for cls in type(value).__mro__ for s in _names(vars(cls).get("__slots__", ()))]
+        if slots:
+            self._add(lambda: _slots(value, slots), lambda i: f"{path}.{slots[i]}")
+        for name, item in (*held.items(), *zip(slots, _slots(value, slots))):
+            self.follow(item, f"{path}.{name}", depth + 1)
+
+    def keep_named(self, names: set[str]) -> None:
+        """Forget what is inside attributes of modules that no code named: a trainer that a model knows, for example."""
+        self.items = [item for item in self.items if item.root is None or item.root in names]
+        self.found = [found for found in self.found if found.root is None or found.root in names]
+        self._quick = None
+
+    def differences(self) -> list[tuple[str, str]]:
+        """What has changed, as (name, how)."""
+        self._quick = None
+        return [difference for item in self.items for difference in item.differences()]
+
+    def take_again(self) -> None:
+        """From now on compare with what everything holds now."""
+        for item in self.items:
+            item.held = tuple(item.read())
+        self._quick = None
+
+    def unchanged(self) -> bool:
+        """A quick look: True if nothing has changed; False if something may have."""
+        if self._quick is None:
+            self._quick = _Quick(self.items)
+        return self._quick.unchanged()
+
+
+class _Quick:
+    """The look at a snapshot's items that finds nothing, with no step in Python for each item.
+
+    Tables that were empty are only asked whether they still are; those of a module's hooks nearly always are.
+    """
+
+    def __init__(self, items: list[Item]) -> None:
+        tables = [item.table for item in items if item.table is not None]
+        self.empty = [table for table in tables if not table]
+        self.tables = [table for table in tables if table]
+        self.reads = [item.read for item in items if item.table is None and not item.made]
+        self.made = [item for item in items if item.made]
+        held = [item.held for item in items if item.table is None and not item.made]
+        filled = [item.held for item in items if item.table]
+        keys, values = ([v[: len(v) // 2] for v in filled], [v[len(v) // 2 :] for v in filled])
+        self.held = (*chain.from_iterable((*keys, *values, *held)), _END)
+
+    def unchanged(self) -> bool:
+        """Whether everything is the same object, in the same order, as when this was made."""
+        if any(map(dict.__len__, self.empty)):
+            return False
+        now = chain(
+            chain.from_iterable(map(dict.__iter__, self.tables)),
+            chain.from_iterable(map(dict.values, self.tables)),
+            chain.from_iterable([read() for read in self.reads]),
+            (_END,),
+        )
+        return all(map(is_, now, self.held)) and all([tuple(item.read()) == item.held for item in self.made])
+
+
+def _cells(function: FunctionType) -> list[tuple[Any, str]]:
+    return list(zip(function.__closure__ or (), function.__code__.co_freevars))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # what Python raises for a variable that is not set
+        return MISSING
+
+
+def _names(slots: str | Iterable[str] | Mapping[str, Any]) -> list[str]:
+    listed = [slots] if isinstance(slots, str) else list(slots)
+    return [name for name in listed if name not in ("__dict__", "__weakref__")]

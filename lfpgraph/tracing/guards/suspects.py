@@ -1,0 +1,215 @@
+"""What a run calls that a static program cannot keep: output, clocks, hooks on tensors, custom backward functions and more.
+
+Only calls that user's code makes count (`users_code.asker`); torch and Python call the same functions for ends of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import random
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .users_code import asker, owner_of, place_of
+
+__all__ = ["Suspects", "values_seen"]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.abspath(__file__)
+
+_GRADIENT = "takes gradients inside forward"
+
+# Functions of torch, by file and name; "question" and "read" are judged together (`Suspects.shortcut`).
+_TABLE = {
+    ("compiler/__init__.py", "is_compiling"): "question",
+    ("compiler/__init__.py", "is_dynamo_compiling"): "question",
+    ("compiler/__init__.py", "is_exporting"): "question",
+    ("_utils.py", "is_compiling"): "question",
+    ("_dynamo/external_utils.py", "is_compiling"): "question",
+    ("jit/_trace.py", "is_tracing"): "question",
+    ("_jit_internal.py", "is_scripting"): "question",
+    ("onnx/__init__.py", "is_in_onnx_export"): "question",
+    ("fx/_symbolic_trace.py", "is_fx_tracing"): "question",
+    ("fx/_symbolic_trace.py", "is_fx_symbolic_tracing"): "question",
+    ("autograd/graph.py", "_engine_run_backward"): _GRADIENT,
+    ("autograd/graph.py", "saved_tensors_hooks.__enter__"): "sets hooks on saved tensors",
+    ("_tensor.py", "register_hook"): "sets a hook on a tensor",
+    ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
+    ("random.py", "manual_seed"): "seeds torch's random generator",
+    ("random.py", "seed"): "seeds torch's random generator",
+    ("random.py", "set_rng_state"): "sets torch's random generator",
+    ("random.py", "fork_rng"): "sets torch's random generator",
+    ("_dynamo/eval_frame.py", "compile_wrapper"): "calls what torch.compile has compiled, whose reads cannot be seen",
+}
+_PYTHON = {
+    logging.Logger.handle.__code__: "logs",
+    threading.Thread.start.__code__: "starts a thread",
+}
+_APPLY = ("autograd/function.py", "apply")
+_CLOCK = "reads the clock"
+_MODULES = {"posix": "calls the operating system", "nt": "calls the operating system", "_socket": "uses the network",
+            "_io": "opens a file", "io": "opens a file", "time": _CLOCK}  # fmt: skip
+_WARNINGS = {"warn": "warns", "warn_explicit": "warns"}  # others of its functions serve filters
+_BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user"}
+_ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system")
+_READS = ("item", "tolist", "numpy", "__array__")
+_NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
+_HARMLESS = ("fspath", "getpid")
+
+
+class Suspects:
+    """Notes the calls of one run.
+
+    Attributes:
+        reasons: what makes the model live, each with its place, and whether it is of a kind that may happen only once.
+        question, read: where user's code first asked whether it is being traced, and where it first made a Python value out of
+            a tensor's.
+        loggers: those whose level user's code asked for.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: list[tuple[str, bool]] = []
+        self.question: str | None = None
+        self.read: str | None = None
+        self.loggers: dict[logging.Logger, None] = {}
+        self._known: dict[types.CodeType, str | None] = {}
+
+    def add(self, words: str, frame: types.FrameType | None) -> None:
+        """Note what the user's code at a frame does."""
+        place = place_of(frame)
+        self.reasons.append((f"{words} ({place})" if place else words, words in _ONCE))
+
+    def always(self, reason: str) -> None:
+        """Note a reason that will hold in later runs too."""
+        self.reasons.append((reason, False))
+
+    def once(self, reason: str) -> None:
+        """Note a reason that may not hold in later runs."""
+        self.reasons.append((reason, True))
+
+    @property
+    def shortcut(self) -> str | None:
+        """A question about tracing together with a read of a tensor's value: the model may branch on data when it is not traced.
+
+        Without such a read a run is a straight line of tensor operations whatever the answer was, so that comparing the
+        program's results with the model's on one example shows whether both answers lead to the same.
+        """
+        if self.question is None or self.read is None:
+            return None
+        return f"asks whether it is being traced ({self.question}) and reads a tensor's value ({self.read})"
+
+    def python(self, frame: types.FrameType) -> None:
+        """A Python function is called."""
+        code = frame.f_code
+        if code not in self._known:
+            self._known[code] = _meaning(code)
+        words = self._known[code]
+        if words is None:
+            return
+        user = asker(frame.f_back, through_torch=words == _GRADIENT)
+        if user is None:
+            return
+        if words == "question":
+            self.question = self.question or place_of(user)
+        elif words == "read":
+            self.read = self.read or place_of(user)
+        elif words == "level":
+            self.loggers[frame.f_locals["self"]] = None
+        elif words == "apply":
+            cls = frame.f_locals["cls"]
+            if owner_of(_file_of(cls.forward)) == "user":
+                self.add(f"uses {cls.__name__}, a torch.autograd.Function with a backward of its own", user)
+        else:
+            self.add(words, user)
+
+    def builtin(self, frame: types.FrameType, function: Any) -> None:
+        """A function written in C is called."""
+        name, owner = function.__name__, getattr(function, "__self__", None)
+        words = None
+        if isinstance(owner, Tensor):
+            if name in _READS and self.read is None and (user := asker(frame)) is not None:
+                self.read = place_of(user)
+            words = "keeps the gradient of a tensor" if name == "retain_grad" else None
+        elif isinstance(owner, random.Random):
+            words = "draws from Python's random"
+        elif isinstance(owner, io.IOBase):
+            in_memory = isinstance(owner, io.StringIO | io.BytesIO)
+            words = None if in_memory else "reads or writes a file"
+        elif isinstance(owner, type) and owner.__module__ == "datetime":
+            words = _CLOCK if name in ("now", "utcnow", "today") else None
+        elif function.__module__ == "builtins":
+            words = _BUILTINS.get(name)
+        elif function.__module__ == "_warnings":
+            words = _WARNINGS.get(name)
+        elif name not in _HARMLESS:
+            words = _MODULES.get(function.__module__)
+        if name in ("_is_tracing", "_get_tracing_state") and self.question is None:
+            user = asker(frame)
+            self.question = place_of(user) if user is not None else None
+        if words is not None and (user := asker(frame)) is not None:
+            if words != _CLOCK or user is frame:  # Python's library reads it for log lines, locks and names
+                self.add(words, user)
+
+
+def _meaning(code: types.CodeType) -> str | None:
+    file, name = code.co_filename, code.co_name
+    if code in _PYTHON:
+        return _PYTHON[code]
+    if code is logging.Logger.isEnabledFor.__code__:
+        return "level"
+    if file == _HERE and name == "seen_read":
+        return "read"
+    if not file.startswith(_TORCH):
+        return None
+    place = file[len(_TORCH) :].replace(os.sep, "/")
+    if (place, name) == _APPLY:
+        return "apply"
+    if name == "__enter__":  # several classes of a file have one
+        return _TABLE.get((place, getattr(code, "co_qualname", f"saved_tensors_hooks.{name}")))
+    return _TABLE.get((place, name))
+
+
+def _file_of(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return "" if code is None else str(code.co_filename)
+
+
+_lock = threading.Lock()
+_depth = 0
+
+
+@contextlib.contextmanager
+def values_seen() -> Iterator[None]:
+    """Let a profile function see where `if tensor:`, `int(tensor)` and the like make a Python value out of a tensor's.
+
+    Python tells a profile function of no such step, so the methods behind them are functions of Python's meanwhile.
+    """
+    global _depth
+    with _lock:
+        _depth += 1
+        if _depth == 1:
+            for name in _NUMBERS:
+                setattr(Tensor, name, _seen(getattr(torch._C.TensorBase, name)))
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                for name in _NUMBERS:
+                    delattr(Tensor, name)
+
+
+def _seen(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def seen_read(tensor: Tensor) -> Any:
+        return method(tensor)
+
+    return seen_read
