@@ -14,7 +14,8 @@ from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
 from .bridges import is_bridge
-from .record import Record, Ref
+from .notes import Ref
+from .record import Record
 
 __all__ = ["LiveGraph", "graph_of"]
 

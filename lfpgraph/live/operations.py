@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT, recurrent
+from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
 
 __all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "has_no_derivative", "info_of"]
@@ -116,7 +116,7 @@ def _functional(op: OpOverload) -> OpOverload:
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
     if op in RECURRENT:
-        return _seen_by(recurrent(op))
+        return _seen_by(decomposition_of(op))
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
     if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
