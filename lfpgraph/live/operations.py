@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT, recurrent
+from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
 
 __all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "has_no_derivative", "info_of"]
@@ -104,13 +104,21 @@ def _functional(op: OpOverload) -> OpOverload:
     if op is aten.copy_.default:
         return OWN_VIEW
     packet = getattr(aten, name.removesuffix("_"), None) if op.namespace == "aten" and name.endswith("_") else None
-    return getattr(packet, op._overloadname, None) or op
+    if packet is None:
+        return op
+    found = getattr(packet, op._overloadname, None)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    wanted = [(a.name, str(a.type)) for a in op._schema.arguments]
+    overloads = (getattr(packet, name) for name in packet.overloads())
+    return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), op)
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
     if op in RECURRENT:
-        return _seen_by(recurrent(op))
-    if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return _seen_by(decomposition_of(op))
+    # torch's own, not one that was registered in Python beside it: `seen` finds only the first
+    if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
     return None
 
