@@ -1,4 +1,4 @@
-"""Live Python, part five: tools of torch around and inside a model."""
+"""Tools of torch around and inside a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
-from .live_modules import train
-from .live_table import case, data, loss_of, mlp
+
+from .table import case, data, loss_of, mlp, train
 
 
 @case()
@@ -26,7 +26,7 @@ def dispatch_mode_outside():
     return mlp(6, 8, 3), step
 
 
-@case()
+@case(static=True)
 def function_mode_inside():
     """A torch-function mode inside forward."""
 
@@ -51,7 +51,7 @@ def function_mode_inside():
     return Model(), step
 
 
-@case()
+@case(static=True, same=True)
 def selective_checkpoint():
     """A checkpoint that keeps the results of some operations."""
 
@@ -86,7 +86,7 @@ def anomaly_detection():
     return mlp(6, 8, 3), step
 
 
-@case()
+@case(static=True)
 def profiled():
     """The profiler around a step."""
 
@@ -97,14 +97,16 @@ def profiled():
     return mlp(6, 8, 3), step
 
 
-@case()
+@case(static=True)
 def data_swapped():
     """Parameters' data replaced, swapped and written from a vector between steps."""
 
     def step(model, i):
         if i == 1:
             model[0].weight.data = model[0].weight.data * 2
-            torch.nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()).detach() * 0.9, model.parameters())
+            torch.nn.utils.vector_to_parameters(
+                nn.utils.parameters_to_vector(model.parameters()).detach() * 0.9, model.parameters()
+            )
         if i == 2:
             with torch.no_grad():
                 model[2].weight.copy_(data(3, 8, seed=5))
@@ -145,7 +147,7 @@ def weights_written_in_forward():
     return Normed(), step
 
 
-@case()
+@case(static=True)
 def codebook():
     """Vector quantisation: nearest codes, straight-through, codes moved by an average."""
 
@@ -230,7 +232,7 @@ def own_call():
     return Model(), step
 
 
-@case()
+@case(static=True, same=True)
 def hypernetwork():
     """Weights made by a network from a code, and from the input itself."""
 
@@ -251,10 +253,6 @@ def hypernetwork():
     return Model(), step
 
 
-def _state(out: Tensor) -> list[Tensor]:
-    return [out]
-
-
 @case()
 def forward_mode_outside():
     """A forward-mode derivative of the model between the steps."""
@@ -268,7 +266,7 @@ def forward_mode_outside():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), step
 
 
-@case()
+@case(says=("transforms of torch.func", "no feedback"))
 def func_grad_outside():
     """torch.func.grad and vmap of the model: the true derivative by torch's own transforms."""
 
