@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Bridge", "bridge", "wake"]
+__all__ = ["Bridge", "bridge", "is_bridge", "wake"]
 
 
 class Bridge(torch.autograd.Function):
@@ -22,7 +22,7 @@ class Bridge(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *sources: Tensor) -> Tensor:
         ctx.kinds = [(s.shape, s.dtype, s.device) for s in sources]
         ctx.awake = False
-        return x.view_as(x)
+        return x.detach()  # no view of x, so it can be written to
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
@@ -37,7 +37,12 @@ def bridge(x: Tensor, sources: Sequence[Tensor]) -> Tensor:
     return Bridge.apply(x, *sources)
 
 
+def is_bridge(node: Any) -> bool:
+    """Whether an autograd node is a bridge's."""
+    return isinstance(node, Bridge._backward_cls)  # type: ignore[attr-defined]
+
+
 def wake(node: Any) -> None:
     """Let an autograd node, if it is a bridge's, hand signals to its sources."""
-    if isinstance(node, Bridge._backward_cls):  # type: ignore[attr-defined]
+    if is_bridge(node):
         node.awake = True

@@ -12,7 +12,7 @@ from ..engine.signals import reward_of
 from ..engine.units import Unit
 from ..graph.graph import is_float
 from ..registry import Call
-from .record import Ref
+from .notes import Ref
 
 __all__ = ["LiveCall"]
 

@@ -17,7 +17,8 @@ from ..graph.calls import flatten_output
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .record import Notes, Record, refs_in
+from .notes import Notes, refs_in
+from .record import Record
 from .schedule import Schedule, make_schedule
 from .watch import Watch
 

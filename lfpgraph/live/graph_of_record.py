@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
-from .record import Record, Ref
+from .bridges import is_bridge
+from .notes import Ref
+from .record import Record
 
 __all__ = ["LiveGraph", "graph_of"]
 
@@ -58,6 +60,8 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
             "": (f"model.{record.paths[step]}" if record.paths[step] else "model", nn.Module)
         }
         node.meta["stack_trace"] = record.lines[step]
+        grad_fns = [record.edge_of[n][0] for n in outs if n in record.edge_of]
+        node.meta["has_derivative"] = any(not is_bridge(grad_fn) for grad_fn in grad_fns)
         step_of[node] = step
         if len(outs) == 1 and not _returns_several(op):
             node.meta["val"] = _meta(record, outs[0])

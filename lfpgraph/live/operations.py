@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ..registry import GENERAL, NOTHING, VIEW, find_rule, rule
+from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT, recurrent
+from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
 
 __all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "has_no_derivative", "info_of"]
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
+_REORDERING = {aten.permute.default, aten.t.default, aten.transpose.int}
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
@@ -49,6 +50,8 @@ class OpInfo:
         writes: whether it writes to its first argument.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
         forgets: whether its result carries nothing of its arguments.
+        shaped: whether a plan may depend on which of its tensors have one shape; not so for products, whose sizes may be
+            equal by chance (a sequence as long as a head is wide).
     """
 
     kinds: tuple[int, ...]
@@ -57,6 +60,7 @@ class OpInfo:
     writes: bool
     open: Callable[..., Any] | None
     forgets: bool
+    shaped: bool
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}
@@ -78,7 +82,8 @@ def _describe(op: OpOverload) -> OpInfo:
     node = _functional(op) if writes else op
     entry = find_rule(node)
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets)
+    shaped = node not in _REORDERING and (entry is None or entry.family is not CONTRACTION)
+    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shaped)
 
 
 def _split(declared: str) -> list[str]:
@@ -99,13 +104,21 @@ def _functional(op: OpOverload) -> OpOverload:
     if op is aten.copy_.default:
         return OWN_VIEW
     packet = getattr(aten, name.removesuffix("_"), None) if op.namespace == "aten" and name.endswith("_") else None
-    return getattr(packet, op._overloadname, None) or op
+    if packet is None:
+        return op
+    found = getattr(packet, op._overloadname, None)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    wanted = [(a.name, str(a.type)) for a in op._schema.arguments]
+    overloads = (getattr(packet, name) for name in packet.overloads())
+    return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), op)
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
     if op in RECURRENT:
-        return _seen_by(recurrent(op))
-    if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return _seen_by(decomposition_of(op))
+    # torch's own, not one that was registered in Python beside it: `seen` finds only the first
+    if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
     return None
 

@@ -5,9 +5,8 @@ Nothing here keeps a model's own tensors alive after the run: `Record.close` let
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,25 +14,14 @@ from torch._ops import OpOverload
 
 from .bridges import bridge
 from .interception import paused
+from .notes import Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, info_of
 from .values import NameLeaf, Values, storage_of
 
-__all__ = ["Notes", "Record", "Ref", "refs_in"]
+__all__ = ["Record"]
 
 
 _EMPTY = torch.ops.aten.empty.memory_format  # what `torch.tensor` fills unseen: as good as a tensor found
-
-
-class Ref(int):
-    """The number of a value, where a tensor stood among an operation's arguments."""
-
-
-class Notes(NamedTuple):
-    """What is noted of each step of a run that is not expected: its arguments, and where in the model it is."""
-
-    templates: list[Any]
-    paths: dict[int, str]
-    lines: dict[int, str]
 
 
 class Record(Values):
@@ -144,11 +132,15 @@ class Record(Values):
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
+        shaped = info.shaped or not any(n >= 0 and self.follows[n] for n in outs)  # masks select by their shape
         for n in outs:
             if n >= 0:
                 key.append(self.look(n))
-                key.append(shapes[n] == first)
-        if len(ins) > 1:
+                if shaped:
+                    key.append(shapes[n] == first)
+            else:
+                key.append(None)
+        if shaped and len(ins) > 1:
             key.append(
                 [shapes[n] == first for n in ins[1:]].count(False) and tuple(shapes[n] == first for n in ins[1:])
             )
@@ -172,7 +164,7 @@ class Record(Values):
             self.parted = True
         if self.expected is None:
             self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
-            self.lines[step] = _user_line()
+            self.lines[step] = user_line()
 
     def _wants_leaf(self, number: int) -> bool:
         return self.expected is None or number in self.expected.kept_values
@@ -235,9 +227,6 @@ class Record(Values):
             return type(value)([self._ref(item) for item in value])
         return value
 
-    def _look(self, number: int) -> Any:
-        return self.dtypes[number], len(self.shapes[number]), self.follows[number]
-
     # Ways that autograd does not follow
 
     def _trace_sources(self, info: OpInfo, ins: list[int], outs: tuple[int, ...], args: Any) -> None:
@@ -289,17 +278,6 @@ class Record(Values):
         self.templates = []
 
 
-def refs_in(value: Any) -> Iterator[int]:
-    """The numbers of the values in an operation's arguments."""
-    if isinstance(value, Ref):
-        yield int(value)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from refs_in(item)
-    elif isinstance(value, dict):
-        yield from refs_in(list(value.values()))
-
-
 def _tensor_of(args: Any, record: Record, number: int) -> Tensor:
     """The argument that holds a value."""
     for value in args:
@@ -307,14 +285,3 @@ def _tensor_of(args: Any, record: Record, number: int) -> Tensor:
             if isinstance(x, Tensor) and record.known(x) == number:
                 return x
     raise AssertionError("an operation's input is among its arguments")
-
-
-def _user_line() -> str:
-    """`File "...", line N` of the innermost frame outside torch and lfpgraph, as torch writes it in stack traces."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if "/torch/" not in file and "/lfpgraph/" not in file and not file.startswith("<"):
-            return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}'
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 
-__all__ = ["RECURRENT", "recurrent"]
+__all__ = ["RECURRENT", "decomposition_of"]
 
 RECURRENT = {
     getattr(getattr(torch.ops.aten, name), overload)
@@ -22,7 +22,7 @@ RECURRENT = {
 }
 
 
-def recurrent(op: OpOverload) -> Callable[..., Any]:
+def decomposition_of(op: OpOverload) -> Callable[..., Any]:
     """The function that stands for a recurrent operation."""
     whole = decomposition_table[op]
     packed = op._overloadname == "data"

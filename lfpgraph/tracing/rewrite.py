@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from ..registry import find_rule
 from .origins import remember_places
-from .recurrent import RECURRENT, recurrent
+from .recurrent import RECURRENT, decomposition_of
 
 __all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
 
@@ -130,7 +130,7 @@ def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
             if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
                 continue
             if op in RECURRENT:
-                table[op] = recurrent(op)
+                table[op] = decomposition_of(op)
             elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
                 table[op] = _get_decomp_for_cia(op)
             elif op in core:
