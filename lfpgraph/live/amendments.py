@@ -58,9 +58,7 @@ def amend(
     return lost
 
 
-def _tap(
-    record: Record, number: int, given: list[Any], place: int, check: bool, watch: Watch | None
-) -> None:
+def _tap(record: Record, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
     edge = record.edge_of.get(number)
     if edge is None:
         return
