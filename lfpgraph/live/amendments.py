@@ -37,7 +37,7 @@ def amend(
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = _Given([None] * len(outputs))
     for place, number in enumerate(outputs):
-        _tap(record, number, given, place, check)
+        _tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
     for place, placeholder, plain in schedule.parameters:
         leaf = record.leaves[place]
@@ -58,7 +58,7 @@ def amend(
     return lost
 
 
-def _tap(record: Record, number: int, given: list[Any], place: int, check: bool) -> None:
+def _tap(record: Record, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
     edge = record.edge_of.get(number)
     if edge is None:
         return
@@ -66,6 +66,8 @@ def _tap(record: Record, number: int, given: list[Any], place: int, check: bool)
 
     def note(signals: tuple[Any, ...]) -> None:
         given[place] = s = signals[index]
+        if watch is not None and torch.is_grad_enabled():
+            watch.second()
         if check and s is not None and not bool(torch.isfinite(s).all()):
             raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
 

@@ -64,7 +64,7 @@ class LiveEngine:
         adopt: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
-        self.watch, self.path, self.adopt = watch, path, adopt
+        self.watch, self.path, self.adopt = watch or Watch(type(model).__name__), path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: Schedule | None = None
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
@@ -88,7 +88,7 @@ class LiveEngine:
         self.runs += 1
         record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
         try:
-            with recording(record):
+            with recording(record), self.watch.looking_away():
                 result = call(*args, **kwargs)
             with paused():
                 self._finish(record, result)

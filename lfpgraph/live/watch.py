@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ class Watch:
         self._fed: dict[int, list[Tensor | None]] = {}
         self._compared: dict[int, int] = {}
         self._said: set[str] = set()
+        self._said_else: set[str] = set()
         self._handles: list[Any] = []
+        self._away = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -53,6 +56,26 @@ class Watch:
         self._handles.clear()
         self._watched.clear()
 
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While a model runs: gradients that it takes inside are its own business."""
+        self._away += 1
+        try:
+            yield
+        finally:
+            self._away -= 1
+
+    def second(self) -> None:
+        """Say that somebody asks for the derivative of feedback."""
+        self._say_once(
+            "a second derivative is asked for (create_graph=True). It takes the feedback's factors, such as the activations "
+            "that a rule divides by, as constants."
+        )
+
+    def transformed(self) -> None:
+        """Say that a transform of torch.func runs the model."""
+        self._say_once("inside transforms of torch.func (grad, vmap) the model gives its gradient, not feedback.")
+
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
         """Note feedback that is on its way to a parameter."""
         compare = self._compared.get(id(parameter), 0) < 2
@@ -60,7 +83,7 @@ class Watch:
 
     def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
         """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
-        if gradient is None:
+        if gradient is None or self._away:
             return
         fed = self._fed.pop(key, None)
         if fed is None:
@@ -74,6 +97,11 @@ class Watch:
             parts = [f for f in fed if f is not None]
             if len(parts) == len(fed) and not gradient.is_sparse and not _equal(gradient, parts):
                 self._say(name, "has received a gradient that is feedback only in part")
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said_else:
+            self._said_else.add(what)
+            log.warning("%s: %s", self.name, what)
 
     def _say(self, name: str, what: str) -> None:
         if not self._said:

@@ -85,6 +85,12 @@ def wrapping_of(model: nn.Module) -> Wrapping | None:
     return found.wrapping if isinstance(found, CallStandIn) and found.path == "" else None
 
 
+def _somebody_traces() -> bool:
+    """Whether torch.export, jit.trace or a tracer on fake tensors runs the module, which wants it as it is."""
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return fake is not None or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+
+
 @dataclass
 class _Counts:
     """How often the model has run, and how."""
@@ -138,7 +144,11 @@ class Wrapping:
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
         module = part.module
-        if is_tracing() or not torch.is_grad_enabled():
+        if is_tracing() or not torch.is_grad_enabled() or _somebody_traces():
+            return module._call_impl(*args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            if changes_gradients(self.composite):
+                self.watch.transformed()
             return module._call_impl(*args, **kwargs)
         if not self._told:
             self._told = True

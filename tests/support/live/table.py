@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.composites.composite import Composite, Ruleset
+from lfpgraph.graph.calls import flatten_output
 
-__all__ = ["CASES", "RECORDED", "Case", "Result", "case", "data", "loss_of", "mlp", "run"]
+__all__ = [
+    "CASES", "RECORDED", "Case", "Result", "assert_equal", "case", "data", "first_call", "first_feedback",
+    "loss_of", "mlp", "run", "train",
+]  # fmt: skip
+
 
 # Changes nothing, but is recorded and planned like a feedback composite, which "gradient" is not.
 RECORDED = Composite(
@@ -32,15 +37,18 @@ class Case:
 
     Attributes:
         build: makes the model, in float64, and the step that is taken with it.
-        exact: whether the model can be compared with `lfpgraph.feedback`.
-        static: why the static engine need not be right here; "" where it is to be right or to refuse.
-        lfp: why feedback is not run; "" where it is.
+        static: whether the static engine is to be right as well.
+        lfp: whether the model runs under feedback, too.
+        same: whether feedback of its first call is to be that of `lfpgraph.feedback`.
+        says: what the log says of it, where feedback cannot be all that is asked for.
     """
 
     name: str
     build: Callable[[], tuple[nn.Module, Step]]
-    static: str = ""
-    lfp: str = ""
+    static: bool = False
+    lfp: bool = True
+    same: bool = False
+    says: tuple[str, ...] = ()
 
 
 CASES: dict[str, Case] = {}
@@ -155,3 +163,45 @@ def mlp(*sizes: int) -> nn.Sequential:
     for a, b in zip(sizes, sizes[1:]):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def train(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Forward, a loss, backward; the output."""
+    out = model(*args, **kwargs)
+    loss_of(out).backward()
+    return out
+
+
+def first_call(chosen: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a plain model's first call."""
+    calls: list[Any] = []
+    with _float64():
+        _seed(0)
+        model, step = chosen.build()
+        model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+        _seed(100)
+        step(model, 0)
+    return calls[0]
+
+
+def first_feedback(chosen: Case, args: Any, kwargs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Feedback of one call: live, and by `lfpgraph.feedback`; by parameter, for a reward of the first output."""
+
+    def given(out: Tensor) -> Tensor:
+        return data(*out.shape, seed=3)
+
+    with _float64():
+        _seed(0)
+        model, _ = chosen.build()
+        _seed(100)
+        expected = lfpgraph.feedback(model, kwargs or args, lambda out: given(out) * out)
+        _seed(0)
+        model, _ = chosen.build()
+        lfpgraph.wrap(model, "lfp-epsilon", engine="live")
+        _seed(100)
+        leaves = flatten_output(model(*args, **kwargs))[0]
+        out = next(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim())
+        out.backward(-given(out))
+    names = dict(model.named_parameters())
+    found = {name: -p.grad for name, p in names.items() if p.grad is not None}
+    return found, {name: x for name, x in expected.items() if name in names}

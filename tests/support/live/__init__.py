@@ -1,0 +1,1 @@
+"""The table of live Python: small models and scripts, each of one kind."""

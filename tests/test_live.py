@@ -1,0 +1,97 @@
+"""The table of live Python: whatever a model does between and inside its steps, a wrapped copy does what the plain one does.
+
+Each case is a small model and a step (`support/live/`), taken three times beside a plain twin with the same seeds.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lfpgraph.live.interception import recorder
+
+from .support.live import arguments, backwards, copies, functions, layers, modules, parts, recurrent, states, tools
+from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
+
+FILES = (
+    arguments,
+    backwards,
+    copies,
+    functions,
+    layers,
+    modules,
+    parts,
+    recurrent,
+    states,
+    tools,
+)  # they fill the table
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_on() -> Iterator[None]:
+    """After a case nothing records, and torch is as it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    assert recorder() is None
+    assert not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def plain(name: str) -> Result:
+    """What the plain model does."""
+    return run(CASES[name], None)
+
+
+def _assert_said(caplog: pytest.LogCaptureFixture, says: tuple[str, ...]) -> None:
+    """The log has a warning for each thing to be said, and no others."""
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [text for text in said if not any(part in text for part in says)] == []
+    assert [part for part in says if not any(part in text for text in said)] == []
+
+
+@pytest.mark.parametrize("engine", ["auto", "live"])
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_autograds(name: str, engine: str) -> None:
+    assert_equal(run(CASES[name], "gradient", engine), plain(name), 0.0 if engine == "live" else 1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_gradient_is_autograds(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Recorded, planned and amended like feedback, with rules that change nothing."""
+    assert_equal(run(CASES[name], RECORDED, "live"), plain(name), 1e-9)
+    _assert_said(caplog, CASES[name].says)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.static])
+def test_static_gradient_is_autograds(name: str) -> None:
+    assert_equal(run(CASES[name], "gradient", "static"), plain(name), 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lfp])
+def test_feedback_is_finite_and_moves_the_same(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Feedback runs, and where autograd has a gradient, and only there, there is feedback."""
+    found = run(CASES[name], "lfp-epsilon", "live")
+    assert [
+        n for n, x in found.values if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all()
+    ] == []
+    with_gradient = [[n for n, x in r.values if "gradient" in n and x is not None] for r in (found, plain(name))]
+    assert with_gradient[0] == with_gradient[1]
+    _assert_said(caplog, CASES[name].says)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.same])
+def test_feedback_is_that_of_the_walk(name: str) -> None:
+    """The feedback of a case's first call is what `lfpgraph.feedback` works out from a trace of it."""
+    args, kwargs = first_call(CASES[name])
+    found, expected = first_feedback(CASES[name], args, kwargs)
+    for n, x in expected.items():
+        error = (found[n] - x).norm() if n in found else x.norm()
+        assert error <= 1e-9 * x.norm() + 1e-15, n
