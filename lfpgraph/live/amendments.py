@@ -87,15 +87,25 @@ class _Scale:
 
     def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """A hook on the one alias that a run takes the parameter through."""
-        return None if signals[0] is None else (self.feedback(signals[0]),)
+        return None if signals[0] is None or _is_differentiated() else (self.feedback(signals[0]),)
 
     def at(self, slot: int) -> Any:
         """A hook on a function that hands a gradient to the parameter itself."""
 
         def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
-            return None if signals[slot] is None else _replaced(signals, {slot: self.feedback(signals[slot])})
+            if signals[slot] is None or _is_differentiated():
+                return None
+            return _replaced(signals, {slot: self.feedback(signals[slot])})
 
         return after
+
+
+def _is_differentiated() -> bool:
+    """Whether this backward pass is itself recorded (`create_graph=True`), for a derivative that is a part of the loss.
+
+    Such a derivative is the true one; feedback flows when the loss is propagated.
+    """
+    return torch.is_grad_enabled()
 
 
 def _replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
@@ -148,6 +158,8 @@ class _Hooks:
         amendment = self.amendment
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if _is_differentiated():
+                return None
             if not self.values:
                 raise RuntimeError(
                     "Trying to backward through the graph a second time, but what it saved has been freed; pass "
@@ -222,7 +234,9 @@ class _Hooks:
         """Before what autograd has worked out goes to the inputs: what they get in its place."""
         amendment = self.amendment
 
-        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...]:
+        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
+            if _is_differentiated():
+                return None
             new: dict[int, Tensor] = {}
             for slot, i, first in slots:
                 s = signals[slot]
