@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import lfpgraph
-from lfpgraph.composites.composite import get_composite
+from lfpgraph.composites.composite import Composite, get_composite
 from lfpgraph.engine.plan import Plan, make_plan
 from lfpgraph.engine.program import make_program
 from lfpgraph.engine.propagate import run_backward, run_forward
@@ -17,6 +17,7 @@ from lfpgraph.graph.graph import OpGraph
 from lfpgraph.tracing.tracer import trace
 
 from .support.fuzz import random_module
+from .support.helpers import RECORDED
 
 QUICK, MANY = 100, 2000
 TOLERANCE = 1e-9
@@ -83,9 +84,9 @@ def programmed(graph: OpGraph, module: nn.Module, inputs: Inputs, signals: list[
     return named(graph, [answers.get(i) for i in range(len(values))])
 
 
-def wrapped(module: nn.Module, inputs: Inputs, signals: list[Tensor]) -> Grads:
+def wrapped(module: nn.Module, inputs: Inputs, signals: list[Tensor], rules: str | Composite, engine: str) -> Grads:
     """What a training step leaves in `.grad`."""
-    twin, own = lfpgraph.wrap(copy.deepcopy(module), "gradient"), leaves(inputs)
+    twin, own = lfpgraph.wrap(copy.deepcopy(module), rules, engine=engine), leaves(inputs)
     loss = sum((out * s).sum() for out, s in zip(twin(*own), signals))
     if isinstance(loss, Tensor) and loss.requires_grad:
         loss.backward()
@@ -123,9 +124,12 @@ def check(seed: int) -> None:
         feedback = walked(graph, module, inputs, signals, "lfp-epsilon")
         if all(bool(torch.isfinite(g).all()) for g in want.values()):
             assert all(bool(torch.isfinite(s).all()) for s in feedback.values()), "feedback is not finite"
+        trainable = bool(dict(module.named_parameters()))
+        if trainable:
+            compare("live", wrapped(module, inputs, signals, RECORDED, "live"), want)
         if seed % 10 == 0:
-            if dict(module.named_parameters()):
-                compare("wrap", wrapped(module, inputs, signals), want)
+            if trainable:
+                compare("static", wrapped(module, inputs, signals, "gradient", "static"), want)
             compare("program", programmed(graph, module, inputs, signals, "lfp-epsilon"), feedback)
     except Exception as error:
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{source}") from error

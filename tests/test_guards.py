@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from lfpgraph.models_zoo import digits
 from lfpgraph.models_zoo.tiny import build_tiny
+from torch import Tensor, nn
+
 from lfpgraph.tracing.guards import Guard, Observation
 
 SCALE = 2.0

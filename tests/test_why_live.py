@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import lfpgraph
 from lfpgraph.live.engine import LiveEngine
-from lfpgraph.models_zoo.tiny import build_tiny
 from lfpgraph.tracing.guards import Observation
 
 log = logging.getLogger("a model's")

@@ -19,6 +19,10 @@ __all__ = ["LiveCall"]
 Templates = Mapping[fx.Node, tuple[Any, Any]]
 
 
+class _Places(list[Any]):
+    """The tensors for one value, in the order of the places where an operation takes it; the last serves all others."""
+
+
 class LiveCall(Call):
     """As `engine.call.Call`, of values that a run has left; the operation runs again only if its derivative is asked for.
 
@@ -61,7 +65,10 @@ class LiveCall(Call):
         """The operation's result with other tensor arguments, in the order of `inputs`."""
         unit = self.unit
         constants = unit.rule.constants if unit.rule is not None else frozenset()
-        replaced = {self._numbers[node]: x for node, x in zip(unit.inputs, tensors)}
+        replaced: dict[int, Any] = {}
+        for node, x in zip(unit.inputs, tensors):
+            number = self._numbers[node]
+            replaced[number] = _Places([*replaced[number], x]) if number in replaced else _Places([x])
         for node in unit.nodes:
             args, kwargs = self._templates[node]
             out = node.target(*self._filled(args, replaced), **self._filled(kwargs, replaced))  # type: ignore[operator]
@@ -74,7 +81,10 @@ class LiveCall(Call):
     def _filled(self, template: Any, replaced: Mapping[int, Any]) -> Any:
         if isinstance(template, Ref):
             number = int(template)
-            return replaced[number] if number in replaced else self._values[number]
+            found = replaced[number] if number in replaced else self._values[number]
+            if isinstance(found, _Places):
+                found = found.pop(0) if len(found) > 1 else found[0]
+            return found
         if isinstance(template, list | tuple):
             return type(template)([self._filled(item, replaced) for item in template])
         if isinstance(template, dict):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ..registry import GENERAL, NOTHING, VIEW, find_rule, rule
+from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
 from ..tracing.recurrent import RECURRENT, recurrent
 from . import interception
@@ -19,6 +19,7 @@ __all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "O
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
+_REORDERING = {aten.permute.default, aten.t.default, aten.transpose.int}
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
@@ -49,6 +50,8 @@ class OpInfo:
         writes: whether it writes to its first argument.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
         forgets: whether its result carries nothing of its arguments.
+        shaped: whether a plan may depend on which of its tensors have one shape; not so for products, whose sizes may be
+            equal by chance (a sequence as long as a head is wide).
     """
 
     kinds: tuple[int, ...]
@@ -57,6 +60,7 @@ class OpInfo:
     writes: bool
     open: Callable[..., Any] | None
     forgets: bool
+    shaped: bool
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}
@@ -78,7 +82,8 @@ def _describe(op: OpOverload) -> OpInfo:
     node = _functional(op) if writes else op
     entry = find_rule(node)
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets)
+    shaped = node not in _REORDERING and (entry is None or entry.family is not CONTRACTION)
+    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shaped)
 
 
 def _split(declared: str) -> list[str]:

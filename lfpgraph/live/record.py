@@ -146,11 +146,15 @@ class Record(Values):
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
+        shaped = info.shaped or not any(n >= 0 and self.follows[n] for n in outs)  # masks select by their shape
         for n in outs:
             if n >= 0:
                 key.append(self.look(n))
-                key.append(shapes[n] == first)
-        if len(ins) > 1:
+                if shaped:
+                    key.append(shapes[n] == first)
+            else:
+                key.append(None)
+        if shaped and len(ins) > 1:
             key.append(
                 [shapes[n] == first for n in ins[1:]].count(False) and tuple(shapes[n] == first for n in ins[1:])
             )

@@ -219,7 +219,10 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             amendment.computed = True
         else:
             shares = tuple(a.factor if isinstance(a, _Multiple) else 0.0 for a in answers)
-            if any(share != 1.0 for share, follows_it in zip(shares, followed) if follows_it):
+            by_source = {n: share for n, share in zip(unit.inputs, shares)}
+            if any(by_source[n] != share for n, share in zip(unit.inputs, shares)):
+                amendment.computed = True  # one value at several places, with a share for each: autograd adds them up
+            elif any(share != 1.0 for share, follows_it in zip(shares, followed) if follows_it):
                 amendment.shares = shares
         form = amendment.form
         if stabilized is not False:

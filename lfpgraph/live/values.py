@@ -156,6 +156,11 @@ class Values:
             self._aliased.setdefault(storage_of(x), []).append((x, number))
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
+        elif x.requires_grad and x.grad_fn is None:
+            with torch.enable_grad():
+                edge = x.view_as(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
+            self.edges[edge] = number  # where autograd's nodes hand this input's signal
+            self.edge_of[number] = edge
         return number
 
     def _is_activation(self, x: Tensor) -> bool:

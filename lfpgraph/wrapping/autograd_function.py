@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from ..errors import NonFiniteError
 
 __all__ = ["run_program"]
 
+Feed = Callable[[Tensor, Tensor], None]
+
 
 class _Feedback(torch.autograd.Function):
     """From the values of a program's placeholders to the outputs of its graph.
@@ -23,7 +25,9 @@ class _Feedback(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, program: Program, check: bool, part: bool, *values: Any) -> tuple[Any, ...]:
+    def forward(
+        ctx: Any, program: Program, check: bool, part: bool, feed: Feed | None, *values: Any
+    ) -> tuple[Any, ...]:
         results = program.call_forward(*values)
         outputs, saved = results[: program.n_outputs], results[program.n_outputs :]
         if part:  # other code of the model may write into the outputs
@@ -32,6 +36,9 @@ class _Feedback(torch.autograd.Function):
         inputs = {id(value) for value in values}
         ctx.program = program
         ctx.check = check
+        ctx.feed = feed
+        kinds = [placeholder.kind for placeholder in program.plan.graph.placeholders] if feed is not None else []
+        ctx.parameters = [v if kind == "parameter" else None for kind, v in zip(kinds, values)]
         _save(ctx, saved, values, outputs)
         ctx.shapes = [(outputs[i].shape, outputs[i].dtype, outputs[i].device) for i in program.signal_outputs]
         outputs = [out.clone() if id(out) in inputs and isinstance(out, Tensor) else out for out in outputs]
@@ -59,7 +66,10 @@ class _Feedback(torch.autograd.Function):
                 result[position] = s
         if ctx.check:
             _check_finite(result, "the feedback signal")
-        return (None, None, None, *result)
+        for parameter, s in zip(ctx.parameters, result):
+            if parameter is not None and s is not None:
+                ctx.feed(parameter, s)
+        return (None, None, None, None, *result)
 
 
 def _check_finite(tensors: Sequence[Any], what: str) -> None:
@@ -106,15 +116,18 @@ def _restore(ctx: Any) -> list[Any]:
     return values
 
 
-def run_program(program: Program, values: Sequence[Any], check: bool = False, part: bool = False) -> tuple[Any, ...]:
+def run_program(
+    program: Program, values: Sequence[Any], check: bool = False, part: bool = False, feed: Feed | None = None
+) -> tuple[Any, ...]:
     """Run forward now; feedback runs on `.backward()`. Returns the graph's outputs.
 
     Args:
         values: of the placeholders.
         check: refuse NaN and infinity.
         part: the outputs go to other code of the model, which may change them in place.
+        feed: is told of each parameter and the feedback that is on its way to it.
 
     Raises:
         NonFiniteError: on backward, with `check`, where a signal is NaN or infinite.
     """
-    return _Feedback.apply(program, check, part, *values)
+    return _Feedback.apply(program, check, part, feed, *values)

@@ -29,6 +29,7 @@ from .forward import FeedbackForward
 __all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SLOT, _MARK = "_compiled_call_impl", "_lfpgraph"  # a module's copies and pickles drop the first, and keep the second
 
 
@@ -39,6 +40,8 @@ class CallStandIn:
         module: the module. path: its dotted name in the wrapped model, "" for the model itself.
         wrapping: what all stand-ins of the model share.
     """
+
+    runs_the_module = True  # as it is, so that who watches the module's attributes has seen all there is to its call
 
     def __init__(self, module: nn.Module, path: str, wrapping: Wrapping) -> None:
         self.module, self.path, self.wrapping = module, path, wrapping
@@ -144,9 +147,10 @@ class Wrapping:
             try:
                 result = self._statically(args, kwargs)
             except TraceError as error:
-                self.choice.settle_live(error)
+                self.choice.refused(module, error)
             else:
                 self.counts.static += 1
+                self.choice.traced(module, self.traces)
                 return result
         self.counts.live += 1
         engine = self._engine(part)
@@ -156,8 +160,20 @@ class Wrapping:
 
     def _statically(self, args: Any, kwargs: Any) -> Any:
         if self._static is None:
-            self._static = FeedbackForward(self.model, self.composite, self.options)
-        return self._static(*args, **kwargs)
+            feed = self.watch.feed if changes_gradients(self.composite) else None
+            self._static = FeedbackForward(self.model, self.composite, self.options, feed=feed)
+        own = vars(self.model)
+        if not any(own[table] for table in _HOOKS):
+            return self._static(*args, **kwargs)
+        before = own.get("forward")  # hooks on the model itself run around the program as around its forward
+        own["forward"] = self._static
+        try:
+            return self.model._call_impl(*args, **kwargs)
+        finally:
+            if before is None:
+                del own["forward"]
+            else:
+                own["forward"] = before
 
     def _engine(self, part: CallStandIn) -> LiveEngine:
         found = self._live.get(part.path)

@@ -12,11 +12,14 @@ from torch import nn
 from ..composites.composite import Composite
 from ..engine.options import Options
 from ..errors import TraceError
+from ..live.engine import changes_gradients
+from ..tracing.guards import Guard, Observation
 
 __all__ = ["ENGINES", "Choice", "Explanation"]
 
 log = logging.getLogger("lfpgraph")
 ENGINES = ("auto", "static", "live")
+_CHANGES, _TRACES, _OBSERVED = 3, 4, 4  # more than so many, and the model runs live
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,25 @@ class Explanation:
 class Choice:
     """The engine of one model's calls.
 
+    With "auto", the first call in each mode runs live and is observed. If it did nothing that a program cannot keep, later
+    calls run statically for as long as nothing changes that the observed run has read (`tracing.guards`).
+
     Args:
         engine: what the user asked for.
     """
 
     def __init__(self, engine: str, composite: Composite, options: Options) -> None:
         self.asked, self.composite, self.options = engine, composite, options
-        self.static, self.why = engine == "static", f"engine={engine!r} was asked for"
-        if engine == "auto":
-            needs = [
-                name for name, given in (("compile", options.compile), ("memory", options.memory != "fast")) if given
-            ]
-            needs += [f"composite {composite.name!r}"] if composite.online else []
-            self.static = bool(needs)
-            self.why = f"{' and '.join(needs)} need the static engine" if needs else "the model itself runs"
-        self.settled = engine != "auto" or self.static
+        self.guards: dict[Any, Guard] = {}  # by the modes of the model's modules
+        self.observed = self.changes = 0
+        self.static, self.settled = engine == "static", engine != "auto"
+        self.why = f"engine={engine!r} was asked for" if self.settled else "no call has been observed yet"
+        needs = [name for name, given in (("compile", options.compile), ("memory", options.memory != "fast")) if given]
+        needs += [f"composite {composite.name!r}"] if composite.online else []
+        if engine == "auto" and needs:
+            self.static, self.settled, self.why = True, True, f"{' and '.join(needs)} need the static engine"
+        elif engine == "auto" and not changes_gradients(composite):
+            self.settled, self.why = True, "the composite is the gradient, which the model's own run gives"
 
     def anew(self) -> Choice:
         """The choice of a copy of the model."""
@@ -69,19 +76,58 @@ class Choice:
 
     def wants_static(self, model: nn.Module) -> bool:
         """Whether the next call runs statically."""
+        if self.settled:
+            return self.static
+        modes = _modes(model)
+        guard = self.guards.get(modes)
+        changed = None if guard is None else guard.changed()
+        if changed is not None:
+            del self.guards[modes]
+            self.changes += 1
+            log.info("%s is observed again, since %s", type(model).__name__, changed)
+            if self.changes > _CHANGES:
+                self.live(model, f"what it depends on keeps changing: {changed}")
+        self.static = modes in self.guards
         return self.static
 
-    def settle_live(self, error: TraceError) -> None:
+    def live(self, model: nn.Module, why: str) -> None:
+        """Run the model live from now on."""
+        self.static, self.settled, self.why = False, True, why
+        self.guards.clear()
+        log.info("%s runs live: %s", type(model).__name__, why)
+
+    def refused(self, model: nn.Module, error: TraceError) -> None:
         """The model cannot be traced: run it live from now on, if the user left the choice; otherwise raise."""
-        if self.asked == "static" or self.settled:
+        if self.settled:
             raise error
-        self.static, self.settled, self.why = False, True, str(error)
-        log.info("live from now on: %s", error)
+        self.live(model, str(error))
+
+    def traced(self, model: nn.Module, traces: int) -> None:
+        """Note how often the model has been traced: one that is traced again and again runs live."""
+        if not self.settled and traces > _TRACES:
+            self.live(model, f"it has been traced {traces} times, for sizes or structures of its inputs that differ")
 
     def observe(self, model: nn.Module, call: Callable[[], Any]) -> Any:
-        """Run a live call, and see whether the static engine could take the next ones."""
-        return call()
+        """Run a live call, and see whether the static engine can take the next ones."""
+        if self.settled:
+            return call()
+        modes = _modes(model)
+        with Observation(model) as seen:
+            result = call()
+        self.observed += 1
+        if seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):
+            self.live(model, seen.why_live)
+        elif seen.why_live is None and seen.guard is not None:
+            self.guards[modes] = seen.guard
+            self.static, self.why = True, "nothing in its call is lost in a program, and nothing it reads has changed"
+        else:
+            self.why = seen.why_live or "its call was not observed to the end"
+        return result
 
     def explain(self, live: int, static: int, plans: int, traces: int) -> Explanation:
         """See `Explanation`."""
         return Explanation("static" if self.static else "live", self.why, live, static, plans, traces)
+
+
+def _modes(model: nn.Module) -> tuple[bool, ...]:
+    return tuple(module.training for module in model.modules())

@@ -17,7 +17,7 @@ from ..engine.static import no_autocast
 from ..errors import InputError, NonFiniteError
 from ..graph.graph import OpGraph
 from ..tracing.flat import is_tracing
-from .autograd_function import run_program
+from .autograd_function import Feed, run_program
 from .programs import Entry, ModelCall, Programs
 from .stand_in import StandIn
 
@@ -34,14 +34,21 @@ class FeedbackForward(StandIn):
 
     Args:
         like: the programs of a block that looks the same, to be shared with it (see `Programs`).
+        feed: is told of each parameter and the feedback that is on its way to it.
     """
 
     def __init__(
-        self, model: nn.Module, composite: Composite, options: Options, like: Programs[Entry] | None = None
+        self,
+        model: nn.Module,
+        composite: Composite,
+        options: Options,
+        like: Programs[Entry] | None = None,
+        feed: Feed | None = None,
     ) -> None:
         super().__init__(model)
         self.composite = composite
         self.options = options
+        self.feed = feed
         self.programs: Programs[Entry] = Programs(like)
 
     @property
@@ -82,7 +89,7 @@ class FeedbackForward(StandIn):
     def _run(self, entry: Entry, call: ModelCall) -> Any:
         graph, check = entry.graph, self.options.check
         with no_autocast():
-            outputs = run_program(entry.program, call.values(graph), check, self.options.part)
+            outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:

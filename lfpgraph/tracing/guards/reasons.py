@@ -119,7 +119,8 @@ def _of_module(module: nn.Module, path: str, is_model: bool) -> Iterable[str]:
         return
     dynamo = sys.modules.get("torch._dynamo")  # not imported for this: it takes seconds
     is_compiled = dynamo is not None and isinstance(module, dynamo.OptimizedModule)
-    if is_compiled or module._compiled_call_impl is not None:
+    stand_in = module._compiled_call_impl
+    if is_compiled or (stand_in is not None and not getattr(stand_in, "runs_the_module", False)):
         yield f"{path} is compiled, so what it reads cannot be seen"
     for table, words in _HOOKS.items():
         for hook in vars(module)[table].values():
