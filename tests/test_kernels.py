@@ -107,7 +107,9 @@ def test_programs_run_in_blocks() -> None:
     activation = 400 * 600
     formulas = ("abs", "add", "addcdiv", "copysign", "div", "mul", "threshold_backward")
     (entry,) = model.forward.programs
-    assert "lfpgraph.epsilon_factor" in entry.program.print()  # called past the dispatcher, which therefore sees its parts
+    assert (
+        "lfpgraph.epsilon_factor" in entry.program.print()
+    )  # called past the dispatcher, which therefore sees its parts
     assert all(blocked.largest[f"aten::{name}"] < activation for name in formulas)
 
 
