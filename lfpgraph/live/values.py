@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from .interception import paused
 from .operations import OWN_BACKWARD, OWN_VIEW
+from .unrecorded import Unrecorded
 
 __all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
 
@@ -82,6 +83,7 @@ class Values:
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
+        self.unrecorded = Unrecorded()
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
@@ -140,6 +142,8 @@ class Values:
 
     def _leaf(self, x: Tensor) -> int:
         kind, name = self.name_leaf(x)
+        if kind == "constant" and x in self.unrecorded:
+            kind, name = "input", -1
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
@@ -157,6 +161,12 @@ class Values:
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
         return number
+
+    def _is_activation(self, x: Tensor) -> bool:
+        number = self.known(x)
+        if number is None:
+            return self.name_leaf(x)[0] == "input"
+        return all(leaf.value != number or leaf.kind == "input" for leaf in self.leaves)
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
