@@ -16,6 +16,7 @@ from lfpgraph import errors
 from lfpgraph.cli.functions import load_target
 
 from .support.custom_ops import opaque, triple
+from .support.helpers import RECORDED
 
 
 class Calls(nn.Module):
@@ -51,11 +52,11 @@ def x() -> Iterator[Tensor]:
     yield torch.randn(3, 4)
 
 
-def test_branch_on_data(x: Tensor) -> None:
+def test_branch_on_data_in_the_static_engine(x: Tensor) -> None:
     """The message says where and what to do; weights, buffers, mode and random state are as before."""
     model = Branches()
     before, mode, rng = copy.deepcopy(model.state_dict()), model.training, torch.get_rng_state()
-    lfpgraph.wrap(model)
+    lfpgraph.wrap(model, engine="static")
     with pytest.raises(errors.DataDependentError, match=r"Branches.*test_errors\.py:\d+.*retrace"):
         model(x)
     assert model.training == mode and torch.equal(torch.get_rng_state(), rng)
@@ -65,11 +66,12 @@ def test_branch_on_data(x: Tensor) -> None:
     assert model(x).shape == (3, 4)
 
 
-def test_branch_on_data_retraced_each_step() -> None:
-    """With fallback="retrace" both branches train, each traced for its own values."""
+@pytest.mark.parametrize("asked", ["auto", "live"])
+def test_branch_on_data_runs(asked: str) -> None:
+    """Both branches train, since the model itself runs."""
     model = Branches().double().eval()
     twin = copy.deepcopy(model)
-    lfpgraph.wrap(model, "gradient", fallback="retrace")
+    lfpgraph.wrap(model, RECORDED, engine=asked)
     signs = set()
     for seed in range(6):
         torch.manual_seed(seed)
@@ -81,6 +83,15 @@ def test_branch_on_data_retraced_each_step() -> None:
         for p, q in zip(model.parameters(), twin.parameters()):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12)
     assert signs == {True, False}
+    assert lfpgraph.explain_wrap(model).engine == "live"
+
+
+def test_fallback_of_wrap_is_no_longer_needed(x: Tensor) -> None:
+    """It is taken for a while, with a warning, and means the live engine."""
+    with pytest.warns(FutureWarning, match="engine='live'"):
+        model = lfpgraph.wrap(Branches(), fallback="retrace")
+    model(x).sum().backward()
+    assert lfpgraph.explain_wrap(model).engine == "live" and model.layer.weight.grad is not None
 
 
 def test_operations_without_rule_listed_at_once(x: Tensor) -> None:

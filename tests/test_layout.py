@@ -129,8 +129,8 @@ def test_no_test_imports_another() -> None:
 PUBLIC = {
     "Attribution", "CheckReport", "Composite", "Conservation", "Contrast", "CoverageReport", "LfpGraphError", "OpGraph",
     "Ruleset", "Trainer", "attribute", "bits_by_importance", "centred", "check", "composite_names", "conservation",
-    "coverage", "feedback", "from_reward_function", "get_composite", "hebbian", "importance", "is_wrapped", "lrp",
-    "metrics", "onnx", "pictures", "policies", "prune", "quantise", "register_composite", "relevance_flow",
+    "coverage", "explain_wrap", "feedback", "from_reward_function", "get_composite", "hebbian", "importance", "is_wrapped",
+    "lrp", "metrics", "onnx", "pictures", "policies", "prune", "quantise", "register_composite", "relevance_flow",
     "reward_loss", "rewards", "rivals", "rule", "spiking", "trace", "unwrap", "wrap",
 }  # fmt: skip
 PUBLIC_MODULES = {

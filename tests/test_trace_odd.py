@@ -17,6 +17,8 @@ from lfpgraph.errors import TraceError
 from lfpgraph.graph.graph import module_path, source_line
 from lfpgraph.tracing.tracer import trace
 
+from .support.helpers import assert_made, true_gradient
+
 
 class Odd(nn.Module):
     """A linear layer before and after something odd."""
@@ -120,12 +122,15 @@ def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("odd", [*EXPORTED, *RECORDED], ids=lambda f: f.__name__)
-def test_gradient_is_autograd(odd: Callable[[Odd, Tensor], Tensor]) -> None:
-    """Also at the next step and on other numbers, where a recorded graph is recorded anew."""
+CASES = [(odd, "live") for odd in (*EXPORTED, *RECORDED)] + [(odd, "static") for odd in EXPORTED]
+
+
+@pytest.mark.parametrize(("odd", "engine"), CASES, ids=lambda value: getattr(value, "__name__", value))
+def test_gradient_is_autograd(odd: Callable[[Odd, Tensor], Tensor], engine: str) -> None:
+    """Also at the next step and on other numbers, which may take another way."""
     torch.manual_seed(0)
     model = Odd(odd).double()
-    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient", fallback="retrace")
+    twin = lfpgraph.wrap(copy.deepcopy(model), true_gradient(engine), engine=engine)
     for step in range(2):
         x = torch.randn(6, 4, dtype=torch.float64)
         expected, wanted = gradients(model, x)
@@ -162,7 +167,7 @@ def test_wrong_graph_is_noticed() -> None:
         trace(model, x)
     graph = trace(model, x, fallback="retrace")
     assert graph.tracer == "values"
-    out = lfpgraph.wrap(copy.deepcopy(model), fallback="retrace")(x)
+    out = lfpgraph.wrap(copy.deepcopy(model), engine="live")(x)
     torch.testing.assert_close(out, model(x))
 
 
@@ -184,8 +189,8 @@ def test_random_outputs_are_no_wrong_graph(caplog: pytest.LogCaptureFixture) -> 
     assert graph.tracer == "export"
 
 
-def test_tracing_draws_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    model = lfpgraph.wrap(Odd(branch), fallback="retrace")
+def test_recording_draws_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    model = lfpgraph.wrap(Odd(branch))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     model(torch.randn(4, 4).abs())
@@ -199,10 +204,10 @@ def test_tracing_draws_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
-def test_padding_keeps_sizes_open() -> None:
-    """One trace serves other sizes; the trace for fixed sizes where that fails is told of."""
+def test_padding_keeps_sizes_open(engine: str) -> None:
+    """One trace or plan serves other sizes."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3))
-    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient")
+    twin = lfpgraph.wrap(copy.deepcopy(model), true_gradient(engine), engine=engine)
     for batch in (2, 5):
         x = torch.randn(batch, 3, 8, 8)
         for one in (model, twin):
@@ -210,7 +215,7 @@ def test_padding_keeps_sizes_open() -> None:
             one(x).square().sum().backward()
         for p, q in zip(model.parameters(), twin.parameters()):
             torch.testing.assert_close(q.grad, p.grad)
-    assert twin.forward.traces == 1
+    assert_made(twin, engine)
 
 
 def test_fixed_sizes_where_open_ones_fail(caplog: pytest.LogCaptureFixture) -> None:
@@ -222,7 +227,7 @@ def test_fixed_sizes_where_open_ones_fail(caplog: pytest.LogCaptureFixture) -> N
         return node.vjp(s)
 
     rules = lfpgraph.get_composite("lfp-epsilon").override("1", handlers={torch.ops.aten.relu.default: concrete})
-    twin = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), rules)
+    twin = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), rules, engine="static")
     with caplog.at_level(logging.WARNING, "lfpgraph"):
         for batch in (2, 3, 2):
             twin(torch.randn(batch, 3)).square().sum().backward()

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 import lfpgraph
 from lfpgraph.errors import DataDependentError
 
-from .support.helpers import relative
+from .support.helpers import relative, true_gradient
 
 FAST = (
     "vgg16",
@@ -72,7 +72,7 @@ def test_training_step(name: str) -> None:
     model, args, kwargs = build(name, "tiny")
     model, args, kwargs = model.double(), cast(args, torch.float64), cast(kwargs, torch.float64)
     twin = copy.deepcopy(model)
-    lfpgraph.wrap(model, "gradient", fallback="retrace")
+    lfpgraph.wrap(model, true_gradient("auto"))
     found, outputs = step(model, args, kwargs)
     wanted, expected = step(twin, args, kwargs)
     for ours, theirs in zip(outputs, expected):
@@ -85,7 +85,7 @@ def test_training_step(name: str) -> None:
         error = (found[key] - value).norm().item()
         assert error <= max(1e-9 * value.norm().item(), 1e-11 * everything, 1e-12), (key, relative(found[key], value))
     lfpgraph.unwrap(model)
-    lfpgraph.wrap(model, "lfp-epsilon", fallback="retrace")
+    lfpgraph.wrap(model, "lfp-epsilon")
     feedback, _ = step(model, args, kwargs)
     assert feedback and all(bool(torch.isfinite(g).all()) for g in feedback.values())
     assert any(bool(g.any()) for g in feedback.values())

@@ -39,7 +39,7 @@ def feedback(
         reward: a tensor of the shape of the model's first float output that is no scalar, or a function of that output
             that returns one.
         composite: the rules to use.
-        on_missing, fallback: as for `wrap`.
+        on_missing: as for `wrap`. fallback: as for `lfpgraph.trace`.
         check: raise NonFiniteError at the first NaN or infinity, naming the operation.
 
     Returns:

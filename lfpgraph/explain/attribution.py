@@ -81,7 +81,7 @@ def attribute(
             gradients (Sundararajan et al. 2017), for which the name "integrated-gradients" takes 32. It costs so many
             passes more. Rules that look at no input (flat, w-square, box) have no bounded signal where an input is 0,
             so take them without baseline and steps.
-        on_missing, fallback: as for `lfpgraph.wrap`.
+        on_missing: as for `lfpgraph.wrap`. fallback: as for `lfpgraph.trace`.
 
     Returns:
         Relevance in the structure of `inputs`: for a tensor a tensor, for a tuple a tuple, for a dict a dict. A float

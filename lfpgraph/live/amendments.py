@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..engine.plan import Plan
 from ..errors import NonFiniteError, RuleError
 from ..numerics import epsilon_factor, stabilize
 from .bridges import wake
 from .call import LiveCall
+from .parameters import Scale, is_differentiated, replaced
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
 from .watch import Watch
@@ -43,7 +43,7 @@ def amend(
         leaf = record.leaves[place]
         edge = record.edge_of.get(leaf.value)
         if edge is not None and not (plain and watch is None):
-            scale = _Scale(schedule.plan, placeholder, plain, leaf.tensor, watch)
+            scale = Scale(schedule.plan, placeholder, plain, leaf.tensor, watch)
             edge[0].register_prehook(scale.before)
             for number, node, slot in record.own_reads if leaf.value in own_reads else ():
                 if number == leaf.value:
@@ -72,36 +72,6 @@ def _tap(record: Record, number: int, given: list[Any], place: int, check: bool,
             raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
 
     node.register_prehook(note)
-
-
-class _Scale:
-    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it."""
-
-    def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
-        self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
-
-    def feedback(self, s: Tensor) -> Tensor:
-        """The feedback of the signal s."""
-        found = s if self.plain else self.plan.feedback(self.placeholder, self.parameter.detach(), s)
-        if self.watch is not None:
-            self.watch.feed(self.parameter, found)
-        return found
-
-    def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """A hook on the one alias that a run takes the parameter through."""
-        return None if signals[0] is None else (self.feedback(signals[0]),)
-
-    def at(self, slot: int) -> Any:
-        """A hook on a function that hands a gradient to the parameter itself."""
-
-        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
-            return None if signals[slot] is None else _replaced(signals, {slot: self.feedback(signals[slot])})
-
-        return after
-
-
-def _replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
-    return tuple(new.get(i, s) for i, s in enumerate(signals))
 
 
 class _Hooks:
@@ -150,6 +120,8 @@ class _Hooks:
         amendment = self.amendment
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if is_differentiated():
+                return None
             if not self.values:
                 raise RuntimeError(
                     "Trying to backward through the graph a second time, but what it saved has been freed; pass "
@@ -166,7 +138,7 @@ class _Hooks:
                 self._compute([found[i] for i in range(count)])
             if amendment.computed or not amendment.plain:
                 self._let_go()
-            return _replaced(signals, new) if new else None
+            return replaced(signals, new) if new else None
 
         return before
 
@@ -224,7 +196,9 @@ class _Hooks:
         """Before what autograd has worked out goes to the inputs: what they get in its place."""
         amendment = self.amendment
 
-        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...]:
+        def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
+            if is_differentiated():
+                return None
             new: dict[int, Tensor] = {}
             for slot, i, first in slots:
                 s = signals[slot]
@@ -251,7 +225,7 @@ class _Hooks:
                 raise NonFiniteError(
                     f"{self.plan.graph.describe(amendment.unit.node)} hands on a signal that is NaN or infinite"
                 )
-            return _replaced(signals, new)
+            return replaced(signals, new)
 
         return after
 

@@ -26,7 +26,7 @@ class Bridge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
-        if not ctx.awake:
+        if not ctx.awake or torch.is_grad_enabled():  # a derivative that is itself differentiated is the true one
             return (None,) * (1 + len(ctx.kinds))
         zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
         return (None, *zeros)

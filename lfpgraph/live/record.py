@@ -58,7 +58,9 @@ class Record(Values):
             self._look_at(args)
             if info_of(op).writes:
                 self._save_before_write(args)
-            return op._op(*args, **kwargs)
+            out = op._op(*args, **kwargs)
+            self.unrecorded.note(args, out, self._is_activation)
+            return out
         if op is _EMPTY:
             return op._op(*args, **kwargs)
         info = info_of(op)

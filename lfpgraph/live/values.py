@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from .interception import paused
 from .operations import OWN_BACKWARD, OWN_VIEW
+from .unrecorded import Unrecorded
 
 __all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
 
@@ -82,6 +83,7 @@ class Values:
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
+        self.unrecorded = Unrecorded()
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
@@ -140,24 +142,31 @@ class Values:
 
     def _leaf(self, x: Tensor) -> int:
         kind, name = self.name_leaf(x)
+        if kind == "constant" and x in self.unrecorded:
+            kind, name = "input", -1
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
             self.kept[number] = x.detach()
         if kind != "parameter":
             self._stored.setdefault(storage_of(x), []).append(number)
+            if x.requires_grad and x.grad_fn is None:
+                edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
+                self.edges[edge] = number  # where autograd's nodes hand this input's signal
+                self.edge_of[number] = edge
         elif x.requires_grad:
-            alias = x[...]  # an alias, whose derivative may be sparse; that of a view may not
+            alias = _alias(x)
             self.aliases[number] = alias
             self._aliased.setdefault(storage_of(x), []).append((x, number))
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
-        elif x.requires_grad and x.grad_fn is None:
-            with torch.enable_grad():
-                edge = x.view_as(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
-            self.edges[edge] = number  # where autograd's nodes hand this input's signal
-            self.edge_of[number] = edge
         return number
+
+    def _is_activation(self, x: Tensor) -> bool:
+        number = self.known(x)
+        if number is None:
+            return self.name_leaf(x)[0] == "input"
+        return all(leaf.value != number or leaf.kind == "input" for leaf in self.leaves)
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
@@ -252,3 +261,13 @@ def storage_of(x: Tensor) -> int:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x.untyped_storage()._cdata if x.layout is torch.strided else 0
+
+
+def _alias(x: Tensor) -> Tensor:
+    """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
+    found = x[...]
+    if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
+        nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+        with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
+            found = x[...]
+    return found

@@ -93,12 +93,12 @@ def _explain(model: nn.Module, error: Exception) -> TraceError:
     if data_dependent:
         return DataDependentError(
             f"{name}.forward decides on a tensor's value{where}: {text.splitlines()[0][:200]}. One graph cannot stand for "
-            'both ways. Rewrite the branch with torch.where, or wrap with fallback="retrace", which traces anew at every step.'
+            'both ways. wrap(model, engine="live") runs the model itself; elsewhere, fallback="retrace" traces this call\'s way.'
         )
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     return TraceError(
         f"{name} could not be traced{where}: {type(error).__name__}: {first[:300]}. Check that the model runs on these "
-        'inputs; if it does, wrap with fallback="retrace", which traces real values anew at every step.'
+        'inputs; if it does, wrap(model, engine="live") runs the model itself; elsewhere, fallback="retrace" traces real values.'
     )
 
 

@@ -84,6 +84,6 @@ def _verify(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mappi
         return
     raise TraceError(
         f"torch.export's graph of {name} gives other outputs than {name} itself ({distance:.3g} times what rounding "
-        'explains): the model takes another way while it is traced. Wrap with fallback="retrace", which records what '
-        "it does."
+        'explains): the model takes another way while it is traced. wrap(model, engine="live") runs the model itself; '
+        'elsewhere, fallback="retrace" records what it does.'
     )

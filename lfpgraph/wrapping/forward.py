@@ -1,4 +1,4 @@
-"""What stands in place of a wrapped model's forward: traces at the first call, then runs the program."""
+"""The static engine, in place of a model's forward: traces at the first call, then runs the program."""
 
 from __future__ import annotations
 
