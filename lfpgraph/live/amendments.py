@@ -205,7 +205,7 @@ class _Hooks:
                 if amendment.computed:
                     answer = self.answers.get(i) if first else None
                     if s is None:
-                        if answer is not None:
+                        if answer is not None and _goes_on(slot):
                             raise RuleError(
                                 f"{self.plan.graph.describe(amendment.unit.node)} hands no gradient to its argument {i}, so "
                                 "the signal of its rule has no way to it; please report this operation."
@@ -271,3 +271,9 @@ def _slots(
                 seen.add(source)
                 stack.append(source)
     return found, seen
+
+
+def _goes_on(slot: int) -> bool:
+    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
+    source = torch._C._current_autograd_node().next_functions[slot][0]
+    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)
