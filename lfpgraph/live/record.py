@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .notes import Ref, user_line
-from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, info_of
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, autocast_of, info_of
 from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Record"]
@@ -44,6 +44,9 @@ class Record(Values):
         self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
         self.steps: list[tuple[OpOverload, tuple[int, ...]]] = []
         self.templates: list[Any] = []  # of each step, its arguments, where somebody is going to look at them
+        self.casts: dict[
+            int, tuple[str, torch.dtype] | None
+        ] = {}  # steps under autocast: the kind of device, and the type
         self._overwritten: set[int] = set()  # values whose memory holds something else by now
         self._known: list[Any] = []  # the same of the run that this one was expected to repeat
         self.paths: dict[int, str] = {}
@@ -68,6 +71,8 @@ class Record(Values):
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
+        if torch._C._is_any_autocast_enabled():
+            self.casts[len(self.steps)] = autocast_of(args)
         ins: list[int] = []
         key: list[Any] = [op]
         given = self._read(args, info.kinds, ins, key)
