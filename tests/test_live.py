@@ -9,28 +9,20 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import lfpgraph
 from lfpgraph.live.interception import recorder
 
 from .support.live import arguments, backwards, copies, functions, layers, modules, parts, recurrent, states, tools
 from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
 
-FILES = (
-    arguments,
-    backwards,
-    copies,
-    functions,
-    layers,
-    modules,
-    parts,
-    recurrent,
-    states,
-    tools,
-)  # they fill the table
+FILES = (arguments, backwards, copies, functions, layers, modules, parts, recurrent, states, tools)  # fill CASES
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +87,45 @@ def test_feedback_is_that_of_the_walk(name: str) -> None:
     for n, x in expected.items():
         error = (found[n] - x).norm() if n in found else x.norm()
         assert error <= 1e-9 * x.norm() + 1e-15, n
+
+
+WAYS = (
+    "branches_on_data caches checkpointed counters_and_draws error_caught_inside frozen_and_thawed forward_hooks lora_scaling "
+    "parametrized replaced_parts scripted sizes train_and_eval unused_parameters weights_written_in_forward"
+).split()
+
+
+@pytest.mark.parametrize("composite", ["lfp-epsilon", "lfp-gamma"])
+@pytest.mark.parametrize("name", WAYS)
+def test_feedback_remembers_nothing(name: str, composite: str) -> None:
+    """Where steps take different ways, each has the feedback that a model wrapped just before it would have."""
+
+    def rewrapped() -> Any:
+        model, step = CASES[name].build()
+
+        def one(model: Any, i: int) -> Any:
+            lfpgraph.unwrap(model)
+            return step(lfpgraph.wrap(model, composite, engine="live"), i)
+
+        return model, one
+
+    expected = run(replace(CASES[name], build=rewrapped), composite, "live", 4)
+    assert_equal(run(CASES[name], composite, "live", 4), expected, 1e-10)
+
+
+def test_autocast_as_in_forward() -> None:
+    """A rule that runs an operation again does so under the autocast that the forward had there, and under no other."""
+    grads = []
+    for backward_inside in (True, False):
+        torch.manual_seed(0)
+        model = lfpgraph.wrap(
+            torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)), "lfp-gamma", engine="live"
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(torch.ones(4, 6)).float().pow(2).mean()
+            if backward_inside:
+                loss.backward()
+        if not backward_inside:
+            loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))

@@ -6,6 +6,7 @@ itself. What a hook has used it lets go, unless the graph is to be kept for anot
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,7 @@ class _Hooks:
         kept = record.kept
         self.values: dict[int, Tensor] = {n: x for n in amendment.needs if (x := kept[n]) is not None}
         self.templates = {node: record.templates[step] for node, step in amendment.steps}
+        self.cast = record.casts.get(amendment.steps[-1][1]) if amendment.steps else None
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
@@ -163,7 +165,8 @@ class _Hooks:
         call.given = [s for s in self.given if s is not None]
         call.form = amendment.form
         assert unit.handler is not None
-        answers = list(unit.handler(call, signals[0] if single else signals, *call.args, **call.kwargs))
+        with self._cast_as_before():
+            answers = list(unit.handler(call, signals[0] if single else signals, *call.args, **call.kwargs))
         if len(answers) != len(unit.inputs):
             raise RuleError(
                 f"the rule of {self.plan.graph.describe(unit.node)} answered {len(answers)} signals for "
@@ -179,6 +182,13 @@ class _Hooks:
             first = next(j for j, n in enumerate(unit.inputs) if n is unit.inputs[i])
             before = self.answers.get(first)
             self.answers[first] = answer.to(x.dtype) if before is None else before + answer.to(x.dtype)
+
+    def _cast_as_before(self) -> Any:
+        """The autocast that the unit's operations ran under, or none."""
+        if self.cast is None and not torch._C._is_any_autocast_enabled():
+            return contextlib.nullcontext()
+        device, dtype = self.cast or (next(iter(self.values.values())).device.type, None)
+        return torch.autocast(device, dtype, enabled=self.cast is not None, cache_enabled=False)
 
     def _fitted(self, answer: Tensor, x: Tensor, i: int) -> Tensor:
         if answer.shape == x.shape:
@@ -204,7 +214,7 @@ class _Hooks:
                 if amendment.computed:
                     answer = self.answers.get(i) if first else None
                     if s is None:
-                        if answer is not None:
+                        if answer is not None and _goes_on(slot):
                             raise RuleError(
                                 f"{self.plan.graph.describe(amendment.unit.node)} hands no gradient to its argument {i}, so "
                                 "the signal of its rule has no way to it; please report this operation."
@@ -270,3 +280,9 @@ def _slots(
                 seen.add(source)
                 stack.append(source)
     return found, seen
+
+
+def _goes_on(slot: int) -> bool:
+    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
+    source = torch._C._current_autograd_node().next_functions[slot][0]
+    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)

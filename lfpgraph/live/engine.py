@@ -145,7 +145,7 @@ class LiveEngine:
             log.info("%s: the own backward of %s is used as it is", type(self.model).__name__, ", ".join(names))
         log.info("%s: planned %d operations, live", type(self.model).__name__, len(record.steps))
         schedule = make_schedule(plan, live, record.keys, record.follows)
-        schedule.notes = Notes(record.templates, record.paths, record.lines)
+        schedule.notes = Notes(record.all_templates(), record.paths, record.lines)
         return schedule
 
     def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:

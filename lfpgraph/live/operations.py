@@ -15,7 +15,18 @@ from ..rules.views import vjp
 from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
 
-__all__ = ["OWN_BACKWARD", "OWN_VIEW", "SIZE", "STATIC", "TENSOR", "TENSORS", "OpInfo", "has_no_derivative", "info_of"]
+__all__ = [
+    "OWN_BACKWARD",
+    "OWN_VIEW",
+    "SIZE",
+    "STATIC",
+    "TENSOR",
+    "TENSORS",
+    "OpInfo",
+    "autocast_of",
+    "has_no_derivative",
+    "info_of",
+]
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
@@ -143,3 +154,12 @@ def has_no_derivative(info: OpInfo, results: list[Any]) -> bool:
             return False
         found = _HAS_DERIVATIVE[info.node] = not any(node.name().endswith("NotImplemented") for node in nodes)
     return not found
+
+
+def autocast_of(args: tuple[Any, ...]) -> tuple[str, torch.dtype] | None:
+    """The autocast that is on for the devices of an operation's tensors."""
+    for value in args:
+        for x in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+                return x.device.type, torch.get_autocast_dtype(x.device.type)
+    return None

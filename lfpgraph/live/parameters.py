@@ -68,10 +68,10 @@ class Watch:
             self._away -= 1
 
     def second(self) -> None:
-        """Say that somebody asks for the derivative of feedback."""
+        """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
         self._say_once(
-            "a second derivative is asked for (create_graph=True). It takes the feedback's factors, such as the activations "
-            "that a rule divides by, as constants."
+            "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
+            "flows when the loss itself is propagated."
         )
 
     def transformed(self) -> None:

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .notes import Ref, user_line
-from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, info_of
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Record"]
@@ -43,7 +43,12 @@ class Record(Values):
         self.parted = False
         self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
         self.steps: list[tuple[OpOverload, tuple[int, ...]]] = []
-        self.templates: list[Any] = []
+        self.templates: list[Any] = []  # of each step, its arguments, where somebody is going to look at them
+        self.casts: dict[
+            int, tuple[str, torch.dtype] | None
+        ] = {}  # steps under autocast: the kind of device, and the type
+        self._overwritten: set[int] = set()  # values whose memory holds something else by now
+        self._known: list[Any] = []  # the same of the run that this one was expected to repeat
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
         self.path = self.root = root  # the module whose call is running, and the one whose run this is
@@ -66,6 +71,8 @@ class Record(Values):
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
+        if torch._C._is_any_autocast_enabled():
+            self.casts[len(self.steps)] = autocast_of(args)
         ins: list[int] = []
         key: list[Any] = [op]
         given = self._read(args, info.kinds, ins, key)
@@ -151,7 +158,7 @@ class Record(Values):
         self._trace_sources(info, ins, outs, (*args, *kwargs.values()))
         self._check_expected(step, self.keys[-1])
         every = self.expected is None or self.keep_all
-        wanted = self.expected is None or step in self.expected.templates
+        wanted = every or step in self.expected.templates
         self.templates.append((before or self._template(args, kwargs)) if wanted else None)
         if every or step in self.expected.keeps:
             for number, x in zip(outs, results):
@@ -169,7 +176,7 @@ class Record(Values):
             self.lines[step] = user_line()
 
     def _wants_leaf(self, number: int) -> bool:
-        return self.expected is None or number in self.expected.kept_values
+        return self.expected is None or self.keep_all or number in self.expected.kept_values
 
     def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         number = self._new(x)
@@ -188,15 +195,17 @@ class Record(Values):
         """The run has left the way it was expected to go: what was not noted so far is as it was on that way."""
         self.paths |= self.expected.notes.paths
         self.lines |= self.expected.notes.lines
-        known = self.expected.notes.templates
-        self.templates = [t if t is not None else known[i] for i, t in enumerate(self.templates[:step])]
+        self._known = self.expected.notes.templates[:step]
         self.expected = None
+        for leaf in self.leaves:
+            if self.kept[leaf.value] is None and leaf.value not in self._overwritten:
+                self.kept[leaf.value] = leaf.tensor.detach()
 
     def all_templates(self) -> list[Any]:
-        """The arguments of all steps."""
+        """The arguments of all steps: which values they were, but numbers and sizes may be those of an earlier run."""
         if self.expected is not None:
             self.recall(len(self.steps))
-        return self.templates
+        return [self._known[i] if t is None else t for i, t in enumerate(self.templates)]
 
     # Values that are kept
 
@@ -211,11 +220,13 @@ class Record(Values):
             if isinstance(x, Tensor) and x.layout is torch.strided:
                 storage = storage_of(x)
                 for parameter, number in self._aliased.pop(storage, ()):
+                    self._overwritten.add(number)
                     self._ids.pop(id(parameter), None)  # what is written to is another value, to be taken anew
                     self.aliases.pop(number, None)
                 for number in self._stored.pop(storage, ()):
                     kept = self.kept[number]
                     self.kept[number] = None if kept is None else kept.clone()
+                    self._overwritten.add(number)
                 break
 
     def _template(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

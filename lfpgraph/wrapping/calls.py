@@ -91,6 +91,14 @@ def _somebody_traces() -> bool:
     return fake is not None or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
 
 
+def _runs_again() -> bool:
+    """Whether a checkpoint runs its part again, only to have what autograd saved; feedback goes through the first run."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__qualname__.startswith("_recomputation_hook")
+
+
 @dataclass
 class _Counts:
     """How often the model has run, and how."""
@@ -144,7 +152,7 @@ class Wrapping:
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
         module = part.module
-        if is_tracing() or not torch.is_grad_enabled() or _somebody_traces():
+        if is_tracing() or not torch.is_grad_enabled() or _somebody_traces() or _runs_again():
             return module._call_impl(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             if changes_gradients(self.composite):
