@@ -48,14 +48,16 @@ def recording(new: Recorder) -> Iterator[None]:
     A recording inside another one takes its place until it ends.
     """
     _wrap_torch()
-    before = recorder()
+    before, optimized = recorder(), torch._C._get_graph_executor_optimize()
     _local.recorder = new
+    torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
     _include(_KEY, True)
     try:
         with torch._C._EnablePythonDispatcher():
             yield
     finally:
         _local.recorder = before
+        torch._C._set_graph_executor_optimize(optimized)
         _include(_KEY, before is not None)
 
 
