@@ -34,8 +34,9 @@ def miss(row: Row) -> str | None:
         )
     if row["new_plans"]:
         return f"an equal second step made {row['new_plans']} new plans"
-    if row["messages"]:
-        return f"warning: {row['messages'][0]}"
+    for message in row["messages"]:
+        if "wholly zero" not in message:  # a remark on the weights, which is right
+            return f"warning: {message}"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,28 @@ def test_smooth_net_is_not_its_gradient(engine: str) -> None:
     assert (p.grad - want).abs().max() > 0.05 * want.abs().max()
     last, other = model[-1].weight, plain[-1].weight  # nothing but a linear layer behind it
     assert_close(last.grad, other.detach().abs() * other.grad, 1e-9, "last layer")
+
+
+class Starting(nn.Module):
+    """Begins with an operation whose rule is not its gradient."""
+
+    def __init__(self, first: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = first, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize("first", [torch.sin, nn.functional.normalize], ids=["sine", "normalised"])
+def test_both_engines_hand_an_input_the_same_signal(first: Callable[[Tensor], Tensor]) -> None:
+    found = []
+    for engine in ("live", "static"):
+        model, _ = twins(lambda: Starting(first), "lfp-epsilon", engine=engine)
+        x = example("mlp").requires_grad_()
+        loss_of(model(x)).backward()
+        found.append(x.grad)
+    assert_close(*found, 1e-12)
 
 
 def assert_same_step(model: nn.Module, plain: nn.Module, x: Tensor) -> None:

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 _MAX_RUN = 64
 _REDUCTIONS = MEANS | SPREADS
 _ROOTS = ROOTS | {aten.div.Tensor, aten.linalg_vector_norm.default, aten.std.correction}
-_EXPANSIONS = {aten.expand.default, aten.unsqueeze.default}
+_EXPANSIONS = {aten.expand.default, aten.expand_as.default, aten.unsqueeze.default}
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from ..errors import NonFiniteError, RuleError
 from ..numerics import epsilon_factor, stabilize
 from .bridges import wake
 from .call import LiveCall
-from .parameters import Scale, is_differentiated, replaced
+from .parameters import Scale, Watch, is_differentiated, replaced
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
-from .watch import Watch
 
 __all__ = ["amend"]
 

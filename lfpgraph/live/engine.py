@@ -18,9 +18,9 @@ from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .notes import Notes, refs_in
+from .parameters import Watch
 from .record import Record
 from .schedule import Schedule, make_schedule
-from .watch import Watch
 
 __all__ = ["LiveEngine", "changes_gradients"]
 

@@ -1,16 +1,139 @@
-"""What becomes of the signals that reach parameters, and of backward passes that are differentiated themselves."""
+"""What becomes of the signals that reach parameters: feedback, and a word where something else arrives."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.parameter import is_lazy
 
 from ..engine.plan import Plan
-from .watch import Watch
 
-__all__ = ["Scale", "is_differentiated", "replaced"]
+__all__ = ["Scale", "Watch", "is_differentiated", "replaced"]
+
+log = logging.getLogger("lfpgraph")
+
+
+class Watch:
+    """Hooks on a model's parameters that compare what arrives with what the engine has handed on.
+
+    A gradient reaches a parameter by other ways where the loss uses the parameter itself (`F.linear(h, model.head.weight)`),
+    or where modules run that are not wrapped. The first two gradients of each parameter are compared in value, later ones
+    only for whether anything came through feedback at all.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._watched: dict[int, weakref.ref[Tensor]] = {}
+        self._fed: dict[int, list[Tensor | None]] = {}
+        self._compared: dict[int, int] = {}
+        self._said: set[str] = set()
+        self._said_else: set[str] = set()
+        self._handles: list[Any] = []
+        self._away = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(Watch(self.name))
+
+    def add(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Watch these parameters, as far as they are not watched yet."""
+        for name, parameter in parameters:
+            found = self._watched.get(id(parameter))
+            if is_lazy(parameter):
+                continue
+            if parameter.requires_grad and parameter.is_leaf and (found is None or found() is not parameter):
+                self._watched[id(parameter)] = weakref.ref(parameter)
+                self._compared.pop(id(parameter), None)
+                self._handles.append(parameter.register_hook(_Arrival(self, name, id(parameter))))
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watched.clear()
+
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While a model runs: gradients that it takes inside are its own business."""
+        self._away += 1
+        try:
+            yield
+        finally:
+            self._away -= 1
+
+    def second(self) -> None:
+        """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self._say_once(
+            "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
+            "flows when the loss itself is propagated."
+        )
+
+    def transformed(self) -> None:
+        """Say that a transform of torch.func runs the model."""
+        self._say_once("inside transforms of torch.func (grad, vmap) the model gives its gradient, not feedback.")
+
+    def feed(self, parameter: Tensor, feedback: Tensor) -> None:
+        """Note feedback that is on its way to a parameter."""
+        compare = self._compared.get(id(parameter), 0) < 2
+        self._fed.setdefault(id(parameter), []).append(feedback.detach() if compare else None)
+
+    def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
+        """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
+        if gradient is None or self._away:
+            return
+        fed = self._fed.pop(key, None)
+        if fed is None:
+            self._say(name, "has received a gradient that is no feedback")
+            return
+        seen = self._compared.get(key, 0)
+        parameter = self._watched[key]()
+        others = parameter is None or len(parameter._backward_hooks or ()) > 1  # the user's may have changed it before
+        if seen < 2 and not others:
+            self._compared[key] = seen + 1
+            parts = [f for f in fed if f is not None]
+            if len(parts) == len(fed) and not gradient.is_sparse and not _equal(gradient, parts):
+                self._say(name, "has received a gradient that is feedback only in part")
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said_else:
+            self._said_else.add(what)
+            log.warning("%s: %s", self.name, what)
+
+    def _say(self, name: str, what: str) -> None:
+        if not self._said:
+            log.warning(
+                "%s: the parameter %s %s. The loss uses it, or a module that holds it, other than through the call of a "
+                "wrapped module: call the module itself, or wrap the module whose call computes the loss.",
+                self.name, name, what,
+            )  # fmt: skip
+        self._said.add(name)
+
+
+class _Arrival:
+    """A hook of one parameter; does not keep the watch alive by more than the parameter."""
+
+    def __init__(self, watch: Watch, name: str, key: int) -> None:
+        self.watch, self.name, self.key = weakref.ref(watch), name, key
+
+    def __call__(self, gradient: Tensor | None) -> None:
+        watch = self.watch()
+        if watch is not None:
+            watch.arrived(self.name, self.key, gradient)
+
+
+def _equal(gradient: Tensor, parts: list[Tensor]) -> bool:
+    with torch.no_grad():
+        total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)
+        scale = float(gradient.abs().max()) if gradient.numel() else 0.0
+        return bool(((gradient - total).abs() <= 1e-2 * scale + 1e-12).all()) or not bool(
+            torch.isfinite(gradient).all()
+        )
 
 
 class Scale:

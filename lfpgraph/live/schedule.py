@@ -28,7 +28,7 @@ from torch import Tensor, fx
 
 from ..engine.plan import Plan
 from ..engine.units import Unit
-from .asking import Multiple, answers_of
+from .call import Multiple, answers_of
 from .graph_of_record import LiveGraph
 
 __all__ = ["Amendment", "Factor", "Schedule", "make_schedule"]

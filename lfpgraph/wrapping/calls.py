@@ -21,7 +21,7 @@ from ..engine.plan import Plan
 from ..errors import TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.interception import recorder
-from ..live.watch import Watch
+from ..live.parameters import Watch
 from ..tracing.flat import is_tracing
 from .choice import Choice, Explanation
 from .forward import FeedbackForward

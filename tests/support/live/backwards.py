@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 from .table import case, data, loss_of, mlp, train
-
 
 # Calls and backwards
 

@@ -14,7 +14,6 @@ import lfpgraph
 
 from .table import case, data, loss_of, mlp, train
 
-
 # Copies, pickles, unwrapping
 
 

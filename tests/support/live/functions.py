@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-
 from .table import case, data, loss_of, mlp, train
-
 
 # Custom functions
 

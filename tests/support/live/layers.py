@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-
 
 from .table import case, data, loss_of, mlp, train
 

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 from .table import case, data, loss_of, mlp, train
-
 
 # Numbers and flags
 

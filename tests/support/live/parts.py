@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 from .table import case, data, mlp, train
-
 
 # Parts and parameters
 

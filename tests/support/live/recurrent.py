@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import rnn
-
 
 from .table import case, data, loss_of, mlp, train
 

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
 from .table import case, data, loss_of, mlp, train
-
 
 # Losses and states on the model
 
