@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lfpgraph
@@ -37,3 +38,101 @@ def test_gradient_and_feedback(name: str) -> None:
     feedback = _step(lfpgraph.wrap(model), loss_of)
     assert set(feedback) == set(expected)
     assert all(bool(f.isfinite().all()) for f in feedback.values())
+    assert any(bool(f.any()) for f in feedback.values())
+
+
+def _adversaries() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
+    return generator.double(), nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1)).double()
+
+
+def _adversarial_step(generator: nn.Module, critic: nn.Module) -> list[Tensor]:
+    """A generator and a critic that learn in turn; the generator learns through the critic."""
+    generator.zero_grad()
+    critic.zero_grad()
+    noise, real = torch.randn(6, 3).double(), torch.randn(6, 4).double()
+    fake = generator(noise)
+    (F.softplus(-critic(real)) + F.softplus(critic(fake.detach()))).mean().backward()
+    found = [p.grad.clone() for p in critic.parameters()]
+    critic.zero_grad()
+    F.softplus(-critic(fake)).mean().backward()
+    return found + [p.grad.clone() for p in generator.parameters()]
+
+
+def test_two_wrapped_models() -> None:
+    torch.manual_seed(1)
+    expected = _adversarial_step(*_adversaries())
+    torch.manual_seed(1)
+    found = _adversarial_step(*(lfpgraph.wrap(m, RECORDED, engine="live") for m in _adversaries()))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    feedback = _adversarial_step(*(lfpgraph.wrap(m) for m in _adversaries()))
+    assert all(bool(f.isfinite().all()) and bool(f.any()) for f in feedback)
+
+
+class _Frozen(nn.Module):
+    """A head on features that are made under no_grad, or handed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return F.relu(self.encoder(x))
+
+    def forward(self, x: Tensor | None = None, h: Tensor | None = None) -> Tensor:
+        h = self.features(x) if x is not None else h
+        return self.out(torch.sigmoid(self.head(h)) * h)
+
+
+def test_frozen_features_are_activations() -> None:
+    torch.manual_seed(0)
+    model, x = _Frozen().double(), torch.randn(5, 6).double()
+    inside = _step(lfpgraph.wrap(copy.deepcopy(model)), lambda m: m(x).square().sum())
+    handed_in = _step(lfpgraph.wrap(copy.deepcopy(model)), lambda m: m(h=model.features(x)).square().sum())
+    torch.testing.assert_close(inside, handed_in)
+
+
+def test_angles_made_under_no_grad_are_no_activations() -> None:
+    """A product with what comes of positions alone hands its whole reward to the other factor."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.register_buffer("rates", torch.rand(6))
+
+        def forward(self, x: Tensor, frozen: bool = True) -> Tensor:
+            with torch.set_grad_enabled(not frozen):
+                angles = (torch.arange(5)[:, None] * self.rates[None]).cos().to(x.dtype)
+            return self.b(self.a(x) * angles)
+
+    torch.manual_seed(0)
+    model, x = Net().double(), torch.randn(5, 6).double()
+    found = _step(lfpgraph.wrap(copy.deepcopy(model)), lambda m: m(x).square().sum())
+    plain = _step(lfpgraph.wrap(copy.deepcopy(model)), lambda m: m(x, frozen=False).square().sum())
+    torch.testing.assert_close(found, plain)
+
+
+def test_a_zero_weight_where_signals_of_two_forms_meet() -> None:
+    """The softmax hands on a signal in stabilized form, the output a plain one; the layer itself holds zeros."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 4)
+            nn.init.zeros_(self.b.weight)
+            nn.init.zeros_(self.b.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.b(self.a(x))
+            return torch.cat([F.relu(h), h * x[:, :4], h.tanh(), h], -1)
+
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(5, 6)
+    weight = torch.randn(16)
+    live = _step(lfpgraph.wrap(copy.deepcopy(model), engine="live"), lambda m: (m(x) * weight).sum())
+    static = _step(lfpgraph.wrap(copy.deepcopy(model), engine="static"), lambda m: (m(x) * weight).sum())
+    assert bool(live["b.weight"].any())
+    torch.testing.assert_close(live, static)

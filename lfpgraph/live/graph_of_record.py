@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import BackwardCFunction
 
 from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
-from .bridges import is_bridge
 from .notes import Ref
 from .record import Record
 
@@ -61,7 +61,7 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         }
         node.meta["stack_trace"] = record.lines[step]
         grad_fns = [record.edge_of[n][0] for n in outs if n in record.edge_of]
-        node.meta["has_derivative"] = any(not is_bridge(grad_fn) for grad_fn in grad_fns)
+        node.meta["has_derivative"] = any(not isinstance(grad_fn, BackwardCFunction) for grad_fn in grad_fns)
         step_of[node] = step
         if len(outs) == 1 and not _returns_several(op):
             node.meta["val"] = _meta(record, outs[0])

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .notes import Ref, user_line
-from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, has_no_derivative, autocast_of, info_of
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Record"]
