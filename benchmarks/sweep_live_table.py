@@ -82,13 +82,20 @@ def table(rows: list[Row], total: int) -> str:
         f"{transformers.__version__}, one thread). Small random instances in train mode with the dropout they have (in eval "
         "mode where they cannot train as they are), float32, the default wrap. The same step at the same seed is taken by the "
         "plain model, by a wrapped copy that records the run and asks for the true gradient, and twice by a copy under "
-        f"LFP-epsilon. {len(rows)} of the {total} model types that transformers knows have been run.",
+        f"LFP-epsilon. {len(rows)} of the {total} model types that transformers knows have been run. Not all rows are of the same "
+        "commit: `--again` measures only the misses anew.",
         "",
         *summary(rows),
         "",
         "## Misses",
         "",
         *listed,
+        "",
+        "Known causes: not finite, the rule for activations hands on `f(x) / x`, and where a sigmoid gate sits at zero in block "
+        "after block the signals pass float32's largest number (in float64 they are finite, up to 1e37; the static engine's "
+        "overflow, too). More than so many seconds: the builder does not shrink these (260 million parameters and more), and the "
+        "machine was shared. A new plan at the second step: the first call of engine='auto' is observed, which keeps values "
+        "alive that count as ends of the run; with engine='live' there is one plan.",
         "",
         "## Not built",
         "",
