@@ -91,11 +91,12 @@ def table(rows: list[Row], total: int) -> str:
         "",
         *listed,
         "",
-        "Known causes: not finite, the rule for activations hands on `f(x) / x`, and where a sigmoid gate sits at zero in block "
-        "after block the signals pass float32's largest number (in float64 they are finite, up to 1e37; the static engine's "
-        "overflow, too). More than so many seconds: the builder does not shrink these (260 million parameters and more), and the "
-        "machine was shared. A new plan at the second step: the first call of engine='auto' is observed, which keeps values "
-        "alive that count as ends of the run; with engine='live' there is one plan.",
+        "Known causes. Not finite: the rule for activations hands on `f(x) / x`, and where a sigmoid gate sits at zero in "
+        "block after block the signals pass float32's largest number (align_vision_model in float64: finite, up to 1e37; the "
+        "static engine overflows in float32, too). More than so many seconds: instances that the builder hardly shrinks "
+        "(vibevoice_acoustic_tokenizer: 262 million parameters), on a machine that was shared; not measured. A new plan at the "
+        "second step (looked into for grounding-dino): the first call of engine='auto' is observed, which keeps values alive "
+        "that then count as ends of the run; with engine='live' there is one plan.",
         "",
         "## Not built",
         "",
