@@ -58,7 +58,8 @@ def _lfprop(case: Case) -> Side:
 
 SIDES: dict[str, Callable[[Case], Side]] = {
     "backprop": backprop,
-    "lfp": _feedback,
+    "lfp": lambda case: _feedback(case, engine="static"),
+    "lfp-live": lambda case: _feedback(case, engine="live"),
     "lfp-min": lambda case: _feedback(case, memory="min"),
     "lfp-regional": lambda case: _feedback(case, regional=True),
     "backprop-compiled": lambda case: backprop(case, dynamic=False),

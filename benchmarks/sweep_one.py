@@ -134,7 +134,7 @@ def _wrapped(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     signals, expected = _autograd(model, inputs, tensors, parameters)
     if not signals:
         return {"wrap_error": 0.0}
-    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient", fallback="retrace")
+    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient", engine="static")
     twin.zero_grad()
     torch.manual_seed(0)
     outputs = flatten_output(twin(**inputs))[0]
