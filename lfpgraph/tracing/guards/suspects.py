@@ -26,6 +26,7 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.abspath(__file__)
 
 _GRADIENT = "takes gradients inside forward"
+_SEEDS = "seeds torch's random generator"
 
 # Functions of torch, by file and name; "question" and "read" are judged together (`Suspects.shortcut`).
 _TABLE = {
@@ -43,8 +44,8 @@ _TABLE = {
     ("autograd/graph.py", "saved_tensors_hooks.__enter__"): "sets hooks on saved tensors",
     ("_tensor.py", "register_hook"): "sets a hook on a tensor",
     ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
-    ("random.py", "manual_seed"): "seeds torch's random generator",
-    ("random.py", "seed"): "seeds torch's random generator",
+    ("random.py", "manual_seed"): _SEEDS,
+    ("random.py", "seed"): _SEEDS,
     ("random.py", "set_rng_state"): "sets torch's random generator",
     ("random.py", "fork_rng"): "sets torch's random generator",
     ("_dynamo/eval_frame.py", "compile_wrapper"): "calls what torch.compile has compiled, whose reads cannot be seen",
@@ -114,7 +115,7 @@ class Suspects:
         words = self._known[code]
         if words is None:
             return
-        user = asker(frame.f_back, through_torch=words == _GRADIENT)
+        user = asker(frame.f_back, through_torch=words in (_GRADIENT, _SEEDS))  # torch may wrap its own seeding
         if user is None:
             return
         if words == "question":
