@@ -25,6 +25,7 @@ from .schedule import Schedule, make_schedule
 __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
+_MOST = 256  # plans kept
 _UNSURE, _SETTLED = (
     3,
     100,
@@ -70,12 +71,12 @@ class LiveEngine:
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
-        self.runs = 0
+        self.runs = self._planned = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
 
     @property
     def plans(self) -> int:
-        return len(self.schedules)
+        return self._planned
 
     def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the model and let `.backward()` of whatever comes of it give feedback.
@@ -110,6 +111,8 @@ class LiveEngine:
         if schedule is None:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
+                self._planned += 1
+                _forget_oldest(self.schedules)
             except InputError as error:
                 self._hopeless.add(key)
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
@@ -132,6 +135,7 @@ class LiveEngine:
         if ends is None:
             read = {n for template in record.all_templates() for n in refs_in(template)}
             ends = self._unread[steps] = [n for n in record.seen if n not in read]
+            _forget_oldest(self._unread)
         return tuple(n for n in ends if n not in outputs and record.seen[n]() is not None)
 
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
@@ -177,6 +181,12 @@ class LiveEngine:
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
                 self._names[id(tensor)] = (weakref.ref(tensor), kind, name)
+
+
+def _forget_oldest(kept: dict[Any, Any]) -> None:
+    """Keep no more than so many: a model that takes a new way at every step must not fill the memory."""
+    if len(kept) > _MOST:
+        del kept[next(iter(kept))]
 
 
 class _Leaves:
