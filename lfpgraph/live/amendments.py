@@ -27,15 +27,11 @@ __all__ = ["amend"]
 log = logging.getLogger("lfpgraph")
 
 
-class _Given(list[Any]):
-    """The signals at the model's outputs, for rules that look at them; filled as they arrive."""
-
-
 def amend(
     schedule: Schedule, record: Record, outputs: Sequence[int], check: bool, watch: Watch | None = None
 ) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
-    given: list[Any] = _Given([None] * len(outputs))
+    given: list[Any] = [None] * len(outputs)  # the signals at the outputs, filled in as they arrive
     for place, number in enumerate(outputs):
         _tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
@@ -66,7 +62,7 @@ def _tap(record: Record, number: int, given: list[Any], place: int, check: bool,
 
     def note(signals: tuple[Any, ...]) -> None:
         given[place] = s = signals[index]
-        if watch is not None and torch.is_grad_enabled():
+        if watch is not None and is_differentiated():
             watch.second()
         if check and s is not None and not bool(torch.isfinite(s).all()):
             raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
@@ -106,13 +102,16 @@ class _Hooks:
                 edge = record.edge_of.get(number)
                 if edge is not None:
                     inputs.setdefault(edge, i)
-            first: set[int] = set()
+            answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
             found, passed = _slots(nodes, inputs, record.edges, amendment.inside)
             for node in passed if amendment.computed else ():
                 wake(node)
             for node, slots in found.items():
-                fresh = [(slot, i, i not in first and not first.add(i)) for slot, i in slots]  # type: ignore[func-returns-value]
-                node.register_hook(self._departure(fresh))
+                marked = []
+                for slot, i in slots:
+                    marked.append((slot, i, i not in answered))
+                    answered.add(i)
+                node.register_hook(self._departure(marked))
         del self.record
         return True
 

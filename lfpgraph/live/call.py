@@ -5,7 +5,7 @@ And what it sees before the run is amended, when it is asked on tensors without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,6 @@ class LiveCall(Call):
         if not unit.is_region:
             args, kwargs = templates[unit.node]
             self.args, self.kwargs = self._filled(args, {}), self._filled(kwargs, {})
-        self._outs: Callable[[], Any] | None = None
         self._tape: tuple[list[Any], Any] | None = None
         self.output: Any = None
 

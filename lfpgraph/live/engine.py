@@ -51,7 +51,6 @@ class LiveEngine:
 
     Attributes:
         plans: how many sequences have been planned.
-        runs: how many runs have been recorded.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class LiveEngine:
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
-        self.runs = self._planned = 0
+        self._planned = 0
         self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
 
     @property
@@ -86,7 +85,6 @@ class LiveEngine:
         """
         if not changes_gradients(self.composite):
             return call(*args, **kwargs)
-        self.runs += 1
         record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
         try:
             with recording(record), self.watch.looking_away():

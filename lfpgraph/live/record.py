@@ -150,9 +150,8 @@ class Record(Values):
             else:
                 key.append(None)
         if shaped and len(ins) > 1:
-            key.append(
-                [shapes[n] == first for n in ins[1:]].count(False) and tuple(shapes[n] == first for n in ins[1:])
-            )
+            alike = tuple(shapes[n] == first for n in ins[1:])
+            key.append(None if all(alike) else alike)
         self.keys.append(tuple(key))
         self.steps.append((info.node, outs))
         self._trace_sources(info, ins, outs, (*args, *kwargs.values()))

@@ -121,9 +121,6 @@ class Values:
             return self.edges.get((x.grad_fn, x.output_nr))
         return self._ids.get(id(x))
 
-    def _is_known(self, x: Tensor) -> bool:
-        return self.known(x) is not None
-
     def _new(self, x: Tensor) -> int:
         number = len(self.shapes)
         self.shapes.append(x.shape)
