@@ -11,7 +11,7 @@ aten = torch.ops.aten
 
 
 def _wide(x: Tensor) -> Tensor:
-    """There are no complex numbers of bfloat16."""
+    """The same numbers in float32 where they are bfloat16: torch has no complex numbers of that precision."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
