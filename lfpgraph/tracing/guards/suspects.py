@@ -105,7 +105,8 @@ class Suspects:
         """
         if self.question is None or self.read is None:
             return None
-        return f"asks whether it is being traced ({self.question}) and reads a tensor's value ({self.read})"
+        ask = f"asks whether it is being traced ({self.question}) and reads a tensor's value ({self.read})"
+        return f"{ask}: when it is not traced it may branch on data"
 
     def python(self, frame: types.FrameType) -> None:
         """A Python function is called."""
