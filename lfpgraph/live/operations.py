@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
+from ..graph.regions import may_join
+from ..graph.selections import MASKS
+from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
 from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
 
 __all__ = [
+    "ALWAYS",
+    "FOR_MASKS",
     "OWN_BACKWARD",
     "OWN_VIEW",
     "SIZE",
@@ -30,7 +34,7 @@ __all__ = [
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
-_REORDERING = {aten.permute.default, aten.t.default, aten.transpose.int}
+NEVER, FOR_MASKS, ALWAYS = range(3)
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
@@ -61,8 +65,9 @@ class OpInfo:
         writes: whether it writes to its first argument.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
         forgets: whether its result carries nothing of its arguments.
-        shaped: whether a plan may depend on which of its tensors have one shape; not so for products, whose sizes may be
-            equal by chance (a sequence as long as a head is wide).
+        shapes: whether a plan may depend on which of its tensors have one shape: ALWAYS, for what may be part of a region;
+            FOR_MASKS, where autograd does not follow its results, since masks select by their shape; or NEVER. What else
+            is equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
     """
 
     kinds: tuple[int, ...]
@@ -71,7 +76,7 @@ class OpInfo:
     writes: bool
     open: Callable[..., Any] | None
     forgets: bool
-    shaped: bool
+    shapes: int
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}
@@ -93,8 +98,10 @@ def _describe(op: OpOverload) -> OpInfo:
     node = _functional(op) if writes else op
     entry = find_rule(node)
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
-    shaped = node not in _REORDERING and (entry is None or entry.family is not CONTRACTION)
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shaped)
+    family = entry.family if entry is not None else None
+    found = torch.Tag.dynamic_output_shape in op.tags or family is SELECTION  # sizes are those of what was selected
+    shapes = ALWAYS if may_join(node, family) else NEVER if found and node not in MASKS else FOR_MASKS
+    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shapes)
 
 
 def _split(declared: str) -> list[str]:
