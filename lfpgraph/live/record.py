@@ -15,18 +15,7 @@ from torch._ops import OpOverload
 from .bridges import bridge
 from .interception import paused
 from .notes import Ref, user_line
-from .operations import (
-    ALWAYS,
-    FOR_MASKS,
-    SIZE,
-    STATIC,
-    TENSOR,
-    TENSORS,
-    OpInfo,
-    autocast_of,
-    has_no_derivative,
-    info_of,
-)
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .values import NameLeaf, Values, storage_of
 
 __all__ = ["Record"]
@@ -152,9 +141,7 @@ class Record(Values):
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
-        shaped = info.shapes == ALWAYS
-        if info.shapes == FOR_MASKS:
-            shaped = not any(n >= 0 and self.follows[n] for n in outs)
+        shaped = info.shaped or (info.shaped_mask and not any(n >= 0 and self.follows[n] for n in outs))
         for n in outs:
             if n >= 0:
                 key.append(self.look(n))
