@@ -15,10 +15,11 @@ from torch import Tensor, fx
 from ..composites.composite import Composite, Ruleset
 from ..errors import NoRuleError
 from ..graph.depths import layer_places
+from ..graph.factors import is_factor
 from ..graph.graph import OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
-from ..registry import CONTRACTION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
+from ..registry import CONTRACTION, NORMALISATION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
 from ..rules.views import nothing
 from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
 
@@ -45,6 +46,11 @@ class Plan:
     wanted: set[fx.Node]
     rulesets: dict[fx.Node, Ruleset]
     asleep: set[fx.Node]
+
+    @property
+    def names_asleep(self) -> list[str]:
+        """The names of the parameters in `asleep`."""
+        return [p.target for n, p in zip(self.graph.placeholder_nodes, self.graph.placeholders) if n in self.asleep]
 
     def feedback(self, placeholder: fx.Node, value: Tensor, s: Tensor) -> Tensor:
         """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself."""
@@ -79,7 +85,11 @@ def make_plan(
     nodes = graph.placeholder_nodes
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
-    asleep = {n for n, value in zip(nodes, values) if n in wanted and n in rulesets and rulesets[n].wakes(value)}
+    asleep = {
+        n
+        for n, x in zip(nodes, values)
+        if n in wanted and n in rulesets and rulesets[n].wakes(x) and is_factor(graph, n)
+    }
     _let_signals_pass(graph, units, asleep)
     return Plan(graph, composite, units, reached, rulesets, asleep)
 
@@ -151,7 +161,9 @@ def _let_signals_pass(graph: OpGraph, units: Sequence[Unit], asleep: set[fx.Node
         carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
         if family is None or not any(carried):
             continue
-        if family in (CONTRACTION, PRODUCT) or (all(carried) and family.affine):
+        if family is SPLIT and any(isinstance(x, int | float) and x != 0 for x in unit.node.args):
+            continue  # 1 + weight is not zero
+        if family in (CONTRACTION, PRODUCT, NORMALISATION) or (all(carried) and family.affine):
             zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
 
 
