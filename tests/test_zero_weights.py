@@ -175,8 +175,22 @@ def test_lora_trains_unmodified(order: str) -> None:
     assert all("lora_" in name or "classifier" in name for name in reached[1])
 
 
+class Rows(torch.autograd.Function):
+    """A matrix whose rows are scaled, with a backward of its own, as the weights of PEFT's LoHa are made."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(v, w)
+        return v.unsqueeze(1) * w
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        v, w = ctx.saved_tensors
+        return (g * w).sum(1), g * v.unsqueeze(1)
+
+
 class Scaled(nn.Module):
-    """A path scaled by a zero: VeRA's vector, ReZero's number, or the weight of a norm; or by one plus a zero, as Gemma's norms."""
+    """A path scaled by a zero: VeRA's vector, ReZero's number, a norm's weight; or by one plus a zero, as Gemma's norms."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -193,11 +207,12 @@ class Scaled(nn.Module):
         path = {
             "vector": lambda: self.zero * low, "number": lambda: low * self.zero, "norm": lambda: self.norm(low),
             "one plus": lambda: low * (1 + self.zero), "added": lambda: low + self.zero,
+            "custom": lambda: F.linear(x, Rows.apply(self.zero, self.low.weight)),
         }[self.kind]()  # fmt: skip
         return self.head(F.relu(self.base(x) + path))
 
 
-@pytest.mark.parametrize("kind", ["vector", "number", "norm", "one plus", "added"])
+@pytest.mark.parametrize("kind", ["vector", "number", "norm", "one plus", "custom", "added"])
 def test_a_zero_factor_wakes_and_what_is_added_does_not(kind: str, engine: str) -> None:
     """It receives the signal while it is zero, however many dimensions it has; what is behind it follows when it has moved."""
     model, x = Scaled(kind), batch()

@@ -16,7 +16,7 @@ from ..composites.composite import Composite, Ruleset
 from ..errors import NoRuleError
 from ..graph.depths import layer_places
 from ..graph.factors import is_factor
-from ..graph.graph import OpGraph, module_path
+from ..graph.graph import WEIGHT, OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..registry import CONTRACTION, NORMALISATION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
@@ -151,19 +151,20 @@ def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> N
 
 
 def _let_signals_pass(graph: OpGraph, units: Sequence[Unit], asleep: set[fx.Node]) -> None:
-    """Mark the units whose output is zero because of a wholly zero weight that is to learn (`Unit.zeroed_by`).
+    """Mark the units whose output may be zero because of a wholly zero weight that is to learn (`Unit.zeroed_by`).
 
-    The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved.
+    The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved. A
+    weight made of other weights (LoHa's product) is looked at itself.
     """
     zeroed: dict[fx.Node, tuple[fx.Node, ...]] = {node: (node,) for node in asleep}
     for unit in units if zeroed else ():
-        family = None if unit.is_region else graph.info[unit.node].family
         carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
-        if family is None or not any(carried):
+        if not any(carried):
             continue
-        if family is SPLIT and any(isinstance(x, int | float) and x != 0 for x in unit.node.args):
-            continue  # 1 + weight is not zero
-        if family in (CONTRACTION, PRODUCT, NORMALISATION) or (all(carried) and family.affine):
+        family = None if unit.is_region else graph.info[unit.node].family
+        if graph.info[unit.node].kind == WEIGHT:
+            zeroed[unit.node] = (unit.node,)
+        elif family in (CONTRACTION, PRODUCT, NORMALISATION) or (family and family.affine and all(carried)):
             zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
 
 
