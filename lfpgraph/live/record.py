@@ -167,7 +167,7 @@ class Record(Values):
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
-        shaped = info.shaped or not any(n >= 0 and self.follows[n] for n in outs)  # masks select by their shape
+        shaped = info.shaped or (info.shaped_mask and not any(n >= 0 and self.follows[n] for n in outs))
         for n in outs:
             if n >= 0:
                 key.append(self.look(n))

@@ -122,7 +122,7 @@ class Schedule:
         """For each parameter its place among the leaves, its placeholder, and whether it takes the plain signal."""
         graph, rulesets = self.plan.graph, self.plan.rulesets
         return [
-            (i, node, node not in rulesets or rulesets[node].scale == "signal")
+            (i, node, node not in rulesets or rulesets[node].takes_signal(node.meta["val"]))
             for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
             if placeholder.kind == "parameter"
         ]
