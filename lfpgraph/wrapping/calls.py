@@ -175,9 +175,10 @@ class Wrapping:
         if part.path:
             return engine.run(module._call_impl, args, kwargs)
         result = self.choice.observe(module, lambda: engine.run(module._call_impl, args, kwargs))
-        if not self._told and engine.last is not None:
+        if not self._told and engine.last:
             self._told = True
-            log_unmoved(self.composite, dict(self.model.named_parameters()), engine.last.plan.names_asleep)
+            *_, latest = engine.last.values()
+            log_unmoved(self.composite, dict(self.model.named_parameters()), latest.plan.names_asleep)
         return result
 
     def _statically(self, args: Any, kwargs: Any) -> Any:
