@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lfpgraph.models_zoo import torch_models
+from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 
 import lfpgraph
 from benchmarks.resident import resident
-from lfpgraph.models_zoo import torch_models
-from lfpgraph.models_zoo.tiny import build_tiny
 
 __all__ = ["CASES", "Flatness", "run"]
 

@@ -297,19 +297,3 @@ def test_other_threads_are_not_observed() -> None:
         model(torch.randn(3, 4))
         thread.join()
     assert seen.why_live is not None and "starts a thread" in seen.why_live
-
-
-def test_a_function_older_than_the_run_is_watched_though_the_run_makes_one_like_it() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lin, self.kept = nn.Linear(4, 4), times(2.0)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.kept(times(3.0)(self.lin(x)))
-
-    model = Both()
-    guard = guard_of(model, torch.randn(3, 4))
-    assert guard.changed() is None
-    model.kept.__closure__[0].cell_contents = 5.0  # type: ignore[index]
-    assert "by" in (guard.changed() or "")

@@ -11,7 +11,6 @@ import random
 import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -296,18 +295,3 @@ def test_this_librarys_own_machinery_is_not_the_models_code() -> None:
             break
     assert seen.why_live is None
     assert seen.guard is not None and seen.guard.changed() is None
-
-
-def test_watching_keeps_nothing_of_the_run_alive() -> None:
-    """What a function that has returned held is gone when the run ends, so that the first call is planned like later ones."""
-    gone = []
-
-    def inner(x: Tensor) -> Tensor:
-        kept = x.exp()
-        gone.append(weakref.ref(kept))
-        return (lambda: kept * 2)()
-
-    model = Live(lambda m, x: (inner(x), [ref() for ref in gone])[1])
-    model.listed.clear()
-    with Observation(model):
-        assert model(torch.randn(3, 4)) == [None]

@@ -18,8 +18,6 @@ from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
 
 __all__ = [
-    "ALWAYS",
-    "FOR_MASKS",
     "OWN_BACKWARD",
     "OWN_VIEW",
     "SIZE",
@@ -34,7 +32,6 @@ __all__ = [
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
-NEVER, FOR_MASKS, ALWAYS = range(3)
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
@@ -65,9 +62,9 @@ class OpInfo:
         writes: whether it writes to its first argument.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
         forgets: whether its result carries nothing of its arguments.
-        shapes: whether a plan may depend on which of its tensors have one shape: ALWAYS, for what may be part of a region;
-            FOR_MASKS, where autograd does not follow its results, since masks select by their shape; or NEVER. What else
-            is equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
+        shaped: whether a plan may depend on which of its tensors have one shape: it may be part of a region. What else is
+            equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
+        shaped_mask: whether it may depend on that where autograd does not follow the results: masks select by their shape.
     """
 
     kinds: tuple[int, ...]
@@ -76,7 +73,8 @@ class OpInfo:
     writes: bool
     open: Callable[..., Any] | None
     forgets: bool
-    shapes: int
+    shaped: bool
+    shaped_mask: bool
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}
@@ -100,8 +98,8 @@ def _describe(op: OpOverload) -> OpInfo:
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
     family = entry.family if entry is not None else None
     found = torch.Tag.dynamic_output_shape in op.tags or family is SELECTION  # sizes are those of what was selected
-    shapes = ALWAYS if may_join(node, family) else NEVER if found and node not in MASKS else FOR_MASKS
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shapes)
+    opener, shaped_mask = None if entry or writes else _opener(op), node in MASKS or not found
+    return OpInfo(positional, kinds, node, writes, opener, forgets, may_join(node, family), shaped_mask)
 
 
 def _split(declared: str) -> list[str]:
