@@ -60,9 +60,13 @@ class FeedbackForward(StandIn):
         if is_tracing() or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
         call = ModelCall(self.model, args, kwargs)
-        if not any(t.requires_grad for t in (*call.state.values(), *call.tensors)):
+        if not call.follows:
             return self.original(*args, **kwargs)
-        return self._run(self.programs.find(call, self._make), call)
+        return self.run(self.find(call), call)
+
+    def find(self, call: ModelCall) -> Entry:
+        """The program for a call; made if there is none."""
+        return self.programs.find(call, self._make)
 
     def _make(self, call: ModelCall) -> Entry:
         if self.options.part:
@@ -86,7 +90,8 @@ class FeedbackForward(StandIn):
         )  # fmt: skip
         return entry
 
-    def _run(self, entry: Entry, call: ModelCall) -> Any:
+    def run(self, entry: Entry, call: ModelCall) -> Any:
+        """Run a program."""
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)

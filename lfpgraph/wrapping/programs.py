@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -55,6 +56,16 @@ class ModelCall:
                 self._visit(child, f"{dot}{name}.")
 
     @property
+    def follows(self) -> bool:
+        """Whether anything that goes in requires a gradient."""
+        return any(t.requires_grad for t in (*self.state.values(), *self.tensors))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs' sizes."""
+        return tuple(tuple(t.shape) for t in self.tensors)
+
+    @cached_property
     def key(self) -> Any:
         """What a program depends on, sizes of inputs apart."""
         leaves = tuple(
@@ -76,7 +87,7 @@ class ModelCall:
 
 
 def _static(leaf: Any) -> Any:
-    return leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf)
+    return type(leaf), repr(leaf)  # 1, 1.0 and True are equal, and not the same to a model
 
 
 @dataclass(eq=False)
@@ -117,11 +128,15 @@ class Programs(Generic[E]):
     def __iter__(self) -> Iterator[E]:
         return (entry for entries in self.kept.values() for entry in entries)
 
+    def fitting(self, call: ModelCall) -> E | None:
+        """An entry that is right for a call."""
+        return next((entry for entry in self.kept.get(call.key, ()) if entry.sizes.accepts(call.tensors)), None)
+
     def find(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
         """The entry that is right for a call; `make` makes one where there is none."""
         name = type(call.model).__name__
         entries = self.kept.setdefault(call.key, [])
-        entry = next((entry for entry in entries if entry.sizes.accepts(call.tensors)), None)
+        entry = self.fitting(call)
         if entry is not None and self._is_right(entry, call):
             return entry
         if entry is not None:
