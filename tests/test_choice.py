@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.tracing.tracer import trace
 from lfpgraph.wrapping.choice import Explanation
 
 FACTOR = [2.0]
@@ -117,3 +118,25 @@ def test_a_number_that_changes_at_every_step_needs_one_plan() -> None:
         model.scale = 1.0 + step
         model(torch.randn(3, 4)).sum().backward()
     assert lfpgraph.explain_wrap(model).plans == 1
+
+
+def test_what_modules_hold_stays_the_same_object() -> None:
+    """torch.export leaves copies of lists and dictionaries behind; a trace puts back the model's own, as they were."""
+
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.sizes, self.table = nn.LSTM(4, 4), [1, [2]], {"a": {"b": 3}}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0] * self.sizes[0]
+
+    holder = Holds()
+    sizes, inner, table = holder.sizes, holder.sizes[1], holder.table
+    trace(holder, torch.randn(3, 2, 4))
+    assert holder.sizes is sizes and sizes == [1, [2]] and sizes[1] is inner
+    assert holder.table is table and table == {"a": {"b": 3}}
+    model = lfpgraph.wrap(nn.LSTM(4, 4))
+    for _ in range(3):
+        model(torch.randn(3, 2, 4))[0].sum().backward()
+    assert lfpgraph.explain_wrap(model).static_calls == 2
