@@ -13,18 +13,19 @@ MOST = {
     "cells": (16, 16),
 }  # fmt: skip
 REFUSED = [("experts", "static")]  # branches on data
-QUICK = [("mlp", "auto"), ("vit", "live"), ("experts", "live")]
+QUICK = [("mlp", "auto"), ("experts", "live")]
 
 
 def check(name: str, engine: str, steps: int) -> None:
     found = run(name, engine, steps)
     traces, plans = MOST[name]
     assert found.traces[1] <= traces and found.plans[1] <= plans, found.why
-    new = found.traces[1] + found.plans[1] - found.traces[0] - found.plans[0]
-    assert new or found.tensors[1] == found.tensors[0]
-    assert found.tensors[1] - found.tensors[0] <= 400 * new + (2000 if found.traces[1] > found.traces[0] else 0)
-    assert found.cycles <= 400 * new
-    assert found.python_kb <= 200 + 1000 * new + 20_000 * (found.traces[1] - found.traces[0])
+    traced, planned = found.traces[1] - found.traces[0], found.plans[1] - found.plans[0]
+    assert traced or planned or found.tensors[1] == found.tensors[0]
+    assert found.tensors[1] - found.tensors[0] <= 3000 * traced + 400 * planned
+    assert found.cycles <= 3000 * traced + 400 * planned
+    # Whether a graph fits sizes is worked out by sympy, which keeps some thousand results.
+    assert found.python_kb <= 200 + (5_000 if found.traces[0] else 0) + 20_000 * traced + 1_000 * planned
 
 
 @pytest.mark.parametrize(("name", "engine"), QUICK)
