@@ -12,6 +12,7 @@ not record.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -22,11 +23,14 @@ from torch._ops import HigherOrderOperator, OpOverload
 __all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
 
 _KEY = torch._C.DispatchKey.PreDispatch
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 _include = torch._C._dispatch_tls_set_dispatch_key_included
 _NoPython = torch._C._DisablePythonDispatcher
 _local = threading.local()
 _lock = threading.Lock()
 _wrapped = False
+_recordings = 0  # running now, in all threads
+_stance: Any = None  # what torch.compile was told to do before they began
 
 
 class Recorder(Protocol):
@@ -49,6 +53,7 @@ def recording(new: Recorder) -> Iterator[None]:
     """
     _wrap_torch()
     before, optimized = recorder(), torch._C._get_graph_executor_optimize()
+    _as_written(1)
     _local.recorder = new
     torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
     _include(_KEY, True)
@@ -57,8 +62,21 @@ def recording(new: Recorder) -> Iterator[None]:
             yield
     finally:
         _local.recorder = before
+        _as_written(-1)
         torch._C._set_graph_executor_optimize(optimized)
         _include(_KEY, before is not None)
+
+
+def _as_written(change: int) -> None:
+    """While anybody records, let what `torch.compile` has compiled run as it was written, for its operations to be seen."""
+    global _recordings, _stance
+    frames = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
+    with _lock:
+        _recordings += change
+        if frames is not None and _recordings and _stance is None:
+            _stance, frames._stance = frames._stance, frames.DynamoStance("force_eager")
+        elif frames is not None and not _recordings and _stance is not None:
+            frames._stance, _stance = _stance, None
 
 
 @contextlib.contextmanager
@@ -98,7 +116,9 @@ def _handler_of(op: OpOverload) -> Callable[..., Any]:
         _include(_KEY, False)
         try:
             with _NoPython():
-                return op._op(*args, **kwargs) if current is None else current.run(op, args, kwargs)
+                if current is None or torch._C._get_dispatch_mode(_FAKE) is not None:  # a compiler looks ahead
+                    return op._op(*args, **kwargs)
+                return current.run(op, args, kwargs)
         finally:
             _include(_KEY, current is not None)
 
