@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch._higher_order_ops.utils import _in_hop_compile
 from torch._ops import HigherOrderOperator, OpOverload
 
 __all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
@@ -30,7 +31,6 @@ _local = threading.local()
 _lock = threading.Lock()
 _wrapped = False
 _recordings = 0  # running now, in all threads
-_stance: Any = None  # what torch.compile was told to do before they began
 
 
 class Recorder(Protocol):
@@ -67,16 +67,36 @@ def recording(new: Recorder) -> Iterator[None]:
         _include(_KEY, before is not None)
 
 
+class _AsWritten:
+    """What `torch.compile` is told to do while somebody records: in that thread, run what is compiled as it was written.
+
+    Only so are its operations seen. What torch itself compiles in order to run it (`torch.cond`, say) is compiled.
+    """
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    @property
+    def stance(self) -> Any:
+        as_written = recorder() is not None and not _in_hop_compile()
+        return "force_eager" if as_written else self.before.stance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.before, name)
+
+
 def _as_written(change: int) -> None:
-    """While anybody records, let what `torch.compile` has compiled run as it was written, for its operations to be seen."""
-    global _recordings, _stance
+    """One recording more, or one less."""
+    global _recordings
     frames = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
     with _lock:
         _recordings += change
-        if frames is not None and _recordings and _stance is None:
-            _stance, frames._stance = frames._stance, frames.DynamoStance("force_eager")
-        elif frames is not None and not _recordings and _stance is not None:
-            frames._stance, _stance = _stance, None
+        if frames is None:
+            return
+        if _recordings and not isinstance(frames._stance, _AsWritten):
+            frames._stance = _AsWritten(frames._stance)
+        elif not _recordings and isinstance(frames._stance, _AsWritten):
+            frames._stance = frames._stance.before
 
 
 @contextlib.contextmanager
