@@ -158,9 +158,6 @@ class Wrapping:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return module._call_impl(*args, **kwargs)
-        if not self._told:
-            self._told = True
-            log_unmoved(self.composite, dict(self.model.named_parameters()))
         if part.path == "" and self.choice.wants_static(module):
             try:
                 result = self._statically(args, kwargs)
@@ -177,7 +174,12 @@ class Wrapping:
         engine = self._engine(part)
         if part.path:
             return engine.run(module._call_impl, args, kwargs)
-        return self.choice.observe(module, lambda: engine.run(module._call_impl, args, kwargs))
+        result = self.choice.observe(module, lambda: engine.run(module._call_impl, args, kwargs))
+        if not self._told and engine.last:
+            self._told = True
+            *_, latest = engine.last.values()
+            log_unmoved(self.composite, dict(self.model.named_parameters()), latest.plan.names_asleep)
+        return result
 
     def _statically(self, args: Any, kwargs: Any) -> Any:
         if self._static is None:
