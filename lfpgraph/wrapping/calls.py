@@ -18,12 +18,12 @@ from torch import nn
 from ..composites.composite import Composite, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import TraceError
+from ..errors import InputError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.interception import recorder
 from ..live.parameters import Watch
 from ..tracing.flat import is_tracing
-from .choice import Choice, Explanation
+from .choice import MOST_SIZES, Choice, Explanation
 from .forward import FeedbackForward
 
 __all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
@@ -164,7 +164,7 @@ class Wrapping:
         if part.path == "" and self.choice.wants_static(module):
             try:
                 result = self._statically(args, kwargs)
-            except TraceError as error:
+            except (InputError, TraceError) as error:
                 self.choice.refused(module, error)
             else:
                 self.counts.static += 1
@@ -179,7 +179,8 @@ class Wrapping:
     def _statically(self, args: Any, kwargs: Any) -> Any:
         if self._static is None:
             feed = self.watch.feed if changes_gradients(self.composite) else None
-            self._static = FeedbackForward(self.model, self.composite, self.options, feed=feed)
+            most = None if self.choice.settled else MOST_SIZES
+            self._static = FeedbackForward(self.model, self.composite, self.options, feed=feed, most=most)
         own = vars(self.model)
         if not any(own[table] for table in _HOOKS):
             return self._static(*args, **kwargs)

@@ -11,15 +11,16 @@ from torch import nn
 
 from ..composites.composite import Composite
 from ..engine.options import Options
-from ..errors import TraceError
+from ..errors import InputError, TraceError
 from ..live.engine import changes_gradients
 from ..tracing.guards import Guard, Observation
 
-__all__ = ["ENGINES", "Choice", "Explanation"]
+__all__ = ["ENGINES", "MOST_SIZES", "Choice", "Explanation"]
 
 log = logging.getLogger("lfpgraph")
 ENGINES = ("auto", "static", "live")
 _CHANGES, _TRACES, _OBSERVED = 3, 4, 4  # more than so many, and the model runs live
+MOST_SIZES = 2  # programs that differ in sizes alone, as one for a batch of one does; a model that needs more runs live
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Choice:
         self.guards: dict[Any, Guard] = {}  # by the modes of the model's modules
         self.observed = self.changes = 0
         self.static, self.settled = engine == "static", engine != "auto"
-        self.why = f"engine={engine!r} was asked for" if self.settled else "no call has been observed yet"
+        self.why = f"engine={engine!r} was asked for" if self.settled else "the model itself has not been called yet"
         needs = [name for name, given in (("compile", options.compile), ("memory", options.memory != "fast")) if given]
         needs += [f"composite {composite.name!r}"] if composite.online else []
         if engine == "auto" and needs:
@@ -96,7 +97,7 @@ class Choice:
         self.guards.clear()
         log.info("%s runs live: %s", type(model).__name__, why)
 
-    def refused(self, model: nn.Module, error: TraceError) -> None:
+    def refused(self, model: nn.Module, error: InputError | TraceError) -> None:
         """The model cannot be traced: run it live from now on, if the user left the choice; otherwise raise."""
         if self.settled:
             raise error

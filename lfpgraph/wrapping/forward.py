@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,10 @@ from .stand_in import StandIn
 __all__ = ["FeedbackForward"]
 
 log = logging.getLogger("lfpgraph")
+_FIXED = (  # what can be told from another of its kind by its value alone
+    NoneType, bool, int, float, complex, str, bytes, range, Enum, type, FunctionType, BuiltinFunctionType, np.generic,
+    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
+)  # fmt: skip
 
 
 class FeedbackForward(StandIn):
@@ -35,6 +41,7 @@ class FeedbackForward(StandIn):
     Args:
         like: the programs of a block that looks the same, to be shared with it (see `Programs`).
         feed: is told of each parameter and the feedback that is on its way to it.
+        most: see `Programs`.
     """
 
     def __init__(
@@ -44,12 +51,13 @@ class FeedbackForward(StandIn):
         options: Options,
         like: Programs[Entry] | None = None,
         feed: Feed | None = None,
+        most: int | None = None,
     ) -> None:
         super().__init__(model)
         self.composite = composite
         self.options = options
         self.feed = feed
-        self.programs: Programs[Entry] = Programs(like)
+        self.programs: Programs[Entry] = Programs(like, most)
 
     @property
     def traces(self) -> int:
@@ -67,6 +75,8 @@ class FeedbackForward(StandIn):
     def _make(self, call: ModelCall) -> Entry:
         if self.options.part:
             _refuse_state(call)
+        if self.programs.most is not None:
+            _refuse_objects(call)
         return self.programs.trace(call, self.options.fallback, self._prepare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
@@ -79,7 +89,8 @@ class FeedbackForward(StandIn):
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
-        log_unmoved(self.composite, call.state)
+        if self.traces == 1 and self.feed is None:
+            log_unmoved(self.composite, call.state)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
@@ -93,7 +104,7 @@ class FeedbackForward(StandIn):
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:
-                    call.state[name].copy_(value)
+                    (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 call.tensors[position].copy_(value)
         results = graph.user_outputs(outputs)
@@ -101,6 +112,14 @@ class FeedbackForward(StandIn):
             if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                 raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         return graph.rebuild(results)
+
+
+def _refuse_objects(call: ModelCall) -> None:
+    """Refuse arguments that a program cannot look into, where the live engine can take its place: they may hold tensors."""
+    for leaf in call.leaves:
+        if not isinstance(leaf, (Tensor, *_FIXED)):
+            name, given = type(call.model).__name__, type(leaf)
+            raise InputError(f"{name} is passed a {given.__module__}.{given.__qualname__}, whose content may change")
 
 
 def _refuse_state(call: ModelCall) -> None:

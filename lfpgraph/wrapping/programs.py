@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..engine.program import Program
-from ..errors import LfpGraphError
+from ..errors import LfpGraphError, TraceError
 from ..graph.calls import flatten_input
-from ..graph.graph import OpGraph
+from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..tracing.tracer import trace
@@ -81,14 +81,24 @@ def _static(leaf: Any) -> Any:
 
 @dataclass(eq=False)
 class Entry:
-    """A program, the sizes it is right for, and the model it was traced from (None where no other model shares it)."""
+    """A program of a model.
+
+    Attributes:
+        owner: the model it was traced from; None where no other model shares it.
+        sizes: those that it is right for.
+        unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
+            what other calls have saved of them can still be used.
+    """
 
     program: Program
     owner: nn.Module | None = None
     sizes: Sizes = field(init=False)
+    unseen: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.graph)
+        written = zip(self.graph.mutations, self.graph.output_nodes)
+        self.unseen = {name for name, node in written if isinstance(node, fx.Node) and is_statistic(node)}
 
     @property
     def graph(self) -> OpGraph:
@@ -104,21 +114,27 @@ class Programs(Generic[E]):
     Args:
         like: the programs of a module that looks the same, to be shared with it. Before one is used, both modules are run; if
             their outputs differ, this object keeps programs of its own from then on.
+        most: programs for calls that differ in sizes alone; refuses to trace more.
     """
 
-    def __init__(self, like: Programs[E] | None = None) -> None:
+    def __init__(self, like: Programs[E] | None = None, most: int | None = None) -> None:
+        self.most = most
         self.kept: dict[Any, list[E]] = {} if like is None else like.kept
         self.trusted: set[E] = set()  # entries of other modules that were tried and give this one's outputs
         self.traces = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(Programs())
+        return vars(Programs(most=self.most))
 
     def __iter__(self) -> Iterator[E]:
         return (entry for entries in self.kept.values() for entry in entries)
 
     def find(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
-        """The entry that is right for a call; `make` makes one where there is none."""
+        """The entry that is right for a call; `make` makes one where there is none.
+
+        Raises:
+            TraceError: there are `most` entries for other sizes.
+        """
         name = type(call.model).__name__
         entries = self.kept.setdefault(call.key, [])
         entry = next((entry for entry in entries if entry.sizes.accepts(call.tensors)), None)
@@ -128,6 +144,10 @@ class Programs(Generic[E]):
             log.info("%s is not like the block it was taken for: it gets programs of its own", name)
             self.kept = {}
             return self.find(call, make)
+        if self.most is not None and len(entries) >= self.most:
+            raise TraceError(
+                f"the programs traced for {len(entries)} other sizes do not fit inputs of sizes {call.sizes}"
+            )
         if entries:
             log.warning("tracing %s again: no program fits inputs of sizes %s", name, call.sizes)
         entry = make(call)
@@ -158,7 +178,17 @@ class Programs(Generic[E]):
                 raise
             except Exception as error:
                 if not graph.dynamic:
-                    raise
+                    raise _no_program(name, error) from error
                 log.info("%s does not trace for open sizes: %s", name, error)
             log.warning("%s is traced for these sizes alone: %s", name, call.sizes)
-            return prepare(trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback), call)
+            graph = trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback)
+            try:
+                return prepare(graph, call)
+            except LfpGraphError:
+                raise
+            except Exception as error:
+                raise _no_program(name, error) from error
+
+
+def _no_program(name: str, error: Exception) -> TraceError:
+    return TraceError(f"the graph of {name} could not be made a program: {type(error).__name__}: {error}")
