@@ -18,7 +18,7 @@ from torch import nn
 from ..composites.composite import Composite, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import TraceError
+from ..errors import InputError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.interception import recorder
 from ..live.parameters import Watch
@@ -161,7 +161,9 @@ class Wrapping:
         choice, call = self.choice, None
         if part.path == "" and choice.settled and choice.static:
             self.counts.static += 1
-            return self._statically(args, kwargs)
+            result = self._statically(args, kwargs)
+            self._tell()
+            return result
         if part.path == "" and not choice.settled:
             call = ModelCall(module, args, kwargs)
             entry = self._program_for(call) if call.follows else None
@@ -179,11 +181,15 @@ class Wrapping:
             result = engine.run(module._call_impl, args, kwargs)
         else:
             result = choice.observe(call, lambda: engine.run(module._call_impl, args, kwargs))
-        if not self._told and engine.last:
-            self._told = True
-            *_, latest = engine.last.values()
-            log_unmoved(self.composite, dict(self.model.named_parameters()), latest.plan.names_asleep)
+        self._tell()
         return result
+
+    def _tell(self) -> None:
+        """Say once, after the first call, which parameters receive nothing."""
+        plans = [] if self._told else self.all_plans()
+        if plans:
+            self._told = True
+            log_unmoved(self.composite, dict(self.model.named_parameters()), plans[-1].names_asleep)
 
     @property
     def static(self) -> FeedbackForward:
@@ -197,7 +203,7 @@ class Wrapping:
         found = None
         try:
             found = self.choice.program_for(call, self.static)
-        except TraceError as error:
+        except (InputError, TraceError) as error:
             self.choice.live(self.model, str(error))
         if self.choice.settled:
             self.static.programs.kept.clear()

@@ -22,6 +22,7 @@ __all__ = ["ENGINES", "HOOKS", "Choice", "Explanation"]
 log = logging.getLogger("lfpgraph")
 ENGINES = ("auto", "static", "live")
 _CHANGES, _TRACES, _OBSERVED, _MOST_OBSERVED = 3, 4, 4, 12  # more than so many, and the model runs live
+_SIZES = 2  # programs that differ in sizes alone, as one for a batch of one does; a model that needs more runs live
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -95,10 +96,10 @@ class Choice:
         programs = static.programs
         entry, kept = programs.fitting(call), programs.kept.get(call.key, ())
         if entry is None and any(not any(e.sizes.fit(sizes) for e in kept) for sizes, _ in seen):
-            entry = static.find(call)
-            if static.traces > _TRACES:
+            if len(kept) == _SIZES or static.traces == _TRACES:
                 self.live(call.model, f"it has been traced {static.traces} times, for inputs of other kinds or sizes")
                 return None
+            entry = static.find(call)
         guard = None if entry is None else next((guard for sizes, guard in seen if entry.sizes.fit(sizes)), None)
         changed = None if guard is None else guard.changed()
         if changed is not None:

@@ -83,7 +83,8 @@ class FeedbackForward(StandIn):
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
-        log_unmoved(self.composite, call.state, plan.names_asleep)
+        if self.feed is None:
+            log_unmoved(self.composite, call.state, plan.names_asleep)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
@@ -98,7 +99,7 @@ class FeedbackForward(StandIn):
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:
-                    call.state[name].copy_(value)
+                    (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 call.tensors[position].copy_(value)
         results = graph.user_outputs(outputs)

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..engine.program import Program
-from ..errors import LfpGraphError
+from ..errors import LfpGraphError, TraceError
 from ..graph.calls import flatten_input
-from ..graph.graph import OpGraph
+from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..tracing.tracer import trace
@@ -92,14 +92,24 @@ def _static(leaf: Any) -> Any:
 
 @dataclass(eq=False)
 class Entry:
-    """A program, the sizes it is right for, and the model it was traced from (None where no other model shares it)."""
+    """A program of a model.
+
+    Attributes:
+        owner: the model it was traced from; None where no other model shares it.
+        sizes: those that it is right for.
+        unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
+            what other calls have saved of them can still be used.
+    """
 
     program: Program
     owner: nn.Module | None = None
     sizes: Sizes = field(init=False)
+    unseen: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.graph)
+        written = zip(self.graph.mutations, self.graph.output_nodes)
+        self.unseen = {name for name, node in written if isinstance(node, fx.Node) and is_statistic(node)}
 
     @property
     def graph(self) -> OpGraph:
@@ -173,7 +183,17 @@ class Programs(Generic[E]):
                 raise
             except Exception as error:
                 if not graph.dynamic:
-                    raise
+                    raise _no_program(name, error) from error
                 log.info("%s does not trace for open sizes: %s", name, error)
             log.warning("%s is traced for these sizes alone: %s", name, call.sizes)
-            return prepare(trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback), call)
+            graph = trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback)
+            try:
+                return prepare(graph, call)
+            except LfpGraphError:
+                raise
+            except Exception as error:
+                raise _no_program(name, error) from error
+
+
+def _no_program(name: str, error: Exception) -> TraceError:
+    return TraceError(f"the graph of {name} could not be made a program: {type(error).__name__}: {error}")

@@ -48,7 +48,10 @@ _TABLE = {
     ("random.py", "seed"): _SEEDS,
     ("random.py", "set_rng_state"): "sets torch's random generator",
     ("random.py", "fork_rng"): "sets torch's random generator",
-    ("_dynamo/eval_frame.py", "compile_wrapper"): "calls what torch.compile has compiled, whose reads cannot be seen",
+    (
+        "_dynamo/eval_frame.py",
+        "compile_wrapper",
+    ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
