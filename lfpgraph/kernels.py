@@ -152,11 +152,14 @@ def _halve(z: Tensor, epsilon: float, out: Tensor, scratch: Tensor) -> None:
     out.copy_(torch.abs(z, out=scratch).mul_(_HALVED / epsilon))
 
 
-def halved_factor(s: Tensor, h: Tensor) -> Tensor:
-    """The epsilon factor of s, where h is what `halved` has made of z. The factor's error is at most 2**-12 of 1 less itself."""
+def halved_factor(s: Tensor, h: Tensor, over: bool = False) -> Tensor:
+    """The epsilon factor of s, where h is what `halved` has made of z. The factor's error is at most 2**-12 of 1 less itself.
+
+    With `over`, the result is written over s if it can be.
+    """
     if not _is_large([s]) or s.stride() != h.stride():
         return epsilon_factor(s, h.to(s.dtype), _HALVED, True)
-    return _run(_halved_factor, (s, h), 2, torch.empty_like(s))
+    return _run(_halved_factor, (s, h), 2, s if over else torch.empty_like(s))
 
 
 def _halved_factor(s: Tensor, h: Tensor, out: Tensor, scratch: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.kernels import halved, halved_factor
-from lfpgraph.live import bridges, record
+from lfpgraph.live import amendments, bridges, kept, parameters
 from lfpgraph.live.record import Record
 from lfpgraph.numerics import epsilon_factor
 
@@ -22,7 +22,8 @@ _SETTLED = 5  # steps after which a model keeps no more than it has to
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "LARGE", 1)
+    for module in (kept, parameters, amendments):
+        monkeypatch.setattr(module, "LARGE", 1)
 
 
 class Block(nn.Module):
@@ -136,3 +137,38 @@ def test_a_sparing_save_gives_the_same_entries() -> None:
         z = (y[1:].T * w[:, None]).sum()
     (found,) = torch.autograd.grad(z, w)
     torch.testing.assert_close(found, x.detach().exp()[1:].sum(0))
+
+
+def test_signals_that_others_hold_are_not_written_over() -> None:
+    _, live, x = settled()
+    expected = gradients(live, x)
+    held: list[Tensor] = []
+    copies: list[Tensor] = []
+
+    def hold(s: Tensor) -> None:
+        held.append(s)
+        copies.append(s.clone())
+
+    out = live(x)
+    out.register_hook(hold)
+    (both,) = (
+        live[1].register_full_backward_hook(lambda m, i, o: held.extend(o) or copies.extend(s.clone() for s in o)),
+    )  # type: ignore[index,func-returns-value]
+    live.zero_grad()
+    again = live(x)
+    again.register_hook(hold)
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    given = weight.clone()
+    again.backward(given, retain_graph=True)
+    both.remove()
+    assert len(held) == 2 and torch.equal(given, weight)
+    for s, before in zip(held, copies):
+        assert torch.equal(s, before)
+    for name, parameter in live.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, expected[name])
+        parameter.grad = None
+    again.backward(given)
+    for name, parameter in live.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, expected[name])

@@ -182,3 +182,21 @@ def test_feedback_through_compiled_functions() -> None:
     torch.testing.assert_close(found[1], found[0])
     out = lfpgraph.unwrap(model)(torch.randn(2, 3, dtype=torch.float64))
     assert "CompiledFunction" in out.grad_fn.next_functions[1][0].name()
+
+
+class _Annealed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        return h.square().sum() / int((x > 0).sum()) * float(x.abs().mean())
+
+
+def test_numbers_of_each_call_need_no_new_plan() -> None:
+    """A loss divided by how many boxes were found, or weighted by a schedule."""
+    model = lfpgraph.wrap(_Annealed(), engine="live")
+    for _ in range(4):
+        model(torch.randn(4, 3)).backward()
+    assert lfpgraph.explain_wrap(model).plans == 1

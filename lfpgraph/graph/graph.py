@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from ..registry import Family, find_rule
-from .calls import fill_slots, input_tensors, state_tensors
+from .calls import fill_slots, input_tensors, state_tensor, state_tensors
 
 if TYPE_CHECKING:
     import networkx
@@ -143,7 +143,7 @@ class OpGraph:
             elif placeholder.kind == "constant":
                 result.append(self.constants[placeholder.target])
             else:
-                result.append(state[placeholder.target])
+                result.append(state_tensor(state, placeholder.target))
         return result
 
     def values_of_call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LARGE", "Bridge", "Remade", "bridge", "is_bridge", "sparing", "wake"]
+__all__ = ["LARGE", "Bridge", "Remade", "bridge", "is_bridge", "slots_of", "sparing", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -124,3 +124,27 @@ def wake(node: Any) -> None:
     """Let an autograd node, if it is a bridge's, hand signals to its sources."""
     if is_bridge(node):
         node.awake = True
+
+
+def slots_of(
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
+) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
+    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
+
+    Args:
+        exits: the nodes of the unit's outputs.
+        inputs: the edges of its inputs.
+        edges: the numbers of all known values; the way back ends at them, but for those `inside` the unit.
+    """
+    found: dict[Any, list[tuple[int, int]]] = {}
+    stack, seen = list(exits), set(exits)
+    while stack:
+        node = stack.pop()
+        for slot, (source, index) in enumerate(node.next_functions):
+            place = inputs.get((source, index))
+            if place is not None:
+                found.setdefault(node, []).append((slot, place))
+            elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
+                seen.add(source)
+                stack.append(source)
+    return found, seen

@@ -5,8 +5,8 @@ the key is switched on for it, and every operation calls the thread's `Recorder`
 autocast and all) and notes what it was. Composite operations such as `linear` arrive whole.
 
 Two methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
-operation's handler under that key, and `HigherOrderOperator.dispatch`. Both do what they always did in threads that do
-not record.
+operation's handler under that key if it knows none, and `HigherOrderOperator.dispatch`. Both do what they always did in
+threads that do not record.
 """
 
 from __future__ import annotations
@@ -133,14 +133,17 @@ def seen(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _handler_of(op: OpOverload) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
         current = recorder()
+        if current is None:  # another thread's tracer has switched the key on, and the handler is its business
+            op._dispatch_cache.pop(_KEY, None)
+            return op._op(*args, **kwargs)
         _include(_KEY, False)
         try:
             with _NoPython():
-                if current is None or torch._C._get_dispatch_mode(_FAKE) is not None:  # a compiler looks ahead
+                if torch._C._get_dispatch_mode(_FAKE) is not None:  # a compiler looks ahead
                     return op._op(*args, **kwargs)
                 return current.run(op, args, kwargs)
         finally:
-            _include(_KEY, current is not None)
+            _include(_KEY, True)
 
     return handler
 
@@ -155,7 +158,8 @@ def _wrap_torch() -> None:
 
         def get_dispatch_or_record(self: OpOverload, key: Any) -> Any:
             if recorder() is not None and key == _KEY:
-                return _handler_of(self)
+                handler = self._dispatch_cache[_KEY] = _handler_of(self)
+                return handler
             return get_dispatch(self, key)
 
         def dispatch_unseen(self: HigherOrderOperator, key: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -99,7 +99,7 @@ class Schedule:
         keeps: steps whose results are kept; `templates`: steps whose arguments are.
         kept_values: numbers of the values that amendments look at.
         factors_alone: of those, the ones that one epsilon factor alone looks at, with its epsilon; `unshared`: of these,
-            the ones that nobody but us kept in memory when it was last looked at, None before.
+            the ones that nobody but us kept in memory after the first run.
         remade: steps whose result is made again in the backward pass where it is large, with the operation.
         spared: these, and steps that read such a result.
     """
@@ -109,13 +109,22 @@ class Schedule:
     amendments: list[Amendment]
     keys: list[Any]
     notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
+    steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
+    quick: list[Any] = field(default_factory=list)  # `operations.quick_steps`
+    around: Any = None  # what else a run must have alike: its leaves, outputs and ends
+    unread: list[int] = field(default_factory=list)  # values that nothing in the run reads
     keeps: set[int] = field(default_factory=set)
     templates: set[int] = field(default_factory=set)
     kept_values: set[int] = field(default_factory=set)
     factors_alone: dict[int, float] = field(default_factory=dict)
-    unshared: set[int] | None = None
+    unshared: set[int] = field(default_factory=set)
     remade: dict[int, Any] = field(default_factory=dict)
     spared: set[int] = field(default_factory=set)
+
+    @cached_property
+    def looks_at_outputs(self) -> bool:
+        """Whether something looks at the signals at the outputs: a rule, or what tells of second derivatives."""
+        return any(a.computed for a in self.amendments) or not any(a.factors for a in self.amendments)
 
     @cached_property
     def parameters(self) -> list[tuple[int, fx.Node, bool]]:
