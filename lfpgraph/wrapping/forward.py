@@ -93,6 +93,7 @@ class FeedbackForward(StandIn):
 
     def run(self, entry: Entry, call: ModelCall) -> Any:
         """Run a program."""
+        self.calls += 1
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
