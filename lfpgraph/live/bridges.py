@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LARGE", "Bridge", "Remade", "bridge", "is_bridge", "slots_of", "sparing", "wake"]
+__all__ = ["LARGE", "Bridge", "Remade", "bridge", "goes_on", "is_bridge", "slots_of", "sparing", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -148,3 +148,9 @@ def slots_of(
                 seen.add(source)
                 stack.append(source)
     return found, seen
+
+
+def goes_on(slot: int) -> bool:
+    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
+    source = torch._C._current_autograd_node().next_functions[slot][0]
+    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)

@@ -12,7 +12,7 @@ from ..kernels import halved
 from .bridges import LARGE, Remade, bridge, sparing
 from .values import NameLeaf, Values, storage_of
 
-__all__ = ["Kept", "tensor_of"]
+__all__ = ["Kept", "is_alone", "tensor_of"]
 
 
 class Kept(Values):
@@ -107,6 +107,11 @@ def _saves_freely() -> bool:
     """Whether nobody else has a say in what autograd saves."""
     graph = torch._C._autograd
     return graph._saved_tensors_hooks_is_enabled() and graph._top_saved_tensors_default_hooks(False) is None
+
+
+def is_alone(kept: Tensor | None) -> bool:
+    """Whether nobody else holds the memory of a value that is kept, autograd for example."""
+    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
 
 
 def tensor_of(args: Any, record: Values, number: int) -> Tensor:

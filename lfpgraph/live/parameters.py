@@ -14,10 +14,11 @@ from torch import Tensor, fx
 from torch.nn.parameter import is_lazy
 
 from ..engine.plan import Plan
+from ..errors import NonFiniteError
 from ..numerics import scale_by_size
 from .bridges import LARGE
 
-__all__ = ["Scale", "Watch", "is_differentiated", "owned", "replaced"]
+__all__ = ["Scale", "Watch", "is_differentiated", "owned", "replaced", "tap"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -130,6 +131,23 @@ def _equal(gradient: Tensor, parts: list[Tensor]) -> bool:
         )
 
 
+def tap(record: Any, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
+    """Note the signal at one of the outputs, `given[place]`, when it arrives."""
+    edge = record.edge_of.get(number)
+    if edge is None:
+        return
+    node, index = edge
+
+    def note(signals: tuple[Any, ...]) -> None:
+        given[place] = s = signals[index]
+        if watch is not None and is_differentiated():
+            watch.second()
+        if check and s is not None and not bool(torch.isfinite(s).all()):
+            raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
+
+    node.register_prehook(note)
+
+
 class Scale:
     """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it."""
 
@@ -153,7 +171,8 @@ class Scale:
         """A hook on the autograd node of the one alias that a run takes the parameter through."""
         if signals[0] is None or is_differentiated():
             return None
-        return (self.feedback(signals[0], owned(signals, 0)),)
+        over = owned(signals, 0)  # before anything here refers to the signal
+        return (self.feedback(signals[0], over),)
 
     def at_alias(self, s: Tensor | None) -> Tensor | None:
         """The same as a hook on the alias itself."""
