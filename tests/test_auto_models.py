@@ -134,3 +134,59 @@ def test_what_is_chosen_takes_its_reward_in_both_engines(name: str) -> None:
     found = _feedback(live, live(x).square().sum())
     assert bool(found["a.weight"].any())
     torch.testing.assert_close(found, _feedback(static, static(x).square().sum()))
+
+
+class _Cached(nn.Module):
+    """Attention's keys of earlier calls, kept in a dictionary or a list that the caller passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, kept: Any = None) -> Tensor:
+        h = self.a(x)
+        if isinstance(kept, dict):
+            kept["h"] = h = torch.cat([kept["h"], h]) if "h" in kept else h
+        elif kept is not None:
+            kept.append(h)
+        return self.b(h)
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_what_is_written_into_arguments_is_there(kind: type) -> None:
+    torch.manual_seed(0)
+    model = _Cached()
+    plain, x = copy.deepcopy(model), torch.randn(5, 4)
+    lfpgraph.wrap(model)
+    for _ in range(3):
+        model(x).sum().backward()
+    assert lfpgraph.explain_wrap(model).engine == "static"
+    for _ in range(3):
+        found, expected = kind(), kind()
+        for _ in range(2):
+            torch.testing.assert_close(model(x, found), plain(x, expected))
+        torch.testing.assert_close(found, expected)
+    assert lfpgraph.explain_wrap(model).engine == "live"
+
+
+def test_other_arguments_are_observed_anew() -> None:
+    """A number that only the second way through the model reads."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.factor = nn.Linear(4, 2), 1.0
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            return self.a(x) if y is None else F.mse_loss(self.a(x), y) * self.factor
+
+    torch.manual_seed(0)
+    model, x = lfpgraph.wrap(Net()), torch.randn(5, 4)
+    for _ in range(3):
+        model(x).sum().backward()
+    losses = []
+    for model.factor in (1.0, 1.0, 1.0, 2.0):
+        losses.append(model(x, torch.zeros(5, 2)).item())
+        model(x).sum().backward()
+    assert losses[-1] == pytest.approx(2 * losses[0])
+    assert lfpgraph.explain_wrap(model).static_calls > 4

@@ -136,3 +136,23 @@ def test_a_zero_weight_where_signals_of_two_forms_meet() -> None:
     static = _step(lfpgraph.wrap(copy.deepcopy(model), engine="static"), lambda m: (m(x) * weight).sum())
     assert bool(live["b.weight"].any())
     torch.testing.assert_close(live, static)
+
+
+class _OtherInEval(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        out: Tensor = self.second(h.relu() if self.training else h.tanh())
+        return out
+
+
+def test_first_step_in_another_mode_is_complete(caplog: pytest.LogCaptureFixture) -> None:
+    """What a call keeps is what calls of its own mode have needed."""
+    model = lfpgraph.wrap(_OtherInEval(), engine="live")
+    for training in (True, True, True, True, False):
+        model.train(training)
+        model(torch.randn(2, 3)).sum().backward()
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]

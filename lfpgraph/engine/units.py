@@ -32,7 +32,7 @@ class Unit:
         epsilon: of the factor on its output; `option_epsilon` is what the rule may use itself.
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
-        zeroed_by: parameters that, as long as one is wholly zero, make the output zero and are to learn.
+        zeroed_by: weights that, as long as one is wholly zero, make the output zero and are to learn.
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import NonFiniteError, RuleError
+from ..kernels import halved_factor
 from ..numerics import epsilon_factor, stabilize
-from .bridges import wake
+from .bridges import Remade, wake
 from .call import LiveCall
 from .parameters import Scale, Watch, is_differentiated, replaced
 from .record import Record
@@ -45,6 +46,9 @@ def amend(
                 if number == leaf.value:
                     node.register_hook(scale.at(slot))
     lost = []
+    if schedule.unshared is None:
+        record.kept = [x if n in schedule.kept_values else None for n, x in enumerate(record.kept)]
+        schedule.unshared = {n for n in schedule.factors_alone if _is_alone(record.kept[n])}
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
         if not any(edges):
@@ -52,6 +56,11 @@ def amend(
         if not _Hooks(amendment, schedule, record, given, check).install(edges):
             lost.append(schedule.plan.graph.describe(amendment.unit.node))
     return lost
+
+
+def _is_alone(kept: Tensor | None) -> bool:
+    """Whether nobody else holds the memory of a value that is kept, autograd for example."""
+    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
 
 
 def _tap(record: Record, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
@@ -77,7 +86,12 @@ class _Hooks:
         self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
         self.numbers = schedule.live.value
         kept = record.kept
-        self.values: dict[int, Tensor] = {n: x for n in amendment.needs if (x := kept[n]) is not None}
+        self.values: dict[int, Any] = {
+            n: x for n in amendment.needs if (x := record.remade.get(n, kept[n])) is not None
+        }
+        self.halved = {n for n in record.halved if n in self.values}
+        if any(schedule.factors_alone.get(n) != record.halved[n] for n in self.halved):
+            self.values.clear()
         self.templates = {node: record.templates[step] for node, step in amendment.steps}
         self.cast = record.casts.get(amendment.steps[-1][1]) if amendment.steps else None
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
@@ -143,7 +157,7 @@ class _Hooks:
         return before
 
     def _settled(self, s: Tensor, factor: Factor) -> Tensor:
-        value = self.values[factor.measure]
+        value = self._value(factor.measure)
         if factor.restated:
             return s * stabilize(value, factor.restated) / stabilize(value, factor.epsilon)
         zeroed_by = self.amendment.unit.zeroed_by
@@ -152,13 +166,20 @@ class _Hooks:
             return s * self._one_if_zeroed(plain / stabilize(plain, factor.epsilon), zeroed_by).to(s.dtype)
         for node in zeroed_by:
             value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
+        if factor.measure in self.halved:
+            return halved_factor(s, value)
         return epsilon_factor(s, value, factor.epsilon, factor.positive)
+
+    def _value(self, number: int) -> Tensor:
+        found = self.values[number]
+        return found.take() if isinstance(found, Remade) else found  # type: ignore[no-any-return]
 
     def _compute(self, signals: list[Any]) -> None:
         amendment = self.amendment
         unit = amendment.unit
-        call = LiveCall(unit, self.values, self.numbers, self.templates)
-        outputs = [self.values.get(n) for n in amendment.exits]
+        values = {n: self._value(n) for n in self.values}
+        call = LiveCall(unit, values, self.numbers, self.templates)
+        outputs = [values.get(n) for n in amendment.exits]
         single = len(outputs) == 1 and not isinstance(unit.node.meta["val"], list)
         call.output = outputs[0] if single else outputs
         call.given = [s for s in self.given if s is not None]

@@ -66,7 +66,7 @@ class LiveEngine:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
         self.watch, self.path, self.adopt = watch or Watch(type(model).__name__), path, adopt
         self.schedules: dict[Any, Schedule] = {}
-        self.last: Schedule | None = None
+        self.last: dict[Any, Schedule] = {}  # by the kind of call: its mode, and which arguments it has
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
@@ -83,19 +83,18 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
-        if not changes_gradients(self.composite):
-            return call(*args, **kwargs)
-        record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
+        kind = self.model.training, len(args), tuple(kwargs)
+        record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         try:
             with recording(record), self.watch.looking_away():
                 result = call(*args, **kwargs)
             with paused():
-                self._finish(record, result)
+                self._finish(record, result, kind)
         finally:
             record.close()
         return result
 
-    def _finish(self, record: Record, result: Any) -> None:
+    def _finish(self, record: Record, result: Any, kind: Any) -> None:
         tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         if not record.steps or not any(record.follows):
@@ -115,7 +114,8 @@ class LiveEngine:
                 self._hopeless.add(key)
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
-        self.last = schedule
+        self.last[kind] = schedule
+        _forget_oldest(self.last)
         self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")

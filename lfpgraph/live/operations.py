@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
+from ..graph.regions import may_join
+from ..graph.selections import MASKS
+from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
 from ..tracing.recurrent import RECURRENT, decomposition_of
 from . import interception
@@ -30,7 +32,6 @@ __all__ = [
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE = range(4)
-_REORDERING = {aten.permute.default, aten.t.default, aten.transpose.int}
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
@@ -61,8 +62,9 @@ class OpInfo:
         writes: whether it writes to its first argument.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
         forgets: whether its result carries nothing of its arguments.
-        shaped: whether a plan may depend on which of its tensors have one shape; not so for products, whose sizes may be
-            equal by chance (a sequence as long as a head is wide).
+        shaped: whether a plan may depend on which of its tensors have one shape: it may be part of a region. What else is
+            equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
+        shaped_mask: whether it may depend on that where autograd does not follow the results: masks select by their shape.
     """
 
     kinds: tuple[int, ...]
@@ -72,6 +74,7 @@ class OpInfo:
     open: Callable[..., Any] | None
     forgets: bool
     shaped: bool
+    shaped_mask: bool
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}
@@ -93,8 +96,10 @@ def _describe(op: OpOverload) -> OpInfo:
     node = _functional(op) if writes else op
     entry = find_rule(node)
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
-    shaped = node not in _REORDERING and (entry is None or entry.family is not CONTRACTION)
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shaped)
+    family = entry.family if entry is not None else None
+    found = torch.Tag.dynamic_output_shape in op.tags or family is SELECTION  # sizes are those of what was selected
+    opener, shaped_mask = None if entry or writes else _opener(op), node in MASKS or not found
+    return OpInfo(positional, kinds, node, writes, opener, forgets, may_join(node, family), shaped_mask)
 
 
 def _split(declared: str) -> list[str]:

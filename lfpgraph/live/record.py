@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .bridges import bridge
+from ..kernels import halved
+from .bridges import LARGE, Remade, bridge, sparing
 from .interception import paused
 from .notes import Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
@@ -54,6 +55,8 @@ class Record(Values):
         self.path = self.root = root  # the module whose call is running, and the one whose run this is
         self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
         self._source_tensors: dict[int, Tensor] = {}
+        self.remade: dict[int, Remade] = {}  # values that are made again in the backward pass
+        self.halved: dict[int, float] = {}  # values kept in half of their memory, and for which epsilon
 
     # What the recorder is called for
 
@@ -86,8 +89,31 @@ class Record(Values):
         if info.writes:
             self._save_before_write(args)
             before = self._template(args, kwargs)  # an argument is another value once it has been written to
-        out = op._op(*given, **named)
+        expected = self.expected
+        if expected is None or self.keep_all or len(self.steps) not in expected.spared:
+            out = op._op(*given, **named)
+        else:
+            out = self._spare(op, given, named, ins)
         return self._note(info, key, ins, args, kwargs, out, before)
+
+    def _spare(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], ins: list[int]) -> Any:
+        """Run an operation so that autograd saves less: no activation's derivative, or not what can be made again."""
+        made = {n for n in ins if n in self.remade}
+        if made and _saves_freely():
+            with sparing([(_tensor_of(args, self, n), self.remade[n]) for n in made]):
+                return op._op(*args, **kwargs)
+        x = args[0]
+        alike = len(ins) == 1 and op is self.expected.remade.get(len(self.steps))
+        if not alike or not _is_large(x) or torch._C._is_any_autocast_enabled():
+            return op._op(*args, **kwargs)
+
+        def function(x: Tensor) -> Tensor:
+            return op._op(x, *args[1:], **kwargs)  # type: ignore[no-any-return]
+
+        with torch.no_grad():
+            out = function(x)
+        self.remade[len(self.shapes)] = Remade(function, x.detach(), ins[0])
+        return bridge(out, [x], function)
 
     def _read(self, args: tuple[Any, ...], kinds: Iterable[int], ins: list[int], key: list[Any]) -> tuple[Any, ...]:
         """The arguments to run with: each parameter by the one alias that this run takes it through."""
@@ -141,7 +167,7 @@ class Record(Values):
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
-        shaped = info.shaped or not any(n >= 0 and self.follows[n] for n in outs)  # masks select by their shape
+        shaped = info.shaped or (info.shaped_mask and not any(n >= 0 and self.follows[n] for n in outs))
         for n in outs:
             if n >= 0:
                 key.append(self.look(n))
@@ -209,6 +235,17 @@ class Record(Values):
     # Values that are kept
 
     def _keep(self, number: int, x: Tensor) -> None:
+        if number in self.remade:
+            return
+        if (
+            not self.keep_all
+            and self.expected is not None
+            and number in (self.expected.unshared or ())
+            and _is_large(x)
+        ):
+            self.halved[number] = epsilon = self.expected.factors_alone[number]
+            self.kept[number] = halved(x.detach(), epsilon)
+            return
         self.kept[number] = kept = x.detach()
         if kept.layout is torch.strided:
             self._stored.setdefault(storage_of(kept), []).append(number)
@@ -225,6 +262,9 @@ class Record(Values):
                 for number in self._stored.pop(storage, ()):
                     kept = self.kept[number]
                     self.kept[number] = None if kept is None else kept.clone()
+                    for remade in self.remade.values():
+                        if remade.number == number:
+                            remade.x = self.kept[number]
                     self._overwritten.add(number)
                 break
 
@@ -285,9 +325,20 @@ class Record(Values):
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
-        for kept in (self._sources, self._source_tensors):
+        for kept in (self._sources, self._source_tensors, self.remade):
             kept.clear()
         self.templates = []
+
+
+def _is_large(x: Any) -> bool:
+    """Whether it pays to keep less of a tensor than all."""
+    return type(x) is Tensor and x.requires_grad and x.dtype == torch.float32 and x.numel() >= LARGE
+
+
+def _saves_freely() -> bool:
+    """Whether nobody else has a say in what autograd saves."""
+    graph = torch._C._autograd
+    return graph._saved_tensors_hooks_is_enabled() and graph._top_saved_tensors_default_hooks(False) is None
 
 
 def _tensor_of(args: Any, record: Record, number: int) -> Tensor:

@@ -243,7 +243,7 @@ class Values:
             with paused():
                 number = self._leaf(x)
         leaf = next(leaf for leaf in self.leaves if leaf.value == number)
-        if leaf.kind == "parameter":
+        if leaf.kind == "parameter" and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
 

@@ -25,6 +25,7 @@ from ..live.parameters import Watch
 from ..tracing.flat import is_tracing
 from .choice import MOST_SIZES, Choice, Explanation
 from .forward import FeedbackForward
+from .programs import Unobserved
 
 __all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
 
@@ -158,23 +159,30 @@ class Wrapping:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return module._call_impl(*args, **kwargs)
-        if not self._told:
-            self._told = True
-            log_unmoved(self.composite, dict(self.model.named_parameters()))
-        if part.path == "" and self.choice.wants_static(module):
+        if part.path == "" and self.choice.wants_static(module, args, kwargs):
             try:
                 result = self._statically(args, kwargs)
+            except Unobserved:
+                pass
             except (InputError, TraceError) as error:
                 self.choice.refused(module, error)
             else:
                 self.counts.static += 1
                 self.choice.traced(module, self.traces)
                 return result
+        if not changes_gradients(self.composite):  # nothing is recorded, so the parts of a run come here, too
+            self.counts.live += part.path == ""
+            return module._call_impl(*args, **kwargs)
         self.counts.live += 1
         engine = self._engine(part)
         if part.path:
             return engine.run(module._call_impl, args, kwargs)
-        return self.choice.observe(module, lambda: engine.run(module._call_impl, args, kwargs))
+        result = self.choice.observe(module, args, kwargs, lambda: engine.run(module._call_impl, args, kwargs))
+        if not self._told and engine.last:
+            self._told = True
+            *_, latest = engine.last.values()
+            log_unmoved(self.composite, dict(self.model.named_parameters()), latest.plan.names_asleep)
+        return result
 
     def _statically(self, args: Any, kwargs: Any) -> Any:
         if self._static is None:

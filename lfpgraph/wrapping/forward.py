@@ -90,7 +90,7 @@ class FeedbackForward(StandIn):
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
         if self.traces == 1 and self.feed is None:
-            log_unmoved(self.composite, call.state)
+            log_unmoved(self.composite, call.state, plan.names_asleep)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",

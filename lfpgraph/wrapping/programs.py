@@ -20,7 +20,7 @@ from ..randomness import keep_random_state
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
-__all__ = ["Entry", "ModelCall", "Programs"]
+__all__ = ["Entry", "ModelCall", "Programs", "Unobserved"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
@@ -105,6 +105,10 @@ class Entry:
         return self.program.plan.graph
 
 
+class Unobserved(Exception):
+    """A call has sizes that no program fits, and may take a way through the model that nobody has watched yet."""
+
+
 E = TypeVar("E", bound=Entry)
 
 
@@ -120,6 +124,7 @@ class Programs(Generic[E]):
     def __init__(self, like: Programs[E] | None = None, most: int | None = None) -> None:
         self.most = most
         self.kept: dict[Any, list[E]] = {} if like is None else like.kept
+        self.watched = False  # whether a call that no program fits has been raised for
         self.trusted: set[E] = set()  # entries of other modules that were tried and give this one's outputs
         self.traces = 0
 
@@ -134,6 +139,7 @@ class Programs(Generic[E]):
 
         Raises:
             TraceError: there are `most` entries for other sizes.
+            Unobserved: there are entries, but not so many; the next call that none fits will be traced.
         """
         name = type(call.model).__name__
         entries = self.kept.setdefault(call.key, [])
@@ -148,6 +154,10 @@ class Programs(Generic[E]):
             raise TraceError(
                 f"the programs traced for {len(entries)} other sizes do not fit inputs of sizes {call.sizes}"
             )
+        if entries and self.most is not None:
+            self.watched = not self.watched
+            if self.watched:
+                raise Unobserved
         if entries:
             log.warning("tracing %s again: no program fits inputs of sizes %s", name, call.sizes)
         entry = make(call)
