@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.errors import WrapError
 
 
 def _feedback(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -190,3 +191,47 @@ def test_other_arguments_are_observed_anew() -> None:
         model(x).sum().backward()
     assert losses[-1] == pytest.approx(2 * losses[0])
     assert lfpgraph.explain_wrap(model).static_calls > 4
+
+
+def _penalized(model: nn.Module, x: Tensor) -> Tensor:
+    """The critic's loss of a WGAN: the last call is differentiated twice."""
+    real, fake = model(x), model(x + 1)
+    between = (x + 0.5).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(between).sum(), between, create_graph=True)
+    return (fake - real).mean() + (gradient.norm(dim=1) - 1).square().mean()
+
+
+def test_second_derivatives_make_a_model_live() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    auto, live = (lfpgraph.wrap(copy.deepcopy(model), engine=engine) for engine in ("auto", "live"))
+    for _ in range(3):
+        x = torch.randn(5, 4).double()
+        torch.testing.assert_close(_feedback(auto, _penalized(auto, x)), _feedback(live, _penalized(live, x)))
+    assert "second derivatives" in lfpgraph.explain_wrap(auto).why
+
+
+def test_a_program_says_that_it_has_no_second_derivative() -> None:
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)), engine="static")
+    with pytest.raises(WrapError, match="second derivative"):
+        _penalized(model, torch.randn(5, 4))
+
+
+def test_gradients_taken_inside_a_call_without_gradients_are_true() -> None:
+    """An energy model that samples while it is evaluated."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return x - torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(5, 4)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(lfpgraph.wrap(model)(x), expected)

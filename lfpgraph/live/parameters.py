@@ -36,6 +36,7 @@ class Watch:
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
         self._away = 0
+        self.differentiates = False  # whether a second derivative has been asked for
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -69,6 +70,7 @@ class Watch:
 
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self.differentiates = True
         self._say_once(
             "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
             "flows when the loss itself is propagated."

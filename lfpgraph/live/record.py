@@ -136,6 +136,8 @@ class Record(Values):
                     given[i] = [self.aliases.get(n, x) if n is not None else x for n, x in zip(numbers, value)]
             elif kind == SIZE:
                 key.append(value is None)
+            elif kind == TENSOR and type(value) in (int, float, complex):  # `x * 0.5`: a number, as good as a size
+                key.append(type(value))
             else:
                 key.append(value if type(value) is not list else tuple(value))
         return args if given is None else tuple(given)

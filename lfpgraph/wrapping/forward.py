@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +24,6 @@ from .stand_in import StandIn
 __all__ = ["FeedbackForward"]
 
 log = logging.getLogger("lfpgraph")
-_FIXED = (  # what can be told from another of its kind by its value alone
-    NoneType, bool, int, float, complex, str, bytes, range, Enum, type, FunctionType, BuiltinFunctionType, np.generic,
-    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
-)  # fmt: skip
 
 
 class FeedbackForward(StandIn):
@@ -41,7 +35,6 @@ class FeedbackForward(StandIn):
     Args:
         like: the programs of a block that looks the same, to be shared with it (see `Programs`).
         feed: is told of each parameter and the feedback that is on its way to it.
-        most: see `Programs`.
     """
 
     def __init__(
@@ -51,13 +44,12 @@ class FeedbackForward(StandIn):
         options: Options,
         like: Programs[Entry] | None = None,
         feed: Feed | None = None,
-        most: int | None = None,
     ) -> None:
         super().__init__(model)
         self.composite = composite
         self.options = options
         self.feed = feed
-        self.programs: Programs[Entry] = Programs(like, most)
+        self.programs: Programs[Entry] = Programs(like)
 
     @property
     def traces(self) -> int:
@@ -68,15 +60,17 @@ class FeedbackForward(StandIn):
         if is_tracing() or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
         call = ModelCall(self.model, args, kwargs)
-        if not any(t.requires_grad for t in (*call.state.values(), *call.tensors)):
+        if not call.follows:
             return self.original(*args, **kwargs)
-        return self._run(self.programs.find(call, self._make), call)
+        return self.run(self.find(call), call)
+
+    def find(self, call: ModelCall) -> Entry:
+        """The program for a call; made if there is none."""
+        return self.programs.find(call, self._make)
 
     def _make(self, call: ModelCall) -> Entry:
         if self.options.part:
             _refuse_state(call)
-        if self.programs.most is not None:
-            _refuse_objects(call)
         return self.programs.trace(call, self.options.fallback, self._prepare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
@@ -89,7 +83,7 @@ class FeedbackForward(StandIn):
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
-        if self.traces == 1 and self.feed is None:
+        if self.feed is None:
             log_unmoved(self.composite, call.state, plan.names_asleep)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
@@ -97,7 +91,8 @@ class FeedbackForward(StandIn):
         )  # fmt: skip
         return entry
 
-    def _run(self, entry: Entry, call: ModelCall) -> Any:
+    def run(self, entry: Entry, call: ModelCall) -> Any:
+        """Run a program."""
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
@@ -112,14 +107,6 @@ class FeedbackForward(StandIn):
             if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                 raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         return graph.rebuild(results)
-
-
-def _refuse_objects(call: ModelCall) -> None:
-    """Refuse arguments that a program cannot look into, where the live engine can take its place: they may hold tensors."""
-    for leaf in call.leaves:
-        if not isinstance(leaf, (Tensor, *_FIXED)):
-            name, given = type(call.model).__name__, type(leaf)
-            raise InputError(f"{name} is passed a {given.__module__}.{given.__qualname__}, whose content may change")
 
 
 def _refuse_state(call: ModelCall) -> None:

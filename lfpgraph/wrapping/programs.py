@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from ..randomness import keep_random_state
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
-__all__ = ["Entry", "ModelCall", "Programs", "Unobserved"]
+__all__ = ["Entry", "ModelCall", "Programs"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
@@ -55,6 +56,21 @@ class ModelCall:
                 self._visit(child, f"{dot}{name}.")
 
     @property
+    def follows(self) -> bool:
+        """Whether anything that goes in requires a gradient."""
+        return any(t.requires_grad for t in (*self.state.values(), *self.tensors))
+
+    def has_changed(self) -> bool:
+        """Whether the arguments hold other objects by now: the call has put some into a container of the caller's."""
+        leaves, spec = flatten_input(self.args, self.kwargs)
+        return spec != self.spec or any(a is not b for a, b in zip(leaves, self.leaves))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs' sizes."""
+        return tuple(tuple(t.shape) for t in self.tensors)
+
+    @cached_property
     def key(self) -> Any:
         """What a program depends on, sizes of inputs apart."""
         leaves = tuple(
@@ -76,7 +92,7 @@ class ModelCall:
 
 
 def _static(leaf: Any) -> Any:
-    return leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf)
+    return type(leaf), repr(leaf)  # 1, 1.0 and True are equal, and not the same to a model
 
 
 @dataclass(eq=False)
@@ -105,10 +121,6 @@ class Entry:
         return self.program.plan.graph
 
 
-class Unobserved(Exception):
-    """A call has sizes that no program fits, and may take a way through the model that nobody has watched yet."""
-
-
 E = TypeVar("E", bound=Entry)
 
 
@@ -118,46 +130,34 @@ class Programs(Generic[E]):
     Args:
         like: the programs of a module that looks the same, to be shared with it. Before one is used, both modules are run; if
             their outputs differ, this object keeps programs of its own from then on.
-        most: programs for calls that differ in sizes alone; refuses to trace more.
     """
 
-    def __init__(self, like: Programs[E] | None = None, most: int | None = None) -> None:
-        self.most = most
+    def __init__(self, like: Programs[E] | None = None) -> None:
         self.kept: dict[Any, list[E]] = {} if like is None else like.kept
-        self.watched = False  # whether a call that no program fits has been raised for
         self.trusted: set[E] = set()  # entries of other modules that were tried and give this one's outputs
         self.traces = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(Programs(most=self.most))
+        return vars(Programs())
 
     def __iter__(self) -> Iterator[E]:
         return (entry for entries in self.kept.values() for entry in entries)
 
-    def find(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
-        """The entry that is right for a call; `make` makes one where there is none.
+    def fitting(self, call: ModelCall) -> E | None:
+        """An entry that is right for a call."""
+        return next((entry for entry in self.kept.get(call.key, ()) if entry.sizes.accepts(call.tensors)), None)
 
-        Raises:
-            TraceError: there are `most` entries for other sizes.
-            Unobserved: there are entries, but not so many; the next call that none fits will be traced.
-        """
+    def find(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
+        """The entry that is right for a call; `make` makes one where there is none."""
         name = type(call.model).__name__
         entries = self.kept.setdefault(call.key, [])
-        entry = next((entry for entry in entries if entry.sizes.accepts(call.tensors)), None)
+        entry = self.fitting(call)
         if entry is not None and self._is_right(entry, call):
             return entry
         if entry is not None:
             log.info("%s is not like the block it was taken for: it gets programs of its own", name)
             self.kept = {}
             return self.find(call, make)
-        if self.most is not None and len(entries) >= self.most:
-            raise TraceError(
-                f"the programs traced for {len(entries)} other sizes do not fit inputs of sizes {call.sizes}"
-            )
-        if entries and self.most is not None:
-            self.watched = not self.watched
-            if self.watched:
-                raise Unobserved
         if entries:
             log.warning("tracing %s again: no program fits inputs of sizes %s", name, call.sizes)
         entry = make(call)
