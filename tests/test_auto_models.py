@@ -235,3 +235,43 @@ def test_gradients_taken_inside_a_call_without_gradients_are_true() -> None:
     with torch.no_grad():
         expected = model(x)
         torch.testing.assert_close(lfpgraph.wrap(model)(x), expected)
+
+
+class _Again(torch.autograd.Function):
+    """A layer that forgets what it has computed and runs once more in backward, its parameters' gradients handed on."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x, *parameters)
+        with torch.no_grad():
+            return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, *signals: Any) -> Any:
+        x, *parameters = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            out = ctx.layer(x)
+        return None, *torch.autograd.grad(out, (x, *parameters), signals)
+
+
+class _Forgetful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.forgets = nn.Linear(4, 6), nn.Linear(6, 2), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(_Again.apply(self.a, x, *self.a.parameters()) if self.forgets else self.a(x))
+
+
+def test_a_part_called_in_a_custom_backward_scales_once() -> None:
+    torch.manual_seed(0)
+    model, x = _Forgetful().double(), torch.randn(5, 4).double()
+    plain = copy.deepcopy(model)
+    plain.forgets = False
+    lfpgraph.wrap(model)
+    lfpgraph.wrap(plain)
+    for _ in range(2):
+        found, expected = (_feedback(m, m(x).square().sum()) for m in (model, plain))
+        torch.testing.assert_close(found, expected)
