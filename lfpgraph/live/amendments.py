@@ -99,8 +99,7 @@ class _Hooks:
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
             for i, number in enumerate(amendment.inputs):
-                edge = record.edge_of.get(number)
-                if edge is not None:
+                for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
             found, passed = _slots(nodes, inputs, record.edges, amendment.inside)

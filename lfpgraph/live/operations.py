@@ -12,7 +12,8 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT, decomposition_of
+from ..tracing.recurrent import RECURRENT
+from ..tracing.rewrite import parts_of, takes_tensors
 from . import interception
 
 __all__ = [
@@ -59,7 +60,9 @@ class OpInfo:
             on) or SIZE (a size or a number, which differs from call to call).
         node: the operation that stands for it in a graph: its functional form where it writes in place.
         writes: whether it writes to its first argument.
+        rewrites: whether what it writes is a value of the same size, and not another view.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
+        parts: the same of its functional form, for one that torch runs whole and tracing takes apart.
         forgets: whether its result carries nothing of its arguments.
         shaped: whether a plan may depend on which of its tensors have one shape; not so for products, whose sizes may be
             equal by chance (a sequence as long as a head is wide).
@@ -70,6 +73,8 @@ class OpInfo:
     node: OpOverload
     writes: bool
     open: Callable[..., Any] | None
+    parts: Callable[..., Any] | None
+    rewrites: bool
     forgets: bool
     shaped: bool
 
@@ -94,7 +99,18 @@ def _describe(op: OpOverload) -> OpInfo:
     entry = find_rule(node)
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
     shaped = node not in _REORDERING and (entry is None or entry.family is not CONTRACTION)
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shaped)
+    parts = None if writes and node is op else parts_of(node)
+    return OpInfo(
+        kinds=positional,
+        kwarg_kinds=kinds,
+        node=node,
+        writes=writes,
+        open=None if entry else _opener(op),
+        parts=None if parts is None or not takes_tensors(op) else _seen_by(parts),
+        rewrites=writes and node is not op and torch.Tag.inplace_view not in op.tags,
+        forgets=forgets,
+        shaped=shaped,
+    )
 
 
 def _split(declared: str) -> list[str]:
@@ -127,7 +143,7 @@ def _functional(op: OpOverload) -> OpOverload:
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
     if op in RECURRENT:
-        return _seen_by(decomposition_of(op))
+        return _seen_by(parts_of(op))
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
     if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)

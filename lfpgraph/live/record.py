@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .bridges import bridge
+from .bridges import Sources
 from .interception import paused
 from .notes import Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .values import NameLeaf, Values, storage_of
+from .writes import is_apart, is_followed, write
 
 __all__ = ["Record"]
 
@@ -52,8 +53,7 @@ class Record(Values):
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
         self.path = self.root = root  # the module whose call is running, and the one whose run this is
-        self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
-        self._source_tensors: dict[int, Tensor] = {}
+        self.sources = Sources(self)
 
     # What the recorder is called for
 
@@ -62,7 +62,7 @@ class Record(Values):
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             self._look_at(args)
             if info_of(op).writes:
-                self._save_before_write(args)
+                self.save_before_write(args)
             out = op._op(*args, **kwargs)
             self.unrecorded.note(args, out, self._is_activation)
             return out
@@ -71,6 +71,14 @@ class Record(Values):
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
+        if info.rewrites and is_apart(info, args, kwargs):
+            return write(self, op, info, args, kwargs)
+        if info.parts is not None and not info.writes and is_followed(args, kwargs):
+            return info.parts(*args, **kwargs)
+        return self.step(op, info, args, kwargs)
+
+    def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation as one step of the record."""
         if torch._C._is_any_autocast_enabled():
             self.casts[len(self.steps)] = autocast_of(args)
         ins: list[int] = []
@@ -84,7 +92,7 @@ class Record(Values):
             named = kwargs
         before = None
         if info.writes:
-            self._save_before_write(args)
+            self.save_before_write(args)
             before = self._template(args, kwargs)  # an argument is another value once it has been written to
         out = op._op(*given, **named)
         return self._note(info, key, ins, args, kwargs, out, before)
@@ -131,8 +139,8 @@ class Record(Values):
         if has_no_derivative(info, results):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
             changed = True
-        if not info.writes and self._bridge(info, ins, results, (*args, *kwargs.values())):
-            changed = True
+        if not info.writes and not info.forgets:
+            changed |= self.sources.bridge(ins, results, (*args, *kwargs.values()))
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:
@@ -154,7 +162,8 @@ class Record(Values):
             key.append(None if all(alike) else alike)
         self.keys.append(tuple(key))
         self.steps.append((info.node, outs))
-        self._trace_sources(info, ins, outs, (*args, *kwargs.values()))
+        if not info.forgets:
+            self.sources.note(ins, outs, (*args, *kwargs.values()))
         self._check_expected(step, self.keys[-1])
         every = self.expected is None or self.keep_all
         wanted = every or step in self.expected.templates
@@ -177,7 +186,7 @@ class Record(Values):
     def _wants_leaf(self, number: int) -> bool:
         return self.expected is None or self.keep_all or number in self.expected.kept_values
 
-    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         number = self._new(x)
         key = (op, tuple(sources), self.look(number), self.shapes[sources[0]] == x.shape)
         step = len(self.steps)
@@ -213,7 +222,7 @@ class Record(Values):
         if kept.layout is torch.strided:
             self._stored.setdefault(storage_of(kept), []).append(number)
 
-    def _save_before_write(self, args: tuple[Any, ...]) -> None:
+    def save_before_write(self, args: tuple[Any, ...]) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
         for x in args:
             if isinstance(x, Tensor) and x.layout is torch.strided:
@@ -239,61 +248,8 @@ class Record(Values):
             return type(value)([self._ref(item) for item in value])
         return value
 
-    # Ways that autograd does not follow
-
-    def _trace_sources(self, info: OpInfo, ins: list[int], outs: tuple[int, ...], args: Any) -> None:
-        if info.forgets or all(n < 0 or self.follows[n] for n in outs):
-            return
-        found: set[int] = set()
-        for n in ins:
-            if self.follows[n]:
-                if n not in self.aliases:
-                    found.add(n)
-                    self._source_tensors.setdefault(n, _tensor_of(args, self, n))
-            else:
-                found |= self._sources.get(n, frozenset())
-        if found:
-            sources = frozenset(found)
-            for n in outs:
-                if n >= 0 and not self.follows[n]:
-                    self._sources[n] = sources
-
-    def _bridge(self, info: OpInfo, ins: list[int], results: list[Any], args: Any) -> bool:
-        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of."""
-        if info.forgets:
-            return False
-        changed = False
-        for i, x in enumerate(results):
-            if not isinstance(x, Tensor) or x.requires_grad or not (x.is_floating_point() or x.is_complex()):
-                continue
-            sources: set[int] = set()
-            for n in ins:
-                if self.follows[n] and n not in self.aliases:
-                    sources.add(n)
-                    self._source_tensors.setdefault(n, _tensor_of(args, self, n))
-                else:
-                    sources |= self._sources.get(n, frozenset())
-            tensors = [self._source_tensors[n] for n in sorted(sources)]
-            tensors = [t for t in tensors if self.known(t) in sources]  # a source written over since is out of reach
-            if tensors:
-                results[i] = bridge(x, tensors)
-                changed = True
-        return changed
-
-    # The end
-
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
-        for kept in (self._sources, self._source_tensors):
-            kept.clear()
+        self.sources.close()
         self.templates = []
-
-
-def _tensor_of(args: Any, record: Record, number: int) -> Tensor:
-    """The argument that holds a value."""
-    for value in args:
-        for x in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(x, Tensor) and record.known(x) == number:
-                return x
-    raise AssertionError("an operation's input is among its arguments")

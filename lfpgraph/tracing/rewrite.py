@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..registry import find_rule
 from .origins import remember_places
 from .recurrent import RECURRENT, decomposition_of
 
-__all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
+__all__ = ["decompositions", "free_detached", "keep_no_grad", "parts_of", "takes_tensors", "tidy"]
 
 _aten = torch.ops.aten
 _MAY_RETURN_SELF = {
@@ -113,29 +114,52 @@ def _is_written(node: fx.Node) -> bool:
     return False
 
 
-def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
+def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -> dict[Any, Callable[..., Any]]:
     """How to take apart the operations of a graph that have no rule of their own (composite ops).
+
+    Args:
+        done: what has been taken apart before; then only operations on tensors are looked for, since the others make constants.
+    """
+    graphs = (m.graph for m in module.modules() if isinstance(m, fx.GraphModule))
+    ops = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
+    if done is not None:
+        ops = {op for op in ops if op not in done and takes_tensors(op)}
+    return {op: parts for op in ops if (parts := parts_of(op)) is not None}
+
+
+def takes_tensors(op: OpOverload) -> bool:
+    """Whether an operation has a tensor among its arguments."""
+    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+
+
+def parts_of(op: OpOverload) -> Callable[..., Any] | None:
+    """What computes the same as an operation without a rule by other operations; None where it has a rule, or no such parts.
 
     Recurrent layers become their cells and cells their gates; operations that torch defines in terms of others, or has
     a core decomposition for, become those.
     """
-    from torch._decomp import core_aten_decompositions
     from torch._export.utils import _get_decomp_for_cia
 
-    core = core_aten_decompositions()
-    table: dict[Any, Callable[..., Any]] = {}
-    for graph in (m for m in module.modules() if isinstance(m, fx.GraphModule)):
-        for node in graph.graph.nodes:
-            op = node.target
-            if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
-                continue
-            if op in RECURRENT:
-                table[op] = decomposition_of(op)
-            elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-                table[op] = _get_decomp_for_cia(op)
-            elif op in core:
-                table[op] = core[op]
-    return table
+    if find_rule(op) is not None:
+        return None
+    if op in RECURRENT:
+        return decomposition_of(op)
+    if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return _get_decomp_for_cia(op)  # type: ignore[no-any-return]
+    if op.namespace == "prims":  # what core decompositions are written in, with ATen operations behind it
+        return _copy if op.name() == "prims::copy_strided" else getattr(op, "impl_aten", None)
+    return _core()[op] if op in _core() else None
+
+
+def _copy(x: Tensor, stride: Any) -> Tensor:
+    return x.clone()  # torch's own writes in place, to another layout
+
+
+@functools.cache
+def _core() -> dict[Any, Callable[..., Any]]:
+    from torch._decomp import core_aten_decompositions
+
+    return core_aten_decompositions()
 
 
 def tidy(module: fx.GraphModule) -> None:
