@@ -12,8 +12,7 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT
-from ..tracing.rewrite import parts_of, takes_tensors
+from ..tracing.rewrite import OWN_PARTS, parts_of, takes_tensors
 from . import interception
 
 __all__ = [
@@ -142,12 +141,11 @@ def _functional(op: OpOverload) -> OpOverload:
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
-    if op in RECURRENT:
-        return _seen_by(parts_of(op))
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
-    if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
-        return lambda *args, **kwargs: interception.seen(op, args, kwargs)
-    return None
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    if op in OWN_PARTS:
+        return _seen_by(OWN_PARTS[op])
+    return (lambda *args, **kwargs: interception.seen(op, args, kwargs)) if composite else None
 
 
 def _seen_by(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,9 @@ class NameLeaf(Protocol):
     def givens(self) -> list[Tensor]:
         """The tensors that the run was given and that autograd follows."""
 
+    def unused(self) -> Tensor | None:
+        """A float tensor that the run was given."""
+
 
 @dataclass
 class Leaf:

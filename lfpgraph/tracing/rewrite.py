@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.nn import functional as F
 
 from ..registry import find_rule
 from .origins import remember_places
 from .recurrent import RECURRENT, decomposition_of
 
-__all__ = ["decompositions", "free_detached", "keep_no_grad", "parts_of", "takes_tensors", "tidy"]
+__all__ = ["OWN_PARTS", "decompositions", "free_detached", "keep_no_grad", "parts_of", "takes_tensors", "tidy"]
 
 _aten = torch.ops.aten
 _MAY_RETURN_SELF = {
@@ -27,6 +28,17 @@ _MAY_RETURN_SELF = {
     _aten.to.other,
     _aten.type_as.default,
 }
+
+
+def _cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """As torch has it, but without a write that autograd is not to see."""
+    x, y = torch.broadcast_tensors(x, y)
+    return (F.normalize(x, dim=dim, eps=eps) * F.normalize(y, dim=dim, eps=eps)).sum(dim)
+
+
+# What composite ops are made of, where torch's own way leaves something out.
+OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT}
+OWN_PARTS[_aten.cosine_similarity.default] = _cosine_similarity
 
 
 def keep_no_grad(module: fx.GraphModule) -> None:
@@ -142,8 +154,8 @@ def parts_of(op: OpOverload) -> Callable[..., Any] | None:
 
     if find_rule(op) is not None:
         return None
-    if op in RECURRENT:
-        return decomposition_of(op)
+    if op in OWN_PARTS:
+        return OWN_PARTS[op]
     if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return _get_decomp_for_cia(op)  # type: ignore[no-any-return]
     if op.namespace == "prims":  # what core decompositions are written in, with ATen operations behind it
@@ -172,6 +184,8 @@ def tidy(module: fx.GraphModule) -> None:
             node.target = _aten.reshape.default
         if node.target is _aten._embedding_bag_forward_only.default:
             node.target = _aten._embedding_bag.default  # what the tracer takes where nothing requires a gradient
+        if node.target is _aten.broadcast_tensors.default:
+            _without_broadcast(node)
         if node.target is _aten.copy.default:
             _copy_as_expand(module, node)
         if (
@@ -182,6 +196,14 @@ def tidy(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _without_broadcast(node: fx.Node) -> None:
+    """Read tensors themselves where `broadcast_tensors` hands them back as they are."""
+    for item in list(node.users):
+        source = node.args[0][item.args[1]]  # type: ignore[index]
+        if item.target is operator.getitem and _layout(source) == _layout(item):  # type: ignore[arg-type]
+            item.replace_all_uses_with(source)  # type: ignore[arg-type]
 
 
 def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:
