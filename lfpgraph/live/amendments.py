@@ -218,13 +218,11 @@ class _Hooks:
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = (
-                        torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
-                    )
+                    new[slot] = _nothing(s) if answer is None else answer
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:
-                        s = new[slot] = s * share
+                        s = new[slot] = s * share if share else _nothing(s)
                     if i in amendment.plain:
                         x = self.values[self.numbers[amendment.unit.inputs[i]]]
                         new[slot] = self._as_plain(s, x, i)
@@ -249,6 +247,10 @@ class _Hooks:
     def _let_go(self) -> None:
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             self.values = {}
+
+
+def _nothing(s: Tensor) -> Tensor:
+    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)
 
 
 def guarded(x: Tensor, epsilon: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["random_module"]
+__all__ = ["BINARY", "IN_PLACE", "LAYERS", "REDUCTIONS", "SHAPES", "UNARY", "random_module"]
 
 # {a}, {b}: values so far; {d}: a dimension of a; {v}: the new value, where a line does not only compute it.
 # {w:...}, {s:...}: a parameter, a buffer of that shape, an expression in a.
@@ -219,7 +219,8 @@ STATE = re.compile(r"{([ws]):(.*?)}")
 class _Writer:
     """Writes a forward pass line by line, running each line to see whether it makes sense."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kinds: tuple[tuple[str, ...], ...]) -> None:
+        self.kinds = kinds
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.state: dict[str, Tensor] = {}
@@ -255,7 +256,7 @@ class _Writer:
 
     def write(self) -> bool:
         """Try one line; whether it was kept."""
-        template = self.random.choice(self.random.choice(KINDS))
+        template = self.random.choice(self.random.choice(self.kinds))
         a, b = self.pick(), self.pick()
         value = self.values[a]
         target = f"v{len(self.lines)}"
@@ -281,9 +282,15 @@ class _Writer:
         return True
 
 
-def random_module(seed: int, length: int = 12) -> tuple[nn.Module, tuple[Tensor, ...], str]:
-    """A module of about `length` operations with one to three outputs, its inputs, and its source."""
-    writer = _Writer(seed)
+def random_module(
+    seed: int, length: int = 12, kinds: tuple[tuple[str, ...], ...] = KINDS
+) -> tuple[nn.Module, tuple[Tensor, ...], str]:
+    """A module of about `length` operations with one to three outputs, its inputs, and its source.
+
+    Args:
+        kinds: lists of lines; a list is drawn first, then a line of it.
+    """
+    writer = _Writer(seed, kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for _ in range(60 * length):
