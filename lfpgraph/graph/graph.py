@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVE",
+    "CASTS",
     "CONSTANT",
     "WEIGHT",
     "NodeInfo",
@@ -39,6 +40,8 @@ __all__ = [
 ACTIVE = "active"
 WEIGHT = "weight-like"
 CONSTANT = "constant"
+_aten = torch.ops.aten
+CASTS = frozenset({_aten._to_copy.default, _aten.to.dtype, _aten.to.dtype_layout})  # a trace has the first, a live run any
 
 
 @dataclass(frozen=True)
