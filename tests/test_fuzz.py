@@ -180,9 +180,6 @@ def test_write_hidden_from_autograd(kind: type[nn.Module]) -> None:
     compare("walk", walked(graph, module, (x,), [s], "gradient"), {"input 0": 2 * s})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the decomposition ends with prims.copy_strided, which has no derivative and no rule"
-)
 def test_lerp_of_two_layouts() -> None:
     class Lerp(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

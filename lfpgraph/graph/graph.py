@@ -41,7 +41,9 @@ ACTIVE = "active"
 WEIGHT = "weight-like"
 CONSTANT = "constant"
 _aten = torch.ops.aten
-CASTS = frozenset({_aten._to_copy.default, _aten.to.dtype, _aten.to.dtype_layout})  # a trace has the first, a live run any
+CASTS = frozenset(
+    {_aten._to_copy.default, _aten.to.dtype, _aten.to.dtype_layout}
+)  # a trace has the first, a live run any
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class LiveEngine:
     def _finish(self, record: Record, result: Any) -> None:
         tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
-        record.sources.close()  # what nobody else holds is no end of the run
+        record.release()
         if not record.steps or not any(record.follows):
             return
         ends = self._ends(record, outputs)

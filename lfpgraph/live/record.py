@@ -248,6 +248,14 @@ class Record(Values):
             return type(value)([self._ref(item) for item in value])
         return value
 
+    def release(self) -> None:
+        """Let go of tensors that nobody else may hold any more: those are no ends of the run."""
+        self.sources.close()
+        self._alive.clear()
+        for leaf in self.leaves:
+            if leaf.kind == "constant" and leaf.tensor.requires_grad:  # written to since
+                leaf.tensor = leaf.tensor.detach()
+
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["is_apart", "is_followed", "write"]
 
+_PARTS = (
+    "AsStrided",
+    "Diagonal",
+    "Select",
+    "Slice",
+    "Split",
+    "Unbind",
+    "Unfold",
+)  # autograd's nodes of views that leave something out
 _COPY = torch.ops.aten.copy_.default
 
 
@@ -57,11 +66,12 @@ def write(record: Record, op: OpOverload, info: OpInfo, args: tuple[Any, ...], k
         value = record.step(op, info, (value, *args[1:]), kwargs)
     number = record.number(value)
     before = None if base is None else record.number(base)
+    covered = base is not None and _covers(x, base)
     record.save_before_write(args)
     x.copy_(value)
     if base is not None and base.requires_grad:
         assert before is not None
-        rest = [] if x.numel() == base.numel() else [before]  # nothing stays of what was there before
+        rest = [] if covered else [before]
         after = record.made_unseen(OWN_VIEW, [*rest, number], base)
         record.made_unseen(OWN_VIEW, [after], x)
     elif record.follows[number] == x.requires_grad:
@@ -69,3 +79,13 @@ def write(record: Record, op: OpOverload, info: OpInfo, args: tuple[Any, ...], k
     else:
         record.made_unseen(OWN_VIEW, [number], x)
     return x
+
+
+def _covers(x: Tensor, base: Tensor) -> bool:
+    """Whether a view is its whole base in another shape or order, so that a write to it leaves nothing of what was there."""
+    node = x.grad_fn if x.numel() == base.numel() else None
+    while node is not None and node is not base.grad_fn and not hasattr(node, "variable"):
+        if node.name().startswith(_PARTS):
+            return False
+        node = node.next_functions[0][0] if node.next_functions else None
+    return x.numel() == base.numel()

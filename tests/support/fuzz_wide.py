@@ -116,4 +116,18 @@ COMPLEX = (
     "{v} = torch.fft.irfft(o, n={a}.shape[-1])",
     "(torch.polar({a}.abs() + 0.1, {b}) * torch.complex({a}, {a})).real",
 )
-WIDE = (UNARY, BINARY, SHAPES, REDUCTIONS, LAYERS, MODULES, MODULES, STEPS, COMPOSITES, RESULTS, WRITES, WRITES, IN_PLACE)
+WIDE = (
+    UNARY,
+    BINARY,
+    SHAPES,
+    REDUCTIONS,
+    LAYERS,
+    MODULES,
+    MODULES,
+    STEPS,
+    COMPOSITES,
+    RESULTS,
+    WRITES,
+    WRITES,
+    IN_PLACE,
+)
