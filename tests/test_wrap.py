@@ -276,3 +276,11 @@ def test_saved_tensor_hooks(engine: str) -> None:
     loss.backward()
     assert torch.Size([3, 8]) in seen
     assert all(torch.equal(a, b.grad) for a, b in zip(want, model.parameters()) if b.grad is not None)
+
+
+def test_calls_are_counted_once() -> None:
+    """Parts that run inside a call of the model are no calls of their own, recorded or not."""
+    for composite in ("gradient", "lfp-epsilon"):
+        model = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), composite, engine="live")
+        model(torch.ones(2, 3))
+        assert lfpgraph.explain_wrap(model).live_calls == 1

@@ -50,7 +50,8 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         nodes[leaf.value] = node
         placeholders.append(Placeholder(leaf.kind, leaf.name))
     step_of: dict[fx.Node, int] = {}
-    for step, ((op, outs), (args, kwargs)) in enumerate(zip(record.steps, record.all_templates())):
+    templates = record.all_templates()
+    for step, ((op, outs), (args, kwargs)) in enumerate(zip(record.steps, templates)):
 
         def node_of(ref: Any) -> Any:
             return nodes[int(ref)] if isinstance(ref, Ref) else ref

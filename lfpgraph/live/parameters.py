@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
+import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, fx
 from torch.nn.parameter import is_lazy
 
 from ..engine.plan import Plan
+from ..numerics import scale_by_size
+from .bridges import LARGE
 
-__all__ = ["Scale", "Watch", "is_differentiated", "replaced"]
+__all__ = ["Scale", "Watch", "is_differentiated", "owned", "replaced"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -35,7 +38,7 @@ class Watch:
         self._said: set[str] = set()
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
-        self._away = 0
+        self.away = 0  # more than 0 while a model runs
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -58,15 +61,6 @@ class Watch:
         self._handles.clear()
         self._watched.clear()
 
-    @contextlib.contextmanager
-    def looking_away(self) -> Iterator[None]:
-        """While a model runs: gradients that it takes inside are its own business."""
-        self._away += 1
-        try:
-            yield
-        finally:
-            self._away -= 1
-
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
         self._say_once(
@@ -85,7 +79,7 @@ class Watch:
 
     def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
         """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
-        if gradient is None or self._away:
+        if gradient is None or self.away:
             return
         fed = self._fed.pop(key, None)
         if fed is None:
@@ -141,17 +135,29 @@ class Scale:
 
     def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
         self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
+        self.by_size = plan.scales_by_size(placeholder)
 
-    def feedback(self, s: Tensor) -> Tensor:
-        """The feedback of the signal s."""
-        found = s if self.plain else self.plan.feedback(self.placeholder, self.parameter.detach(), s)
+    def feedback(self, s: Tensor, over: bool = False) -> Tensor:
+        """The feedback of the signal s; written over it, if it may be."""
+        if self.plain:
+            found = s
+        elif self.by_size:
+            found = scale_by_size(s, self.parameter.detach(), over)
+        else:
+            found = self.plan.feedback(self.placeholder, self.parameter.detach(), s)
         if self.watch is not None:
             self.watch.feed(self.parameter, found)
         return found
 
     def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """A hook on the one alias that a run takes the parameter through."""
-        return None if signals[0] is None or is_differentiated() else (self.feedback(signals[0]),)
+        """A hook on the autograd node of the one alias that a run takes the parameter through."""
+        if signals[0] is None or is_differentiated():
+            return None
+        return (self.feedback(signals[0], owned(signals, 0)),)
+
+    def at_alias(self, s: Tensor | None) -> Tensor | None:
+        """The same as a hook on the alias itself."""
+        return None if s is None or is_differentiated() else self.feedback(s)
 
     def at(self, slot: int) -> Any:
         """A hook on a function that hands a gradient to the parameter itself."""
@@ -175,3 +181,34 @@ def is_differentiated() -> bool:
 def replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
     """The signals, some of them replaced."""
     return tuple(new.get(i, s) for i, s in enumerate(signals))
+
+
+def owned(signals: tuple[Any, ...], i: int) -> bool:
+    """Whether a large signal that a hook is given is in nobody else's hands, so that it may be written over.
+
+    Autograd hands one tensor to several nodes, users keep signals, and others hold views of them. All that shows in how
+    often a tensor, its memory, and what it is a view of are referred to; compared with signals known to be new.
+    """
+    return signals[i].numel() >= LARGE and _references(signals, i) in _references_of_new()
+
+
+def _references(signals: tuple[Any, ...], i: int) -> Any:
+    s = signals[i]
+    storage = s.untyped_storage()
+    if type(s) is not Tensor or s.numel() * s.element_size() != storage.nbytes():
+        return None
+    base = s._base
+    of_base = None if base is None else (base._use_count(), sys.getrefcount(base))
+    return s._use_count(), sys.getrefcount(s), torch._C._storage_Use_Count(storage._cdata), of_base
+
+
+@functools.cache
+def _references_of_new() -> list[Any]:
+    found: list[Any] = []
+    with torch.enable_grad():
+        x = torch.zeros(2, 3, requires_grad=True)
+        for y in (x * 2, (x * 2).t()):
+            node = y.grad_fn if y._base is None else y.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+            node.register_prehook(lambda signals: found.append(_references(signals, 0)))  # type: ignore[union-attr]
+            torch.autograd.grad(y.square().sum(), x)
+    return found

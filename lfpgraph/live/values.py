@@ -17,10 +17,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from .interception import paused
+from .notes import Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
-from .unrecorded import Unrecorded
 
-__all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
+__all__ = ["Leaf", "NameLeaf", "Values", "storage_of", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -81,10 +81,9 @@ class Values:
             torch._C._autograd._get_sequence_nr()
         )  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
-        self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
-        self._aliased: dict[
-            int, list[tuple[Tensor, int]]
-        ] = {}  # by storage: parameters taken by an alias, and their numbers
+        self._lying: list[
+            tuple[Tensor, int]
+        ] = []  # tensors whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -99,13 +98,11 @@ class Values:
             self.aliases,
             self.seen,
             self._ids,
-            self._aliased,
             self._looked_at,
-            self._stored,
         ):
             kept.clear()
         self.kept.clear()
-        for listed in (self.leaves, self.own_reads, self._alive):
+        for listed in (self.leaves, self.own_reads, self._alive, self._lying):
             listed.clear()
 
     def look(self, number: int) -> Any:
@@ -165,8 +162,8 @@ class Values:
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
             self.kept[number] = x.detach()
+        self._lying.append((x, number))
         if kind != "parameter":
-            self._stored.setdefault(storage_of(x), []).append(number)
             if x.requires_grad and x.grad_fn is None:
                 edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
                 self.edges[edge] = number  # where autograd's nodes hand this input's signal
@@ -174,7 +171,6 @@ class Values:
         elif x.requires_grad:
             alias = _alias(x)
             self.aliases[number] = alias
-            self._aliased.setdefault(storage_of(x), []).append((x, number))
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
         return number
@@ -263,7 +259,7 @@ class Values:
             with paused():
                 number = self._leaf(x)
         leaf = next(leaf for leaf in self.leaves if leaf.value == number)
-        if leaf.kind == "parameter":
+        if leaf.kind == "parameter" and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
 
@@ -288,3 +284,12 @@ def _alias(x: Tensor) -> Tensor:
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
             found = x[...]
     return found
+
+
+def tensor_of(args: Any, values: Values, number: int) -> Tensor:
+    """The argument that holds a value."""
+    for value in args:
+        for x in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(x, Tensor) and values.known(x) == number:
+                return x
+    raise AssertionError("an operation's input is among its arguments")

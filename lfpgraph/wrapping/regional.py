@@ -139,7 +139,9 @@ class RegionalForward(StandIn):
         for name, parameter in self.model.named_parameters():
             if id(parameter) not in held and parameter.requires_grad:
                 ruleset = self.composite.parameter_ruleset(name)
-                scale = functools.partial(ruleset.feedback, parameter, asleep=ruleset.wakes(parameter))
+                scale = functools.partial(
+                    ruleset.feedback, parameter, asleep=parameter.dim() > 1 and ruleset.wakes(parameter)
+                )
                 yield parameter.register_hook(scale)
 
 

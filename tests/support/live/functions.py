@@ -69,6 +69,40 @@ def custom_functions():
     return Customs(), step
 
 
+class Pair(torch.autograd.Function):
+    """A linear layer's output and its double, of a weight that the function reads itself."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w.mT, 2 * x @ w.mT
+
+    @staticmethod
+    def backward(ctx, g, h):
+        x, w = ctx.saved_tensors
+        return (g + 2 * h) @ w, (g + 2 * h).mT @ x
+
+
+class TwoResults(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        one, two = Pair.apply(self.a(x), self.b.weight)
+        return one.relu() + two.relu(), one * 1
+
+
+@case()
+def custom_with_two_results():
+    """A function of two results that reads a weight: the feedback of the weight is scaled once."""
+
+    def step(model, i):
+        return train(model, data(5, 6))
+
+    return TwoResults(), step
+
+
 class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
