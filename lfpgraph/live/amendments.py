@@ -20,8 +20,8 @@ from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, Remade, goes_on, slots_of, wake
 from .call import LiveCall
-from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .kept import is_alone
+from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
 
@@ -110,8 +110,7 @@ class _Hooks:
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
             for i, number in enumerate(amendment.inputs):
-                edge = record.edge_of.get(number)
-                if edge is not None:
+                for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
             found, passed = slots_of(nodes, inputs, record.edges, amendment.inside)
@@ -197,7 +196,7 @@ class _Hooks:
         amendment = self.amendment
         unit = amendment.unit
         values = {n: self._value(n) for n in self.values}
-        call = LiveCall(unit, values, self.numbers, self.templates)
+        call = LiveCall(unit, values, self.numbers, self.templates)  # type: ignore[arg-type]
         outputs = [values.get(n) for n in amendment.exits]
         single = len(outputs) == 1 and not isinstance(unit.node.meta["val"], list)
         call.output = outputs[0] if single else outputs
@@ -259,13 +258,11 @@ class _Hooks:
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = (
-                        torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
-                    )
+                    new[slot] = _nothing(s) if answer is None else answer
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:
-                        s = new[slot] = s * share
+                        s = new[slot] = s * share if share else _nothing(s)
                     if i in amendment.plain:
                         x = self.values[self.numbers[amendment.unit.inputs[i]]]
                         new[slot] = self._as_plain(s, x, i)
@@ -290,3 +287,7 @@ class _Hooks:
     def _let_go(self) -> None:
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             self.values = {}
+
+
+def _nothing(s: Tensor) -> Tensor:
+    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)

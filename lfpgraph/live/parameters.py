@@ -230,13 +230,13 @@ def owned(signals: tuple[Any, ...], i: int) -> bool:
 
 
 def _references(signals: tuple[Any, ...], i: int) -> Any:
-    s = signals[i]
+    s: Any = signals[i]
     storage = s.untyped_storage()
     if type(s) is not Tensor or s.numel() * s.element_size() != storage.nbytes():
         return None
-    base = s._base
+    base: Any = s._base
     of_base = None if base is None else (base._use_count(), sys.getrefcount(base))
-    return s._use_count(), sys.getrefcount(s), torch._C._storage_Use_Count(storage._cdata), of_base
+    return s._use_count(), sys.getrefcount(s), torch._C._storage_Use_Count(storage._cdata), of_base  # type: ignore[attr-defined]
 
 
 @functools.cache
