@@ -264,7 +264,7 @@ class _Hooks:
                     if share != 1.0:
                         s = new[slot] = s * share if share else _nothing(s)
                     if i in amendment.plain:
-                        x = self.values[self.numbers[amendment.unit.inputs[i]]]
+                        x = self._value(self.numbers[amendment.unit.inputs[i]])
                         new[slot] = self._as_plain(s, x, i)
             if self.check and not all(bool(torch.isfinite(s).all()) for s in new.values()):
                 raise NonFiniteError(

@@ -104,11 +104,14 @@ class Kept(Values):
                 return op._op(*args, **kwargs)
         x = args[0]
         alike = len(ins) == 1 and op is self.expected.remade.get(self.steps_done)
-        if not alike or not _is_large(x) or torch._C._is_any_autocast_enabled():
+        forward_mode = torch.autograd.forward_ad._current_level >= 0
+        if not alike or not _is_large(x) or torch._C._is_any_autocast_enabled() or forward_mode:
             return op._op(*args, **kwargs)
 
+        rest = args[1:]  # without x, which the function must not hold
+
         def function(x: Tensor) -> Tensor:
-            return op._op(x, *args[1:], **kwargs)  # type: ignore[no-any-return]
+            return op._op(x, *rest, **kwargs)  # type: ignore[no-any-return]
 
         with torch.no_grad():
             out = function(x)
