@@ -19,6 +19,7 @@ from ..composites.composite import Composite, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import TraceError
+from ..graph.calls import flatten_input, objects_with_state
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.interception import recorder
 from ..live.parameters import Watch
@@ -158,6 +159,9 @@ class Wrapping:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return module._call_impl(*args, **kwargs)
+        if part.path == "" and not self.choice.settled:
+            for given in objects_with_state(flatten_input(args, kwargs)[0])[:1]:
+                self.choice.live(module, f"is passed a {type(given).__name__}, which it may change")
         if part.path == "" and self.choice.wants_static(module):
             try:
                 result = self._statically(args, kwargs)
