@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
 
+from ..tracing import flat
+
 __all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
 
 _KEY = torch._C.DispatchKey.PreDispatch
@@ -50,12 +52,14 @@ def recording(new: Recorder) -> Iterator[None]:
     _wrap_torch()
     before, optimized = recorder(), torch._C._get_graph_executor_optimize()
     _local.recorder = new
+    flat.RUNS += 1
     torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
     _include(_KEY, True)
     try:
         with torch._C._EnablePythonDispatcher():
             yield
     finally:
+        flat.RUNS -= 1
         _local.recorder = before
         torch._C._set_graph_executor_optimize(optimized)
         _include(_KEY, before is not None)

@@ -36,6 +36,8 @@ class Watch:
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
         self._away = 0
+        self.differentiated = False
+        _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -69,6 +71,7 @@ class Watch:
 
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self.differentiated = True
         self._say_once(
             "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
             "flows when the loss itself is propagated."
@@ -79,7 +82,16 @@ class Watch:
         self._say_once("inside transforms of torch.func (grad, vmap) the model gives its gradient, not feedback.")
 
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
-        """Note feedback that is on its way to a parameter."""
+        """Note feedback that is on its way to a parameter, for all who watch it: a wrapped model may be inside another one."""
+        for watch in list(_WATCHES):
+            if id(parameter) in watch._watched:
+                watch._expect(parameter, feedback)
+
+    def expects(self, parameter: Tensor) -> bool:
+        """Whether feedback is on its way to a parameter."""
+        return id(parameter) in self._fed
+
+    def _expect(self, parameter: Tensor, feedback: Tensor) -> None:
         compare = self._compared.get(id(parameter), 0) < 2
         self._fed.setdefault(id(parameter), []).append(feedback.detach() if compare else None)
 
@@ -115,8 +127,13 @@ class Watch:
         self._said.add(name)
 
 
+_WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
 class _Arrival:
     """A hook of one parameter; does not keep the watch alive by more than the parameter."""
+
+    __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
 
     def __init__(self, watch: Watch, name: str, key: int) -> None:
         self.watch, self.name, self.key = weakref.ref(watch), name, key

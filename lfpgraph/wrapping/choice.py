@@ -11,9 +11,8 @@ from torch import nn
 
 from ..composites.composite import Composite
 from ..engine.options import Options
-from ..errors import TraceError
 from ..live.engine import changes_gradients
-from ..tracing.guards import Guard, Observation
+from ..tracing.guards import Observation
 
 __all__ = ["ENGINES", "Choice", "Explanation"]
 
@@ -24,17 +23,19 @@ _CHANGES, _TRACES, _OBSERVED = 3, 4, 4  # more than so many, and the model runs 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which engine runs a wrapped model, and why.
+    """Which engine runs a wrapped model, since when and why.
 
     Attributes:
         engine: "live" or "static", as of the next call.
         why: the reason, in a sentence.
+        since: the number of the first call that this engine ran, or will run, without another one since; calls count from 1.
         live_calls, static_calls: how many calls each has run so far.
         plans: sequences of operations that the live engine has planned. traces: graphs of the static one.
     """
 
     engine: str
     why: str
+    since: int
     live_calls: int
     static_calls: int
     plans: int
@@ -42,7 +43,7 @@ class Explanation:
 
     def __str__(self) -> str:
         return (
-            f"{self.engine}: {self.why} ({self.live_calls} calls live, {self.plans} plans; "
+            f"{self.engine} since call {self.since}: {self.why} ({self.live_calls} calls live, {self.plans} plans; "
             f"{self.static_calls} calls static, {self.traces} traces)"
         )
 
@@ -50,8 +51,9 @@ class Explanation:
 class Choice:
     """The engine of one model's calls.
 
-    With "auto", the first call in each mode runs live and is observed. If it did nothing that a program cannot keep, later
-    calls run statically for as long as nothing changes that the observed run has read (`tracing.guards`).
+    With "auto", the first call of each kind (structure, dtypes, modes, plain values) runs live and is observed. If it did
+    nothing that a program cannot keep, the next one is traced, and run statically for as long as nothing changes that
+    the program depends on (`StaticEngine`).
 
     Args:
         engine: what the user asked for.
@@ -59,7 +61,7 @@ class Choice:
 
     def __init__(self, engine: str, composite: Composite, options: Options) -> None:
         self.asked, self.composite, self.options = engine, composite, options
-        self.guards: dict[Any, Guard] = {}  # by the modes of the model's modules
+        self.harmless: set[Any] = set()  # kinds of calls that were observed last, and may be traced
         self.observed = self.changes = 0
         self.static, self.settled = engine == "static", engine != "auto"
         self.why = f"engine={engine!r} was asked for" if self.settled else "no call has been observed yet"
@@ -74,60 +76,44 @@ class Choice:
         """The choice of a copy of the model."""
         return Choice(self.asked, self.composite, self.options)
 
-    def wants_static(self, model: nn.Module) -> bool:
-        """Whether the next call runs statically."""
-        if self.settled:
-            return self.static
-        modes = _modes(model)
-        guard = self.guards.get(modes)
-        changed = None if guard is None else guard.changed()
+    def wants_static(self, model: nn.Module, kind: Any, has_program: bool, changed: str | None) -> bool:
+        """Whether the next call runs statically.
+
+        Args:
+            kind: of call. has_program: there is a program for it. changed: what it depended on and is otherwise by now.
+        """
         if changed is not None:
-            del self.guards[modes]
             self.changes += 1
             log.info("%s is observed again, since %s", type(model).__name__, changed)
             if self.changes > _CHANGES:
                 self.live(model, f"what it depends on keeps changing: {changed}")
-        self.static = modes in self.guards
+            self.static = False
+        else:
+            self.static = has_program or kind in self.harmless
+        self.harmless.discard(kind)
         return self.static
 
     def live(self, model: nn.Module, why: str) -> None:
         """Run the model live from now on."""
         self.static, self.settled, self.why = False, True, why
-        self.guards.clear()
+        self.harmless.clear()
         log.info("%s runs live: %s", type(model).__name__, why)
-
-    def refused(self, model: nn.Module, error: TraceError) -> None:
-        """The model cannot be traced: run it live from now on, if the user left the choice; otherwise raise."""
-        if self.settled:
-            raise error
-        self.live(model, str(error))
 
     def traced(self, model: nn.Module, traces: int) -> None:
         """Note how often the model has been traced: one that is traced again and again runs live."""
         if not self.settled and traces > _TRACES:
             self.live(model, f"it has been traced {traces} times, for sizes or structures of its inputs that differ")
 
-    def observe(self, model: nn.Module, call: Callable[[], Any]) -> Any:
-        """Run a live call, and see whether the static engine can take the next ones."""
-        if self.settled:
-            return call()
-        modes = _modes(model)
+    def observe(self, model: nn.Module, kind: Any, call: Callable[[], Any]) -> Any:
+        """Run a live call, and see whether the static engine can take the next ones of its kind."""
         with Observation(model) as seen:
             result = call()
         self.observed += 1
         if seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):
             self.live(model, seen.why_live)
         elif seen.why_live is None and seen.guard is not None:
-            self.guards[modes] = seen.guard
+            self.harmless.add(kind)
             self.static, self.why = True, "nothing in its call is lost in a program, and nothing it reads has changed"
         else:
             self.why = seen.why_live or "its call was not observed to the end"
         return result
-
-    def explain(self, live: int, static: int, plans: int, traces: int) -> Explanation:
-        """See `Explanation`."""
-        return Explanation("static" if self.static else "live", self.why, live, static, plans, traces)
-
-
-def _modes(model: nn.Module) -> tuple[bool, ...]:
-    return tuple(module.training for module in model.modules())
