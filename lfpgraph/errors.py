@@ -16,6 +16,7 @@ __all__ = [
     "DataError",
     "InputError",
     "LfpGraphError",
+    "LiveOnlyError",
     "MissingPackageError",
     "NoRuleError",
     "NonFiniteError",
@@ -47,6 +48,14 @@ class DataDependentError(TraceError):
     """The model's forward takes a Python decision on a tensor's value, so one graph cannot stand for it."""
 
 
+class WrapError(LfpGraphError):
+    """A model wrapped twice, unwrapped without having been wrapped, or used in a way that its engine cannot follow."""
+
+
+class LiveOnlyError(TraceError, WrapError):
+    """The model does what no program keeps, and the static engine was asked for."""
+
+
 class NoRuleError(LfpGraphError):
     """Operations on the way of the reward have no rule and cannot be derived."""
 
@@ -73,10 +82,6 @@ class AttributionError(LfpGraphError):
 
 class NonFiniteError(LfpGraphError):
     """NaN or infinity in outputs, reward or signals while checking is on."""
-
-
-class WrapError(LfpGraphError):
-    """A model wrapped twice, or unwrapped without having been wrapped."""
 
 
 class TargetError(LfpGraphError):

@@ -44,7 +44,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         train(model, slice(4 * rank, 4 * rank + 4))
         weights = {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
         if rank == 0:
-            torch.save({"weights": weights, "traces": model.forward.traces}, Path(folder) / "0.pt")
+            torch.save({"weights": weights, "traces": lfpgraph.explain_wrap(model).traces}, Path(folder) / "0.pt")
     finally:
         torch.distributed.destroy_process_group()
 

@@ -63,6 +63,7 @@ class Block(nn.Module):
         return self.factor * 2
 
     def forward(self, x: Tensor, bias: float = 0.0) -> Tensor:
+        x = x * getattr(self.lin.weight, "scale", 1.0)
         x = self.act(self.drop(self.lin(x))) * self.scaling["default"] * self.one * self.twice + self.constant
         x = self.apply_it(x) * sum(self.sizes) * self.config.scale * (1 if self.config.inner.flag else 2) + bias
         return helper(F.relu(x)) * SCALE * TABLE["slope"] * SETTINGS.scale * len(Config.kinds) * self.slotted.scale
@@ -126,7 +127,8 @@ CHANGES: dict[str, tuple[Callable[[Net, pytest.MonkeyPatch], Any], str]] = {
     "config": (_set("block.config.scale", 2.0), "block.config.scale was 1.0 and is 2.0"),
     "inner config": (_set("block.config.inner.flag", False), "block.config.inner.flag was True and is False"),
     "slot": (_set("block.slotted.scale", 2.0), "block.slotted.scale was 1.0 and is 2.0"),
-    "new attribute": (lambda m, p: setattr(m.block, "extra", 1), "block.extra is new"),
+    "new attribute": (lambda m, p: setattr(m.block, "factor", 1.0), "block.factor is new"),
+    "attribute of a parameter": (lambda m, p: setattr(m.block.lin.weight, "scale", 2.0), "block.lin.weight.scale is new"),
     "submodule": (lambda m, p: setattr(m, "head", nn.Linear(4, 2)), "head has been replaced"),
     "new submodule": (lambda m, p: m.add_module("more", nn.ReLU()), "more is new"),
     "hook": (lambda m, p: m.head.register_forward_hook(lambda *a: None), "head._forward_hooks."),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import InputError, WrapError
+from lfpgraph.errors import WrapError
+from lfpgraph.wrapping.calls import wrapping_of
 from lfpgraph.wrapping.regional import blocks_of
 
 from .support.blocks import Block, Deep
@@ -37,7 +38,7 @@ def test_parts_are_found() -> None:
     """Blocks that are alike, kind by kind; what is beside them as large as possible; a list is no part."""
     model = lfpgraph.wrap(_deep(), regional=True)
     assert blocks_of(model) == [[f"blocks.{i}" for i in range(4)]]
-    assert model.forward.parts == ["embed", *(f"blocks.{i}" for i in range(4)), "head"]
+    assert wrapping_of(model).parts == ["embed", *(f"blocks.{i}" for i in range(4)), "head"]
     assert lfpgraph.is_wrapped(model) and lfpgraph.is_wrapped(model.blocks[0])
     lfpgraph.unwrap(model)
     assert not any(lfpgraph.is_wrapped(m) for m in model.modules()) and "forward" not in model.__dict__
@@ -66,7 +67,7 @@ def test_traces_do_not_grow_with_depth() -> None:
         model = lfpgraph.wrap(_deep(depth=depth), regional=True)
         for batch in (X, X[:2], X[:1]):
             model(batch).sum().backward()
-        assert model.forward.traces == 3
+        assert lfpgraph.explain_wrap(model).traces == 3
 
 
 def test_blocks_that_only_look_alike() -> None:
@@ -75,7 +76,7 @@ def test_blocks_that_only_look_alike() -> None:
     whole = lfp(model, X)
     lfpgraph.wrap(model, regional=True)
     _assert_same(gradients(model, X), whole)
-    assert model.forward.traces == 5
+    assert lfpgraph.explain_wrap(model).traces == 5
 
 
 def test_dropout_in_blocks_shares_programs() -> None:
@@ -84,7 +85,7 @@ def test_dropout_in_blocks_shares_programs() -> None:
     blocks = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Sequential(nn.Linear(8, 8))) for _ in range(4)]
     model = lfpgraph.wrap(nn.Sequential(*blocks).train(), regional=True)
     model(torch.randn(3, 8)).sum().backward()
-    assert model.forward.traces == 2  # the first block's input asks for no signal
+    assert lfpgraph.explain_wrap(model).traces == 2  # the first block's input asks for no signal
 
 
 def test_overrides_name_the_whole_path() -> None:
@@ -94,7 +95,7 @@ def test_overrides_name_the_whole_path() -> None:
     whole = lfp(model, X, composite=rules)
     lfpgraph.wrap(model, rules, regional=True)
     _assert_same(gradients(model, X), whole)
-    assert model.forward.traces == 4
+    assert lfpgraph.explain_wrap(model).traces == 4
 
 
 def test_checkpointed_blocks() -> None:
@@ -112,7 +113,7 @@ def test_compiled_parts() -> None:
     lfpgraph.wrap(model, regional=True)
     lfpgraph.wrap(twin, regional=True, compile=True)
     assert_same(gradients(twin, X), gradients(model, X), 1e-10)
-    assert twin.forward.traces == 3
+    assert lfpgraph.explain_wrap(twin).traces == 3
 
 
 def test_outputs_changed_in_place_between_parts() -> None:
@@ -161,7 +162,7 @@ def test_refusals() -> None:
 
     config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=20, n_positions=16, bos_token_id=0, eos_token_id=0)
     gpt2 = lfpgraph.wrap(GPT2LMHeadModel(config), regional=True)
-    with pytest.raises(InputError, match="use_cache=False"):
+    with pytest.raises(WrapError, match="use_cache=False"):
         gpt2(input_ids=torch.ones(1, 4, dtype=torch.long))
 
 

@@ -24,7 +24,7 @@ from torch.nn.utils import parametrizations
 
 import lfpgraph
 from lfpgraph.live.engine import LiveEngine
-from lfpgraph.tracing.guards import Observation
+from lfpgraph.tracing.guards import Observation, try_out
 
 log = logging.getLogger("a model's")
 COUNT = 0
@@ -153,6 +153,7 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "saved tensors": (saved, "sets hooks on saved tensors"),
     "kept gradient": (retained, "keeps the gradient of a tensor"),
     "cache": (lambda m, x: x * table(4), "test_why_live.py: table keeps tensors in a cache"),
+    "parameter in place": (lambda m, x: (m.lin.weight.data.mul_(1.5), x)[1], "writes the parameter lin.weight"),
     "outside": (lambda m, x: OUTSIDE(x), "calls a Linear that is no submodule of the model"),
     "made inside": (lambda m, x: nn.Linear(4, 4)(x), "calls a Linear that is no submodule of the model"),
     "outside parameter": (lambda m, x: F.linear(x, m.listed[0]), "listed[0] requires a gradient and is no parameter"),
@@ -209,7 +210,7 @@ def test_what_a_program_would_lose_is_named_with_its_line(kind: str) -> None:
     model.listed.clear()
     found = observed(model, torch.randn(3, 4)).why_live
     assert found is not None and words in found
-    if kind not in ("buffer", "numpy"):
+    if kind not in ("buffer", "numpy", "parameter in place"):
         assert "test_why_live.py:" in found
 
 
@@ -251,10 +252,11 @@ def test_torchs_own_parametrizations_are_no_hooks() -> None:
     assert observed(model, torch.randn(3, 4)).why_live is None
 
 
-def test_hooks_on_the_model_itself_are_called_around_it() -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
+def test_hooks_on_the_model_itself_are_called_around_its_forward() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
     model.register_forward_hook(lambda *args: None)
-    assert observed(model, torch.randn(3, 4)).why_live is None
+    assert "has a forward hook" in (observed(model, x).why_live or "")
+    assert try_out(model, (x,), {})[0].why_live is None
 
 
 def test_a_script_module_cannot_be_watched() -> None:

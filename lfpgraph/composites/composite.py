@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,6 +91,12 @@ class Ruleset:
         check_choice("vectors", self.vectors, ("weight", "signal"), CompositeError)
         check_choice("products", self.products, ("shared", "whole"), CompositeError)
         _floor_of(self.floor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "handlers": _names_of(self.handlers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "handlers": _handlers_of(state["handlers"])})
 
     def rule(self, op: Any, family: Family | None) -> Rule | None:
         """The rule that this ruleset has in place of the registry's: for the operation itself, or for its family."""
@@ -252,6 +259,31 @@ def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:
 
 
 _COMPOSITES: dict[str, Composite] = {}
+
+
+def _rulesets(composite: Composite) -> list[Ruleset]:
+    return [composite.default, *(ruleset for _, ruleset in composite.overrides)]
+
+
+def _names_of(handlers: Mapping[OpOverload | str, Handler | Rule]) -> tuple[str, int] | list[tuple[bool, str, Any]]:
+    """What a pickle or copy keeps: whose handlers these are, or else each handler with its operation's name."""
+    for name, composite in _COMPOSITES.items():
+        for place, ruleset in enumerate(_rulesets(composite)):
+            if ruleset.handlers is handlers:
+                return name, place
+    return [(isinstance(op, OpOverload), str(op), handler) for op, handler in handlers.items()]
+
+
+def _handlers_of(names: tuple[str, int] | list[tuple[bool, str, Any]]) -> Mapping[OpOverload | str, Handler | Rule]:
+    if isinstance(names, tuple):
+        return _rulesets(get_composite(names[0]))[names[1]].handlers
+    return {_operation(name) if is_op else name: handler for is_op, name, handler in names}
+
+
+def _operation(name: str) -> OpOverload:
+    found: Any = reduce(getattr, name.split("."), torch.ops)
+    assert isinstance(found, OpOverload)
+    return found
 
 
 def register_composite(composite: Composite) -> Composite:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,20 +64,31 @@ def rival(
     check_choice("surrogate", surrogate, sorted(SLOPES), CompositeError)
     check_choice("weights", weights, ("true", *_LAYERS), CompositeError)
 
-    def structure(graph: OpGraph) -> Structure:
+    structure = _Surrogates(surrogate, slope, through_time, weights)
+    rules = Ruleset(rules=False, epsilon=0.0, scale="signal")
+    return Composite(name, rules, structure=structure, online=online)
+
+
+@dataclass(frozen=True)
+class _Surrogates:
+    """Reads a graph for a rival; its fields are `rival`'s arguments."""
+
+    surrogate: str
+    slope: float
+    through_time: bool
+    weights: str
+
+    def __call__(self, graph: OpGraph) -> Structure:
         neurons = find_neurons(graph)
         runs = [t.region() for t in neurons.thresholds if len(t.nodes) > 1]
         found = Structure(runs, blocked=set(neurons.resets))
         for threshold in neurons.thresholds:
-            found.rules[threshold.exit] = lambda usual: _threshold(surrogate, slope)
-        if not through_time:
+            found.rules[threshold.exit] = lambda usual: _threshold(self.surrogate, self.slope)
+        if not self.through_time:
             found.blocked |= neurons.earlier
-        if weights != "true":
-            found.rules |= {node: _LAYERS[weights](_key(graph, node)) for node in _layers(graph)}
+        if self.weights != "true":
+            found.rules |= {node: _LAYERS[self.weights](_key(graph, node)) for node in _layers(graph)}
         return found
-
-    rules = Ruleset(rules=False, epsilon=0.0, scale="signal")
-    return Composite(name, rules, structure=structure, online=online)
 
 
 def _threshold(surrogate: str, slope: float) -> Handler:

@@ -112,7 +112,7 @@ class Explainer:
 
     def _make(self, call: ModelCall) -> _Kept:
         """Plan a graph that another composite has had traced, or trace."""
-        key = (call.key, self.composite.merge_norms, self.signals)
+        key = (call.kind, self.composite.merge_norms, self.signals)
         for graph, lookups in self.graphs.get(key, []):
             if Sizes(graph).accepts(call.tensors):
                 return self._planned(graph, call, lookups)

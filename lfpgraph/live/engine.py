@@ -14,6 +14,7 @@ from ..composites.composite import Composite
 from ..engine.plan import make_plan
 from ..errors import InputError, NonFiniteError
 from ..graph.calls import flatten_output
+from ..tracing.flat import running_plainly
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
@@ -84,6 +85,9 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
+        if not changes_gradients(self.composite):
+            with running_plainly():
+                return call(*args, **kwargs)
         self.watch.begin()
         kind = self.model.training, len(args), tuple(kwargs)
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)

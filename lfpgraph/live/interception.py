@@ -21,6 +21,8 @@ import torch
 from torch._higher_order_ops.utils import _in_hop_compile
 from torch._ops import HigherOrderOperator, OpOverload
 
+from ..tracing import flat
+
 __all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
 
 _KEY = torch._C.DispatchKey.PreDispatch
@@ -55,12 +57,14 @@ def recording(new: Recorder) -> Iterator[None]:
     before, optimized = recorder(), torch._C._get_graph_executor_optimize()
     _as_written(1)
     _local.recorder = new
+    flat.RUNS += 1
     torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
     _include(_KEY, True)
     try:
         with torch._C._EnablePythonDispatcher():
             yield
     finally:
+        flat.RUNS -= 1
         _local.recorder = before
         _as_written(-1)
         torch._C._set_graph_executor_optimize(optimized)

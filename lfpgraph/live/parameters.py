@@ -41,7 +41,8 @@ class Watch:
         self._handles: list[Any] = []
         self.away = 0  # more than 0 while a model runs
         self.inside: set[int] = set()  # parameters that have had feedback in a run inside this backward pass
-        self.differentiates = False  # whether a second derivative has been asked for
+        self.differentiated = False  # whether a second derivative has been asked for
+        _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -66,7 +67,7 @@ class Watch:
 
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
-        self.differentiates = True
+        self.differentiated = True
         self._say_once(
             "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
             "flows when the loss itself is propagated."
@@ -82,7 +83,16 @@ class Watch:
             self.inside.clear()
 
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
-        """Note feedback that is on its way to a parameter."""
+        """Note feedback that is on its way to a parameter, for all who watch it: a wrapped model may be inside another one."""
+        for watch in list(_WATCHES):
+            if id(parameter) in watch._watched:
+                watch._expect(parameter, feedback)
+
+    def expects(self, parameter: Tensor) -> bool:
+        """Whether feedback is on its way to a parameter."""
+        return id(parameter) in self._fed
+
+    def _expect(self, parameter: Tensor, feedback: Tensor) -> None:
         compare = self._compared.get(id(parameter), 0) < 2
         self._fed.setdefault(id(parameter), []).append(feedback.detach() if compare else None)
 
@@ -118,8 +128,13 @@ class Watch:
         self._said.add(name)
 
 
+_WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
 class _Arrival:
     """A hook of one parameter; does not keep the watch alive by more than the parameter."""
+
+    __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
 
     def __init__(self, watch: Watch, name: str, key: int) -> None:
         self.watch, self.name, self.key = weakref.ref(watch), name, key

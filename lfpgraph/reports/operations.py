@@ -10,7 +10,6 @@ from torch import nn
 from ..engine.plan import Plan
 from ..graph.graph import operation_name
 from ..wrapping.calls import wrapping_of
-from ..wrapping.forward import FeedbackForward
 
 __all__ = ["operation_table", "plan_of", "reward_summary"]
 
@@ -23,9 +22,6 @@ def plan_of(model: nn.Module) -> Plan:
     """
     wrapping = wrapping_of(model)
     plans = wrapping.all_plans() if wrapping is not None else []
-    forward = model.__dict__.get("forward")
-    if isinstance(forward, FeedbackForward):
-        plans = [entry.program.plan for entry in forward.programs]
     if plans:
         return plans[0]
     raise LookupError(f"{type(model).__name__} has no plan yet: wrap it and call it once with autograd on")

@@ -17,11 +17,13 @@ from ..graph.calls import flatten_input, flatten_output
 __all__ = [
     "FlatModel",
     "is_tracing",
-    "original_forward",
+    "is_running_plainly",
+    "running_plainly",
     "tracing",
 ]
 
 _state = threading.local()
+RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
 
 
 def is_tracing() -> bool:
@@ -49,10 +51,22 @@ def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args:
     return function(*args)
 
 
-def original_forward(model: nn.Module) -> Callable[..., Any]:
-    """The model's own forward, also where lfpgraph has replaced it."""
-    forward = model.forward
-    return getattr(forward, "original", forward)
+def is_running_plainly() -> bool:
+    """Whether wrapped modules must run as they are in this thread: it is tracing, or only looks at what they do."""
+    return getattr(_state, "plain", 0) > 0 or is_tracing()
+
+
+@contextlib.contextmanager
+def running_plainly() -> Iterator[None]:
+    """Let wrapped modules run as they are in this thread."""
+    global RUNS
+    _state.plain = getattr(_state, "plain", 0) + 1
+    RUNS += 1
+    try:
+        yield
+    finally:
+        RUNS -= 1
+        _state.plain -= 1
 
 
 class _Record:
@@ -82,7 +96,7 @@ class FlatModel(nn.Module):
             leaves[slot] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         buffers = dict(self.model.named_buffers()) if is_tracing() else {}
-        output = original_forward(self.model)(*args, **kwargs)
+        output = self.model.forward(*args, **kwargs)
         _write_assigned(self.model, buffers)
         tensors_out, self.record.out_leaves, self.record.out_spec = flatten_output(output)
         return tensors_out

@@ -17,7 +17,7 @@ from ..errors import InputError, first_line
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph
 from ..randomness import keep_random_state
-from .flat import FlatModel
+from .flat import FlatModel, running_plainly
 
 __all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real", "refusal"]
 
@@ -71,8 +71,9 @@ def _run(
     copies: dict[str, Tensor] = {f"model.{name}": buffer.clone() for name, buffer in (owner or model).named_buffers()}
     if owner is not None:
         copies |= {f"model.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
-    with torch.no_grad():
-        return functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
+    with torch.enable_grad(), running_plainly():  # as in training: a model may take a quicker way without gradients
+        found = functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
+    return [t.detach() for t in found]
 
 
 def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:

@@ -50,8 +50,8 @@ class _Feedback(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise WrapError(
-                "a second derivative is asked for (create_graph=True), which a traced program does not have; "
-                'wrap the model with engine="live".'
+                "a second derivative is asked for (create_graph=True), which a traced program does not have. "
+                'wrap(model, engine="live") gives it.'
             )
         program: Program = ctx.program
         inputs = _restore(ctx)

@@ -1,121 +1,85 @@
-"""What stands in place of a wrapped model's call, and of its parts' calls: it follows whatever the model is by then.
-
-`nn.Module.__call__` asks the module for `_compiled_call_impl` before anything else. A stand-in there leaves `forward` free
-for others to replace (a trainer's fused head, autocast, adapters) and runs whatever the module is when it is called,
-hooks and all. Each part of the model has a stand-in, too: inside a run of the whole it only says where the run is; called
-by itself, as a training step may do, it gives feedback like the whole.
-"""
+"""How a call of a wrapped model runs: as it is, by the static engine, or live."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace
+from torch.nn.modules import module as torch_module
+from torch.utils._device import DeviceContext
 
 from ..composites.composite import Composite, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import InputError, TraceError
+from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
-from ..live.interception import recorder
 from ..live.parameters import Watch
-from ..tracing.flat import is_tracing
-from .choice import HOOKS, Choice, Explanation
-from .forward import FeedbackForward
-from .programs import Entry, ModelCall
+from ..tracing.flat import is_running_plainly
+from .choice import Choice, Explanation
+from .programs import Entry, ModelCall, Programs, wait_for_traces
+from .stand_in import CallStandIn, stand_in_of
+from .static_engine import StaticEngine
 
-__all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
+__all__ = ["Wrapping", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
-_local = threading.local()
-_SLOT, _MARK = "_compiled_call_impl", "_lfpgraph"  # a module's copies and pickles drop the first, and keep the second
-
-
-class CallStandIn:
-    """The call of one module of a wrapped model.
-
-    Args:
-        module: the module. path: its dotted name in the wrapped model, "" for the model itself.
-        wrapping: what all stand-ins of the model share.
-    """
-
-    runs_the_module = True  # as it is, so that who watches the module's attributes has seen all there is to its call
-
-    def __init__(self, module: nn.Module, path: str, wrapping: Wrapping) -> None:
-        self.module, self.path, self.wrapping = module, path, wrapping
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        record = recorder()
-        if record is None:
-            return self.wrapping.run(self, args, kwargs)
-        before, record.path = record.path, self.path
-        try:
-            return self.module._call_impl(*args, **kwargs)
-        finally:
-            record.path = before
-
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled function that calls it compiles none of it
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.place()
-
-    def place(self) -> None:
-        """Put this object in place of the module's call."""
-        self.module.__dict__[_SLOT] = self.module.__dict__[_MARK] = self
-
-    def remove(self) -> None:
-        """Give the module its own call back."""
-        for name in (_SLOT, _MARK):
-            if self.module.__dict__.get(name) is self:
-                del self.module.__dict__[name]
-
-
-_frames = torch._C._dynamo.eval_frame
-_frames.set_code_exec_strategy(  # a compiled model, too, runs all of it as it is
-    CallStandIn.__call__.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
-)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def wrapping_of(model: nn.Module) -> Wrapping | None:
     """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
-    found = model.__dict__.get(_MARK)
-    return found.wrapping if isinstance(found, CallStandIn) and found.path == "" else None
+    found = stand_in_of(model)
+    return None if found is None or found.path else found.wrapping
+
+
+def _wants_it_as_it_is() -> bool:
+    """Whether something runs the module that wants its own operations.
+
+    A tracer or a checker of this library, torch.export, jit.trace, fx.symbolic_trace, or a tracer on fake tensors.
+    """
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    if is_running_plainly() or fake is not None:
+        return True
+    if _symbolic_trace._is_fx_tracing_flag and not torch.compiler.is_compiling():
+        return True
+    return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+
+
+_local = threading.local()
 
 
 def _unrecorded() -> list[Wrapping]:
-    """The wrappings whose model this thread runs without gradients; what it turns on inside is its own business."""
+    """The wrapped models that this thread runs without gradients: those that they take inside are their own business."""
     try:
-        return _local.unrecorded  # type: ignore[no-any-return]
+        found: list[Wrapping] = _local.unrecorded
     except AttributeError:
-        _local.unrecorded = []
-        return _local.unrecorded
+        found = _local.unrecorded = []
+    return found
 
 
-def _somebody_traces() -> bool:
-    """Whether torch.export, jit.trace or a tracer on fake tensors runs the module, which wants it as it is."""
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    return fake is not None or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-
-
-def _runs_again() -> bool:
-    """Whether a checkpoint runs its part again, only to have what autograd saved; feedback goes through the first run."""
-    if torch._C._current_graph_task_id() == -1:
-        return False
+def _in_checkpoint(of: str) -> bool:
+    """Whether the hooks on saved tensors are those of torch.utils.checkpoint, of its first run or of its second."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and hooks[0].__qualname__.startswith("_recomputation_hook")
+    return hooks is not None and hooks[0].__qualname__.startswith(of)
 
 
-@dataclass
-class _Counts:
-    """How often the model has run, and how."""
+def _hooks_of(module: nn.Module) -> bool:
+    """Whether hooks are to be called around a module's forward."""
+    own = vars(module)
+    return any(own[table] for table in _HOOKS) or torch_module._has_any_global_hook()
 
-    live: int = 0
-    static: int = 0
+
+def _modes() -> list[Any]:
+    """The user's modes that see or change each operation, but for the one of `with torch.device(...)`."""
+    modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    modes += [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
+    return [mode for mode in modes if not isinstance(mode, DeviceContext)]
 
 
 class Wrapping:
@@ -123,85 +87,91 @@ class Wrapping:
 
     Args:
         engine: "auto", "static" or "live" (see `wrap`).
+        path: where the model is in one that is wrapped in parts, for messages.
+        like: programs that this model may share.
+        watch: of the parameters; one of its own by default.
     """
 
-    def __init__(self, model: nn.Module, composite: Composite, options: Options, engine: str) -> None:
-        self.model, self.composite, self.options = model, composite, options
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: Composite,
+        options: Options,
+        engine: str,
+        path: str = "",
+        like: Programs[Entry] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.model, self.composite, self.options, self.path = model, composite, options, path
         self.choice = Choice(engine, composite, options)
-        self.watch = Watch(type(model).__name__)
-        self.counts = _Counts()
-        self._static: FeedbackForward | None = None
+        self.watch, self.has_own_watch = (Watch(type(model).__name__), True) if watch is None else (watch, False)
+        self.calls: dict[str, int] = {"live": 0, "static": 0}
+        self.last, self.since = "", 1
+        feed = self.watch.feed if changes_gradients(composite) else None
+        self.static = StaticEngine(model, composite, options, path, like, feed)
         self._live: dict[str, LiveEngine] = {}
         self._told = False
+        self._thread: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        new: dict[str, Any] = {
-            "counts": _Counts(),
-            "_static": None,
-            "_live": {},
-            "_told": False,
-            "choice": self.choice.anew(),
-        }
-        return {**vars(self), **new}
+        return {"model": self.model, "composite": self.composite, "options": self.options, "engine": self.choice.asked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # a copy traces and plans for itself
+
+    def again(self, model: nn.Module) -> Wrapping:
+        """The wrapping of a shallow copy of the model, which has the same parameters."""
+        return Wrapping(model, self.composite, self.options, self.choice.asked, watch=self.watch)
 
     def place(self) -> None:
         """Put stand-ins in place of the calls of the model and of all its parts that have none."""
         for path, module in self.model.named_modules():
-            if _MARK not in module.__dict__:
+            if stand_in_of(module) is None:
                 CallStandIn(module, path, self).place()
+        self._watch_parameters()
+
+    def _watch_parameters(self) -> None:
         if changes_gradients(self.composite):
-            self.watch.add(self.model.named_parameters())
+            dot = f"{self.path}." if self.path else ""
+            self.watch.add((dot + name, parameter) for name, parameter in self.model.named_parameters())
 
     def remove(self) -> None:
         """Undo `place`."""
         for module in self.model.modules():
-            found = module.__dict__.get(_MARK)
-            if isinstance(found, CallStandIn) and found.wrapping is self:
+            found = stand_in_of(module)
+            if found is not None and found.wrapping is self:
                 found.remove()
-        self.watch.close()
+        if self.has_own_watch:
+            self.watch.close()
 
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
-        module = part.module
-        if is_tracing() or _somebody_traces() or _runs_again() or self in _unrecorded():
-            return module._call_impl(*args, **kwargs)
+        if _wants_it_as_it_is() or self in _unrecorded():
+            return part.run_module(*args, **kwargs)
         if not torch.is_grad_enabled():
             _unrecorded().append(self)
             try:
-                return module._call_impl(*args, **kwargs)
+                return part.run_module(*args, **kwargs)
             finally:
                 _unrecorded().pop()
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        static = self.choice.static and self.choice.settled and part.path == ""
+        if not static and torch._C._current_graph_task_id() != -1 and _in_checkpoint("_recomputation_hook"):
+            return part.run_module(
+                *args, **kwargs
+            )  # only to have what autograd saved: feedback goes through the first run
+        if torch._C._functorch.peek_interpreter_stack() is not None or (static and forward_ad._current_level >= 0):
             if changes_gradients(self.composite):
                 self.watch.transformed()
-            return module._call_impl(*args, **kwargs)
-        choice, call = self.choice, None
-        if part.path == "" and choice.settled and choice.static:
-            self.counts.static += 1
-            result = self._statically(args, kwargs)
-            self._tell()
-            return result
-        if self.watch.differentiates and not choice.settled:
-            choice.live(
-                self.model, "second derivatives are asked for (create_graph=True), which a program does not have"
-            )
-        if part.path == "" and not choice.settled:
-            call = ModelCall(module, args, kwargs)
-            entry = self._program_for(call) if call.follows else None
-            if entry is not None:
-                self.counts.static += 1
-                return self.static.run(entry, call)
-        if not changes_gradients(self.composite):  # nothing is recorded, so the parts of a run come here, too
-            self.counts.live += part.path == ""
-            return module._call_impl(*args, **kwargs)
-        self.counts.live += 1
-        engine = self._engine(part)
-        if part.path:
-            return engine.run(module._call_impl, args, kwargs)
-        if call is None or choice.settled or not call.follows:
-            result = engine.run(module._call_impl, args, kwargs)
+            return part.run_module(*args, **kwargs)
+        wait_for_traces()
+        if not self._told:
+            self._watch_parameters()
+        if static:
+            result = self._statically(part, args, kwargs)
+        elif part.path == "" and not self.choice.settled:
+            result = self._by_choice(part, args, kwargs)
         else:
-            result = choice.observe(call, lambda: engine.run(module._call_impl, args, kwargs))
+            result = self._lively(part, args, kwargs)
         self._tell()
         return result
 
@@ -212,37 +182,62 @@ class Wrapping:
             self._told = True
             log_unmoved(self.composite, dict(self.model.named_parameters()), plans[-1].names_asleep)
 
-    @property
-    def static(self) -> FeedbackForward:
-        """The static engine."""
-        if self._static is None:
-            feed = self.watch.feed if changes_gradients(self.composite) else None
-            self._static = FeedbackForward(self.model, self.composite, self.options, feed=feed)
-        return self._static
-
-    def _program_for(self, call: ModelCall) -> Entry | None:
-        found = None
-        try:
-            found = self.choice.program_for(call, self.static)
-        except (InputError, TraceError) as error:
-            self.choice.live(self.model, str(error))
-        if self.choice.settled:
-            self.static.programs.kept.clear()
-        return found
-
-    def _statically(self, args: Any, kwargs: Any) -> Any:
-        own = vars(self.model)
-        if not any(own[table] for table in HOOKS):
-            return self.static(*args, **kwargs)
-        before = own.get("forward")  # hooks on the model itself run around the program as around its forward
-        own["forward"] = self.static
-        try:
-            return self.model._call_impl(*args, **kwargs)
-        finally:
-            if before is None:
-                del own["forward"]
+    def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+        module, choice = part.module, self.choice
+        if self._thread not in (None, threading.get_ident()):
+            choice.live(module, "several threads call it")
+        if self.watch.differentiated:
+            choice.live(module, "second derivatives are asked of it (create_graph=True)")
+        self._thread = threading.get_ident()
+        if choice.settled or forward_ad._current_level >= 0 or _in_checkpoint("_checkpoint_hook"):
+            return self._lively(part, args, kwargs)
+        if _hooks_of(module) or _modes():  # a program knows nothing of them
+            choice.static, choice.why = False, "there are hooks on the model itself, or modes around its call"
+            return self._lively(part, args, kwargs)
+        call = ModelCall(module, args, kwargs)
+        if call.odd is not None:
+            choice.live(module, f"it is given a {type(call.odd).__name__}, which a program cannot follow")
+        if choice.settled or not call.follows:
+            return self._lively(part, args, kwargs)
+        kind, entry = call.kind, self.static.programs.fitting(call)
+        changed = None if entry is None else self.static.programs.changed(entry)
+        choice.limit(module, len(self.static.programs.kept.get(kind, ())), self.traces, entry is not None)
+        if choice.wants_static(module, kind, entry is not None, changed):
+            try:
+                result = self.static.run(call)
+            except (TraceError, InputError) as error:
+                choice.live(module, str(error))
             else:
-                own["forward"] = before
+                self._count("static")
+                return result
+        if choice.settled:
+            return self._lively(part, args, kwargs)
+        if changed is not None:
+            self.static.programs.forget()
+        return choice.observe(call, lambda: self._lively(part, args, kwargs))
+
+    def _lively(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+        if part.path == "":
+            self._count("live")
+        return self._engine(part).run(part.run_module, args, kwargs)
+
+    def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+        modes = _modes()
+        if modes:
+            raise LiveOnlyError(
+                f"{type(part.module).__name__} runs by the static engine, whose operations {type(modes[-1]).__name__}, a mode "
+                'around its call, would take for the model\'s own. wrap(model, engine="auto") or engine="live" runs the model.'
+            )
+        self._count("static")
+        if not _hooks_of(part.module):
+            return self.static(*args, **kwargs)
+        with _hooked:  # hooks on the model itself run around the program as around its forward
+            return _within_hooks(part, self.static, args, kwargs)
+
+    def _count(self, engine: str) -> None:
+        self.calls[engine] += 1
+        if engine != self.last:
+            self.last, self.since = engine, sum(self.calls.values())
 
     def _engine(self, part: CallStandIn) -> LiveEngine:
         found = self._live.get(part.path)
@@ -255,7 +250,7 @@ class Wrapping:
 
     def all_plans(self) -> list[Plan]:
         """The plans of all that has run so far."""
-        static = [] if self._static is None else [entry.program.plan for entry in self._static.programs]
+        static = [entry.program.plan for entry in self.static.programs]
         return static + [schedule.plan for engine in self._live.values() for schedule in engine.schedules.values()]
 
     @property
@@ -266,8 +261,36 @@ class Wrapping:
     @property
     def traces(self) -> int:
         """How many times the model has been traced."""
-        return 0 if self._static is None else self._static.traces
+        return self.static.traces
 
     def explain(self) -> Explanation:
-        """Which engine runs, and why."""
-        return self.choice.explain(self.counts.live, self.counts.static, self.plans, self.traces)
+        """Which engine runs, since when and why."""
+        engine = "static" if self.choice.static else "live"
+        since = self.since if engine == self.last else sum(self.calls.values()) + 1
+        return Explanation(
+            engine, self.choice.why, since, self.calls["live"], self.calls["static"], self.plans, self.traces
+        )
+
+
+_hooked = threading.RLock()
+
+
+def _within_hooks(part: CallStandIn, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a module's hooks as ever, and `run` where its forward would be called; `run` sees the module's own forward."""
+    own = vars(part.module)
+    had, before = "forward" in own, own.get("forward")
+
+    def restore() -> None:
+        own.pop("forward", None)
+        if had:
+            own["forward"] = before
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        restore()
+        return run(*args, **kwargs)
+
+    own["forward"] = forward
+    try:
+        return part.run_module(*args, **kwargs)
+    finally:
+        restore()

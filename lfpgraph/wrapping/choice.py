@@ -5,40 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..composites.composite import Composite
 from ..engine.options import Options
 from ..live.engine import changes_gradients
-from ..tracing.guards import PLAIN, Guard, Observation
-from .forward import FeedbackForward
-from .programs import Entry, ModelCall
+from ..tracing.guards import Observation
+from .programs import ModelCall
 
-__all__ = ["ENGINES", "HOOKS", "Choice", "Explanation"]
+__all__ = ["ENGINES", "Choice", "Explanation"]
 
 log = logging.getLogger("lfpgraph")
 ENGINES = ("auto", "static", "live")
 _CHANGES, _TRACES, _OBSERVED, _MOST_OBSERVED = 3, 4, 4, 12  # more than so many, and the model runs live
 _SIZES = 2  # programs that differ in sizes alone, as one for a batch of one does; a model that needs more runs live
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which engine runs a wrapped model, and why.
+    """Which engine runs a wrapped model, since when and why.
 
     Attributes:
         engine: "live" or "static", as of the next call.
         why: the reason, in a sentence.
+        since: the number of the first call that this engine ran, or will run, without another one since; calls count from 1.
         live_calls, static_calls: how many calls each has run so far.
         plans: sequences of operations that the live engine has planned. traces: graphs of the static one.
     """
 
     engine: str
     why: str
+    since: int
     live_calls: int
     static_calls: int
     plans: int
@@ -46,7 +45,7 @@ class Explanation:
 
     def __str__(self) -> str:
         return (
-            f"{self.engine}: {self.why} ({self.live_calls} calls live, {self.plans} plans; "
+            f"{self.engine} since call {self.since}: {self.why} ({self.live_calls} calls live, {self.plans} plans; "
             f"{self.static_calls} calls static, {self.traces} traces)"
         )
 
@@ -54,8 +53,9 @@ class Explanation:
 class Choice:
     """The engine of one model's calls.
 
-    With "auto", the first call of each kind (arguments, modes) runs live and is observed. If it did nothing that a program
-    cannot keep, later ones run statically for as long as nothing changes that the observed run has read (`tracing.guards`).
+    With "auto", the first call of each kind (structure, dtypes, modes, plain values) runs live and is observed. If it did
+    nothing that a program cannot keep, the next one is traced, and run statically for as long as nothing changes that
+    the program depends on (`StaticEngine`).
 
     Args:
         engine: what the user asked for.
@@ -63,12 +63,10 @@ class Choice:
 
     def __init__(self, engine: str, composite: Composite, options: Options) -> None:
         self.asked, self.composite, self.options = engine, composite, options
-        self.seen: dict[
-            Any, list[tuple[Any, Guard]]
-        ] = {}  # by the key of calls: sizes, and the guard of an observed run
+        self.harmless: set[Any] = set()  # kinds of calls that were observed last, and may be traced
         self.observed = self.changes = 0
         self.static, self.settled = engine == "static", engine != "auto"
-        self.why = f"engine={engine!r} was asked for" if self.settled else "no call has been observed yet"
+        self.why = f"engine={engine!r} was asked for" if self.settled else "the model itself has not been called yet"
         needs = [name for name, given in (("compile", options.compile), ("memory", options.memory != "fast")) if given]
         needs += [f"composite {composite.name!r}"] if composite.online else []
         if engine == "auto" and needs:
@@ -80,75 +78,53 @@ class Choice:
         """The choice of a copy of the model."""
         return Choice(self.asked, self.composite, self.options)
 
-    def program_for(self, call: ModelCall, static: FeedbackForward) -> Entry | None:
-        """The program that runs a call; None where the model itself is to run it, observed.
+    def wants_static(self, model: nn.Module, kind: Any, has_program: bool, changed: str | None) -> bool:
+        """Whether the next call runs statically.
 
-        A program is used only where it is also right for a call that was observed: arguments of the same kind, and sizes that
-        go the same way through the model. What an observed run has read is looked at each time.
-
-        Raises:
-            TraceError: the model cannot be traced.
+        Args:
+            kind: of call. has_program: there is a program for it. changed: what it depended on and is otherwise by now.
         """
-        seen = self.seen.get(call.key) if self.seen else None
-        self.static = False
-        if not seen:
-            return None
-        programs = static.programs
-        entry, kept = programs.fitting(call), programs.kept.get(call.key, ())
-        if entry is None and any(not any(e.sizes.fit(sizes) for e in kept) for sizes, _ in seen):
-            if len(kept) == _SIZES or static.traces == _TRACES:
-                self.live(call.model, f"it has been traced {static.traces} times, for inputs of other kinds or sizes")
-                return None
-            entry = static.find(call)
-        guard = None if entry is None else next((guard for sizes, guard in seen if entry.sizes.fit(sizes)), None)
-        changed = None if guard is None else guard.changed()
         if changed is not None:
-            del self.seen[call.key], programs.kept[call.key]  # they are of the model as it was
             self.changes += 1
-            log.info("%s is observed again, since %s", type(call.model).__name__, changed)
+            log.info("%s is observed again, since %s", type(model).__name__, changed)
             if self.changes > _CHANGES:
-                self.live(call.model, f"what it depends on keeps changing: {changed}")
-            return None
-        self.static = guard is not None
-        return entry if self.static else None
+                self.live(model, f"what it depends on keeps changing: {changed}")
+            self.static = False
+        else:
+            self.static = has_program or kind in self.harmless
+        self.harmless.discard(kind)
+        return self.static
 
     def live(self, model: nn.Module, why: str) -> None:
         """Run the model live from now on."""
         self.static, self.settled, self.why = False, True, why
-        self.seen.clear()
+        self.harmless.clear()
         log.info("%s runs live: %s", type(model).__name__, why)
 
+    def limit(self, model: nn.Module, alike: int, traces: int, has_program: bool) -> None:
+        """Run a model live that would have to be traced again and again.
+
+        Args:
+            alike: programs for calls of this kind, none of which may fit its sizes. traces: of the model so far.
+        """
+        if not has_program and (alike >= _SIZES or traces >= _TRACES):
+            self.live(model, f"it has been traced {traces} times, for inputs of other kinds or sizes")
+
     def observe(self, call: ModelCall, run: Callable[[], Any]) -> Any:
-        """Run a live call, and see whether the static engine can take calls like it."""
-        unwatched = _unwatched(call)
-        if unwatched is not None:
-            self.live(call.model, unwatched)
-            return run()
-        with Observation(call.model) as seen:
+        """Run a live call, and see whether the static engine can take the next ones of its kind."""
+        model = call.model
+        with Observation(model) as seen:
             result = run()
         self.observed += 1
         if seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):
-            self.live(call.model, seen.why_live)
+            self.live(model, seen.why_live)
         elif call.has_changed():
-            self.live(call.model, "it writes into a container among its arguments, such as a key-value cache")
+            self.live(model, "it writes into a container among its arguments, such as a key-value cache")
         elif self.observed > _MOST_OBSERVED:
-            self.live(call.model, f"it has been observed {self.observed} times, and its calls still differ")
+            self.live(model, f"it has been observed {self.observed} times, and its calls still differ")
         elif seen.why_live is None and seen.guard is not None:
-            self.seen.setdefault(call.key, []).append((call.shapes, seen.guard))
+            self.harmless.add(call.kind)
             self.static, self.why = True, "nothing in its call is lost in a program, and nothing it reads has changed"
         else:
             self.why = seen.why_live or "its call was not observed to the end"
         return result
-
-    def explain(self, live: int, static: int, plans: int, traces: int) -> Explanation:
-        """See `Explanation`."""
-        return Explanation("static" if self.static else "live", self.why, live, static, plans, traces)
-
-
-def _unwatched(call: ModelCall) -> str | None:
-    """What a call depends on that no guard looks at."""
-    name = type(call.model).__name__
-    if any(vars(call.model)[table] for table in HOOKS):
-        return f"hooks on {name} itself run around its forward"
-    odd = next((leaf for leaf in call.leaves if not isinstance(leaf, (*PLAIN, Tensor, Enum))), None)
-    return None if odd is None else f"it is given a {type(odd).__name__}, whose state a program would not follow"

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parameter import is_lazy
 
 from ..engine.program import Program
-from ..errors import LfpGraphError, TraceError
+from ..errors import LfpGraphError, TraceError, one_line
 from ..graph.calls import flatten_input
 from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
+from ..tracing.guards import Guard
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
-__all__ = ["Entry", "ModelCall", "Programs"]
+__all__ = ["Entry", "ModelCall", "Programs", "is_frozen", "wait_for_traces"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
+_tracing = threading.RLock()  # torch.export changes torch's classes for all threads while it traces
+
+
+def wait_for_traces() -> None:
+    """Wait until no other thread traces a model."""
+    with _tracing:
+        pass
 
 
 class ModelCall:
@@ -60,24 +74,27 @@ class ModelCall:
         """Whether anything that goes in requires a gradient."""
         return any(t.requires_grad for t in (*self.state.values(), *self.tensors))
 
+    @property
+    def odd(self) -> Any:
+        """An argument that is neither a tensor nor a plain value, if there is one."""
+        return next((leaf for leaf in self.leaves if not isinstance(leaf, Tensor) and not is_frozen(leaf)), None)
+
     def has_changed(self) -> bool:
         """Whether the arguments hold other objects by now: the call has put some into a container of the caller's."""
         leaves, spec = flatten_input(self.args, self.kwargs)
         return spec != self.spec or any(a is not b for a, b in zip(leaves, self.leaves))
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The inputs' sizes."""
-        return tuple(tuple(t.shape) for t in self.tensors)
-
-    @cached_property
-    def key(self) -> Any:
+    @functools.cached_property
+    def kind(self) -> Any:
         """What a program depends on, sizes of inputs apart."""
         leaves = tuple(
             (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else _static(leaf)
             for leaf in self.leaves
         )
-        state = tuple((name, t.dtype, t.device, t.requires_grad, t.shape) for name, t in self.state.items())
+        state = tuple(
+            (name, t.dtype, t.device, t.requires_grad, None if is_lazy(t) else t.shape)
+            for name, t in self.state.items()
+        )
         casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
         return (str(self.spec), leaves, tuple(self.modes), state, casts)
 
@@ -86,13 +103,28 @@ class ModelCall:
         """The inputs' sizes, for messages."""
         return ", ".join(str(list(t.shape)) for t in self.tensors)
 
+    @property
+    def not_made(self) -> list[str]:
+        """Parameters and buffers that the model's first call makes."""
+        return [name for name, tensor in self.state.items() if is_lazy(tensor)]
+
     def values(self, graph: OpGraph) -> list[Any]:
         """The values of a graph's placeholders for this call."""
         return graph.values(self.tensors, self.state)
 
 
+_ITSELF = (int, str, bytes, Enum, type, nn.Module, FunctionType, BuiltinFunctionType)
+_WRITTEN = (float, complex, type(None), type(...), slice, range, np.generic, torch.dtype, torch.device, torch.Size)
+
+
+def is_frozen(leaf: Any) -> bool:
+    """Whether an argument is a plain value, or a function or module, which are watched as they run."""
+    return isinstance(leaf, (*_ITSELF, *_WRITTEN))
+
+
 def _static(leaf: Any) -> Any:
-    return type(leaf), repr(leaf)  # 1, 1.0 and True are equal, and not the same to a model
+    """What tells an argument that is no tensor from others: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
+    return type(leaf), leaf if isinstance(leaf, _ITSELF) else repr(leaf)
 
 
 @dataclass(eq=False)
@@ -130,11 +162,14 @@ class Programs(Generic[E]):
     Args:
         like: the programs of a module that looks the same, to be shared with it. Before one is used, both modules are run; if
             their outputs differ, this object keeps programs of its own from then on.
+
+    Attributes:
+        guards: for each program that this model has been found right for, what says whether it still is.
     """
 
     def __init__(self, like: Programs[E] | None = None) -> None:
         self.kept: dict[Any, list[E]] = {} if like is None else like.kept
-        self.trusted: set[E] = set()  # entries of other modules that were tried and give this one's outputs
+        self.guards: dict[E, Guard | None] = {}
         self.traces = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,43 +179,74 @@ class Programs(Generic[E]):
         return (entry for entries in self.kept.values() for entry in entries)
 
     def fitting(self, call: ModelCall) -> E | None:
-        """An entry that is right for a call."""
-        return next((entry for entry in self.kept.get(call.key, ()) if entry.sizes.accepts(call.tensors)), None)
+        """The program for calls like this one, if there is one; whether the model is still as it was is not asked."""
+        return next((entry for entry in self.kept.get(call.kind, ()) if entry.sizes.accepts(call.tensors)), None)
 
-    def find(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
-        """The entry that is right for a call; `make` makes one where there is none."""
-        name = type(call.model).__name__
-        entries = self.kept.setdefault(call.key, [])
-        entry = self.fitting(call)
-        if entry is not None and self._is_right(entry, call):
+    def changed(self, entry: E) -> str | None:
+        """What the model has changed since a program was found right for it, in words; None if nothing."""
+        guard = self.guards.get(entry)
+        return None if guard is None else guard.changed()
+
+    def forget(self) -> None:
+        """Keep none of the programs: the model is another one by now."""
+        self.kept, self.guards = {}, {}
+
+    def find(
+        self, call: ModelCall, make: Callable[[ModelCall], E], observe: Callable[[ModelCall], Guard] | None = None
+    ) -> E:
+        """The entry that is right for a call; `make` makes one where there is none.
+
+        Args:
+            observe: runs the model on a call that no program is known to be right for, and gives a guard.
+        """
+        with _tracing:
+            name = type(call.model).__name__
+            entry = self.fitting(call)
+            changed = None if entry is None else self.changed(entry)
+            if changed is not None:
+                log.warning("tracing %s again, since %s", name, changed)
+                self.forget()
+                entry = None
+            if entry is not None and entry in self.guards:
+                return entry
+            with _no_hooks():
+                guard = None if observe is None else observe(call)
+            if entry is not None and not self._is_right(entry, call):
+                log.info("%s is not like the block it was taken for: it gets programs of its own", name)
+                self.forget()
+                entry = None
+            if entry is None:
+                entry = self._made(call, make)
+            if entry.graph.tracer == "export":
+                self.guards[entry] = guard
             return entry
-        if entry is not None:
-            log.info("%s is not like the block it was taken for: it gets programs of its own", name)
-            self.kept = {}
-            return self.find(call, make)
+
+    def _made(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
+        entries = self.kept.setdefault(call.kind, [])
         if entries:
-            log.warning("tracing %s again: no program fits inputs of sizes %s", name, call.sizes)
+            log.warning("tracing %s again: no program fits inputs of sizes %s", type(call.model).__name__, call.sizes)
         entry = make(call)
         if entry.graph.tracer == "export":
             entries.append(entry)
+            for old in entries[:-_MOST]:
+                self.guards.pop(old, None)
             del entries[:-_MOST]
         return entry
 
     def _is_right(self, entry: E, call: ModelCall) -> bool:
         """Whether the entry was traced from this model, or from one that computes the same."""
-        if entry.owner is None or entry.owner is call.model or entry in self.trusted:
+        if entry.owner is None or entry.owner is call.model:
             return True
-        alike = computes_the_same(entry.owner, call.model, call.args, call.kwargs)
-        if alike:
-            self.trusted.add(entry)
-        return alike
+        return computes_the_same(entry.owner, call.model, call.args, call.kwargs)
 
     def trace(self, call: ModelCall, fallback: str, prepare: Callable[[OpGraph, ModelCall], E]) -> E:
         """Trace the model and `prepare` an entry of its graph; where that fails for open sizes, for these sizes alone."""
         self.traces += 1
         name = type(call.model).__name__
-        no_hooks = saved_tensors_hooks(lambda t: t, lambda t: t)  # those of the caller shall see no fake tensors
-        with keep_random_state(call.model, call.tensors), no_hooks:  # a call that traces draws what a later one draws
+        with (
+            keep_random_state(call.model, call.tensors),
+            _no_hooks(),
+        ):  # a call that traces draws what a later one draws
             graph = trace(call.model, call.args, call.kwargs, fallback=fallback)
             try:
                 return prepare(graph, call)
@@ -188,7 +254,7 @@ class Programs(Generic[E]):
                 raise
             except Exception as error:
                 if not graph.dynamic:
-                    raise _no_program(name, error) from error
+                    raise _untraceable(name, error) from error
                 log.info("%s does not trace for open sizes: %s", name, error)
             log.warning("%s is traced for these sizes alone: %s", name, call.sizes)
             graph = trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback)
@@ -197,8 +263,17 @@ class Programs(Generic[E]):
             except LfpGraphError:
                 raise
             except Exception as error:
-                raise _no_program(name, error) from error
+                raise _untraceable(name, error) from error
 
 
-def _no_program(name: str, error: Exception) -> TraceError:
-    return TraceError(f"the graph of {name} could not be made a program: {type(error).__name__}: {error}")
+def _no_hooks() -> contextlib.AbstractContextManager[Any]:
+    """Keep the caller's hooks on saved tensors (a checkpoint's, say) from those of a trace or a trial."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return contextlib.nullcontext() if hooks is None else saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
+def _untraceable(name: str, error: Exception) -> TraceError:
+    return TraceError(
+        f"{name} was traced, but its feedback could not be: {type(error).__name__}: {one_line(error, 300)}. "
+        'wrap(model, engine="live") runs the model itself.'
+    )

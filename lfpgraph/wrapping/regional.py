@@ -1,8 +1,9 @@
-"""wrap(regional=True): the model wrapped part by part, with the same programs for all blocks that are alike.
+"""A model wrapped in parts, with the same programs for all blocks that are alike.
 
-A deep model is one block many times. Here each block is wrapped by itself, and blocks of one kind share their programs, so
-tracing and compiling take the time of one block, however many there are. The model's own forward still calls the blocks one
-by one, so everything that acts on single blocks works with feedback too: checkpointing, sharding (FSDP2), hooks.
+In a deep model most of the layers are one block many times. Here each block is wrapped by itself, and blocks of one kind
+share their programs, so tracing and compiling take the time of one block, however many there are. The model's own forward
+still calls the blocks one by one, so everything that acts on single blocks works with feedback too: checkpointing, sharding
+(FSDP2), hooks.
 
 Between the parts the model's own code runs under autograd. Views, sums and masks there hand signals on as their rules would,
 except that no epsilon factor is applied. A parameter used there gets its feedback, `abs(w) * s_w`, by a hook.
@@ -10,20 +11,23 @@ except that no epsilon factor is applied. A parameter used there gets its feedba
 
 from __future__ import annotations
 
-import functools
 import logging
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..composites.composite import Composite
+from ..composites.composite import Composite, Ruleset
+from ..engine.options import Options
 from ..errors import WrapError
-from .stand_in import StandIn
+from ..live.engine import changes_gradients
+from ..live.parameters import Watch
+from .calls import Wrapping
+from .stand_in import CallStandIn, stand_in_of
 
-__all__ = ["RegionalForward", "blocks_of", "parts_of"]
+__all__ = ["WrappingInParts", "blocks_of", "leaders_of", "parts_of"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -85,66 +89,144 @@ def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-class RegionalForward(StandIn):
-    """Takes the place of the forward of a model whose parts are wrapped, and runs that forward.
+def leaders_of(model: nn.Module, blocks: list[str] | None) -> dict[str, str]:
+    """For each block the first one like it; blocks=None looks for them.
+
+    Raises:
+        WrapError: there are none, or no module has such a name.
+    """
+    kinds = blocks_of(model) if blocks is None else _named(model, blocks)
+    if not kinds:
+        raise WrapError(
+            f"{type(model).__name__} has no two blocks alike; name its blocks by regional=[...], or wrap it whole."
+        )
+    return {name: names[0] for names in kinds for name in names}
+
+
+class WrappingInParts(Wrapping):
+    """A wrapped model whose parts are wrapped, each with programs of its own or those of the first block like it.
 
     Args:
-        model: the whole model.
-        blocks: names of the blocks; None looks for them.
-        wrap_part: called with (name, module, the name of the block whose programs it may use, or None).
-        composite: gives the rules for the feedback of parameters that no part holds.
+        leaders: for each block the first one like it (see `leaders_of`).
+
+    Attributes:
+        parts: names of the parts.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        blocks: list[str] | None,
-        wrap_part: Callable[[str, nn.Module, str | None], Any],
-        composite: Composite,
-    ) -> None:
-        super().__init__(model)
-        kinds = blocks_of(model) if blocks is None else _named(model, blocks)
-        if not kinds:
-            raise WrapError(
-                f"{type(model).__name__} has no two blocks alike; name its blocks by regional=[...], or wrap it whole."
-            )
-        first = {name: names[0] for names in kinds for name in names}
-        self.parts = list(parts_of(model, set(first)))
+    def __init__(self, model: nn.Module, composite: Composite, options: Options, leaders: dict[str, str]) -> None:
+        super().__init__(model, composite, options, "static")
+        self.leaders, self.parts = leaders, list[str]()
+        self.choice.why = "its parts are wrapped one by one"
+        self.hooks: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "composite": self.composite, "options": self.options, "leaders": self.leaders}
+
+    def again(self, model: nn.Module) -> Wrapping:
+        """The wrapping of a shallow copy of the model, which has the same parts."""
+        return WrappingInParts(model, self.composite, self.options, self.leaders)
+
+    def place(self) -> None:
+        """Wrap the parts, and stand in for the model's call."""
+        if not self.parts:
+            self._wrap_parts()
+            log.info("%s in parts: %s", type(self.model).__name__, ", ".join(self.parts))
+        self._hook_the_rest()
+        CallStandIn(self.model, "", self).place()
+
+    def _wrap_parts(self) -> None:
+        """Wrap the parts that are not yet: all at first, later those that have been replaced or added."""
+        self.parts = list(parts_of(self.model, set(self.leaders)))
         for name in self.parts:
-            leader = first.get(name)
-            wrap_part(name, model.get_submodule(name), leader if leader != name else None)
-        self.composite = composite
-        self.hooks: list[Any] | None = None  # made at the first call; a copy makes its own
-        log.info("%s in parts: %s", type(model).__name__, ", ".join(self.parts))
+            part, leader = self.model.get_submodule(name), self.leaders.get(name, name)
+            if stand_in_of(part) is not None:
+                continue
+            own, like = self.composite.within(name), None
+            if leader != name and _alike(part, own, self.composite.within(leader)):
+                found = stand_in_of(self.model.get_submodule(leader))
+                like = None if found is None else found.wrapping.static.programs
+            Wrapping(part, own, self.options, "static", name, like, self.watch).place()
+
+    def _watch_parameters(self) -> None:
+        """Each part watches its own; for the others see `_hook_the_rest`."""
+
+    def remove(self) -> None:
+        """Undo `place`."""
+        for name in self.parts:
+            found = stand_in_of(self.model.get_submodule(name))
+            if found is not None and found.path == "":
+                found.wrapping.remove()
+        found = stand_in_of(self.model)
+        if found is not None:
+            found.remove()
+        for _, hook in self.hooks.values():
+            hook.remove()
+        self.hooks.clear()
+        self.watch.close()
+
+    def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+        """Run the model's own forward, which calls its parts."""
+        self._wrap_parts()
+        self._hook_the_rest()
+        self._count("static")
+        return part.run_module(*args, **kwargs)
+
+    def _wrappings(self) -> list[Wrapping]:
+        found = [stand_in_of(self.model.get_submodule(name)) for name in self.parts]
+        return [stand_in.wrapping for stand_in in found if stand_in is not None]
 
     @property
     def traces(self) -> int:
         """How many programs have been traced, of all parts."""
-        return sum(self.model.get_submodule(name).__dict__["forward"].traces for name in self.parts)
+        return sum(wrapping.traces for wrapping in self._wrappings())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.hooks is None:
-            self.hooks = list(self._hook_the_rest())
-        self.calls += torch.is_grad_enabled()
-        return self.original(*args, **kwargs)
+    def all_plans(self) -> list[Any]:
+        """The plans of all that has run so far."""
+        return [plan for wrapping in self._wrappings() for plan in wrapping.all_plans()]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "hooks": None}
+    def _hook_the_rest(self) -> None:
+        """Scale the gradients of parameters that no part holds."""
+        for name, parameter in _between(self.model, set(self.parts)):
+            known = self.hooks.get(id(parameter))
+            if not parameter.requires_grad or (known is not None and known[0]() is parameter):
+                continue
+            ruleset = self.composite.parameter_ruleset(name)
+            scale = _Scale(self.watch, parameter, ruleset, ruleset.wakes(parameter))
+            self.hooks[id(parameter)] = weakref.ref(parameter), parameter.register_hook(scale)
+            if changes_gradients(self.composite):
+                self.watch.add([(name, parameter)])
 
-    def release(self) -> None:
-        """Remove the hooks from the parameters that no part holds."""
-        for hook in self.hooks or ():
-            hook.remove()
 
-    def _hook_the_rest(self) -> Iterator[Any]:
-        held = {id(p) for name in self.parts for p in self.model.get_submodule(name).parameters()}
-        for name, parameter in self.model.named_parameters():
-            if id(parameter) not in held and parameter.requires_grad:
-                ruleset = self.composite.parameter_ruleset(name)
-                scale = functools.partial(
-                    ruleset.feedback, parameter, asleep=parameter.dim() > 1 and ruleset.wakes(parameter)
-                )
-                yield parameter.register_hook(scale)
+class _Scale:
+    """A hook on a parameter that no part holds: makes its gradient feedback, unless a run has done so."""
+
+    __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
+
+    def __init__(self, watch: Watch, parameter: Tensor, ruleset: Ruleset, asleep: bool) -> None:
+        self.watch, self.parameter, self.ruleset, self.asleep = watch, parameter, ruleset, asleep
+
+    def __call__(self, gradient: Tensor) -> Tensor | None:
+        if self.watch.expects(self.parameter):  # the model, or a copy of it, is part of another one that has run
+            return None
+        found = self.ruleset.feedback(self.parameter, gradient, self.asleep)
+        self.watch.feed(self.parameter, found)
+        return found
+
+
+def _between(model: nn.Module, parts: set[str], dot: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The parameters outside of the parts."""
+    for name, parameter in model.named_parameters(recurse=False):
+        yield dot + name, parameter
+    for name, child in model.named_children():
+        if dot + name not in parts:
+            yield from _between(child, parts, f"{dot}{name}.")
+
+
+def _alike(part: nn.Module, own: Composite, other: Composite) -> bool:
+    """Whether two composites have the same rules for all modules and parameters of a part."""
+    if any(own.parameter_ruleset(n) != other.parameter_ruleset(n) for n, _ in part.named_parameters()):
+        return False
+    return all(own.ruleset(path) == other.ruleset(path) for path, _ in part.named_modules(remove_duplicate=False))
 
 
 def _named(model: nn.Module, blocks: list[str]) -> list[list[str]]:

@@ -1,62 +1,126 @@
-"""An object in place of a module's `forward`: it looks like that forward, is copied with its module, and can be removed."""
+"""What stands in place of a wrapped model's call, and of its parts' calls: it follows whatever the model is by then.
+
+`nn.Module.__call__` calls `self._call_impl`. A stand-in under that name leaves `forward` free for others to replace (a
+trainer's fused head, autocast, adapters), and what `model.compile()` compiles is the stand-in; it runs whatever the module
+is when it is called, hooks and all. Each part of the model has a stand-in, too: inside a run of the whole it only says where
+the run is; called by itself, as a training step may do, it gives feedback like the whole.
+"""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-__all__ = ["StandIn"]
+from ..errors import WrapError
+from ..live.interception import recorder
+from ..tracing import flat
+from ..tracing.flat import is_running_plainly
+
+if TYPE_CHECKING:
+    from .calls import Wrapping
+
+__all__ = ["CallStandIn", "stand_in_of"]
+
+log = logging.getLogger("lfpgraph")
+_SLOT, _COMPILED = "_call_impl", "_compiled_call_impl"
 
 
-class StandIn:
-    """Base of what `wrap` puts in place of `model.forward`; a subclass says what a call does.
+class CallStandIn:
+    """The call of one module of a wrapped model.
 
-    Name, docstring and signature are those of the model's own forward. A copy or pickle of the model has a stand-in of its own.
-
-    Attributes:
-        calls: how many calls it has taken so far, of those that are to give feedback.
+    Args:
+        module: the module. path: its dotted name in the wrapped model, "" for the model itself.
+        wrapping: what all stand-ins of the model share.
     """
 
-    calls = 0
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.replaced = model.__dict__.get("forward")
-        self._look_like(model)
-
-    def _look_like(self, model: nn.Module) -> None:
-        functools.update_wrapper(self, type(model).forward, updated=())
-
-    @property
-    def original(self) -> Callable[..., Any]:
-        """The model's own forward."""
-        return self.replaced if self.replaced is not None else type(self.model).forward.__get__(self.model)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("__wrapped__", "calls")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._look_like(state["model"])
+    def __init__(self, module: nn.Module, path: str, wrapping: Wrapping) -> None:
+        self.module, self.path, self.wrapping = module, path, wrapping
+        self.compiled: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        if not torch.compiler.is_compiling():
+            return self._run(*args, **kwargs)
+        inside = flat.RUNS or torch.compiler.is_exporting()
+        if inside and self.module._compiled_call_impl is None and _is_part_of_a_run():
+            return self.run_module(*args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(2)
+        if caller.f_code is _CALLER and caller.f_locals["self"] is not self.module:
+            return self.of(caller.f_locals["self"])(*args, **kwargs)
+        record = recorder()
+        if record is None:
+            return self.wrapping.run(self, args, kwargs)
+        before, record.path = record.path, self.path
+        try:
+            return self.run_module(*args, **kwargs)
+        finally:
+            record.path = before
+
+    _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled function that calls it compiles none of it
+
+    def run_module(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own call: its forward and the hooks around it."""
+        return type(self.module)._call_impl(self.module, *args, **kwargs)
+
+    def of(self, module: nn.Module) -> CallStandIn:
+        """The stand-in of a module that has this one in its place, since it was made by copying the module's attributes."""
+        if module is self.module:
+            return self
+        if getattr(module, "_is_replica", False):
+            raise WrapError(
+                f"nn.DataParallel runs copies of {type(module).__name__} without parameters of their own, which cannot be "
+                "wrapped. Use torch.nn.parallel.DistributedDataParallel, or one device."
+            )
+        wrapping = self.wrapping if self.path else self.wrapping.again(module)
+        stand_in = CallStandIn(module, self.path, wrapping)
+        stand_in.place()
+        return stand_in
 
     def place(self) -> None:
-        """Put this object in place of the model's forward."""
-        self.model.__dict__["forward"] = self
+        """Put this object in place of the module's call."""
+        own = vars(self.module)
+        if own.get(_COMPILED) is not None:
+            self.compiled = own.pop(_COMPILED)
+            log.warning(
+                "%s was compiled by .compile(); while it is wrapped it runs as it is", type(self.module).__name__
+            )
+        own[_SLOT] = self
 
-    def restore(self, model: nn.Module) -> None:
-        """Give a module its own forward back: the stand-in's model, or a shallow copy of it, which has the same stand-in."""
-        if self.replaced is None:
-            del model.__dict__["forward"]
-        else:
-            model.__dict__["forward"] = self.replaced
+    def remove(self) -> None:
+        """Give the module its own call back."""
+        own = vars(self.module)
+        del own[_SLOT]
+        own.pop(_COMPILED, None)  # made after the wrap, of this object
+        if self.compiled is not None:
+            own[_COMPILED] = self.compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "compiled": None}  # as a module that is copied leaves what torch.compile made
+
+
+def _is_part_of_a_run() -> bool:
+    """Whether torch.compile looks at a part inside a run (for torch.cond, say) or for torch.export, not at a whole model.
+
+    To torch.compile this is a constant; what it checks again before it takes compiled code is `flat.RUNS`.
+    """
+    return recorder() is not None or is_running_plainly() or torch.compiler.is_exporting()
+
+
+_is_part_of_a_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_CALLER = nn.Module._wrapped_call_impl.__code__
+_frames = torch._C._dynamo.eval_frame
+_frames.set_code_exec_strategy(  # a compiled model, too, runs all of it as it is
+    CallStandIn._run.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
+)
+
+
+def stand_in_of(module: nn.Module) -> CallStandIn | None:
+    """What stands in place of a module's call, if anything does."""
+    found = vars(module).get(_SLOT)
+    return found.of(module) if isinstance(found, CallStandIn) else None

@@ -13,9 +13,8 @@ from ..errors import InputError, WrapError, check_choice
 from ..tracing.tracer import FALLBACKS
 from .calls import Wrapping, wrapping_of
 from .choice import ENGINES, Explanation
-from .forward import FeedbackForward
-from .regional import RegionalForward
-from .stand_in import StandIn
+from .regional import WrappingInParts, leaders_of
+from .stand_in import stand_in_of
 
 __all__ = ["explain_wrap", "is_wrapped", "unwrap", "wrap"]
 
@@ -64,6 +63,12 @@ def wrap(
         raise WrapError(f"wrap takes an nn.Module, not {type(model).__name__}")
     if is_wrapped(model):
         raise WrapError(f"{type(model).__name__} is wrapped already; call lfpgraph.unwrap(model) first.")
+    outer = stand_in_of(model)
+    if outer is not None:
+        whole = type(outer.wrapping.model).__name__
+        raise WrapError(
+            f"{type(model).__name__} is {outer.path} of a wrapped {whole}, which gives it feedback already."
+        )
     check_choice("engine", engine, ENGINES, WrapError)
     if fallback is not None:
         check_choice("fallback", fallback, FALLBACKS, WrapError)
@@ -75,34 +80,15 @@ def wrap(
     chosen = get_composite(composite)
     if not any(True for _ in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
-    if not regional and engine == "static":
-        FeedbackForward(model, chosen, options).place()
-        return model
     if not regional:
         Wrapping(model, chosen, options, engine).place()
         return model
-
     for name, part in model.named_modules():
-        if is_wrapped(part):
+        if stand_in_of(part) is not None:
             raise WrapError(f"{name} is wrapped already; call lfpgraph.unwrap on it first.")
-
-    def wrap_part(name: str, part: nn.Module, leader: str | None) -> None:
-        own = chosen.within(name)
-        shared = None
-        if leader is not None and _alike(part, own, chosen.within(leader)):
-            shared = model.get_submodule(leader).__dict__["forward"].programs
-        FeedbackForward(part, own, options, shared).place()
-
-    blocks = None if regional is True else list(regional)  # type: ignore[arg-type]
-    RegionalForward(model, blocks, wrap_part, chosen).place()
+    leaders = leaders_of(model, None if regional is True else list(regional))  # type: ignore[arg-type]
+    WrappingInParts(model, chosen, options, leaders).place()
     return model
-
-
-def _alike(part: nn.Module, own: Composite, other: Composite) -> bool:
-    """Whether two composites have the same rules for all modules and parameters of a part."""
-    if any(own.parameter_ruleset(n) != other.parameter_ruleset(n) for n, _ in part.named_parameters()):
-        return False
-    return all(own.ruleset(path) == other.ruleset(path) for path, _ in part.named_modules(remove_duplicate=False))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -111,24 +97,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         WrapError: the model is not wrapped.
     """
-    wrapping = wrapping_of(model)
-    if wrapping is not None:
-        wrapping.remove()
-        return model
-    forward = model.__dict__.get("forward")
-    if not isinstance(forward, StandIn):
-        raise WrapError(f"{type(model).__name__} is not wrapped.")
-    if isinstance(forward, RegionalForward):
-        forward.release()
-        for name in forward.parts:
-            unwrap(model.get_submodule(name))
-    forward.restore(model)
+    _wrapping(model).remove()
     return model
 
 
 def is_wrapped(model: nn.Module) -> bool:
     """Whether `wrap` is in effect on the model."""
-    return wrapping_of(model) is not None or isinstance(model.__dict__.get("forward"), StandIn)
+    return wrapping_of(model) is not None
 
 
 def explain_wrap(model: nn.Module) -> Explanation:
@@ -137,14 +112,11 @@ def explain_wrap(model: nn.Module) -> Explanation:
     Raises:
         WrapError: the model is not wrapped.
     """
-    wrapping = wrapping_of(model)
-    if wrapping is not None:
-        return wrapping.explain()
-    forward = model.__dict__.get("forward")
-    if not isinstance(forward, StandIn):
+    return _wrapping(model).explain()
+
+
+def _wrapping(model: nn.Module) -> Wrapping:
+    found = wrapping_of(model)
+    if found is None:
         raise WrapError(f"{type(model).__name__} is not wrapped.")
-    why = (
-        "its parts are wrapped one by one" if isinstance(forward, RegionalForward) else "engine='static' was asked for"
-    )
-    traces = forward.traces if isinstance(forward, FeedbackForward | RegionalForward) else 0
-    return Explanation("static", why, 0, forward.calls, 0, traces)
+    return found

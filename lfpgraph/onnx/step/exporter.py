@@ -17,7 +17,6 @@ from ...composites.composite import Composite, get_composite
 from ...errors import InputError, OnnxError, check_choice
 from ...graph.calls import arguments_of, state_tensors
 from ...modes import eval_mode
-from ...tracing.flat import original_forward
 from ..operators.builder import Builder, Value
 from ..operators.translation import tensor_info, translate, value_of
 from ..runtime.files import METADATA
@@ -125,7 +124,7 @@ def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Ma
 def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     """A name for each tensor among the arguments: that of forward's parameter, with its place inside a container."""
     try:
-        bound = inspect.signature(original_forward(model)).bind(*args, **kwargs).arguments
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     except TypeError as error:
         raise InputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
     named = {id(leaf): path for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]}

@@ -1,6 +1,6 @@
 """Is a traced program still the model? What one run read, looked at again before each later call (`observation`)."""
 
-from .items import PLAIN
 from .observation import Guard, Observation
+from .trial import try_out
 
-__all__ = ["PLAIN", "Guard", "Observation"]
+__all__ = ["Guard", "Observation", "try_out"]

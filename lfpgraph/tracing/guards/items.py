@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-__all__ = ["GENERATORS", "MISSING", "PLAIN", "Found", "Item", "random_state_of", "table_item"]
+__all__ = ["GENERATORS", "MISSING", "PLAIN", "Found", "Item", "Quick", "random_state_of", "table_item"]
+
+
+_END = object()
 
 
 class _Missing:
@@ -55,6 +59,7 @@ class Item:
         root: the attribute of a module that this was reached through, if any.
         made: the values are made at each look, so they are compared by value.
         table: the dictionary whose keys and values these are.
+        named: the keys that count; None for all. attributes: whether the keys are a module's attributes.
     """
 
     read: Callable[[], Iterable[Any]]
@@ -64,6 +69,8 @@ class Item:
     root: str | None = None
     made: bool = False
     table: dict[Any, Any] | None = None
+    named: set[str] | None = None
+    attributes: bool = False
 
     def differences(self) -> Iterator[tuple[str, str]]:
         """What has changed, as (name, how); values that are equal though not the same are taken over."""
@@ -71,7 +78,9 @@ class Item:
         if len(now) == len(self.held) and all(map(is_, now, self.held)):
             return
         pairs = self._pairs(now)
-        changed = [(key, old, new) for key, old, new in pairs if not same_value(old, new)]
+        changed = [
+            pair for pair in pairs if not same_value(*pair[1:]) and (self.named is None or pair[0] in self.named)
+        ]
         self.held = now if not changed else self.held
         for key, old, new in changed:
             yield self.name(key), _words(old, new)
@@ -92,6 +101,36 @@ def table_item(table: dict[Any, Any], name: Callable[[Any], str], root: str | No
         return (*dict.__iter__(table), *dict.values(table))
 
     return Item(read, read(), name, keyed=True, root=root, table=table)
+
+
+class Quick:
+    """The look at a snapshot's items that finds nothing, with no step in Python for each item.
+
+    Tables that were empty are only asked whether they still are; those of a module's hooks nearly always are.
+    """
+
+    def __init__(self, items: list[Item]) -> None:
+        tables = [item.table for item in items if item.table is not None]
+        self.empty = [table for table in tables if not table]
+        self.tables = [table for table in tables if table]
+        self.reads = [item.read for item in items if item.table is None and not item.made]
+        self.made = [item for item in items if item.made]
+        held = [item.held for item in items if item.table is None and not item.made]
+        filled = [item.held for item in items if item.table]
+        keys, values = ([v[: len(v) // 2] for v in filled], [v[len(v) // 2 :] for v in filled])
+        self.held = (*chain.from_iterable((*keys, *values, *held)), _END)
+
+    def unchanged(self) -> bool:
+        """Whether everything is the same object, in the same order, as when this was made."""
+        if any(map(dict.__len__, self.empty)):
+            return False
+        now = chain(
+            chain.from_iterable(map(dict.__iter__, self.tables)),
+            chain.from_iterable(map(dict.values, self.tables)),
+            chain.from_iterable([read() for read in self.reads]),
+            (_END,),
+        )
+        return all(map(is_, now, self.held)) and all([tuple(item.read()) == item.held for item in self.made])
 
 
 class Found(NamedTuple):

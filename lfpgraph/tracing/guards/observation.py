@@ -53,6 +53,9 @@ class Observation:
     Changes nothing of the run, which may be a step of training. A model that prepares itself at its first call (fills a
     cache, warns once) is live in this observation and need not be in the next one: `may_settle`.
 
+    Args:
+        hooks_are_outside: it is the model's forward that runs, so that hooks on the model itself are no part of the run.
+
     Attributes:
         guard: to look at before later calls; None after a run that raised.
         why_live: what a static program would lose of this run, with the line of the user's code; None if nothing.
@@ -63,8 +66,8 @@ class Observation:
             the model in that case, gradients included.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, hooks_are_outside: bool = False) -> None:
+        self.model, self.hooks_are_outside = model, hooks_are_outside
         self.guard: Guard | None = None
         self.why_live: str | None = None
         self.may_settle = False
@@ -73,7 +76,7 @@ class Observation:
 
     def __enter__(self) -> Observation:
         self._suspects = Suspects()
-        self._snapshot = Snapshot(self.model)
+        self._snapshot = Snapshot(self.model, not self.hooks_are_outside)
         self._state = State(self.model)
         self._called = Called(self._snapshot, self._suspects)
         self._before: Any = sys.getprofile()
@@ -121,7 +124,7 @@ class Observation:
         if not called.any_name:
             snapshot.keep_named(called.names)
         self.asked, self.shortcut = suspects.question, suspects.shortcut
-        for reason in reasons_to_be_live(self._state, snapshot, called.codes):
+        for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)
         if self.shortcut is not None:
             suspects.always(self.shortcut)

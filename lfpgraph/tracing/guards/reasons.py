@@ -56,6 +56,7 @@ class State:
         self.settings = settings()
         self.parameters = _parameters(model)
         self.buffers = _buffers(model)
+        self.marks = _marks(model)
 
     def changes(self) -> list[str]:
         found = []
@@ -72,6 +73,8 @@ class State:
             for name in {**before, **after}:
                 if before.get(name) != after.get(name):
                     found.append(f"makes or replaces the {kind} {name}")
+        marks = _marks(self.model)
+        found += [f"writes the parameter {name}" for name, mark in self.marks.items() if marks.get(name, mark) != mark]
         return found
 
 
@@ -84,15 +87,27 @@ def _parameters(model: nn.Module) -> dict[str, Any]:
     return {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
 
 
+def _marks(model: nn.Module) -> dict[str, str]:
+    """What tells whether a parameter has been written, through `.data`, too, which torch keeps no count of."""
+    plain = [(name, p) for name, p in model.named_parameters() if type(p) is nn.Parameter and not p.is_meta]
+    return {name: f"{p._version} {_sum(p.detach())}" for name, p in plain if not p.is_inference()}
+
+
+def _sum(tensor: Tensor) -> Any:
+    return tensor.sum(dtype=torch.float64 if tensor.is_floating_point() else None).item()
+
+
 def _buffers(model: nn.Module) -> dict[str, Any]:
     return {name: "not made yet" if is_lazy(b) else (b.shape, b.dtype, b.device) for name, b in model.named_buffers()}
 
 
-def reasons_to_be_live(state: State, snapshot: Snapshot, codes: Iterable[types.CodeType]) -> list[str]:
+def reasons_to_be_live(
+    state: State, snapshot: Snapshot, codes: Iterable[types.CodeType], hooks_are_outside: bool
+) -> list[str]:
     """What an observed run leaves behind, and what the model holds, that a static program cannot keep."""
     found: list[str] = []
     for module, path in snapshot.modules.items():
-        found += _of_module(module, path, module is state.model)
+        found += _of_module(module, path, hooks_are_outside and module is state.model)
     found += state.changes()
     return found + [reason for f in snapshot.found if (reason := _of_object(f, snapshot.own, codes)) is not None]
 
@@ -110,17 +125,16 @@ def _of_object(found: Found, own: set[int], codes: Iterable[types.CodeType]) -> 
     return None
 
 
-def _of_module(module: nn.Module, path: str, is_model: bool) -> Iterable[str]:
+def _of_module(module: nn.Module, path: str, from_outside: bool) -> Iterable[str]:
     name = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         yield f"{path or name} is a ScriptModule, whose attributes cannot be watched"
         return
-    if is_model:  # hooks on the model itself are called around its forward
+    if from_outside:  # hooks are called around its forward
         return
+    path = path or name
     dynamo = sys.modules.get("torch._dynamo")  # not imported for this: it takes seconds
-    is_compiled = dynamo is not None and isinstance(module, dynamo.OptimizedModule)
-    stand_in = module._compiled_call_impl
-    if is_compiled or (stand_in is not None and not getattr(stand_in, "runs_the_module", False)):
+    if (dynamo is not None and isinstance(module, dynamo.OptimizedModule)) or module._compiled_call_impl is not None:
         yield f"{path} is compiled, so what it reads cannot be seen"
     for table, words in _HOOKS.items():
         for hook in vars(module)[table].values():
@@ -151,8 +165,8 @@ def _cached(cache: Any) -> list[Any]:
 
 
 def writes(snapshot: Snapshot, codes: Iterable[types.CodeType]) -> list[str]:
-    """What a run has written, by comparing with what was there before."""
-    return [f"writes {name}, which {how}{_line(codes, name)}" for name, how in snapshot.differences()]
+    """What a run has written first, by comparing with what was there before: looking for its line takes a while."""
+    return [f"writes {name}, which {how}{_line(codes, name)}" for name, how in snapshot.differences()[:1]]
 
 
 _STORES = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR", "DELETE_GLOBAL")

@@ -13,24 +13,24 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from .items import GENERATORS, MISSING, PLAIN, Found, Item, random_state_of, table_item
+from .items import GENERATORS, MISSING, PLAIN, Found, Item, Quick, random_state_of, table_item
 from .users_code import is_plain_object
 
 __all__ = ["Snapshot"]
 
 
-_END = object()
 _LARGEST = 10_000  # values inside attributes and globals that are watched, all together
 _LARGEST_ARRAY = 1 << 16  # bytes
 _DEEPEST = 4  # containers and objects inside one another
 _TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ALWAYS = {"forward", "training", "_call_impl", "_compiled_call_impl"}
 _CACHE = type(functools.lru_cache(lambda: None))
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
@@ -44,6 +44,7 @@ class Snapshot:
 
     Args:
         model: the model. What its parameters and buffers hold is not looked at, only which of them are one tensor.
+        hooks: watch the hooks of the model itself, too.
 
     Attributes:
         modules: the model's modules and their names.
@@ -51,7 +52,8 @@ class Snapshot:
         found: what else was met.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, hooks: bool = True) -> None:
+        self._without_hooks = None if hooks else model
         self.modules: dict[nn.Module, str] = {}
         self.own: set[int] = set()
         self.found: list[Found] = []
@@ -60,7 +62,7 @@ class Snapshot:
         self._looked_up: set[tuple[int, str]] = set()
         self._lookups: list[tuple[Callable[..., Any], str]] = []
         self._lookup_names: list[str] = []
-        self._quick: _Quick | None = None
+        self._quick: Quick | None = None
         self._root: str | None = None
         self._inside = 0
         self._lookup_item = self._add(self._look_up, lambda place: self._lookup_names[place])
@@ -75,6 +77,10 @@ class Snapshot:
     def _add_table(self, table: dict[Any, Any], name: Callable[[Any], str]) -> None:
         self.items.append(table_item(table, name, self._root))
 
+    def _add_attributes(self, held: dict[Any, Any], dot: str) -> None:
+        self._add_table(held, lambda name: f"{dot}{name}")
+        self.items[-1].attributes = True
+
     def _look_up(self) -> list[Any]:
         return [get(name, MISSING) for get, name in self._lookups]
 
@@ -82,8 +88,11 @@ class Snapshot:
         """Watch a module and those inside it."""
         found = {m: f"{path}.{name}".strip(".") for name, m in model.named_modules() if m not in self.modules}
         self.modules.update(found)
-        for module in found:
-            self.own.update(map(id, [*module.parameters(False), *module.buffers(False)]))
+        for module, dot in found.items():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self.own.add(id(tensor))
+                    self._add_attributes(vars(tensor), f"{dot}.{name}.".lstrip("."))
         listed = list(found)
         paths = [path or type(module).__name__ for module, path in found.items()]
         self._add(lambda: map(type, listed), lambda i: f"the class of {paths[i]}")
@@ -92,8 +101,8 @@ class Snapshot:
 
     def _add_module(self, module: nn.Module, dot: str) -> None:
         held = vars(module)
-        self._add_table(held, lambda name: f"{dot}{name}")
-        for table in _TABLES:
+        self._add_attributes(held, dot)
+        for table in _TABLES[:1] if module is self._without_hooks else _TABLES:
             if isinstance(held.get(table), dict):
                 prefix = dot if table == "_modules" else f"{dot}{table}."
                 self._add_table(held[table], lambda name, prefix=prefix: f"{prefix}{name}")  # type: ignore[misc]
@@ -228,7 +237,10 @@ class Snapshot:
             self.follow(item, f"{path}.{name}", depth + 1)
 
     def keep_named(self, names: set[str]) -> None:
-        """Forget what is inside attributes of modules that no code named: a trainer that a model knows, for example."""
+        """Forget attributes of modules that no code named, and what is inside: a trainer that a model knows, for example."""
+        for item in self.items:
+            if item.attributes:
+                item.named = names | _ALWAYS
         self.items = [item for item in self.items if item.root is None or item.root in names]
         self.found = [found for found in self.found if found.root is None or found.root in names]
         self._quick = None
@@ -247,38 +259,8 @@ class Snapshot:
     def unchanged(self) -> bool:
         """A quick look: True if nothing has changed; False if something may have."""
         if self._quick is None:
-            self._quick = _Quick(self.items)
+            self._quick = Quick(self.items)
         return self._quick.unchanged()
-
-
-class _Quick:
-    """The look at a snapshot's items that finds nothing, with no step in Python for each item.
-
-    Tables that were empty are only asked whether they still are; those of a module's hooks nearly always are.
-    """
-
-    def __init__(self, items: list[Item]) -> None:
-        tables = [item.table for item in items if item.table is not None]
-        self.empty = [table for table in tables if not table]
-        self.tables = [table for table in tables if table]
-        self.reads = [item.read for item in items if item.table is None and not item.made]
-        self.made = [item for item in items if item.made]
-        held = [item.held for item in items if item.table is None and not item.made]
-        filled = [item.held for item in items if item.table]
-        keys, values = ([v[: len(v) // 2] for v in filled], [v[len(v) // 2 :] for v in filled])
-        self.held = (*chain.from_iterable((*keys, *values, *held)), _END)
-
-    def unchanged(self) -> bool:
-        """Whether everything is the same object, in the same order, as when this was made."""
-        if any(map(dict.__len__, self.empty)):
-            return False
-        now = chain(
-            chain.from_iterable(map(dict.__iter__, self.tables)),
-            chain.from_iterable(map(dict.values, self.tables)),
-            chain.from_iterable([read() for read in self.reads]),
-            (_END,),
-        )
-        return all(map(is_, now, self.held)) and all([tuple(item.read()) == item.held for item in self.made])
 
 
 def _cells(function: FunctionType) -> list[tuple[Any, str]]:

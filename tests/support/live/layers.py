@@ -109,29 +109,8 @@ def experts():
 
 
 @case(static=True)
-def replicas():
-    """Replicas as DataParallel makes them: copies whose parameters are not leaves."""
-
-    def step(model, i):
-        parts = []
-        for j in range(2):
-            replica = model._replicate_for_data_parallel()
-            replica._modules = dict(replica._modules)
-            for name, layer in model._modules.items():
-                replica._modules[name] = part = layer._replicate_for_data_parallel()
-                part._parameters = dict(part._parameters)
-                for key, p in layer._parameters.items():
-                    setattr(part, key, p.clone())
-            parts.append(replica(data(3, 6, seed=j)))
-        loss_of(parts).backward()
-        return parts
-
-    return mlp(6, 8, 3), step
-
-
-@case(says=("no feedback",))
 def compiled():
-    """torch.compile of the wrapped model, with the eager backend."""
+    """torch.compile of the wrapped model, with the eager backend: what runs is the model as it is wrapped."""
     kept: dict[int, nn.Module] = {}
 
     def step(model, i):

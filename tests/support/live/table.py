@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
         build: makes the model, in float64, and the step that is taken with it.
-        static: whether the static engine is to be right as well.
+        static: whether the static engine is to be right as well, and not only to say why it cannot.
         lfp: whether the model runs under feedback, too.
         same: whether feedback of its first call is to be that of `lfpgraph.feedback`.
         says: what the log says of it, where feedback cannot be all that is asked for.

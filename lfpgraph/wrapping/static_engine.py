@@ -1,4 +1,4 @@
-"""The static engine, in place of a model's forward: traces at the first call, then runs the program."""
+"""The static engine of one model: traces a call that is new to it, and runs the program for as long as it is the model."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..composites.composite import Composite, log_unmoved
+from ..composites.composite import Composite
 from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.program import make_program
 from ..engine.static import no_autocast
-from ..errors import InputError, NonFiniteError
-from ..graph.calls import objects_with_state
+from ..errors import LiveOnlyError, NonFiniteError
+from ..graph.calls import flatten_output
 from ..graph.graph import OpGraph
-from ..tracing.flat import is_tracing
+from ..tracing.guards import Guard, try_out
 from .autograd_function import Feed, run_program
 from .programs import Entry, ModelCall, Programs
-from .stand_in import StandIn
 
-__all__ = ["FeedbackForward"]
+__all__ = ["StaticEngine"]
 
 log = logging.getLogger("lfpgraph")
 
 
-class FeedbackForward(StandIn):
-    """Takes the place of `model.forward`: the same call, the same outputs, feedback on `.backward()`.
+class StaticEngine:
+    """Runs a model's forward as a program: the same call, the same outputs, feedback on `.backward()`.
 
     Programs are kept by the structure of the call (input tree, dtypes, ranks, modes, what requires a signal) and reused
-    for every size that their graph allows. Copies and pickles keep the options and trace again when first called.
+    for every size that their graph allows. Before a call is traced the model's own forward is run once and observed. What
+    a program would lose is refused; what it depends on is looked at again before each call, and traced anew if it has changed.
 
     Args:
+        path: where the model is in the wrapped one, for messages.
         like: the programs of a block that looks the same, to be shared with it (see `Programs`).
         feed: is told of each parameter and the feedback that is on its way to it.
     """
@@ -42,12 +43,12 @@ class FeedbackForward(StandIn):
         model: nn.Module,
         composite: Composite,
         options: Options,
+        path: str = "",
         like: Programs[Entry] | None = None,
         feed: Feed | None = None,
     ) -> None:
-        super().__init__(model)
-        self.composite = composite
-        self.options = options
+        self.model, self.composite, self.options = model, composite, options
+        self.name = f"{path} ({type(model).__name__})" if path else type(model).__name__
         self.feed = feed
         self.programs: Programs[Entry] = Programs(like)
 
@@ -57,20 +58,45 @@ class FeedbackForward(StandIn):
         return self.programs.traces
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_tracing() or not torch.is_grad_enabled():
-            return self.original(*args, **kwargs)
+        """In place of the model's forward.
+
+        Raises:
+            LiveOnlyError: the model does, in this call, what a program cannot keep. TraceError: it cannot be traced.
+        """
         call = ModelCall(self.model, args, kwargs)
         if not call.follows:
-            return self.original(*args, **kwargs)
-        return self.run(self.find(call), call)
+            return self.model.forward(*args, **kwargs)
+        return self.run(call)
 
-    def find(self, call: ModelCall) -> Entry:
-        """The program for a call; made if there is none."""
-        return self.programs.find(call, self._make)
+    def run(self, call: ModelCall) -> Any:
+        """Run the program for a call, made first where there is none."""
+        return self._run(self.programs.find(call, self._make, self._observe), call)
+
+    def _observe(self, call: ModelCall) -> Guard:
+        """Run the model's own forward on a call, and see that a program can stand for it."""
+        if call.not_made:
+            raise self._refusal(
+                f"its first call makes its parameters ({call.not_made[0]}); call it once before, under torch.no_grad()"
+            )
+        if call.odd is not None:
+            hint = "key-value caches: use_cache=False"
+            raise self._refusal(f"it is given a {type(call.odd).__name__}, which a program cannot follow ({hint})")
+        seen, result = try_out(self.model, call.args, call.kwargs)
+        why = seen.why_live
+        for kind, leaf in flatten_output(result)[1]:
+            if kind == "value" and (callable(leaf) or hasattr(leaf, "__next__")):
+                why = why or f"it returns a {type(leaf).__name__}, which only its own run can make"
+        if why is not None or seen.guard is None:
+            raise self._refusal(why or "its run could not be observed")
+        return seen.guard
+
+    def _refusal(self, why: str) -> LiveOnlyError:
+        return LiveOnlyError(
+            f'{self.name} cannot run by the static engine: {why}. wrap(model, engine="auto") or engine="live" '
+            "runs the model itself."
+        )
 
     def _make(self, call: ModelCall) -> Entry:
-        if self.options.part:
-            _refuse_state(call)
         return self.programs.trace(call, self.options.fallback, self._prepare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
@@ -83,17 +109,13 @@ class FeedbackForward(StandIn):
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
-        if self.feed is None:
-            log_unmoved(self.composite, call.state, plan.names_asleep)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
         )  # fmt: skip
         return entry
 
-    def run(self, entry: Entry, call: ModelCall) -> Any:
-        """Run a program."""
-        self.calls += 1
+    def _run(self, entry: Entry, call: ModelCall) -> Any:
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
@@ -108,12 +130,3 @@ class FeedbackForward(StandIn):
             if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                 raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         return graph.rebuild(results)
-
-
-def _refuse_state(call: ModelCall) -> None:
-    """Refuse objects with a state as arguments of a part: what the part writes into them would be lost in its program."""
-    for leaf in objects_with_state(call.leaves):
-        raise InputError(
-            f"{type(call.model).__name__} is passed a {type(leaf).__name__}, which it may change, and a part of a model "
-            "cannot be traced with it. Call the model without (key-value caches: use_cache=False), or wrap it whole."
-        )

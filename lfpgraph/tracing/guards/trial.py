@@ -1,0 +1,49 @@
+"""A run of a model for the sake of seeing what it does, before it is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils import _pytree as pytree
+
+from ...graph.calls import flatten_input
+from ...randomness import keep_random_state
+from ..flat import running_plainly
+from .observation import Observation
+
+__all__ = ["try_out"]
+
+_RUNS = 3  # a model may prepare itself in its first
+
+
+def try_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Observation, Any]:
+    """Observe the model's forward on a call, and return what came of it, too.
+
+    Arguments, buffers and random generators are copies or put back. What the model's Python writes stays, but then the
+    observation names it. A model that prepares itself in its first call is run again.
+    """
+    for _ in range(_RUNS):
+        with keep_random_state(model, args, kwargs, python=True):
+            seen, result = _observed(model, args, kwargs)
+        if not seen.may_settle:
+            break
+    return seen, result
+
+
+def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Observation, Any]:
+    leaves, spec = flatten_input(args, kwargs)
+    leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with running_plainly(), torch.enable_grad(), Observation(model, hooks_are_outside=True) as seen:
+        with _reparametrize_module(model, buffers, tie_weights=True):
+            result = model.forward(*args, **kwargs)
+    return seen, result
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
