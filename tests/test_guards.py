@@ -151,7 +151,6 @@ CHANGES: dict[str, tuple[Callable[[Net, pytest.MonkeyPatch], Any], str]] = {
     "forward's defaults": (lambda m, p: p.setattr(Block.forward, "__defaults__", (3.0,)), "forward.__defaults__"),
     "code": (lambda m, p: p.setattr(helper, "__code__", (lambda x, by: x).__code__), "helper.__code__"),
     "closure": (_closure, "by in test_guards.py: times.<locals>.function was 2.0 and is 3.0"),
-    "tensor": (lambda m, p: setattr(m.block, "constant", torch.ones(4)), "block.constant has been replaced"),
     "tensor's values": (_version, "block.constant was 0 and is 1"),
     "default dtype": (lambda m, p: torch.set_default_dtype(torch.float64), "the default dtype was"),
 }  # fmt: skip

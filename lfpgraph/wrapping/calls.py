@@ -35,7 +35,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def wrapping_of(model: nn.Module) -> Wrapping | None:
     """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
     found = stand_in_of(model)
-    return None if found is None or found.path else found.wrapping
+    if found is None or found.path:
+        return None
+    assert isinstance(found.wrapping, Wrapping)
+    return found.wrapping
 
 
 def _wants_it_as_it_is() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +19,6 @@ from ..errors import WrapError
 from ..live.interception import recorder
 from ..tracing import flat
 from ..tracing.flat import is_running_plainly
-
-if TYPE_CHECKING:
-    from .calls import Wrapping
 
 __all__ = ["CallStandIn", "stand_in_of"]
 
@@ -34,10 +31,10 @@ class CallStandIn:
 
     Args:
         module: the module. path: its dotted name in the wrapped model, "" for the model itself.
-        wrapping: what all stand-ins of the model share.
+        wrapping: the `Wrapping` that all stand-ins of the model share.
     """
 
-    def __init__(self, module: nn.Module, path: str, wrapping: Wrapping) -> None:
+    def __init__(self, module: nn.Module, path: str, wrapping: Any) -> None:
         self.module, self.path, self.wrapping = module, path, wrapping
         self.compiled: Any = None
 
