@@ -59,6 +59,12 @@ class Kept(Values):
         self.kept[number] = kept = x.detach()
         self._lying.append((kept, number))
 
+    def keep_only(self, numbers: set[int]) -> None:
+        """Let go of all but these values, at the end of a run that has kept everything."""
+        self.kept = [x if n in numbers else None for n, x in enumerate(self.kept)]
+        self._lying.clear()
+        self._stored.clear()
+
     def _save_before_write(self, args: tuple[Any, ...]) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
         written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
