@@ -79,10 +79,12 @@ class Kept(Values):
             if self.aliases.pop(number, None) is not None:
                 self._ids.pop(id(x), None)  # what is written to is another value, to be taken anew
             kept = self.kept[number]
-            self.kept[number] = None if kept is None else kept.clone()
+            if kept is None:
+                continue
+            self.kept[number] = copy = kept.clone()
             for remade in self.remade.values():
-                if remade.number == number and kept is not None:
-                    remade.x = self.kept[number]
+                if remade.number == number:
+                    remade.x = copy
 
     def _spare(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], ins: list[int]) -> Any:
         """Run an operation so that autograd saves less: no activation's derivative, or not what can be made again."""
@@ -114,7 +116,7 @@ def _is_large(x: Any) -> bool:
 
 def _saves_freely() -> bool:
     """Whether nobody else has a say in what autograd saves."""
-    graph = torch._C._autograd
+    graph: Any = torch._C._autograd
     return graph._saved_tensors_hooks_is_enabled() and graph._top_saved_tensors_default_hooks(False) is None
 
 

@@ -212,7 +212,7 @@ def owned(signals: tuple[Any, ...], i: int) -> bool:
 
 
 def _references(signals: tuple[Any, ...], i: int) -> Any:
-    s = signals[i]
+    s: Any = signals[i]
     storage = s.untyped_storage()
     if type(s) is not Tensor or s.numel() * s.element_size() != storage.nbytes():
         return None
