@@ -14,6 +14,7 @@ from lfpgraph.kernels import halved, halved_factor
 from lfpgraph.live import amendments, bridges, kept, parameters
 from lfpgraph.live.record import Record
 from lfpgraph.numerics import epsilon_factor
+from lfpgraph.wrapping.calls import wrapping_of
 
 from .support.helpers import gradients
 
@@ -80,6 +81,22 @@ def test_feedback_of_halves_and_remade_activations(monkeypatch: pytest.MonkeyPat
         if exact[name].any():
             rounding = (static[name] - exact[name]).norm()
             assert (found - static[name]).norm() <= 0.5 * rounding, name  # float32's own is larger
+
+
+def test_half_of_an_output_is_enough_if_the_user_drops_it() -> None:
+    _, live, x = settled()
+    (schedule,) = wrapping_of(live)._live[""].schedules.values()  # type: ignore[union-attr]
+    before = set(schedule.unshared)
+    for held in (True, False):
+        out = live(x)
+        loss = out.sum()
+        if not held:
+            del out
+        loss.backward()
+        assert (schedule.unshared > before) is not held
+    expected = gradients(live, x)  # its output, too, as half
+    for name, found in gradients(lfpgraph.wrap(lfpgraph.unwrap(live), engine="static"), x).items():
+        assert (found - expected[name]).norm() <= 1e-4 * found.norm()
 
 
 def test_derivatives_inside_the_loss_are_the_same() -> None:

@@ -55,7 +55,7 @@ def amend(
                     node.register_hook(scale.at(slot))
     lost = []
     if record.expected is not schedule:
-        record.kept = [x if n in schedule.kept_values else None for n, x in enumerate(record.kept)]
+        record.keep_only(schedule.kept_values)
         schedule.unshared = {n for n in schedule.factors_alone if is_alone(record.kept[n])}
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
@@ -92,6 +92,8 @@ class _Hooks:
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
+        of_output = amendment.exits[0] in schedule.around[1] and amendment.exits[0] in schedule.factors_alone
+        self.unshared = schedule.unshared if of_output else None
 
     def install(self, edges: list[Any]) -> bool:
         """Whether the hooks could be put; without the values they look at they cannot."""
@@ -131,6 +133,12 @@ class _Hooks:
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if signals[slot] is None or self._is_true():
                 return None
+            if (
+                self.unshared is not None
+                and factor.measure not in self.halved
+                and is_alone(self.values[factor.measure])
+            ):
+                self.unshared.add(factor.measure)  # the user keeps no output until here: next time half of it is enough
             over = owned(signals, slot)  # before anything here refers to the signal
             s = self._settled(signals[slot], factor, over)
             if not self.amendment.plain:

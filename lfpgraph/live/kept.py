@@ -77,6 +77,12 @@ class Kept(Values):
         self.kept[number] = kept = x.detach()
         self._lying.append((kept, number))
 
+    def keep_only(self, numbers: set[int]) -> None:
+        """Let go of all but these values, at the end of a run that has kept everything."""
+        self.kept = [x if n in numbers else None for n, x in enumerate(self.kept)]
+        self._lying.clear()
+        self._stored.clear()
+
     def save_before_write(self, args: tuple[Any, ...]) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
         written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
@@ -91,10 +97,12 @@ class Kept(Values):
             if self.aliases.pop(number, None) is not None:
                 self._ids.pop(id(x), None)  # what is written to is another value, to be taken anew
             kept = self.kept[number]
-            self.kept[number] = None if kept is None else kept.clone()
+            if kept is None:
+                continue
+            self.kept[number] = copy = kept.clone()
             for remade in self.remade.values():
-                if remade.number == number and kept is not None:
-                    remade.x = kept.clone()
+                if remade.number == number:
+                    remade.x = copy
 
     def _spare(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], ins: list[int]) -> Any:
         """Run an operation so that autograd saves less: no activation's derivative, or not what can be made again."""
