@@ -65,6 +65,8 @@ MENDED = {
         "lfp-epsilon",
         "c = torch.fft.fft(x); o = c * 0; o[:, 1:] = c[:, 1:]; v = torch.fft.ifft(o).real",
     ),
+    "complex numbers have no sign": ("lfp-gamma", "v = torch.fft.ifft(torch.fft.fft(x) @ (self.w * (1 + 1j))).real"),
+    "complex numbers in a first layer": ("flat", "v = torch.fft.ifft(torch.fft.fft(x) @ (self.w * (1 + 1j))).real"),
     "an input that is not used": ("lfp-epsilon", "v = F.embedding_bag(torch.tensor([[0, 2], [1, 1]]), self.w) * 2"),
 }
 
