@@ -140,3 +140,12 @@ def test_what_modules_hold_stays_the_same_object() -> None:
     for _ in range(3):
         model(torch.randn(3, 2, 4))[0].sum().backward()
     assert lfpgraph.explain_wrap(model).static_calls == 2
+
+
+@pytest.mark.parametrize("how", [{"engine": "static"}, {"regional": ["0", "2"]}])
+def test_calls_of_the_static_engine_are_counted(how: dict[str, Any]) -> None:
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), **how)
+    for _ in range(2):
+        model(torch.randn(3, 4)).sum().backward()
+    found = lfpgraph.explain_wrap(model)
+    assert (found.engine, found.live_calls, found.static_calls) == ("static", 0, 2)

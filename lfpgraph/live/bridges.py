@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .values import Values, tensor_of
 
-__all__ = ["LARGE", "Bridge", "Remade", "Sources", "bridge", "is_bridge", "slots_of", "sparing", "wake"]
+__all__ = ["LARGE", "Bridge", "Remade", "Sources", "bridge", "goes_on", "is_bridge", "slots_of", "sparing", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -150,6 +150,12 @@ def slots_of(
                 seen.add(source)
                 stack.append(source)
     return found, seen
+
+
+def goes_on(slot: int) -> bool:
+    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
+    source = torch._C._current_autograd_node().next_functions[slot][0]
+    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)
 
 
 class Sources:

@@ -84,6 +84,7 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
+        self.watch.begin()
         kind = self.model.training, len(args), tuple(kwargs)
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         watch = self.watch

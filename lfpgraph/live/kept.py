@@ -19,7 +19,7 @@ from .bridges import LARGE, Remade, bridge, sparing
 from .operations import OWN_VIEW, OpInfo
 from .values import NameLeaf, Values, storage_of, tensor_of
 
-__all__ = ["Kept", "is_apart", "is_followed", "write"]
+__all__ = ["Kept", "is_alone", "is_apart", "is_followed", "write"]
 
 _PARTS = (
     "AsStrided",
@@ -94,7 +94,7 @@ class Kept(Values):
             self.kept[number] = None if kept is None else kept.clone()
             for remade in self.remade.values():
                 if remade.number == number and kept is not None:
-                    remade.x = self.kept[number]
+                    remade.x = kept.clone()
 
     def _spare(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], ins: list[int]) -> Any:
         """Run an operation so that autograd saves less: no activation's derivative, or not what can be made again."""
@@ -104,11 +104,14 @@ class Kept(Values):
                 return op._op(*args, **kwargs)
         x = args[0]
         alike = len(ins) == 1 and op is self.expected.remade.get(self.steps_done)
-        if not alike or not _is_large(x) or torch._C._is_any_autocast_enabled():
+        forward_mode = torch.autograd.forward_ad._current_level >= 0
+        if not alike or not _is_large(x) or torch._C._is_any_autocast_enabled() or forward_mode:
             return op._op(*args, **kwargs)
 
+        rest = args[1:]  # without x, which the function must not hold
+
         def function(x: Tensor) -> Tensor:
-            return op._op(x, *args[1:], **kwargs)  # type: ignore[no-any-return]
+            return op._op(x, *rest, **kwargs)  # type: ignore[no-any-return]
 
         with torch.no_grad():
             out = function(x)
@@ -123,8 +126,13 @@ def _is_large(x: Any) -> bool:
 
 def _saves_freely() -> bool:
     """Whether nobody else has a say in what autograd saves."""
-    graph = torch._C._autograd
+    graph: Any = torch._C._autograd
     return graph._saved_tensors_hooks_is_enabled() and graph._top_saved_tensors_default_hooks(False) is None
+
+
+def is_alone(kept: Tensor | None) -> bool:
+    """Whether nobody else holds the memory of a value that is kept, autograd for example."""
+    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
 
 
 def is_followed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ by itself, as a training step may do, it gives feedback like the whole.
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from .programs import Entry, ModelCall
 __all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
+_local = threading.local()
 _SLOT, _MARK = "_compiled_call_impl", "_lfpgraph"  # a module's copies and pickles drop the first, and keep the second
 
 
@@ -83,6 +85,15 @@ def wrapping_of(model: nn.Module) -> Wrapping | None:
     """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
     found = model.__dict__.get(_MARK)
     return found.wrapping if isinstance(found, CallStandIn) and found.path == "" else None
+
+
+def _unrecorded() -> list[Wrapping]:
+    """The wrappings whose model this thread runs without gradients; what it turns on inside is its own business."""
+    try:
+        return _local.unrecorded  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.unrecorded = []
+        return _local.unrecorded
 
 
 def _somebody_traces() -> bool:
@@ -152,8 +163,14 @@ class Wrapping:
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
         module = part.module
-        if is_tracing() or not torch.is_grad_enabled() or _somebody_traces() or _runs_again():
+        if is_tracing() or _somebody_traces() or _runs_again() or self in _unrecorded():
             return module._call_impl(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            _unrecorded().append(self)
+            try:
+                return module._call_impl(*args, **kwargs)
+            finally:
+                _unrecorded().pop()
         if torch._C._functorch.peek_interpreter_stack() is not None:
             if changes_gradients(self.composite):
                 self.watch.transformed()
@@ -164,6 +181,10 @@ class Wrapping:
             result = self._statically(args, kwargs)
             self._tell()
             return result
+        if self.watch.differentiates and not choice.settled:
+            choice.live(
+                self.model, "second derivatives are asked for (create_graph=True), which a program does not have"
+            )
         if part.path == "" and not choice.settled:
             call = ModelCall(module, args, kwargs)
             entry = self._program_for(call) if call.follows else None

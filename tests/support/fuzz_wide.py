@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fuzz import BINARY, IN_PLACE, LAYERS, REDUCTIONS, SHAPES, UNARY
+from .fuzz_lines import BINARY, IN_PLACE, LAYERS, REDUCTIONS, SHAPES, UNARY
 
 __all__ = ["WIDE"]
 
