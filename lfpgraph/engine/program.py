@@ -188,7 +188,7 @@ def _clean(traced: fx.GraphModule) -> None:
 
 def _lay_out(node: fx.Node) -> None:
     """Let kernels that read memory as it lies have it in order: the strides of real tensors may differ from the traced ones."""
-    for place in _IN_ORDER.get(node.target, ()):  # type: ignore[arg-type]
+    for place in _IN_ORDER.get(node.target, ()):  # type: ignore[call-overload]
         with node.graph.inserting_before(node):
             ordered = node.graph.call_function(aten.contiguous.default, (node.args[place],))
         ordered.meta = dict(node.args[place].meta)  # type: ignore[union-attr]
