@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from lfpgraph.tracing.tracer import trace
 
@@ -63,6 +65,8 @@ MENDED = {
         "lfp-epsilon",
         "c = torch.fft.fft(x); o = c * 0; o[:, 1:] = c[:, 1:]; v = torch.fft.ifft(o).real",
     ),
+    "complex numbers have no sign": ("lfp-gamma", "v = torch.fft.ifft(torch.fft.fft(x) @ (self.w * (1 + 1j))).real"),
+    "complex numbers in a first layer": ("flat", "v = torch.fft.ifft(torch.fft.fft(x) @ (self.w * (1 + 1j))).real"),
     "an input that is not used": ("lfp-epsilon", "v = F.embedding_bag(torch.tensor([[0, 2], [1, 1]]), self.w) * 2"),
 }
 
@@ -98,3 +102,20 @@ def test_many_random_graphs(start: int) -> None:
         except AssertionError as error:
             failures.append(str(error))
     assert not failures, "\n".join(failures)
+
+
+def test_group_norm_of_a_signal_that_lies_transposed() -> None:
+    """Its kernel reads memory as it lies; with no epsilon, nothing before it brings the signal in order."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor]:
+            return (F.silu(F.group_norm(x, 2, self.w)).flatten(2).mT @ y,)
+
+    torch.manual_seed(0)
+    module = Net()
+    module.w = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+    inputs = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    signals = [torch.randn_like(out) for out in module(*inputs)]
+    expected = walked(trace(module, inputs, dynamic=False), module, inputs, signals, "lfp-0")
+    for engine in ("static", "live"):
+        compare(engine, wrapped(module, inputs, signals, "lfp-0", engine), expected)

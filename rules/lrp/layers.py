@@ -87,7 +87,7 @@ class LayerRule:
     stabilizer: float
 
     def __call__(self, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-        if not is_layer_call(call):
+        if not is_layer_call(call) or call.output.is_complex():  # complex numbers have no sign: the epsilon rule
             return contraction(call, s, *args, **kwargs)
         return self.signals(call, Operands(call), call.reward(s))
 
