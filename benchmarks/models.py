@@ -63,6 +63,11 @@ def _mlp(width: int = 1024, batch: int = 256) -> Case:
     return Case(model, torch.randn(batch, 512), torch.randint(10, (batch,)))
 
 
+def _small_mlp(inputs: int, width: int) -> Case:
+    model = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 10))
+    return Case(model, torch.randn(64, inputs), torch.randint(10, (64,)))
+
+
 def _vgg16_bn() -> Case:
     """torchvision's VGG16-BN: the zoo's VGG16 with a batch norm behind every convolution."""
     plain = vgg16()
@@ -182,6 +187,8 @@ def _digits(name: str) -> Case:
 
 MODELS: dict[str, Callable[[], Case]] = {
     "mlp": _mlp,
+    "mlp-64": lambda: _small_mlp(64, 64),
+    "mlp-784": lambda: _small_mlp(784, 128),
     "vgg16-bn": _vgg16_bn,
     "resnet18": lambda: _images(ResNet18(), 8, 3, 128, 1000),
     "resnet50": _resnet50,

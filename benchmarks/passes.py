@@ -51,12 +51,17 @@ class _LSTM(nn.Module):
         return out
 
 
-def _gpt2() -> Case:
+def _gpt2(batch: int, length: int, **config: int) -> Case:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=128, n_head=2, vocab_size=5000, use_cache=False))
-    ids = torch.randint(5000, (4, 64))
+    model = GPT2LMHeadModel(GPT2Config(use_cache=False, **config))
+    ids = torch.randint(model.config.vocab_size, (batch, length))
     return Case(model, {"input_ids": ids}, ids)
+
+
+def _wide() -> Case:
+    model = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10))
+    return Case(model, torch.randn(16, 512), torch.randint(10, (16,)))
 
 
 def _cnn() -> Case:
@@ -69,9 +74,11 @@ def _cnn() -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     "MLP": MODELS["mlp"],
+    "MLP, 2048 wide, batch 16": _wide,
     "CNN, batch norm": _cnn,
     "ViT, digits": MODELS["digits-vit"],
-    "GPT-2, 2 layers": _gpt2,
+    "GPT-2, 2 layers": lambda: _gpt2(4, 64, n_layer=2, n_embd=128, n_head=2, vocab_size=5000),
+    "GPT-2, 1 layer, full size": lambda: _gpt2(2, 32, n_layer=1),
     "LSTM, 40 steps": lambda: Case(_LSTM(), torch.randn(16, 40, 32), torch.randint(10, (16,))),
 }
 

@@ -89,7 +89,9 @@ def main() -> None:
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
         }
-        options.page.write_text(page(rows, machine), encoding="utf-8")
+        old = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
+        live = "".join(old.partition("\n## Live engine")[1:])  # by `benchmarks.live`
+        options.page.write_text(page(rows, machine) + live, encoding="utf-8")
         options.page.with_suffix(".json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
         draw(rows, options.page.with_suffix(".png"))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["peak_growth"]
+__all__ = ["peak_growth", "resident"]
 
 
 def peak_growth(run: Callable[[], Any]) -> int:
@@ -17,12 +17,12 @@ def peak_growth(run: Callable[[], Any]) -> int:
     """
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(key: str) -> int:
+def resident(key: str = "VmRSS") -> int:
     """VmRSS or VmHWM of this process, bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):

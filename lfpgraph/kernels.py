@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DECOMPOSITIONS", "KERNELS", "epsilon_factor", "identity_signal", "scale_by_size"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "KERNELS",
+    "epsilon_factor",
+    "halved",
+    "halved_factor",
+    "identity_signal",
+    "scale_by_size",
+]
 
 aten = torch.ops.aten
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
@@ -128,6 +136,34 @@ def identity_signal(
     unit = torch.full((), epsilon, dtype=x.dtype, device=x.device)
     size = torch.add(torch.copysign(unit, torch.add(x, 0.0, out=scratch), out=scratch), x, out=scratch)
     return torch.div(torch.mul(s, z, out=out), size, out=out)
+
+
+_HALVED = 2.0**-8  # what stands for epsilon in half of the memory: sizes to sixteen million times epsilon fit beside it
+
+
+def halved(z: Tensor, epsilon: float) -> Tensor:
+    """`abs(z)` in half precision, in units of 256 epsilon: all that the epsilon factor has to know of z."""
+    if not _is_large([z]):
+        return (z.abs() * (_HALVED / epsilon)).half()
+    return _run(_halve, (z, epsilon), 1, torch.empty_like(z, dtype=torch.float16))
+
+
+def _halve(z: Tensor, epsilon: float, out: Tensor, scratch: Tensor) -> Tensor:
+    return out.copy_(torch.abs(z, out=scratch).mul_(_HALVED / epsilon))
+
+
+def halved_factor(s: Tensor, h: Tensor, over: bool = False) -> Tensor:
+    """The epsilon factor of s, where h is what `halved` has made of z. The factor's error is at most 2**-12 of 1 less itself.
+
+    With `over`, the result is written over s if it can be.
+    """
+    if not _is_large([s]) or s.stride() != h.stride():
+        return epsilon_factor(s, h.to(s.dtype), _HALVED, True)
+    return _run(_halved_factor, (s, h), 2, s if over else torch.empty_like(s))
+
+
+def _halved_factor(s: Tensor, h: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+    return epsilon_factor(s, scratch.copy_(h), _HALVED, True, out=out, scratch=scratch)
 
 
 def _scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:

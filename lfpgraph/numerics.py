@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .kernels import DECOMPOSITIONS, KERNELS
 
-__all__ = ["ZERO_REWARD", "epsilon_factor", "identity_signal", "scale_by_size", "stabilize"]
+__all__ = ["ZERO_REWARD", "epsilon_factor", "guarded", "identity_signal", "scale_by_size", "stabilize"]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -28,16 +28,22 @@ def stabilize(z: Tensor, epsilon: float) -> Tensor:
     return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero) + z
 
 
-def scale_by_size(s: Tensor, w: Tensor) -> Tensor:
-    """Return `s * abs(w)`, the feedback of a parameter w with the signal s (LFP eq. 6)."""
-    return _call(_ops.scale_by_size.default, s, w)
+def guarded(x: Tensor, epsilon: float) -> Tensor:
+    """x, kept away from zero by far less than epsilon (Note [Sums of two forms] in `live.schedule`)."""
+    return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
 
 
-def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False) -> Tensor:
+def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
+    """Return `s * abs(w)`, the feedback of a parameter w with the signal s (LFP eq. 6); written over s if asked for."""
+    return _call(_ops.scale_by_size_.default if over and s.dtype == w.dtype else _ops.scale_by_size.default, s, w)
+
+
+def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False, over: bool = False) -> Tensor:
     """Return `s * z / stabilize(z, epsilon)`, the signal that the epsilon rule lets through an output z.
 
     Written as `s - s * epsilon / (abs(z) + epsilon)`: the same number with one division, and right
-    for infinite z. Any shape; s and z alike. With `positive`, z has no negative entry.
+    for infinite z. Any shape; s and z alike. With `positive`, z has no negative entry. With `over`, it is written over
+    s if it can be.
     """
     if epsilon == 0:
         return s
@@ -45,7 +51,8 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False)
         return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
     if z.is_complex():
         return s * (1 - epsilon / (z.abs() + epsilon))
-    return _call(_ops.epsilon_factor.default, s, z, epsilon, positive)
+    over = over and s.dtype == z.dtype and s.shape == z.shape
+    return _call((_ops.epsilon_factor_ if over else _ops.epsilon_factor).default, s, z, epsilon, positive)
 
 
 def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:

@@ -8,10 +8,11 @@ for every increasing f. For activations with f(0) = 0 nothing changes. Source: t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..graph.graph import OpGraph
 from ..graph.regions import find_regions
@@ -19,32 +20,71 @@ from ..graph.structure import Structure
 from ..numerics import identity_signal
 from ..registry import ACTIVATION, Call, Handler, Signals
 
-__all__ = ["centred_structure"]
+__all__ = ["activations_of", "centred_rule", "centred_structure", "is_zero_at_zero"]
+
+_Function = tuple[
+    fx.Node | None, tuple[fx.Node, ...]
+]  # the node that goes in (None for a single operation), and the run
 
 
 def centred_structure(graph: OpGraph) -> Structure:
     """The usual regions; every activation of one input with the centred rule."""
     found = Structure(find_regions(graph))
-    inside = {node for region in found.regions for node in region.nodes}
-    nodes = [region.exit for region in found.regions if region.family is ACTIVATION]
-    nodes += [n for n in graph.operations() if n not in inside and graph.info[n].family is ACTIVATION]
-    found.rules = {node: _centred for node in nodes if graph.info[node].selects is None}
+    for entry, nodes in activations_of(graph, found):
+        if not is_zero_at_zero(entry, nodes):
+            found.rules[nodes[-1]] = centred_rule
     return found
 
 
-def _centred(usual: Handler) -> Handler:
-    def centred(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-        """Signal of x for z = f(x): the reward of what f adds to f(0)."""
-        if sum(call.active) != 1:
-            return usual(call, s, *args, **kwargs)
-        place = call.active.index(True)
-        signals: Signals = call.vjp(s) if any(call.weightlike) else [None for _ in call.inputs]
-        at_zero = [torch.zeros_like(x) if i == place else x for i, x in enumerate(call.inputs)]
-        with torch.no_grad():
-            offset = call.run(at_zero)
-        call.stabilized = True
-        gain = torch.where(torch.isfinite(offset), call.output - offset, call.output)
-        signals[place] = identity_signal(s, call.inputs[place], gain, call.epsilon)
-        return signals
+def activations_of(graph: OpGraph, structure: Structure) -> list[_Function]:
+    """The activations of a graph, single operations and regions; those that select entries by a mask are none."""
+    inside = {node for region in structure.regions for node in region.nodes}
+    found: list[_Function] = [(r.entry, r.nodes) for r in structure.regions if r.family is ACTIVATION]
+    found += [(None, (n,)) for n in graph.operations() if n not in inside and graph.info[n].family is ACTIVATION]
+    return [(entry, nodes) for entry, nodes in found if graph.info[nodes[-1]].selects is None]
 
-    return centred
+
+def is_zero_at_zero(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether f(0) is zero whatever the data: f is run on a zero, which tells where f has no other tensor to read."""
+    values: dict[fx.Node, Any] = {}
+    sources = {n for node in nodes for n in node.all_input_nodes if n not in nodes}
+    if entry is None and len(sources) == 1:
+        entry = next(iter(sources))
+    if entry is None or sources != {entry} or not isinstance(entry.meta.get("val"), Tensor):
+        return False
+    values[entry] = torch.zeros(1, dtype=torch.float64)
+    try:
+        for node in nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    except (RuntimeError, TypeError):  # an operation that does not take one number: the rule looks at each call
+        return False
+    found = values[nodes[-1]]
+    return isinstance(found, Tensor) and not bool(found.any())
+
+
+def centred_rule(usual: Handler, epsilon: float | None = None) -> Handler:
+    """The identity rule for what f adds to f(0).
+
+    Args:
+        usual: the rule for an activation of several inputs.
+        epsilon: the stabilizer of this activation; None for the composite's.
+    """
+    return partial(_centred, usual, epsilon)
+
+
+def _centred(usual: Handler, own: float | None, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """Signal of x for z = f(x): the reward of what f adds to f(0)."""
+    if sum(call.active) != 1:
+        found: Signals = usual(call, s, *args, **kwargs)
+        return found
+    place = call.active.index(True)
+    signals: Signals = call.vjp(s) if any(call.weightlike) else [None for _ in call.inputs]
+    x = call.inputs[place]
+    zero = torch.zeros([1] * x.dim(), dtype=x.dtype, device=x.device)
+    with torch.no_grad():
+        offset = call.run([zero if i == place else other for i, other in enumerate(call.inputs)])
+    call.stabilized = True  # with an epsilon of its own it absorbs more of the reward than the layer before would
+    gain = torch.where(torch.isfinite(offset), call.output - offset, call.output)
+    signals[place] = identity_signal(s, x, gain, call.epsilon if own is None else own)
+    return signals

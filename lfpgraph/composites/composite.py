@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,9 @@ from torch.nn.parameter import is_lazy
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
 from ..numerics import scale_by_size
-from ..registry import Family, Handler, Rule
+from ..registry import ATTENTION, CONTRACTION, PRODUCT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
+from ..rules.views import vjp
 
 if TYPE_CHECKING:
     from ..graph.graph import OpGraph
@@ -30,6 +32,27 @@ if TYPE_CHECKING:
 __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "log_unmoved", "register_composite"]
 
 log = logging.getLogger("lfpgraph")
+
+
+_PRODUCTS = (CONTRACTION, PRODUCT, ATTENTION)
+_WHOLE = Rule(vjp, is_vjp=True)
+
+
+@functools.lru_cache
+def _floor_of(floor: float | str) -> tuple[float, bool]:
+    """A ruleset's floor as a number, and whether its unit is the parameter's root mean square.
+
+    Raises:
+        CompositeError: it is neither a number of zero or more nor such a number before "rms".
+    """
+    relative = isinstance(floor, str)
+    try:
+        number = float((str(floor).removesuffix("rms").strip() or 1) if relative else floor)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not number >= 0 or (isinstance(floor, str) and not floor.endswith("rms")):
+        raise CompositeError(f'floor={floor!r} must be a number of zero or more, or one before "rms", as "0.3 rms"')
+    return number, relative
 
 
 @dataclass(frozen=True)
@@ -43,33 +66,52 @@ class Ruleset:
             "normalisation" and "activation" also serve such a function written out. A function, or a `Rule` where the
             engine must know more of it.
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
-        floor: the feedback is `max(abs(w), floor) * s_w`, in units of the parameter, so that a weight of zero can move.
+        vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) as `scale` says; "signal":
+            they take the plain signal, so that a bias of zero can move.
+        floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
+            parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
+        products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
+            of the vector-Jacobian product, so that reward is kept (AttnLRP prop. 3.2, 3.3); "whole" gives each all of it.
     """
 
     rules: bool = True
     epsilon: float = 1e-6
     handlers: Mapping[OpOverload | str, Handler | Rule] = field(default_factory=dict)
     scale: str = "weight"
-    floor: float = 0.0
+    floor: float | str = 0.0
     wake: bool = True
+    vectors: str = "weight"
+    products: str = "shared"
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
-        if not self.floor >= 0:
-            raise CompositeError(f"floor={self.floor!r} must be zero or more, in units of the parameter")
+        check_choice("vectors", self.vectors, ("weight", "signal"), CompositeError)
+        check_choice("products", self.products, ("shared", "whole"), CompositeError)
+        _floor_of(self.floor)
 
     def rule(self, op: Any, family: Family | None) -> Rule | None:
         """The rule that this ruleset has in place of the registry's: for the operation itself, or for its family."""
         found = self.handlers.get(op) or (self.handlers.get(family.name) if family is not None else None)
+        if found is None and self.products == "whole" and family in _PRODUCTS:
+            return _WHOLE
         if found is None or isinstance(found, Rule):
             return found
         return Rule(found, own_stabilizer=isinstance(found, LayerRule))
 
+    def takes_signal(self, w: Tensor) -> bool:
+        """Whether the feedback of the parameter w is its plain signal."""
+        return self.scale == "signal" or (self.vectors == "signal" and w.dim() < 2)
+
+    def leaves_zero(self, w: Tensor) -> bool:
+        """Whether a parameter w that is wholly zero gets feedback of zero, unless it wakes."""
+        floor, relative = _floor_of(self.floor)
+        return not self.takes_signal(w) and (relative or floor == 0)
+
     def wakes(self, w: Tensor) -> bool:
         """Whether the parameter w is wholly zero and is to get a signal all the same, unless it is only added to something."""
-        if not (self.wake or self.floor > 0 or self.scale == "signal") or w.numel() == 0:
+        if not (self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)) or w.numel() == 0:
             return False
         return w.device.type != "meta" and not isinstance(w, FakeTensor) and not bool(w.any())
 
@@ -79,11 +121,14 @@ class Ruleset:
         Args:
             asleep: `wakes(w)` when the plan was made: only then is w looked at for being wholly zero.
         """
-        if self.scale == "signal":
+        if self.takes_signal(w):
             return s
-        if asleep and self.floor == 0:
+        floor, relative = _floor_of(self.floor)
+        if asleep and (relative or floor == 0):
             return s * torch.where(w.any(), w.abs(), 1.0)
-        return s * w.abs().clamp_min(self.floor) if self.floor > 0 else scale_by_size(s, w)
+        if relative:
+            return s * torch.maximum(w.abs(), w.square().mean().sqrt() * floor)
+        return s * w.abs().clamp_min(floor) if floor > 0 else scale_by_size(s, w)
 
 
 @dataclass(frozen=True)
@@ -183,10 +228,10 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], asleep: 
     Args:
         asleep: names of those that receive some all the same (`Ruleset.wake`).
     """
-    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p)}
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
     awake = set(asleep) | {name for name, p in trainable.items() if bool(p.any())}
     rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in awake}
-    unmoved = [name for name, ruleset in rulesets.items() if ruleset.scale == "weight" and ruleset.floor == 0]
+    unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
     if unmoved:
         shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
         usual = all(trainable[name].dim() < 2 for name in unmoved) and len(unmoved) < len(trainable)

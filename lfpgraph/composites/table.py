@@ -6,6 +6,7 @@ from .centred import centred_structure
 from .composite import Composite, Ruleset, register_composite
 from .hebbian import hebbian_composites
 from .interop import lxt_composite
+from .learning import learning_structure
 from .lrp import lrp_composites
 from .rivals import rival_composites
 from .spiking import spiking_structure
@@ -19,6 +20,7 @@ _LRP = lrp_composites()
 COMPOSITES: list[Composite] = [
     Composite("gradient", _GRADIENT),
     Composite("gradient-x-input", _GRADIENT),
+    Composite("lfp", Ruleset(epsilon=1e-6, vectors="signal", products="whole"), structure=learning_structure),
     Composite("lfp-0", Ruleset(epsilon=0.0)),
     Composite("lfp-epsilon", _LFP),
     Composite("lfp-centred", _LFP, structure=centred_structure),

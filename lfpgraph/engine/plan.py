@@ -57,6 +57,12 @@ class Plan:
         ruleset = self.rulesets.get(placeholder)
         return s if ruleset is None else ruleset.feedback(value, s, placeholder in self.asleep)
 
+    def scales_by_size(self, placeholder: fx.Node) -> bool:
+        """Whether the feedback of a placeholder is `abs(value) * s` and nothing else."""
+        ruleset = self.rulesets.get(placeholder)
+        plain = ruleset is None or placeholder in self.asleep or ruleset.takes_signal(placeholder.meta["val"])
+        return not plain and ruleset.floor == 0.0  # type: ignore[union-attr]
+
 
 def make_plan(
     graph: OpGraph,

@@ -17,7 +17,7 @@ from ..registry import ACTIVATION, NORMALISATION, PRODUCT, QUOTIENT, Family
 from ..rules.norms import MEANS, ROOTS, SPREADS
 from .graph import ACTIVE, WEIGHT, OpGraph, is_float, shape_of
 
-__all__ = ["Region", "active_positions", "find_regions"]
+__all__ = ["Region", "active_positions", "find_regions", "may_join"]
 
 aten = torch.ops.aten
 _MAX_RUN = 64
@@ -64,6 +64,11 @@ def find_regions(graph: OpGraph) -> list[Region]:
                 found.append(region)
                 taken.update(region.nodes)
     return found
+
+
+def may_join(op: object, family: Family | None) -> bool:
+    """Whether an operation may be part of a region; whether its tensors have one shape can decide that."""
+    return op in _REDUCTIONS or op in _EXPANSIONS or (family is not None and family.elementwise)
 
 
 def _eligible(graph: OpGraph, node: fx.Node, family: Family) -> bool:

@@ -14,9 +14,9 @@ import torch
 from torch import fx
 
 from ..registry import NOTHING
-from .graph import family_of, is_float, shape_of
+from .graph import CASTS, family_of, is_float, shape_of
 
-__all__ = ["selected_from"]
+__all__ = ["MASKS", "selected_from"]
 
 aten = torch.ops.aten
 _INDICES = {aten.argmax.default, aten.argmin.default, aten.argsort.default}
@@ -31,12 +31,12 @@ _WITH_INDICES = {
     aten.topk.default,
 }
 _EXTREMES = {aten.amax.default, aten.amin.default}
-_MASKS = {aten._to_copy.default, aten.scatter.value, aten.where.Scalar}
+MASKS = {*CASTS, aten.scatter.value, aten.where.Scalar}
 
 
 def selected_from(mask: fx.Node, is_active: Callable[[fx.Node], bool]) -> fx.Node | None:
     """The float tensor that a mask selects from, of the mask's shape; None if the node is no such mask."""
-    if mask.target not in _MASKS or not is_float(mask.meta.get("val")):
+    if mask.target not in MASKS or not is_float(mask.meta.get("val")):
         return None
     sources: set[fx.Node] = set()
     selects = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import NonFiniteError, RuleError
-from ..numerics import epsilon_factor, stabilize
-from .bridges import wake
+from ..kernels import halved_factor
+from ..numerics import epsilon_factor, guarded, stabilize
+from .bridges import LARGE, Remade, goes_on, slots_of, wake
 from .call import LiveCall
-from .parameters import Scale, Watch, is_differentiated, replaced
+from .kept import is_alone
+from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
 
@@ -32,53 +35,59 @@ def amend(
 ) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = [None] * len(outputs)  # the signals at the outputs, filled in as they arrive
-    for place, number in enumerate(outputs):
-        _tap(record, number, given, place, check, watch)
+    tells = any(a.factors for a in schedule.amendments)  # of second derivatives, as a tap would
+    for place, number in enumerate(outputs) if check or schedule.looks_at_outputs or not tells else ():
+        tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
     for place, placeholder, plain in schedule.parameters:
         leaf = record.leaves[place]
         edge = record.edge_of.get(leaf.value)
         if edge is not None and not (plain and watch is None):
             scale = Scale(schedule.plan, placeholder, plain, leaf.tensor, watch)
-            edge[0].register_prehook(scale.before)
+            alias = record.aliases.get(leaf.value)
+            if alias is not None and alias._backward_hooks is None and alias.numel() < LARGE:
+                alias._backward_hooks = OrderedDict({0: scale.at_alias})  # `register_hook` without its handle
+                edge[0]._register_hook_dict(alias)
+            else:
+                edge[0].register_prehook(scale.before)
             for number, node, slot in record.own_reads if leaf.value in own_reads else ():
                 if number == leaf.value:
                     node.register_hook(scale.at(slot))
     lost = []
+    if record.expected is not schedule:
+        record.kept = [x if n in schedule.kept_values else None for n, x in enumerate(record.kept)]
+        schedule.unshared = {n for n in schedule.factors_alone if is_alone(record.kept[n])}
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
         if not any(edges):
             continue
-        if not _Hooks(amendment, schedule, record, given, check).install(edges):
+        if not _Hooks(amendment, schedule, record, given, check, watch).install(edges):
             lost.append(schedule.plan.graph.describe(amendment.unit.node))
     return lost
-
-
-def _tap(record: Record, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
-    edge = record.edge_of.get(number)
-    if edge is None:
-        return
-    node, index = edge
-
-    def note(signals: tuple[Any, ...]) -> None:
-        given[place] = s = signals[index]
-        if watch is not None and is_differentiated():
-            watch.second()
-        if check and s is not None and not bool(torch.isfinite(s).all()):
-            raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
-
-    node.register_prehook(note)
 
 
 class _Hooks:
     """One amendment on one run."""
 
-    def __init__(self, amendment: Amendment, schedule: Schedule, record: Record, given: list[Any], check: bool) -> None:
-        self.amendment, self.plan, self.given, self.check = amendment, schedule.plan, given, check
+    def __init__(
+        self,
+        amendment: Amendment,
+        schedule: Schedule,
+        record: Record,
+        given: list[Any],
+        check: bool,
+        watch: Watch | None,
+    ) -> None:
+        self.amendment, self.plan, self.given, self.check, self.watch = amendment, schedule.plan, given, check, watch
         self.numbers = schedule.live.value
         kept = record.kept
-        self.values: dict[int, Tensor] = {n: x for n in amendment.needs if (x := kept[n]) is not None}
-        self.templates = {node: record.templates[step] for node, step in amendment.steps}
+        self.values: dict[int, Any] = {
+            n: x for n in amendment.needs if (x := record.remade.get(n, kept[n])) is not None
+        }
+        self.halved = {n for n in record.halved if n in self.values}
+        if any(schedule.factors_alone.get(n) != record.halved[n] for n in self.halved):
+            self.values.clear()
+        self.templates = {node: record.templates.get(step) for node, step in amendment.steps}
         self.cast = record.casts.get(amendment.steps[-1][1]) if amendment.steps else None
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
@@ -93,17 +102,18 @@ class _Hooks:
         for place, edge in enumerate(edges):
             if edge is not None:
                 nodes.setdefault(edge[0], []).append((place, edge[1]))
-        if amendment.factors or amendment.computed:
+        if not amendment.computed and len(edges) == 1 and amendment.factors:
+            edges[0][0].register_prehook(self._factor(edges[0][1], amendment.factors[0]))
+        elif amendment.factors or amendment.computed:
             for node, places in nodes.items():
                 node.register_prehook(self._arrival(places, len(edges)))
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
             for i, number in enumerate(amendment.inputs):
-                edge = record.edge_of.get(number)
-                if edge is not None:
+                for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
-            found, passed = _slots(nodes, inputs, record.edges, amendment.inside)
+            found, passed = slots_of(nodes, inputs, record.edges, amendment.inside)
             for node in passed if amendment.computed else ():
                 wake(node)
             for node, slots in found.items():
@@ -115,18 +125,40 @@ class _Hooks:
         del self.record
         return True
 
+    def _factor(self, slot: int, factor: Factor) -> Any:
+        """Before autograd goes on: the epsilon factor, where there is nothing else to do at the one output."""
+
+        def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if signals[slot] is None or self._is_true():
+                return None
+            over = owned(signals, slot)  # before anything here refers to the signal
+            s = self._settled(signals[slot], factor, over)
+            if not self.amendment.plain:
+                self._let_go()
+            return (s,) if len(signals) == 1 else replaced(signals, {slot: s})
+
+        return before
+
+    def _is_true(self) -> bool:
+        """Whether this backward pass gives the true gradient; otherwise what the hooks look at must still be there."""
+        if is_differentiated():
+            if self.watch is not None:
+                self.watch.second()
+            return True
+        if not self.values:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time, but what it saved has been freed; pass "
+                "retain_graph=True to the first backward call."
+            )
+        return False
+
     def _arrival(self, places: list[tuple[int, int]], count: int) -> Any:
         """Before autograd goes on: the epsilon factor; or the rule's own answers, worked out and put aside."""
         amendment = self.amendment
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if is_differentiated():
+            if self._is_true():
                 return None
-            if not self.values:
-                raise RuntimeError(
-                    "Trying to backward through the graph a second time, but what it saved has been freed; pass "
-                    "retain_graph=True to the first backward call."
-                )
             found = dict.fromkeys(range(count))
             new: dict[int, Tensor] = {}
             for place, slot in places:
@@ -142,8 +174,8 @@ class _Hooks:
 
         return before
 
-    def _settled(self, s: Tensor, factor: Factor) -> Tensor:
-        value = self.values[factor.measure]
+    def _settled(self, s: Tensor, factor: Factor, over: bool = False) -> Tensor:
+        value = self._value(factor.measure)
         if factor.restated:
             return s * stabilize(value, factor.restated) / stabilize(value, factor.epsilon)
         zeroed_by = self.amendment.unit.zeroed_by
@@ -152,13 +184,20 @@ class _Hooks:
             return s * self._one_if_zeroed(plain / stabilize(plain, factor.epsilon), zeroed_by).to(s.dtype)
         for node in zeroed_by:
             value = torch.where(self.values[self.numbers[node]].any(), value, torch.inf)
-        return epsilon_factor(s, value, factor.epsilon, factor.positive)
+        if factor.measure in self.halved:
+            return halved_factor(s, value, over)
+        return epsilon_factor(s, value, factor.epsilon, factor.positive, over)
+
+    def _value(self, number: int) -> Tensor:
+        found = self.values[number]
+        return found.take() if isinstance(found, Remade) else found  # type: ignore[no-any-return]
 
     def _compute(self, signals: list[Any]) -> None:
         amendment = self.amendment
         unit = amendment.unit
-        call = LiveCall(unit, self.values, self.numbers, self.templates)
-        outputs = [self.values.get(n) for n in amendment.exits]
+        values = {n: self._value(n) for n in self.values}
+        call = LiveCall(unit, values, self.numbers, self.templates)  # type: ignore[arg-type]
+        outputs = [values.get(n) for n in amendment.exits]
         single = len(outputs) == 1 and not isinstance(unit.node.meta["val"], list)
         call.output = outputs[0] if single else outputs
         call.given = [s for s in self.given if s is not None]
@@ -213,21 +252,19 @@ class _Hooks:
                 if amendment.computed:
                     answer = self.answers.get(i) if first else None
                     if s is None:
-                        if answer is not None and _goes_on(slot):
+                        if answer is not None and goes_on(slot):
                             raise RuleError(
                                 f"{self.plan.graph.describe(amendment.unit.node)} hands no gradient to its argument {i}, so "
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = (
-                        torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
-                    )
+                    new[slot] = _nothing(s) if answer is None else answer
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:
-                        s = new[slot] = s * share
+                        s = new[slot] = s * share if share else _nothing(s)
                     if i in amendment.plain:
-                        x = self.values[self.numbers[amendment.unit.inputs[i]]]
+                        x = self._value(self.numbers[amendment.unit.inputs[i]])
                         new[slot] = self._as_plain(s, x, i)
             if self.check and not all(bool(torch.isfinite(s).all()) for s in new.values()):
                 raise NonFiniteError(
@@ -252,36 +289,5 @@ class _Hooks:
             self.values = {}
 
 
-def guarded(x: Tensor, epsilon: float) -> Tensor:
-    """x, kept away from zero by far less than epsilon (Note [Sums of two forms] in `schedule`)."""
-    return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
-
-
-def _slots(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
-) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
-    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
-
-    Args:
-        exits: the nodes of the unit's outputs.
-        inputs: the edges of its inputs.
-        edges: the numbers of all known values; the way back ends at them, but for those `inside` the unit.
-    """
-    found: dict[Any, list[tuple[int, int]]] = {}
-    stack, seen = list(exits), set(exits)
-    while stack:
-        node = stack.pop()
-        for slot, (source, index) in enumerate(node.next_functions):
-            place = inputs.get((source, index))
-            if place is not None:
-                found.setdefault(node, []).append((slot, place))
-            elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
-                seen.add(source)
-                stack.append(source)
-    return found, seen
-
-
-def _goes_on(slot: int) -> bool:
-    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
-    source = torch._C._current_autograd_node().next_functions[slot][0]
-    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)
+def _nothing(s: Tensor) -> Tensor:
+    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)

@@ -18,6 +18,7 @@ from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .notes import Notes, refs_in
+from .operations import quick_steps
 from .parameters import Watch
 from .record import Record
 from .schedule import Schedule, make_schedule
@@ -66,7 +67,7 @@ class LiveEngine:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
         self.watch, self.path, self.adopt = watch or Watch(type(model).__name__), path, adopt
         self.schedules: dict[Any, Schedule] = {}
-        self.last: Schedule | None = None
+        self.last: dict[Any, Schedule] = {}  # by the kind of call: its mode, and which arguments it has
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
@@ -83,37 +84,52 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
-        record = Record(_Leaves(self, args, kwargs), self.last, self.path, self._keep_all > 0)
+        self.watch.begin()
+        kind = self.model.training, len(args), tuple(kwargs)
+        record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
+        watch = self.watch
+        watch.away += 1  # gradients that the model takes inside are its own business
         try:
-            with recording(record), self.watch.looking_away():
-                result = call(*args, **kwargs)
+            try:
+                with recording(record):
+                    result = call(*args, **kwargs)
+            finally:
+                watch.away -= 1
             with paused():
-                self._finish(record, result)
+                self._finish(record, result, kind)
         finally:
             record.close()
         return result
 
-    def _finish(self, record: Record, result: Any) -> None:
+    def _finish(self, record: Record, result: Any, kind: Any) -> None:
         tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
-        if not record.steps or not any(record.follows):
+        record.release()
+        if not record.steps_done or not any(record.follows):
             return
         ends = self._ends(record, outputs)
         leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
-        key = (tuple(record.keys), leaves, outputs, ends)
-        schedule = self.schedules.get(key)
-        if key in self._hopeless:
-            return
+        last = record.expected
+        if last is not None and record.steps_done == len(last.keys) and (leaves, outputs, ends) == last.around:
+            schedule: Schedule | None = last
+        else:
+            record.recall()
+            key = (tuple(record.keys), leaves, outputs, ends)
+            if key in self._hopeless:
+                return
+            schedule = self.schedules.get(key)
         if schedule is None:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
+                schedule.around, schedule.unread = (leaves, outputs, ends), self._unread[key[0]]
                 self._planned += 1
                 _forget_oldest(self.schedules)
             except InputError as error:
                 self._hopeless.add(key)
                 log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
-        self.last = schedule
+        self.last[kind] = schedule
+        _forget_oldest(self.last)
         self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
@@ -126,6 +142,10 @@ class LiveEngine:
 
     def _ends(self, record: Record, outputs: Sequence[int]) -> tuple[int, ...]:
         """Values besides the outputs that nothing in the run reads and somebody still holds: a loss kept on the model, say."""
+        last = record.expected
+        if last is not None and record.steps_done == len(last.keys):
+            return tuple(n for n in last.unread if n not in outputs and record.seen[n]() is not None)
+        record.recall()
         steps = tuple(record.keys)
         ends = self._unread.get(steps)
         if ends is None:
@@ -143,9 +163,11 @@ class LiveEngine:
         if record.own:
             names = sorted(set(record.own))
             log.info("%s: the own backward of %s is used as it is", type(self.model).__name__, ", ".join(names))
-        log.info("%s: planned %d operations, live", type(self.model).__name__, len(record.steps))
+        log.info("%s: planned %d operations, live", type(self.model).__name__, record.steps_done)
         schedule = make_schedule(plan, live, record.keys, record.follows)
         schedule.notes = Notes(record.all_templates(), record.paths, record.lines)
+        schedule.steps = record.steps
+        schedule.quick = quick_steps(record.keys, record.steps, schedule.notes.templates, record.follows, schedule)
         return schedule
 
     def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:
@@ -156,6 +178,10 @@ class LiveEngine:
         try:
             return graph_of(record, outputs)
         except InputError:
+            unused = record.name_leaf.unused()
+            if unused is not None:  # then what is made of parameters alone is no activation, as in a trace
+                record.number(unused)
+                return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
             if not found:
                 raise
@@ -196,6 +222,10 @@ class _Leaves:
     def givens(self) -> list[Tensor]:
         """The tensors that the run was given and that autograd follows."""
         return [t for t in tensors_in((self.args, self.kwargs)) if t.requires_grad]
+
+    def unused(self) -> Tensor | None:
+        """A float tensor that the run was given."""
+        return next((t for t in tensors_in((self.args, self.kwargs)) if t.is_floating_point() or t.is_complex()), None)
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
         found = self.engine.name(tensor)

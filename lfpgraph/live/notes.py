@@ -1,12 +1,18 @@
-"""What is noted of a run's steps: arguments with the values by number, modules, lines of the user's code."""
+"""What is noted of a run: of its steps the arguments with the values by number, the modules, the lines of the user's code;
+and what it computes where no gradients are recorded.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Notes", "Ref", "refs_in", "user_line"]
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["Notes", "Ref", "Unrecorded", "refs_in", "user_line"]
 
 
 class Ref(int):
@@ -41,3 +47,36 @@ def user_line() -> str:
             return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}'
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+class Unrecorded:
+    """Float tensors that were made of the model's input without being recorded: features of a frozen encoder, say.
+
+    Such a value is a leaf of the recorded run. If it was made of the model's input it is an activation like the input
+    itself; otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, weakref.ref[Tensor]] = {}
+
+    def __contains__(self, x: Tensor) -> bool:
+        found = self._made.get(id(x))
+        return found is not None and found() is x
+
+    def note(self, args: tuple[Any, ...], out: Any, is_activation: Callable[[Tensor], bool]) -> None:
+        """Note what an operation has made of its arguments.
+
+        Args:
+            is_activation: says of a float tensor that was not made here whether it is an input or was made of one.
+        """
+        for value in args:
+            for x in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(x, Tensor) and _is_float(x) and (x in self or is_activation(x)):
+                    for result in pytree.tree_leaves(out):
+                        if isinstance(result, Tensor) and _is_float(result):
+                            self._made[id(result)] = weakref.ref(result)
+                    return
+
+
+def _is_float(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ..registry import CONTRACTION, GENERAL, NOTHING, VIEW, find_rule, rule
+from ..graph.regions import may_join
+from ..graph.selections import MASKS
+from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT, decomposition_of
+from ..tracing.rewrite import OWN_PARTS, parts_of, takes_tensors
 from . import interception
+from .notes import Ref
 
 __all__ = [
     "OWN_BACKWARD",
@@ -23,14 +26,15 @@ __all__ = [
     "TENSOR",
     "TENSORS",
     "OpInfo",
+    "Quick",
     "autocast_of",
     "has_no_derivative",
     "info_of",
+    "quick_steps",
 ]
 
 aten = torch.ops.aten
-TENSOR, TENSORS, STATIC, SIZE = range(4)
-_REORDERING = {aten.permute.default, aten.t.default, aten.transpose.int}
+TENSOR, TENSORS, STATIC, SIZE, _NO_TENSOR = range(5)
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
@@ -59,19 +63,102 @@ class OpInfo:
             on) or SIZE (a size or a number, which differs from call to call).
         node: the operation that stands for it in a graph: its functional form where it writes in place.
         writes: whether it writes to its first argument.
+        rewrites: whether what it writes is a value of the same size, and not another view.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
+        parts: the same of its functional form, for one that torch runs whole and tracing takes apart.
         forgets: whether its result carries nothing of its arguments.
-        shaped: whether a plan may depend on which of its tensors have one shape; not so for products, whose sizes may be
-            equal by chance (a sequence as long as a head is wide).
+        shaped: whether a plan may depend on which of its tensors have one shape: it may be part of a region. What else is
+            equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
+        shaped_mask: whether it may depend on that where autograd does not follow the results: masks select by their shape.
     """
 
     kinds: tuple[int, ...]
     kwarg_kinds: dict[str, int]
     node: OpOverload
     writes: bool
+    rewrites: bool
     open: Callable[..., Any] | None
+    parts: Callable[..., Any] | None
     forgets: bool
     shaped: bool
+    shaped_mask: bool
+
+
+class Quick:
+    """A step of an expected run with one result that autograd follows, made ready for comparison with the step that comes.
+
+    Args:
+        key: the step's key. args: its arguments; all of them are positional. number: of its result.
+        keep: whether the result is kept.
+    """
+
+    def __init__(self, key: tuple[Any, ...], args: Sequence[Any], number: int, keep: bool) -> None:
+        self.op, self.count, self.number, self.keep = key[0], len(args), number, keep
+        info, count = info_of(self.op), len(args)
+        self.tests = [
+            (i, _NO_TENSOR if kind == TENSOR and not isinstance(arg, Ref) else kind, want)
+            for i, (kind, arg, want) in enumerate(zip(info.kinds, args, key[1:]))
+        ]
+        ins = [want for _, kind, want in self.tests if kind == TENSOR]
+        rest = key[1 + count :]
+        (self.dtype, self.dims, _), self.shape_is_first = rest[0], rest[1] if info.shaped else None
+        self.first, self.others = (ins[0] if ins else None), ins[1:] if info.shaped else []
+        self.alike = (rest[2] or (True,) * len(self.others)) if self.others else ()
+
+    def given(self, record: Any, op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The arguments to run the operation with, if it is this step as far as can be seen before it runs; else None."""
+        if op is not self.op or len(args) != self.count:
+            return None
+        given: list[Any] | None = None
+        for i, kind, want in self.tests:
+            value = args[i]
+            if kind == TENSOR:
+                if not isinstance(value, Tensor) or record.number(value) != want:
+                    return None
+                alias = record.aliases.get(want)
+                if alias is not None:
+                    given = list(args) if given is None else given
+                    given[i] = alias
+            elif kind == SIZE:
+                if (value is None) is not want:
+                    return None
+            elif (kind == _NO_TENSOR and isinstance(value, Tensor)) or (
+                value if type(value) is not list else tuple(value)
+            ) != want:
+                return None
+        if self.others:
+            shapes = record.shapes
+            first = shapes[self.first]
+            if any((shapes[n] == first) is not alike for n, alike in zip(self.others, self.alike)):
+                return None
+        return args if given is None else tuple(given)
+
+    def is_result(self, record: Any, out: Any) -> bool:
+        """Whether what came out is a new value, and looks as this step's."""
+        if not isinstance(out, Tensor) or out.grad_fn is None or record.known(out) is not None:
+            return False
+        if out.dtype is not self.dtype or out.dim() != self.dims or len(record.shapes) != self.number:
+            return False
+        return self.shape_is_first is None or (out.shape == record.shapes[self.first]) is self.shape_is_first
+
+
+def quick_steps(
+    keys: Sequence[Any], steps: Sequence[Any], templates: Sequence[Any], follows: Sequence[bool], schedule: Any
+) -> list[Quick | None]:
+    """For each step of a run what is quickly compared, None where the step has to be noted in full."""
+    found: list[Quick | None] = []
+    for i, (key, (_, outs), (args, kwargs)) in enumerate(zip(keys, steps, templates)):
+        op = key[0]
+        plain = (
+            op not in (OWN_BACKWARD, OWN_VIEW) and not kwargs and len(outs) == 1 and outs[0] >= 0 and follows[outs[0]]
+        )
+        info = info_of(op)
+        plain = plain and not info.writes and info.open is None and TENSORS not in info.kinds[: len(args)]
+        if not plain or i in schedule.templates or i in schedule.spared:
+            found.append(None)
+        else:
+            found.append(Quick(key, args, outs[0], i in schedule.keeps))
+    return found
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}
@@ -93,8 +180,21 @@ def _describe(op: OpOverload) -> OpInfo:
     node = _functional(op) if writes else op
     entry = find_rule(node)
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
-    shaped = node not in _REORDERING and (entry is None or entry.family is not CONTRACTION)
-    return OpInfo(positional, kinds, node, writes, None if entry or writes else _opener(op), forgets, shaped)
+    family = entry.family if entry is not None else None
+    found = torch.Tag.dynamic_output_shape in op.tags or family is SELECTION  # sizes are those of what was selected
+    parts = parts_of(node) if takes_tensors(op) and not (writes and node is op) else None
+    return OpInfo(
+        kinds=positional,
+        kwarg_kinds=kinds,
+        node=node,
+        writes=writes,
+        rewrites=writes and node is not op and torch.Tag.inplace_view not in op.tags,
+        open=None if entry else _opener(op),
+        parts=None if parts is None else _seen_by(parts),
+        forgets=forgets,
+        shaped=may_join(node, family),
+        shaped_mask=node in MASKS or not found,
+    )
 
 
 def _split(declared: str) -> list[str]:
@@ -126,8 +226,8 @@ def _functional(op: OpOverload) -> OpOverload:
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
-    if op in RECURRENT:
-        return _seen_by(decomposition_of(op))
+    if op in OWN_PARTS:
+        return _seen_by(OWN_PARTS[op])
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
     if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)

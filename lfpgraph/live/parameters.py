@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
+import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor, fx
 from torch.nn.parameter import is_lazy
 
 from ..engine.plan import Plan
+from ..errors import NonFiniteError
+from ..numerics import scale_by_size
+from .bridges import LARGE
 
-__all__ = ["Scale", "Watch", "is_differentiated", "replaced"]
+__all__ = ["Scale", "Watch", "is_differentiated", "owned", "replaced", "tap"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -35,7 +39,9 @@ class Watch:
         self._said: set[str] = set()
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
-        self._away = 0
+        self.away = 0  # more than 0 while a model runs
+        self.inside: set[int] = set()  # parameters that have had feedback in a run inside this backward pass
+        self.differentiates = False  # whether a second derivative has been asked for
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -58,17 +64,9 @@ class Watch:
         self._handles.clear()
         self._watched.clear()
 
-    @contextlib.contextmanager
-    def looking_away(self) -> Iterator[None]:
-        """While a model runs: gradients that it takes inside are its own business."""
-        self._away += 1
-        try:
-            yield
-        finally:
-            self._away -= 1
-
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self.differentiates = True
         self._say_once(
             "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
             "flows when the loss itself is propagated."
@@ -78,6 +76,11 @@ class Watch:
         """Say that a transform of torch.func runs the model."""
         self._say_once("inside transforms of torch.func (grad, vmap) the model gives its gradient, not feedback.")
 
+    def begin(self) -> None:
+        """A run begins."""
+        if torch._C._current_graph_task_id() == -1:
+            self.inside.clear()
+
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
         """Note feedback that is on its way to a parameter."""
         compare = self._compared.get(id(parameter), 0) < 2
@@ -85,7 +88,7 @@ class Watch:
 
     def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
         """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
-        if gradient is None or self._away:
+        if gradient is None or self.away:
             return
         fed = self._fed.pop(key, None)
         if fed is None:
@@ -136,28 +139,68 @@ def _equal(gradient: Tensor, parts: list[Tensor]) -> bool:
         )
 
 
+def tap(record: Any, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
+    """Note the signal at one of the outputs, `given[place]`, when it arrives."""
+    edge = record.edge_of.get(number)
+    if edge is None:
+        return
+    node, index = edge
+
+    def note(signals: tuple[Any, ...]) -> None:
+        given[place] = s = signals[index]
+        if watch is not None and is_differentiated():
+            watch.second()
+        if check and s is not None and not bool(torch.isfinite(s).all()):
+            raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
+
+    node.register_prehook(note)
+
+
 class Scale:
-    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it."""
+    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it.
+
+    A custom function may call a part of the model again in its backward (the adjoint of a differential equation), and hand
+    on what that run, which is one inside a backward pass, has given the parameter: that is feedback already.
+    """
 
     def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
         self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
+        self.by_size = plan.scales_by_size(placeholder)
+        self.is_inside = torch._C._current_graph_task_id() != -1
 
-    def feedback(self, s: Tensor) -> Tensor:
-        """The feedback of the signal s."""
-        found = s if self.plain else self.plan.feedback(self.placeholder, self.parameter.detach(), s)
+    def feedback(self, s: Tensor, over: bool = False) -> Tensor:
+        """The feedback of the signal s; written over it, if it may be."""
+        if self.is_inside and self.watch is not None:
+            self.watch.inside.add(id(self.parameter))
+        if self.plain:
+            found = s
+        elif self.by_size:
+            found = scale_by_size(s, self.parameter.detach(), over)
+        else:
+            found = self.plan.feedback(self.placeholder, self.parameter.detach(), s)
         if self.watch is not None:
             self.watch.feed(self.parameter, found)
         return found
 
     def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """A hook on the one alias that a run takes the parameter through."""
-        return None if signals[0] is None or is_differentiated() else (self.feedback(signals[0]),)
+        """A hook on the autograd node of the one alias that a run takes the parameter through."""
+        if signals[0] is None or is_differentiated():
+            return None
+        over = owned(signals, 0)  # before anything here refers to the signal
+        return (self.feedback(signals[0], over),)
+
+    def at_alias(self, s: Tensor | None) -> Tensor | None:
+        """The same as a hook on the alias itself."""
+        return None if s is None or is_differentiated() else self.feedback(s)
 
     def at(self, slot: int) -> Any:
         """A hook on a function that hands a gradient to the parameter itself."""
 
         def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
             if signals[slot] is None or is_differentiated():
+                return None
+            if self.watch is not None and id(self.parameter) in self.watch.inside:
+                self.watch.feed(self.parameter, signals[slot])
                 return None
             return replaced(signals, {slot: self.feedback(signals[slot])})
 
@@ -175,3 +218,34 @@ def is_differentiated() -> bool:
 def replaced(signals: tuple[Any, ...], new: dict[int, Tensor]) -> tuple[Any, ...]:
     """The signals, some of them replaced."""
     return tuple(new.get(i, s) for i, s in enumerate(signals))
+
+
+def owned(signals: tuple[Any, ...], i: int) -> bool:
+    """Whether a large signal that a hook is given is in nobody else's hands, so that it may be written over.
+
+    Autograd hands one tensor to several nodes, users keep signals, and others hold views of them. All that shows in how
+    often a tensor, its memory, and what it is a view of are referred to; compared with signals known to be new.
+    """
+    return signals[i].numel() >= LARGE and _references(signals, i) in _references_of_new()
+
+
+def _references(signals: tuple[Any, ...], i: int) -> Any:
+    s: Any = signals[i]
+    storage = s.untyped_storage()
+    if type(s) is not Tensor or s.numel() * s.element_size() != storage.nbytes():
+        return None
+    base: Any = s._base
+    of_base = None if base is None else (base._use_count(), sys.getrefcount(base))
+    return s._use_count(), sys.getrefcount(s), torch._C._storage_Use_Count(storage._cdata), of_base  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _references_of_new() -> list[Any]:
+    found: list[Any] = []
+    with torch.enable_grad():
+        x = torch.zeros(2, 3, requires_grad=True)
+        for y in (x * 2, (x * 2).t()):
+            node = y.grad_fn if y._base is None else y.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+            node.register_prehook(lambda signals: found.append(_references(signals, 0)))  # type: ignore[union-attr]
+            torch.autograd.grad(y.square().sum(), x)
+    return found

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .bridges import bridge
+from .bridges import Sources
 from .interception import paused
+from .kept import Kept, is_apart, is_followed, write
 from .notes import Ref, user_line
-from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
-from .values import NameLeaf, Values, storage_of
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, Quick, autocast_of, has_no_derivative, info_of
+from .values import NameLeaf
 
 __all__ = ["Record"]
 
@@ -24,57 +25,80 @@ __all__ = ["Record"]
 _EMPTY = torch.ops.aten.empty.memory_format  # what `torch.tensor` fills unseen: as good as a tensor found
 
 
-class Record(Values):
+class Record(Kept):
     """A run while it is recorded; what `interception.Recorder` asks for.
+
+    As long as the run repeats the one that is expected, its steps are only compared with those, and noted once it parts.
 
     Args:
         name_leaf: says of a tensor that no operation made what it is, as (kind, name).
-        expected: `keeps` (steps whose results are needed) and `templates` (steps whose arguments are) of the run that
-            this one is likely to repeat, by the steps' keys; None to keep everything.
+        expected: the schedule of the run that this one is likely to repeat; None to keep everything.
         keep_all: keep the results of all steps while the run lasts, in case it does not repeat that one.
 
     Attributes:
         parted: whether the run took another way than the expected one.
+        keys: of each step the operation, its arguments, what came out; but no sizes.
+        templates: of steps where somebody is going to look at them, the arguments.
+        casts: of steps under autocast the kind of device, and the type.
+        path, root: the module whose call is running, and the one whose run this is.
     """
 
     def __init__(self, name_leaf: NameLeaf, expected: Any = None, root: str = "", keep_all: bool = False) -> None:
-        super().__init__(name_leaf)
-        self.expected, self.keep_all = expected, keep_all
+        super().__init__(name_leaf, expected, keep_all)
         self.parted = False
-        self.keys: list[Any] = []  # of each step: the operation, its arguments, what came out; but no sizes
+        self.keys: list[Any] = []
         self.steps: list[tuple[OpOverload, tuple[int, ...]]] = []
-        self.templates: list[Any] = []  # of each step, its arguments, where somebody is going to look at them
-        self.casts: dict[
-            int, tuple[str, torch.dtype] | None
-        ] = {}  # steps under autocast: the kind of device, and the type
-        self._overwritten: set[int] = set()  # values whose memory holds something else by now
-        self._known: list[Any] = []  # the same of the run that this one was expected to repeat
+        self.templates: dict[int, Any] = {}
+        self.casts: dict[int, tuple[str, torch.dtype] | None] = {}
+        self._known: list[Any] = []  # the templates of the run that this one was expected to repeat
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
-        self.path = self.root = root  # the module whose call is running, and the one whose run this is
-        self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
-        self._source_tensors: dict[int, Tensor] = {}
+        self.path = self.root = root
+        self.sources = Sources(self)
+        self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick
 
     # What the recorder is called for
 
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note it."""
+        ins: list[int]
+        key: list[Any]
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             self._look_at(args)
             if info_of(op).writes:
-                self._save_before_write(args)
+                self.save_before_write(args)
             out = op._op(*args, **kwargs)
             self.unrecorded.note(args, out, self._is_activation)
             return out
         if op is _EMPTY:
             return op._op(*args, **kwargs)
+        quick = self._quick[self.steps_done] if self.steps_done < len(self._quick) else None
+        if quick is not None and not kwargs and not torch._C._is_any_autocast_enabled():
+            given = quick.given(self, op, args)
+            if given is not None:
+                out = op._op(*given)
+                if quick.is_result(self, out):
+                    self._keep_step(out, quick.keep)
+                    return out
+                ins, key = [], [op]
+                self._read(args, info_of(op).kinds, ins, key)
+                return self._note(info_of(op), key, ins, args, kwargs, out, None)
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
+        if info.rewrites and is_apart(info, args, kwargs):
+            return write(self, op, info, args, kwargs)
+        if info.parts is not None and not info.writes and is_followed(args, kwargs):
+            return info.parts(*args, **kwargs)
+        return self.step(op, info, args, kwargs)
+
+    def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation as one step of the record."""
+        ins: list[int]
+        key: list[Any]
         if torch._C._is_any_autocast_enabled():
-            self.casts[len(self.steps)] = autocast_of(args)
-        ins: list[int] = []
-        key: list[Any] = [op]
+            self.casts[self.steps_done] = autocast_of(args)
+        ins, key = [], [op]
         given = self._read(args, info.kinds, ins, key)
         if kwargs:
             key.append(tuple(kwargs))
@@ -84,9 +108,13 @@ class Record(Values):
             named = kwargs
         before = None
         if info.writes:
-            self._save_before_write(args)
+            self.save_before_write(args)
             before = self._template(args, kwargs)  # an argument is another value once it has been written to
-        out = op._op(*given, **named)
+        expected = self.expected
+        if expected is None or self.keep_all or self.steps_done not in expected.spared:
+            out = op._op(*given, **named)
+        else:
+            out = self._spare(op, given, named, ins)
         return self._note(info, key, ins, args, kwargs, out, before)
 
     def _read(self, args: tuple[Any, ...], kinds: Iterable[int], ins: list[int], key: list[Any]) -> tuple[Any, ...]:
@@ -110,6 +138,11 @@ class Record(Values):
                     given[i] = [self.aliases.get(n, x) if n is not None else x for n, x in zip(numbers, value)]
             elif kind == SIZE:
                 key.append(value is None)
+            elif kind == TENSOR and type(value) in (
+                int,
+                float,
+            ):  # `x * 0.5`: of a number that may change, its sign counts
+                key.append((type(value), (value > 0) - (value < 0)))
             else:
                 key.append(value if type(value) is not list else tuple(value))
         return args if given is None else tuple(given)
@@ -131,17 +164,16 @@ class Record(Values):
         if has_no_derivative(info, results):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
             changed = True
-        if not info.writes and self._bridge(info, ins, results, (*args, *kwargs.values())):
-            changed = True
+        if not info.writes and not info.forgets:
+            changed |= self.sources.bridge(ins, results, (*args, *kwargs.values()))
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:
             out = type(out)(x if r is None else r for x, r in zip(out, results))
-        step = len(self.steps)
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
-        shaped = info.shaped or not any(n >= 0 and self.follows[n] for n in outs)  # masks select by their shape
+        shaped = info.shaped or (info.shaped_mask and not any(n >= 0 and self.follows[n] for n in outs))
         for n in outs:
             if n >= 0:
                 key.append(self.look(n))
@@ -152,81 +184,67 @@ class Record(Values):
         if shaped and len(ins) > 1:
             alike = tuple(shapes[n] == first for n in ins[1:])
             key.append(None if all(alike) else alike)
-        self.keys.append(tuple(key))
-        self.steps.append((info.node, outs))
-        self._trace_sources(info, ins, outs, (*args, *kwargs.values()))
-        self._check_expected(step, self.keys[-1])
+        if not info.forgets:
+            self.sources.note(ins, outs, (*args, *kwargs.values()))
+        step = self._noted((info.node, outs), tuple(key))
         every = self.expected is None or self.keep_all
-        wanted = every or step in self.expected.templates
-        self.templates.append((before or self._template(args, kwargs)) if wanted else None)
+        if every or step in self.expected.templates:
+            self.templates[step] = before or self._template(args, kwargs)
         if every or step in self.expected.keeps:
             for number, x in zip(outs, results):
                 if number >= 0:
                     self._keep(number, x)
         return out
 
-    def _check_expected(self, step: int, key: Any) -> None:
-        """Whether the run still repeats the one it is likely to repeat; from a step that does not, keep everything."""
-        if self.expected is not None and not self.expected.repeats(step, key):
-            self.recall(step)
+    def _keep_step(self, out: Tensor, keep: bool) -> None:
+        """A step that is as expected is done."""
+        number = self._new(out)
+        self.steps_done += 1
+        if keep:
+            self._keep(number, out)
+
+    def _noted(self, step: tuple[OpOverload, tuple[int, ...]], key: Any) -> int:
+        """Count a step, and say which it was; from one that is not the expected one, note and keep everything."""
+        done = self.steps_done
+        if self.expected is not None and not self.expected.repeats(done, key):
+            self.recall()
             self.parted = True
         if self.expected is None:
-            self.paths[step] = self.path.removeprefix(self.root).removeprefix(".")
-            self.lines[step] = user_line()
+            self.keys.append(key)
+            self.steps.append(step)
+            self.paths[done] = self.path.removeprefix(self.root).removeprefix(".")
+            self.lines[done] = user_line()
+        self.steps_done += 1
+        return done
 
-    def _wants_leaf(self, number: int) -> bool:
-        return self.expected is None or self.keep_all or number in self.expected.kept_values
-
-    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         number = self._new(x)
         key = (op, tuple(sources), self.look(number), self.shapes[sources[0]] == x.shape)
-        step = len(self.steps)
-        self.keys.append(key)
-        self.steps.append((op, (number,)))
-        self._check_expected(step, key)
-        self.templates.append((([Ref(n) for n in sources], Ref(sources[0])), {}))
+        step = self._noted((op, (number,)), key)
+        self.templates[step] = ([Ref(n) for n in sources], Ref(sources[0])), {}
         if self.expected is None or self.keep_all or step in self.expected.keeps:
             with paused():
                 self._keep(number, x)
         return number
 
-    def recall(self, step: int) -> None:
-        """The run has left the way it was expected to go: what was not noted so far is as it was on that way."""
-        self.paths |= self.expected.notes.paths
-        self.lines |= self.expected.notes.lines
-        self._known = self.expected.notes.templates[:step]
-        self.expected = None
+    def recall(self) -> None:
+        """Note the steps taken so far, which are those of the expected run; from here on this run notes its own."""
+        expected, done = self.expected, self.steps_done
+        if expected is None:
+            return
+        self.keys, self.steps = expected.keys[:done], expected.steps[:done]
+        self.paths |= expected.notes.paths
+        self.lines |= expected.notes.lines
+        self._known = expected.notes.templates[:done]
+        self.expected, self._quick = None, []
         for leaf in self.leaves:
             if self.kept[leaf.value] is None and leaf.value not in self._overwritten:
                 self.kept[leaf.value] = leaf.tensor.detach()
 
     def all_templates(self) -> list[Any]:
         """The arguments of all steps: which values they were, but numbers and sizes may be those of an earlier run."""
-        if self.expected is not None:
-            self.recall(len(self.steps))
-        return [self._known[i] if t is None else t for i, t in enumerate(self.templates)]
-
-    # Values that are kept
-
-    def _keep(self, number: int, x: Tensor) -> None:
-        self.kept[number] = kept = x.detach()
-        if kept.layout is torch.strided:
-            self._stored.setdefault(storage_of(kept), []).append(number)
-
-    def _save_before_write(self, args: tuple[Any, ...]) -> None:
-        """Copy what is kept of the memory that an operation is about to write to."""
-        for x in args:
-            if isinstance(x, Tensor) and x.layout is torch.strided:
-                storage = storage_of(x)
-                for parameter, number in self._aliased.pop(storage, ()):
-                    self._overwritten.add(number)
-                    self._ids.pop(id(parameter), None)  # what is written to is another value, to be taken anew
-                    self.aliases.pop(number, None)
-                for number in self._stored.pop(storage, ()):
-                    kept = self.kept[number]
-                    self.kept[number] = None if kept is None else kept.clone()
-                    self._overwritten.add(number)
-                break
+        self.recall()
+        return [self.templates.get(i) or self._known[i] for i in range(self.steps_done)]
 
     def _template(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return tuple(map(self._ref, args)), {name: self._ref(value) for name, value in kwargs.items()}
@@ -239,61 +257,16 @@ class Record(Values):
             return type(value)([self._ref(item) for item in value])
         return value
 
-    # Ways that autograd does not follow
-
-    def _trace_sources(self, info: OpInfo, ins: list[int], outs: tuple[int, ...], args: Any) -> None:
-        if info.forgets or all(n < 0 or self.follows[n] for n in outs):
-            return
-        found: set[int] = set()
-        for n in ins:
-            if self.follows[n]:
-                if n not in self.aliases:
-                    found.add(n)
-                    self._source_tensors.setdefault(n, _tensor_of(args, self, n))
-            else:
-                found |= self._sources.get(n, frozenset())
-        if found:
-            sources = frozenset(found)
-            for n in outs:
-                if n >= 0 and not self.follows[n]:
-                    self._sources[n] = sources
-
-    def _bridge(self, info: OpInfo, ins: list[int], results: list[Any], args: Any) -> bool:
-        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of."""
-        if info.forgets:
-            return False
-        changed = False
-        for i, x in enumerate(results):
-            if not isinstance(x, Tensor) or x.requires_grad or not (x.is_floating_point() or x.is_complex()):
-                continue
-            sources: set[int] = set()
-            for n in ins:
-                if self.follows[n] and n not in self.aliases:
-                    sources.add(n)
-                    self._source_tensors.setdefault(n, _tensor_of(args, self, n))
-                else:
-                    sources |= self._sources.get(n, frozenset())
-            tensors = [self._source_tensors[n] for n in sorted(sources)]
-            tensors = [t for t in tensors if self.known(t) in sources]  # a source written over since is out of reach
-            if tensors:
-                results[i] = bridge(x, tensors)
-                changed = True
-        return changed
-
-    # The end
+    def release(self) -> None:
+        """Let go of tensors that nobody else may hold any more: those are no ends of the run."""
+        self.sources.close()
+        self._alive.clear()
+        for leaf in self.leaves:
+            if leaf.kind == "constant" and leaf.tensor.requires_grad:  # written to since
+                leaf.tensor = leaf.tensor.detach()
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
-        for kept in (self._sources, self._source_tensors):
-            kept.clear()
-        self.templates = []
-
-
-def _tensor_of(args: Any, record: Record, number: int) -> Tensor:
-    """The argument that holds a value."""
-    for value in args:
-        for x in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(x, Tensor) and record.known(x) == number:
-                return x
-    raise AssertionError("an operation's input is among its arguments")
+        self.sources.close()
+        self.templates = {}

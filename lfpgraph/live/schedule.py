@@ -18,7 +18,7 @@ into stabilized form: plain signals take the factor they would have taken alone,
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,7 @@ from torch import Tensor, fx
 
 from ..engine.plan import Plan
 from ..engine.units import Unit
+from ..rules.activations import activation
 from .call import Multiple, answers_of
 from .graph_of_record import LiveGraph
 
@@ -97,6 +98,10 @@ class Schedule:
         keys: the steps' keys.
         keeps: steps whose results are kept; `templates`: steps whose arguments are.
         kept_values: numbers of the values that amendments look at.
+        factors_alone: of those, the ones that one epsilon factor alone looks at, with its epsilon; `unshared`: of these,
+            the ones that nobody but us kept in memory after the first run.
+        remade: steps whose result is made again in the backward pass where it is large, with the operation.
+        spared: these, and steps that read such a result.
     """
 
     plan: Plan
@@ -104,16 +109,25 @@ class Schedule:
     amendments: list[Amendment]
     keys: list[Any]
     notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
+    steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
+    quick: list[Any] = field(default_factory=list)  # `operations.quick_steps`
+    around: Any = None  # what else a run must have alike: its leaves, outputs and ends
+    looks_at_outputs: bool = False  # whether a rule may look at the signals at the outputs
+    unread: list[int] = field(default_factory=list)  # values that nothing in the run reads
     keeps: set[int] = field(default_factory=set)
     templates: set[int] = field(default_factory=set)
     kept_values: set[int] = field(default_factory=set)
+    factors_alone: dict[int, float] = field(default_factory=dict)
+    unshared: set[int] = field(default_factory=set)
+    remade: dict[int, Any] = field(default_factory=dict)
+    spared: set[int] = field(default_factory=set)
 
     @cached_property
     def parameters(self) -> list[tuple[int, fx.Node, bool]]:
         """For each parameter its place among the leaves, its placeholder, and whether it takes the plain signal."""
         graph, rulesets = self.plan.graph, self.plan.rulesets
         return [
-            (i, node, node not in rulesets or rulesets[node].scale == "signal")
+            (i, node, node not in rulesets or rulesets[node].takes_signal(node.meta["val"]))
             for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
             if placeholder.kind == "parameter"
         ]
@@ -144,7 +158,8 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             schedule.amendments.append(amendment)
             continue
         _settle(amendment, arrivals, by_unit)
-        answers, stabilized = answers_of(unit)
+        answers, stabilized, looks = answers_of(unit)
+        schedule.looks_at_outputs |= looks
         if answers is None or any(isinstance(a, Tensor) for a in answers):
             amendment.computed = True
         else:
@@ -159,14 +174,20 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             form = unit.option_epsilon if stabilized is True else stabilized
         elif not (unit.family.passes_form or unit.ends_layer):
             form = None
-        for i, source in enumerate(unit.inputs):
-            if unit.wanted[i]:
-                arrivals[source].append((unit, i, form))
+        if _is_reached(node, arrivals):
+            for i, source in enumerate(unit.inputs):
+                if unit.wanted[i] and (answers is None or answers[i] is not None):
+                    arrivals[source].append((unit, i, form))
         by_unit[id(unit)] = amendment
         schedule.amendments.append(amendment)
     schedule.amendments = [a for a in reversed(schedule.amendments) if a.factors or a.reaches_inside]
     _needs(schedule)
     return schedule
+
+
+def _is_reached(node: fx.Node, arrivals: Mapping[fx.Node, list[Any]]) -> bool:
+    """Whether a signal arrives at a node, or at one of its results."""
+    return bool(arrivals.get(node)) or any(arrivals.get(n) for n in node.users if n.target is operator.getitem)
 
 
 def _exits(live: LiveGraph, node: fx.Node) -> tuple[int, ...]:
@@ -217,6 +238,7 @@ def _settle_one(
 def _needs(schedule: Schedule) -> None:
     """Which values and arguments the amendments look at, and by which steps they are kept."""
     live = schedule.live
+    looks: Counter[int] = Counter()
     for amendment in schedule.amendments:
         unit = amendment.unit
         needs = {live.value[n] for n in unit.zeroed_by}
@@ -234,9 +256,22 @@ def _needs(schedule: Schedule) -> None:
                 inner += [n for n in node.all_input_nodes if n in live.value and n not in unit.nodes]
         needs.update(live.value[n] for n in inner if n in live.value)
         amendment.needs = tuple(needs)
+        looks.update(needs)
         amendment.inputs = tuple(live.value.get(n, -1) for n in unit.inputs)
         amendment.inside = frozenset(live.value[n] for n in unit.nodes if n in live.value)
         schedule.kept_values.update(needs)
         schedule.templates.update(step for _, step in amendment.steps)
     step_of_value = {live.value[n]: live.step[n] for n in live.value if n in live.step}
     schedule.keeps = {step_of_value[n] for n in schedule.kept_values if n in step_of_value}
+    for amendment in schedule.amendments:
+        for factor in amendment.factors.values():
+            if looks[factor.measure] == 1 and not (
+                amendment.computed or amendment.plain or factor.mixed or factor.restated
+            ):
+                schedule.factors_alone[factor.measure] = factor.epsilon
+        unit = amendment.unit
+        if amendment.computed and not unit.is_region and unit.handler is activation and len(unit.inputs) == 1:
+            if looks[amendment.exits[0]] == 1:
+                step = live.step[unit.node]
+                schedule.remade[step] = unit.node.target
+                schedule.spared |= {step, *(live.step[user] for user in unit.node.users if user in live.step)}

@@ -8,6 +8,7 @@ tensor.
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from .interception import paused
+from .notes import Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
-from .unrecorded import Unrecorded
 
-__all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
+__all__ = ["Leaf", "NameLeaf", "Values", "storage_of", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -32,6 +33,9 @@ class NameLeaf(Protocol):
 
     def givens(self) -> list[Tensor]:
         """The tensors that the run was given and that autograd follows."""
+
+    def unused(self) -> Tensor | None:
+        """A float tensor that the run was given."""
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Values:
     Attributes:
         shapes, dtypes, follows, kept: of each value, by number: its size and type, whether autograd follows it, and a
             detached copy where somebody is going to look at it.
-        edges, edge_of: numbers by gradient edge, and the other way round.
+        edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value.
         leaves: what the run found, in order.
         seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
         own: custom backward functions that were met.
@@ -68,6 +72,7 @@ class Values:
         self.kept: list[Tensor | None] = []
         self.edges: dict[tuple[Any, int], int] = {}
         self.edge_of: dict[int, tuple[Any, int]] = {}
+        self.also: dict[int, list[tuple[Any, int]]] = defaultdict(list)
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
@@ -76,10 +81,9 @@ class Values:
             torch._C._autograd._get_sequence_nr()
         )  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
-        self._stored: dict[int, list[int]] = {}  # by storage: values kept that lie there
-        self._aliased: dict[
-            int, list[tuple[Tensor, int]]
-        ] = {}  # by storage: parameters taken by an alias, and their numbers
+        self._lying: list[
+            tuple[Tensor, int]
+        ] = []  # tensors whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -90,16 +94,15 @@ class Values:
         for kept in (
             self.edges,
             self.edge_of,
+            self.also,
             self.aliases,
             self.seen,
             self._ids,
-            self._aliased,
             self._looked_at,
-            self._stored,
         ):
             kept.clear()
         self.kept.clear()
-        for listed in (self.leaves, self.own_reads, self._alive):
+        for listed in (self.leaves, self.own_reads, self._alive, self._lying):
             listed.clear()
 
     def look(self, number: int) -> Any:
@@ -137,6 +140,20 @@ class Values:
             self._alive.append(x)  # its identity must not pass on to another tensor
         return number
 
+    def equate(self, x: Tensor, number: int) -> None:
+        """Let a tensor hold a value that another one holds as well; the value is known by both."""
+        if x.requires_grad and (node := x.grad_fn) is not None:
+            self.edges[node, x.output_nr] = number
+            self.also[number].append((node, x.output_nr))
+        else:
+            self._ids[id(x)] = number
+            self._alive.append(x)
+
+    def places(self, number: int) -> list[tuple[Any, int]]:
+        """The gradient edges by which a value is known."""
+        own = self.edge_of.get(number)
+        return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
+
     def _leaf(self, x: Tensor) -> int:
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
@@ -145,8 +162,8 @@ class Values:
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
             self.kept[number] = x.detach()
+        self._lying.append((x, number))
         if kind != "parameter":
-            self._stored.setdefault(storage_of(x), []).append(number)
             if x.requires_grad and x.grad_fn is None:
                 edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
                 self.edges[edge] = number  # where autograd's nodes hand this input's signal
@@ -154,7 +171,6 @@ class Values:
         elif x.requires_grad:
             alias = _alias(x)
             self.aliases[number] = alias
-            self._aliased.setdefault(storage_of(x), []).append((x, number))
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
         return number
@@ -201,7 +217,7 @@ class Values:
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
         if not is_view:
             self.own.append(edge[0].name())
-        return self._made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
+        return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
 
     def _wants_leaf(self, number: int) -> bool:
         """Whether the value of a leaf is going to be looked at."""
@@ -232,7 +248,7 @@ class Values:
                     found.append(self.number(x))
         return found
 
-    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         """Note a step that no operation was seen to make; the number of its result."""
         raise NotImplementedError
 
@@ -268,3 +284,12 @@ def _alias(x: Tensor) -> Tensor:
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
             found = x[...]
     return found
+
+
+def tensor_of(args: Any, values: Values, number: int) -> Tensor:
+    """The argument that holds a value."""
+    for value in args:
+        for x in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(x, Tensor) and values.known(x) == number:
+                return x
+    raise AssertionError("an operation's input is among its arguments")

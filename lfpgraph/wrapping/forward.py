@@ -60,9 +60,13 @@ class FeedbackForward(StandIn):
         if is_tracing() or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
         call = ModelCall(self.model, args, kwargs)
-        if not any(t.requires_grad for t in (*call.state.values(), *call.tensors)):
+        if not call.follows:
             return self.original(*args, **kwargs)
-        return self._run(self.programs.find(call, self._make), call)
+        return self.run(self.find(call), call)
+
+    def find(self, call: ModelCall) -> Entry:
+        """The program for a call; made if there is none."""
+        return self.programs.find(call, self._make)
 
     def _make(self, call: ModelCall) -> Entry:
         if self.options.part:
@@ -79,21 +83,24 @@ class FeedbackForward(StandIn):
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
-        log_unmoved(self.composite, call.state, plan.names_asleep)
+        if self.feed is None:
+            log_unmoved(self.composite, call.state, plan.names_asleep)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
         )  # fmt: skip
         return entry
 
-    def _run(self, entry: Entry, call: ModelCall) -> Any:
+    def run(self, entry: Entry, call: ModelCall) -> Any:
+        """Run a program."""
+        self.calls += 1
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:
-                    call.state[name].copy_(value)
+                    (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 call.tensors[position].copy_(value)
         results = graph.user_outputs(outputs)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-
 from pydoc_data.topics import topics
-
 from typing import Any
 
 import torch

@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import types
+import weakref
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ __all__ = ["Called"]
 _CALL = {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
 _INIT = nn.Module.__init__.__code__
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
-_MADE_HERE = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+_GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
 _BY_ANY_NAME = {"vars", "__dict__"}  # code that names these may read attributes that it does not name
 _FORMATS = ("FORMAT_", "BUILD_STRING")  # and `getattr` with a name that is put together
@@ -42,11 +43,21 @@ class Called:
         self.any_name = False
         self._seen: set[types.CodeType] = set()
         self._classes: set[tuple[types.CodeType, type]] = set()
-        self._frames: list[tuple[types.FrameType, dict[str, Any]]] = []
+        self._running: dict[types.FrameType, dict[str, Any]] = {}  # frames whose functions are to be found
+        self._returned: list[types.FrameType] = []
+        self._functions: dict[
+            types.FunctionType, dict[str, Any]
+        ] = {}  # with the closure variables they were called with
+        self._perhaps_own: list[weakref.ref[types.FunctionType]] = []  # made by the run, unless they outlive it
+        self._unfound: dict[types.CodeType, None] = {}  # code of functions that could not be found
+        self._made_here: set[types.CodeType] = (
+            set()
+        )  # code of functions that the run makes; others of the same code may be older
         self._made: dict[int, nn.Module] = {}
 
     def python(self, frame: types.FrameType) -> None:
         """A Python function is called."""
+        self._settle()
         self.suspects.python(frame)
         code = frame.f_code
         if code is _INIT:
@@ -66,9 +77,36 @@ class Called:
         if owner == "user":
             self._users(frame, code, first)
 
+    def returned(self, frame: types.FrameType) -> None:
+        """A Python function returns, raises or yields."""
+        self._settle()
+        if frame in self._running:
+            self._returned.append(frame)
+
+    def _settle(self) -> None:
+        """Find the functions of frames that have returned, and let go of the frames: they hold tensors of the run."""
+        while self._returned:
+            frame = self._returned.pop()
+            free = self._running.pop(frame)
+            if self._keep_function(frame, free):
+                continue
+            if frame.f_code.co_flags & _GENERATORS:
+                self._running[frame] = free  # it may have yielded, and cannot be asked yet
+            elif frame.f_code not in self._made_here:
+                self._unfound[frame.f_code] = None
+
+    def _keep_function(self, frame: types.FrameType, free: dict[str, Any]) -> bool:
+        function = _function_of(frame)
+        if function is not None and frame.f_code in self._made_here:
+            self._perhaps_own.append(weakref.ref(function))
+        elif function is not None:
+            self._functions.setdefault(function, free)
+        return function is not None
+
     def _users(self, frame: types.FrameType, code: types.CodeType, first: bool) -> None:
         if first:
             self.codes[code] = None
+            self._made_here.update(c for c in code.co_consts if isinstance(c, types.CodeType))
             self.any_name = self.any_name or _reads_by_any_name(code)
             self._globals(frame, code)
             if "FakeTensor" in code.co_names and self.suspects.question is None:
@@ -78,11 +116,12 @@ class Called:
             if (code, self_type) not in self._classes:
                 self._classes.add((code, self_type))
                 self._class(self_type, code.co_names)
-        if (first or code.co_flags & inspect.CO_NESTED) and code.co_name not in _MADE_HERE:
-            free = {name: values[name] for name in code.co_freevars if name in values}
+        if first or code.co_flags & inspect.CO_NESTED:
+            own = code in self._made_here
+            free = {name: values[name] for name in code.co_freevars if name in values and not own}
             for name, value in free.items():
                 self.snapshot.follow(value, f"the closure variable {name} in {_name(code)}")
-            self._frames.append((frame, free))
+            self._running[frame] = free
 
     def _globals(self, frame: types.FrameType, code: types.CodeType) -> None:
         file = os.path.basename(code.co_filename)
@@ -122,27 +161,25 @@ class Called:
         self.snapshot.add_modules(module, f"the {name} called at {place_of(frame)}")
 
     def close(self) -> None:
-        """After the run: find the functions whose frames were seen, and watch them; say which closures were rebound."""
-        made_here = {
-            constant for code in self.codes for constant in code.co_consts if isinstance(constant, types.CodeType)
-        }
-        functions: dict[types.FunctionType, dict[str, Any]] = {}
-        for frame, free in self._frames:
-            code = frame.f_code
-            if code in made_here:  # a function that the run made, which nobody can change
-                continue
-            function = _function_of(frame)
-            if function is not None:
-                functions.setdefault(function, free)
-            elif code.co_argcount or code.co_kwonlyargcount or code.co_freevars:
+        """After the run: watch the functions that ran; say which closures were rebound, and what could not be found."""
+        self._settle()
+        for frame, free in self._running.items():  # generators that have not come to their end
+            if not self._keep_function(frame, free) and frame.f_code not in self._made_here:
+                self._unfound[frame.f_code] = None
+        self._running.clear()
+        if any(own() for own in self._perhaps_own):
+            gc.collect()  # a function of the run's own that calls itself is garbage now
+        self._functions |= {f: {} for own in self._perhaps_own if (f := own()) is not None}
+        for code in self._unfound:
+            if code.co_argcount or code.co_kwonlyargcount or code.co_freevars:
                 self.suspects.always(f"the defaults and closure of {_name(code)} cannot be found, nor watched")
-        self._frames.clear()
-        for function, free in functions.items():
+        for function, free in self._functions.items():
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
                 if name in free and cell.cell_contents is not free[name]:
                     line = function.__code__.co_firstlineno
                     self.suspects.always(f"rebinds {name} ({_file(function.__code__)}:{line})")
-        self.snapshot.add_functions(list(functions), [_name(function.__code__) for function in functions])
+        functions = list(self._functions)
+        self.snapshot.add_functions(functions, [_name(function.__code__) for function in functions])
 
 
 def _has_state(module: nn.Module) -> bool:

@@ -94,6 +94,8 @@ class Observation:
         try:
             if event == "call":
                 self._called.python(frame)
+            elif event == "return":
+                self._called.returned(frame)
             elif event == "c_call":
                 self._suspects.builtin(frame, argument)
         except Exception as error:  # raised here, it would come out of the model

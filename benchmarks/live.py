@@ -1,0 +1,144 @@
+"""What the live engine costs over backprop, and what the static engine's guards cost: `python -m benchmarks.live`.
+
+Time: forward and backward in processor time of one thread; two copies of a model take turns, figures are medians. Memory: the
+peak of a step, each side in a process of its own (`benchmarks.memory`). With `--page FILE` the section "Live engine" of a
+Markdown file is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lfpgraph
+from benchmarks.models import build
+from benchmarks.report import run
+from lfpgraph.wrapping.calls import wrapping_of
+
+MODELS = ["mlp-64", "mlp-784", "digits-cnn", "digits-vit", "resnet18", "vit-s16", "bert-base", "gpt2"]
+GUARDED = ["mlp-64", "mlp-784", "vit-s16"]
+TITLE = "## Live engine"
+WARM_UP = 6  # the live engine keeps no more than it has to from its fifth step on
+
+
+def step_times(name: str, budget: float) -> dict[str, Any]:
+    """Median seconds of a step of backprop and of the live engine, and of the live engine's first step."""
+    case = build(name)
+    sides = {"backprop": copy.deepcopy(case.model), "live": lfpgraph.wrap(copy.deepcopy(case.model), engine="live")}
+
+    def step(side: str) -> float:
+        model = sides[side]
+        model.zero_grad(set_to_none=True)
+        start = time.process_time()
+        case.loss(model).backward()  # type: ignore[no-untyped-call]
+        return time.process_time() - start
+
+    first = {side: step(side) for side in sides}
+    for _ in range(WARM_UP):
+        once = sum(step(side) for side in sides)
+    rounds = max(7, min(500, int(budget / once)))
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            seconds[side].append(step(side))
+    row: dict[str, Any] = {side: statistics.median(values) for side, values in seconds.items()}
+    return {"model": name, "rounds": rounds, "first": first["live"] / row["live"], **row}
+
+
+def peaks(name: str) -> dict[str, Any]:
+    """Peak bytes of a step of backprop and of the live engine."""
+    sides = (("backprop_peak", "backprop"), ("live_peak", "lfp-live"))
+    return {key: run(["benchmarks.memory", name, side], 1200).get("peak") for key, side in sides}
+
+
+def guard_times(name: str) -> dict[str, Any]:
+    """Median seconds of the guard's check before a static call, and of the step that it belongs to."""
+    case = build(name)
+    model = lfpgraph.wrap(case.model)
+    wrapping = wrapping_of(model)
+    assert wrapping is not None
+    seconds: list[float] = []
+    for _ in range(6):
+        start = time.process_time()
+        case.loss(model).backward()  # type: ignore[no-untyped-call]
+        seconds.append(time.process_time() - start)
+        model.zero_grad(set_to_none=True)
+    if wrapping.counts.static == 0:
+        raise RuntimeError(f"{name} does not run statically: {wrapping.explain()}")
+    checks: list[float] = []
+    gc.disable()
+    for _ in range(200):
+        start = time.process_time()
+        wrapping.choice.wants_static(model)
+        checks.append(time.process_time() - start)
+    gc.enable()
+    return {"model": name, "guard": statistics.median(checks), "step": statistics.median(seconds[-4:])}
+
+
+def section(rows: list[dict[str, Any]], guards: list[dict[str, Any]]) -> str:
+    """The section of the page."""
+    lines = [
+        TITLE,
+        "",
+        f"Made by `python -m benchmarks.live --page docs/performance.md` (one thread, torch {torch.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}; float32, `lfp-epsilon`, `engine='live'`). A step is forward and backward, in processor "
+        "time; the sides take turns, each with its own copy of the model, and figures are medians. First: the first step over "
+        "a later one. Peak: how far resident memory rises during a step, gradients included, each side in a process of its own.",
+        "",
+        "| model | backprop ms | live ms | ratio | first | peak of backprop MB | live MB | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        before, peak = row.get("backprop_peak"), row.get("live_peak")
+        known = before and peak and before > 16e6  # less than that moves by itself
+        memory = f"{before / 1e6:.0f} | {peak / 1e6:.0f} | {peak / before:.2f} |" if known else "| | |"
+        lines.append(
+            f"| {row['model']} | {row['backprop'] * 1e3:.2f} | {row['live'] * 1e3:.2f} | {row['live'] / row['backprop']:.2f} "
+            f"| {row['first']:.2f} | {memory}"
+        )
+    lines += [
+        "",
+        "The guards of `engine='auto'`: the look, before each static call, at all that the traced run has read.",
+        "",
+        "| model | guard µs | share of a step |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {g['model']} | {g['guard'] * 1e6:.0f} | {100 * g['guard'] / g['step']:.2f} % |" for g in guards]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="*", default=MODELS)
+    parser.add_argument("--guarded", nargs="*", default=GUARDED)
+    parser.add_argument("--budget", type=float, default=30.0, help="seconds for the steps of one model")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--page", type=Path, help="a Markdown file whose section is written anew")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, guards = [], []
+    for name in options.model:
+        rows.append(step_times(name, options.budget) | ({} if options.no_memory else peaks(name)))
+        print(json.dumps(rows[-1]), flush=True)
+    for name in options.guarded:
+        guards.append(guard_times(name))
+        print(json.dumps(guards[-1]), flush=True)
+    text = section(rows, guards)
+    print(text)
+    if options.page is not None:
+        page = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
+        before, _, rest = page.partition(TITLE)
+        after = "".join(rest.partition("\n## ")[1:])
+        options.page.write_text(f"{before.rstrip()}\n\n{text}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What a record keeps of a run's values: detached copies of those that somebody is going to look at, or less than that.
+
+Note [Writes to a view]: autograd hangs a write to a view into the history of the tensor that the view is of: the operation's
+node lies within a node that copies slices, where no hook reaches it. So what is written is computed first, by a step like
+any other, and then copied; the copy hands on its signal as it is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from ..kernels import halved
+from .bridges import LARGE, Remade, bridge, sparing
+from .operations import OWN_VIEW, OpInfo
+from .values import NameLeaf, Values, storage_of, tensor_of
+
+__all__ = ["Kept", "is_alone", "is_apart", "is_followed", "write"]
+
+_PARTS = (
+    "AsStrided",
+    "Diagonal",
+    "Select",
+    "Slice",
+    "Split",
+    "Unbind",
+    "Unfold",
+)  # autograd's nodes of views that leave something out
+_COPY = torch.ops.aten.copy_.default
+
+
+class Kept(Values):
+    """The values of a run, and which of them are kept.
+
+    Args:
+        name_leaf: see `Values`.
+        expected: the schedule of the run that this one is likely to repeat; None to keep everything.
+        keep_all: keep the results of all steps while the run lasts, in case it does not repeat that one.
+
+    Attributes:
+        remade: values that are made again in the backward pass.
+        halved: values kept in half of their memory, and for which epsilon.
+        steps_done: how many steps the run has taken.
+    """
+
+    def __init__(self, name_leaf: NameLeaf, expected: Any = None, keep_all: bool = False) -> None:
+        super().__init__(name_leaf)
+        self.expected, self.keep_all = expected, keep_all
+        self.steps_done = 0
+        self.remade: dict[int, Remade] = {}
+        self.halved: dict[int, float] = {}
+        self._overwritten: set[int] = set()  # values whose memory holds something else by now
+        self._stored: dict[
+            int, list[tuple[Tensor, int]]
+        ] = {}  # by storage: what lies there, as far as `_lying` was read
+
+    def close(self) -> None:
+        super().close()
+        for held in (self.remade, self._stored):
+            held.clear()
+
+    def _wants_leaf(self, number: int) -> bool:
+        return self.expected is None or self.keep_all or number in self.expected.kept_values
+
+    def _keep(self, number: int, x: Tensor) -> None:
+        if number in self.remade:
+            return
+        expected = None if self.keep_all else self.expected
+        if expected is not None and number in expected.unshared and _is_large(x):
+            self.halved[number] = epsilon = expected.factors_alone[number]
+            self.kept[number] = halved(x.detach(), epsilon)
+            return
+        self.kept[number] = kept = x.detach()
+        self._lying.append((kept, number))
+
+    def save_before_write(self, args: tuple[Any, ...]) -> None:
+        """Copy what is kept of the memory that an operation is about to write to."""
+        written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
+        if written is None:
+            return
+        for x, number in self._lying:
+            if x.layout is torch.strided:
+                self._stored.setdefault(storage_of(x), []).append((x, number))
+        self._lying.clear()
+        for x, number in self._stored.pop(storage_of(written), ()):
+            self._overwritten.add(number)
+            if self.aliases.pop(number, None) is not None:
+                self._ids.pop(id(x), None)  # what is written to is another value, to be taken anew
+            kept = self.kept[number]
+            self.kept[number] = None if kept is None else kept.clone()
+            for remade in self.remade.values():
+                if remade.number == number and kept is not None:
+                    remade.x = kept.clone()
+
+    def _spare(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], ins: list[int]) -> Any:
+        """Run an operation so that autograd saves less: no activation's derivative, or not what can be made again."""
+        made = {n for n in ins if n in self.remade}
+        if made and _saves_freely():
+            with sparing([(tensor_of(args, self, n), self.remade[n]) for n in made]):
+                return op._op(*args, **kwargs)
+        x = args[0]
+        alike = len(ins) == 1 and op is self.expected.remade.get(self.steps_done)
+        forward_mode = torch.autograd.forward_ad._current_level >= 0
+        if not alike or not _is_large(x) or torch._C._is_any_autocast_enabled() or forward_mode:
+            return op._op(*args, **kwargs)
+
+        rest = args[1:]  # without x, which the function must not hold
+
+        def function(x: Tensor) -> Tensor:
+            return op._op(x, *rest, **kwargs)  # type: ignore[no-any-return]
+
+        with torch.no_grad():
+            out = function(x)
+        self.remade[len(self.shapes)] = Remade(function, x.detach(), ins[0])
+        return bridge(out, [x], function)
+
+
+def _is_large(x: Any) -> bool:
+    """Whether it pays to keep less of a tensor than all."""
+    return type(x) is Tensor and x.requires_grad and x.dtype == torch.float32 and x.numel() >= LARGE
+
+
+def _saves_freely() -> bool:
+    """Whether nobody else has a say in what autograd saves."""
+    graph: Any = torch._C._autograd
+    return graph._saved_tensors_hooks_is_enabled() and graph._top_saved_tensors_default_hooks(False) is None
+
+
+def is_alone(kept: Tensor | None) -> bool:
+    """Whether nobody else holds the memory of a value that is kept, autograd for example."""
+    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
+
+
+def is_followed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether autograd follows an argument."""
+    return any(
+        isinstance(x, Tensor) and x.requires_grad
+        for value in (*args, *kwargs.values())
+        for x in (value if isinstance(value, list | tuple) else (value,))
+    )
+
+
+def is_apart(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation that writes to its first argument is to be recorded as a value and a copy."""
+    x = args[0] if args else None
+    if not isinstance(x, Tensor) or x.layout is not torch.strided or not is_followed(args, kwargs):
+        return False
+    return x._is_view() or info.parts is not None
+
+
+def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Run an operation that writes to its first argument (Note [Writes to a view]).
+
+    Other views of the same memory are known by what autograd makes of them: made of the tensor that all are views of.
+    """
+    x: Tensor = args[0]
+    base = x._base
+    if info.parts is not None:
+        value = info.parts(*args, **kwargs)
+    elif op is _COPY:
+        value = args[1]
+    else:
+        value = x.clone()
+        record.equate(value, record.number(x))
+        value = record.step(op, info, (value, *args[1:]), kwargs)
+    number = record.number(value)
+    before = None if base is None else record.number(base)
+    covered = base is not None and _covers(x, base)
+    record.save_before_write(args)
+    x.copy_(value)
+    if base is not None and base.requires_grad:
+        assert before is not None
+        rest = [] if covered else [before]
+        after = record.made_unseen(OWN_VIEW, [*rest, number], base)
+        record.made_unseen(OWN_VIEW, [after], x)
+    elif record.follows[number] == x.requires_grad:
+        record.equate(x, number)
+        if number in record.seen:
+            record.seen[number] = weakref.ref(x)
+    else:
+        record.made_unseen(OWN_VIEW, [number], x)
+    return x
+
+
+def _covers(x: Tensor, base: Tensor) -> bool:
+    """Whether a view is its whole base in another shape or order, so that a write to it leaves nothing of what was there."""
+    node = x.grad_fn if x.numel() == base.numel() else None
+    while node is not None and node is not base.grad_fn and not hasattr(node, "variable"):
+        if node.name().startswith(_PARTS):
+            return False
+        node = node.next_functions[0][0] if node.next_functions else None
+    return x.numel() == base.numel()

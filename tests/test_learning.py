@@ -1,0 +1,156 @@
+"""`lfp`, the composite that is made for learning: each part of it, and both engines."""
+
+import copy
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.composites.learning import learning_structure
+from lfpgraph.errors import CompositeError
+
+
+class Attention(nn.Module):
+    """Products of activations of every kind (matrix products, gates, fused attention), and nothing but relu besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.gate, self.out = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        written = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        fused = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return self.out(torch.relu(self.gate(x)) * written + fused).sum(1)
+
+
+class OneFunction(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first, self.second, self.function = nn.Linear(5, 7), nn.Linear(7, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+def feedback(model: nn.Module, composite, x: Tensor, engine: str = "live") -> dict[str, Tensor]:
+    twin = lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine)
+    F.cross_entropy(twin(x), torch.arange(len(x)) % 3).backward()
+    return {name: p.grad for name, p in twin.named_parameters()}
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return feedback(model, "gradient", x)
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=rtol, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+LFP = lfpgraph.get_composite("lfp")
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_theorem_one_holds_for_products(engine):
+    """Without epsilon, feedback is the gradient times abs(w); of vectors the gradient itself."""
+    torch.manual_seed(0)
+    model, x = Attention().double(), torch.randn(4, 5, 8, dtype=torch.float64)
+    true = gradients(model, x)
+    expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
+    same(feedback(model, LFP.with_options(epsilon=0.0), x, engine), expected)
+    shared = feedback(model, LFP.with_options(epsilon=0.0, products="shared"), x, engine)
+    assert F.cosine_similarity(shared["qkv.weight"].flatten(), expected["qkv.weight"].flatten(), dim=0) < 0.99
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, F.softplus, F.gelu, torch.tanh, lambda x: torch.cos(x) * 2])
+def test_smooth_activations_are_centred(function):
+    torch.manual_seed(0)
+    model, x = OneFunction(function).double(), torch.randn(6, 5, dtype=torch.float64)
+    plain = LFP.with_options(vectors="weight")
+    same(feedback(model, plain, x), feedback(model, "lfp-centred", x))
+    same(feedback(model, plain, x), feedback(model, plain, x, "static"))
+
+
+STEPS = {
+    "comparison": lambda x: (x > 0.1).to(x.dtype),
+    "sign": torch.sign,
+    "round": torch.round,
+    "two comparisons": lambda x: (x > 0).to(x.dtype) - (x < -0.5).to(x.dtype),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_steps_have_a_wider_epsilon(step, engine):
+    torch.manual_seed(0)
+    f = STEPS[step]
+    model, x = OneFunction(f).double(), torch.randn(6, 5, dtype=torch.float64)
+    found = feedback(model, LFP.with_options(epsilon=0.0), x, engine)["first.bias"]
+    with torch.no_grad():
+        z = model.first(x)
+        probability = torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)
+        s = probability / 6 @ model.second.weight
+        gain = f(z) - f(torch.zeros_like(z))
+        expected = (s * gain / (z + 0.1 * torch.where(z < 0, -1.0, 1.0))).sum(0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_relu_written_with_a_comparison_is_no_step():
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    written = OneFunction(lambda x: x * (x > 0)).double()
+    fused = copy.deepcopy(written)
+    fused.function = torch.relu
+    same(feedback(written, LFP, x), feedback(fused, LFP, x), rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_the_secant_of_an_activation(engine):
+    torch.manual_seed(0)
+    model, x = OneFunction(torch.tanh).double(), torch.randn(6, 5, dtype=torch.float64)
+    composite = replace(LFP.with_options(epsilon=0.0), structure=partial(learning_structure, secant=1e-4))
+    true = gradients(model, x)
+    expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
+    same(feedback(model, composite, x, engine), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_a_floor_relative_to_the_parameter(engine):
+    torch.manual_seed(0)
+    model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
+    true = gradients(model, x)
+    found = feedback(model, LFP.with_options(epsilon=0.0, floor="0.3 rms"), x, engine)
+    for name, p in model.named_parameters():
+        w = p.detach()
+        size = torch.maximum(w.abs(), 0.3 * w.square().mean().sqrt()) if w.dim() > 1 else 1.0
+        torch.testing.assert_close(found[name], true[name] * size)
+    same(feedback(model, LFP.with_options(floor="rms"), x), feedback(model, LFP.with_options(floor="1 rms"), x))
+
+
+@pytest.mark.parametrize("floor", [-1, "rms 2", "-1 rms", "0.3", "much rms", None, float("nan")])
+def test_a_floor_that_is_none_is_refused(floor):
+    with pytest.raises(CompositeError, match="floor"):
+        LFP.with_options(floor=floor)
+
+
+def test_biases_of_zero_move():
+    model = OneFunction(torch.relu).double()
+    nn.init.zeros_(model.first.bias)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    assert feedback(model, LFP, x)["first.bias"].any()
+    assert not feedback(model, "lfp-epsilon", x)["first.bias"].any()
+
+
+def test_it_pickles():
+    composite = pickle.loads(pickle.dumps(replace(LFP, structure=partial(learning_structure, step_epsilon=0.3))))
+    assert composite.structure.keywords == {"step_epsilon": 0.3}
+    assert pickle.loads(pickle.dumps(LFP)) == LFP

@@ -1,0 +1,56 @@
+"""`tracing.guards.Observation`: which functions of a run are watched, and what of the run it keeps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lfpgraph.tracing.guards import Observation
+
+
+def times(by: float) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        return x * by
+
+    return function
+
+
+def test_a_function_older_than_the_run_is_watched_though_the_run_makes_one_like_it() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.kept = nn.Linear(4, 4), times(2.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.kept(times(3.0)(self.lin(x)))
+
+    model = Both()
+    with Observation(model) as seen:
+        model(torch.randn(3, 4))
+    guard = seen.guard
+    assert seen.why_live is None and guard is not None
+    assert guard.changed() is None
+    model.kept.__closure__[0].cell_contents = 5.0  # type: ignore[index]
+    assert "by" in (guard.changed() or "")
+
+
+def test_watching_keeps_nothing_of_the_run_alive() -> None:
+    """What a function that has returned held is gone when the run ends, so that the first call is planned like later ones."""
+    gone = []
+
+    def inner(x: Tensor) -> Tensor:
+        kept = x.exp()
+        gone.append(weakref.ref(kept))
+        return (lambda: kept * 2)()
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor | None]:
+            inner(x)
+            return [ref() for ref in gone]
+
+    model = Model()
+    with Observation(model):
+        assert model(torch.randn(3, 4)) == [None]
