@@ -201,3 +201,8 @@ def test_an_object_that_the_model_may_change_is_never_traced() -> None:
         out.sum().backward()
         assert type(memory.kept) is Tensor and torch.equal(memory.kept.relu(), out)  # type: ignore[attr-defined]
     assert "Memory" in lfpgraph.explain_wrap(model).why
+
+
+def test_a_compiled_model_is_refused() -> None:
+    with pytest.raises(WrapError, match="compiled already"):
+        lfpgraph.wrap(torch.compile(nn.Linear(2, 2), backend="eager"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import is_lazy
 
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ..graph.graph import OpGraph
     from ..graph.structure import Structure
 
-__all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "log_unmoved", "register_composite"]
+__all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -227,27 +226,6 @@ class Composite:
     def within(self, name: str) -> Composite:
         """This composite for the part of the model at `name`, whose graph knows nothing of the rest."""
         return replace(self, prefix=f"{self.prefix}{name}.")
-
-
-def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], asleep: Iterable[str]) -> None:
-    """Say in the log which trainable parameters are wholly zero and receive no feedback.
-
-    Args:
-        asleep: names of those that receive some all the same (`Ruleset.wake`).
-    """
-    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
-    awake = set(asleep) | {name for name, p in trainable.items() if bool(p.any())}
-    rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in awake}
-    unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
-    if unmoved:
-        shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
-        usual = all(trainable[name].dim() < 2 for name in unmoved) and len(unmoved) < len(trainable)
-        log.log(
-            logging.INFO if usual else logging.WARNING,
-            "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
-            'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
-            len(unmoved), len(trainable), shown,
-        )  # fmt: skip
 
 
 def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:

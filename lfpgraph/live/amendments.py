@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from ..errors import NonFiniteError, RuleError
 from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
-from .bridges import LARGE, Remade, goes_on, slots_of, wake
+from .bridges import LARGE, Remade, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import is_alone
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
@@ -266,11 +266,11 @@ class _Hooks:
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = _nothing(s) if answer is None else answer
+                    new[slot] = nothing(s) if answer is None else answer
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:
-                        s = new[slot] = s * share if share else _nothing(s)
+                        s = new[slot] = s * share if share else nothing(s)
                     if i in amendment.plain:
                         x = self._value(self.numbers[amendment.unit.inputs[i]])
                         new[slot] = self._as_plain(s, x, i)
@@ -295,7 +295,3 @@ class _Hooks:
     def _let_go(self) -> None:
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             self.values = {}
-
-
-def _nothing(s: Tensor) -> Tensor:
-    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)

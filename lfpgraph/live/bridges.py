@@ -16,7 +16,19 @@ from torch import Tensor
 
 from .values import Values, tensor_of
 
-__all__ = ["LARGE", "Bridge", "Remade", "Sources", "bridge", "goes_on", "is_bridge", "slots_of", "sparing", "wake"]
+__all__ = [
+    "LARGE",
+    "Bridge",
+    "Remade",
+    "Sources",
+    "bridge",
+    "goes_on",
+    "is_bridge",
+    "nothing",
+    "slots_of",
+    "sparing",
+    "wake",
+]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -204,3 +216,8 @@ class Sources:
                 found.add(n)
                 self._tensors.setdefault(n, tensor_of(args, values, n))
         return frozenset(found)
+
+
+def nothing(s: Tensor) -> Tensor:
+    """A signal of zero in the shape of s, whatever s holds: infinity times a share of zero is none."""
+    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)

@@ -14,7 +14,8 @@ from torch.fx import _symbolic_trace
 from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
 
-from ..composites.composite import Composite, log_unmoved
+from ..composites.composite import Composite
+from ..composites.unmoved import log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError

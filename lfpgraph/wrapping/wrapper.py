@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -56,7 +57,7 @@ def wrap(
         The model itself.
 
     Raises:
-        WrapError: already wrapped, not an nn.Module, no blocks found, or an unknown option. CompositeError: unknown composite.
+        WrapError: already wrapped or compiled, no nn.Module, no blocks found, or an unknown option. CompositeError: unknown name.
         At the first call: NoRuleError, InputError; TraceError with engine="static".
     """
     if not isinstance(model, nn.Module):
@@ -68,6 +69,12 @@ def wrap(
         whole = type(outer.wrapping.model).__name__
         raise WrapError(
             f"{type(model).__name__} is {outer.path} of a wrapped {whole}, which gives it feedback already."
+        )
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
+    if dynamo is not None and any(isinstance(module, dynamo.OptimizedModule) for module in model.modules()):
+        raise WrapError(
+            f"{type(model).__name__} is compiled already, so what happens inside cannot be seen. Wrap the model itself, and "
+            "compile it then, if at all: a wrapped model runs as it is."
         )
     check_choice("engine", engine, ENGINES, WrapError)
     if fallback is not None:

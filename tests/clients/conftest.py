@@ -62,14 +62,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _write(page: Path) -> None:
-    """Put the table between the page's two marks."""
-    lines = [
-        "| client | tried with | what | works | to write besides `lfpgraph.wrap(model)` |",
-        "|---|---|---|---|---|",
-    ]
+    """Put the table between the page's two marks; rows of tests that did not run now stay as they were."""
+    begin, end = "<!-- table -->", "<!-- end of table -->"
+    before, _, rest = page.read_text().partition(begin)
+    table, _, after = rest.partition(end)
+    rows = {tuple(line.split(" | ")[::2][:2]): line for line in table.strip().splitlines()[2:]}
     for (package, what, write), passed in _rows.items():
         works = "yes" if all(passed) else "no"
-        lines.append(f"| {package} | {version(package)} | {what} | {works} | {write or 'nothing'} |")
-    begin, end = "<!-- table -->", "<!-- end of table -->"
-    text = page.read_text()
-    page.write_text(text.split(begin)[0] + begin + "\n" + "\n".join(lines) + "\n" + end + text.split(end)[1])
+        line = f"| {package} | {version(package)} | {what} | {works} | {write or 'nothing'} |"
+        rows[tuple(line.split(" | ")[::2][:2])] = line
+    head = ["| client | tried with | what | works | to write besides `lfpgraph.wrap(model)` |", "|---|---|---|---|---|"]
+    page.write_text("\n".join([before + begin, *head, *(rows[key] for key in sorted(rows)), end + after]))

@@ -85,9 +85,8 @@ def llava() -> tuple[nn.Module, dict[str, Any]]:
 
 
 def qwen_vl() -> tuple[nn.Module, dict[str, Any]]:
-    text = {
-        **SMALL, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
-    }  # fmt: skip
+    places = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    text = {**SMALL, "num_key_value_heads": 2, "rope_parameters": places}
     vision = {
         "depth": 2,
         "embed_dim": 16,
@@ -234,17 +233,6 @@ def test_seq2seq(tmp_path: Path) -> None:
     assert difference(weights(again), found["lfp-epsilon"]) < 1e-5
 
 
-@pytest.mark.client(
-    "transformers", "bf16 leaves nothing switched on: a plain run afterwards is bit-equal to one before"
-)
-def test_nothing_stays(tmp_path: Path) -> None:
-    from .test_trainer import first_gradients
-
-    before = first_gradients(tmp_path, None)
-    first_gradients(tmp_path, "lfp-epsilon", bf16=True)
-    assert difference(first_gradients(tmp_path, None), before) == 0
-
-
 RANKS = """
 import sys, torch, transformers, lfpgraph
 from transformers import DataCollatorForLanguageModeling
@@ -261,10 +249,6 @@ if trainer.is_world_process_zero(): torch.save({k.replace("module.", ""): v for 
 """
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513"],
-    "accelerate launch": [
-        "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
-        "--dynamo_backend=no", "--main_process_port=29514",
-    ],
 }  # fmt: skip
 
 

@@ -82,3 +82,12 @@ def test_options(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         feedback = first_gradients(tmp_path, "lfp-epsilon", **options)
     assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
     assert difference(feedback, plain) > 0.1
+
+
+@pytest.mark.client(
+    "transformers", "bf16 leaves nothing switched on: a plain run afterwards is bit-equal to one before"
+)
+def test_nothing_stays(tmp_path: Path) -> None:
+    before = first_gradients(tmp_path, None)
+    first_gradients(tmp_path, "lfp-epsilon", bf16=True)
+    assert difference(first_gradients(tmp_path, None), before) == 0

@@ -1,0 +1,36 @@
+"""Which parameters can never move under a composite, said in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from .composite import Composite
+
+__all__ = ["log_unmoved"]
+
+log = logging.getLogger("lfpgraph")
+
+
+def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], asleep: Iterable[str]) -> None:
+    """Say in the log which trainable parameters are wholly zero and receive no feedback.
+
+    Args:
+        asleep: names of those that receive some all the same (`Ruleset.wake`).
+    """
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
+    awake = set(asleep) | {name for name, p in trainable.items() if bool(p.any())}
+    rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in awake}
+    unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
+    if unmoved:
+        shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
+        usual = all(trainable[name].dim() < 2 for name in unmoved) and len(unmoved) < len(trainable)
+        log.log(
+            logging.INFO if usual else logging.WARNING,
+            "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
+            'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
+            len(unmoved), len(trainable), shown,
+        )  # fmt: skip
