@@ -36,6 +36,7 @@ class Watch:
         self._fed: dict[int, list[Tensor | None]] = {}
         self._compared: dict[int, int] = {}
         self._said: set[str] = set()
+        self.seconds = False  # whether a backward pass was itself to be differentiated
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
         self.away = 0  # more than 0 while a model runs
@@ -63,6 +64,7 @@ class Watch:
 
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self.seconds = True
         self._say_once(
             "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
             "flows when the loss itself is propagated."

@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..engine.program import Program
 from ..errors import NonFiniteError
 
 __all__ = ["run_program"]
 
+_ONCE = (
+    "this call of the model ran its traced program, whose feedback cannot be differentiated once more; "
+    'lfpgraph.wrap(model, engine="live") can'
+)
 Feed = Callable[[Tensor, Tensor], None]
 
 
@@ -48,8 +51,19 @@ class _Feedback(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            result = _Feedback.feedback(ctx, gradients)
+        if not again:
+            return result
+        error = torch._C._functions.DelayedError(_ONCE, sum(isinstance(s, Tensor) for s in result))
+        marked = iter(error(*(s.detach().requires_grad_() for s in result if isinstance(s, Tensor))))
+        return tuple(next(marked) if isinstance(s, Tensor) else s for s in result)
+
+    @staticmethod
+    def feedback(ctx: Any, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What goes to the arguments of `forward`."""
         program: Program = ctx.program
         inputs = _restore(ctx)
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):

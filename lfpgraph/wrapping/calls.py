@@ -9,6 +9,7 @@ by itself, as a training step may do, it gives feedback like the whole.
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,11 @@ def _somebody_traces() -> bool:
     return fake is not None or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
 
 
+def _is_looked_at() -> bool:
+    """Whether somebody follows the operations of this call: a dispatch mode, or derivatives in forward mode."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.autograd.forward_ad._current_level >= 0
+
+
 def _runs_again() -> bool:
     """Whether a checkpoint runs its part again, only to have what autograd saved; feedback goes through the first run."""
     if torch._C._current_graph_task_id() == -1:
@@ -122,6 +128,8 @@ class Wrapping:
         self._static: FeedbackForward | None = None
         self._live: dict[str, LiveEngine] = {}
         self._told = False
+        self._thread: int | None = None
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         new: dict[str, Any] = {
@@ -129,9 +137,15 @@ class Wrapping:
             "_static": None,
             "_live": {},
             "_told": False,
+            "_thread": None,
+            "_lock": None,
             "choice": self.choice.anew(),
         }
         return {**vars(self), **new}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def place(self) -> None:
         """Put stand-ins in place of the calls of the model and of all its parts that have none."""
@@ -158,18 +172,21 @@ class Wrapping:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return module._call_impl(*args, **kwargs)
-        choice, call = self.choice, None
+        choice = self.choice
         if part.path == "" and choice.settled and choice.static:
             self.counts.static += 1
             result = self._statically(args, kwargs)
             self._tell()
             return result
-        if part.path == "" and not choice.settled:
-            call = ModelCall(module, args, kwargs)
-            entry = self._program_for(call) if call.follows else None
-            if entry is not None:
-                self.counts.static += 1
-                return self.static.run(entry, call)
+        if part.path == "" and self.watch.seconds and not choice.settled:
+            choice.live(module, "its gradients are themselves differentiated (create_graph=True)")
+        if part.path == "" and not choice.settled and not _is_looked_at():
+            with self._lock:  # while a thread traces the model, no other one may run it
+                if self._thread not in (None, threading.get_ident()):
+                    choice.live(module, "it is called from several threads")
+                self._thread = threading.get_ident()
+                if not choice.settled:
+                    return self._chosen(part, args, kwargs)
         if not changes_gradients(self.composite):  # nothing is recorded, so the parts of a run come here, too
             self.counts.live += part.path == ""
             return module._call_impl(*args, **kwargs)
@@ -177,10 +194,24 @@ class Wrapping:
         engine = self._engine(part)
         if part.path:
             return engine.run(module._call_impl, args, kwargs)
-        if call is None or choice.settled or not call.follows:
-            result = engine.run(module._call_impl, args, kwargs)
-        else:
-            result = choice.observe(call, lambda: engine.run(module._call_impl, args, kwargs))
+        result = engine.run(module._call_impl, args, kwargs)
+        self._tell()
+        return result
+
+    def _chosen(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+        """Call the model with the engine that is right for the call."""
+        call = ModelCall(self.model, args, kwargs)
+        entry = self._program_for(call) if call.follows else None
+        if entry is not None:
+            self.counts.static += 1
+            return self.static.run(entry, call)
+        self.counts.live += 1
+        engine = self._engine(part)
+
+        def run() -> Any:
+            return engine.run(self.model._call_impl, args, kwargs)
+
+        result = self.choice.observe(call, run) if call.follows and not self.choice.settled else run()
         self._tell()
         return result
 

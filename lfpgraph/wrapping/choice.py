@@ -6,9 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite
 from ..engine.options import Options
@@ -23,6 +26,7 @@ log = logging.getLogger("lfpgraph")
 ENGINES = ("auto", "static", "live")
 _CHANGES, _TRACES, _OBSERVED, _MOST_OBSERVED = 3, 4, 4, 12  # more than so many, and the model runs live
 _SIZES = 2  # programs that differ in sizes alone, as one for a batch of one does; a model that needs more runs live
+_FUNCTIONS = (FunctionType, MethodType, partial)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -127,7 +131,10 @@ class Choice:
         with Observation(call.model) as seen:
             result = run()
         self.observed += 1
-        if seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):
+        returned = _returned(call.model, result)
+        if returned is not None:
+            self.live(call.model, returned)
+        elif seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):
             self.live(call.model, seen.why_live)
         elif self.observed > _MOST_OBSERVED:
             self.live(call.model, f"it has been observed {self.observed} times, and its calls still differ")
@@ -150,3 +157,10 @@ def _unwatched(call: ModelCall) -> str | None:
         return f"hooks on {name} itself run around its forward"
     odd = next((leaf for leaf in call.leaves if not isinstance(leaf, (*PLAIN, Tensor, Enum))), None)
     return None if odd is None else f"it is given a {type(odd).__name__}, whose state a program would not follow"
+
+
+def _returned(model: nn.Module, result: Any) -> str | None:
+    """What a call returns that runs on by itself afterwards, and would do so on what the trace was made of."""
+    leaves = pytree.tree_leaves(result)
+    odd = next((leaf for leaf in leaves if hasattr(type(leaf), "__next__") or isinstance(leaf, _FUNCTIONS)), None)
+    return None if odd is None else f"it returns a {type(odd).__name__}, which a program would not make anew"

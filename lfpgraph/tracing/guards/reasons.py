@@ -55,6 +55,7 @@ class State:
         self.python, self.numpy = random.getstate(), _numpy_state()
         self.settings = settings()
         self.parameters = _parameters(model)
+        self.lazy = {name for name, p in model.named_parameters() if is_lazy(p)}  # they are written once, when made
         self.buffers = _buffers(model)
 
     def changes(self) -> list[str]:
@@ -70,8 +71,8 @@ class State:
             (self.buffers, _buffers(self.model), "buffer"),
         ):
             for name in {**before, **after}:
-                if before.get(name) != after.get(name):
-                    found.append(f"makes or replaces the {kind} {name}")
+                if before.get(name) != after.get(name) and name not in self.lazy:
+                    found.append(f"makes, replaces or writes the {kind} {name}")
         return found
 
 
@@ -81,7 +82,11 @@ def _numpy_state() -> Any:
 
 
 def _parameters(model: nn.Module) -> dict[str, Any]:
-    return {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+    return {name: (id(p), p.requires_grad, _version(p)) for name, p in model.named_parameters()}
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if is_lazy(tensor) or tensor.is_inference() else tensor._version
 
 
 def _buffers(model: nn.Module) -> dict[str, Any]:
