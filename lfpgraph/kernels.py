@@ -148,8 +148,8 @@ def halved(z: Tensor, epsilon: float) -> Tensor:
     return _run(_halve, (z, epsilon), 1, torch.empty_like(z, dtype=torch.float16))
 
 
-def _halve(z: Tensor, epsilon: float, out: Tensor, scratch: Tensor) -> None:
-    out.copy_(torch.abs(z, out=scratch).mul_(_HALVED / epsilon))
+def _halve(z: Tensor, epsilon: float, out: Tensor, scratch: Tensor) -> Tensor:
+    return out.copy_(torch.abs(z, out=scratch).mul_(_HALVED / epsilon))
 
 
 def halved_factor(s: Tensor, h: Tensor, over: bool = False) -> Tensor:
@@ -162,8 +162,8 @@ def halved_factor(s: Tensor, h: Tensor, over: bool = False) -> Tensor:
     return _run(_halved_factor, (s, h), 2, s if over else torch.empty_like(s))
 
 
-def _halved_factor(s: Tensor, h: Tensor, out: Tensor, scratch: Tensor) -> None:
-    epsilon_factor(s, scratch.copy_(h), _HALVED, True, out=out, scratch=scratch)
+def _halved_factor(s: Tensor, h: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+    return epsilon_factor(s, scratch.copy_(h), _HALVED, True, out=out, scratch=scratch)
 
 
 def _scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .kernels import DECOMPOSITIONS, KERNELS
 
-__all__ = ["ZERO_REWARD", "epsilon_factor", "identity_signal", "scale_by_size", "stabilize"]
+__all__ = ["ZERO_REWARD", "epsilon_factor", "guarded", "identity_signal", "scale_by_size", "stabilize"]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -26,6 +26,11 @@ def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
     plus_zero = z + 0.0  # minus zero becomes plus zero
     return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero) + z
+
+
+def guarded(x: Tensor, epsilon: float) -> Tensor:
+    """x, kept away from zero by far less than epsilon (Note [Sums of two forms] in `live.schedule`)."""
+    return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
 
 
 def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:

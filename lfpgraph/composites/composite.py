@@ -228,7 +228,7 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], asleep: 
     Args:
         asleep: names of those that receive some all the same (`Ruleset.wake`).
     """
-    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p)}
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
     awake = set(asleep) | {name for name, p in trainable.items() if bool(p.any())}
     rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in awake}
     unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVE",
+    "CASTS",
     "CONSTANT",
     "WEIGHT",
     "NodeInfo",
@@ -40,6 +41,10 @@ __all__ = [
 ACTIVE = "active"
 WEIGHT = "weight-like"
 CONSTANT = "constant"
+_aten = torch.ops.aten
+CASTS = frozenset(
+    {_aten._to_copy.default, _aten.to.dtype, _aten.to.dtype_layout}
+)  # a trace has the first, a live run any
 
 _WRITES_STATISTICS = {
     torch.ops.aten._batch_norm_with_update_functional.default,

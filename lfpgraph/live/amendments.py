@@ -17,10 +17,11 @@ from torch import Tensor, fx
 
 from ..errors import NonFiniteError, RuleError
 from ..kernels import halved_factor
-from ..numerics import epsilon_factor, stabilize
-from .bridges import LARGE, Remade, slots_of, wake
+from ..numerics import epsilon_factor, guarded, stabilize
+from .bridges import LARGE, Remade, goes_on, slots_of, wake
 from .call import LiveCall
-from .parameters import Scale, Watch, is_differentiated, owned, replaced
+from .kept import is_alone
+from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
 
@@ -34,8 +35,9 @@ def amend(
 ) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = [None] * len(outputs)  # the signals at the outputs, filled in as they arrive
-    for place, number in enumerate(outputs) if check or schedule.looks_at_outputs else ():
-        _tap(record, number, given, place, check, watch)
+    tells = any(a.factors for a in schedule.amendments)  # of second derivatives, as a tap would
+    for place, number in enumerate(outputs) if check or schedule.looks_at_outputs or not tells else ():
+        tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
     for place, placeholder, plain in schedule.parameters:
         leaf = record.leaves[place]
@@ -54,7 +56,7 @@ def amend(
     lost = []
     if record.expected is not schedule:
         record.kept = [x if n in schedule.kept_values else None for n, x in enumerate(record.kept)]
-        schedule.unshared = {n for n in schedule.factors_alone if _is_alone(record.kept[n])}
+        schedule.unshared = {n for n in schedule.factors_alone if is_alone(record.kept[n])}
     for amendment in schedule.amendments:
         edges = [record.edge_of.get(n) for n in amendment.exits]
         if not any(edges):
@@ -62,27 +64,6 @@ def amend(
         if not _Hooks(amendment, schedule, record, given, check, watch).install(edges):
             lost.append(schedule.plan.graph.describe(amendment.unit.node))
     return lost
-
-
-def _is_alone(kept: Tensor | None) -> bool:
-    """Whether nobody else holds the memory of a value that is kept, autograd for example."""
-    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
-
-
-def _tap(record: Record, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
-    edge = record.edge_of.get(number)
-    if edge is None:
-        return
-    node, index = edge
-
-    def note(signals: tuple[Any, ...]) -> None:
-        given[place] = s = signals[index]
-        if watch is not None and is_differentiated():
-            watch.second()
-        if check and s is not None and not bool(torch.isfinite(s).all()):
-            raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
-
-    node.register_prehook(note)
 
 
 class _Hooks:
@@ -129,8 +110,7 @@ class _Hooks:
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
             for i, number in enumerate(amendment.inputs):
-                edge = record.edge_of.get(number)
-                if edge is not None:
+                for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
             found, passed = slots_of(nodes, inputs, record.edges, amendment.inside)
@@ -151,7 +131,8 @@ class _Hooks:
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if signals[slot] is None or self._is_true():
                 return None
-            s = self._settled(signals[slot], factor, owned(signals, slot))
+            over = owned(signals, slot)  # before anything here refers to the signal
+            s = self._settled(signals[slot], factor, over)
             if not self.amendment.plain:
                 self._let_go()
             return (s,) if len(signals) == 1 else replaced(signals, {slot: s})
@@ -215,7 +196,7 @@ class _Hooks:
         amendment = self.amendment
         unit = amendment.unit
         values = {n: self._value(n) for n in self.values}
-        call = LiveCall(unit, values, self.numbers, self.templates)
+        call = LiveCall(unit, values, self.numbers, self.templates)  # type: ignore[arg-type]
         outputs = [values.get(n) for n in amendment.exits]
         single = len(outputs) == 1 and not isinstance(unit.node.meta["val"], list)
         call.output = outputs[0] if single else outputs
@@ -271,21 +252,19 @@ class _Hooks:
                 if amendment.computed:
                     answer = self.answers.get(i) if first else None
                     if s is None:
-                        if answer is not None and _goes_on(slot):
+                        if answer is not None and goes_on(slot):
                             raise RuleError(
                                 f"{self.plan.graph.describe(amendment.unit.node)} hands no gradient to its argument {i}, so "
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = (
-                        torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
-                    )
+                    new[slot] = _nothing(s) if answer is None else answer
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:
-                        s = new[slot] = s * share
+                        s = new[slot] = s * share if share else _nothing(s)
                     if i in amendment.plain:
-                        x = self.values[self.numbers[amendment.unit.inputs[i]]]
+                        x = self._value(self.numbers[amendment.unit.inputs[i]])
                         new[slot] = self._as_plain(s, x, i)
             if self.check and not all(bool(torch.isfinite(s).all()) for s in new.values()):
                 raise NonFiniteError(
@@ -310,12 +289,5 @@ class _Hooks:
             self.values = {}
 
 
-def guarded(x: Tensor, epsilon: float) -> Tensor:
-    """x, kept away from zero by far less than epsilon (Note [Sums of two forms] in `schedule`)."""
-    return stabilize(x, epsilon * (1e-12 if x.dtype == torch.float64 else 1e-6))
-
-
-def _goes_on(slot: int) -> bool:
-    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
-    source = torch._C._current_autograd_node().next_functions[slot][0]
-    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)
+def _nothing(s: Tensor) -> Tensor:
+    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)

@@ -118,13 +118,14 @@ class LiveCall(Call):
         return result
 
 
-def answers_of(unit: Unit) -> tuple[list[Any] | None, bool | float]:
-    """A rule's answers: multiples of autograd's signals, or tensors, or None if it needs data; and their form.
+def answers_of(unit: Unit) -> tuple[list[Any] | None, bool | float, bool]:
+    """A rule's answers: multiples of autograd's signals, or tensors, or None if it needs data; their form; and one thing more.
 
-    The form is False for plain signals, True or an epsilon for stabilized ones (Note [Two forms of a signal]).
+    The form is False for plain signals, True or an epsilon for stabilized ones (Note [Two forms of a signal]). The other
+    thing is whether the rule may look at the signals at the model's outputs.
     """
     if unit.handler is vjp or (unit.rule is not None and unit.rule.is_vjp):
-        return [Multiple() if wanted else None for wanted in unit.wanted], False
+        return [Multiple() if wanted else None for wanted in unit.wanted], False, False
     return _ask(unit)
 
 
@@ -154,11 +155,16 @@ class _Asked(Call):
         self.op, self.sources, self.nodes, self.is_region = unit.node.target, unit.inputs, unit.nodes, unit.is_region
         self.active, self.weightlike, self.wanted = unit.active, unit.weightlike, unit.wanted
         self.epsilon, self.rectified = unit.option_epsilon, unit.rectified is not None
-        self.stabilized, self.given, self.direction = False, [], -1
+        self.stabilized, self.direction, self.looked = False, -1, False
         self.inputs = [node.meta["val"] for node in unit.inputs]
         self.output = unit.node.meta["val"]
         self.signal: Any = None
         self.args, self.kwargs = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: n.meta["val"])
+
+    @property
+    def given(self) -> list[Tensor]:  # type: ignore[override]
+        self.looked = True
+        return []
 
     def reward(self, s: Tensor) -> Tensor:
         return torch.empty_like(self.output)
@@ -168,15 +174,19 @@ class _Asked(Call):
         return execute(self._unit, values, tensors)
 
     def vjp(self, s: Any, again: bool = False) -> list[Any]:
-        """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one."""
-        of_arrived = s is self.signal
+        """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one.
+
+        Autograd does not know of operations that count as constants within a region.
+        """
+        rule = self._unit.rule
+        of_arrived = s is self.signal and not (self.is_region and rule is not None and rule.constants)
         return [
             (Multiple() if of_arrived else torch.empty_like(x)) if wanted else None
             for x, wanted in zip(self.inputs, self.wanted)
         ]
 
 
-def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
+def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float, bool]:
     """The rule's answers on tensors without data, None if it needs data; and whether they are in stabilized form."""
     asked = _Asked(unit)
     output = asked.output
@@ -187,8 +197,8 @@ def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float]:
     try:
         with torch.no_grad():
             answers = list(unit.handler(asked, s, *args, **kwargs))
-        return answers if len(answers) == len(unit.inputs) else None, asked.stabilized
+        return answers if len(answers) == len(unit.inputs) else None, asked.stabilized, asked.looked
     except AttributeError:
         raise
     except Exception:  # whatever a rule says of tensors without data, it will be asked again with them
-        return None, True if asked.stabilized is True else asked.stabilized
+        return None, True if asked.stabilized is True else asked.stabilized, True

@@ -88,7 +88,7 @@ class _AsWritten:
 def _as_written(change: int) -> None:
     """One recording more, or one less."""
     global _recordings
-    frames = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
     with _lock:
         _recordings += change
         if frames is None:

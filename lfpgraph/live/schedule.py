@@ -112,6 +112,7 @@ class Schedule:
     steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
     quick: list[Any] = field(default_factory=list)  # `operations.quick_steps`
     around: Any = None  # what else a run must have alike: its leaves, outputs and ends
+    looks_at_outputs: bool = False  # whether a rule may look at the signals at the outputs
     unread: list[int] = field(default_factory=list)  # values that nothing in the run reads
     keeps: set[int] = field(default_factory=set)
     templates: set[int] = field(default_factory=set)
@@ -120,11 +121,6 @@ class Schedule:
     unshared: set[int] = field(default_factory=set)
     remade: dict[int, Any] = field(default_factory=dict)
     spared: set[int] = field(default_factory=set)
-
-    @cached_property
-    def looks_at_outputs(self) -> bool:
-        """Whether something looks at the signals at the outputs: a rule, or what tells of second derivatives."""
-        return any(a.computed for a in self.amendments) or not any(a.factors for a in self.amendments)
 
     @cached_property
     def parameters(self) -> list[tuple[int, fx.Node, bool]]:
@@ -162,7 +158,8 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             schedule.amendments.append(amendment)
             continue
         _settle(amendment, arrivals, by_unit)
-        answers, stabilized = answers_of(unit)
+        answers, stabilized, looks = answers_of(unit)
+        schedule.looks_at_outputs |= looks
         if answers is None or any(isinstance(a, Tensor) for a in answers):
             amendment.computed = True
         else:
@@ -177,14 +174,20 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             form = unit.option_epsilon if stabilized is True else stabilized
         elif not (unit.family.passes_form or unit.ends_layer):
             form = None
-        for i, source in enumerate(unit.inputs):
-            if unit.wanted[i]:
-                arrivals[source].append((unit, i, form))
+        if _is_reached(node, arrivals):
+            for i, source in enumerate(unit.inputs):
+                if unit.wanted[i] and (answers is None or answers[i] is not None):
+                    arrivals[source].append((unit, i, form))
         by_unit[id(unit)] = amendment
         schedule.amendments.append(amendment)
     schedule.amendments = [a for a in reversed(schedule.amendments) if a.factors or a.reaches_inside]
     _needs(schedule)
     return schedule
+
+
+def _is_reached(node: fx.Node, arrivals: Mapping[fx.Node, list[Any]]) -> bool:
+    """Whether a signal arrives at a node, or at one of its results."""
+    return bool(arrivals.get(node)) or any(arrivals.get(n) for n in node.users if n.target is operator.getitem)
 
 
 def _exits(live: LiveGraph, node: fx.Node) -> tuple[int, ...]:

@@ -136,7 +136,11 @@ def export_flat(
         program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
-        program = program.run_decompositions(decompositions(program.graph_module))
+        table = decompositions(program.graph_module)
+        program = program.run_decompositions(dict(table))
+        while further := decompositions(program.graph_module, done=table):  # parts may themselves have parts
+            table |= further
+            program = program.run_decompositions(dict(table))
         tidy(program.graph_module)
     return _to_graph(program, record, shapes is not None, placeholders)
 

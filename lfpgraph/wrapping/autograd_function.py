@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from ..engine.program import Program
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, WrapError
 
 __all__ = ["run_program"]
 
-_ONCE = (
-    "this call of the model ran its traced program, whose feedback cannot be differentiated once more; "
-    'lfpgraph.wrap(model, engine="live") can'
-)
 Feed = Callable[[Tensor, Tensor], None]
 
 
@@ -52,18 +48,11 @@ class _Feedback(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        again = torch.is_grad_enabled()
-        with torch.no_grad():
-            result = _Feedback.feedback(ctx, gradients)
-        if not again:
-            return result
-        error = torch._C._functions.DelayedError(_ONCE, sum(isinstance(s, Tensor) for s in result))
-        marked = iter(error(*(s.detach().requires_grad_() for s in result if isinstance(s, Tensor))))
-        return tuple(next(marked) if isinstance(s, Tensor) else s for s in result)
-
-    @staticmethod
-    def feedback(ctx: Any, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What goes to the arguments of `forward`."""
+        if torch.is_grad_enabled():
+            raise WrapError(
+                "a second derivative is asked for (create_graph=True), which a traced program does not have; "
+                'wrap the model with engine="live".'
+            )
         program: Program = ctx.program
         inputs = _restore(ctx)
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):

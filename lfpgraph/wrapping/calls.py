@@ -31,6 +31,7 @@ from .programs import Entry, ModelCall
 __all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
+_local = threading.local()
 _SLOT, _MARK = "_compiled_call_impl", "_lfpgraph"  # a module's copies and pickles drop the first, and keep the second
 
 
@@ -84,6 +85,15 @@ def wrapping_of(model: nn.Module) -> Wrapping | None:
     """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
     found = model.__dict__.get(_MARK)
     return found.wrapping if isinstance(found, CallStandIn) and found.path == "" else None
+
+
+def _unrecorded() -> list[Wrapping]:
+    """The wrappings whose model this thread runs without gradients; what it turns on inside is its own business."""
+    try:
+        return _local.unrecorded  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.unrecorded = []
+        return _local.unrecorded
 
 
 def _somebody_traces() -> bool:
@@ -166,8 +176,14 @@ class Wrapping:
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
         module = part.module
-        if is_tracing() or not torch.is_grad_enabled() or _somebody_traces() or _runs_again():
+        if is_tracing() or _somebody_traces() or _runs_again() or self in _unrecorded():
             return module._call_impl(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            _unrecorded().append(self)
+            try:
+                return module._call_impl(*args, **kwargs)
+            finally:
+                _unrecorded().pop()
         if torch._C._functorch.peek_interpreter_stack() is not None:
             if changes_gradients(self.composite):
                 self.watch.transformed()
@@ -178,8 +194,10 @@ class Wrapping:
             result = self._statically(args, kwargs)
             self._tell()
             return result
-        if part.path == "" and self.watch.seconds and not choice.settled:
-            choice.live(module, "its gradients are themselves differentiated (create_graph=True)")
+        if self.watch.differentiates and not choice.settled:
+            choice.live(
+                self.model, "second derivatives are asked for (create_graph=True), which a program does not have"
+            )
         if part.path == "" and not choice.settled and not _is_looked_at():
             with self._lock:  # while a thread traces the model, no other one may run it
                 if self._thread not in (None, threading.get_ident()):

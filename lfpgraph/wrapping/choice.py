@@ -136,6 +136,8 @@ class Choice:
             self.live(call.model, returned)
         elif seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):
             self.live(call.model, seen.why_live)
+        elif call.has_changed():
+            self.live(call.model, "it writes into a container among its arguments, such as a key-value cache")
         elif self.observed > _MOST_OBSERVED:
             self.live(call.model, f"it has been observed {self.observed} times, and its calls still differ")
         elif seen.why_live is None and seen.guard is not None:

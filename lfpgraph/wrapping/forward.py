@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from enum import Enum
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..engine.plan import make_plan
 from ..engine.program import make_program
 from ..engine.static import no_autocast
 from ..errors import InputError, NonFiniteError
+from ..graph.calls import objects_with_state
 from ..graph.graph import OpGraph
 from ..tracing.flat import is_tracing
 from .autograd_function import Feed, run_program
@@ -112,9 +112,8 @@ class FeedbackForward(StandIn):
 
 def _refuse_state(call: ModelCall) -> None:
     """Refuse objects with a state as arguments of a part: what the part writes into them would be lost in its program."""
-    for leaf in call.leaves:
-        if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor | Enum | type) and not callable(leaf):
-            raise InputError(
-                f"{type(call.model).__name__} is passed a {type(leaf).__name__}, which it may change, and a part of a model "
-                "cannot be traced with it. Call the model without (key-value caches: use_cache=False), or wrap it whole."
-            )
+    for leaf in objects_with_state(call.leaves):
+        raise InputError(
+            f"{type(call.model).__name__} is passed a {type(leaf).__name__}, which it may change, and a part of a model "
+            "cannot be traced with it. Call the model without (key-value caches: use_cache=False), or wrap it whole."
+        )

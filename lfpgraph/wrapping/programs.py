@@ -60,6 +60,11 @@ class ModelCall:
         """Whether anything that goes in requires a gradient."""
         return any(t.requires_grad for t in (*self.state.values(), *self.tensors))
 
+    def has_changed(self) -> bool:
+        """Whether the arguments hold other objects by now: the call has put some into a container of the caller's."""
+        leaves, spec = flatten_input(self.args, self.kwargs)
+        return spec != self.spec or any(a is not b for a, b in zip(leaves, self.leaves))
+
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The inputs' sizes."""
