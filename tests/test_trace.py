@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
@@ -124,3 +126,25 @@ def test_what_modules_hold_stays_the_same_object() -> None:
     for _ in range(3):
         model(torch.randn(3, 2, 4))[0].sum().backward()
     assert lfpgraph.explain_wrap(model).static_calls == 2
+
+
+def test_parameters_written_in_forward() -> None:
+    """A teacher that follows its student: a program writes it as the model does, and checking the trace does not."""
+
+    class Follows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+            self.teacher.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                self.teacher.weight.lerp_(self.student.weight, 0.1)
+                target = self.teacher(x)
+            return self.student(x), target
+
+    model = Follows()
+    twin, x = lfpgraph.wrap(copy.deepcopy(model), engine="static"), torch.randn(5, 4)
+    for _ in range(2):
+        torch.testing.assert_close(twin(x), model(x))
+    torch.testing.assert_close(twin.teacher.weight, model.teacher.weight)

@@ -209,7 +209,7 @@ def _to_graph(
     state: dict[int, Any] = {}  # places of changed buffers and parameters among the outputs, and their names
     inputs: dict[int, Any] = {}
     for place, out in enumerate(program.graph_signature.output_specs):
-        if out.kind == OutputKind.BUFFER_MUTATION:
+        if out.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             state[place] = str(out.target).removeprefix("model.")
         elif out.kind == OutputKind.USER_INPUT_MUTATION:
             changed = named[str(out.target)]

@@ -79,7 +79,7 @@ def _verify(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mappi
     if distance <= 1:
         return
     name = type(model).__name__
-    if draws_numbers(model, args, kwargs):
+    if draws_numbers(model, args, kwargs, graph.mutations):
         log.warning("%s and its graph give different outputs; they draw random numbers, so this may be chance", name)
         return
     raise TraceError(

@@ -46,10 +46,16 @@ def refusal(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return None
 
 
-def draws_numbers(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether two runs of the model, the second where the first left the random generators, give different outputs."""
+def draws_numbers(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], written: Sequence[str] = ()
+) -> bool:
+    """Whether two runs of the model, the second where the first left the random generators, give different outputs.
+
+    Args:
+        written: parameters that a run writes to; they stay as they are.
+    """
     with keep_random_state(model, input_tensors(args, kwargs)):
-        first, second = _run(model, args, kwargs), _run(model, args, kwargs)
+        first, second = (_run(model, args, kwargs, written=written) for _ in range(2))
     return any(_distance(a, b) > 1 for a, b in zip(first, second) if a.is_floating_point())
 
 
@@ -64,13 +70,21 @@ def computes_the_same(first: nn.Module, other: nn.Module, args: Sequence[Any], k
 
 
 def _run(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], owner: nn.Module | None = None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    owner: nn.Module | None = None,
+    written: Sequence[str] = (),
 ) -> list[Tensor]:
-    """The model's tensor outputs, with the tensors of `owner` if it is given; buffers stay as they are."""
+    """The model's tensor outputs, with the tensors of `owner` if it is given.
+
+    Buffers stay as they are, and so do the parameters that are `written` to.
+    """
     tensors = [t.detach().clone() for t in input_tensors(args, kwargs)]
     copies: dict[str, Tensor] = {f"model.{name}": buffer.clone() for name, buffer in (owner or model).named_buffers()}
     if owner is not None:
         copies |= {f"model.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
+    copies |= {f"model.{n}": p.detach().clone() for n, p in (owner or model).named_parameters() if n in written}
     with torch.enable_grad(), running_plainly():  # as in training: a model may take a quicker way without gradients
         found = functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
     return [t.detach() for t in found]
@@ -83,7 +97,7 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
     """
     values = graph.values_of_call(model, args, kwargs)
     with keep_random_state(values):
-        expected = _run(model, args, kwargs)
+        expected = _run(model, args, kwargs, written=graph.mutations)
     with keep_random_state(values), torch.no_grad():
         found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
     pairs = [
