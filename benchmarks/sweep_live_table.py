@@ -95,8 +95,8 @@ def table(rows: list[Row], total: int) -> str:
         "block after block the signals pass float32's largest number (align_vision_model in float64: finite, up to 1e37; the "
         "static engine overflows in float32, too). More than so many seconds: instances that the builder hardly shrinks "
         "(vibevoice_acoustic_tokenizer: 262 million parameters), on a machine that was shared; not measured. A new plan at the "
-        "second step (looked into for grounding-dino): the first call of engine='auto' is observed, which keeps values alive "
-        "that then count as ends of the run; with engine='live' there is one plan.",
+        "second step: the first call of engine='auto' was observed in a way that kept values alive, which then counted as ends "
+        "of the run; mended since, and grounding-dino, oneformer and vits need one plan.",
         "",
         "## Not built",
         "",

@@ -48,6 +48,22 @@ def strided_scatter(
     return [outside, aten.as_strided_copy(laid_out, size, stride, offset)]
 
 
+_WRITTEN = {
+    aten.diagonal_scatter.default: aten.diagonal.default,
+    aten.select_scatter.default: aten.select.int,
+    aten.slice_scatter.default: aten.slice.Tensor,
+}
+
+
+@rule(*_WRITTEN, family=VIEW, needs_vjp=False, is_vjp=True)
+def scatter(call: Call, s: Tensor, x: Tensor, src: Tensor, *where: Any, **named: Any) -> Signals:
+    """The vjp of a write to a view, which torch lacks for complex numbers."""
+    return [
+        call.op(s, torch.zeros_like(src, dtype=s.dtype), *where, **named) if call.wanted[0] else None,
+        _WRITTEN[call.op](s, *where, **named) if call.wanted[1] else None,
+    ]
+
+
 @rule(aten.rrelu_with_noise_functional.default, family=RANDOM, needs_vjp=False, is_vjp=True)
 def noisy_slope(
     call: Call,
@@ -88,7 +104,6 @@ rule(
     aten.diag_embed.default,
     aten.diagonal.default,
     aten.diagonal_copy.default,
-    aten.diagonal_scatter.default,
     aten.expand.default,
     aten.expand_as.default,
     aten.expand_copy.default,
@@ -123,10 +138,8 @@ rule(
     aten.rot90.default,
     aten.select.int,
     aten.select_copy.int,
-    aten.select_scatter.default,
     aten.slice.Tensor,
     aten.slice_copy.Tensor,
-    aten.slice_scatter.default,
     aten.split.Tensor,
     aten.split_copy.Tensor,
     aten.split_with_sizes.default,

@@ -156,3 +156,47 @@ def test_first_step_in_another_mode_is_complete(caplog: pytest.LogCaptureFixture
         model.train(training)
         model(torch.randn(2, 3)).sum().backward()
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def _gate(x: Tensor, w: Tensor) -> Tensor:
+    return torch.tanh(x @ w) * x.relu()
+
+
+class _Gated(nn.Module):
+    def __init__(self, gate: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.gate, self.weight, self.last = gate, nn.Parameter(torch.eye(3, dtype=torch.float64)), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.gate(x, self.weight))
+        return out
+
+
+def test_feedback_through_compiled_functions() -> None:
+    """The rules apply to what a compiled function is made of; where nobody records, it stays compiled."""
+    found = []
+    for gate in (_gate, torch.compile(_gate, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(0)
+        model = lfpgraph.wrap(_Gated(gate).double(), engine="live")
+        found.append(_step(model, lambda model: model(torch.randn(2, 3, dtype=torch.float64)).sum()))
+    torch.testing.assert_close(found[1], found[0])
+    out = lfpgraph.unwrap(model)(torch.randn(2, 3, dtype=torch.float64))
+    assert "CompiledFunction" in out.grad_fn.next_functions[1][0].name()
+
+
+class _Annealed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        return h.square().sum() / int((x > 0).sum()) * float(x.abs().mean())
+
+
+def test_numbers_of_each_call_need_no_new_plan() -> None:
+    """A loss divided by how many boxes were found, or weighted by a schedule."""
+    model = lfpgraph.wrap(_Annealed(), engine="live")
+    for _ in range(4):
+        model(torch.randn(4, 3)).backward()
+    assert lfpgraph.explain_wrap(model).plans == 1

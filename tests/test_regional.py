@@ -180,3 +180,23 @@ def test_transformers_models() -> None:
         _assert_same(found, whole, 1e-3)
         lfpgraph.wrap(lfpgraph.unwrap(model), "gradient", regional=True)
         assert_same(gradients(model, **batch), plain, 1e-9)
+
+
+def test_an_object_that_the_model_may_change_is_never_traced() -> None:
+    """A key-value cache, say: each call writes what it has made into the one it is given."""
+
+    class Memory:
+        pass
+
+    class Remembers(nn.Linear):
+        def forward(self, x: Tensor, memory: Any) -> Tensor:
+            memory.kept = super().forward(x)
+            return memory.kept.relu()
+
+    model = lfpgraph.wrap(Remembers(3, 3))
+    for _ in range(3):
+        memory = Memory()
+        out = model(torch.ones(2, 3), memory)
+        out.sum().backward()
+        assert type(memory.kept) is Tensor and torch.equal(memory.kept.relu(), out)  # type: ignore[attr-defined]
+    assert "Memory" in lfpgraph.explain_wrap(model).why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 import lfpgraph
 from lfpgraph.errors import TraceError
+from lfpgraph.graph.calls import state_tensor
 from lfpgraph.graph.graph import module_path, source_line
 from lfpgraph.tracing.tracer import trace
 
@@ -277,3 +279,22 @@ def test_no_grad_regions_know_their_place() -> None:
     assert [module_path(n) for n in graph.operations() if str(n.target) == "aten.linear.default"] == ["model", "model"]
     sine = next(n for n in graph.operations() if str(n.target) == "aten.sin.default")
     assert source_line(sine).startswith("test_trace_odd.py:")
+
+
+def test_a_weight_made_of_tensors_is_found_by_its_traced_names() -> None:
+    """torch.export takes a quantised weight apart; what it names is found in the model, or an error of ours is raised."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    parts = torch.ones(2), torch.zeros(2)
+    state = {"a.weight": TwoTensor(*parts)}
+    assert all(state_tensor(state, f"a.parametrizations.weight.original{i}") is parts[i] for i in (0, 1))
+    for name in ("a.parametrizations.weight.original2", "b.weight", "a.parametrizations.bias.original0"):
+        with pytest.raises(TraceError, match="has not under that name"):
+            state_tensor(state, name)
+
+
+def test_a_weak_proxy_is_no_module() -> None:
+    """Lightning's modules know their trainer by one; it has no hash."""
+    model, other = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3))), nn.Linear(2, 2)
+    vars(model)["trainer"] = weakref.proxy(other)
+    model(torch.ones(2, 3)).sum().backward()

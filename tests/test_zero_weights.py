@@ -173,3 +173,60 @@ def test_lora_trains_unmodified(order: str) -> None:
     a, b = ({name for name, _ in model.named_parameters() if f"lora_{which}" in name} for which in "AB")
     assert len(a) == len(b) == 2 and b <= reached[0] and not a & reached[0] and a | b <= reached[1]
     assert all("lora_" in name or "classifier" in name for name in reached[1])
+
+
+class Rows(torch.autograd.Function):
+    """A matrix whose rows are scaled, with a backward of its own, as the weights of PEFT's LoHa are made."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(v, w)
+        return v.unsqueeze(1) * w
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        v, w = ctx.saved_tensors
+        return (g * w).sum(1), g * v.unsqueeze(1)
+
+
+class Scaled(nn.Module):
+    """A path scaled by a zero: VeRA's vector, ReZero's number, a norm's weight; or by one plus a zero, as Gemma's norms."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.base, self.low, self.norm = nn.Linear(4, 6), nn.Linear(4, 6, bias=False), nn.LayerNorm(6)
+        self.head = nn.Linear(6, 3)
+        self.zero = nn.Parameter(torch.zeros(() if kind == "number" else 6))
+        nn.init.zeros_(self.norm.weight)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low(x)
+        path = {
+            "vector": lambda: self.zero * low, "number": lambda: low * self.zero, "norm": lambda: self.norm(low),
+            "one plus": lambda: low * (1 + self.zero), "added": lambda: low + self.zero,
+            "custom": lambda: F.linear(x, Rows.apply(self.zero, self.low.weight)),
+        }[self.kind]()  # fmt: skip
+        return self.head(F.relu(self.base(x) + path))
+
+
+@pytest.mark.parametrize("kind", ["vector", "number", "norm", "one plus", "custom", "added"])
+def test_a_zero_factor_wakes_and_what_is_added_does_not(kind: str, engine: str) -> None:
+    """It receives the signal while it is zero, however many dimensions it has; what is behind it follows when it has moved."""
+    model, x = Scaled(kind), batch()
+    name = "norm.weight" if kind == "norm" else "zero"
+    found = lfp(model, x, engine=engine)
+    plain = lfp(model, x, composite=lfpgraph.get_composite("lfp-0").with_options(scale="signal"), engine=engine)  # type: ignore[arg-type]
+    if kind == "added":
+        assert not found[name].any()
+        return
+    torch.testing.assert_close(found[name], plain[name], rtol=1e-3, atol=1e-6)
+    assert found[name].any() and (kind == "one plus" or not found["low.weight"].any())
+    with torch.no_grad():
+        model.get_parameter(name).add_(0.1)
+    again = lfp(model, x, engine=engine)
+    plain = lfp(model, x, composite=lfpgraph.get_composite("lfp-0").with_options(scale="signal"), engine=engine)  # type: ignore[arg-type]
+    torch.testing.assert_close(again[name], plain[name] * 0.1, rtol=1e-3, atol=1e-6)
+    assert again["low.weight"].any()

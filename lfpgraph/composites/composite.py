@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,8 @@ class Ruleset:
             they take the plain signal, so that a bias of zero can move.
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
-        wake: a weight of two or more dimensions that is wholly zero (LoRA's `B` at its start), and so would never move
-            and let nothing behind it move, gets the plain signal for as long as it is wholly zero.
+        wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
+            nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
         products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
             of the vector-Jacobian product, so that reward is kept (AttnLRP prop. 3.2, 3.3); "whole" gives each all of it.
     """
@@ -104,15 +104,16 @@ class Ruleset:
         """Whether the feedback of the parameter w is its plain signal."""
         return self.scale == "signal" or (self.vectors == "signal" and w.dim() < 2)
 
+    def leaves_zero(self, w: Tensor) -> bool:
+        """Whether a parameter w that is wholly zero gets feedback of zero, unless it wakes."""
+        floor, relative = _floor_of(self.floor)
+        return not self.takes_signal(w) and (relative or floor == 0)
+
     def wakes(self, w: Tensor) -> bool:
-        """Whether the parameter w is a wholly zero matrix (or more) that is to get a signal all the same."""
-        if not (self.wake or _floor_of(self.floor)[0] > 0 or self.scale == "signal") or w.dim() < 2 or w.numel() == 0:
+        """Whether the parameter w is wholly zero and is to get a signal all the same, unless it is only added to something."""
+        if not (self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)) or w.numel() == 0:
             return False
         return w.device.type != "meta" and not isinstance(w, FakeTensor) and not bool(w.any())
-
-    def moves(self, w: Tensor) -> bool:
-        """Whether any entry of the parameter w can receive feedback."""
-        return self.takes_signal(w) or _floor_of(self.floor)[0] > 0 or bool(w.any()) or self.wakes(w)
 
     def feedback(self, w: Tensor, s: Tensor, asleep: bool) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).
@@ -221,20 +222,25 @@ class Composite:
         return replace(self, prefix=f"{self.prefix}{name}.")
 
 
-def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor]) -> list[str]:
-    """Say in the log which trainable parameters are wholly zero and receive no feedback; returns their names."""
-    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p)}
-    unmoved = [name for name, p in trainable.items() if not composite.parameter_ruleset(name).moves(p)]
+def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], asleep: Iterable[str]) -> None:
+    """Say in the log which trainable parameters are wholly zero and receive no feedback.
+
+    Args:
+        asleep: names of those that receive some all the same (`Ruleset.wake`).
+    """
+    trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
+    awake = set(asleep) | {name for name, p in trainable.items() if bool(p.any())}
+    rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in awake}
+    unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
     if unmoved:
         shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
-        biases = all(trainable[name].dim() < 2 for name in unmoved)
+        usual = all(trainable[name].dim() < 2 for name in unmoved) and len(unmoved) < len(trainable)
         log.log(
-            logging.INFO if biases else logging.WARNING,
+            logging.INFO if usual else logging.WARNING,
             "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
             'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
             len(unmoved), len(trainable), shown,
         )  # fmt: skip
-    return unmoved
 
 
 def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ..graph.graph import CASTS
 from ..registry import Call, Signals
 
 __all__ = ["SLOPES", "soft_vjp"]
@@ -63,7 +64,7 @@ def _soft(op: Any, args: Any, kwargs: Any, step: Callable[[Tensor], Tensor], rou
         return step(args[0])
     if op in _SIGNS:
         return 2 * step(args[0]) - 1
-    if op in rounding or op is aten._to_copy.default:
+    if op in rounding or op in CASTS:
         return args[0]
     if op in _NOT:
         return 1 - args[0]

@@ -15,10 +15,11 @@ from torch import Tensor, fx
 from ..composites.composite import Composite, Ruleset
 from ..errors import NoRuleError
 from ..graph.depths import layer_places
-from ..graph.graph import OpGraph, module_path
+from ..graph.factors import is_factor
+from ..graph.graph import WEIGHT, OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
-from ..registry import CONTRACTION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
+from ..registry import CONTRACTION, NORMALISATION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
 from ..rules.views import nothing
 from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
 
@@ -45,6 +46,11 @@ class Plan:
     wanted: set[fx.Node]
     rulesets: dict[fx.Node, Ruleset]
     asleep: set[fx.Node]
+
+    @property
+    def names_asleep(self) -> list[str]:
+        """The names of the parameters in `asleep`."""
+        return [p.target for n, p in zip(self.graph.placeholder_nodes, self.graph.placeholders) if n in self.asleep]
 
     def feedback(self, placeholder: fx.Node, value: Tensor, s: Tensor) -> Tensor:
         """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself."""
@@ -85,7 +91,11 @@ def make_plan(
     nodes = graph.placeholder_nodes
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
-    asleep = {n for n, value in zip(nodes, values) if n in wanted and n in rulesets and rulesets[n].wakes(value)}
+    asleep = {
+        n
+        for n, x in zip(nodes, values)
+        if n in wanted and n in rulesets and rulesets[n].wakes(x) and is_factor(graph, n)
+    }
     _let_signals_pass(graph, units, asleep)
     return Plan(graph, composite, units, reached, rulesets, asleep)
 
@@ -147,17 +157,20 @@ def _settle_missing(graph: OpGraph, units: Sequence[Unit], on_missing: str) -> N
 
 
 def _let_signals_pass(graph: OpGraph, units: Sequence[Unit], asleep: set[fx.Node]) -> None:
-    """Mark the units whose output is zero because of a wholly zero weight that is to learn (`Unit.zeroed_by`).
+    """Mark the units whose output may be zero because of a wholly zero weight that is to learn (`Unit.zeroed_by`).
 
-    The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved.
+    The epsilon rule hands no signal through an output of zero, so it must let it pass there until the weight has moved. A
+    weight made of other weights (LoHa's product) is looked at itself.
     """
     zeroed: dict[fx.Node, tuple[fx.Node, ...]] = {node: (node,) for node in asleep}
     for unit in units if zeroed else ():
-        family = None if unit.is_region else graph.info[unit.node].family
         carried = [zeroed.get(n, ()) for n, a, w in zip(unit.inputs, unit.active, unit.weightlike) if a or w]
-        if family is None or not any(carried):
+        if not any(carried):
             continue
-        if family in (CONTRACTION, PRODUCT) or (all(carried) and family.affine):
+        family = None if unit.is_region else graph.info[unit.node].family
+        if graph.info[unit.node].kind == WEIGHT:
+            zeroed[unit.node] = (unit.node,)
+        elif family in (CONTRACTION, PRODUCT, NORMALISATION) or (family and family.affine and all(carried)):
             zeroed[unit.node] = unit.zeroed_by = tuple(dict.fromkeys(p for ps in carried for p in ps))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..composites.composite import Ruleset
-from ..graph.graph import ACTIVE, WEIGHT, OpGraph, is_float
+from ..graph.graph import ACTIVE, WEIGHT, OpGraph, is_float, is_statistic
 from ..graph.regions import Region
 from ..registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, Handler, Rule, find_rule
 from ..rules.activations import activation
@@ -32,7 +32,7 @@ class Unit:
         epsilon: of the factor on its output; `option_epsilon` is what the rule may use itself.
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
-        zeroed_by: parameters that, as long as one is wholly zero, make the output zero and are to learn.
+        zeroed_by: weights that, as long as one is wholly zero, make the output zero and are to learn.
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -82,7 +82,9 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 def _can_carry(node: fx.Node) -> bool:
     """Whether a node's value, or an item of it, can carry a signal."""
     value = node.meta.get("val")
-    return any(is_float(item) for item in (value if isinstance(value, list | tuple) else [value]))
+    return not is_statistic(node) and any(
+        is_float(item) for item in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
 def all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:

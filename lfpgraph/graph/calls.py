@@ -5,15 +5,25 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..errors import LfpGraphError
+from ..errors import LfpGraphError, TraceError
 
-__all__ = ["arguments_of", "fill_slots", "flatten_input", "flatten_output", "input_tensors", "state_tensors"]
+__all__ = [
+    "arguments_of",
+    "fill_slots",
+    "flatten_input",
+    "flatten_output",
+    "input_tensors",
+    "state_tensor",
+    "state_tensors",
+]
 
 
 def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -46,6 +56,12 @@ def _is_container(leaf: Any) -> bool:
     return all(f.init for f in fields) and any(_holds_tensor(getattr(leaf, f.name)) for f in fields)
 
 
+def objects_with_state(leaves: Sequence[Any]) -> list[Any]:
+    """Those among a call's arguments that the model may change, as a key-value cache."""
+    plain = (Tensor, Enum, type)
+    return [x for x in leaves if hasattr(x, "__dict__") and not isinstance(x, plain) and not callable(x)]
+
+
 def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors among a call's arguments, in order."""
     return [leaf for leaf in flatten_input(args, kwargs)[0] if isinstance(leaf, Tensor)]
@@ -54,6 +70,32 @@ def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by dotted name, a tied one under each of its names."""
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def state_tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """A parameter or buffer by the name that a trace has for it.
+
+    torch.export takes a weight apart that is made of other tensors (a quantised one), and names these
+    `parametrizations.weight.original0` and so on.
+
+    Raises:
+        TraceError: there is no such tensor.
+    """
+    if name in state:
+        return state[name]
+    module, _, rest = name.rpartition("parametrizations.")
+    own, _, place = rest.rpartition(".original")
+    parts = _parts_of(state[module + own]) if module + own in state and place.isdecimal() else []
+    if not place.isdecimal() or int(place) >= len(parts):
+        raise TraceError(f"the trace has a tensor {name}, which the model has not under that name")
+    return parts[int(place)]
+
+
+def _parts_of(tensor: Any) -> list[Tensor]:
+    """The plain tensors that a tensor is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts_of(getattr(tensor, name))]
 
 
 def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:

@@ -7,7 +7,18 @@ from torch import fx
 
 from ..errors import InputError
 from ..registry import NOTHING
-from .graph import ACTIVE, CONSTANT, WEIGHT, NodeInfo, OpGraph, ancestors, family_of, is_float, takes_reward
+from .graph import (
+    ACTIVE,
+    CONSTANT,
+    WEIGHT,
+    NodeInfo,
+    OpGraph,
+    ancestors,
+    family_of,
+    is_float,
+    is_statistic,
+    takes_reward,
+)
 from .objective import network_ends
 from .selections import selected_from
 
@@ -29,7 +40,7 @@ def classify(graph: OpGraph) -> OpGraph:
             sources = node.all_input_nodes
             is_size = not isinstance(node.meta.get("val"), torch.Tensor | list | tuple)
             from_input[node] = not is_size and any(from_input[source] for source in sources)
-            if is_size or node.op != "call_function" or family is NOTHING:
+            if is_size or node.op != "call_function" or family is NOTHING or is_statistic(node):
                 kinds[node] = CONSTANT
             else:
                 kinds[node] = _kind({kinds[source] for source in sources}, from_input[node])

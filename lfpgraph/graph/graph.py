@@ -13,13 +13,14 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from ..registry import Family, find_rule
-from .calls import fill_slots, input_tensors, state_tensors
+from .calls import fill_slots, input_tensors, state_tensor, state_tensors
 
 if TYPE_CHECKING:
     import networkx
 
 __all__ = [
     "ACTIVE",
+    "CASTS",
     "CONSTANT",
     "WEIGHT",
     "NodeInfo",
@@ -28,6 +29,7 @@ __all__ = [
     "ancestors",
     "family_of",
     "is_float",
+    "is_statistic",
     "maker_of",
     "module_path",
     "operation_name",
@@ -39,6 +41,15 @@ __all__ = [
 ACTIVE = "active"
 WEIGHT = "weight-like"
 CONSTANT = "constant"
+_aten = torch.ops.aten
+CASTS = frozenset(
+    {_aten._to_copy.default, _aten.to.dtype, _aten.to.dtype_layout}
+)  # a trace has the first, a live run any
+
+_WRITES_STATISTICS = {
+    torch.ops.aten._batch_norm_with_update_functional.default,
+    torch.ops.aten._native_batch_norm_legit_functional.default,
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ class OpGraph:
             elif placeholder.kind == "constant":
                 result.append(self.constants[placeholder.target])
             else:
-                result.append(state[placeholder.target])
+                result.append(state_tensor(state, placeholder.target))
         return result
 
     def values_of_call(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -193,6 +204,13 @@ def shape_of(node: fx.Node) -> list[str] | None:
     """The sizes of a node's tensor, to compare with others': symbols compared as such would be guarded."""
     value = node.meta.get("val")
     return [str(size) for size in value.shape] if isinstance(value, torch.Tensor) else None
+
+
+def is_statistic(node: fx.Node) -> bool:
+    """Whether the node is a batch norm's running mean or variance, which is written to its buffer."""
+    if node.target is not operator.getitem or node.args[1] < 3:  # type: ignore[operator]
+        return False
+    return node.args[0].target in _WRITES_STATISTICS  # type: ignore[operator,union-attr]
 
 
 def maker_of(node: fx.Node) -> fx.Node:

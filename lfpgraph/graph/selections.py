@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..registry import NOTHING
-from .graph import family_of, is_float, shape_of
+from .graph import CASTS, family_of, is_float, shape_of
 
 __all__ = ["MASKS", "selected_from"]
 
@@ -31,7 +31,7 @@ _WITH_INDICES = {
     aten.topk.default,
 }
 _EXTREMES = {aten.amax.default, aten.amin.default}
-MASKS = {aten._to_copy.default, aten.scatter.value, aten.where.Scalar}
+MASKS = {*CASTS, aten.scatter.value, aten.where.Scalar}
 
 
 def selected_from(mask: fx.Node, is_active: Callable[[fx.Node], bool]) -> fx.Node | None:

@@ -11,6 +11,8 @@ from .graph import OpGraph
 
 __all__ = ["Sizes"]
 
+_MOST = 10_000  # answers kept
+
 
 class Sizes:
     """The sizes that a graph was traced for, and what tracing assumed of those left open."""
@@ -35,8 +37,13 @@ class Sizes:
 
     def accepts(self, tensors: Sequence[Tensor]) -> bool:
         """Whether inputs of these sizes may run on the graph."""
-        sizes = tuple(tuple(t.shape) for t in tensors)
+        return self.fit(tuple(tuple(t.shape) for t in tensors))
+
+    def fit(self, sizes: tuple[tuple[int, ...], ...]) -> bool:
+        """Whether inputs of these sizes may run on the graph."""
         if sizes not in self.known:
+            if len(self.known) > _MOST:
+                self.known.clear()
             self.known[sizes] = self._fits(sizes)
         return self.known[sizes]
 

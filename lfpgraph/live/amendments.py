@@ -20,8 +20,8 @@ from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, Remade, goes_on, slots_of, wake
 from .call import LiveCall
-from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .kept import is_alone
+from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
 
@@ -35,8 +35,8 @@ def amend(
 ) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = [None] * len(outputs)  # the signals at the outputs, filled in as they arrive
-    tells = any(a.factors for a in schedule.amendments)  # of second derivatives, as a tap would
-    for place, number in enumerate(outputs) if check or schedule.looks_at_outputs or not tells else ():
+    taps = check or schedule.looks_at_outputs or not any(a.factors for a in schedule.amendments)
+    for place, number in enumerate(outputs if taps else ()):
         tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
     for place, placeholder, plain in schedule.parameters:
@@ -92,8 +92,8 @@ class _Hooks:
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
-        of_output = amendment.exits[0] in schedule.around[1] and amendment.exits[0] in schedule.factors_alone
-        self.unshared = schedule.unshared if of_output else None
+        halves = amendment.exits[0] in schedule.around[1] and amendment.exits[0] in schedule.factors_alone
+        self.unshared = schedule.unshared if halves else None
 
     def install(self, edges: list[Any]) -> bool:
         """Whether the hooks could be put; without the values they look at they cannot."""
@@ -112,8 +112,7 @@ class _Hooks:
         if amendment.reaches_inside:
             inputs: dict[tuple[Any, int], int] = {}
             for i, number in enumerate(amendment.inputs):
-                edge = record.edge_of.get(number)
-                if edge is not None:
+                for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
             found, passed = slots_of(nodes, inputs, record.edges, amendment.inside)
@@ -198,14 +197,13 @@ class _Hooks:
         return epsilon_factor(s, value, factor.epsilon, factor.positive, over)
 
     def _value(self, number: int) -> Tensor:
-        found = self.values[number]
-        return found.take() if isinstance(found, Remade) else found  # type: ignore[no-any-return]
+        return x.take() if isinstance(x := self.values[number], Remade) else x  # type: ignore[no-any-return]
 
     def _compute(self, signals: list[Any]) -> None:
         amendment = self.amendment
         unit = amendment.unit
         values = {n: self._value(n) for n in self.values}
-        call = LiveCall(unit, values, self.numbers, self.templates)
+        call = LiveCall(unit, values, self.numbers, self.templates)  # type: ignore[arg-type]
         outputs = [values.get(n) for n in amendment.exits]
         single = len(outputs) == 1 and not isinstance(unit.node.meta["val"], list)
         call.output = outputs[0] if single else outputs
@@ -267,13 +265,11 @@ class _Hooks:
                                 "the signal of its rule has no way to it; please report this operation."
                             )
                         continue
-                    new[slot] = (
-                        torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape) if answer is None else answer
-                    )
+                    new[slot] = _nothing(s) if answer is None else answer
                 elif s is not None:
                     share = 1.0 if amendment.shares is None else amendment.shares[i] or 0.0
                     if share != 1.0:
-                        s = new[slot] = s * share
+                        s = new[slot] = s * share if share else _nothing(s)
                     if i in amendment.plain:
                         x = self._value(self.numbers[amendment.unit.inputs[i]])
                         new[slot] = self._as_plain(s, x, i)
@@ -298,3 +294,7 @@ class _Hooks:
     def _let_go(self) -> None:
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             self.values = {}
+
+
+def _nothing(s: Tensor) -> Tensor:
+    return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)

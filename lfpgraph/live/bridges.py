@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LARGE", "Bridge", "Remade", "bridge", "goes_on", "is_bridge", "slots_of", "sparing", "wake"]
+from .values import Values, tensor_of
+
+__all__ = ["LARGE", "Bridge", "Remade", "Sources", "bridge", "goes_on", "is_bridge", "slots_of", "sparing", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -154,3 +156,51 @@ def goes_on(slot: int) -> bool:
     """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
     source = torch._C._current_autograd_node().next_functions[slot][0]
     return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)
+
+
+class Sources:
+    """Which values that autograd follows those were made of that it does not follow."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._of: dict[int, frozenset[int]] = {}
+        self._tensors: dict[int, Tensor] = {}
+
+    def note(self, ins: Sequence[int], outs: Sequence[int], args: Any) -> None:
+        """Note what the results of an operation were made of."""
+        follows = self._values.follows
+        if all(n < 0 or follows[n] for n in outs):
+            return
+        if found := self._found(ins, args):
+            for n in outs:
+                if n >= 0 and not follows[n]:
+                    self._of[n] = found
+
+    def bridge(self, ins: Sequence[int], results: list[Any], args: Any) -> bool:
+        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of."""
+        changed = False
+        for i, x in enumerate(results):
+            if not isinstance(x, Tensor) or x.requires_grad or not (x.is_floating_point() or x.is_complex()):
+                continue
+            sources = self._found(ins, args)
+            tensors = [self._tensors[n] for n in sorted(sources)]
+            tensors = [t for t in tensors if self._values.known(t) in sources]  # a source written over is out of reach
+            if tensors:
+                results[i] = bridge(x, tensors)
+                changed = True
+        return changed
+
+    def close(self) -> None:
+        """Let go of all tensors."""
+        self._of.clear()
+        self._tensors.clear()
+
+    def _found(self, ins: Sequence[int], args: Any) -> frozenset[int]:
+        values, found = self._values, set[int]()
+        for n in ins:
+            if not values.follows[n]:
+                found |= self._of.get(n, frozenset())
+            elif n not in values.aliases:
+                found.add(n)
+                self._tensors.setdefault(n, tensor_of(args, values, n))
+        return frozenset(found)

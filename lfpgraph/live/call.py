@@ -174,8 +174,12 @@ class _Asked(Call):
         return execute(self._unit, values, tensors)
 
     def vjp(self, s: Any, again: bool = False) -> list[Any]:
-        """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one."""
-        of_arrived = s is self.signal
+        """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one.
+
+        Autograd does not know of operations that count as constants within a region.
+        """
+        rule = self._unit.rule
+        of_arrived = s is self.signal and not (self.is_region and rule is not None and rule.constants)
         return [
             (Multiple() if of_arrived else torch.empty_like(x)) if wanted else None
             for x, wanted in zip(self.inputs, self.wanted)

@@ -84,6 +84,7 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
+        self.watch.begin()
         kind = self.model.training, len(args), tuple(kwargs)
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         watch = self.watch
@@ -103,6 +104,7 @@ class LiveEngine:
     def _finish(self, record: Record, result: Any, kind: Any) -> None:
         tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
+        record.release()
         if not record.steps_done or not any(record.follows):
             return
         ends = self._ends(record, outputs)
@@ -176,6 +178,10 @@ class LiveEngine:
         try:
             return graph_of(record, outputs)
         except InputError:
+            unused = record.name_leaf.unused()
+            if unused is not None:  # then what is made of parameters alone is no activation, as in a trace
+                record.number(unused)
+                return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
             if not found:
                 raise
@@ -216,6 +222,10 @@ class _Leaves:
     def givens(self) -> list[Tensor]:
         """The tensors that the run was given and that autograd follows."""
         return [t for t in tensors_in((self.args, self.kwargs)) if t.requires_grad]
+
+    def unused(self) -> Tensor | None:
+        """A float tensor that the run was given."""
+        return next((t for t in tensors_in((self.args, self.kwargs)) if t.is_floating_point() or t.is_complex()), None)
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
         found = self.engine.name(tensor)

@@ -83,13 +83,14 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     copy_shared_comparisons(found)
     left = set(graph.nodes)
-    made = {(node.target, node.args): step for node, step in step_of.items()}
+    values = {node: n for n, node in nodes.items()}
+    made = {(node.target, node.args): node for node in step_of}
     for node in left - set(step_of):
-        if (node.target, node.args) in made:  # a comparison's copy
-            step_of[node] = made[node.target, node.args]
+        if (original := made.get((node.target, node.args))) is not None:  # a comparison's copy
+            step_of[node], values[node] = step_of[original], values[original]
     return LiveGraph(
         classify(found),
-        {node: n for n, node in nodes.items() if node in left},
+        {node: n for node, n in values.items() if node in left},
         {node: step for node, step in step_of.items() if node in left},
     )
 

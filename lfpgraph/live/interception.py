@@ -12,21 +12,25 @@ threads that do not record.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch._higher_order_ops.utils import _in_hop_compile
 from torch._ops import HigherOrderOperator, OpOverload
 
 __all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
 
 _KEY = torch._C.DispatchKey.PreDispatch
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 _include = torch._C._dispatch_tls_set_dispatch_key_included
 _NoPython = torch._C._DisablePythonDispatcher
 _local = threading.local()
 _lock = threading.Lock()
 _wrapped = False
+_recordings = 0  # running now, in all threads
 
 
 class Recorder(Protocol):
@@ -49,6 +53,7 @@ def recording(new: Recorder) -> Iterator[None]:
     """
     _wrap_torch()
     before, optimized = recorder(), torch._C._get_graph_executor_optimize()
+    _as_written(1)
     _local.recorder = new
     torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
     _include(_KEY, True)
@@ -57,8 +62,41 @@ def recording(new: Recorder) -> Iterator[None]:
             yield
     finally:
         _local.recorder = before
+        _as_written(-1)
         torch._C._set_graph_executor_optimize(optimized)
         _include(_KEY, before is not None)
+
+
+class _AsWritten:
+    """What `torch.compile` is told to do while somebody records: in that thread, run what is compiled as it was written.
+
+    Only so are its operations seen. What torch itself compiles in order to run it (`torch.cond`, say) is compiled.
+    """
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    @property
+    def stance(self) -> Any:
+        as_written = recorder() is not None and not _in_hop_compile()
+        return "force_eager" if as_written else self.before.stance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.before, name)
+
+
+def _as_written(change: int) -> None:
+    """One recording more, or one less."""
+    global _recordings
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
+    with _lock:
+        _recordings += change
+        if frames is None:
+            return
+        if _recordings and not isinstance(frames._stance, _AsWritten):
+            frames._stance = _AsWritten(frames._stance)
+        elif not _recordings and isinstance(frames._stance, _AsWritten):
+            frames._stance = frames._stance.before
 
 
 @contextlib.contextmanager
@@ -95,14 +133,14 @@ def seen(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _handler_of(op: OpOverload) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
         current = recorder()
-        if (
-            current is None
-        ):  # another thread's tracer has switched the key on: the operation's own handler is its business
+        if current is None:  # another thread's tracer has switched the key on, and the handler is its business
             op._dispatch_cache.pop(_KEY, None)
             return op._op(*args, **kwargs)
         _include(_KEY, False)
         try:
             with _NoPython():
+                if torch._C._get_dispatch_mode(_FAKE) is not None:  # a compiler looks ahead
+                    return op._op(*args, **kwargs)
                 return current.run(op, args, kwargs)
         finally:
             _include(_KEY, True)

@@ -1,7 +1,13 @@
-"""What a record keeps of a run's values: detached copies of those that somebody is going to look at, or less than that."""
+"""What a record keeps of a run's values: detached copies of those that somebody is going to look at, or less than that.
+
+Note [Writes to a view]: autograd hangs a write to a view into the history of the tensor that the view is of: the operation's
+node lies within a node that copies slices, where no hook reaches it. So what is written is computed first, by a step like
+any other, and then copied; the copy hands on its signal as it is.
+"""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -10,9 +16,21 @@ from torch._ops import OpOverload
 
 from ..kernels import halved
 from .bridges import LARGE, Remade, bridge, sparing
-from .values import NameLeaf, Values, storage_of
+from .operations import OWN_VIEW, OpInfo
+from .values import NameLeaf, Values, storage_of, tensor_of
 
-__all__ = ["Kept", "is_alone", "tensor_of"]
+__all__ = ["Kept", "is_alone", "is_apart", "is_followed", "write"]
+
+_PARTS = (
+    "AsStrided",
+    "Diagonal",
+    "Select",
+    "Slice",
+    "Split",
+    "Unbind",
+    "Unfold",
+)  # autograd's nodes of views that leave something out
+_COPY = torch.ops.aten.copy_.default
 
 
 class Kept(Values):
@@ -65,7 +83,7 @@ class Kept(Values):
         self._lying.clear()
         self._stored.clear()
 
-    def _save_before_write(self, args: tuple[Any, ...]) -> None:
+    def save_before_write(self, args: tuple[Any, ...]) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
         written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
         if written is None:
@@ -125,10 +143,62 @@ def is_alone(kept: Tensor | None) -> bool:
     return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
 
 
-def tensor_of(args: Any, record: Values, number: int) -> Tensor:
-    """The argument that holds a value."""
-    for value in args:
-        for x in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(x, Tensor) and record.known(x) == number:
-                return x
-    raise AssertionError("an operation's input is among its arguments")
+def is_followed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether autograd follows an argument."""
+    return any(
+        isinstance(x, Tensor) and x.requires_grad
+        for value in (*args, *kwargs.values())
+        for x in (value if isinstance(value, list | tuple) else (value,))
+    )
+
+
+def is_apart(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation that writes to its first argument is to be recorded as a value and a copy."""
+    x = args[0] if args else None
+    if not isinstance(x, Tensor) or x.layout is not torch.strided or not is_followed(args, kwargs):
+        return False
+    return x._is_view() or info.parts is not None
+
+
+def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Run an operation that writes to its first argument (Note [Writes to a view]).
+
+    Other views of the same memory are known by what autograd makes of them: made of the tensor that all are views of.
+    """
+    x: Tensor = args[0]
+    base = x._base
+    if info.parts is not None:
+        value = info.parts(*args, **kwargs)
+    elif op is _COPY:
+        value = args[1]
+    else:
+        value = x.clone()
+        record.equate(value, record.number(x))
+        value = record.step(op, info, (value, *args[1:]), kwargs)
+    number = record.number(value)
+    before = None if base is None else record.number(base)
+    covered = base is not None and _covers(x, base)
+    record.save_before_write(args)
+    x.copy_(value)
+    if base is not None and base.requires_grad:
+        assert before is not None
+        rest = [] if covered else [before]
+        after = record.made_unseen(OWN_VIEW, [*rest, number], base)
+        record.made_unseen(OWN_VIEW, [after], x)
+    elif record.follows[number] == x.requires_grad:
+        record.equate(x, number)
+        if number in record.seen:
+            record.seen[number] = weakref.ref(x)
+    else:
+        record.made_unseen(OWN_VIEW, [number], x)
+    return x
+
+
+def _covers(x: Tensor, base: Tensor) -> bool:
+    """Whether a view is its whole base in another shape or order, so that a write to it leaves nothing of what was there."""
+    node = x.grad_fn if x.numel() == base.numel() else None
+    while node is not None and node is not base.grad_fn and not hasattr(node, "variable"):
+        if node.name().startswith(_PARTS):
+            return False
+        node = node.next_functions[0][0] if node.next_functions else None
+    return x.numel() == base.numel()

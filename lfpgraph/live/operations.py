@@ -14,7 +14,7 @@ from ..graph.regions import may_join
 from ..graph.selections import MASKS
 from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
-from ..tracing.recurrent import RECURRENT, decomposition_of
+from ..tracing.rewrite import OWN_PARTS, parts_of, takes_tensors
 from . import interception
 from .notes import Ref
 
@@ -63,7 +63,9 @@ class OpInfo:
             on) or SIZE (a size or a number, which differs from call to call).
         node: the operation that stands for it in a graph: its functional form where it writes in place.
         writes: whether it writes to its first argument.
+        rewrites: whether what it writes is a value of the same size, and not another view.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
+        parts: the same of its functional form, for one that torch runs whole and tracing takes apart.
         forgets: whether its result carries nothing of its arguments.
         shaped: whether a plan may depend on which of its tensors have one shape: it may be part of a region. What else is
             equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
@@ -74,7 +76,9 @@ class OpInfo:
     kwarg_kinds: dict[str, int]
     node: OpOverload
     writes: bool
+    rewrites: bool
     open: Callable[..., Any] | None
+    parts: Callable[..., Any] | None
     forgets: bool
     shaped: bool
     shaped_mask: bool
@@ -178,8 +182,19 @@ def _describe(op: OpOverload) -> OpInfo:
     forgets = entry is not None and entry.family is NOTHING and op not in _POINTS_BACK
     family = entry.family if entry is not None else None
     found = torch.Tag.dynamic_output_shape in op.tags or family is SELECTION  # sizes are those of what was selected
-    opener, shaped_mask = None if entry or writes else _opener(op), node in MASKS or not found
-    return OpInfo(positional, kinds, node, writes, opener, forgets, may_join(node, family), shaped_mask)
+    parts = parts_of(node) if takes_tensors(op) and not (writes and node is op) else None
+    return OpInfo(
+        kinds=positional,
+        kwarg_kinds=kinds,
+        node=node,
+        writes=writes,
+        rewrites=writes and node is not op and torch.Tag.inplace_view not in op.tags,
+        open=None if entry else _opener(op),
+        parts=None if parts is None else _seen_by(parts),
+        forgets=forgets,
+        shaped=may_join(node, family),
+        shaped_mask=node in MASKS or not found,
+    )
 
 
 def _split(declared: str) -> list[str]:
@@ -211,8 +226,8 @@ def _functional(op: OpOverload) -> OpOverload:
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
-    if op in RECURRENT:
-        return _seen_by(decomposition_of(op))
+    if op in OWN_PARTS:
+        return _seen_by(OWN_PARTS[op])
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
     if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)

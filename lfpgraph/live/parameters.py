@@ -40,6 +40,8 @@ class Watch:
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
         self.away = 0  # more than 0 while a model runs
+        self.inside: set[int] = set()  # parameters that have had feedback in a run inside this backward pass
+        self.differentiates = False  # whether a second derivative has been asked for
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -64,6 +66,7 @@ class Watch:
 
     def second(self) -> None:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self.differentiates = True
         self._say_once(
             "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
             "flows when the loss itself is propagated."
@@ -72,6 +75,11 @@ class Watch:
     def transformed(self) -> None:
         """Say that a transform of torch.func runs the model."""
         self._say_once("inside transforms of torch.func (grad, vmap) the model gives its gradient, not feedback.")
+
+    def begin(self) -> None:
+        """A run begins."""
+        if torch._C._current_graph_task_id() == -1:
+            self.inside.clear()
 
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
         """Note feedback that is on its way to a parameter."""
@@ -149,14 +157,21 @@ def tap(record: Any, number: int, given: list[Any], place: int, check: bool, wat
 
 
 class Scale:
-    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it."""
+    """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it.
+
+    A custom function may call a part of the model again in its backward (the adjoint of a differential equation), and hand
+    on what that run, which is one inside a backward pass, has given the parameter: that is feedback already.
+    """
 
     def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
         self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
         self.by_size = plan.scales_by_size(placeholder)
+        self.is_inside = torch._C._current_graph_task_id() != -1
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
         """The feedback of the signal s; written over it, if it may be."""
+        if self.is_inside and self.watch is not None:
+            self.watch.inside.add(id(self.parameter))
         if self.plain:
             found = s
         elif self.by_size:
@@ -183,6 +198,9 @@ class Scale:
 
         def after(signals: tuple[Any, ...], _: Any) -> tuple[Any, ...] | None:
             if signals[slot] is None or is_differentiated():
+                return None
+            if self.watch is not None and id(self.parameter) in self.watch.inside:
+                self.watch.feed(self.parameter, signals[slot])
                 return None
             return replaced(signals, {slot: self.feedback(signals[slot])})
 
@@ -216,9 +234,9 @@ def _references(signals: tuple[Any, ...], i: int) -> Any:
     storage = s.untyped_storage()
     if type(s) is not Tensor or s.numel() * s.element_size() != storage.nbytes():
         return None
-    base = s._base
+    base: Any = s._base
     of_base = None if base is None else (base._use_count(), sys.getrefcount(base))
-    return s._use_count(), sys.getrefcount(s), torch._C._storage_Use_Count(storage._cdata), of_base
+    return s._use_count(), sys.getrefcount(s), torch._C._storage_Use_Count(storage._cdata), of_base  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .bridges import bridge
+from .bridges import Sources
 from .interception import paused
-from .kept import Kept, tensor_of
+from .kept import Kept, is_apart, is_followed, write
 from .notes import Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, Quick, autocast_of, has_no_derivative, info_of
 from .values import NameLeaf
@@ -54,8 +54,7 @@ class Record(Kept):
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
         self.path = self.root = root
-        self._sources: dict[int, frozenset[int]] = {}  # of values not followed: the followed ones they were made of
-        self._source_tensors: dict[int, Tensor] = {}
+        self.sources = Sources(self)
         self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick
 
     # What the recorder is called for
@@ -67,7 +66,7 @@ class Record(Kept):
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             self._look_at(args)
             if info_of(op).writes:
-                self._save_before_write(args)
+                self.save_before_write(args)
             out = op._op(*args, **kwargs)
             self.unrecorded.note(args, out, self._is_activation)
             return out
@@ -87,6 +86,16 @@ class Record(Kept):
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
+        if info.rewrites and is_apart(info, args, kwargs):
+            return write(self, op, info, args, kwargs)
+        if info.parts is not None and not info.writes and is_followed(args, kwargs):
+            return info.parts(*args, **kwargs)
+        return self.step(op, info, args, kwargs)
+
+    def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation as one step of the record."""
+        ins: list[int]
+        key: list[Any]
         if torch._C._is_any_autocast_enabled():
             self.casts[self.steps_done] = autocast_of(args)
         ins, key = [], [op]
@@ -99,7 +108,7 @@ class Record(Kept):
             named = kwargs
         before = None
         if info.writes:
-            self._save_before_write(args)
+            self.save_before_write(args)
             before = self._template(args, kwargs)  # an argument is another value once it has been written to
         expected = self.expected
         if expected is None or self.keep_all or self.steps_done not in expected.spared:
@@ -129,6 +138,11 @@ class Record(Kept):
                     given[i] = [self.aliases.get(n, x) if n is not None else x for n, x in zip(numbers, value)]
             elif kind == SIZE:
                 key.append(value is None)
+            elif kind == TENSOR and type(value) in (
+                int,
+                float,
+            ):  # `x * 0.5`: of a number that may change, its sign counts
+                key.append((type(value), (value > 0) - (value < 0)))
             else:
                 key.append(value if type(value) is not list else tuple(value))
         return args if given is None else tuple(given)
@@ -150,8 +164,8 @@ class Record(Kept):
         if has_no_derivative(info, results):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
             changed = True
-        if not info.writes and self._bridge(info, ins, results, (*args, *kwargs.values())):
-            changed = True
+        if not info.writes and not info.forgets:
+            changed |= self.sources.bridge(ins, results, (*args, *kwargs.values()))
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:
@@ -170,7 +184,8 @@ class Record(Kept):
         if shaped and len(ins) > 1:
             alike = tuple(shapes[n] == first for n in ins[1:])
             key.append(None if all(alike) else alike)
-        self._trace_sources(info, ins, outs, (*args, *kwargs.values()))
+        if not info.forgets:
+            self.sources.note(ins, outs, (*args, *kwargs.values()))
         step = self._noted((info.node, outs), tuple(key))
         every = self.expected is None or self.keep_all
         if every or step in self.expected.templates:
@@ -202,7 +217,7 @@ class Record(Kept):
         self.steps_done += 1
         return done
 
-    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         number = self._new(x)
         key = (op, tuple(sources), self.look(number), self.shapes[sources[0]] == x.shape)
         step = self._noted((op, (number,)), key)
@@ -242,52 +257,16 @@ class Record(Kept):
             return type(value)([self._ref(item) for item in value])
         return value
 
-    # Ways that autograd does not follow
-
-    def _trace_sources(self, info: OpInfo, ins: list[int], outs: tuple[int, ...], args: Any) -> None:
-        if info.forgets or all(n < 0 or self.follows[n] for n in outs):
-            return
-        found: set[int] = set()
-        for n in ins:
-            if self.follows[n]:
-                if n not in self.aliases:
-                    found.add(n)
-                    self._source_tensors.setdefault(n, tensor_of(args, self, n))
-            else:
-                found |= self._sources.get(n, frozenset())
-        if found:
-            sources = frozenset(found)
-            for n in outs:
-                if n >= 0 and not self.follows[n]:
-                    self._sources[n] = sources
-
-    def _bridge(self, info: OpInfo, ins: list[int], results: list[Any], args: Any) -> bool:
-        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of."""
-        if info.forgets:
-            return False
-        changed = False
-        for i, x in enumerate(results):
-            if not isinstance(x, Tensor) or x.requires_grad or not (x.is_floating_point() or x.is_complex()):
-                continue
-            sources: set[int] = set()
-            for n in ins:
-                if self.follows[n] and n not in self.aliases:
-                    sources.add(n)
-                    self._source_tensors.setdefault(n, tensor_of(args, self, n))
-                else:
-                    sources |= self._sources.get(n, frozenset())
-            tensors = [self._source_tensors[n] for n in sorted(sources)]
-            tensors = [t for t in tensors if self.known(t) in sources]  # a source written over since is out of reach
-            if tensors:
-                results[i] = bridge(x, tensors)
-                changed = True
-        return changed
-
-    # The end
+    def release(self) -> None:
+        """Let go of tensors that nobody else may hold any more: those are no ends of the run."""
+        self.sources.close()
+        self._alive.clear()
+        for leaf in self.leaves:
+            if leaf.kind == "constant" and leaf.tensor.requires_grad:  # written to since
+                leaf.tensor = leaf.tensor.detach()
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
-        for kept in (self._sources, self._source_tensors):
-            kept.clear()
+        self.sources.close()
         self.templates = {}

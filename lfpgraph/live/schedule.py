@@ -174,14 +174,20 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             form = unit.option_epsilon if stabilized is True else stabilized
         elif not (unit.family.passes_form or unit.ends_layer):
             form = None
-        for i, source in enumerate(unit.inputs):
-            if unit.wanted[i]:
-                arrivals[source].append((unit, i, form))
+        if _is_reached(node, arrivals):
+            for i, source in enumerate(unit.inputs):
+                if unit.wanted[i] and (answers is None or answers[i] is not None):
+                    arrivals[source].append((unit, i, form))
         by_unit[id(unit)] = amendment
         schedule.amendments.append(amendment)
     schedule.amendments = [a for a in reversed(schedule.amendments) if a.factors or a.reaches_inside]
     _needs(schedule)
     return schedule
+
+
+def _is_reached(node: fx.Node, arrivals: Mapping[fx.Node, list[Any]]) -> bool:
+    """Whether a signal arrives at a node, or at one of its results."""
+    return bool(arrivals.get(node)) or any(arrivals.get(n) for n in node.users if n.target is operator.getitem)
 
 
 def _exits(live: LiveGraph, node: fx.Node) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ tensor.
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from .interception import paused
 from .notes import Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "NameLeaf", "Values", "storage_of"]
+__all__ = ["Leaf", "NameLeaf", "Values", "storage_of", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -32,6 +33,9 @@ class NameLeaf(Protocol):
 
     def givens(self) -> list[Tensor]:
         """The tensors that the run was given and that autograd follows."""
+
+    def unused(self) -> Tensor | None:
+        """A float tensor that the run was given."""
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Values:
     Attributes:
         shapes, dtypes, follows, kept: of each value, by number: its size and type, whether autograd follows it, and a
             detached copy where somebody is going to look at it.
-        edges, edge_of: numbers by gradient edge, and the other way round.
+        edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value.
         leaves: what the run found, in order.
         seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
         own: custom backward functions that were met.
@@ -68,6 +72,7 @@ class Values:
         self.kept: list[Tensor | None] = []
         self.edges: dict[tuple[Any, int], int] = {}
         self.edge_of: dict[int, tuple[Any, int]] = {}
+        self.also: dict[int, list[tuple[Any, int]]] = defaultdict(list)
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
@@ -89,6 +94,7 @@ class Values:
         for kept in (
             self.edges,
             self.edge_of,
+            self.also,
             self.aliases,
             self.seen,
             self._ids,
@@ -133,6 +139,20 @@ class Values:
             self._ids[id(x)] = number
             self._alive.append(x)  # its identity must not pass on to another tensor
         return number
+
+    def equate(self, x: Tensor, number: int) -> None:
+        """Let a tensor hold a value that another one holds as well; the value is known by both."""
+        if x.requires_grad and (node := x.grad_fn) is not None:
+            self.edges[node, x.output_nr] = number
+            self.also[number].append((node, x.output_nr))
+        else:
+            self._ids[id(x)] = number
+            self._alive.append(x)
+
+    def places(self, number: int) -> list[tuple[Any, int]]:
+        """The gradient edges by which a value is known."""
+        own = self.edge_of.get(number)
+        return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
 
     def _leaf(self, x: Tensor) -> int:
         kind, name = self.name_leaf(x)
@@ -197,7 +217,7 @@ class Values:
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
         if not is_view:
             self.own.append(edge[0].name())
-        return self._made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
+        return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
 
     def _wants_leaf(self, number: int) -> bool:
         """Whether the value of a leaf is going to be looked at."""
@@ -228,7 +248,7 @@ class Values:
                     found.append(self.number(x))
         return found
 
-    def _made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
         """Note a step that no operation was seen to make; the number of its result."""
         raise NotImplementedError
 
@@ -264,3 +284,12 @@ def _alias(x: Tensor) -> Tensor:
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
             found = x[...]
     return found
+
+
+def tensor_of(args: Any, values: Values, number: int) -> Tensor:
+    """The argument that holds a value."""
+    for value in args:
+        for x in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(x, Tensor) and values.known(x) == number:
+                return x
+    raise AssertionError("an operation's input is among its arguments")

@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from .rewrite import decompositions, free_detached, keep_no_grad, tidy
 __all__ = ["capture", "export_flat", "quiet"]
 
 log = logging.getLogger("lfpgraph")
+_OWN = frozenset(vars(nn.Module()))  # what every module holds: tables of parameters, modules and hooks
 
 
 def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
@@ -130,13 +132,46 @@ def export_flat(
         placeholders: what the arguments stand for, where parameters are among them.
     """
     sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with keep_random_state(module, tensors), tracing(), torch.enable_grad(), quiet(), sizes:
+    with keep_random_state(module, tensors), attributes_kept(module), tracing(), torch.enable_grad(), quiet(), sizes:
         program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
-        program = program.run_decompositions(decompositions(program.graph_module))
+        table = decompositions(program.graph_module)
+        program = program.run_decompositions(dict(table))
+        while further := decompositions(program.graph_module, done=table):  # parts may themselves have parts
+            table |= further
+            program = program.run_decompositions(dict(table))
         tidy(program.graph_module)
     return _to_graph(program, record, shapes is not None, placeholders)
+
+
+@contextlib.contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the very lists and dictionaries that modules hold, as they were: torch.export leaves copies of them behind."""
+    tables = [(held, dict(held)) for held in map(vars, model.modules())]
+    containers: dict[int, tuple[Any, list[Any]]] = {}
+    for _, before in tables:
+        for name, value in before.items():
+            if name not in _OWN:
+                _add_containers(value, containers)
+    try:
+        yield
+    finally:
+        for table, before in tables:
+            table.update(before)
+        for container, content in containers.values():
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(content)
+
+
+def _add_containers(value: Any, found: dict[int, tuple[Any, list[Any]]]) -> None:
+    """Note the content of each list, dictionary and set inside a value."""
+    if id(value) in found or not isinstance(value, dict | list | tuple | set | deque):
+        return
+    if not isinstance(value, tuple):
+        found[id(value)] = value, list(value.items() if isinstance(value, dict) else value)
+    for item in value.values() if isinstance(value, dict) else value:
+        _add_containers(item, found)
 
 
 @contextlib.contextmanager

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.nn import functional as F
 
 from ..registry import find_rule
 from .origins import remember_places
 from .recurrent import RECURRENT, decomposition_of
 
-__all__ = ["decompositions", "free_detached", "keep_no_grad", "tidy"]
+__all__ = ["OWN_PARTS", "decompositions", "free_detached", "keep_no_grad", "parts_of", "takes_tensors", "tidy"]
 
 _aten = torch.ops.aten
 _MAY_RETURN_SELF = {
@@ -26,6 +28,17 @@ _MAY_RETURN_SELF = {
     _aten.to.other,
     _aten.type_as.default,
 }
+
+
+def _cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """As torch has it, but without a write that autograd is not to see."""
+    x, y = torch.broadcast_tensors(x, y)
+    return (F.normalize(x, dim=dim, eps=eps) * F.normalize(y, dim=dim, eps=eps)).sum(dim)
+
+
+# What composite ops are made of, where torch's own way leaves something out.
+OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT}
+OWN_PARTS[_aten.cosine_similarity.default] = _cosine_similarity
 
 
 def keep_no_grad(module: fx.GraphModule) -> None:
@@ -113,29 +126,52 @@ def _is_written(node: fx.Node) -> bool:
     return False
 
 
-def decompositions(module: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
+def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -> dict[Any, Callable[..., Any]]:
     """How to take apart the operations of a graph that have no rule of their own (composite ops).
+
+    Args:
+        done: what has been taken apart before; then only operations on tensors are looked for, since the others make constants.
+    """
+    graphs = (m.graph for m in module.modules() if isinstance(m, fx.GraphModule))
+    ops = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
+    if done is not None:
+        ops = {op for op in ops if op not in done and takes_tensors(op)}
+    return {op: parts for op in ops if (parts := parts_of(op)) is not None}
+
+
+def takes_tensors(op: OpOverload) -> bool:
+    """Whether an operation has a tensor among its arguments."""
+    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+
+
+def parts_of(op: OpOverload) -> Callable[..., Any] | None:
+    """What computes the same as an operation without a rule by other operations; None where it has a rule, or no such parts.
 
     Recurrent layers become their cells and cells their gates; operations that torch defines in terms of others, or has
     a core decomposition for, become those.
     """
-    from torch._decomp import core_aten_decompositions
     from torch._export.utils import _get_decomp_for_cia
 
-    core = core_aten_decompositions()
-    table: dict[Any, Callable[..., Any]] = {}
-    for graph in (m for m in module.modules() if isinstance(m, fx.GraphModule)):
-        for node in graph.graph.nodes:
-            op = node.target
-            if not isinstance(op, OpOverload) or find_rule(op) is not None or op in table:
-                continue
-            if op in RECURRENT:
-                table[op] = decomposition_of(op)
-            elif op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-                table[op] = _get_decomp_for_cia(op)
-            elif op in core:
-                table[op] = core[op]
-    return table
+    if find_rule(op) is not None:
+        return None
+    if op in OWN_PARTS:
+        return OWN_PARTS[op]
+    if op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return _get_decomp_for_cia(op)  # type: ignore[no-any-return]
+    if op.namespace == "prims":  # what core decompositions are written in, with ATen operations behind it
+        return _copy if op.name() == "prims::copy_strided" else getattr(op, "impl_aten", None)
+    return _core()[op] if op in _core() else None
+
+
+def _copy(x: Tensor, stride: Any) -> Tensor:
+    return x.clone()  # torch's own writes in place, to another layout
+
+
+@functools.cache
+def _core() -> dict[Any, Callable[..., Any]]:
+    from torch._decomp import core_aten_decompositions
+
+    return core_aten_decompositions()
 
 
 def tidy(module: fx.GraphModule) -> None:
@@ -148,6 +184,8 @@ def tidy(module: fx.GraphModule) -> None:
             node.target = _aten.reshape.default
         if node.target is _aten._embedding_bag_forward_only.default:
             node.target = _aten._embedding_bag.default  # what the tracer takes where nothing requires a gradient
+        if node.target is _aten.broadcast_tensors.default:
+            _without_broadcast(node)
         if node.target is _aten.copy.default:
             _copy_as_expand(module, node)
         if (
@@ -158,6 +196,14 @@ def tidy(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _without_broadcast(node: fx.Node) -> None:
+    """Read tensors themselves where `broadcast_tensors` hands them back as they are."""
+    for item in list(node.users):
+        source = node.args[0][item.args[1]]  # type: ignore[index]
+        if item.target is operator.getitem and _layout(source) == _layout(item):  # type: ignore[arg-type]
+            item.replace_all_uses_with(source)  # type: ignore[arg-type]
 
 
 def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..engine.program import Program
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, WrapError
 
 __all__ = ["run_program"]
 
@@ -48,8 +47,12 @@ class _Feedback(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise WrapError(
+                "a second derivative is asked for (create_graph=True), which a traced program does not have; "
+                'wrap the model with engine="live".'
+            )
         program: Program = ctx.program
         inputs = _restore(ctx)
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):

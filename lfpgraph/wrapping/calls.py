@@ -9,6 +9,7 @@ by itself, as a training step may do, it gives feedback like the whole.
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +19,19 @@ from torch import nn
 from ..composites.composite import Composite, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import TraceError
+from ..errors import InputError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.interception import recorder
 from ..live.parameters import Watch
 from ..tracing.flat import is_tracing
-from .choice import Choice, Explanation
+from .choice import HOOKS, Choice, Explanation
 from .forward import FeedbackForward
+from .programs import Entry, ModelCall
 
 __all__ = ["CallStandIn", "Wrapping", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_local = threading.local()
 _SLOT, _MARK = "_compiled_call_impl", "_lfpgraph"  # a module's copies and pickles drop the first, and keep the second
 
 
@@ -83,6 +85,15 @@ def wrapping_of(model: nn.Module) -> Wrapping | None:
     """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
     found = model.__dict__.get(_MARK)
     return found.wrapping if isinstance(found, CallStandIn) and found.path == "" else None
+
+
+def _unrecorded() -> list[Wrapping]:
+    """The wrappings whose model this thread runs without gradients; what it turns on inside is its own business."""
+    try:
+        return _local.unrecorded  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.unrecorded = []
+        return _local.unrecorded
 
 
 def _somebody_traces() -> bool:
@@ -152,24 +163,34 @@ class Wrapping:
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
         module = part.module
-        if is_tracing() or not torch.is_grad_enabled() or _somebody_traces() or _runs_again():
+        if is_tracing() or _somebody_traces() or _runs_again() or self in _unrecorded():
             return module._call_impl(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            _unrecorded().append(self)
+            try:
+                return module._call_impl(*args, **kwargs)
+            finally:
+                _unrecorded().pop()
         if torch._C._functorch.peek_interpreter_stack() is not None:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return module._call_impl(*args, **kwargs)
-        if not self._told:
-            self._told = True
-            log_unmoved(self.composite, dict(self.model.named_parameters()))
-        if part.path == "" and self.choice.wants_static(module):
-            try:
-                result = self._statically(args, kwargs)
-            except TraceError as error:
-                self.choice.refused(module, error)
-            else:
+        choice, call = self.choice, None
+        if part.path == "" and choice.settled and choice.static:
+            self.counts.static += 1
+            result = self._statically(args, kwargs)
+            self._tell()
+            return result
+        if self.watch.differentiates and not choice.settled:
+            choice.live(
+                self.model, "second derivatives are asked for (create_graph=True), which a program does not have"
+            )
+        if part.path == "" and not choice.settled:
+            call = ModelCall(module, args, kwargs)
+            entry = self._program_for(call) if call.follows else None
+            if entry is not None:
                 self.counts.static += 1
-                self.choice.traced(module, self.traces)
-                return result
+                return self.static.run(entry, call)
         if not changes_gradients(self.composite):  # nothing is recorded, so the parts of a run come here, too
             self.counts.live += part.path == ""
             return module._call_impl(*args, **kwargs)
@@ -177,17 +198,44 @@ class Wrapping:
         engine = self._engine(part)
         if part.path:
             return engine.run(module._call_impl, args, kwargs)
-        return self.choice.observe(module, lambda: engine.run(module._call_impl, args, kwargs))
+        if call is None or choice.settled or not call.follows:
+            result = engine.run(module._call_impl, args, kwargs)
+        else:
+            result = choice.observe(call, lambda: engine.run(module._call_impl, args, kwargs))
+        self._tell()
+        return result
 
-    def _statically(self, args: Any, kwargs: Any) -> Any:
+    def _tell(self) -> None:
+        """Say once, after the first call, which parameters receive nothing."""
+        plans = [] if self._told else self.all_plans()
+        if plans:
+            self._told = True
+            log_unmoved(self.composite, dict(self.model.named_parameters()), plans[-1].names_asleep)
+
+    @property
+    def static(self) -> FeedbackForward:
+        """The static engine."""
         if self._static is None:
             feed = self.watch.feed if changes_gradients(self.composite) else None
             self._static = FeedbackForward(self.model, self.composite, self.options, feed=feed)
+        return self._static
+
+    def _program_for(self, call: ModelCall) -> Entry | None:
+        found = None
+        try:
+            found = self.choice.program_for(call, self.static)
+        except (InputError, TraceError) as error:
+            self.choice.live(self.model, str(error))
+        if self.choice.settled:
+            self.static.programs.kept.clear()
+        return found
+
+    def _statically(self, args: Any, kwargs: Any) -> Any:
         own = vars(self.model)
-        if not any(own[table] for table in _HOOKS):
-            return self._static(*args, **kwargs)
+        if not any(own[table] for table in HOOKS):
+            return self.static(*args, **kwargs)
         before = own.get("forward")  # hooks on the model itself run around the program as around its forward
-        own["forward"] = self._static
+        own["forward"] = self.static
         try:
             return self.model._call_impl(*args, **kwargs)
         finally:

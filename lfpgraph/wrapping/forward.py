@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from enum import Enum
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..engine.plan import make_plan
 from ..engine.program import make_program
 from ..engine.static import no_autocast
 from ..errors import InputError, NonFiniteError
+from ..graph.calls import objects_with_state
 from ..graph.graph import OpGraph
 from ..tracing.flat import is_tracing
 from .autograd_function import Feed, run_program
@@ -60,9 +60,13 @@ class FeedbackForward(StandIn):
         if is_tracing() or not torch.is_grad_enabled():
             return self.original(*args, **kwargs)
         call = ModelCall(self.model, args, kwargs)
-        if not any(t.requires_grad for t in (*call.state.values(), *call.tensors)):
+        if not call.follows:
             return self.original(*args, **kwargs)
-        return self._run(self.programs.find(call, self._make), call)
+        return self.run(self.find(call), call)
+
+    def find(self, call: ModelCall) -> Entry:
+        """The program for a call; made if there is none."""
+        return self.programs.find(call, self._make)
 
     def _make(self, call: ModelCall) -> Entry:
         if self.options.part:
@@ -79,21 +83,24 @@ class FeedbackForward(StandIn):
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
-        log_unmoved(self.composite, call.state)
+        if self.feed is None:
+            log_unmoved(self.composite, call.state, plan.names_asleep)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
         )  # fmt: skip
         return entry
 
-    def _run(self, entry: Entry, call: ModelCall) -> Any:
+    def run(self, entry: Entry, call: ModelCall) -> Any:
+        """Run a program."""
+        self.calls += 1
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:
-                    call.state[name].copy_(value)
+                    (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 call.tensors[position].copy_(value)
         results = graph.user_outputs(outputs)
@@ -105,9 +112,8 @@ class FeedbackForward(StandIn):
 
 def _refuse_state(call: ModelCall) -> None:
     """Refuse objects with a state as arguments of a part: what the part writes into them would be lost in its program."""
-    for leaf in call.leaves:
-        if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor | Enum | type) and not callable(leaf):
-            raise InputError(
-                f"{type(call.model).__name__} is passed a {type(leaf).__name__}, which it may change, and a part of a model "
-                "cannot be traced with it. Call the model without (key-value caches: use_cache=False), or wrap it whole."
-            )
+    for leaf in objects_with_state(call.leaves):
+        raise InputError(
+            f"{type(call.model).__name__} is passed a {type(leaf).__name__}, which it may change, and a part of a model "
+            "cannot be traced with it. Call the model without (key-value caches: use_cache=False), or wrap it whole."
+        )

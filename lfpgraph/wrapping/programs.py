@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..engine.program import Program
-from ..errors import LfpGraphError
+from ..errors import LfpGraphError, TraceError
 from ..graph.calls import flatten_input
-from ..graph.graph import OpGraph
+from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..tracing.tracer import trace
@@ -55,6 +56,21 @@ class ModelCall:
                 self._visit(child, f"{dot}{name}.")
 
     @property
+    def follows(self) -> bool:
+        """Whether anything that goes in requires a gradient."""
+        return any(t.requires_grad for t in (*self.state.values(), *self.tensors))
+
+    def has_changed(self) -> bool:
+        """Whether the arguments hold other objects by now: the call has put some into a container of the caller's."""
+        leaves, spec = flatten_input(self.args, self.kwargs)
+        return spec != self.spec or any(a is not b for a, b in zip(leaves, self.leaves))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs' sizes."""
+        return tuple(tuple(t.shape) for t in self.tensors)
+
+    @cached_property
     def key(self) -> Any:
         """What a program depends on, sizes of inputs apart."""
         leaves = tuple(
@@ -76,19 +92,29 @@ class ModelCall:
 
 
 def _static(leaf: Any) -> Any:
-    return leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf)
+    return type(leaf), repr(leaf)  # 1, 1.0 and True are equal, and not the same to a model
 
 
 @dataclass(eq=False)
 class Entry:
-    """A program, the sizes it is right for, and the model it was traced from (None where no other model shares it)."""
+    """A program of a model.
+
+    Attributes:
+        owner: the model it was traced from; None where no other model shares it.
+        sizes: those that it is right for.
+        unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
+            what other calls have saved of them can still be used.
+    """
 
     program: Program
     owner: nn.Module | None = None
     sizes: Sizes = field(init=False)
+    unseen: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.graph)
+        written = zip(self.graph.mutations, self.graph.output_nodes)
+        self.unseen = {name for name, node in written if isinstance(node, fx.Node) and is_statistic(node)}
 
     @property
     def graph(self) -> OpGraph:
@@ -117,11 +143,15 @@ class Programs(Generic[E]):
     def __iter__(self) -> Iterator[E]:
         return (entry for entries in self.kept.values() for entry in entries)
 
+    def fitting(self, call: ModelCall) -> E | None:
+        """An entry that is right for a call."""
+        return next((entry for entry in self.kept.get(call.key, ()) if entry.sizes.accepts(call.tensors)), None)
+
     def find(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
         """The entry that is right for a call; `make` makes one where there is none."""
         name = type(call.model).__name__
         entries = self.kept.setdefault(call.key, [])
-        entry = next((entry for entry in entries if entry.sizes.accepts(call.tensors)), None)
+        entry = self.fitting(call)
         if entry is not None and self._is_right(entry, call):
             return entry
         if entry is not None:
@@ -158,7 +188,17 @@ class Programs(Generic[E]):
                 raise
             except Exception as error:
                 if not graph.dynamic:
-                    raise
+                    raise _no_program(name, error) from error
                 log.info("%s does not trace for open sizes: %s", name, error)
             log.warning("%s is traced for these sizes alone: %s", name, call.sizes)
-            return prepare(trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback), call)
+            graph = trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback)
+            try:
+                return prepare(graph, call)
+            except LfpGraphError:
+                raise
+            except Exception as error:
+                raise _no_program(name, error) from error
+
+
+def _no_program(name: str, error: Exception) -> TraceError:
+    return TraceError(f"the graph of {name} could not be made a program: {type(error).__name__}: {error}")

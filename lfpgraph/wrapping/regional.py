@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..composites.composite import Composite
@@ -124,6 +125,7 @@ class RegionalForward(StandIn):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.hooks is None:
             self.hooks = list(self._hook_the_rest())
+        self.calls += torch.is_grad_enabled()
         return self.original(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,7 +141,9 @@ class RegionalForward(StandIn):
         for name, parameter in self.model.named_parameters():
             if id(parameter) not in held and parameter.requires_grad:
                 ruleset = self.composite.parameter_ruleset(name)
-                scale = functools.partial(ruleset.feedback, parameter, asleep=ruleset.wakes(parameter))
+                scale = functools.partial(
+                    ruleset.feedback, parameter, asleep=parameter.dim() > 1 and ruleset.wakes(parameter)
+                )
                 yield parameter.register_hook(scale)
 
 

@@ -16,7 +16,12 @@ class StandIn:
     """Base of what `wrap` puts in place of `model.forward`; a subclass says what a call does.
 
     Name, docstring and signature are those of the model's own forward. A copy or pickle of the model has a stand-in of its own.
+
+    Attributes:
+        calls: how many calls it has taken so far, of those that are to give feedback.
     """
+
+    calls = 0
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -36,7 +41,7 @@ class StandIn:
         return inspect.signature(self.original)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "__wrapped__"}
+        return {name: value for name, value in vars(self).items() if name not in ("__wrapped__", "calls")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

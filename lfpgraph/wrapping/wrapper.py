@@ -147,4 +147,4 @@ def explain_wrap(model: nn.Module) -> Explanation:
         "its parts are wrapped one by one" if isinstance(forward, RegionalForward) else "engine='static' was asked for"
     )
     traces = forward.traces if isinstance(forward, FeedbackForward | RegionalForward) else 0
-    return Explanation("static", why, 0, 0, 0, traces)
+    return Explanation("static", why, 0, forward.calls, 0, traces)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import io
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -154,6 +155,8 @@ class Snapshot:
     def follow(self, value: Any, path: str, depth: int = 0) -> None:
         """Watch what is inside a value that can change while the value stays the same object."""
         key = (id(value), self._root)
+        if type(value) in weakref.ProxyTypes:  # looks like what it stands for, and has no hash
+            return self._find("unwatched", path, value)
         if isinstance(value, (*PLAIN, type, FunctionType, ModuleType)) or depth > _DEEPEST:
             return
         if key in self._followed or (isinstance(value, nn.Module) and value in self.modules):

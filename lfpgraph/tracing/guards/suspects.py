@@ -48,7 +48,10 @@ _TABLE = {
     ("random.py", "seed"): _SEEDS,
     ("random.py", "set_rng_state"): "sets torch's random generator",
     ("random.py", "fork_rng"): "sets torch's random generator",
-    ("_dynamo/eval_frame.py", "compile_wrapper"): "calls what torch.compile has compiled, whose reads cannot be seen",
+    (
+        "_dynamo/eval_frame.py",
+        "compile_wrapper",
+    ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
@@ -105,7 +108,8 @@ class Suspects:
         """
         if self.question is None or self.read is None:
             return None
-        return f"asks whether it is being traced ({self.question}) and reads a tensor's value ({self.read})"
+        ask = f"asks whether it is being traced ({self.question}) and reads a tensor's value ({self.read})"
+        return f"{ask}: when it is not traced it may branch on data"
 
     def python(self, frame: types.FrameType) -> None:
         """A Python function is called."""

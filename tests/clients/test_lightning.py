@@ -1,0 +1,193 @@
+"""Lightning and Fabric: automatic and manual optimisation, bf16, two processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import lfpgraph
+
+from .support import difference, grads_of
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False,
+}  # fmt: skip
+
+
+def data() -> TensorDataset:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 1, 8, 8, generator=draw)
+    return TensorDataset(x, (x.flatten(1).sum(1) > 0).long())
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.GELU(), nn.Linear(16, 2)
+    )
+
+
+class Automatic(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+        self.first: dict[str, Tensor] = {}
+        self.losses: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def on_after_backward(self) -> None:
+        self.first = self.first or grads_of(self.network)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=3e-3)
+
+
+class ByParts(Automatic):
+    """A training step that goes through no forward of the module's."""
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.network(x), y)
+
+
+class Manual(Automatic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
+        self.manual_backward(loss)
+        self.on_after_backward()
+        optimizer.step()
+
+
+KINDS: dict[str, tuple[type[Automatic], dict[str, Any]]] = {
+    "automatic optimisation": (Automatic, {}),
+    "a step that calls parts": (ByParts, {}),
+    "manual optimisation": (Manual, {}),
+    "bf16-mixed": (Automatic, {"precision": "bf16-mixed"}),
+    "bf16-true": (Automatic, {"precision": "bf16-true"}),
+    "accumulation and clipping": (Automatic, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}),
+}
+
+
+def run(kind: str, composite: Any, whole: bool = True, epochs: int = 1) -> tuple[dict[str, Tensor], list[float]]:
+    make, options = KINDS[kind]
+    lightning.seed_everything(0, verbose=False)
+    module = make()
+    if composite is not None:
+        lfpgraph.wrap(module if whole else module.network, composite)
+    trainer = lightning.Trainer(max_epochs=epochs, **QUIET, **options)
+    trainer.fit(module, DataLoader(data(), batch_size=16))
+    return module.first, module.losses
+
+
+@pytest.mark.client("lightning", "{kind}, the LightningModule or the network in it wrapped")
+@pytest.mark.parametrize("kind", KINDS)
+def test_trainer(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    plain, _ = run(kind, None)
+    exact = "bf16" not in kind
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        for whole in (True, False):
+            assert difference(run(kind, "gradient", whole)[0], plain) == 0
+            assert difference(run(kind, "recorded", whole)[0], plain) < (1e-5 if exact else 5e-2)
+        feedback, _ = run(kind, "lfp-epsilon")
+        inner, losses = run(kind, "lfp-epsilon", False, 4)
+    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    assert difference(feedback, plain) > 0.1 and losses[-1] < losses[0]
+    assert difference(inner, feedback) < (1e-5 if exact else 5e-2)
+    if exact and "accumulation" not in kind:
+        assert difference(feedback, by_hand()) < 1e-5
+    assert difference(run(kind, None)[0], plain) == 0  # nothing stays switched on
+
+
+def by_hand() -> dict[str, Tensor]:
+    """The same first step in a loop of one's own, by the traced program."""
+    lightning.seed_everything(0, verbose=False)
+    model = lfpgraph.wrap(network(), engine="static")
+    x, y = next(iter(DataLoader(data(), batch_size=16)))
+    F.cross_entropy(model(x), y).backward()
+    return grads_of(model)
+
+
+@pytest.mark.client("lightning", "Fabric: setup, backward, bf16", "wrap before `fabric.setup`")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fabric(precision: str) -> None:
+    found = []
+    for composite in (None, "gradient", "lfp-epsilon"):
+        fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
+        model = network()
+        if composite is not None:
+            lfpgraph.wrap(model, composite)
+        model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+        loader = fabric.setup_dataloaders(DataLoader(data(), batch_size=16))
+        x, y = next(iter(loader))
+        fabric.backward(F.cross_entropy(model(x), y))
+        found.append({name.removeprefix("_forward_module."): g for name, g in grads_of(model).items()})
+        optimizer.step()
+    assert difference(found[1], found[0]) == 0
+    assert difference(found[2], found[0]) > 0.1
+    if precision == "32-true":
+        assert difference({n.removeprefix("module."): g for n, g in found[2].items()}, by_hand()) < 1e-5
+
+
+TWO = """
+import sys, torch, lightning, lfpgraph
+from torch.utils.data import DataLoader
+from tests.clients.test_lightning import Automatic, QUIET, data
+lightning.seed_everything(0, verbose=False)
+module = Automatic()
+for m in module.modules():
+    if isinstance(m, torch.nn.BatchNorm2d): m.eval(); m.train = lambda mode=True: m
+lfpgraph.wrap(module)
+options = {**QUIET, "devices": int(sys.argv[1])}
+if options["devices"] > 1: options["strategy"] = "ddp"
+trainer = lightning.Trainer(max_steps=4, use_distributed_sampler=True, **options)
+trainer.fit(module, DataLoader(data(), batch_size=16 // options["devices"]))
+if trainer.is_global_zero:
+    torch.save({k: v for k, v in module.state_dict().items()}, sys.argv[2])
+"""
+
+
+@pytest.mark.client("lightning", "two processes (ddp)")
+def test_two_processes(tmp_path: Path) -> None:
+    """Two processes of half the batch each end where one does (rows are dealt out in turn, so each step has the same)."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    for devices in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-W", "ignore", str(script), devices, str(tmp_path / devices)],
+            check=True,
+            env=environment,
+            timeout=500,
+        )
+    one, two = (torch.load(tmp_path / devices) for devices in ("1", "2"))
+    assert difference(two, one) < 1e-4

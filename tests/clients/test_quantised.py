@@ -1,0 +1,84 @@
+"""Quantised bases with LoRA on top: frozen weights of four or eight bits, adapters that learn by feedback."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+
+import lfpgraph
+
+from .support import difference, grads_of, llama
+
+
+def of_bitsandbytes(folder: Path, **options: Any) -> nn.Module:
+    llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    config = transformers.BitsAndBytesConfig(**options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def of_torchao(config: Any) -> nn.Module:
+    model = llama(hidden_size=64, intermediate_size=128)
+    quantize_(model, config, filter_fn=lambda module, name: isinstance(module, nn.Linear) and "lm_head" not in name)
+    return model
+
+
+NF4 = {
+    "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": torch.float32,
+}  # fmt: skip
+BASES: dict[str, Any] = {
+    "bitsandbytes nf4": lambda folder: of_bitsandbytes(folder, **NF4),
+    "bitsandbytes int8": lambda folder: of_bitsandbytes(folder, load_in_8bit=True),
+    "torchao int8": lambda folder: of_torchao(Int8WeightOnlyConfig()),
+    "torchao int4": lambda folder: of_torchao(IntxWeightOnlyConfig(weight_dtype=torch.int4)),
+}
+
+
+def run(
+    base: str, folder: Path, composite: str | None, engine: str = "auto", steps: int = 1
+) -> tuple[dict[str, Tensor], list[float], nn.Module]:
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(BASES[base](folder), config)
+    if composite is not None:
+        lfpgraph.wrap(model, composite, engine=engine)
+    ids = torch.randint(3, 400, (4, 16), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    found, first = [], {}
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        first = first or grads_of(model)
+        optimizer.step()
+        found.append(loss.item())
+    return first, found, model
+
+
+@pytest.mark.client("peft", "LoRA on a base of {base}")
+@pytest.mark.parametrize("base", BASES)
+def test_quantised_base(base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, before, _ = run(base, tmp_path, None, steps=8)
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        assert difference(run(base, tmp_path, "gradient")[0], plain) == 0
+        assert difference(run(base, tmp_path, "recorded", "live")[0], plain) < 1e-4
+        feedback, after, model = run(base, tmp_path, "lfp-epsilon", steps=8)
+    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    assert set(feedback) == set(plain) and difference(feedback, plain) > 0.1
+    assert after[0] - after[-1] > 0.5 * (before[0] - before[-1]) > 0
+    if "torchao" in base:  # whose operations a trace can show
+        static, _, _ = run(base, tmp_path, "lfp-epsilon", "static")
+        assert difference(feedback, static) < 1e-3
+        lfpgraph.unwrap(model)
+        ids = torch.ones(2, 8, dtype=torch.long)
+        report = lfpgraph.coverage(model, {"input_ids": ids})
+        assert not report.uncovered

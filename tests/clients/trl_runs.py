@@ -1,0 +1,143 @@
+"""TRL's trainers as its documentation makes them, on a small model; and the same with the head written out."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from torch import Tensor, nn
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
+
+import lfpgraph
+
+from .support import FirstStep, gpt2, texts, tokenizer
+
+__all__ = ["KINDS", "make", "unfuse"]
+
+COMMON: dict[str, Any] = {
+    "per_device_train_batch_size": 4, "max_grad_norm": 0.0, "learning_rate": 1e-3, "logging_steps": 1, "report_to": [],
+    "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+    "dataloader_pin_memory": False, "seed": 3, "lr_scheduler_type": "constant",
+}  # fmt: skip
+
+
+def _pairs() -> list[tuple[str, str, str]]:
+    """A prompt, its true end, and the end of another text."""
+    found = [t.split(" ") for t in texts()]
+    cut = [(" ".join(w[: len(w) // 2]), " " + " ".join(w[len(w) // 2 :])) for w in found if len(w) > 3]
+    return [(a, b, cut[(i + 7) % len(cut)][1]) for i, (a, b) in enumerate(cut)]
+
+
+def plain_texts() -> Dataset:
+    return Dataset.from_dict({"text": list(texts())})
+
+
+def prompts() -> Dataset:
+    return Dataset.from_dict({"prompt": [t[:24] for t in texts()]})
+
+
+def preferences() -> Dataset:
+    a, b, c = zip(*_pairs())
+    return Dataset.from_dict({"prompt": list(a), "chosen": list(b), "rejected": list(c)})
+
+
+def comparisons() -> Dataset:
+    a, b, c = zip(*_pairs())
+    both = {"chosen": [x + y for x, y in zip(a, b)], "rejected": [x + y for x, y in zip(a, c)]}
+    return Dataset.from_dict(both)
+
+
+def verdicts() -> Dataset:
+    rows = [(a, b if i % 2 else c, bool(i % 2)) for i, (a, b, c) in enumerate(_pairs())]
+    a, b, good = zip(*rows)
+    return Dataset.from_dict({"prompt": list(a), "completion": list(b), "label": list(good)})
+
+
+def many_letters_e(completions: list[str], **kwargs: Any) -> list[float]:
+    """A reward: the share of letters e."""
+    return [10.0 * text.count("e") / max(len(text), 1) for text in completions]
+
+
+GENERATION = {"num_generations": 4, "max_completion_length": 12, "temperature": 1.0}
+
+
+def _maker(trainer: Any, config: Any, data: Callable[[], Dataset], extra: dict[str, Any], **options: Any) -> Any:
+    def made(model: nn.Module, folder: Path, given: dict[str, Any], **more: Any) -> Any:
+        arguments = config(output_dir=str(folder), **{**COMMON, **options, **given})
+        return trainer(model=model, args=arguments, train_dataset=data(), processing_class=tokenizer(), **extra, **more)
+
+    return made
+
+
+REWARD = {"reward_funcs": many_letters_e}
+KINDS: dict[str, Any] = {
+    "SFT": _maker(trl.SFTTrainer, trl.SFTConfig, plain_texts, {}, max_length=64),
+    "SFT, packing (bfd)": _maker(trl.SFTTrainer, trl.SFTConfig, plain_texts, {}, max_length=64, packing=True),
+    "SFT, packing (wrapped)": _maker(
+        trl.SFTTrainer, trl.SFTConfig, plain_texts, {}, max_length=64, packing=True, packing_strategy="wrapped"
+    ),
+    "DPO": _maker(trl.DPOTrainer, trl.DPOConfig, preferences, {}, max_length=64),
+    "KTO": _maker(trl.KTOTrainer, trl.KTOConfig, verdicts, {}, max_length=64),
+    "GRPO": _maker(trl.GRPOTrainer, trl.GRPOConfig, prompts, REWARD, **GENERATION),
+    "RLOO": _maker(trl.RLOOTrainer, trl.RLOOConfig, prompts, REWARD, **GENERATION),
+    "Reward": _maker(trl.RewardTrainer, trl.RewardConfig, comparisons, {}, max_length=64),
+    "ORPO": _maker(ORPOTrainer, ORPOConfig, preferences, {}, max_length=64),
+    "CPO": _maker(CPOTrainer, CPOConfig, preferences, {}, max_length=64),
+}
+
+
+def scorer(seed: int = 0) -> Any:
+    """A sequence classifier with one output: a reward model."""
+    torch.manual_seed(seed)
+    config = gpt2().config
+    config.num_labels = 1
+    return transformers.GPT2ForSequenceClassification(config)
+
+
+def make(kind: str, model: nn.Module, folder: Path, steps: int = 1, more: Any = None, **given: Any) -> tuple[Any, Any]:
+    """A trainer of a kind, and the callback that keeps its first step's gradients."""
+    first = FirstStep(steps)
+    trainer = KINDS[kind](model, folder, given, callbacks=[first], **(more or {}))
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer, first
+
+
+def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
+    """Give a model that TRL has given a fused head the same call with logits and torch's own log-softmax."""
+    fused = model.forward
+
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return fused(*args, **kwargs)
+        labels, divisor = kwargs.pop("labels")[:, 1:], kwargs.pop("num_items_in_batch", None)
+        logits = logits_of(*args, **{**kwargs, "use_cache": False})[:, :-1]
+        mask = labels != -100
+        log_p = logits.log_softmax(-1)
+        chosen = log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0)
+        entropy = -(log_p.exp() * log_p).sum(-1).masked_fill(~mask, 0)
+        loss = -chosen.sum() / (mask.sum() if divisor is None else divisor)
+        with torch.no_grad():
+            mean = logits.mean(-1).masked_fill(~mask, 0)
+            top1 = (logits.argmax(-1) == labels) & mask
+            squares = (2 * log_p).logsumexp(-1).masked_fill(~mask, 0)
+        return FusedCausalLMOutput(
+            loss=loss, log_probs=chosen, entropy=entropy, mean_logits=mean, is_top1=top1, label_mask=mask,
+            log_sum_sq_probs=squares,
+        )  # fmt: skip
+
+    model.forward = types.MethodType(forward, model)
+
+
+def statically(model: nn.Module, composite: str = "lfp-epsilon") -> Callable[..., Tensor]:
+    """The logits of a copy-free second way: the model's traced program."""
+    lfpgraph.wrap(model, composite, engine="static")
+    stand_in = model.__dict__["forward"]
+    return lambda *args, **kwargs: stand_in(*args, **kwargs).logits

@@ -1,0 +1,151 @@
+"""engine="auto": the static engine runs a call only while its program is the model as it is now, for calls of that kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.tracing.tracer import trace
+from lfpgraph.wrapping.choice import Explanation
+
+FACTOR = [2.0]
+
+
+def helper(x: Tensor) -> Tensor:
+    return x * FACTOR[0]
+
+
+class Model(nn.Module):
+    """Goes another way where it is asked to, and for a large batch; counts its calls there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.scale, self.calls, self.large = nn.Linear(4, 4), 1.0, 0, 0
+
+    def forward(self, x: Tensor, by: Any = 1, flag: bool = False) -> Tensor:
+        x = self.lin(x) * self.scale * (by.scale if isinstance(by, Settings) else by)
+        if flag:
+            x = helper(x)
+            self.calls += 1
+        if x.shape[0] > 4:
+            x = x.neg()
+            self.large += 1
+        return x if type(by) is not float else x + 1
+
+
+class Settings:
+    scale = 1.0
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return lfpgraph.wrap(Model())
+
+
+def same(model: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
+    """Three calls equal the model's own, outputs and feedback being there."""
+    with torch.no_grad():
+        counts = model.calls, model.large
+        expected = model(x, *args, **kwargs)
+        model.calls, model.large = counts
+    for _ in range(3):
+        out = model(x, *args, **kwargs)
+        torch.testing.assert_close(out, expected)
+        out.sum().backward()
+    return lfpgraph.explain_wrap(model)
+
+
+def test_a_change_ends_the_programs_of_before(model: nn.Module) -> None:
+    x = torch.randn(3, 4)
+    assert same(model, x).static_calls == 2
+    model.scale = 5.0
+    assert same(model, x).static_calls == 4
+
+
+def test_calls_of_another_kind_are_observed_first(model: nn.Module) -> None:
+    x = torch.randn(3, 4)
+    same(model, x)
+    assert same(model, x, 2).static_calls == 4
+    found = same(model, x, flag=True)
+    assert found.engine == "live" and "writes calls" in found.why
+    assert model.calls == 3
+
+
+def test_sizes_that_go_another_way_are_observed_first(model: nn.Module) -> None:
+    same(model, torch.randn(3, 4))
+    assert same(model, torch.randn(2, 4)).static_calls == 5
+    found = same(model, torch.randn(6, 4))
+    assert found.engine == "live" and "writes large" in found.why
+    assert model.large == 3
+
+
+def test_numbers_of_different_types_are_different_arguments(model: nn.Module) -> None:
+    x = torch.randn(3, 4)
+    for by in (1, 1.0, True, 1):
+        same(model, x, by)
+
+
+def test_an_object_among_the_arguments_may_change(model: nn.Module) -> None:
+    x, settings = torch.randn(3, 4), Settings()
+    same(model, x, settings)
+    settings.scale = 3.0
+    found = same(model, x, settings)
+    assert found.engine == "live" and "it is given a Settings" in found.why
+
+
+def test_hooks_on_the_model_itself_run(model: nn.Module) -> None:
+    x, seen = torch.randn(3, 4), []
+    same(model, x)
+    model.register_forward_hook(lambda module, args, out: seen.append(1) or out * 2)
+    assert same(model, x).engine == "live"
+    assert len(seen) == 4
+
+
+def test_a_frozen_model_runs(model: nn.Module) -> None:
+    model.requires_grad_(False)
+    assert not model(torch.randn(3, 4)).requires_grad
+    assert model(torch.randn(3, 4, requires_grad=True)).requires_grad
+
+
+def test_a_number_that_changes_at_every_step_needs_one_plan() -> None:
+    model = lfpgraph.wrap(Model(), engine="live")
+    for step in range(4):
+        model.scale = 1.0 + step
+        model(torch.randn(3, 4)).sum().backward()
+    assert lfpgraph.explain_wrap(model).plans == 1
+
+
+def test_what_modules_hold_stays_the_same_object() -> None:
+    """torch.export leaves copies of lists and dictionaries behind; a trace puts back the model's own, as they were."""
+
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.sizes, self.table = nn.LSTM(4, 4), [1, [2]], {"a": {"b": 3}}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0] * self.sizes[0]
+
+    holder = Holds()
+    sizes, inner, table = holder.sizes, holder.sizes[1], holder.table
+    trace(holder, torch.randn(3, 2, 4))
+    assert holder.sizes is sizes and sizes == [1, [2]] and sizes[1] is inner
+    assert holder.table is table and table == {"a": {"b": 3}}
+    model = lfpgraph.wrap(nn.LSTM(4, 4))
+    for _ in range(3):
+        model(torch.randn(3, 2, 4))[0].sum().backward()
+    assert lfpgraph.explain_wrap(model).static_calls == 2
+
+
+@pytest.mark.parametrize("how", [{"engine": "static"}, {"regional": ["0", "2"]}])
+def test_calls_of_the_static_engine_are_counted(how: dict[str, Any]) -> None:
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), **how)
+    for _ in range(2):
+        model(torch.randn(3, 4)).sum().backward()
+    found = lfpgraph.explain_wrap(model)
+    assert (found.engine, found.live_calls, found.static_calls) == ("static", 0, 2)

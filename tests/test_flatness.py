@@ -1,0 +1,42 @@
+"""A long run stays flat: no new traces or plans once the kinds of sizes have been seen, and nothing that piles up."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.flatness import CASES, ENGINES, run
+
+# The most traces and plans that a model may need for all sizes. Beyond one: a batch of one; a text as long as the table of
+# positions; a mask that hides nothing; each set of experts that rows go to; each length of a loop.
+MOST = {
+    "mlp": (1, 1), "cnn": (1, 1), "vit": (1, 2), "bert": (3, 6), "gpt2": (3, 4), "experts": (1, 15), "lstm": (16, 16),
+    "cells": (16, 16),
+}  # fmt: skip
+REFUSED = [("experts", "static")]  # branches on data
+QUICK = [("mlp", "auto"), ("experts", "live")]
+
+
+def check(name: str, engine: str, steps: int) -> None:
+    found = run(name, engine, steps)
+    traces, plans = MOST[name]
+    assert found.traces[1] <= traces and found.plans[1] <= plans, found.why
+    traced, planned = found.traces[1] - found.traces[0], found.plans[1] - found.plans[0]
+    assert traced or planned or found.tensors[1] == found.tensors[0]
+    assert found.tensors[1] - found.tensors[0] <= 3000 * traced + 400 * planned
+    assert found.cycles <= 3000 * traced + 400 * planned
+    # Whether a graph fits sizes is worked out by sympy, which keeps some thousand results.
+    assert found.python_kb <= 200 + (5_000 if found.traces[0] else 0) + 20_000 * traced + 1_000 * planned
+
+
+@pytest.mark.parametrize(("name", "engine"), QUICK)
+def test_forty_steps_are_flat(name: str, engine: str) -> None:
+    check(name, engine, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CASES)
+def test_five_hundred_steps_are_flat(name: str, engine: str) -> None:
+    if (name, engine) in REFUSED:
+        pytest.skip("this model branches on data, which the static engine refuses")
+    check(name, engine, 500)

@@ -1,0 +1,100 @@
+"""Random graphs of all kinds of operations: a live run gives the feedback that the walk over a trace gives."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lfpgraph.tracing.tracer import trace
+
+from .support.fuzz import random_module
+from .support.fuzz_wide import COMPLEX, WIDE
+from .support.ways import compare, walked, wrapped
+
+COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
+QUICK, MANY = 64, 1600
+
+
+def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
+    """One random graph under some composites.
+
+    Raises:
+        AssertionError: with the seed and the module's source.
+    """
+    module, inputs, source = random_module(seed, length, (*WIDE, COMPLEX) if seed % 3 == 2 else WIDE)
+    if not dict(module.named_parameters()):
+        return
+    generator = torch.Generator().manual_seed(seed)
+    outputs = copy.deepcopy(module)(*inputs)
+    signals = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]
+    graph = trace(module, inputs, dynamic=False)
+    for composite in composites:
+        try:
+            expected = walked(graph, module, inputs, signals, composite)
+            compare(composite, wrapped(module, inputs, signals, composite, "live"), expected)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {composite}: {type(error).__name__}: {error}\n{source}") from error
+
+
+# What once differed: a composite, and lines that make `v` of x and y.
+MENDED = {
+    "parts of an operation": ("lfp-epsilon", "v = torch.addcmul(x, x, y).tanh() + torch.lerp(x, y, 0.3)"),
+    "parts written in place": ("lfp-epsilon", "t = x * y; t.lerp_(y, 0.3); v = t.addcdiv_(x, y.abs() + 1)"),
+    "sum written to a view": ("lfp-epsilon", "t = x * 2; t[0].add_(y[0]); v = t.tanh() + t"),
+    "activation written to a view": ("epsilon-plus", "t = x * y; u = t[:, 1:]; u.sigmoid_(); v = t * u.sum()"),
+    "write to all of a tensor": ("lfp-epsilon", "t = x.clone(); t.transpose(0, -1).add_(1); v = t.tanh()"),
+    "write to a part that is all": ("lfp-epsilon", "t = x[:, :1].clone(); t[:, 0].mul_(y[:, 0]); v = t.sigmoid()"),
+    "statistics that count as constants": (
+        "attnlrp",
+        "v = (x - x.mean(-1, True)) * torch.rsqrt(x.var(-1, keepdim=True) + 1)",
+    ),
+    "a comparison read twice": ("lfp-epsilon", "m = x > y; v = torch.where(m, x, y) * torch.where(m, y, x * 2)"),
+    "a divisor that takes nothing": ("lfp-epsilon", "t = x * y; u = t / 2; v = u * 3 + x / (u.abs() + 1)"),
+    "a mask of the greatest": ("lfp-epsilon", "v = (x >= x.amax(-1, keepdim=True)).double() * y"),
+    "one_hot of the greatest": ("lfp-epsilon", "v = F.one_hot(x.argmax(-1), 4).double() + x"),
+    "what is computed for nothing": (
+        "lfp-epsilon",
+        "v = F.mish(x); t = ((v > 0).double() * v).clone(); t[t > 0] = 0.5",
+    ),
+    "written and computed for nothing": ("lfp-epsilon", "v = F.mish(x); t = torch.zeros_like(x); t[0] = v[0].tanh()"),
+    "complex slices written": (
+        "lfp-epsilon",
+        "c = torch.fft.fft(x); o = c * 0; o[:, 1:] = c[:, 1:]; v = torch.fft.ifft(o).real",
+    ),
+    "an input that is not used": ("lfp-epsilon", "v = F.embedding_bag(torch.tensor([[0, 2], [1, 1]]), self.w) * 2"),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_mended(name: str) -> None:
+    composite, line = MENDED[name]
+    torch.manual_seed(0)
+    names = {"torch": torch, "F": torch.nn.functional, "nn": torch.nn}
+    exec(f"class Net(nn.Module):\n    def forward(self, x, y):\n        {line}\n        return (v,)", names)
+    module = names["Net"]()  # type: ignore[operator]
+    module.w = torch.nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+    inputs = (torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64))
+    signals = [torch.randn_like(out) for out in module(*inputs)]
+    expected = walked(trace(module, inputs, dynamic=False), module, inputs, signals, composite)
+    assert expected
+    compare(name, wrapped(module, inputs, signals, composite, "live"), expected)
+
+
+@pytest.mark.parametrize("seed", range(QUICK))
+def test_random_graph(seed: int) -> None:
+    check(seed, 6, (COMPOSITES[seed % len(COMPOSITES)],))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 1000 + MANY, 100))
+def test_many_random_graphs(start: int) -> None:
+    """A hundred at a time; every failure of the hundred is told."""
+    failures = []
+    for seed in range(start, start + 100):
+        try:
+            check(seed, 12, COMPOSITES)
+        except AssertionError as error:
+            failures.append(str(error))
+    assert not failures, "\n".join(failures)
