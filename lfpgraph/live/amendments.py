@@ -35,8 +35,8 @@ def amend(
 ) -> list[str]:
     """Put a schedule's hooks on a run; returns the names of operations whose values were not kept."""
     given: list[Any] = [None] * len(outputs)  # the signals at the outputs, filled in as they arrive
-    tells = any(a.factors for a in schedule.amendments)  # of second derivatives, as a tap would
-    for place, number in enumerate(outputs) if check or schedule.looks_at_outputs or not tells else ():
+    taps = check or schedule.looks_at_outputs or not any(a.factors for a in schedule.amendments)
+    for place, number in enumerate(outputs if taps else ()):
         tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
     for place, placeholder, plain in schedule.parameters:
@@ -92,8 +92,8 @@ class _Hooks:
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
         self.record = record
-        of_output = amendment.exits[0] in schedule.around[1] and amendment.exits[0] in schedule.factors_alone
-        self.unshared = schedule.unshared if of_output else None
+        halves = amendment.exits[0] in schedule.around[1] and amendment.exits[0] in schedule.factors_alone
+        self.unshared = schedule.unshared if halves else None
 
     def install(self, edges: list[Any]) -> bool:
         """Whether the hooks could be put; without the values they look at they cannot."""
@@ -197,8 +197,7 @@ class _Hooks:
         return epsilon_factor(s, value, factor.epsilon, factor.positive, over)
 
     def _value(self, number: int) -> Tensor:
-        found = self.values[number]
-        return found.take() if isinstance(found, Remade) else found  # type: ignore[no-any-return]
+        return x.take() if isinstance(x := self.values[number], Remade) else x  # type: ignore[no-any-return]
 
     def _compute(self, signals: list[Any]) -> None:
         amendment = self.amendment
