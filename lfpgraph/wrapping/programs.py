@@ -217,6 +217,9 @@ class Programs(Generic[E]):
                 entry = None
             if entry is None:
                 entry = self._made(call, make)
+                if observe is not None:  # torch.export leaves copies of the lists and dicts that modules hold
+                    with _no_hooks():
+                        guard = observe(call)
             if entry.graph.tracer == "export":
                 self.guards[entry] = guard
             return entry
