@@ -88,6 +88,8 @@ class StaticEngine:
                 why = why or f"it returns a {type(leaf).__name__}, which only its own run can make"
         if why is not None or seen.guard is None:
             raise self._refusal(why or "its run could not be observed")
+        if seen.shortcut is not None:
+            log.info("%s %s. Its program goes the way that it takes while traced", self.name, seen.shortcut)
         return seen.guard
 
     def _refusal(self, why: str) -> LiveOnlyError:

@@ -55,19 +55,20 @@ class Observation:
 
     Args:
         hooks_are_outside: it is the model's forward that runs, so that hooks on the model itself are no part of the run.
+        allows_shortcut: whether a `shortcut` is no reason to be live.
 
     Attributes:
         guard: to look at before later calls; None after a run that raised.
         why_live: what a static program would lose of this run, with the line of the user's code; None if nothing.
         may_settle: whether all that was found is of a kind that can happen once, so that another run is worth observing.
-        shortcut: the part of `why_live` that says that the model asks whether it is being traced and then may branch on data
-            (`Suspects.shortcut`), for whoever judges that otherwise; None if that is not so.
+        shortcut: says that the model asks whether it is being traced and then may branch on data (`Suspects.shortcut`); None
+            if that is not so.
         asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
             the model in that case, gradients included.
     """
 
-    def __init__(self, model: nn.Module, hooks_are_outside: bool = False) -> None:
-        self.model, self.hooks_are_outside = model, hooks_are_outside
+    def __init__(self, model: nn.Module, hooks_are_outside: bool = False, allows_shortcut: bool = False) -> None:
+        self.model, self.hooks_are_outside, self.allows_shortcut = model, hooks_are_outside, allows_shortcut
         self.guard: Guard | None = None
         self.why_live: str | None = None
         self.may_settle = False
@@ -126,7 +127,7 @@ class Observation:
         self.asked, self.shortcut = suspects.question, suspects.shortcut
         for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)
-        if self.shortcut is not None:
+        if self.shortcut is not None and not self.allows_shortcut:
             suspects.always(self.shortcut)
         for reason in writes(snapshot, called.codes):
             suspects.once(reason)

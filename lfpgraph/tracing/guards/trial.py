@@ -24,7 +24,8 @@ def try_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """Observe the model's forward on a call, and return what came of it, too.
 
     Arguments, buffers and random generators are copies or put back. What the model's Python writes stays, but then the
-    observation names it. A model that prepares itself in its first call is run again.
+    observation names it. A model that prepares itself in its first call is run again. That it goes another way while it is
+    traced (`Observation.shortcut`) is for the caller to judge.
     """
     for _ in range(_RUNS):
         with keep_random_state(model, args, kwargs, python=True):
@@ -39,7 +40,7 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with running_plainly(), torch.enable_grad(), Observation(model, hooks_are_outside=True) as seen:
+    with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
         with _reparametrize_module(model, buffers, tie_weights=True):
             result = model.forward(*args, **kwargs)
     return seen, result
