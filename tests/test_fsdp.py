@@ -58,4 +58,6 @@ def test_sharded_blocks_train_as_on_one_process(tmp_path: Path) -> None:
     train(model, slice(0, 8))
     for (name, p), q in zip(model.named_parameters(), start.parameters()):
         assert not torch.equal(p, q) or name.endswith("norm.bias"), f"{name} has not been trained"
-        torch.testing.assert_close(found["weights"][name], p.detach(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            found["weights"][name], p.detach(), rtol=1e-12, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.program import make_program
+from lfpgraph.errors import LiveOnlyError
 from lfpgraph.graph.graph import ACTIVE, CONSTANT, WEIGHT
 
 from .support.helpers import assert_made, assert_same, gradients
@@ -129,7 +131,7 @@ def test_what_modules_hold_stays_the_same_object() -> None:
 
 
 def test_parameters_written_in_forward() -> None:
-    """A teacher that follows its student: a program writes it as the model does, and checking the trace does not."""
+    """A teacher that follows its student is written as often as the model writes it; the static engine refuses it."""
 
     class Follows(nn.Module):
         def __init__(self) -> None:
@@ -144,7 +146,9 @@ def test_parameters_written_in_forward() -> None:
             return self.student(x), target
 
     model = Follows()
-    twin, x = lfpgraph.wrap(copy.deepcopy(model), engine="static"), torch.randn(5, 4)
+    twin, x = lfpgraph.wrap(copy.deepcopy(model)), torch.randn(5, 4)
     for _ in range(2):
         torch.testing.assert_close(twin(x), model(x))
     torch.testing.assert_close(twin.teacher.weight, model.teacher.weight)
+    with pytest.raises(LiveOnlyError, match="writes the parameter teacher.weight"):
+        lfpgraph.wrap(copy.deepcopy(model), engine="static")(x)

@@ -135,7 +135,7 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "counter": (counter, "writes inner.calls, which was 0 and is 1"),
     "entry": (entry, "writes cache['x'], which is new"),
     "class attribute": (class_attribute, "writes Live.runs, which was 0 and is 1"),
-    "buffer": (buffer, "makes, replaces or writes the buffer kept"),
+    "buffer": (buffer, "makes or replaces the buffer kept"),
     "global": (lambda m, x: rebind(x), "COUNT, which was"),
     "global list": (lambda m, x: (SEEN.append(1), x)[1], "writes test_why_live.py: SEEN"),
     "closure": (closure(), "rebinds n"),

@@ -215,6 +215,8 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize("kind", ["vector", "number", "norm", "one plus", "custom", "added"])
 def test_a_zero_factor_wakes_and_what_is_added_does_not(kind: str, engine: str) -> None:
     """It receives the signal while it is zero, however many dimensions it has; what is behind it follows when it has moved."""
+    if engine == "static" and kind == "custom":
+        pytest.skip("the static engine refuses functions with a backward of their own")
     model, x = Scaled(kind), batch()
     name = "norm.weight" if kind == "norm" else "zero"
     found = lfp(model, x, engine=engine)

@@ -18,7 +18,7 @@ from ..composites.composite import Composite
 from ..composites.unmoved import log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import InputError, LiveOnlyError, TraceError
+from ..errors import InputError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
 from ..tracing.flat import is_running_plainly
@@ -27,7 +27,7 @@ from .programs import Entry, ModelCall, Programs, wait_for_traces
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
 
-__all__ = ["Wrapping", "wrapping_of"]
+__all__ = ["Wrapping", "within_hooks", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -114,7 +114,7 @@ class Wrapping:
         feed = self.watch.feed if changes_gradients(composite) else None
         self.static = StaticEngine(model, composite, options, path, like, feed)
         self._live: dict[str, LiveEngine] = {}
-        self._told = False
+        self._told = self._said_modes = False
         self._thread: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,16 +227,14 @@ class Wrapping:
 
     def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         modes = _modes()
-        if modes:
-            raise LiveOnlyError(
-                f"{type(part.module).__name__} runs by the static engine, whose operations {type(modes[-1]).__name__}, a mode "
-                'around its call, would take for the model\'s own. wrap(model, engine="auto") or engine="live" runs the model.'
-            )
+        if modes and not self._said_modes:
+            self._said_modes = True
+            log.warning(
+                "%s runs by the static engine: %s, a mode around its call, meets the operations of its program, not the model's own.",
+                type(part.module).__name__, type(modes[-1]).__name__,
+            )  # fmt: skip
         self._count("static")
-        if not _hooks_of(part.module):
-            return self.static(*args, **kwargs)
-        with _hooked:  # hooks on the model itself run around the program as around its forward
-            return _within_hooks(part, self.static, args, kwargs)
+        return within_hooks(part, self.static, args, kwargs)
 
     def _count(self, engine: str) -> None:
         self.calls[engine] += 1
@@ -279,22 +277,24 @@ class Wrapping:
 _hooked = threading.RLock()
 
 
-def _within_hooks(part: CallStandIn, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def within_hooks(part: CallStandIn, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a module's hooks as ever, and `run` where its forward would be called; `run` sees the module's own forward."""
+    if not _hooks_of(part.module):
+        return run(*args, **kwargs)
     own = vars(part.module)
-    had, before = "forward" in own, own.get("forward")
 
     def restore() -> None:
         own.pop("forward", None)
-        if had:
-            own["forward"] = before
+        own.update(before)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         restore()
         return run(*args, **kwargs)
 
-    own["forward"] = forward
-    try:
-        return part.run_module(*args, **kwargs)
-    finally:
-        restore()
+    with _hooked:
+        before = {name: own[name] for name in ("forward",) if name in own}
+        own["forward"] = forward
+        try:
+            return part.run_module(*args, **kwargs)
+        finally:
+            restore()

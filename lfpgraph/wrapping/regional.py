@@ -24,7 +24,7 @@ from ..engine.options import Options
 from ..errors import WrapError
 from ..live.engine import changes_gradients
 from ..live.parameters import Watch
-from .calls import Wrapping
+from .calls import Wrapping, within_hooks
 from .stand_in import CallStandIn, stand_in_of
 
 __all__ = ["WrappingInParts", "blocks_of", "leaders_of", "parts_of"]
@@ -167,9 +167,13 @@ class WrappingInParts(Wrapping):
     def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Run the model's own forward, which calls its parts."""
         self._wrap_parts()
-        self._hook_the_rest()
         self._count("static")
-        return part.run_module(*args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._hook_the_rest()  # here, since hooks of the model (FSDP's) may have put other parameters in place
+            return self.model.forward(*args, **kwargs)
+
+        return within_hooks(part, run, args, kwargs)
 
     def _wrappings(self) -> list[Wrapping]:
         found = [stand_in_of(self.model.get_submodule(name)) for name in self.parts]
