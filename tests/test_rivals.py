@@ -82,6 +82,11 @@ class _Live(TorchDispatchMode):
         self.sizes: dict[int, int] = {}
         self.peak = 0
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """It only counts: whose operations it sees is all the same to it."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):

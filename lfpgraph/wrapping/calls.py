@@ -13,12 +13,13 @@ from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
 from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..composites.composite import Composite
 from ..composites.unmoved import log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import InputError, TraceError
+from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
 from ..tracing.flat import is_running_plainly
@@ -80,7 +81,7 @@ def _hooks_of(module: nn.Module) -> bool:
 
 
 def _modes() -> list[Any]:
-    """The user's modes that see or change each operation, but for the one of `with torch.device(...)`."""
+    """The modes that see or change each operation, but for the one of `with torch.device(...)`."""
     modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
     modes += [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
     return [mode for mode in modes if not isinstance(mode, DeviceContext)]
@@ -114,7 +115,7 @@ class Wrapping:
         feed = self.watch.feed if changes_gradients(composite) else None
         self.static = StaticEngine(model, composite, options, path, like, feed)
         self._live: dict[str, LiveEngine] = {}
-        self._told = self._said_modes = False
+        self._told = False
         self._thread: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,13 +227,12 @@ class Wrapping:
         return self._engine(part).run(part.run_module, args, kwargs)
 
     def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
-        modes = _modes()
-        if modes and not self._said_modes:
-            self._said_modes = True
-            log.warning(
-                "%s runs by the static engine: %s, a mode around its call, meets the operations of its program, not the model's own.",
-                type(part.module).__name__, type(modes[-1]).__name__,
-            )  # fmt: skip
+        modes = [mode for mode in _modes() if not (isinstance(mode, TorchDispatchMode) and mode.is_infra_mode())]
+        if modes:
+            raise LiveOnlyError(
+                f"{type(part.module).__name__} runs by the static engine, whose operations {type(modes[-1]).__name__}, a mode "
+                'around its call, would take for the model\'s own. wrap(model, engine="auto") or engine="live" runs the model.'
+            )
         self._count("static")
         return within_hooks(part, self.static, args, kwargs)
 
