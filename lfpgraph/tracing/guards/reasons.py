@@ -39,7 +39,9 @@ def settings() -> tuple[Any, ...]:
         torch.get_default_dtype(),
         _device.CURRENT_DEVICE,
         torch._C._len_torch_function_stack(),
-        torch._C._len_torch_dispatch_stack(),
+        sum(
+            not torch._C._get_dispatch_stack_at(i).is_infra_mode() for i in range(torch._C._len_torch_dispatch_stack())
+        ),
         bool(torch_module._has_any_global_hook()),
     )
 
