@@ -108,28 +108,6 @@ def test_program_is_two_printable_graphs() -> None:
     assert not random
 
 
-def test_what_modules_hold_stays_the_same_object() -> None:
-    """torch.export leaves copies of lists and dictionaries behind; a trace puts back the model's own, as they were."""
-
-    class Holds(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.sizes, self.table = nn.LSTM(4, 4), [1, [2]], {"a": {"b": 3}}
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.rnn(x)[0] * self.sizes[0]
-
-    model = Holds()
-    sizes, inner, table = model.sizes, model.sizes[1], model.table
-    lfpgraph.trace(model, torch.randn(3, 2, 4))
-    assert model.sizes is sizes and sizes == [1, [2]] and sizes[1] is inner
-    assert model.table is table and table == {"a": {"b": 3}}
-    model = lfpgraph.wrap(nn.LSTM(4, 4))
-    for _ in range(3):
-        model(torch.randn(3, 2, 4))[0].sum().backward()
-    assert lfpgraph.explain_wrap(model).static_calls == 2
-
-
 def test_parameters_written_in_forward() -> None:
     """A teacher that follows its student is written as often as the model writes it; the static engine refuses it."""
 

@@ -8,6 +8,7 @@ for every increasing f. For activations with f(0) = 0 nothing changes. Source: t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,10 @@ from ..graph.structure import Structure
 from ..numerics import identity_signal
 from ..registry import ACTIVATION, Call, Handler, Signals
 
-__all__ = ["activations_of", "centred_rule", "centred_structure", "is_zero_at_zero"]
+__all__ = ["activations_of", "centred_rule", "centred_structure", "for_one_input", "is_zero_at_zero", "value_at"]
 
-_Function = tuple[
-    fx.Node | None, tuple[fx.Node, ...]
-]  # the node that goes in (None for a single operation), and the run
+# The node that goes in (None for a single operation), and the operations in order.
+_Function = tuple[fx.Node | None, tuple[fx.Node, ...]]
 
 
 def centred_structure(graph: OpGraph) -> Structure:
@@ -70,21 +70,37 @@ def centred_rule(usual: Handler, epsilon: float | None = None) -> Handler:
         usual: the rule for an activation of several inputs.
         epsilon: the stabilizer of this activation; None for the composite's.
     """
-    return partial(_centred, usual, epsilon)
+    return partial(for_one_input, usual, partial(_centred, epsilon))
 
 
-def _centred(usual: Handler, own: float | None, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-    """Signal of x for z = f(x): the reward of what f adds to f(0)."""
+def for_one_input(
+    usual: Handler, signal_of: Callable[[Call, Tensor, int], Tensor], call: Call, s: Tensor, *args: Any, **kwargs: Any
+) -> Signals:
+    """Signals of an activation: of its one active input, by `signal_of(call, s, place)`, and the true vjp for parameters.
+
+    Args:
+        usual: the rule for several active inputs.
+    """
     if sum(call.active) != 1:
         found: Signals = usual(call, s, *args, **kwargs)
         return found
     place = call.active.index(True)
     signals: Signals = call.vjp(s) if any(call.weightlike) else [None for _ in call.inputs]
-    x = call.inputs[place]
-    zero = torch.zeros([1] * x.dim(), dtype=x.dtype, device=x.device)
+    signals[place] = signal_of(call, s, place)
+    return signals
+
+
+def value_at(call: Call, place: int, x: Tensor) -> Tensor:
+    """What the activation makes of another x."""
     with torch.no_grad():
-        offset = call.run([zero if i == place else other for i, other in enumerate(call.inputs)])
+        found: Tensor = call.run([x if i == place else other for i, other in enumerate(call.inputs)])
+    return found
+
+
+def _centred(own: float | None, call: Call, s: Tensor, place: int) -> Tensor:
+    """Signal of x for z = f(x): the reward of what f adds to f(0)."""
+    x = call.inputs[place]
+    offset = value_at(call, place, torch.zeros([1] * x.dim(), dtype=x.dtype, device=x.device))
     call.stabilized = True  # with an epsilon of its own it absorbs more of the reward than the layer before would
     gain = torch.where(torch.isfinite(offset), call.output - offset, call.output)
-    signals[place] = identity_signal(s, x, gain, call.epsilon if own is None else own)
-    return signals
+    return identity_signal(s, x, gain, call.epsilon if own is None else own)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from ..graph.structure import Structure
 
 __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
-
-log = logging.getLogger("lfpgraph")
-
 
 _PRODUCTS = (CONTRACTION, PRODUCT, ATTENTION)
 _WHOLE = Rule(vjp, is_vjp=True)
@@ -162,6 +157,11 @@ class Composite:
     online: bool = False
 
     @property
+    def rulesets(self) -> list[Ruleset]:
+        """The default ruleset, and those of the overrides in order."""
+        return [self.default, *(ruleset for _, ruleset in self.overrides)]
+
+    @property
     def by_place(self) -> bool:
         """Whether any override asks for a depth."""
         return any(isinstance(where, Depths) for where, _ in self.overrides)
@@ -239,14 +239,10 @@ def _changed(ruleset: Ruleset, options: Mapping[str, Any]) -> Ruleset:
 _COMPOSITES: dict[str, Composite] = {}
 
 
-def _rulesets(composite: Composite) -> list[Ruleset]:
-    return [composite.default, *(ruleset for _, ruleset in composite.overrides)]
-
-
 def _names_of(handlers: Mapping[OpOverload | str, Handler | Rule]) -> tuple[str, int] | list[tuple[bool, str, Any]]:
     """What a pickle or copy keeps: whose handlers these are, or else each handler with its operation's name."""
     for name, composite in _COMPOSITES.items():
-        for place, ruleset in enumerate(_rulesets(composite)):
+        for place, ruleset in enumerate(composite.rulesets):
             if ruleset.handlers is handlers:
                 return name, place
     return [(isinstance(op, OpOverload), str(op), handler) for op, handler in handlers.items()]
@@ -254,12 +250,12 @@ def _names_of(handlers: Mapping[OpOverload | str, Handler | Rule]) -> tuple[str,
 
 def _handlers_of(names: tuple[str, int] | list[tuple[bool, str, Any]]) -> Mapping[OpOverload | str, Handler | Rule]:
     if isinstance(names, tuple):
-        return _rulesets(get_composite(names[0]))[names[1]].handlers
+        return get_composite(names[0]).rulesets[names[1]].handlers
     return {_operation(name) if is_op else name: handler for is_op, name, handler in names}
 
 
 def _operation(name: str) -> OpOverload:
-    found: Any = reduce(getattr, name.split("."), torch.ops)
+    found: Any = functools.reduce(getattr, name.split("."), torch.ops)
     assert isinstance(found, OpOverload)
     return found
 

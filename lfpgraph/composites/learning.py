@@ -20,8 +20,8 @@ from ..errors import CompositeError
 from ..graph.graph import OpGraph
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
-from ..registry import COMPARISON, Call, Handler, Signals
-from .centred import activations_of, centred_rule, is_zero_at_zero
+from ..registry import COMPARISON, Call, Handler
+from .centred import activations_of, centred_rule, for_one_input, is_zero_at_zero, value_at
 
 __all__ = ["learning_structure"]
 
@@ -75,21 +75,10 @@ def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) 
 
 
 def _secant_rule(usual: Handler, width: float) -> Handler:
-    return partial(_secant, usual, width)
+    return partial(for_one_input, usual, partial(_secant, width))
 
 
-def _secant(usual: Handler, width: float, call: Call, s: Tensor, *args: object, **kwargs: object) -> Signals:
+def _secant(width: float, call: Call, s: Tensor, place: int) -> Tensor:
     """Signal of x for z = f(x): that of the line through f(x - h) and f(x + h)."""
-    if sum(call.active) != 1:
-        several: Signals = usual(call, s, *args, **kwargs)
-        return several
-    place = call.active.index(True)
-    signals: Signals = call.vjp(s) if any(call.weightlike) else [None for _ in call.inputs]
     x = call.inputs[place]
-    with torch.no_grad():
-        above, below = (
-            call.run([moved if i == place else other for i, other in enumerate(call.inputs)])
-            for moved in (x + width, x - width)
-        )
-    signals[place] = s * ((above - below) / (2 * width))
-    return signals
+    return s * ((value_at(call, place, x + width) - value_at(call, place, x - width)) / (2 * width))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 import torch
@@ -54,12 +53,6 @@ def _is_container(leaf: Any) -> bool:
         return False
     fields = dataclasses.fields(leaf)
     return all(f.init for f in fields) and any(_holds_tensor(getattr(leaf, f.name)) for f in fields)
-
-
-def objects_with_state(leaves: Sequence[Any]) -> list[Any]:
-    """Those among a call's arguments that the model may change, as a key-value cache."""
-    plain = (Tensor, Enum, type)
-    return [x for x in leaves if hasattr(x, "__dict__") and not isinstance(x, plain) and not callable(x)]
 
 
 def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -36,8 +36,9 @@ _UNSURE, _SETTLED = (
 
 def changes_gradients(composite: Composite) -> bool:
     """Whether a composite asks anything else of a model than its gradient."""
-    rulesets = [composite.default, *(ruleset for _, ruleset in composite.overrides)]
-    return composite.structure is not None or any(r.rules or r.handlers or r.scale != "signal" for r in rulesets)
+    return composite.structure is not None or any(
+        r.rules or r.handlers or r.scale != "signal" for r in composite.rulesets
+    )
 
 
 class LiveEngine:

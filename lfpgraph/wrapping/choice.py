@@ -74,10 +74,6 @@ class Choice:
         elif engine == "auto" and not changes_gradients(composite):
             self.settled, self.why = True, "the composite is the gradient, which the model's own run gives"
 
-    def anew(self) -> Choice:
-        """The choice of a copy of the model."""
-        return Choice(self.asked, self.composite, self.options)
-
     def wants_static(self, model: nn.Module, kind: Any, has_program: bool, changed: str | None) -> bool:
         """Whether the next call runs statically.
 
