@@ -71,14 +71,17 @@ def guard_times(name: str) -> dict[str, Any]:
         case.loss(model).backward()  # type: ignore[no-untyped-call]
         seconds.append(time.process_time() - start)
         model.zero_grad(set_to_none=True)
-    if wrapping.counts.static == 0:
-        raise RuntimeError(f"{name} does not run statically: {wrapping.explain()}")
+    programs = wrapping.static.programs
+    entry = next(iter(programs), None)
+    if entry is None:
+        raise RuntimeError(f"{name} does not run statically: {lfpgraph.explain_wrap(model)}")
     checks: list[float] = []
     gc.disable()
     for _ in range(200):
         start = time.process_time()
-        wrapping.choice.wants_static(model)
+        changed = programs.changed(entry)
         checks.append(time.process_time() - start)
+        assert changed is None, changed
     gc.enable()
     return {"model": name, "guard": statistics.median(checks), "step": statistics.median(seconds[-4:])}
 

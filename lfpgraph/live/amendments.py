@@ -115,7 +115,7 @@ class _Hooks:
                 for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
-            found, passed = slots_of(nodes, inputs, record.edges, amendment.inside)
+            found, passed = slots_of(nodes, inputs, record, amendment.inside)
             for node in passed if amendment.computed else ():
                 wake(node)
             for node, slots in found.items():

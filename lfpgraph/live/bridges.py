@@ -141,24 +141,27 @@ def wake(node: Any) -> None:
 
 
 def slots_of(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], edges: dict[tuple[Any, int], int], inside: frozenset[int]
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], values: Values, inside: frozenset[int]
 ) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
     """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
 
     Args:
         exits: the nodes of the unit's outputs.
         inputs: the edges of its inputs.
-        edges: the numbers of all known values; the way back ends at them, but for those `inside` the unit.
+        values: the run; the way back ends at its values, but for those `inside` the unit.
     """
+    edges, covering = values.edges, values.covering
     found: dict[Any, list[tuple[int, int]]] = {}
     stack, seen = list(exits), set(exits)
     while stack:
         node = stack.pop()
         for slot, (source, index) in enumerate(node.next_functions):
+            if source is None or (slot == 0 and node in covering):
+                continue
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif source is not None and source not in seen and edges.get((source, index), -1) in (-1, *inside):
+            elif source not in seen and edges.get((source, index), -1) in (-1, *inside):
                 seen.add(source)
                 stack.append(source)
     return found, seen

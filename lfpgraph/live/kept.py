@@ -21,15 +21,6 @@ from .values import NameLeaf, Values, storage_of, tensor_of
 
 __all__ = ["Kept", "is_alone", "is_apart", "is_followed", "write"]
 
-_PARTS = (
-    "AsStrided",
-    "Diagonal",
-    "Select",
-    "Slice",
-    "Split",
-    "Unbind",
-    "Unfold",
-)  # autograd's nodes of views that leave something out
 _COPY = torch.ops.aten.copy_.default
 
 
@@ -176,14 +167,14 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
         record.equate(value, record.number(x))
         value = record.step(op, info, (value, *args[1:]), kwargs)
     number = record.number(value)
-    before = None if base is None else record.number(base)
     covered = base is not None and _covers(x, base)
+    before = None if base is None or covered else record.number(base)
     record.save_before_write(args)
     x.copy_(value)
-    if base is not None and base.requires_grad:
-        assert before is not None
-        rest = [] if covered else [before]
-        after = record.made_unseen(OWN_VIEW, [*rest, number], base)
+    if covered and base is not None and base.requires_grad:
+        record.covering.add(base.grad_fn)
+    if before is not None and base is not None and base.requires_grad:
+        after = record.made_unseen(OWN_VIEW, [before, number], base)
         record.made_unseen(OWN_VIEW, [after], x)
     elif record.follows[number] == x.requires_grad:
         record.equate(x, number)
@@ -196,9 +187,15 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
 
 def _covers(x: Tensor, base: Tensor) -> bool:
     """Whether a view is its whole base in another shape or order, so that a write to it leaves nothing of what was there."""
-    node = x.grad_fn if x.numel() == base.numel() else None
-    while node is not None and node is not base.grad_fn and not hasattr(node, "variable"):
-        if node.name().startswith(_PARTS):
-            return False
-        node = node.next_functions[0][0] if node.next_functions else None
-    return x.numel() == base.numel()
+    if x.numel() != base.numel() or x.storage_offset() != base.storage_offset():
+        return False
+    return _dense(x) and _dense(base) or _extents(x) == _extents(base)
+
+
+def _extents(x: Tensor) -> list[tuple[int, int]]:
+    return sorted((stride, size) for stride, size in zip(x.stride(), x.size()) if size > 1)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether a tensor without two entries at one place has its entries side by side."""
+    return sum(stride * (size - 1) for stride, size in _extents(x)) == x.numel() - 1

@@ -189,7 +189,9 @@ def _describe(op: OpOverload) -> OpInfo:
         node=node,
         writes=writes,
         rewrites=writes and node is not op and torch.Tag.inplace_view not in op.tags,
-        open=None if entry else _opener(op),
+        open=_opener(op)
+        if entry is None or op is aten.expand_as.default
+        else None,  # which reads no value of its second
         parts=None if parts is None else _seen_by(parts),
         forgets=forgets,
         shaped=may_join(node, family),

@@ -42,7 +42,6 @@ class Watch:
         self.away = 0  # more than 0 while a model runs
         self.inside: set[int] = set()  # parameters that have had feedback in a run inside this backward pass
         self.differentiated = False  # whether a second derivative has been asked for
-        _WATCHES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Watch(self.name))
@@ -55,6 +54,9 @@ class Watch:
                 continue
             if parameter.requires_grad and parameter.is_leaf and (found is None or found() is not parameter):
                 self._watched[id(parameter)] = weakref.ref(parameter)
+                refs = _WATCHING.setdefault(id(parameter), [])
+                if all(ref() is not self for ref in refs):
+                    refs.append(weakref.ref(self, functools.partial(_forget, id(parameter))))
                 self._compared.pop(id(parameter), None)
                 self._handles.append(parameter.register_hook(_Arrival(self, name, id(parameter))))
 
@@ -63,6 +65,9 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for key in self._watched:
+            for ref in [ref for ref in _WATCHING.get(key, ()) if ref() is self]:
+                _forget(key, ref)
         self._watched.clear()
 
     def second(self) -> None:
@@ -84,17 +89,19 @@ class Watch:
 
     def feed(self, parameter: Tensor, feedback: Tensor) -> None:
         """Note feedback that is on its way to a parameter, for all who watch it: a wrapped model may be inside another one."""
-        for watch in list(_WATCHES):
-            if id(parameter) in watch._watched:
-                watch._expect(parameter, feedback)
+        key = id(parameter)
+        for ref in _WATCHING.get(key, ()):
+            watch = ref()
+            if watch is not None and key in watch._watched:
+                watch._expect(key, feedback)
 
     def expects(self, parameter: Tensor) -> bool:
         """Whether feedback is on its way to a parameter."""
         return id(parameter) in self._fed
 
-    def _expect(self, parameter: Tensor, feedback: Tensor) -> None:
-        compare = self._compared.get(id(parameter), 0) < 2
-        self._fed.setdefault(id(parameter), []).append(feedback.detach() if compare else None)
+    def _expect(self, key: int, feedback: Tensor) -> None:
+        compare = self._compared.get(key, 0) < 2
+        self._fed.setdefault(key, []).append(feedback.detach() if compare else None)
 
     def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
         """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
@@ -128,7 +135,13 @@ class Watch:
         self._said.add(name)
 
 
-_WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+_WATCHING: dict[int, list[weakref.ref[Watch]]] = {}  # by the identity of a parameter, those who watch it
+
+
+def _forget(key: int, ref: weakref.ref[Watch]) -> None:
+    _WATCHING[key].remove(ref)
+    if not _WATCHING[key]:
+        del _WATCHING[key]
 
 
 class _Arrival:

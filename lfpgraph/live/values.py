@@ -57,7 +57,8 @@ class Values:
     Attributes:
         shapes, dtypes, follows, kept: of each value, by number: its size and type, whether autograd follows it, and a
             detached copy where somebody is going to look at it.
-        edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value.
+        edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value; `covering`:
+            autograd nodes of writes that leave nothing of what was there, to which their first edge leads.
         leaves: what the run found, in order.
         seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
         own: custom backward functions that were met.
@@ -73,6 +74,7 @@ class Values:
         self.edges: dict[tuple[Any, int], int] = {}
         self.edge_of: dict[int, tuple[Any, int]] = {}
         self.also: dict[int, list[tuple[Any, int]]] = defaultdict(list)
+        self.covering: set[Any] = set()
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
@@ -95,6 +97,7 @@ class Values:
             self.edges,
             self.edge_of,
             self.also,
+            self.covering,
             self.aliases,
             self.seen,
             self._ids,
@@ -199,7 +202,7 @@ class Values:
             seen.add(node)
             names.add(node.name().rpartition("::")[2])
             for slot, (source, index) in enumerate(node.next_functions):
-                if source is None:
+                if source is None or (slot == 0 and node in self.covering):
                     continue
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):

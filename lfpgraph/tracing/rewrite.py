@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from ..registry import find_rule
+from .inverse_views import cancel_inverse_views
 from .origins import remember_places
 from .recurrent import RECURRENT, decomposition_of
 
@@ -131,12 +132,26 @@ def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -
 
     Args:
         done: what has been taken apart before; then only operations on tensors are looked for, since the others make constants.
+
+    Returns:
+        Nothing if there is nothing to take apart; otherwise parts of all of torch's operations on tensors as well, since
+        what an operation is made of may have to be taken apart itself.
     """
     graphs = (m.graph for m in module.modules() if isinstance(m, fx.GraphModule))
     ops = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
     if done is not None:
         ops = {op for op in ops if op not in done and takes_tensors(op)}
-    return {op: parts for op in ops if (parts := parts_of(op)) is not None}
+    found = {op: parts for op in ops if (parts := parts_of(op)) is not None}
+    return found and found | {op: parts for op in _torch_operations() if (parts := parts_of(op)) is not None}
+
+
+@functools.cache
+def _torch_operations() -> list[OpOverload]:
+    """Torch's operations that take tensors, writing ones as well."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    parts = (name.removeprefix("aten::").partition(".") for name in names)
+    ops = (getattr(getattr(_aten, name, None), overload or "default", None) for name, _, overload in parts)
+    return [op for op in ops if isinstance(op, OpOverload) and takes_tensors(op)]
 
 
 def takes_tensors(op: OpOverload) -> bool:
@@ -194,6 +209,7 @@ def tidy(module: fx.GraphModule) -> None:
             and not node.users
         ):
             module.graph.erase_node(node)
+    cancel_inverse_views(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
 
@@ -214,4 +230,7 @@ def _copy_as_expand(module: fx.GraphModule, node: fx.Node) -> None:
             cast = module.graph.call_function(_aten._to_copy.default, (source,), {"dtype": node.meta["val"].dtype})
             cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}  # type: ignore[union-attr]
             source = cast
+    if _layout(source) == _layout(node):  # type: ignore[arg-type]
+        node.replace_all_uses_with(source)  # type: ignore[arg-type]
+        return
     node.target, node.args, node.kwargs = _aten.expand_as.default, (source, target), {}

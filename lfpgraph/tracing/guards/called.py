@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from .names import Names
 from .snapshots import Snapshot
 from .suspects import Suspects
 from .users_code import asker, owner_of, place_of
@@ -23,8 +24,6 @@ _INIT = nn.Module.__init__.__code__
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
-_BY_ANY_NAME = {"vars", "__dict__"}  # code that names these may read attributes that it does not name
-_FORMATS = ("FORMAT_", "BUILD_STRING")  # and `getattr` with a name that is put together
 
 
 class Called:
@@ -33,14 +32,12 @@ class Called:
     Attributes:
         codes: code of the user's that ran.
         names: what code of the user's and of torch named: globals, attributes, and words in quotes.
-        any_name: whether some of it may read attributes by a name that is not among them.
     """
 
     def __init__(self, snapshot: Snapshot, suspects: Suspects) -> None:
         self.snapshot, self.suspects = snapshot, suspects
         self.codes: dict[types.CodeType, None] = {}
-        self.names: set[str] = set()
-        self.any_name = False
+        self.names = Names()
         self._seen: set[types.CodeType] = set()
         self._classes: set[tuple[types.CodeType, type]] = set()
         self._running: dict[types.FrameType, dict[str, Any]] = {}  # frames whose functions are to be found
@@ -73,7 +70,7 @@ class Called:
         first = code not in self._seen
         if first:
             self._seen.add(code)
-            self.names.update(code.co_names, (c for c in code.co_consts if isinstance(c, str)))
+            self.names.add(code, owner == "user")
         if owner == "user":
             self._users(frame, code, first)
 
@@ -107,11 +104,11 @@ class Called:
         if first:
             self.codes[code] = None
             self._made_here.update(c for c in code.co_consts if isinstance(c, types.CodeType))
-            self.any_name = self.any_name or _reads_by_any_name(code)
             self._globals(frame, code)
             if "FakeTensor" in code.co_names and self.suspects.question is None:
                 self.suspects.question = place_of(frame)
         values = frame.f_locals
+        self.names.add_call(code, values)
         if code.co_argcount and (self_type := type(values.get(code.co_varnames[0]))) is not type(None):
             if (code, self_type) not in self._classes:
                 self._classes.add((code, self_type))
@@ -200,12 +197,6 @@ def _function_of(frame: types.FrameType) -> types.FunctionType | None:
             if getattr(found, "__code__", None) is code:
                 return found
     return None
-
-
-def _reads_by_any_name(code: types.CodeType) -> bool:
-    if _BY_ANY_NAME & set(code.co_names):
-        return True
-    return "getattr" in code.co_names and any(i.opname.startswith(_FORMATS) for i in dis.get_instructions(code))
 
 
 def _file(code: types.CodeType) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
@@ -59,7 +59,7 @@ class Item:
         root: the attribute of a module that this was reached through, if any.
         made: the values are made at each look, so they are compared by value.
         table: the dictionary whose keys and values these are.
-        named: the keys that count; None for all. attributes: whether the keys are a module's attributes.
+        named: the keys that count; None for all. attributes: of objects of which class the keys are the attributes.
     """
 
     read: Callable[[], Iterable[Any]]
@@ -69,8 +69,12 @@ class Item:
     root: str | None = None
     made: bool = False
     table: dict[Any, Any] | None = None
-    named: set[str] | None = None
-    attributes: bool = False
+    named: Container[Any] | None = None
+    attributes: type | None = None
+
+    def strings(self) -> Iterable[Any]:
+        """What it held that may be the name of something, its own attributes' names apart."""
+        return self.held[len(self.held) // 2 :] if self.attributes else self.held
 
     def differences(self) -> Iterator[tuple[str, str]]:
         """What has changed, as (name, how); values that are equal though not the same are taken over."""

@@ -122,8 +122,7 @@ class Observation:
         if self._failed is not None:
             suspects.always(f"observing the run failed: {type(self._failed).__name__}: {self._failed}")
         called.close()
-        if not called.any_name:
-            snapshot.keep_named(called.names)
+        snapshot.keep_named(called.names)
         self.asked, self.shortcut = suspects.question, suspects.shortcut
         for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)

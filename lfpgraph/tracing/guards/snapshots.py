@@ -21,6 +21,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .items import GENERATORS, MISSING, PLAIN, Found, Item, Quick, random_state_of, table_item
+from .names import Names
 from .users_code import is_plain_object
 
 __all__ = ["Snapshot"]
@@ -30,7 +31,6 @@ _LARGEST = 10_000  # values inside attributes and globals that are watched, all 
 _LARGEST_ARRAY = 1 << 16  # bytes
 _DEEPEST = 4  # containers and objects inside one another
 _TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_ALWAYS = {"forward", "training", "_call_impl", "_compiled_call_impl"}
 _CACHE = type(functools.lru_cache(lambda: None))
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
@@ -77,9 +77,9 @@ class Snapshot:
     def _add_table(self, table: dict[Any, Any], name: Callable[[Any], str]) -> None:
         self.items.append(table_item(table, name, self._root))
 
-    def _add_attributes(self, held: dict[Any, Any], dot: str) -> None:
+    def _add_attributes(self, value: Any, held: dict[Any, Any], dot: str) -> None:
         self._add_table(held, lambda name: f"{dot}{name}")
-        self.items[-1].attributes = True
+        self.items[-1].attributes = type(value)
 
     def _look_up(self) -> list[Any]:
         return [get(name, MISSING) for get, name in self._lookups]
@@ -92,7 +92,7 @@ class Snapshot:
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     self.own.add(id(tensor))
-                    self._add_attributes(vars(tensor), f"{dot}.{name}.".lstrip("."))
+                    self._add_attributes(tensor, vars(tensor), f"{dot}.{name}.".lstrip("."))
         listed = list(found)
         paths = [path or type(module).__name__ for module, path in found.items()]
         self._add(lambda: map(type, listed), lambda i: f"the class of {paths[i]}")
@@ -101,7 +101,7 @@ class Snapshot:
 
     def _add_module(self, module: nn.Module, dot: str) -> None:
         held = vars(module)
-        self._add_attributes(held, dot)
+        self._add_attributes(module, held, dot)
         for table in _TABLES[:1] if module is self._without_hooks else _TABLES:
             if isinstance(held.get(table), dict):
                 prefix = dot if table == "_modules" else f"{dot}{table}."
@@ -229,18 +229,20 @@ class Snapshot:
     def _follow_object(self, value: Any, path: str, depth: int) -> None:
         held = getattr(value, "__dict__", None)
         held = held if isinstance(held, dict) else {}
-        self._add_table(held, lambda name: f"{path}.{name}")
+        self._add_attributes(value, held, f"{path}.")
         slots = [s for cls in type(value).__mro__ for s in _names(vars(cls).get("__slots__", ()))]
         if slots:
             self._add(lambda: _slots(value, slots), lambda i: f"{path}.{slots[i]}")
         for name, item in (*held.items(), *zip(slots, _slots(value, slots))):
             self.follow(item, f"{path}.{name}", depth + 1)
 
-    def keep_named(self, names: set[str]) -> None:
-        """Forget attributes of modules that no code named, and what is inside: a trainer that a model knows, for example."""
+    def keep_named(self, names: Names) -> None:
+        """Forget attributes that no code named, and what is inside those of modules: a trainer that a model knows, say."""
+        for item in self.items if names.held_count else ():
+            names.add_held(item.strings())
         for item in self.items:
-            if item.attributes:
-                item.named = names | _ALWAYS
+            if item.attributes is not None and item.attributes not in names.any_of:
+                item.named = names
         self.items = [item for item in self.items if item.root is None or item.root in names]
         self.found = [found for found in self.found if found.root is None or found.root in names]
         self._quick = None
