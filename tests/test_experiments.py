@@ -38,18 +38,18 @@ def test_each_way_gets_its_own_rate() -> None:
     (inner, _), (validation, _) = held_back((train[0], torch.arange(len(train[0]))))
     assert len(inner) + len(validation) == len(train[0])
     assert not (inner[:, None] == validation[None]).all(-1).any()
-    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
+    ways = [Way("LFP", "lfp", cross_entropy, optimizer="SGD"), Way("backprop", None, cross_entropy)]
     start = seeded(lambda: mlp([64, 16, 10]))
     how = {"epochs": 2, "start": start, "name": "MLP"}
-    cases, notes = tuned(start(0), ways, (1e-9, 1e-2, 100.0), train, test, Settings(2), **how)
-    assert [case.more["lr"] for case in cases] == [1e-2] * 4 and all("rate 0.01" in note for note in notes)
-    assert [(case.model, case.way) for case in cases] == [
-        (row, way.name) for row in ("MLP", "MLP, all at 0.01") for way in ways
-    ]
-    tried = cases[0].more["tried"]
-    assert len(tried["0.01"]) == 2 and min(tried["0.01"]) > max(tried["1e-09"] + tried["100"])
+    cases, notes = tuned(start(0), ways, (1e-9, 1e-2, 1.0), train, test, Settings(2), **how)
+    rows = [(case.model, case.way, case.more["lr"]) for case in cases]
+    best, same = [("MLP", "LFP", 1.0), ("MLP", "backprop", 0.01)], "MLP, all at 0.01"
+    assert rows == [*best, (same, "LFP", 0.01), (same, "backprop", 0.01)]
+    assert notes[0].startswith("MLP, LFP: rate 1,") and cases[3].values == cases[1].values
+    tried = cases[1].more["tried"]
+    assert len(tried["0.01"]) == 2 and min(tried["0.01"]) > max(tried["1e-09"] + tried["1"])
     wrong = tuned(start(0), ways, (1e-9, 1e-2), train, test, Settings(1), lower_is_better=True, **how)[0]
-    assert wrong[0].more["lr"] == 1e-9
+    assert [case.more["lr"] for case in wrong] == [1e-9, 1e-9]  # no second row
 
 
 LONG = ["convergence", "language", "rule", "spiking", "transfer", "vit"]

@@ -67,7 +67,7 @@ def tuned(
     model: nn.Module, ways: Sequence[Way], rates: Sequence[float], train: Arrays, test: Arrays, settings: Settings, *,
     name: str = "", lower_is_better: bool = False, **how: Any,
 ) -> tuple[list[Case], list[str]]:  # fmt: skip
-    """Each way at its own best rate, and all of them at the rate of the last one, backprop.
+    """Each way at its own best rate; if those differ, also all of them at the rate of the last one, backprop.
 
     Args:
         how: what `fit` takes besides.
@@ -84,7 +84,8 @@ def tuned(
     again = {case.way: case for case in fit(model, others, train, test, settings, name=label, **how)}
     for case, before in zip(list(cases), chosen):
         case.more |= before.more
-        cases.append(again.get(case.way, replace(case, model=label)))
-        cases[-1].more = {"lr": common}
+        if others:
+            cases.append(again.get(case.way, replace(case, model=label)))
+            cases[-1].more = {"lr": common}
     notes = [f"{name}, {way.name}: rate {way.lr:g}, chosen on a validation part" for way in at_best]
     return cases, notes
