@@ -252,5 +252,5 @@ def test_the_module_is_like_any_other(tmp_path: Path) -> None:
     composite = lfpgraph.get_composite("lfp-epsilon").override("steps.first", epsilon=1.0)
     assert not torch.equal(
         lfpgraph.feedback(model, x, torch.ones(3, 3), composite)["fc1.weight"],
-        lfpgraph.feedback(model, x, torch.ones(3, 3))["fc1.weight"],
+        lfpgraph.feedback(model, x, torch.ones(3, 3), "lfp-epsilon")["fc1.weight"],
     )

@@ -48,7 +48,7 @@ def test_parts_are_found() -> None:
 def test_equals_the_whole(options: dict[str, Any]) -> None:
     """Every parameter's feedback, that of one between the parts too, is what wrapping the whole model gives."""
     model = _deep()
-    whole = lfp(model, X)
+    whole = lfp(model, X, composite="lfp")
     lfpgraph.wrap(model, regional=True, **options)
     _assert_same(gradients(model, X), whole)
 
@@ -73,7 +73,7 @@ def test_traces_do_not_grow_with_depth() -> None:
 def test_blocks_that_only_look_alike() -> None:
     """A number that differs from block to block is not seen from outside: such blocks get programs of their own."""
     model = _deep(scales=(1.0, 0.5, 1.0, 2.0))
-    whole = lfp(model, X)
+    whole = lfp(model, X, composite="lfp")
     lfpgraph.wrap(model, regional=True)
     _assert_same(gradients(model, X), whole)
     assert lfpgraph.explain_wrap(model).traces == 5
@@ -175,7 +175,7 @@ def test_transformers_models() -> None:
     bert = BertConfig(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=50)
     for model in (GPT2LMHeadModel(gpt2).double().eval(), BertForSequenceClassification(bert).double().eval()):
         batch = {"input_ids": torch.randint(0, 50, (2, 9))}
-        plain, whole = gradients(model, **batch), lfp(model, **batch)
+        plain, whole = gradients(model, **batch), lfp(model, **batch, composite="lfp")
         lfpgraph.wrap(model, regional=True)
         found = gradients(model, **batch)
         _assert_same(found, whole, 1e-3)

@@ -61,7 +61,7 @@ def magnitude(model: nn.Module) -> dict[str, Tensor]:
 
 def _feedback(model: nn.Module, train: Arrays) -> dict[str, Tensor]:
     """Size of each weight's feedback, summed over batches of the training set."""
-    twin = wrap(copy.deepcopy(model))
+    twin = wrap(copy.deepcopy(model), "lfp-epsilon")
     scores = {name: torch.zeros_like(p) for name, p in _weights(twin).items()}
     for x, y in zip(train[0].split(64), train[1].split(64)):
         twin.zero_grad(set_to_none=True)
