@@ -79,13 +79,11 @@ class Values:
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.own: list[str] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = (
-            torch._C._autograd._get_sequence_nr()
-        )  # autograd nodes with a smaller number are older than the run
+        # autograd nodes with a smaller number are older than the run
+        self.started = torch._C._autograd._get_sequence_nr()
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
-        self._lying: list[
-            tuple[Tensor, int]
-        ] = []  # tensors whose memory must not be written to unseen, and their numbers
+        # tensors whose memory must not be written to unseen, and their numbers
+        self._lying: list[tuple[Tensor, int]] = []
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -93,17 +91,9 @@ class Values:
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        for kept in (
-            self.edges,
-            self.edge_of,
-            self.also,
-            self.covering,
-            self.aliases,
-            self.seen,
-            self._ids,
-            self._looked_at,
-        ):
-            kept.clear()
+        tables = self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._ids, self._looked_at
+        for table in tables:
+            table.clear()
         self.kept.clear()
         for listed in (self.leaves, self.own_reads, self._alive, self._lying):
             listed.clear()
@@ -206,6 +196,8 @@ class Values:
                     continue
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):
+                    if _gives_feedback(node):
+                        continue
                     number = self._own_leaf(source.variable, node, slot)
                 if number is None and _is_older(source, self.started):
                     continue
@@ -218,7 +210,7 @@ class Values:
             return self._leaf(x)
         found += [n for n in self._inputs_of(seen) if n not in found]
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
-        if not is_view:
+        if not is_view and not _gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
 
@@ -265,6 +257,11 @@ class Values:
         if leaf.kind == "parameter" and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
+
+
+def _gives_feedback(node: Any) -> bool:
+    """Whether an autograd node is that of a traced program."""
+    return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
 
 
 def _is_older(node: Any, started: int) -> bool:

@@ -119,7 +119,7 @@ class Wrapping:
         self._thread: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "composite": self.composite, "options": self.options, "engine": self.choice.asked}
+        return {**{n: getattr(self, n) for n in ("model", "composite", "options", "path")}, "engine": self.choice.asked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # a copy traces and plans for itself
