@@ -201,10 +201,15 @@ class LiveEngine:
             return found[1], found[2]
         return None
 
+    def has_no_name(self, parameter: Tensor) -> tuple[str, str]:
+        """Note a parameter that has no place in the model, so that it is not looked for in every run."""
+        self._names[id(parameter)] = (weakref.ref(parameter), "parameter", "")
+        return "parameter", ""
+
     def look_again(self) -> None:
-        """Read the names of the model's parameters and buffers anew."""
+        """Read the names of the model's parameters and buffers anew; of others that were met, keep what they were."""
         self.adopt()
-        self._names = {}
+        self._names = {key: found for key, found in self._names.items() if found[0]() is not None}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
                 self._names[id(tensor)] = (weakref.ref(tensor), kind, name)
@@ -240,14 +245,17 @@ class _Leaves:
             self.inputs = {id(t): i for i, t in enumerate(tensors_in((self.args, self.kwargs)))}
         if id(tensor) in self.inputs:
             return "input", self.inputs[id(tensor)]
-        if not self.looked:
+        is_parameter = tensor.requires_grad and tensor.grad_fn is None and isinstance(tensor, nn.Parameter)
+        if not self.looked or is_parameter:  # which may have its place in the model only while a part of it runs (FSDP)
             self.looked = True
             self.engine.look_again()
             found = self.engine.name(tensor)
             if found is not None:
                 return found
+        if is_parameter:
+            return self.engine.has_no_name(tensor)
         if tensor.requires_grad:
-            return ("parameter", "") if tensor.grad_fn is None and isinstance(tensor, nn.Parameter) else ("input", -1)
+            return "input", -1
         return "constant", None
 
 
