@@ -22,7 +22,7 @@ from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
 from .flat import FlatModel, tracing
-from .rewrite import decompositions, free_detached, keep_no_grad, tidy
+from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy
 
 __all__ = ["capture", "export_flat", "quiet"]
 
@@ -137,10 +137,11 @@ def export_flat(
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
         table = decompositions(program.graph_module)
-        program = program.run_decompositions(dict(table))
-        while further := decompositions(program.graph_module, done=table):  # parts may themselves have parts
-            table |= further
+        with few_kept_whole(program.graph_module, table):
             program = program.run_decompositions(dict(table))
+            while further := decompositions(program.graph_module, done=table):  # parts may themselves have parts
+                table |= further
+                program = program.run_decompositions(dict(table))
         tidy(program.graph_module)
     return _to_graph(program, record, shapes is not None, placeholders)
 

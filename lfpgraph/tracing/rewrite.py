@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._export.utils import _is_preservable_cia_op
 from torch._ops import OpOverload
+from torch.export import exported_program
 from torch.nn import functional as F
 
-from ..registry import find_rule
+from ..registry import find_rule, registered_rules
 from .inverse_views import cancel_inverse_views
 from .origins import remember_places
 from .recurrent import RECURRENT, decomposition_of
 
-__all__ = ["OWN_PARTS", "decompositions", "free_detached", "keep_no_grad", "parts_of", "takes_tensors", "tidy"]
+__all__ = [
+    "OWN_PARTS",
+    "decompositions",
+    "few_kept_whole",
+    "free_detached",
+    "keep_no_grad",
+    "parts_of",
+    "takes_tensors",
+    "tidy",
+]
 
 _aten = torch.ops.aten
 _MAY_RETURN_SELF = {
@@ -134,8 +146,8 @@ def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -
         done: what has been taken apart before; then only operations on tensors are looked for, since the others make constants.
 
     Returns:
-        Nothing if there is nothing to take apart; otherwise parts of all of torch's operations on tensors as well, since
-        what an operation is made of may have to be taken apart itself.
+        Nothing if there is nothing to take apart; otherwise parts of all of torch's operations on tensors that are not
+        composite as well, since what an operation is made of may have to be taken apart itself.
     """
     graphs = (m.graph for m in module.modules() if isinstance(m, fx.GraphModule))
     ops = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
@@ -147,11 +159,37 @@ def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -
 
 @functools.cache
 def _torch_operations() -> list[OpOverload]:
-    """Torch's operations that take tensors, writing ones as well."""
+    """Torch's operations that take tensors and are not composite: of these, torch knows itself what they are made of."""
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
     parts = (name.removeprefix("aten::").partition(".") for name in names)
     ops = (getattr(getattr(_aten, name, None), overload or "default", None) for name, _, overload in parts)
-    return [op for op in ops if isinstance(op, OpOverload) and takes_tensors(op)]
+    found = (op for op in ops if isinstance(op, OpOverload) and takes_tensors(op))
+    return [op for op in found if not op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)]
+
+
+@contextlib.contextmanager
+def few_kept_whole(module: fx.GraphModule, table: Mapping[Any, Any]) -> Iterator[None]:
+    """Have `run_decompositions` keep whole only those composite operations that have a rule, or are in the graph.
+
+    By itself it looks at, and prepares, each of the two thousand that torch has: longer than a small model's trace takes.
+
+    Args:
+        table: what it is going to be given.
+    """
+    graphs = (m.graph for m in module.modules() if isinstance(m, fx.GraphModule))
+    here = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
+    collect: Any = getattr(exported_program, "_collect_all_valid_cia_ops", None)
+    if collect is None:  # another torch: it takes longer
+        yield
+        return
+    own = {rule.op for rule in registered_rules() if isinstance(rule.op, OpOverload)}
+    exported_program._collect_all_valid_cia_ops = lambda: {  # type: ignore[attr-defined]
+        op for op in {*here, *own, *table} if _is_preservable_cia_op(op)
+    }
+    try:
+        yield
+    finally:
+        exported_program._collect_all_valid_cia_ops = collect  # type: ignore[attr-defined]
 
 
 def takes_tensors(op: OpOverload) -> bool:
