@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -200,3 +202,46 @@ def test_numbers_of_each_call_need_no_new_plan() -> None:
     for _ in range(4):
         model(torch.randn(4, 3)).backward()
     assert lfpgraph.explain_wrap(model).plans == 1
+
+
+class Quantised(Tensor):
+    """A weight of whole numbers and scales that multiplies as torchao's do."""
+
+    @staticmethod
+    def __new__(cls, whole: Tensor, scales: Tensor) -> Quantised:
+        return Tensor._make_wrapper_subclass(cls, whole.shape, dtype=scales.dtype)  # type: ignore[attr-defined, no-any-return]
+
+    def __init__(self, whole: Tensor, scales: Tensor) -> None:
+        self.whole, self.scales = whole, scales
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["whole", "scales"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].whole, args[0].scales)
+        raise NotImplementedError(str(func))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            x, w = args[:2]
+            return x @ w.whole.to(x.dtype).t() * w.scales
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_what_a_quantised_weight_is_made_of_is_a_weight() -> None:
+    """A layer of it gets the epsilon of a layer, as one whose weights are written out."""
+    found = []
+    for quantised in (True, False):
+        torch.manual_seed(0)
+        whole, scales = torch.randint(-9, 9, (6, 6)), torch.rand(6, dtype=torch.float64)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 2)).double()
+        weight = Quantised(whole, scales) if quantised else whole * scales[:, None]
+        model[1].weight = nn.Parameter(weight, requires_grad=False)
+        epsilon = lfpgraph.get_composite("lfp-epsilon")
+        lfpgraph.wrap(model, replace(epsilon, default=replace(epsilon.default, epsilon=0.3)), engine="live")
+        model(torch.ones(3, 4, dtype=torch.float64)).sum().backward()
+        found.append(model[0].weight.grad)
+    torch.testing.assert_close(found[0], found[1])

@@ -212,7 +212,16 @@ class LiveEngine:
         self._names = {key: found for key, found in self._names.items() if found[0]() is not None}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
-                self._names[id(tensor)] = (weakref.ref(tensor), kind, name)
+                for part in _parts(tensor):
+                    self._names[id(part)] = (weakref.ref(part), kind, name)
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """A tensor, and where it is made of others (a quantised weight: of whole numbers and scales) these, which operations read."""
+    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [tensor, *(part for t in inner for part in _parts(t))]
 
 
 def _forget_oldest(kept: dict[Any, Any]) -> None:
