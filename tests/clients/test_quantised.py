@@ -80,5 +80,5 @@ def test_quantised_base(base: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert difference(feedback, static) < 1e-5
         lfpgraph.unwrap(model)
         ids = torch.ones(2, 8, dtype=torch.long)
-        report = lfpgraph.coverage(model, {"input_ids": ids})
+        report = lfpgraph.coverage(model, kwargs={"input_ids": ids})
         assert not report.uncovered
