@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 import lfpgraph
 
 from . import trl_runs
-from .support import difference, gpt2, qwen3
+from .support import FINE, difference, gpt2, qwen3
 
 CAUSAL = [kind for kind in trl_runs.KINDS if kind != "Reward"]
 REINFORCED = ("GRPO", "RLOO")
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-_epsilon = lfpgraph.get_composite("lfp-epsilon")
-FINE = replace(_epsilon, default=replace(_epsilon.default, epsilon=1e-10))  # a fused head has no place for an epsilon
 
 
 def loaded(kind: str, folder: Path, make: Any = None) -> Any:
