@@ -13,6 +13,7 @@ import transformers
 import trl
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
@@ -112,12 +113,14 @@ def make(kind: str, model: nn.Module, folder: Path, steps: int = 1, more: Any = 
 
 
 def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
-    """Give a model that TRL has given a fused head the same call with logits and torch's own log-softmax."""
+    """Give a model, with TRL's fused head or without, the same call with these logits and torch's own log-softmax."""
     fused = model.forward
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return fused(*args, **kwargs)
+        if not fused_lm_head:  # a trainer that takes logits, or one that generates
+            if not torch.is_grad_enabled():
+                return fused(*args, **kwargs)
+            return CausalLMOutput(logits=logits_of(*args, **{**kwargs, "use_cache": False}))
         labels, divisor = kwargs.pop("labels")[:, 1:], kwargs.pop("num_items_in_batch", None)
         logits = logits_of(*args, **{**kwargs, "use_cache": False})[:, :-1]
         mask = labels != -100
