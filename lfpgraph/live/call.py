@@ -19,7 +19,7 @@ from ..registry import Call
 from ..rules.views import vjp
 from .notes import Ref
 
-__all__ = ["LiveCall", "Multiple", "answers_of"]
+__all__ = ["LiveCall", "Multiple", "answers_of", "likeness_of"]
 
 Templates = Mapping[fx.Node, tuple[Any, Any]]
 
@@ -127,6 +127,33 @@ def answers_of(unit: Unit) -> tuple[list[Any] | None, bool | float, bool]:
     if unit.handler is vjp or (unit.rule is not None and unit.rule.is_vjp):
         return [Multiple() if wanted else None for wanted in unit.wanted], False, False
     return _ask(unit)
+
+
+def likeness_of(unit: Unit) -> Any:
+    """What a rule sees of a unit without data, so that units in which it is the same need be asked once; None if each must be.
+
+    A model of twelve blocks has most of its units twelve times.
+    """
+    if unit.is_region:
+        return None
+    seen = {
+        n: (i, n.meta["val"].shape, n.meta["val"].dtype, n.meta["val"].stride())
+        for i, n in enumerate(unit.inputs)
+        if is_float(n.meta["val"])
+    }
+    if len(seen) != len(set(unit.inputs)):
+        return None
+    arguments = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: seen.get(n))  # type: ignore[arg-type]
+    how = (
+        id(unit.rule),
+        unit.handler,
+        unit.wanted,
+        unit.active,
+        unit.weightlike,
+        unit.option_epsilon,
+        unit.rectified is None,
+    )
+    return unit.node.target, how, repr(arguments)
 
 
 class Multiple:

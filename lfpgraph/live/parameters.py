@@ -159,6 +159,8 @@ class _Arrival:
 
 
 def _equal(gradient: Tensor, parts: list[Tensor]) -> bool:
+    if len(parts) == 1 and gradient.is_set_to(parts[0]):
+        return True
     with torch.no_grad():
         total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)
         scale = float(gradient.abs().max()) if gradient.numel() else 0.0

@@ -29,7 +29,7 @@ from torch import Tensor, fx
 from ..engine.plan import Plan
 from ..engine.units import Unit
 from ..rules.activations import activation
-from .call import Multiple, answers_of
+from .call import Multiple, answers_of, likeness_of
 from .graph_of_record import LiveGraph
 
 __all__ = ["Amendment", "Factor", "Schedule", "make_schedule"]
@@ -145,6 +145,7 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
         if isinstance(node, fx.Node):
             arrivals[node].append((None, -1, None))  # type: ignore[arg-type]
     by_unit: dict[int, Amendment] = {}
+    asked: dict[Any, Any] = {}
     for unit in reversed(plan.units):
         node = unit.node
         if node.target is operator.getitem:
@@ -158,7 +159,10 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             schedule.amendments.append(amendment)
             continue
         _settle(amendment, arrivals, by_unit)
-        answers, stabilized, looks = answers_of(unit)
+        alike = likeness_of(unit)
+        if alike is None or alike not in asked:
+            asked[alike] = answers_of(unit)
+        answers, stabilized, looks = asked[alike]
         schedule.looks_at_outputs |= looks
         if answers is None or any(isinstance(a, Tensor) for a in answers):
             amendment.computed = True
