@@ -150,7 +150,7 @@ CHANGES: dict[str, tuple[Callable[[Net, pytest.MonkeyPatch], Any], str]] = {
     "defaults": (lambda m, p: p.setattr(helper, "__defaults__", (3.0,)), "helper.__defaults__ has been replaced"),
     "forward's defaults": (lambda m, p: p.setattr(Block.forward, "__defaults__", (3.0,)), "forward.__defaults__"),
     "code": (lambda m, p: p.setattr(helper, "__code__", (lambda x, by: x).__code__), "helper.__code__"),
-    "closure": (_closure, "by in test_guards.py: times.<locals>.function was 2.0 and is 3.0"),
+    "closure": (_closure, "was 2.0 and is 3.0"),
     "tensor's values": (_version, "block.constant was 0 and is 1"),
     "default dtype": (lambda m, p: torch.set_default_dtype(torch.float64), "the default dtype was"),
 }  # fmt: skip

@@ -6,9 +6,11 @@ import dis
 import gc
 import inspect
 import os
+import sys
 import types
 import weakref
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -23,7 +25,15 @@ _CALL = {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
 _INIT = nn.Module.__init__.__code__
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_FRAMES_HOLD_FUNCTIONS = (3, 11) <= sys.version_info < (3, 13)
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
+
+
+class _Call(NamedTuple):
+    """What is kept of a call: its closure variables, and the class of its first argument."""
+
+    free: dict[str, Any]
+    of: type
 
 
 class Called:
@@ -40,13 +50,15 @@ class Called:
         self.names = Names()
         self._seen: set[types.CodeType] = set()
         self._classes: set[tuple[types.CodeType, type]] = set()
-        self._running: dict[types.FrameType, dict[str, Any]] = {}  # frames whose functions are to be found
+        self._running: dict[types.FrameType, _Call] = {}  # frames whose functions are to be found
         self._returned: list[types.FrameType] = []
         self._functions: dict[
             types.FunctionType, dict[str, Any]
         ] = {}  # with the closure variables they were called with
         self._perhaps_own: list[weakref.ref[types.FunctionType]] = []  # made by the run, unless they outlive it
-        self._unfound: dict[types.CodeType, None] = {}  # code of functions that could not be found
+        self._unfound: dict[
+            types.CodeType, dict[str, Any]
+        ] = {}  # code of functions not found yet; their closure variables
         self._made_here: set[types.CodeType] = (
             set()
         )  # code of functions that the run makes; others of the same code may be older
@@ -79,25 +91,27 @@ class Called:
         self._settle()
         if frame in self._running:
             self._returned.append(frame)
+            if not _FRAMES_HOLD_FUNCTIONS:
+                self._settle()
 
     def _settle(self) -> None:
         """Find the functions of frames that have returned, and let go of the frames: they hold tensors of the run."""
         while self._returned:
             frame = self._returned.pop()
-            free = self._running.pop(frame)
-            if self._keep_function(frame, free):
+            call = self._running.pop(frame)
+            if self._keep_function(frame, call):
                 continue
             if frame.f_code.co_flags & _GENERATORS:
-                self._running[frame] = free  # it may have yielded, and cannot be asked yet
-            elif frame.f_code not in self._made_here:
-                self._unfound[frame.f_code] = None
+                self._running[frame] = call  # it may have yielded, and cannot be asked yet
+            else:
+                self._unfound.setdefault(frame.f_code, call.free)
 
-    def _keep_function(self, frame: types.FrameType, free: dict[str, Any]) -> bool:
-        function = _function_of(frame)
+    def _keep_function(self, frame: types.FrameType, call: _Call) -> bool:
+        function = _function_of(frame, call.of)
         if function is not None and frame.f_code in self._made_here:
             self._perhaps_own.append(weakref.ref(function))
         elif function is not None:
-            self._functions.setdefault(function, free)
+            self._functions.setdefault(function, call.free)
         return function is not None
 
     def _users(self, frame: types.FrameType, code: types.CodeType, first: bool) -> None:
@@ -109,7 +123,8 @@ class Called:
                 self.suspects.question = place_of(frame)
         values = frame.f_locals
         self.names.add_call(code, values)
-        if code.co_argcount and (self_type := type(values.get(code.co_varnames[0]))) is not type(None):
+        self_type = type(values.get(code.co_varnames[0]) if code.co_argcount else None)
+        if self_type is not type(None):
             if (code, self_type) not in self._classes:
                 self._classes.add((code, self_type))
                 self._class(self_type, code.co_names)
@@ -118,7 +133,7 @@ class Called:
             free = {name: values[name] for name in code.co_freevars if name in values and not own}
             for name, value in free.items():
                 self.snapshot.follow(value, f"the closure variable {name} in {_name(code)}")
-            self._running[frame] = free
+            self._running[frame] = _Call(free, self_type)
 
     def _globals(self, frame: types.FrameType, code: types.CodeType) -> None:
         file = os.path.basename(code.co_filename)
@@ -160,16 +175,14 @@ class Called:
     def close(self) -> None:
         """After the run: watch the functions that ran; say which closures were rebound, and what could not be found."""
         self._settle()
-        for frame, free in self._running.items():  # generators that have not come to their end
-            if not self._keep_function(frame, free) and frame.f_code not in self._made_here:
-                self._unfound[frame.f_code] = None
+        for frame, call in self._running.items():  # generators that have not come to their end
+            if not self._keep_function(frame, call):
+                self._unfound.setdefault(frame.f_code, call.free)
         self._running.clear()
         if any(own() for own in self._perhaps_own):
             gc.collect()  # a function of the run's own that calls itself is garbage now
         self._functions |= {f: {} for own in self._perhaps_own if (f := own()) is not None}
-        for code in self._unfound:
-            if code.co_argcount or code.co_kwonlyargcount or code.co_freevars:
-                self.suspects.always(f"the defaults and closure of {_name(code)} cannot be found, nor watched")
+        self._find_rest()
         for function, free in self._functions.items():
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
                 if name in free and cell.cell_contents is not free[name]:
@@ -178,19 +191,63 @@ class Called:
         functions = list(self._functions)
         self.snapshot.add_functions(functions, [_name(function.__code__) for function in functions])
 
+    def _find_rest(self) -> None:
+        """Look for functions through all that there is: of a code that several functions have, all are watched."""
+        rest = {code: free for code, free in self._unfound.items() if _has_more(code)}
+        found = _functions_with(rest)
+        for code, free in rest.items():
+            functions = [f for f in found if f.__code__ is code]
+            unchanged = [f for f in functions if _holds(f, free)]
+            self._functions |= {f: free if f in unchanged or not unchanged else {} for f in functions}
+            if not functions and code not in self._made_here:
+                self.suspects.always(f"the defaults and closure of {_name(code)} cannot be found, nor watched")
+
+
+def _has_more(code: types.CodeType) -> bool:
+    """Whether a function is more than its code: it has defaults, perhaps, or a closure."""
+    return bool(code.co_argcount or code.co_kwonlyargcount or code.co_freevars)
+
+
+def _functions_with(codes: Collection[types.CodeType]) -> list[types.FunctionType]:
+    """All functions that have one of these codes."""
+    if not codes:
+        return []
+    frozen = gc.get_freeze_count()
+    if frozen:  # what is frozen is not looked through
+        gc.unfreeze()
+    held = gc.get_referrers(*codes)
+    if frozen:
+        gc.collect()
+        gc.freeze()
+    return [f for f in held if isinstance(f, types.FunctionType) and f.__code__ in codes]
+
+
+def _holds(function: types.FunctionType, free: dict[str, Any]) -> bool:
+    """Whether the closure of a function held these variables."""
+    names = function.__code__.co_freevars
+    return all(
+        name not in free or cell.cell_contents is free[name] for name, cell in zip(names, function.__closure__ or ())
+    )
+
 
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
-def _function_of(frame: types.FrameType) -> types.FunctionType | None:
-    """The function that a frame has run: a frame that has returned holds it, where only the garbage collector looks."""
+def _function_of(frame: types.FrameType, of: type) -> types.FunctionType | None:
+    """The function that a frame has run, if it is easily found.
+
+    In some versions of Python a frame that has returned holds it, where only the garbage collector looks; to look there in
+    others may end the process, as it may to read the variables of such a frame.
+
+    Args:
+        of: the class of its first argument.
+    """
     code = frame.f_code
-    candidates: list[Any] = [f for f in gc.get_referents(frame) if isinstance(f, types.FunctionType)]
+    held = gc.get_referents(frame) if _FRAMES_HOLD_FUNCTIONS else []
+    candidates: list[Any] = [f for f in held if isinstance(f, types.FunctionType)]
     candidates.append(frame.f_globals.get(code.co_name))
-    if code.co_argcount:
-        for cls in type(frame.f_locals.get(code.co_varnames[0])).__mro__:
-            candidates.append(vars(cls).get(code.co_name))
+    candidates += [vars(cls).get(code.co_name) for cls in of.__mro__]
     for candidate in candidates:
         if isinstance(candidate, types.FunctionType):
             found = inspect.unwrap(candidate, stop=lambda f: getattr(f, "__code__", None) is code)
