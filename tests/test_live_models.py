@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lfpgraph
 
@@ -245,3 +246,40 @@ def test_what_a_quantised_weight_is_made_of_is_a_weight() -> None:
         model(torch.ones(3, 4, dtype=torch.float64)).sum().backward()
         found.append(model[0].weight.grad)
     torch.testing.assert_close(found[0], found[1])
+
+
+class Checkpointed(nn.Module):
+    """A frozen embedding made to require a gradient, as PEFT does, and a checkpoint of a function with all kinds of rules."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.embed, self.a, self.b, self.head = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.embed.weight.requires_grad_(False)
+        nn.init.zeros_(self.b.weight)
+        self.register_buffer("turn", torch.linspace(-1, 1, 6))
+
+    def part(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.a(x)) * F.gelu(x * self.turn)
+        return x + gate * (0.5 + self.b(gate))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids).requires_grad_()
+        x = self.part(x) if self.reentrant is None else checkpoint(self.part, x, use_reentrant=self.reentrant)
+        out: Tensor = self.head(F.layer_norm(x, (6,)))
+        return out
+
+
+def test_checkpoints_of_both_kinds_give_the_feedback_of_none(caplog: pytest.LogCaptureFixture) -> None:
+    found = []
+    for reentrant in (None, False, True):
+        torch.manual_seed(0)
+        model = lfpgraph.wrap(Checkpointed(reentrant).double(), "lfp-epsilon", engine="live")
+        for _ in range(5):
+            model.zero_grad()
+            model(torch.arange(7).view(1, 7)).square().sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert all(bool(g.any()) for g in found[0].values())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-12)

@@ -90,7 +90,7 @@ class LiveEngine:
             with running_plainly():
                 return call(*args, **kwargs)
         self.watch.begin()
-        kind = self.model.training, len(args), tuple(kwargs)
+        kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         watch = self.watch
         watch.away += 1  # gradients that the model takes inside are its own business
@@ -110,10 +110,13 @@ class LiveEngine:
         tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         record.release()
+        for node in record.checkpoints:
+            if not isinstance(node.run_function, _Rerun):
+                node.run_function = _Rerun(self, node.run_function)
         if not record.steps_done or not any(record.follows):
             return
         ends = self._ends(record, outputs)
-        leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
+        leaves = (*((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves), *record.begun)
         last = record.expected
         if last is not None and record.steps_done == len(last.keys) and (leaves, outputs, ends) == last.around:
             schedule: Schedule | None = last
@@ -163,6 +166,7 @@ class LiveEngine:
         live = self._graph(record, outputs)
         nodes = live.graph.placeholder_nodes
         wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
+        wanted |= {node for node, number in live.value.items() if number in record.begun}
         values = [leaf.tensor.detach() for leaf in record.leaves]
         plan = make_plan(live.graph, self.composite, wanted, self.on_missing, values)
         if record.own:
@@ -228,6 +232,16 @@ def _forget_oldest(kept: dict[Any, Any]) -> None:
     """Keep no more than so many: a model that takes a new way at every step must not fill the memory."""
     if len(kept) > _MOST:
         del kept[next(iter(kept))]
+
+
+class _Rerun:
+    """What a reentrant checkpoint runs again in the backward pass: a run of its own, in which the rules apply."""
+
+    def __init__(self, engine: LiveEngine, function: Callable[..., Any]) -> None:
+        self.engine, self.function = engine, function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.engine.run(self.function, args, {})
 
 
 class _Leaves:
