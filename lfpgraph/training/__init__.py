@@ -2,6 +2,18 @@
 
 from .objective import Objective
 from .settings import Evaluation, Feedback, Loading, Running, Saving, Update
+from .rates import suggest_lr
 from .trainer import Outcome, Trainer
 
-__all__ = ["Evaluation", "Feedback", "Loading", "Objective", "Outcome", "Running", "Saving", "Trainer", "Update"]
+__all__ = [
+    "Evaluation",
+    "Feedback",
+    "Loading",
+    "Objective",
+    "Outcome",
+    "Running",
+    "Saving",
+    "Trainer",
+    "Update",
+    "suggest_lr",
+]

@@ -19,7 +19,7 @@ from ..randomness import random_state, set_random_state
 from .diagnose import bad_inputs, first_non_finite
 from .objective import Objective
 from .settings import Update
-from .stops import Asked
+from .saving import Asked
 
 __all__ = ["Stepper"]
 
