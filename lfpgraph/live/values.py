@@ -21,7 +21,7 @@ from .interception import paused
 from .notes import Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "NameLeaf", "Values", "storage_of", "tensor_of"]
+__all__ = ["Leaf", "NameLeaf", "Values", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -278,13 +278,6 @@ def _gives_feedback(node: Any) -> bool:
 def _is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
-
-
-def storage_of(x: Tensor) -> int:
-    """What tells the memory of a tensor from that of others."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
 
 
 def _alias(x: Tensor) -> Tensor:
