@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .support.helpers import assert_made, assert_same, gradients, true_gradient
+from .support.helpers import assert_made, assert_same, gradients, lfp, true_gradient
 
 
 class Lonely(nn.Module):
@@ -60,3 +60,26 @@ def test_batches_and_lengths_of_a_transformer(name: str, engine: str) -> None:
         assert_same(gradients(twin, input_ids=ids), gradients(model, input_ids=ids), 1e-9, 1e-12)
     made = lfpgraph.explain_wrap(twin)
     assert 1 <= made.traces + made.plans <= (4 if (name, engine) == ("bert", "live") else 2), made
+
+
+class Rows(nn.Module):
+    """Takes a batch of two row by row, with a norm written out; a trace knows of the second row that `min(2, n) - 1` is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(6, 4).double(), nn.Linear(3, 4).double(), nn.Linear(4, 3).double()
+
+    def row(self, h: Tensor) -> Tensor:
+        h = h - h.mean(-1, keepdim=True)
+        return self.head(nn.functional.gelu(h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a = self.a(x)
+        return torch.cat([self.row(a[i : i + 1] + self.b(y[i : i + 1])) for i in range(2)])
+
+
+def test_rows_taken_one_by_one_are_alike() -> None:
+    x, y = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    live, static = (lfp(Rows(), x, y, engine=engine) for engine in ("live", "static"))
+    assert_same(static, live, 1e-9)

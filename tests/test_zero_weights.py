@@ -64,7 +64,7 @@ def test_a_zero_matrix_wakes_and_a_zero_bias_does_not(engine: str) -> None:
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5)
     assert signal["b.weight"].any() and not found["base.bias"].any()
     # once it has moved it is scaled like any other, by a program or plan made before and by one made after
-    lfpgraph.wrap(model, engine=engine)
+    lfpgraph.wrap(model, "lfp-epsilon", engine=engine)
     (model(x) * torch.linspace(-1, 1, 15).view(5, 3)).sum().backward()
     with torch.no_grad():
         model.b.weight += 0.1
@@ -196,7 +196,8 @@ class Scaled(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.kind = kind
-        self.base, self.low, self.norm = nn.Linear(4, 6), nn.Linear(4, 6, bias=False), nn.LayerNorm(6)
+        self.base, self.low = nn.Linear(4, 6), nn.Linear(4, 6, bias=False)
+        self.norm = nn.BatchNorm1d(6) if kind == "batch norm" else nn.LayerNorm(6)
         self.head = nn.Linear(6, 3)
         self.zero = nn.Parameter(torch.zeros(() if kind == "number" else 6))
         nn.init.zeros_(self.norm.weight)
@@ -206,19 +207,20 @@ class Scaled(nn.Module):
         low = self.low(x)
         path = {
             "vector": lambda: self.zero * low, "number": lambda: low * self.zero, "norm": lambda: self.norm(low),
+            "batch norm": lambda: self.norm(low),
             "one plus": lambda: low * (1 + self.zero), "added": lambda: low + self.zero,
             "custom": lambda: F.linear(x, Rows.apply(self.zero, self.low.weight)),
         }[self.kind]()  # fmt: skip
         return self.head(F.relu(self.base(x) + path))
 
 
-@pytest.mark.parametrize("kind", ["vector", "number", "norm", "one plus", "custom", "added"])
+@pytest.mark.parametrize("kind", ["vector", "number", "norm", "batch norm", "one plus", "custom", "added"])
 def test_a_zero_factor_wakes_and_what_is_added_does_not(kind: str, engine: str) -> None:
     """It receives the signal while it is zero, however many dimensions it has; what is behind it follows when it has moved."""
     if engine == "static" and kind == "custom":
         pytest.skip("the static engine refuses functions with a backward of their own")
     model, x = Scaled(kind), batch()
-    name = "norm.weight" if kind == "norm" else "zero"
+    name = "norm.weight" if kind.endswith("norm") else "zero"
     found = lfp(model, x, engine=engine)
     plain = lfp(model, x, composite=lfpgraph.get_composite("lfp-0").with_options(scale="signal"), engine=engine)  # type: ignore[arg-type]
     if kind == "added":

@@ -31,7 +31,6 @@ from .static import functional_graph, no_autocast, on_fakes
 __all__ = ["Program", "make_program"]
 
 aten = torch.ops.aten
-_IN_ORDER = {aten.native_group_norm.default: (0,), aten.native_group_norm_backward.default: (0, 1)}
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -181,18 +180,8 @@ def _clean(traced: fx.GraphModule) -> None:
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
         _shorten(node)
-        _lay_out(node)
     traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)
     traced.recompile()
-
-
-def _lay_out(node: fx.Node) -> None:
-    """Let kernels that read memory as it lies have it in order: the strides of real tensors may differ from the traced ones."""
-    for place in _IN_ORDER.get(node.target, ()):  # type: ignore[call-overload]
-        with node.graph.inserting_before(node):
-            ordered = node.graph.call_function(aten.contiguous.default, (node.args[place],))
-        ordered.meta = dict(node.args[place].meta)  # type: ignore[union-attr]
-        node.update_arg(place, ordered)
 
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:

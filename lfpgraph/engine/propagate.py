@@ -126,14 +126,14 @@ def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
     That is the relu behind it, where the plan says so; and infinity, which lets the whole signal pass, where the output is zero
     only because a weight is wholly zero.
     """
-    output = call.output
+    alone = isinstance(call.output, Tensor)
+    output = call.output if alone else call.output[0]  # the others are statistics, which carry no signal
     if unit.rectified is not None:
-        relu = values[unit.rectified]
-        output = relu if isinstance(output, Tensor) else [relu, *output[1:]]
-    if isinstance(output, Tensor) and unit.option_epsilon:
+        output = values[unit.rectified]
+    if unit.option_epsilon:
         for weight in unit.zeroed_by:
             output = torch.where(values[weight].any(), output, torch.inf)
-    return output
+    return output if alone else [output, *call.output[1:]]
 
 
 def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 
 from ..registry import Family, find_rule
@@ -203,7 +204,15 @@ def ancestors(roots: Iterable[fx.Node], among: Callable[[fx.Node], bool] = lambd
 def shape_of(node: fx.Node) -> list[str] | None:
     """The sizes of a node's tensor, to compare with others': symbols compared as such would be guarded."""
     value = node.meta.get("val")
-    return [str(size) for size in value.shape] if isinstance(value, torch.Tensor) else None
+    return [_words(size) for size in value.shape] if isinstance(value, torch.Tensor) else None
+
+
+def _words(size: int | torch.SymInt) -> str:
+    """A size as text; that of a slice (`Min(2, n) - 1`) is a number where the trace holds for that number alone."""
+    if isinstance(size, torch.SymInt) and not size.node.expr.is_Symbol and size.node.has_hint():
+        number = size.node.require_hint()
+        return str(number) if statically_known_true(size == number) else str(size)
+    return str(size)
 
 
 def is_statistic(node: fx.Node) -> bool:

@@ -21,7 +21,7 @@ from .interception import paused
 from .notes import Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "NameLeaf", "Values", "storage_of", "tensor_of"]
+__all__ = ["Leaf", "NameLeaf", "Values", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -83,9 +83,8 @@ class Values:
         self.own: list[str] = []
         self.checkpoints: list[Any] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = (
-            torch._C._autograd._get_sequence_nr()
-        )  # autograd nodes with a smaller number are older than the run
+        # autograd nodes with a smaller number are older than the run
+        self.started = torch._C._autograd._get_sequence_nr()
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
         self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -210,6 +209,8 @@ class Values:
                     continue
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):
+                    if _gives_feedback(node):
+                        continue
                     number = self._own_leaf(source.variable, node, slot)
                 if number is None and _is_older(source, self.started):
                     continue
@@ -222,7 +223,7 @@ class Values:
             return self._leaf(x)
         found += [n for n in self._inputs_of(seen) if n not in found]
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
-        if not is_view:
+        if not is_view and not _gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
 
@@ -269,16 +270,14 @@ class Values:
         return number
 
 
+def _gives_feedback(node: Any) -> bool:
+    """Whether an autograd node is that of a traced program."""
+    return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
+
+
 def _is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
-
-
-def storage_of(x: Tensor) -> int:
-    """What tells the memory of a tensor from that of others."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
 
 
 def _alias(x: Tensor) -> Tensor:

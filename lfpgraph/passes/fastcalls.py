@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._prims_common import suggest_memory_format
 
 from ..kernels import KERNELS
 
@@ -38,7 +39,49 @@ def _table() -> dict[Any, Callable[..., Any]]:
     return found
 
 
-_QUICK = _table()
+def _in_order(op: Any, *places: int, order: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """An operation whose kernel takes some of its arguments to lie in order in memory, without looking.
+
+    The kernel was chosen while tracing, by strides that real tensors may not have.
+
+    Args:
+        order: brings an argument in order, given the last of them.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        last = args[places[-1]]
+        return op(*(order(x, last) if i in places else x for i, x in enumerate(args)), **kwargs)
+
+    run.__name__ = op.__name__
+    return run
+
+
+def _with_rows(x: Tensor, _: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    return x.contiguous(memory_format=suggest_memory_format(other))
+
+
+def _fragile() -> dict[Any, Callable[..., Any]]:
+    """Kernels of fused attention, which take rows (of queries, signals and so on) to lie in order, and those of group norms."""
+    aten = torch.ops.aten
+    group_norm, group_norm_backward = aten.native_group_norm.default, aten.native_group_norm_backward.default
+    found = {
+        group_norm: _in_order(group_norm, 0, order=_laid_out_as),
+        group_norm_backward: _in_order(group_norm_backward, 0, 1, order=_laid_out_as),
+    }
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "cudnn_attention", "efficient_attention"):
+        forward = getattr(aten, f"_scaled_dot_product_{kernel}").default
+        backward = getattr(aten, f"_scaled_dot_product_{kernel}_backward").default
+        out = 5 if kernel == "efficient_attention" else 4  # its fifth argument is a mask
+        found[forward] = _in_order(forward, 0, 1, 2, order=_with_rows)
+        found[backward] = _in_order(backward, 0, 1, 2, 3, out, order=_with_rows)
+    return found
+
+
+_QUICK = _table() | _fragile()
 
 
 def quick_module(module: fx.GraphModule) -> fx.GraphModule:

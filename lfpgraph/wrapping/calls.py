@@ -23,6 +23,7 @@ from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
 from ..tracing.flat import is_running_plainly
+from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
 from .programs import Entry, ModelCall, Programs, wait_for_traces
 from .stand_in import CallStandIn, stand_in_of
@@ -61,10 +62,7 @@ _local = threading.local()
 
 def _unrecorded() -> list[Wrapping]:
     """The wrapped models that this thread runs without gradients: those that they take inside are their own business."""
-    try:
-        found: list[Wrapping] = _local.unrecorded
-    except AttributeError:
-        found = _local.unrecorded = []
+    found: list[Wrapping] = vars(_local).setdefault("unrecorded", [])
     return found
 
 
@@ -119,7 +117,7 @@ class Wrapping:
         self._thread: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "composite": self.composite, "options": self.options, "engine": self.choice.asked}
+        return {**{n: getattr(self, n) for n in ("model", "composite", "options", "path")}, "engine": self.choice.asked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # a copy traces and plans for itself
@@ -161,13 +159,14 @@ class Wrapping:
                 _unrecorded().pop()
         static = self.choice.static and self.choice.settled and part.path == ""
         if not static and torch._C._current_graph_task_id() != -1 and _in_checkpoint("_recomputation_hook"):
-            return part.run_module(
-                *args, **kwargs
-            )  # only to have what autograd saved: feedback goes through the first run
+            # only to have what autograd saved: feedback goes through the first run
+            return part.run_module(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None or (static and forward_ad._current_level >= 0):
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return part.run_module(*args, **kwargs)
+        if part.path and is_observed_elsewhere(part.module):  # by a thread that may wait for this call
+            return self._lively(part, args, kwargs)
         wait_for_traces()
         if not self._told:
             self._watch_parameters()

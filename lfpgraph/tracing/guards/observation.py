@@ -14,6 +14,7 @@ classes. Torch's own code is trusted.
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from typing import Any
 
@@ -25,7 +26,18 @@ from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
 from .snapshots import Snapshot
 from .suspects import Suspects, values_seen
 
-__all__ = ["Guard", "Observation"]
+__all__ = ["Guard", "Observation", "is_observed_elsewhere"]
+
+_running: dict[int, Observation] = {}  # by thread
+
+
+def is_observed_elsewhere(module: nn.Module) -> bool:
+    """Whether another thread observes a run of a model that this module is part of; the observation is told."""
+    for thread, seen in list(_running.items()):
+        if thread != threading.get_ident() and any(part is module for part in seen.model.modules()):
+            seen.in_threads = True
+            return True
+    return False
 
 
 class Guard:
@@ -74,6 +86,7 @@ class Observation:
         self.may_settle = False
         self.shortcut: str | None = None
         self.asked: str | None = None
+        self.in_threads = False  # whether other threads have called parts of the model meanwhile
 
     def __enter__(self) -> Observation:
         self._suspects = Suspects()
@@ -88,6 +101,8 @@ class Observation:
             sys.setprofile(self._event)
         else:
             self._suspects.always("another profiler is running, so that the run cannot be observed")
+        self._outer = _running.get(threading.get_ident())
+        _running[threading.get_ident()] = self
         return self
 
     def _event(self, frame: types.FrameType, event: str, argument: Any) -> None:
@@ -113,6 +128,11 @@ class Observation:
                 self._suspects.always("sets a profile function, so that the run cannot be observed")
         finally:
             self._values_seen.__exit__(None, None, None)
+            _running.pop(threading.get_ident())
+            if self._outer is not None:
+                _running[threading.get_ident()] = self._outer
+        if self.in_threads:
+            self._suspects.always("parts of it are called in other threads")
         if kind is None:
             self._judge()
         del self._snapshot, self._state, self._called, self._suspects

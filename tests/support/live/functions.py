@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 
 import torch
@@ -243,6 +244,25 @@ def two_threads():
         return [outs[j] for j in range(3)]
 
     return mlp(6, 8, 3), step
+
+
+class Threaded(nn.Module):
+    def __init__(self, pool) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.run = lambda parts, x: [work.result() for work in [pool.submit(part, x) for part in parts]]
+
+    def forward(self, x):
+        left, right = self.run([self.left, self.right], x)
+        return self.head(left.relu() * right.tanh())
+
+
+@case()
+def parts_in_threads():
+    """Parts of one model run side by side in threads that were there before."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    pool.submit(int).result()
+    return Threaded(pool), lambda model, i: train(model, data(5, 6, seed=i))
 
 
 class Vmapped(nn.Module):
