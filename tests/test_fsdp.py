@@ -29,7 +29,7 @@ def make_model(regional: bool) -> Deep:
     torch.manual_seed(0)
     model = Deep().double().eval()
     if regional:
-        return lfpgraph.wrap(model, regional=True)  # type: ignore[return-value]
+        return lfpgraph.wrap(model, "lfp-epsilon", regional=True)  # type: ignore[return-value]
     nn.init.zeros_(model.blocks[0].narrow.weight)
     composite = lfpgraph.get_composite("lfp-epsilon").override("blocks.1.*", scale="signal")
     return lfpgraph.wrap(model, composite)  # type: ignore[return-value]
