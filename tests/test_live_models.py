@@ -200,3 +200,18 @@ def test_numbers_of_each_call_need_no_new_plan() -> None:
     for _ in range(4):
         model(torch.randn(4, 3)).backward()
     assert lfpgraph.explain_wrap(model).plans == 1
+
+
+def test_a_generator_made_anew_needs_no_new_plan() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, seed: int) -> Tensor:
+            return self.layer(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+
+    model = lfpgraph.wrap(Noisy(), engine="live")
+    for seed in range(3):
+        model(torch.ones(2, 6), seed).sum().backward()
+    assert lfpgraph.explain_wrap(model).plans == 1
