@@ -130,10 +130,9 @@ class Ruleset:
         if self.takes_signal(w):
             return s
         floor, relative = _floor_of(self.floor)
-        if asleep and (relative or floor == 0):
-            return s * torch.where(w.any(), w.abs(), 1.0)
-        if relative:
-            return s * torch.maximum(w.abs(), w.square().mean().sqrt() * floor)
+        if relative or (asleep and floor == 0):
+            size = torch.maximum(w.abs(), w.square().mean().sqrt() * floor) if relative else w.abs()
+            return s * (torch.where(w.any(), size, 1.0) if asleep else size)
         return s * w.abs().clamp_min(floor) if floor > 0 else scale_by_size(s, w)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import BackwardCFunction
 
+from ..errors import InputError
 from ..graph.classes import classify
 from ..graph.comparisons import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
@@ -123,4 +124,9 @@ def _returns_several(op: Any) -> bool:
 
 
 def _meta(record: Record, number: int) -> Tensor:
-    return torch.empty(record.shapes[number], dtype=record.dtypes[number], device="meta")
+    shape = record.shapes[number]
+    if any(type(size) is not int for size in shape):
+        raise InputError(
+            "it computes with nested tensors, whose rows differ in length; pad them, or give it row by row"
+        )
+    return torch.empty(shape, dtype=record.dtypes[number], device="meta")

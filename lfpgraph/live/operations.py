@@ -60,7 +60,7 @@ class OpInfo:
 
     Attributes:
         kinds, kwarg_kinds: for each argument, by position and by name: TENSOR, TENSORS, STATIC (what the plan may depend
-            on) or SIZE (a size or a number, which differs from call to call).
+            on) or SIZE (a size, a number or a generator, which differs from call to call).
         node: the operation that stands for it in a graph: its functional form where it writes in place.
         writes: whether it writes to its first argument.
         rewrites: whether what it writes is a value of the same size, and not another view.
@@ -208,7 +208,7 @@ def _kind(argument: str) -> int:
     type_ = argument.rsplit(" ", 1)[0]
     if type_.startswith("Tensor"):
         return TENSORS if "[" in type_ else TENSOR
-    return SIZE if type_.startswith(("SymInt", "float")) or type_.rstrip("?") == "Scalar" else STATIC
+    return SIZE if type_.startswith(("SymInt", "float", "Generator")) or type_.rstrip("?") == "Scalar" else STATIC
 
 
 def _functional(op: OpOverload) -> OpOverload:

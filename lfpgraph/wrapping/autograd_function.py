@@ -114,7 +114,15 @@ def _restore(ctx: Any) -> list[Any]:
             "Trying to backward through the graph a second time, but what it saved has been freed; pass "
             "retain_graph=True to the first backward call."
         )
-    tensors = iter(ctx.saved_tensors)
+    try:
+        tensors = iter(ctx.saved_tensors)
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise WrapError(
+            "an input or output of the model was written into in place after the call, and the traced program's feedback "
+            'needs it. wrap(model, engine="live") runs the model itself; or write into a copy.'
+        ) from error
     values = [next(tensors) if w else v for v, w in zip(ctx.kept, ctx.watched)]
     if not torch._C._autograd._get_current_graph_task_keep_graph():
         ctx.kept = None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..composites.composite import Composite
 from ..engine.options import Options
+from ..graph.calls import flatten_output
 from ..live.engine import changes_gradients
 from ..tracing.guards import Observation
 from .programs import ModelCall
@@ -121,6 +123,17 @@ class Choice:
         elif seen.why_live is None and seen.guard is not None:
             self.harmless.add(call.kind)
             self.static, self.why = True, "nothing in its call is lost in a program, and nothing it reads has changed"
+            self._watch(model, flatten_output(result)[0])
         else:
             self.why = seen.why_live or "its call was not observed to the end"
         return result
+
+    def _watch(self, model: nn.Module, outputs: list[Tensor]) -> None:
+        """See in the backward pass whether the caller has written into outputs in place: a program's feedback may need them."""
+        for out in outputs:
+            if out.grad_fn is not None:
+                out.register_hook(functools.partial(self._look, model, out.detach(), out._version))
+
+    def _look(self, model: nn.Module, output: Tensor, version: int, _: Tensor) -> None:
+        if output._version != version and not self.settled:
+            self.live(model, "an output is written into in place after the call")

@@ -83,7 +83,10 @@ class StaticEngine:
             raise self._refusal(f"it is given a {type(call.odd).__name__}, which a program cannot follow ({hint})")
         seen, result = try_out(self.model, call.args, call.kwargs)
         why = seen.why_live
-        for kind, leaf in flatten_output(result)[1]:
+        tensors, leaves = flatten_output(result)[:2]
+        if any(isinstance(t, nn.Parameter) for t in tensors):
+            why = why or "it returns a parameter itself, whose gradient no program sees"
+        for kind, leaf in leaves:
             if kind == "value" and (callable(leaf) or hasattr(leaf, "__next__")):
                 why = why or f"it returns a {type(leaf).__name__}, which only its own run can make"
         if why is not None or seen.guard is None:

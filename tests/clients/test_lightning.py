@@ -131,7 +131,7 @@ def test_trainer(kind: str, caplog: pytest.LogCaptureFixture) -> None:
 def by_hand() -> dict[str, Tensor]:
     """The same first step in a loop of one's own, by the traced program."""
     lightning.seed_everything(0, verbose=False)
-    model = lfpgraph.wrap(network(), engine="static")
+    model = lfpgraph.wrap(network(), "lfp-epsilon", engine="static")
     x, y = next(iter(DataLoader(data(), batch_size=16)))
     F.cross_entropy(model(x), y).backward()
     return grads_of(model)

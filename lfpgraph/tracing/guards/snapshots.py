@@ -163,9 +163,14 @@ class Snapshot:
 
     def follow(self, value: Any, path: str, depth: int = 0) -> None:
         """Watch what is inside a value that can change while the value stays the same object."""
-        key = (id(value), self._root)
         if type(value) in weakref.ProxyTypes:  # looks like what it stands for, and has no hash
             return self._find("unwatched", path, value)
+        if isinstance(value, weakref.ref):
+            target = value()
+            if target is not None and not isinstance(target, Tensor | nn.Module):  # to follow it would keep it alive
+                return self._find("unwatched", path, value)
+            value = target
+        key = (id(value), self._root)
         if isinstance(value, (*PLAIN, type, FunctionType, ModuleType)) or depth > _DEEPEST:
             return
         if key in self._followed or (isinstance(value, nn.Module) and value in self.modules):

@@ -209,3 +209,40 @@ def integers_and_ids():
         return train(model, ids, ids > 1, 2 + i)
 
     return Model(), step
+
+
+class Jagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        rows = torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+        return self.head(self.layer(rows).relu()).values()
+
+
+@case(says=("nested tensors", "no feedback"))
+def nested_tensors():
+    """Rows of different lengths: said to give gradients alone."""
+    return Jagged(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+class Shown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x).relu()), self.layer.weight
+
+
+@case(says=("feedback only in part",))
+def parameter_among_the_outputs():
+    """What the loss does with a parameter itself is no feedback, whichever engine runs; and it is the parameter itself."""
+
+    def step(model, i):
+        out = train(model, data(5, 6, seed=i))
+        assert out[1] is model.layer.weight
+        return out
+
+    return Shown(), step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -183,3 +184,29 @@ def state_dict_loaded():
         return train(model, data(5, 6))
 
     return mlp(6, 8, 3), step
+
+
+class Weakly(nn.Module):
+    """Reads a setting of an object that it only refers to weakly."""
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__()
+        self.owner, self.body = weakref.ref(owner), mlp(6, 8, 3)
+
+    def forward(self, x):
+        return self.body(x) * self.owner().scale
+
+
+class Owner:
+    __slots__ = ("__weakref__", "scale")
+
+
+@case()
+def weak_references():
+    owner = Owner()
+
+    def step(model, i):
+        owner.scale = 1.0 + i
+        return train(model, data(5, 6, seed=i))
+
+    return Weakly(owner), step
