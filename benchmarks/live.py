@@ -92,7 +92,7 @@ def section(rows: list[dict[str, Any]], guards: list[dict[str, Any]]) -> str:
         TITLE,
         "",
         f"Made by `python -m benchmarks.live --page docs/performance.md` (one thread, torch {torch.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}; float32, `lfp-epsilon`, `engine='live'`). A step is forward and backward, in processor "
+        f"{time.strftime('%Y-%m-%d')}; float32, `lfp`, `engine='live'`). A step is forward and backward, in processor "
         "time; the sides take turns, each with its own copy of the model, and figures are medians. First: the first step over "
         "a later one. Peak: how far resident memory rises during a step, gradients included, each side in a process of its own.",
         "",

@@ -19,7 +19,7 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
     lines = [
         "# Performance",
         "",
-        f"Made by `make bench` ({where}; float32, `lfp-epsilon`). A step is forward, backward and SGD. The sides take "
+        f"Made by `make bench` ({where}; float32, `lfp`). A step is forward, backward and SGD. The sides take "
         "turns in one process; times are medians of their steps, ratios medians of pairs. Eager is the "
         "static engine, `wrap(model, engine='static')`.",
         "",

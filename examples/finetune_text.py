@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--length", type=int, default=32, help="tokens of a text")
     parser.add_argument("--lfp-rate", type=float, nargs="*", default=[2e-4], help="one or several")
     parser.add_argument("--backprop-rate", type=float, nargs="*", default=[2e-4], help="one or several")
-    parser.add_argument("--composite", default="lfp-epsilon")
+    parser.add_argument("--composite", default="lfp")
     parser.add_argument("--json", type=Path, help="also write every run to this file")
     options = parser.parse_args(argv)
     options.model = options.model or default_model()

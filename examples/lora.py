@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import lfpgraph
 from lfpgraph.demo.data import digits
 
-WAYS = {"lfp": "lfp-epsilon", "backprop": None, "head alone, backprop": None}
+WAYS = {"lfp": "lfp", "backprop": None, "head alone, backprop": None}
 
 
 def halves(part: tuple[Tensor, Tensor], high: bool) -> list[dict[str, Tensor]]:

@@ -33,8 +33,6 @@ def main(argv: list[str] | None = None) -> float:
         train,
         test,
         reward=lfpgraph.rewards.Softmax(),
-        # a step hands its whole reward to an input, however small: a wide epsilon
-        composite=lfpgraph.get_composite("lfp-epsilon").with_options(epsilon=0.1),
         policies=[AdaptiveClip(0.16, exclude="5.*")],
         lr=3e-3,
         scheduler="onecycle",

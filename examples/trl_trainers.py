@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 import tokenizers
+import torch
 import transformers
 import trl
 
@@ -52,7 +53,7 @@ def trainer_of(way: str, model: Any, tokenizer: Any, known: list[str], folder: s
     """TRL's trainer of a kind, with its data."""
     common = {
         "output_dir": folder, "max_steps": steps, "learning_rate": rate, "per_device_train_batch_size": 8, "logging_steps": 5,
-        "report_to": [], "save_strategy": "no",
+        "report_to": [], "save_strategy": "no", "bf16": torch.accelerator.is_available(),  # TRL's default, and an error on CPUs
     }  # fmt: skip
     given = {"model": model, "processing_class": tokenizer}
     if way == "sft":

@@ -42,7 +42,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
         )
 
 if TYPE_CHECKING:
-    from .training import Trainer
+    from .training import Trainer, suggest_lr
 
 __all__ = [
     "Attribution",
@@ -83,6 +83,7 @@ __all__ = [
     "rivals",
     "rule",
     "spiking",
+    "suggest_lr",
     "trace",
     "unwrap",
     "wrap",
@@ -90,12 +91,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Trainer` is imported when it is asked for."""
+    """`Trainer` and `suggest_lr` are imported when they are asked for."""
     here = find_spec("torch") is not None
-    if name == "Trainer" and here:
-        from .training import Trainer
+    if name in ("Trainer", "suggest_lr") and here:
+        from . import training
 
-        return Trainer
+        return getattr(training, name)
     why = (
         ""
         if here or name not in __all__

@@ -14,6 +14,7 @@ from lfpgraph.experiments import EXPERIMENTS, Settings, reproduce
 from lfpgraph.experiments.common import data
 from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit, spread_text
 from lfpgraph.experiments.common.models import LifNet, mlp, seeded
+from lfpgraph.experiments.common.rates import held_back, tuned
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
 from .support.helpers import run_cli
@@ -31,7 +32,27 @@ def test_gradient_composite_is_the_backprop_twin() -> None:
     assert engine.values[0] != engine.values[1] and all(0.6 < v <= 1 for v in engine.values)
 
 
-LONG = ["convergence", "language", "spiking", "transfer", "vit"]
+def test_each_way_gets_its_own_rate() -> None:
+    """The best on the validation part, which shares no sample with what is trained on; then all at backprop's rate."""
+    train, test = data.flat_digits()
+    (inner, _), (validation, _) = held_back((train[0], torch.arange(len(train[0]))))
+    assert len(inner) + len(validation) == len(train[0])
+    assert not (inner[:, None] == validation[None]).all(-1).any()
+    ways = [Way("LFP", "lfp", cross_entropy, optimizer="SGD"), Way("backprop", None, cross_entropy)]
+    start = seeded(lambda: mlp([64, 16, 10]))
+    how = {"epochs": 2, "start": start, "name": "MLP"}
+    cases, notes = tuned(start(0), ways, (1e-9, 1e-2, 1.0), train, test, Settings(2), **how)
+    rows = [(case.model, case.way, case.more["lr"]) for case in cases]
+    best, same = [("MLP", "LFP", 1.0), ("MLP", "backprop", 0.01)], "MLP, all at 0.01"
+    assert rows == [*best, (same, "LFP", 0.01), (same, "backprop", 0.01)]
+    assert notes[0].startswith("MLP, LFP: rate 1,") and cases[3].values == cases[1].values
+    tried = cases[1].more["tried"]
+    assert len(tried["0.01"]) == 2 and min(tried["0.01"]) > max(tried["1e-09"] + tried["1"])
+    wrong = tuned(start(0), ways, (1e-9, 1e-2), train, test, Settings(1), lower_is_better=True, **how)[0]
+    assert [case.more["lr"] for case in wrong] == [1e-9, 1e-9]  # no second row
+
+
+LONG = ["convergence", "language", "rule", "spiking", "transfer", "vit"]
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(LONG)))
@@ -50,7 +71,7 @@ def _check(name: str, folder: Path) -> None:
     report = reproduce(name, TINY, folder)
     written = json.loads((folder / f"{name}.json").read_text())
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert {"LFP", "backprop"} <= {case.way for case in report.cases}
+    assert name == "rule" or {"LFP", "backprop"} <= {case.way for case in report.cases}
     for case in written["cases"]:
         assert len(case["values"]) == 2
         assert 0 <= case["mean"] <= (1 if report.metric == "accuracy" else 10)

@@ -1,4 +1,4 @@
-"""Fully sharded data parallel: blocks wrapped by themselves are sharded one by one, and train as on one process."""
+"""Fully sharded data parallel: a model, or its blocks wrapped by themselves, trains as on one process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ def train(model: nn.Module, rows: slice) -> None:
         optimizer.step()
 
 
-def make_model() -> Deep:
+def make_model(regional: bool) -> Deep:
+    """A model; without regional= one that has a matrix of zeros, which is to wake up, and rules for one block by its name."""
     torch.manual_seed(0)
-    return lfpgraph.wrap(Deep().double().eval(), regional=True)  # type: ignore[return-value]
+    model = Deep().double().eval()
+    if regional:
+        return lfpgraph.wrap(model, regional=True)  # type: ignore[return-value]
+    nn.init.zeros_(model.blocks[0].narrow.weight)
+    composite = lfpgraph.get_composite("lfp-epsilon").override("blocks.1.*", scale="signal")
+    return lfpgraph.wrap(model, composite)  # type: ignore[return-value]
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(rank: int, port: int, folder: str, regional: bool) -> None:
     """One rank: each block and then the rest sharded over two; rank 0 writes the whole weights."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -37,10 +43,10 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         mesh = init_device_mesh("cpu", (2,))
-        model = make_model()
+        model = make_model(regional)
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
         train(model, slice(4 * rank, 4 * rank + 4))
         weights = {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
         if rank == 0:
@@ -50,14 +56,16 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_sharded_blocks_train_as_on_one_process(tmp_path: Path) -> None:
-    ranks(worker, free_port(), str(tmp_path))
+@pytest.mark.parametrize("regional", [True, False])
+def test_sharded_blocks_train_as_on_one_process(regional: bool, tmp_path: Path) -> None:
+    ranks(worker, free_port(), str(tmp_path), regional)
     found = torch.load(tmp_path / "0.pt")
-    assert found["traces"] == 3
-    model, start = make_model(), make_model()
+    assert found["traces"] == (3 if regional else 0)
+    model, start = make_model(regional), make_model(regional)
     train(model, slice(0, 8))
     for (name, p), q in zip(model.named_parameters(), start.parameters()):
-        assert not torch.equal(p, q) or name.endswith("norm.bias"), f"{name} has not been trained"
+        moves = name == "blocks.1.norm.bias" and not regional
+        assert torch.equal(p, q) == (name.endswith("norm.bias") and not moves), name
         torch.testing.assert_close(
             found["weights"][name], p.detach(), rtol=1e-12, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}"
         )

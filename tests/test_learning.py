@@ -66,8 +66,8 @@ def test_theorem_one_holds_for_products(engine):
     model, x = Attention().double(), torch.randn(4, 5, 8, dtype=torch.float64)
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
-    same(feedback(model, LFP.with_options(epsilon=0.0), x, engine), expected)
-    shared = feedback(model, LFP.with_options(epsilon=0.0, products="shared"), x, engine)
+    same(feedback(model, LFP.with_options(epsilon=0.0, floor=0.0), x, engine), expected)
+    shared = feedback(model, LFP.with_options(epsilon=0.0, floor=0.0, products="shared"), x, engine)
     assert F.cosine_similarity(shared["qkv.weight"].flatten(), expected["qkv.weight"].flatten(), dim=0) < 0.99
 
 
@@ -75,7 +75,7 @@ def test_theorem_one_holds_for_products(engine):
 def test_smooth_activations_are_centred(function):
     torch.manual_seed(0)
     model, x = OneFunction(function).double(), torch.randn(6, 5, dtype=torch.float64)
-    plain = LFP.with_options(vectors="weight")
+    plain = replace(LFP.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
     same(feedback(model, plain, x), feedback(model, "lfp-centred", x))
     same(feedback(model, plain, x), feedback(model, plain, x, "static"))
 
@@ -117,10 +117,58 @@ def test_a_relu_written_with_a_comparison_is_no_step():
 def test_the_secant_of_an_activation(engine):
     torch.manual_seed(0)
     model, x = OneFunction(torch.tanh).double(), torch.randn(6, 5, dtype=torch.float64)
-    composite = replace(LFP.with_options(epsilon=0.0), structure=partial(learning_structure, secant=1e-4))
+    composite = replace(LFP.with_options(epsilon=0.0, floor=0.0), structure=partial(learning_structure, secant=1e-4))
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
     same(feedback(model, composite, x, engine), expected, rtol=1e-6)
+
+
+def test_the_secant_is_for_functions_that_bend():
+    """Not for relu and its like, whose slope f(x) / x is, nor where f is not defined for numbers of either sign."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    for function, bends in {
+        F.gelu: True,
+        torch.sigmoid: True,
+        lambda x: x * torch.sigmoid(x): True,
+        F.relu6: True,
+        F.leaky_relu: False,
+        torch.abs: False,
+        lambda x: x * (x > 0): False,
+        lambda x: torch.sqrt(x * x + 1): True,
+    }.items():
+        model = OneFunction(function).double()
+        without = replace(LFP, structure=partial(learning_structure, secant=0.0))
+        found, other = feedback(model, LFP, x)["first.weight"], feedback(model, without, x)["first.weight"]
+        assert torch.equal(found, other) != bends
+    positive = OneFunction(lambda x: torch.sqrt(x)).double()
+    with torch.no_grad():
+        positive.first.weight.mul_(0.01)
+        positive.first.bias.fill_(0.1)
+    assert all(value.isfinite().all() for value in feedback(positive, LFP, x).values())
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_a_rule_of_ones_own_stays(engine):
+    """What a composite's handlers say of an activation comes before secants and centring."""
+    torch.manual_seed(0)
+    own = {torch.ops.aten.gelu.default: lambda call, s, x, approximate="none": [s * 3]}
+    model, x = OneFunction(F.gelu).double(), torch.randn(6, 5, dtype=torch.float64)
+    found = feedback(model, LFP.with_options(handlers=own, epsilon=0.0), x, engine)["first.weight"]
+    with torch.no_grad():
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight * 3
+        w = model.first.weight
+        expected = s.T @ x * torch.maximum(w.abs(), 0.1 * w.square().mean().sqrt())
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_secant_of_low_precision():
+    """Where x + h is x in bfloat16."""
+    model = OneFunction(F.gelu).bfloat16()
+    with torch.no_grad():
+        model.first.weight.fill_(100.0)
+    x = torch.ones(3, 5, dtype=torch.bfloat16)
+    assert feedback(model, LFP, x)["first.weight"].any()
 
 
 @pytest.mark.parametrize("engine", ["live", "static"])

@@ -34,7 +34,7 @@ def _check(found: Tensor, expected: Tensor, what: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_feedback_equals_lfprop(name: str) -> None:
     model, data = _case(name)
-    found = lfpgraph.feedback(model, data["inputs"], reward=data["reward"])
+    found = lfpgraph.feedback(model, data["inputs"], reward=data["reward"], composite="lfp-epsilon")
     for parameter, _ in model.named_parameters():
         _check(found[parameter], data[f"feedback/{parameter}"], parameter)
     _check(found["input_0"], data["input_reward"], "input reward")
@@ -43,7 +43,7 @@ def test_feedback_equals_lfprop(name: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "lenet", "cnn-step-bn-avg", "cnn-silu-max"])
 def test_wrapped_backward_equals_lfprop(name: str) -> None:
     model, data = _case(name)
-    lfpgraph.wrap(model)
+    lfpgraph.wrap(model, "lfp-epsilon")
     inputs = data["inputs"].clone().requires_grad_()
     outputs = model(inputs)
     _check(outputs.detach(), data["outputs"], "outputs")

@@ -46,7 +46,7 @@ def settled(**options: Any) -> tuple[nn.Module, nn.Module, Tensor]:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(8, 16), Block(), Block(), nn.Linear(16, 4))
     x = torch.randn(2000, 8)
-    live = lfpgraph.wrap(copy.deepcopy(plain), engine="live", **options)
+    live = lfpgraph.wrap(copy.deepcopy(plain), composite="lfp-epsilon", engine="live", **options)
     for _ in range(_SETTLED):
         gradients(live, x)
     return plain, live, x
@@ -75,8 +75,8 @@ def test_feedback_of_halves_and_remade_activations(monkeypatch: pytest.MonkeyPat
     plain, live, x = settled()
     halves, remade = seen[-1].numbers  # type: ignore[attr-defined]
     assert len(halves) == 2 and len(remade) == 2  # what each block adds; its activation
-    static = gradients(lfpgraph.wrap(copy.deepcopy(plain), engine="static"), x)
-    exact = gradients(lfpgraph.wrap(plain.double(), engine="static"), x.double())
+    static = gradients(lfpgraph.wrap(copy.deepcopy(plain), composite="lfp-epsilon", engine="static"), x)
+    exact = gradients(lfpgraph.wrap(plain.double(), composite="lfp-epsilon", engine="static"), x.double())
     for name, found in gradients(live, x).items():
         if exact[name].any():
             rounding = (static[name] - exact[name]).norm()
@@ -95,13 +95,15 @@ def test_half_of_an_output_is_enough_if_the_user_drops_it() -> None:
         loss.backward()
         assert (schedule.unshared > before) is not held
     expected = gradients(live, x)  # its output, too, as half
-    for name, found in gradients(lfpgraph.wrap(lfpgraph.unwrap(live), engine="static"), x).items():
+    for name, found in gradients(
+        lfpgraph.wrap(lfpgraph.unwrap(live), composite="lfp-epsilon", engine="static"), x
+    ).items():
         assert (found - expected[name]).norm() <= 1e-4 * found.norm()
 
 
 def test_derivatives_inside_the_loss_are_the_same() -> None:
     plain, live, x = settled()
-    fresh = lfpgraph.wrap(plain, engine="live")
+    fresh = lfpgraph.wrap(plain, composite="lfp-epsilon", engine="live")
 
     def penalty(model: nn.Module) -> tuple[Tensor, ...]:
         given = x.clone().requires_grad_()

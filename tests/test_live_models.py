@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lfpgraph
 
@@ -202,16 +205,81 @@ def test_numbers_of_each_call_need_no_new_plan() -> None:
     assert lfpgraph.explain_wrap(model).plans == 1
 
 
-def test_a_generator_made_anew_needs_no_new_plan() -> None:
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
+class Quantised(Tensor):
+    """A weight of whole numbers and scales that multiplies as torchao's do."""
 
-        def forward(self, x: Tensor, seed: int) -> Tensor:
-            return self.layer(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+    @staticmethod
+    def __new__(cls, whole: Tensor, scales: Tensor) -> Quantised:
+        return Tensor._make_wrapper_subclass(cls, whole.shape, dtype=scales.dtype)  # type: ignore[attr-defined, no-any-return]
 
-    model = lfpgraph.wrap(Noisy(), engine="live")
-    for seed in range(3):
-        model(torch.ones(2, 6), seed).sum().backward()
-    assert lfpgraph.explain_wrap(model).plans == 1
+    def __init__(self, whole: Tensor, scales: Tensor) -> None:
+        self.whole, self.scales = whole, scales
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["whole", "scales"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].whole, args[0].scales)
+        raise NotImplementedError(str(func))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            x, w = args[:2]
+            return x @ w.whole.to(x.dtype).t() * w.scales
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_what_a_quantised_weight_is_made_of_is_a_weight() -> None:
+    """A layer of it gets the epsilon of a layer, as one whose weights are written out."""
+    found = []
+    for quantised in (True, False):
+        torch.manual_seed(0)
+        whole, scales = torch.randint(-9, 9, (6, 6)), torch.rand(6, dtype=torch.float64)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 2)).double()
+        weight = Quantised(whole, scales) if quantised else whole * scales[:, None]
+        model[1].weight = nn.Parameter(weight, requires_grad=False)
+        epsilon = lfpgraph.get_composite("lfp-epsilon")
+        lfpgraph.wrap(model, replace(epsilon, default=replace(epsilon.default, epsilon=0.3)), engine="live")
+        model(torch.ones(3, 4, dtype=torch.float64)).sum().backward()
+        found.append(model[0].weight.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+class Checkpointed(nn.Module):
+    """A frozen embedding made to require a gradient, as PEFT does, and a checkpoint of a function with all kinds of rules."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.embed, self.a, self.b, self.head = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.embed.weight.requires_grad_(False)
+        nn.init.zeros_(self.b.weight)
+        self.register_buffer("turn", torch.linspace(-1, 1, 6))
+
+    def part(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.a(x)) * F.gelu(x * self.turn)
+        return x + gate * (0.5 + self.b(gate))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids).requires_grad_()
+        x = self.part(x) if self.reentrant is None else checkpoint(self.part, x, use_reentrant=self.reentrant)
+        out: Tensor = self.head(F.layer_norm(x, (6,)))
+        return out
+
+
+def test_checkpoints_of_both_kinds_give_the_feedback_of_none(caplog: pytest.LogCaptureFixture) -> None:
+    found = []
+    for reentrant in (None, False, True):
+        torch.manual_seed(0)
+        model = lfpgraph.wrap(Checkpointed(reentrant).double(), "lfp-epsilon", engine="live")
+        for _ in range(5):
+            model.zero_grad()
+            model(torch.arange(7).view(1, 7)).square().sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert all(bool(g.any()) for g in found[0].values())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-12)

@@ -27,8 +27,8 @@ def _deep(**options: Any) -> Deep:
 X = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def _assert_same(found: dict[str, Tensor], whole: dict[str, Tensor], rest: float = 1e-4) -> None:
-    """In the blocks to the last digits; before them sums and products between the parts, without an epsilon factor, show."""
+def _assert_same(found: dict[str, Tensor], whole: dict[str, Tensor], rest: float = 5e-5) -> None:
+    """In the blocks to the last digits; before them a scale that ends a layer in another part shows by its epsilon."""
     blocks = {name for name in whole if re.search(r"blocks\.|\.h\.|\.layer\.", name)}
     assert_same({k: found[k] for k in blocks}, {k: whole[k] for k in blocks}, 1e-9)
     assert_same(found, whole, rest)
@@ -59,6 +59,31 @@ def test_gradient_composite_is_autograd() -> None:
     expected = gradients(model, X)
     lfpgraph.wrap(model, "gradient", regional=True)
     assert_same(gradients(model, X), expected, 1e-10)
+
+
+class Between(nn.Module):
+    """Blocks with code between them that has rules of its own: an activation, a product, attention over the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.blocks[0](self.first(x)))
+        x = self.blocks[1](x) * torch.sigmoid(x)
+        x = torch.softmax(x @ x.T, -1) @ self.blocks[2](x)
+        out: Tensor = self.last(x)
+        return out
+
+
+@pytest.mark.parametrize("composite", ["lfp-epsilon", "lfp", "epsilon-plus"])
+def test_code_between_the_parts_goes_by_its_rules(composite: str) -> None:
+    torch.manual_seed(0)
+    model = Between().double()
+    whole = lfp(model, X, composite=composite)
+    lfpgraph.wrap(model, composite, regional=True)
+    assert_same(gradients(model, X), whole, 1e-4)
 
 
 def test_traces_do_not_grow_with_depth() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from torch.nn import functional as F
 
 import lfpgraph
@@ -101,3 +103,24 @@ def test_arguments_of_no_group(given: dict[str, Any], error: type[Exception], me
 def test_a_group_is_checked_when_it_is_made(group: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         group(**given)
+
+
+@pytest.mark.parametrize("composite", ["lfp", None])
+def test_a_rate_that_learns_is_suggested(composite: str | None) -> None:
+    """Between rates that learn too little and rates that diverge; the model and the random state stay as they were."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    data = (x, (x[:, 0] > 0).long())
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    before, state = {name: p.clone() for name, p in model.state_dict().items()}, torch.get_rng_state()
+    rate = lfpgraph.suggest_lr(model, data, loss=F.cross_entropy, composite=composite, steps=60)
+    assert 1e-3 < rate < 0.3
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and not lfpgraph.is_wrapped(model)
+
+
+def test_what_no_range_test_can_tell_is_refused() -> None:
+    model, data = nn.Linear(3, 2), (torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
+    for settings in ({"lowest": 1.0, "highest": 0.1}, {"steps": 3}, {"reward": lfpgraph.rewards.Softmax()}):
+        with pytest.raises(TrainingError):
+            lfpgraph.suggest_lr(model, data, **settings)

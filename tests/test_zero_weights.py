@@ -64,7 +64,7 @@ def test_a_zero_matrix_wakes_and_a_zero_bias_does_not(engine: str) -> None:
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5)
     assert signal["b.weight"].any() and not found["base.bias"].any()
     # once it has moved it is scaled like any other, by a program or plan made before and by one made after
-    lfpgraph.wrap(model, engine=engine)
+    lfpgraph.wrap(model, "lfp-epsilon", engine=engine)
     (model(x) * torch.linspace(-1, 1, 15).view(5, 3)).sum().backward()
     with torch.no_grad():
         model.b.weight += 0.1

@@ -47,19 +47,16 @@ def demo(
     """Train three models on scikit-learn's digits, by LFP and by backprop: a ViT, a CNN, a CNN of step functions."""
     from dataclasses import replace
 
-    from ..composites.composite import get_composite
     from ..demo.data import digits
     from ..demo.training import Options
     from ..models_zoo.digits import cnn, step_cnn, vit
 
     train, test = digits()
     wide = Options(epochs=epochs, lr=3e-3, batch_size=64, seed=seed)
-    # A step hands its whole reward to an input, however small. A wide epsilon keeps such an input from ruling its layer.
-    steps = replace(wide, composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
     cases = [
         ("ViT (transformers)", vit, replace(wide, lr=1e-3)),
         ("CNN, ReLU", cnn, wide),
-        ("CNN, step activations", step_cnn, steps),
+        ("CNN, step activations", step_cnn, wide),
     ]
     writable(out, json_file)
     # Models this small gain nothing from a second thread, and two that share a core wait for each other at every step.
@@ -75,7 +72,7 @@ def train(
     loss: Annotated[
         str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")
     ] = "cross_entropy",
-    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp-epsilon",
+    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp",
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     lr: Annotated[float, typer.Option(min=0.0)] = 1e-3,

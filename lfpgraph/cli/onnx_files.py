@@ -31,7 +31,7 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="Trained weights to load first (.safetensors).")] = None,
     reward: Annotated[str, typer.Option(help="Of a step: softmax, mse or external.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Of a step: sgd, momentum or adam.")] = "adam",
-    composite: Annotated[str, typer.Option(help="Which rules to use in a step.")] = "lfp-epsilon",
+    composite: Annotated[str, typer.Option(help="Which rules to use in a step.")] = "lfp",
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     clip: Annotated[float, typer.Option(min=0.0, help="Of a step: largest norm of the feedback; 0 for none.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Lets a step draw dropout, from this seed.")] = None,

@@ -23,7 +23,7 @@ Target = Annotated[str, typer.Argument(help=TARGET)]
 
 def coverage(
     target: Target,
-    composite: Annotated[str, typer.Option(help="Whose rules are reported.")] = "lfp-epsilon",
+    composite: Annotated[str, typer.Option(help="Whose rules are reported.")] = "lfp",
     json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Operations to list.")] = 30,
@@ -49,7 +49,7 @@ def coverage(
         raise typer.Exit(1)
 
 
-def report_on(target: str, composite: str = "lfp-epsilon", quiet: bool = False) -> Any:
+def report_on(target: str, composite: str = "lfp", quiet: bool = False) -> Any:
     """The coverage report of a TARGET, with a spinner on the terminal."""
     from contextlib import nullcontext
 

@@ -15,7 +15,7 @@ __all__ = ["first_report"]
 log = logging.getLogger("lfpgraph")
 
 
-def first_report(found: ModelTarget, composite: str | Composite = "lfp-epsilon") -> CoverageReport:
+def first_report(found: ModelTarget, composite: str | Composite = "lfp") -> CoverageReport:
     """The report of the model as it is; where that does not trace, in eval mode; then with real tensors, if they fit.
 
     Raises:

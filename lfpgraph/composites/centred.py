@@ -20,8 +20,18 @@ from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..numerics import identity_signal
 from ..registry import ACTIVATION, Call, Handler, Signals
+from ..rules.activations import activation, exponential
 
-__all__ = ["activations_of", "centred_rule", "centred_structure", "for_one_input", "is_zero_at_zero", "value_at"]
+__all__ = [
+    "activations_of",
+    "centred_rule",
+    "centred_signal",
+    "centred_structure",
+    "in_place_of",
+    "is_zero_at_zero",
+    "value_at",
+    "values_on",
+]
 
 # The node that goes in (None for a single operation), and the operations in order.
 _Function = tuple[fx.Node | None, tuple[fx.Node, ...]]
@@ -45,22 +55,28 @@ def activations_of(graph: OpGraph, structure: Structure) -> list[_Function]:
 
 
 def is_zero_at_zero(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
-    """Whether f(0) is zero whatever the data: f is run on a zero, which tells where f has no other tensor to read."""
+    """Whether f(0) is zero whatever the data."""
+    found = values_on(entry, nodes, torch.zeros(1, dtype=torch.float64))
+    return found is not None and not bool(found.any())
+
+
+def values_on(entry: fx.Node | None, nodes: tuple[fx.Node, ...], x: Tensor) -> Tensor | None:
+    """f of some numbers, when a plan is made; None where f reads another tensor or does not take them."""
     values: dict[fx.Node, Any] = {}
     sources = {n for node in nodes for n in node.all_input_nodes if n not in nodes}
     if entry is None and len(sources) == 1:
         entry = next(iter(sources))
     if entry is None or sources != {entry} or not isinstance(entry.meta.get("val"), Tensor):
-        return False
-    values[entry] = torch.zeros(1, dtype=torch.float64)
+        return None
+    values[entry] = x
     try:
         for node in nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    except (RuntimeError, TypeError):  # an operation that does not take one number: the rule looks at each call
-        return False
+    except (RuntimeError, TypeError):  # an operation that does not take a row of numbers: the rule looks at each call
+        return None
     found = values[nodes[-1]]
-    return isinstance(found, Tensor) and not bool(found.any())
+    return found if isinstance(found, Tensor) else None
 
 
 def centred_rule(usual: Handler, epsilon: float | None = None) -> Handler:
@@ -70,10 +86,15 @@ def centred_rule(usual: Handler, epsilon: float | None = None) -> Handler:
         usual: the rule for an activation of several inputs.
         epsilon: the stabilizer of this activation; None for the composite's.
     """
-    return partial(for_one_input, usual, partial(_centred, epsilon))
+    return in_place_of(usual, partial(centred_signal, epsilon))
 
 
-def for_one_input(
+def in_place_of(usual: Handler, signal_of: Callable[[Call, Tensor, int], Tensor]) -> Handler:
+    """A rule by `signal_of` (see `_for_one_input`) in place of the identity rule; a user's own rule stays."""
+    return partial(_for_one_input, usual, signal_of) if usual in (activation, exponential) else usual
+
+
+def _for_one_input(
     usual: Handler, signal_of: Callable[[Call, Tensor, int], Tensor], call: Call, s: Tensor, *args: Any, **kwargs: Any
 ) -> Signals:
     """Signals of an activation: of its one active input, by `signal_of(call, s, place)`, and the true vjp for parameters.
@@ -97,7 +118,7 @@ def value_at(call: Call, place: int, x: Tensor) -> Tensor:
     return found
 
 
-def _centred(own: float | None, call: Call, s: Tensor, place: int) -> Tensor:
+def centred_signal(own: float | None, call: Call, s: Tensor, place: int) -> Tensor:
     """Signal of x for z = f(x): the reward of what f adds to f(0)."""
     x = call.inputs[place]
     offset = value_at(call, place, torch.zeros([1] * x.dim(), dtype=x.dtype, device=x.device))

@@ -111,10 +111,15 @@ class Ruleset:
         return not self.takes_signal(w) and (relative or floor == 0)
 
     def wakes(self, w: Tensor) -> bool:
-        """Whether the parameter w is wholly zero and is to get a signal all the same, unless it is only added to something."""
+        """Whether the parameter w is wholly zero and is to get a signal all the same, unless it is only added to something.
+
+        So may one be whose memory is given back until the feedback (FSDP); it is looked at then.
+        """
         if not (self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)) or w.numel() == 0:
             return False
-        return w.device.type != "meta" and not isinstance(w, FakeTensor) and not bool(w.any())
+        if w.device.type == "meta" or isinstance(w, FakeTensor):
+            return False
+        return w.untyped_storage().nbytes() == 0 or not bool(w.any())
 
     def feedback(self, w: Tensor, s: Tensor, asleep: bool) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).

@@ -1,9 +1,12 @@
-"""`lfp`: LFP as it learns best, the published rule changed in four places. Each is an option of its own.
+"""`lfp`: LFP as it learns best, the published rule changed in six places. Each is an option of its own.
 
 - Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it
   (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products. Reward is not conserved there.
+- Matrices take `max(abs(w), c rms(w)) * s` (`Ruleset.floor`), so that weights near zero move; c was chosen by experiment `rule`.
 - Vectors (biases, scales of norms) take the plain signal (`Ruleset.vectors="signal"`), so a bias of zero moves.
-- Activations that are not zero at zero are centred (see `centred`).
+- Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
+  right sign, and takes no derivative. A function with f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope.
+- Other activations that are not zero at zero are centred (see `centred`).
 - Steps (comparisons, sign, round) have a wider epsilon: `f(x) / x` of a step has no bound near zero.
 
 Source: this project; docs/design.md says why and what it costs.
@@ -21,7 +24,7 @@ from ..graph.graph import OpGraph
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..registry import COMPARISON, Call, Handler
-from .centred import activations_of, centred_rule, for_one_input, is_zero_at_zero, value_at
+from .centred import activations_of, centred_rule, centred_signal, in_place_of, is_zero_at_zero, value_at, values_on
 
 __all__ = ["learning_structure"]
 
@@ -38,13 +41,12 @@ _ROUNDINGS = {
 }
 
 
-def learning_structure(graph: OpGraph, step_epsilon: float = 0.1, secant: float = 0.0) -> Structure:
+def learning_structure(graph: OpGraph, step_epsilon: float = 0.1, secant: float = 0.5) -> Structure:
     """The usual regions, with the rules of `lfp` for activations: `Composite(..., structure=partial(learning_structure, ...))`.
 
     Args:
         step_epsilon: the stabilizer of a step, in units of what is compared (a membrane, a logit).
-        secant: where it is not 0, an activation hands on the slope of its secant, `(f(x + h) - f(x - h)) / 2h` with this h
-            in units of x, in place of `f(x) / x`.
+        secant: h of an activation that bends, in units of x; 0 for `f(x) / x`, centred.
 
     Raises:
         CompositeError: an option is negative.
@@ -53,10 +55,10 @@ def learning_structure(graph: OpGraph, step_epsilon: float = 0.1, secant: float 
         raise CompositeError(f"step_epsilon={step_epsilon!r} and secant={secant!r} must be zero or more")
     found = Structure(find_regions(graph))
     for entry, nodes in activations_of(graph, found):
-        if secant:
-            found.rules[nodes[-1]] = partial(_secant_rule, width=secant)
-        elif _is_step(graph, entry, nodes):
+        if _is_step(graph, entry, nodes):
             found.rules[nodes[-1]] = partial(centred_rule, epsilon=step_epsilon)
+        elif secant and _bends(entry, nodes):
+            found.rules[nodes[-1]] = partial(_secant_rule, width=secant)
         elif not is_zero_at_zero(entry, nodes):
             found.rules[nodes[-1]] = centred_rule
     return found
@@ -74,11 +76,24 @@ def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) 
     return nodes[-1] not in direct
 
 
+def _bends(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether f is finite for numbers of either sign, and f(2x) other than 2f(x), which tells what is no relu or the like."""
+    x = torch.linspace(-4, 4, 17, dtype=torch.float64)
+    once, twice = values_on(entry, nodes, x), values_on(entry, nodes, 2 * x)
+    if once is None or twice is None or once.shape != x.shape or not bool((once + twice).isfinite().all()):
+        return False
+    return not torch.allclose(twice, 2 * once, rtol=1e-6)
+
+
 def _secant_rule(usual: Handler, width: float) -> Handler:
-    return partial(for_one_input, usual, partial(_secant, width))
+    return in_place_of(usual, partial(_secant, width))
 
 
 def _secant(width: float, call: Call, s: Tensor, place: int) -> Tensor:
     """Signal of x for z = f(x): that of the line through f(x - h) and f(x + h)."""
     x = call.inputs[place]
-    return s * ((value_at(call, place, x + width) - value_at(call, place, x - width)) / (2 * width))
+    if x.is_complex():
+        return centred_signal(None, call, s, place)
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # where x + h could be x again
+    slope = (value_at(call, place, x + width) - value_at(call, place, x - width)) / (2 * width)
+    return s * slope.to(s.dtype)

@@ -20,7 +20,11 @@ _LRP = lrp_composites()
 COMPOSITES: list[Composite] = [
     Composite("gradient", _GRADIENT),
     Composite("gradient-x-input", _GRADIENT),
-    Composite("lfp", Ruleset(epsilon=1e-6, vectors="signal", products="whole"), structure=learning_structure),
+    Composite(
+        "lfp",
+        Ruleset(epsilon=1e-6, vectors="signal", products="whole", floor="0.1 rms"),
+        structure=learning_structure,
+    ),
     Composite("lfp-0", Ruleset(epsilon=0.0)),
     Composite("lfp-epsilon", _LFP),
     Composite("lfp-centred", _LFP, structure=centred_structure),

@@ -28,7 +28,7 @@ class Options:
     lr: float = 3e-3
     optimizer: str = "AdamW"
     clip: float | None = 1.0
-    composite: str | Composite = "lfp-epsilon"
+    composite: str | Composite = "lfp"
     seed: int = 0
     compare: bool = True
 

@@ -25,7 +25,7 @@ def feedback(
     model: nn.Module,
     inputs: Any,
     reward: Any,
-    composite: str | Composite = "lfp-epsilon",
+    composite: str | Composite = "lfp",
     *,
     on_missing: str = "derive",
     fallback: str = "error",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,11 @@ class Plan:
     def names_asleep(self) -> list[str]:
         """The names of the parameters in `asleep`."""
         return [p.target for n, p in zip(self.graph.placeholder_nodes, self.graph.placeholders) if n in self.asleep]
+
+    def used(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Of a model's parameters those that the run uses, as far as can be seen before the backward pass."""
+        used = {p.target for p in self.graph.placeholders if p.kind == "parameter"}
+        return {name: parameter for name, parameter in named if name in used}
 
     def feedback(self, placeholder: fx.Node, value: Tensor, s: Tensor) -> Tensor:
         """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself."""

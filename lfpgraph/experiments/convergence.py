@@ -8,22 +8,23 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import digits
 from ..models_zoo.digits import cnn
-from .common.harness import Report, Settings, Way, fit
+from .common.harness import Report, Settings, Way
 from .common.models import seeded
+from .common.rates import tuned
 
 __all__ = ["run"]
 
+RATES = (1e-3, 2e-3, 5e-3, 1e-2)
 _TARGET = 0.95
 
 
 def run(settings: Settings) -> Report:
     """The same CNN by LFP and by backprop; steps and seconds to 95 %."""
     train, test = digits()
-    ways = [Way("LFP", "lfp-epsilon", cross_entropy), Way("backprop", None, cross_entropy)]
+    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
     start = seeded(cnn)
-    cases = fit(start(0), ways, train, test, settings, epochs=15, name="CNN", start=start)
+    cases, notes = tuned(start(0), ways, RATES, train, test, settings, epochs=15, name="CNN", start=start)
     per_epoch = -(-len(train[0]) // 64)
-    notes = []
     for case in cases:
         case.more["steps_per_epoch"] = per_epoch
         reached = [_first(curve) for curve in case.curves]
@@ -31,11 +32,12 @@ def run(settings: Settings) -> Report:
             steps = [epoch * per_epoch for epoch in reached]
             seconds = [n * s for n, s in zip(steps, case.step_seconds)]
             notes.append(
-                f"{case.way}: {_TARGET:.0%} after {min(steps)} to {max(steps)} steps, {min(seconds):.2f} to {max(seconds):.2f} s "
+                f"{case.model}, {case.way}: {_TARGET:.0%} after {min(steps)} to {max(steps)} steps, "
+                f"{min(seconds):.2f} to {max(seconds):.2f} s "
                 f"(a step {1e3 * min(case.step_seconds):.1f} to {1e3 * max(case.step_seconds):.1f} ms)"
             )
         else:
-            notes.append(f"{case.way}: {_TARGET:.0%} was not reached by every seed")
+            notes.append(f"{case.model}, {case.way}: {_TARGET:.0%} was not reached by every seed")
     return Report("convergence", "accuracy", cases, _draw, (9, 4), notes)
 
 
@@ -46,7 +48,7 @@ def _first(curve: list[float]) -> int:
 
 def _draw(figure: Any, report: Report) -> None:
     panels = figure.subplots(1, 2, sharey=True)
-    for i, case in enumerate(report.cases):
+    for i, case in enumerate(case for case in report.cases if case.model == report.cases[0].model):
         for axes, unit in zip(panels, ("steps", "seconds")):
             for seed, curve in enumerate(case.curves):
                 steps = [case.more["steps_per_epoch"] * (e + 1) for e in range(len(curve))]

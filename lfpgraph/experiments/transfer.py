@@ -13,8 +13,11 @@ from ..models_zoo.digits import cnn
 from .common.drawing import draw_curves
 from .common.harness import Case, Report, Settings, Way, fit
 from .common.models import seeded
+from .common.rates import tuned
 
 __all__ = ["run"]
+
+RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 
 
 def run(settings: Settings) -> Report:
@@ -30,8 +33,8 @@ def run(settings: Settings) -> Report:
 
     before = Way("backprop", None, cross_entropy)
     fit(start(0), [before], first[0], first[1], settings, epochs=8, name="pretraining", after=keep, start=start)
-    ways = [Way("LFP", "lfp-epsilon", cross_entropy, lr=1e-3), Way("backprop", None, cross_entropy, lr=1e-3)]
-    cases: list[Case] = []
+    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
+    cases, notes = list[Case](), list[str]()
     for name, frozen in (("all layers", 0), ("without the convolutions", 2)):
 
         def adapted(seed: int, frozen: int = frozen) -> nn.Module:
@@ -41,8 +44,12 @@ def run(settings: Settings) -> Report:
                 layer.requires_grad_(False)
             return model
 
-        cases += fit(adapted(0), ways, second[0], second[1], settings, epochs=8, name=name, start=adapted)
-    return Report("transfer", "accuracy", cases, draw_curves)
+        found, chosen = tuned(
+            adapted(0), ways, RATES, second[0], second[1], settings, epochs=8, name=name, start=adapted
+        )
+        cases += found
+        notes += chosen
+    return Report("transfer", "accuracy", cases, draw_curves, (12, 4), notes)
 
 
 def _classes(data: Arrays, kept: range) -> Arrays:

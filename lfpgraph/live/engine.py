@@ -90,7 +90,7 @@ class LiveEngine:
             with running_plainly():
                 return call(*args, **kwargs)
         self.watch.begin()
-        kind = self.model.training, len(args), tuple(kwargs)
+        kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         watch = self.watch
         watch.away += 1  # gradients that the model takes inside are its own business
@@ -110,10 +110,13 @@ class LiveEngine:
         tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         record.release()
+        for node in record.checkpoints:
+            if not isinstance(node.run_function, _Rerun):
+                node.run_function = _Rerun(self, node.run_function)
         if not record.steps_done or not any(record.follows):
             return
         ends = self._ends(record, outputs)
-        leaves = tuple((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves)
+        leaves = (*((leaf.kind, leaf.name, record.look(leaf.value)) for leaf in record.leaves), *record.begun)
         last = record.expected
         if last is not None and record.steps_done == len(last.keys) and (leaves, outputs, ends) == last.around:
             schedule: Schedule | None = last
@@ -163,6 +166,7 @@ class LiveEngine:
         live = self._graph(record, outputs)
         nodes = live.graph.placeholder_nodes
         wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
+        wanted |= {node for node, number in live.value.items() if number in record.begun}
         values = [leaf.tensor.detach() for leaf in record.leaves]
         plan = make_plan(live.graph, self.composite, wanted, self.on_missing, values)
         if record.own:
@@ -201,19 +205,43 @@ class LiveEngine:
             return found[1], found[2]
         return None
 
+    def has_no_name(self, parameter: Tensor) -> tuple[str, str]:
+        """Note a parameter that has no place in the model, so that it is not looked for in every run."""
+        self._names[id(parameter)] = (weakref.ref(parameter), "parameter", "")
+        return "parameter", ""
+
     def look_again(self) -> None:
-        """Read the names of the model's parameters and buffers anew."""
+        """Read the names of the model's parameters and buffers anew; of others that were met, keep what they were."""
         self.adopt()
-        self._names = {}
+        self._names = {key: found for key, found in self._names.items() if found[0]() is not None}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
-                self._names[id(tensor)] = (weakref.ref(tensor), kind, name)
+                for part in _parts(tensor):
+                    self._names[id(part)] = (weakref.ref(part), kind, name)
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """A tensor, and where it is made of others (a quantised weight: of whole numbers and scales) these, which operations read."""
+    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [tensor, *(part for t in inner for part in _parts(t))]
 
 
 def _forget_oldest(kept: dict[Any, Any]) -> None:
     """Keep no more than so many: a model that takes a new way at every step must not fill the memory."""
     if len(kept) > _MOST:
         del kept[next(iter(kept))]
+
+
+class _Rerun:
+    """What a reentrant checkpoint runs again in the backward pass: a run of its own, in which the rules apply."""
+
+    def __init__(self, engine: LiveEngine, function: Callable[..., Any]) -> None:
+        self.engine, self.function = engine, function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.engine.run(self.function, args, {})
 
 
 class _Leaves:
@@ -240,14 +268,17 @@ class _Leaves:
             self.inputs = {id(t): i for i, t in enumerate(tensors_in((self.args, self.kwargs)))}
         if id(tensor) in self.inputs:
             return "input", self.inputs[id(tensor)]
-        if not self.looked:
+        is_parameter = tensor.requires_grad and tensor.grad_fn is None and isinstance(tensor, nn.Parameter)
+        if not self.looked or is_parameter:  # which may have its place in the model only while a part of it runs (FSDP)
             self.looked = True
             self.engine.look_again()
             found = self.engine.name(tensor)
             if found is not None:
                 return found
+        if is_parameter:
+            return self.engine.has_no_name(tensor)
         if tensor.requires_grad:
-            return ("parameter", "") if tensor.grad_fn is None and isinstance(tensor, nn.Parameter) else ("input", -1)
+            return "input", -1
         return "constant", None
 
 

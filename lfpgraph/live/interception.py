@@ -23,7 +23,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from ..tracing import flat
 
-__all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen"]
+__all__ = ["Recorder", "paused", "recorder", "recording", "resumed", "seen", "unrecorded"]
 
 _KEY = torch._C.DispatchKey.PreDispatch
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
@@ -115,6 +115,18 @@ def paused() -> Iterator[None]:
             yield
     finally:
         _include(_KEY, True)
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Run something that is no part of what this thread records, and may itself record, or trace."""
+    before = recorder()
+    with paused():
+        _local.recorder = None
+        try:
+            yield
+        finally:
+            _local.recorder = before
 
 
 @contextlib.contextmanager

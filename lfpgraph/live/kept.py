@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from ..kernels import halved
 from .bridges import LARGE, Remade, bridge, sparing
 from .operations import OWN_VIEW, OpInfo
-from .values import NameLeaf, Values, storage_of, tensor_of
+from .values import NameLeaf, Values, tensor_of
 
 __all__ = ["Kept", "is_alone", "is_apart", "is_followed", "write"]
 
@@ -81,9 +81,9 @@ class Kept(Values):
             return
         for x, number in self._lying:
             if x.layout is torch.strided:
-                self._stored.setdefault(storage_of(x), []).append((x, number))
+                self._stored.setdefault(_storage_of(x), []).append((x, number))
         self._lying.clear()
-        for x, number in self._stored.pop(storage_of(written), ()):
+        for x, number in self._stored.pop(_storage_of(written), ()):
             self._overwritten.add(number)
             if self.aliases.pop(number, None) is not None:
                 self._ids.pop(id(x), None)  # what is written to is another value, to be taken anew
@@ -121,6 +121,13 @@ class Kept(Values):
 def _is_large(x: Any) -> bool:
     """Whether it pays to keep less of a tensor than all."""
     return type(x) is Tensor and x.requires_grad and x.dtype == torch.float32 and x.numel() >= LARGE
+
+
+def _storage_of(x: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
 
 
 def _saves_freely() -> bool:

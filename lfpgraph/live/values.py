@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
 from .notes import Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "NameLeaf", "Values", "storage_of", "tensor_of"]
+__all__ = ["Leaf", "NameLeaf", "Values", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -61,7 +62,8 @@ class Values:
             autograd nodes of writes that leave nothing of what was there, to which their first edge leads.
         leaves: what the run found, in order.
         seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
-        own: custom backward functions that were met.
+        begun: values that the run has made and that autograd follows from then on (`requires_grad_`).
+        own: custom backward functions that were met; checkpoints: nodes among them that run a part again (reentrant).
         own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
     """
 
@@ -77,15 +79,14 @@ class Values:
         self.covering: set[Any] = set()
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
+        self.begun: list[int] = []
         self.own: list[str] = []
+        self.checkpoints: list[Any] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = (
-            torch._C._autograd._get_sequence_nr()
-        )  # autograd nodes with a smaller number are older than the run
+        # autograd nodes with a smaller number are older than the run
+        self.started = torch._C._autograd._get_sequence_nr()
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
-        self._lying: list[
-            tuple[Tensor, int]
-        ] = []  # tensors whose memory must not be written to unseen, and their numbers
+        self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -93,20 +94,10 @@ class Values:
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        for kept in (
-            self.edges,
-            self.edge_of,
-            self.also,
-            self.covering,
-            self.aliases,
-            self.seen,
-            self._ids,
-            self._looked_at,
-        ):
+        held: tuple[Any, ...] = self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen
+        held += self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints
+        for kept in (*held, self._alive, self._lying):
             kept.clear()
-        self.kept.clear()
-        for listed in (self.leaves, self.own_reads, self._alive, self._lying):
-            listed.clear()
 
     def look(self, number: int) -> Any:
         """What a plan may depend on of a value, sizes apart."""
@@ -119,7 +110,12 @@ class Values:
             found = self.edges.get(edge)
             return self._unknown(x, edge) if found is None else found
         found = self._ids.get(id(x))
-        return self._leaf(x) if found is None else found
+        if found is None:
+            return self._leaf(x)
+        if not self.follows[found] and x.requires_grad:
+            self.begun.append(found)
+            self._begin(x, found)
+        return found
 
     def known(self, x: Tensor) -> int | None:
         """The number of a tensor's present value if the run has met it."""
@@ -168,15 +164,20 @@ class Values:
         self._lying.append((x, number))
         if kind != "parameter":
             if x.requires_grad and x.grad_fn is None:
-                edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
-                self.edges[edge] = number  # where autograd's nodes hand this input's signal
-                self.edge_of[number] = edge
+                self._begin(x, number)
         elif x.requires_grad:
             alias = _alias(x)
             self.aliases[number] = alias
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
         return number
+
+    def _begin(self, x: Tensor, number: int) -> None:
+        """Note where autograd's nodes hand the signal of a value that it follows from here on."""
+        edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
+        self.follows[number] = True
+        self.edges[edge] = number
+        self.edge_of[number] = edge
 
     def _is_activation(self, x: Tensor) -> bool:
         number = self.known(x)
@@ -201,11 +202,15 @@ class Values:
                 continue
             seen.add(node)
             names.add(node.name().rpartition("::")[2])
+            if getattr(node, "_forward_cls", None) is CheckpointFunction:
+                self.checkpoints.append(node)
             for slot, (source, index) in enumerate(node.next_functions):
                 if source is None or (slot == 0 and node in self.covering):
                     continue
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):
+                    if _gives_feedback(node):
+                        continue
                     number = self._own_leaf(source.variable, node, slot)
                 if number is None and _is_older(source, self.started):
                     continue
@@ -218,7 +223,7 @@ class Values:
             return self._leaf(x)
         found += [n for n in self._inputs_of(seen) if n not in found]
         is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
-        if not is_view:
+        if not is_view and not _gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
 
@@ -256,27 +261,23 @@ class Values:
         raise NotImplementedError
 
     def _own_leaf(self, x: Tensor, node: Any, slot: int) -> int | None:
-        """A parameter that a custom function reads itself: what its backward gives is scaled as all feedback is."""
-        number = self._ids.get(id(x))
-        if number is None:
-            with paused():
-                number = self._leaf(x)
-        leaf = next(leaf for leaf in self.leaves if leaf.value == number)
-        if leaf.kind == "parameter" and (number, node, slot) not in self.own_reads:  # one function, several results
+        """What a custom function reads itself: a parameter, for which what its backward gives is scaled as all feedback is."""
+        with paused():
+            number = self.number(x)
+        is_parameter = any(leaf.kind == "parameter" for leaf in self.leaves if leaf.value == number)
+        if is_parameter and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
+
+
+def _gives_feedback(node: Any) -> bool:
+    """Whether an autograd node is that of a traced program."""
+    return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
 
 
 def _is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
-
-
-def storage_of(x: Tensor) -> int:
-    """What tells the memory of a tensor from that of others."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
 
 
 def _alias(x: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def coverage(
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    composite: str | Composite = "lfp-epsilon",
+    composite: str | Composite = "lfp",
     name: str | None = None,
     fallback: str = "retrace",
 ) -> CoverageReport:
@@ -110,7 +110,7 @@ def coverage(
 
 
 def coverage_of(
-    graph: OpGraph, model: nn.Module, composite: str | Composite = "lfp-epsilon", name: str = "", seconds: float = 0.0
+    graph: OpGraph, model: nn.Module, composite: str | Composite = "lfp", name: str = "", seconds: float = 0.0
 ) -> CoverageReport:
     """The report on a graph that is traced already; `seconds` is how long that took."""
     pairs = list(zip(graph.placeholder_nodes, graph.placeholders))

@@ -42,7 +42,7 @@ class Feedback(_Group):
         policies: of `lfpgraph.training.policies`, applied in order between backward and step.
     """
 
-    composite: str | Composite | None = "lfp-epsilon"
+    composite: str | Composite | None = "lfp"
     wrap_options: Mapping[str, Any] | None = None
     policies: Sequence[Any] = ()
 

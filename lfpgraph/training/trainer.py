@@ -21,11 +21,10 @@ from .data import Batches
 from .evaluation import evaluate, named_metrics
 from .logs import Bar, make_loggers
 from .objective import Objective
-from .saving import Run
+from .saving import Asked, Best, Outcome, Run, until_asked
 from .settings import Evaluation, Feedback, Loading, Running, Saving, Settings, Update
 from .setup import make_accelerator, make_optimizer, make_scheduler, waits_for_metric
 from .step import Stepper
-from .stops import Asked, Best, Outcome, until_asked
 
 __all__ = ["Outcome", "Trainer"]
 

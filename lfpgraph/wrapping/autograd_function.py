@@ -23,6 +23,8 @@ class _Feedback(torch.autograd.Function):
     negative feedback, `abs(w) * s_w`. What an input gets is its signal, so wrapped modules compose with any others.
     """
 
+    gives_feedback = True  # to parameters; asked for by a live run that it is a part of
+
     @staticmethod
     def forward(
         ctx: Any, program: Program, check: bool, part: bool, feed: Feed | None, *values: Any

@@ -117,7 +117,7 @@ class Wrapping:
         self._thread: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "composite": self.composite, "options": self.options, "engine": self.choice.asked}
+        return {**{n: getattr(self, n) for n in ("model", "composite", "options", "path")}, "engine": self.choice.asked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # a copy traces and plans for itself
@@ -184,7 +184,7 @@ class Wrapping:
         plans = [] if self._told else self.all_plans()
         if plans:
             self._told = True
-            log_unmoved(self.composite, dict(self.model.named_parameters()), plans[-1].names_asleep)
+            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_asleep)
 
     def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         module, choice = part.module, self.choice

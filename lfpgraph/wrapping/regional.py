@@ -5,26 +5,22 @@ share their programs, so tracing and compiling take the time of one block, howev
 still calls the blocks one by one, so everything that acts on single blocks works with feedback too: checkpointing, sharding
 (FSDP2), hooks.
 
-Between the parts the model's own code runs under autograd. Views, sums and masks there hand signals on as their rules would,
-except that no epsilon factor is applied. A parameter used there gets its feedback, `abs(w) * s_w`, by a hook.
+Between the parts the model's own code runs by the live engine, for which a part is one operation with a backward of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..composites.composite import Composite, Ruleset
+from ..composites.composite import Composite
 from ..engine.options import Options
 from ..errors import WrapError
-from ..live.engine import changes_gradients
-from ..live.parameters import Watch
-from .calls import Wrapping, within_hooks
+from .calls import Wrapping
 from .stand_in import CallStandIn, stand_in_of
 
 __all__ = ["WrappingInParts", "blocks_of", "leaders_of", "parts_of"]
@@ -117,7 +113,6 @@ class WrappingInParts(Wrapping):
         super().__init__(model, composite, options, "static")
         self.leaders, self.parts = leaders, list[str]()
         self.choice.why = "its parts are wrapped one by one"
-        self.hooks: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "composite": self.composite, "options": self.options, "leaders": self.leaders}
@@ -127,12 +122,13 @@ class WrappingInParts(Wrapping):
         return WrappingInParts(model, self.composite, self.options, self.leaders)
 
     def place(self) -> None:
-        """Wrap the parts, and stand in for the model's call."""
+        """Wrap the parts, and stand in for the model's call, as far as that has not been done."""
         if not self.parts:
             self._wrap_parts()
             log.info("%s in parts: %s", type(self.model).__name__, ", ".join(self.parts))
-        self._hook_the_rest()
-        CallStandIn(self.model, "", self).place()
+        if stand_in_of(self.model) is None:
+            CallStandIn(self.model, "", self).place()
+        self._watch_parameters()
 
     def _wrap_parts(self) -> None:
         """Wrap the parts that are not yet: all at first, later those that have been replaced or added."""
@@ -147,9 +143,6 @@ class WrappingInParts(Wrapping):
                 like = None if found is None else found.wrapping.static.programs
             Wrapping(part, own, self.options, "static", name, like, self.watch).place()
 
-    def _watch_parameters(self) -> None:
-        """Each part watches its own; for the others see `_hook_the_rest`."""
-
     def remove(self) -> None:
         """Undo `place`."""
         for name in self.parts:
@@ -159,21 +152,14 @@ class WrappingInParts(Wrapping):
         found = stand_in_of(self.model)
         if found is not None:
             found.remove()
-        for _, hook in self.hooks.values():
-            hook.remove()
-        self.hooks.clear()
         self.watch.close()
 
     def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
-        """Run the model's own forward, which calls its parts."""
+        """Run the model itself, which calls its parts."""
         self._wrap_parts()
+        self._watch_parameters()  # hooks of the model (FSDP's) may have put other parameters in place
         self._count("static")
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            self._hook_the_rest()  # here, since hooks of the model (FSDP's) may have put other parameters in place
-            return self.model.forward(*args, **kwargs)
-
-        return within_hooks(part, run, args, kwargs)
+        return self._engine(part).run(part.run_module, args, kwargs)
 
     def _wrappings(self) -> list[Wrapping]:
         found = [stand_in_of(self.model.get_submodule(name)) for name in self.parts]
@@ -186,44 +172,7 @@ class WrappingInParts(Wrapping):
 
     def all_plans(self) -> list[Any]:
         """The plans of all that has run so far."""
-        return [plan for wrapping in self._wrappings() for plan in wrapping.all_plans()]
-
-    def _hook_the_rest(self) -> None:
-        """Scale the gradients of parameters that no part holds."""
-        for name, parameter in _between(self.model, set(self.parts)):
-            known = self.hooks.get(id(parameter))
-            if not parameter.requires_grad or (known is not None and known[0]() is parameter):
-                continue
-            ruleset = self.composite.parameter_ruleset(name)
-            scale = _Scale(self.watch, parameter, ruleset, ruleset.wakes(parameter))
-            self.hooks[id(parameter)] = weakref.ref(parameter), parameter.register_hook(scale)
-            if changes_gradients(self.composite):
-                self.watch.add([(name, parameter)])
-
-
-class _Scale:
-    """A hook on a parameter that no part holds: makes its gradient feedback, unless a run has done so."""
-
-    __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
-
-    def __init__(self, watch: Watch, parameter: Tensor, ruleset: Ruleset, asleep: bool) -> None:
-        self.watch, self.parameter, self.ruleset, self.asleep = watch, parameter, ruleset, asleep
-
-    def __call__(self, gradient: Tensor) -> Tensor | None:
-        if self.watch.expects(self.parameter):  # the model, or a copy of it, is part of another one that has run
-            return None
-        found = self.ruleset.feedback(self.parameter, gradient, self.asleep)
-        self.watch.feed(self.parameter, found)
-        return found
-
-
-def _between(model: nn.Module, parts: set[str], dot: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The parameters outside of the parts."""
-    for name, parameter in model.named_parameters(recurse=False):
-        yield dot + name, parameter
-    for name, child in model.named_children():
-        if dot + name not in parts:
-            yield from _between(child, parts, f"{dot}{name}.")
+        return super().all_plans() + [plan for wrapping in self._wrappings() for plan in wrapping.all_plans()]
 
 
 def _alike(part: nn.Module, own: Composite, other: Composite) -> bool:

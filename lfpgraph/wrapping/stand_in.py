@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import WrapError
-from ..live.interception import recorder
+from ..live.interception import recorder, unrecorded
 from ..tracing import flat
 from ..tracing.flat import is_running_plainly
 
@@ -53,6 +53,9 @@ class CallStandIn:
         record = recorder()
         if record is None:
             return self.wrapping.run(self, args, kwargs)
+        if self.path == "" and self.wrapping.path:  # a part of a model: one operation for the run around it
+            with unrecorded():
+                return self.wrapping.run(self, args, kwargs)
         before, record.path = record.path, self.path
         try:
             return self.run_module(*args, **kwargs)

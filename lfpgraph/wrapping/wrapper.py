@@ -22,7 +22,7 @@ __all__ = ["explain_wrap", "is_wrapped", "unwrap", "wrap"]
 
 def wrap(
     model: nn.Module,
-    composite: str | Composite = "lfp-epsilon",
+    composite: str | Composite = "lfp",
     *,
     compile: bool = False,
     memory: str | float = "fast",

@@ -69,7 +69,7 @@ def _write(page: Path) -> None:
     rows = {tuple(line.split(" | ")[::2][:2]): line for line in table.strip().splitlines()[2:]}
     for (package, what, write), passed in _rows.items():
         works = "yes" if all(passed) else "no"
-        line = f"| {package} | {version(package)} | {what} | {works} | {write or 'nothing'} |"
+        line = f"| {package} | {version(package).partition('+')[0]} | {what} | {works} | {write or 'nothing'} |"
         rows[tuple(line.split(" | ")[::2][:2])] = line
     head = ["| client | tried with | what | works | to write besides `lfpgraph.wrap(model)` |", "|---|---|---|---|---|"]
     page.write_text("\n".join([before + begin, *head, *(rows[key] for key in sorted(rows)), end + after]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-__all__ = ["CHAT", "FirstStep", "difference", "gpt2", "grads_of", "llama", "qwen3", "texts", "tokenizer"]
+__all__ = ["CHAT", "FINE", "FirstStep", "difference", "gpt2", "grads_of", "llama", "qwen3", "texts", "tokenizer"]
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -26,6 +27,9 @@ lfpgraph.register_composite(
         overrides=(("no.such.module", lfpgraph.Ruleset()),),
     )
 )  # fmt: skip
+_epsilon = lfpgraph.get_composite("lfp-epsilon")
+# Where two ways are compared of which one has no place for an epsilon (a fused head, a loop of one's own).
+FINE = replace(_epsilon, default=replace(_epsilon.default, epsilon=1e-10))
 _TOPICS = ("assert", "class", "for", "if", "import", "return", "try", "while", "with", "lambda", "yield", "FORMATTING")
 
 

@@ -159,8 +159,8 @@ def test_fabric(precision: str) -> None:
 
 
 TWO = """
-import sys, torch, lightning, lfpgraph
-from torch.utils.data import DataLoader
+import os, sys, torch, lightning, lfpgraph
+from torch.utils.data import DataLoader, Subset
 from tests.clients.test_lightning import Automatic, QUIET, data
 lightning.seed_everything(0, verbose=False)
 module = Automatic()
@@ -169,8 +169,9 @@ for m in module.modules():
 lfpgraph.wrap(module)
 options = {**QUIET, "devices": int(sys.argv[1])}
 if options["devices"] > 1: options["strategy"] = "ddp"
-trainer = lightning.Trainer(max_steps=4, use_distributed_sampler=True, **options)
-trainer.fit(module, DataLoader(data(), batch_size=16 // options["devices"]))
+trainer = lightning.Trainer(max_steps=4, use_distributed_sampler=False, **options)  # Lightning's own would shuffle
+rows = Subset(data(), range(int(os.environ.get("LOCAL_RANK", 0)), 64, options["devices"]))
+trainer.fit(module, DataLoader(rows, batch_size=16 // options["devices"]))
 if trainer.is_global_zero:
     torch.save({k: v for k, v in module.state_dict().items()}, sys.argv[2])
 """
@@ -178,7 +179,7 @@ if trainer.is_global_zero:
 
 @pytest.mark.client("lightning", "two processes (ddp)")
 def test_two_processes(tmp_path: Path) -> None:
-    """Two processes of half the batch each end where one does (rows are dealt out in turn, so each step has the same)."""
+    """Two processes of half the batch each end where one does: rows are dealt out in turn, so each step has the same."""
     script = tmp_path / "two.py"
     script.write_text(TWO)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}

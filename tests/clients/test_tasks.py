@@ -235,35 +235,56 @@ def test_seq2seq(tmp_path: Path) -> None:
 
 RANKS = """
 import sys, torch, transformers, lfpgraph
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState
 from transformers import DataCollatorForLanguageModeling
 from tests.clients.support import gpt2, tokenizer
 from tests.clients.test_trainer import PLAIN, items
-folder, processes = sys.argv[1], int(sys.argv[2])
+file, processes, sharded = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "sharded"
 model = lfpgraph.wrap(gpt2(attn_pdrop=0., resid_pdrop=0., embd_pdrop=0.))
 options = {**PLAIN, "per_device_train_batch_size": 8 // processes, "max_steps": 3, "average_tokens_across_devices": True}
-trainer = transformers.Trainer(model=model, args=transformers.TrainingArguments(output_dir=folder, optim="sgd", **options),
+if sharded:
+    options.update(fsdp=True, fsdp_config={"transformer_layer_cls_to_wrap": ["GPT2Block"]})
+    made = AcceleratorState.__init__
+    def with_shards(self, *args, fsdp_plugin=None, **kwargs):  # which accelerate leaves out on CPUs
+        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin or self.fsdp_plugin
+    AcceleratorState.__init__ = with_shards
+trainer = transformers.Trainer(model=model, args=transformers.TrainingArguments(output_dir=file + "-out", optim="sgd", **options),
     train_dataset=items(), data_collator=DataCollatorForLanguageModeling(tokenizer(), mlm=False))
 trainer.train()
-state = {k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() for k, v in trainer.model.state_dict().items()}
-if trainer.is_world_process_zero(): torch.save({k.replace("module.", ""): v for k, v in state.items()}, f"{folder}/weights.pt")
+assert trainer.accelerator.num_processes == processes
+assert sharded == all(hasattr(p, "full_tensor") for p in trainer.model.parameters())
+state = {k: (v.full_tensor() if sharded else v).clone() for k, v in trainer.model.state_dict().items()}
+if trainer.is_world_process_zero(): torch.save({k.replace("module.", ""): v for k, v in state.items()}, file)
 """
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513"]
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29513"],
+    "torchrun": (TORCHRUN, "whole"),
+    "torchrun, FSDP2": (TORCHRUN, "sharded"),
+    "accelerate launch --multi_gpu": (
+        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=29514"], "whole",
+    ),  # --cpu would start one process, whatever --num_processes says
 }  # fmt: skip
+
+
+def _moved(file: Path, start: list[str], processes: int, how: str) -> dict[str, Tensor]:
+    """How far the weights are from where they began, as trained in so many processes."""
+    script = file.with_suffix(".py")
+    script.write_text(RANKS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, *start, str(script), str(file), str(processes), how]
+    subprocess.run(command, check=True, env=environment, timeout=500)
+    return {name: weight - gpt2().state_dict()[name] for name, weight in torch.load(file).items()}
+
+
+@pytest.fixture(scope="module")
+def moved_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return _moved(tmp_path_factory.mktemp("alone") / "weights", [], 1, "whole")
 
 
 @pytest.mark.client("transformers", "Trainer under {launcher}, two processes")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes(launcher: str, tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    for processes, start in (("1", []), ("2", LAUNCHERS[launcher])):
-        folder = tmp_path / processes
-        folder.mkdir()
-        subprocess.run(
-            [sys.executable, *start, str(script), str(folder), processes], check=True, env=environment, timeout=500
-        )
-    one, two = (torch.load(tmp_path / p / "weights.pt") for p in ("1", "2"))
-    moved = {k: v - gpt2().state_dict()[k] for k, v in one.items()}
-    assert difference({k: v - gpt2().state_dict()[k] for k, v in two.items()}, moved) < 1e-2
+def test_two_processes(launcher: str, moved_alone: dict[str, Tensor], tmp_path: Path) -> None:
+    start, how = LAUNCHERS[launcher]
+    assert difference(_moved(tmp_path / "weights", start, 2, how), moved_alone) < 1e-2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 import lfpgraph
 
 from . import trl_runs
-from .support import difference, gpt2, qwen3
+from .support import FINE, difference, gpt2, qwen3
 
 CAUSAL = [kind for kind in trl_runs.KINDS if kind != "Reward"]
 REINFORCED = ("GRPO", "RLOO")
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-_epsilon = lfpgraph.get_composite("lfp-epsilon")
-FINE = replace(_epsilon, default=replace(_epsilon.default, epsilon=1e-10))  # a fused head has no place for an epsilon
 
 
 def loaded(kind: str, folder: Path, make: Any = None) -> Any:
@@ -96,6 +93,53 @@ def test_defaults(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert difference(first_gradients(kind, tmp_path, "gradient", **options), plain) < 1e-5
         assert difference(first_gradients(kind, tmp_path, "lfp-epsilon", **options), plain) > 0.1
     assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+
+
+def _lora(**options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
+    return {"more": {"peft_config": peft.LoraConfig(**given)}, "make": qwen3}
+
+
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+OPTIONS: dict[str, tuple[str, Any]] = {
+    "SFT: packing_strategy=bfd_split": ("SFT", lambda: {"packing": True, "packing_strategy": "bfd_split"}),
+    "SFT: loss_type=dft": ("SFT", lambda: {"loss_type": "dft"}),
+    "SFT: NEFTune": ("SFT", lambda: {"neftune_noise_alpha": 5.0}),
+    "SFT: Adafactor, accumulation": ("SFT", lambda: {"optim": "adafactor", "gradient_accumulation_steps": 2}),
+    "SFT: torch_compile": ("SFT", lambda: {"torch_compile": True, "torch_compile_backend": "aot_eager"}),
+    "SFT: LoRA on all-linear": ("SFT", lambda: _lora()),
+    "SFT: LoRA, checkpointing": ("SFT", lambda: {"gradient_checkpointing": True, **_lora()}),
+    "SFT: LoRA, checkpointing, reentrant": ("SFT", lambda: {**REENTRANT, **_lora()}),
+    "SFT: LoRA, modules_to_save": ("SFT", lambda: _lora(modules_to_save=["lm_head"])),
+    "SFT: LoRA, trainable_token_indices": ("SFT", lambda: _lora(trainable_token_indices=[3, 5])),
+    "DPO: ref_model given": ("DPO", lambda: {"more": {"ref_model": gpt2(**NO_DROPOUT)}}),
+    "DPO: precompute_ref_log_probs": ("DPO", lambda: {"precompute_ref_log_probs": True}),
+    "DPO: three losses": ("DPO", lambda: {"loss_type": ["sigmoid", "ipo", "sft"], "loss_weights": [0.8, 0.2, 1.0]}),
+    "DPO: use_weighting": ("DPO", lambda: {"use_weighting": True}),
+    "GRPO: beta, num_iterations": ("GRPO", lambda: {"beta": 0.1, "num_iterations": 2}),
+    "GRPO: by sequences, loss_type=dr_grpo": (
+        "GRPO", lambda: {"importance_sampling_level": "sequence", "loss_type": "dr_grpo"},
+    ),
+    "GRPO: top_entropy_quantile": ("GRPO", lambda: {"top_entropy_quantile": 0.2}),
+    "RLOO: beta": ("RLOO", lambda: {"beta": 0.1}),
+    "KTO: LoRA": ("KTO", lambda: _lora()),
+}  # fmt: skip
+
+
+@pytest.mark.client("trl", "{name}")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kind, options = OPTIONS[name]
+    plain = first_gradients(kind, tmp_path, **options())
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        assert difference(first_gradients(kind, tmp_path, "gradient", **options()), plain) < 1e-5
+        assert difference(first_gradients(kind, tmp_path, "recorded", **options()), plain) < 1e-5
+        feedback = first_gradients(kind, tmp_path, "lfp-epsilon", **options())
+    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    assert set(feedback) == set(plain) and difference(feedback, plain) > 0.1
+    if "reentrant" in name:  # which changes nothing but memory
+        other = {**options(), "gradient_checkpointing": False}
+        assert difference(feedback, first_gradients(kind, tmp_path, "lfp-epsilon", **other)) < 1e-5
 
 
 class Count(transformers.TrainerCallback):

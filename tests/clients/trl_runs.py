@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import transformers
 import trl
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
@@ -111,12 +113,14 @@ def make(kind: str, model: nn.Module, folder: Path, steps: int = 1, more: Any = 
 
 
 def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
-    """Give a model that TRL has given a fused head the same call with logits and torch's own log-softmax."""
+    """Give a model, with TRL's fused head or without, the same call with these logits and torch's own log-softmax."""
     fused = model.forward
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return fused(*args, **kwargs)
+        if not fused_lm_head:  # a trainer that takes logits, or one that generates
+            if not torch.is_grad_enabled():
+                return fused(*args, **kwargs)
+            return CausalLMOutput(logits=logits_of(*args, **{**kwargs, "use_cache": False}))
         labels, divisor = kwargs.pop("labels")[:, 1:], kwargs.pop("num_items_in_batch", None)
         logits = logits_of(*args, **{**kwargs, "use_cache": False})[:, :-1]
         mask = labels != -100
@@ -136,8 +140,8 @@ def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def statically(model: nn.Module, composite: str = "lfp-epsilon") -> Callable[..., Tensor]:
-    """The logits of a copy-free second way: the model's traced program."""
-    lfpgraph.wrap(model, composite, engine="static")
-    stand_in = model.__dict__["forward"]
-    return lambda *args, **kwargs: stand_in(*args, **kwargs).logits
+def statically(model: nn.Module, composite: Any = "lfp-epsilon") -> Callable[..., Tensor]:
+    """The logits by a second way: the traced program of a twin that has the same parameters."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    lfpgraph.wrap(twin, composite, engine="static")
+    return lambda *args, **kwargs: twin(*args, **kwargs).logits

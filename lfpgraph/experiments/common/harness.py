@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...composites.composite import Composite
 from ...demo.data import Arrays
 from ...rewards import reward_loss
-from ...wrapping.wrapper import unwrap, wrap
+from ...wrapping.wrapper import wrap
 
 __all__ = ["Case", "Report", "Settings", "Way", "accuracy", "fit", "rewarded", "spread_text"]
 
@@ -25,11 +25,17 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to run. `effort` multiplies the epochs; tests use little."""
+    """How much to run: `seeds` of them from `first` on. `effort` multiplies the epochs; tests use little."""
 
     seeds: int = 3
     effort: float = 1.0
     progress: Callable[[str], None] = lambda line: None
+    first: int = 0
+
+    @property
+    def numbers(self) -> range:
+        """The seeds."""
+        return range(self.first, self.first + self.seeds)
 
     def epochs(self, usual: int) -> int:
         return max(1, round(usual * self.effort))
@@ -149,22 +155,22 @@ def fit(
         One case for each way.
     """
     cases = []
-    weights = [copy.deepcopy((start(seed) if start else model).state_dict()) for seed in range(settings.seeds)]
+    weights = {seed: copy.deepcopy((start(seed) if start else model).state_dict()) for seed in settings.numbers}
+    twin, wrapped = copy.deepcopy(model), None
     for way in ways:
         case = Case(name, way.name)
-        twin = copy.deepcopy(model)
-        if way.composite is not None:
-            wrap(twin, way.composite)
-        for seed in range(settings.seeds):
+        if way.composite is not wrapped:  # ways that differ in their rate alone share a trace
+            twin, wrapped = copy.deepcopy(model), way.composite
+            if wrapped is not None:
+                wrap(twin, wrapped)
+        for seed in settings.numbers:
             twin.load_state_dict(weights[seed])
             curve = _train(twin, way, train, test, settings.epochs(epochs), batch_size, seed, score, case)
             case.curves.append(curve)
             case.values.append(curve[-1])
-            settings.progress(f"{name} {way.name} seed {seed}: {curve[-1]:.4f}")
+            settings.progress(f"{name} {way.name} rate {way.lr:g} seed {seed}: {curve[-1]:.4f}")
             if after is not None:
                 after(case, seed, twin)
-        if way.composite is not None:
-            unwrap(twin)
         cases.append(case)
     return cases
 

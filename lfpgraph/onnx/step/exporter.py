@@ -34,7 +34,7 @@ def export_training_step(
     path: str | Path,
     reward: str = "softmax",
     optimizer: str = "sgd",
-    composite: str | Composite = "lfp-epsilon",
+    composite: str | Composite = "lfp",
     *,
     options: Mapping[str, float] | None = None,
     clip: float | None = None,
