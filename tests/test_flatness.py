@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import lfpgraph
 from benchmarks.flatness import CASES, ENGINES, run
 
 # The most traces and plans that a model may need for all sizes. Beyond one: a batch of one; a text as long as the table of
@@ -40,3 +43,21 @@ def test_five_hundred_steps_are_flat(name: str, engine: str) -> None:
     if (name, engine) in REFUSED:
         pytest.skip("this model branches on data, which the static engine refuses")
     check(name, engine, 500)
+
+
+class Noisy(nn.Module):
+    """Draws from a generator that it makes anew in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, seed: int) -> Tensor:
+        return self.layer(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_a_generator_made_anew_needs_no_new_plan() -> None:
+    model = lfpgraph.wrap(Noisy(), engine="live")
+    for seed in range(3):
+        model(torch.ones(2, 6), seed).sum().backward()
+    assert lfpgraph.explain_wrap(model).plans == 1

@@ -210,7 +210,7 @@ def shape_of(node: fx.Node) -> list[str] | None:
 def _words(size: int | torch.SymInt) -> str:
     """A size as text; that of a slice (`Min(2, n) - 1`) is a number where the trace holds for that number alone."""
     if isinstance(size, torch.SymInt) and not size.node.expr.is_Symbol and size.node.has_hint():
-        number = size.node.require_hint()
+        number = size.node.hint
         return str(number) if statically_known_true(size == number) else str(size)
     return str(size)
 
