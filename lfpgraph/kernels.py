@@ -49,13 +49,16 @@ def _define(schema: str, kernel: Callable[..., Tensor], shapes: Callable[..., An
     return operation
 
 
-def _elementwise(arguments: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def _elementwise(arguments: str, alike: int | None = None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Make a formula the operation of its name, and the one that writes over the first argument.
 
     Behind its arguments, tensors first, the formula takes `out`, which it writes to if there is one, and `scratch`,
     memory for what comes between.
+
+    Args:
+        alike: how many of the tensors, the first ones, have one shape; the others are single numbers. All by default.
     """
-    n = arguments.count("Tensor")
+    n = arguments.count("Tensor") if alike is None else alike
 
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def fresh(*args: Any) -> Tensor:
@@ -107,6 +110,14 @@ def _blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
 def scale_by_size(s: Tensor, w: Tensor, out: Tensor | None = None, scratch: Tensor | None = None) -> Tensor:
     """`s * abs(w)`."""
     return torch.mul(s, torch.abs(w, out=scratch), out=out)
+
+
+@_elementwise("Tensor s, Tensor w, Tensor floor", alike=2)
+def scale_by_floored_size(
+    s: Tensor, w: Tensor, floor: Tensor, out: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
+    """`s * max(abs(w), floor)`."""
+    return torch.mul(s, torch.maximum(torch.abs(w, out=scratch), floor, out=scratch), out=out)
 
 
 @_elementwise("Tensor s, Tensor z, float epsilon, bool positive")

@@ -6,6 +6,7 @@ of a linear operation, and the identity rule of an activation. `kernels` makes t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch import Tensor
 
 from .kernels import DECOMPOSITIONS, KERNELS
 
-__all__ = ["ZERO_REWARD", "epsilon_factor", "guarded", "identity_signal", "scale_by_size", "stabilize"]
+__all__ = [
+    "ZERO_REWARD",
+    "epsilon_factor",
+    "guarded",
+    "identity_signal",
+    "scale_by_floored_size",
+    "scale_by_size",
+    "stabilize",
+]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -36,6 +45,18 @@ def guarded(x: Tensor, epsilon: float) -> Tensor:
 def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
     """Return `s * abs(w)`, the feedback of a parameter w with the signal s (LFP eq. 6); written over s if asked for."""
     return _call(_ops.scale_by_size_.default if over and s.dtype == w.dtype else _ops.scale_by_size.default, s, w)
+
+
+def scale_by_floored_size(s: Tensor, w: Tensor, share: float, over: bool = False) -> Tensor:
+    """Return `s * max(abs(w), share * rms(w))`, for a w of at least one entry; written over s if asked for."""
+    wide = torch.float32 if w.dtype in _LOW_PRECISION else None
+    rows = torch.linalg.vector_norm(w, dim=-1, dtype=wide)  # one sum over millions of float32 would lose digits
+    floor = torch.linalg.vector_norm(rows) * (share / math.sqrt(w.numel()))
+    if w.is_complex():
+        return s * torch.maximum(w.abs(), floor)
+    over = over and s.dtype == w.dtype
+    operation = _ops.scale_by_floored_size_ if over else _ops.scale_by_floored_size
+    return _call(operation.default, s, w, floor.to(w.dtype))
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False, over: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.kernels import DECOMPOSITIONS, KERNELS
-from lfpgraph.numerics import epsilon_factor, stabilize
+from lfpgraph.numerics import scale_by_floored_size, epsilon_factor, stabilize
 from lfpgraph.wrapping.calls import wrapping_of
 
 from .support.helpers import relative
@@ -86,6 +86,21 @@ def test_mixed_layouts_types_and_shapes_take_the_plain_formula() -> None:
     torch.testing.assert_close(ops.identity_signal(s, x, x[:1], EPSILON), s * x[:1] / stabilize(x, EPSILON))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5,), (7, 3), (600, 400)])
+def test_floor_in_units_of_the_root_mean_square(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What is written over the signal, in blocks or not, is the formula."""
+    torch.manual_seed(0)
+    s, w = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    wide = w.double()
+    expected = s.double() * torch.maximum(wide.abs(), 0.5 * wide.square().mean().sqrt())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    found = scale_by_floored_size(s, w, 0.5)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    over = scale_by_floored_size(s, w, 0.5, over=True)
+    assert over is s and torch.equal(over, found)
+
+
 def test_autograd_records_the_formula() -> None:
     s, z = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: epsilon_factor(s, z, 0.1), (z,))
@@ -97,8 +112,8 @@ def test_programs_run_in_blocks() -> None:
     layers = [nn.Linear(300, 600), nn.ReLU(), nn.Linear(600, 600), nn.GELU(), nn.Linear(600, 4)]
     model, x = nn.Sequential(*layers), torch.randn(400, 300)
     reward = torch.randn(400, 4)
-    expected = lfpgraph.feedback(model, x, reward=reward)
-    lfpgraph.wrap(model, engine="static")
+    expected = lfpgraph.feedback(model, x, reward=reward, composite="lfp-epsilon")
+    lfpgraph.wrap(model, "lfp-epsilon", engine="static")
     for _ in range(2):  # the first gradients are compared with what was handed on
         model(x).sum().backward()
     model.zero_grad()

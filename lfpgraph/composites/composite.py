@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
-from ..numerics import scale_by_size
+from ..numerics import scale_by_floored_size, scale_by_size
 from ..registry import ATTENTION, CONTRACTION, PRODUCT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 from ..rules.views import vjp
@@ -121,19 +121,22 @@ class Ruleset:
             return False
         return w.untyped_storage().nbytes() == 0 or not bool(w.any())
 
-    def feedback(self, w: Tensor, s: Tensor, asleep: bool) -> Tensor:
+    def feedback(self, w: Tensor, s: Tensor, asleep: bool, over: bool = False) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).
 
         Args:
             asleep: `wakes(w)` when the plan was made: only then is w looked at for being wholly zero.
+            over: the result may be written over s.
         """
         if self.takes_signal(w):
             return s
         floor, relative = _floor_of(self.floor)
+        if relative and not asleep and w.numel():
+            return scale_by_floored_size(s, w, floor, over)
         if relative or (asleep and floor == 0):
             size = torch.maximum(w.abs(), w.square().mean().sqrt() * floor) if relative else w.abs()
             return s * (torch.where(w.any(), size, 1.0) if asleep else size)
-        return s * w.abs().clamp_min(floor) if floor > 0 else scale_by_size(s, w)
+        return s * w.abs().clamp_min(floor) if floor > 0 else scale_by_size(s, w, over)
 
 
 @dataclass(frozen=True)

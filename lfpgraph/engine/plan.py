@@ -57,10 +57,13 @@ class Plan:
         used = {p.target for p in self.graph.placeholders if p.kind == "parameter"}
         return {name: parameter for name, parameter in named if name in used}
 
-    def feedback(self, placeholder: fx.Node, value: Tensor, s: Tensor) -> Tensor:
-        """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself."""
+    def feedback(self, placeholder: fx.Node, value: Tensor, s: Tensor, over: bool = False) -> Tensor:
+        """What is to be added to the value of a placeholder that the signal s has reached; of an input the signal itself.
+
+        With `over`, it may be written over s.
+        """
         ruleset = self.rulesets.get(placeholder)
-        return s if ruleset is None else ruleset.feedback(value, s, placeholder in self.asleep)
+        return s if ruleset is None else ruleset.feedback(value, s, placeholder in self.asleep, over)
 
     def scales_by_size(self, placeholder: fx.Node) -> bool:
         """Whether the feedback of a placeholder is `abs(value) * s` and nothing else."""

@@ -207,7 +207,7 @@ class Scale:
         elif self.by_size:
             found = scale_by_size(s, self.parameter.detach(), over)
         else:
-            found = self.plan.feedback(self.placeholder, self.parameter.detach(), s)
+            found = self.plan.feedback(self.placeholder, self.parameter.detach(), s, over)
         if self.watch is not None:
             self.watch.feed(self.parameter, found)
         return found
