@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.kernels import DECOMPOSITIONS, KERNELS
-from lfpgraph.numerics import scale_by_floored_size, epsilon_factor, stabilize
+from lfpgraph.numerics import epsilon_factor, scale_by_floored_size, stabilize
 from lfpgraph.wrapping.calls import wrapping_of
 
 from .support.helpers import relative

@@ -16,6 +16,8 @@ from ..graph.calls import flatten_input, flatten_output
 
 __all__ = [
     "FlatModel",
+    "LOCK",
+    "another_thread_traces",
     "is_tracing",
     "is_running_plainly",
     "running_plainly",
@@ -23,7 +25,18 @@ __all__ = [
 ]
 
 _state = threading.local()
+LOCK = (
+    threading.RLock()
+)  # held while programs are traced: torch.export changes torch's classes and flags for all threads
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
+
+
+def another_thread_traces() -> bool:
+    """Whether what torch's global flags say of tracing and exporting is the business of another thread."""
+    if not LOCK.acquire(blocking=False):
+        return True
+    LOCK.release()
+    return False
 
 
 def is_tracing() -> bool:

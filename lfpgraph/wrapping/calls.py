@@ -22,7 +22,7 @@ from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
-from ..tracing.flat import is_running_plainly
+from ..tracing.flat import another_thread_traces, is_running_plainly
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
 from .programs import Entry, ModelCall, Programs, wait_for_traces
@@ -52,9 +52,9 @@ def _wants_it_as_it_is() -> bool:
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     if is_running_plainly() or fake is not None:
         return True
-    if _symbolic_trace._is_fx_tracing_flag and not torch.compiler.is_compiling():
-        return True
-    return torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+    by_flag = _symbolic_trace._is_fx_tracing_flag and not torch.compiler.is_compiling()
+    by_flag = by_flag or torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is not None or (by_flag and not another_thread_traces())
 
 
 _local = threading.local()

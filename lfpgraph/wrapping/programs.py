@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,6 +23,7 @@ from ..graph.calls import flatten_input
 from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
+from ..tracing.flat import LOCK
 from ..tracing.guards import Guard
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
@@ -32,12 +32,11 @@ __all__ = ["Entry", "ModelCall", "Programs", "is_frozen", "wait_for_traces"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
-_tracing = threading.RLock()  # torch.export changes torch's classes for all threads while it traces
 
 
 def wait_for_traces() -> None:
     """Wait until no other thread traces a model."""
-    with _tracing:
+    with LOCK:
         pass
 
 
@@ -199,7 +198,7 @@ class Programs(Generic[E]):
         Args:
             observe: runs the model on a call that no program is known to be right for, and gives a guard.
         """
-        with _tracing:
+        with LOCK:
             name = type(call.model).__name__
             entry = self.fitting(call)
             changed = None if entry is None else self.changed(entry)

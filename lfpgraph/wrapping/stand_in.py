@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import WrapError
 from ..live.interception import recorder, unrecorded
 from ..tracing import flat
-from ..tracing.flat import is_running_plainly
+from ..tracing.flat import another_thread_traces, is_running_plainly
 
 __all__ = ["CallStandIn", "stand_in_of"]
 
@@ -109,7 +109,9 @@ def _is_part_of_a_run() -> bool:
 
     To torch.compile this is a constant; what it checks again before it takes compiled code is `flat.RUNS`.
     """
-    return recorder() is not None or is_running_plainly() or torch.compiler.is_exporting()
+    if recorder() is not None or is_running_plainly():
+        return True
+    return torch.compiler.is_exporting() and not another_thread_traces()
 
 
 _is_part_of_a_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
