@@ -21,6 +21,7 @@ import torch
 import lfpgraph
 from benchmarks.models import build
 from benchmarks.report import run
+from benchmarks.sides import COMPOSITE
 from lfpgraph.wrapping.calls import wrapping_of
 
 MODELS = ["mlp-64", "mlp-784", "digits-cnn", "digits-vit", "resnet18", "vit-s16", "bert-base", "gpt2"]
@@ -32,7 +33,10 @@ WARM_UP = 6  # the live engine keeps no more than it has to from its fifth step 
 def step_times(name: str, budget: float) -> dict[str, Any]:
     """Median seconds of a step of backprop and of the live engine, and of the live engine's first step."""
     case = build(name)
-    sides = {"backprop": copy.deepcopy(case.model), "live": lfpgraph.wrap(copy.deepcopy(case.model), engine="live")}
+    sides = {
+        "backprop": copy.deepcopy(case.model),
+        "live": lfpgraph.wrap(copy.deepcopy(case.model), COMPOSITE, engine="live"),
+    }
 
     def step(side: str) -> float:
         model = sides[side]
@@ -62,7 +66,7 @@ def peaks(name: str) -> dict[str, Any]:
 def guard_times(name: str) -> dict[str, Any]:
     """Median seconds of the guard's check before a static call, and of the step that it belongs to."""
     case = build(name)
-    model = lfpgraph.wrap(case.model)
+    model = lfpgraph.wrap(case.model, COMPOSITE)
     wrapping = wrapping_of(model)
     assert wrapping is not None
     seconds: list[float] = []

@@ -13,8 +13,9 @@ from torch import nn
 import lfpgraph
 from benchmarks.models import Case
 
-__all__ = ["SIDES", "Side", "backprop"]
+__all__ = ["COMPOSITE", "SIDES", "Side", "backprop"]
 
+COMPOSITE = "lfp-epsilon"
 Side = Callable[[], None]  # forward and backward: leaves the gradient, or the feedback, in `.grad`
 
 
@@ -31,7 +32,7 @@ def backprop(case: Case, **options: Any) -> Side:
 
 
 def _feedback(case: Case, **options: Any) -> Side:
-    model = lfpgraph.wrap(_twin(case.model), **options)
+    model = lfpgraph.wrap(_twin(case.model), COMPOSITE, **options)
     return lambda: case.loss(model).backward()  # type: ignore[no-untyped-call]
 
 

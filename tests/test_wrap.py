@@ -250,7 +250,7 @@ def test_saved_tensors_are_freed(engine: str) -> None:
 
 def test_output_changed_in_place_is_noticed(engine: str) -> None:
     """Kept values that share memory with an output are watched, as autograd watches its own."""
-    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid()), engine=engine)
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid()), "lfp-epsilon", engine=engine)
     out = model(torch.randn(3, 4))
     with torch.no_grad():
         out.mul_(2)

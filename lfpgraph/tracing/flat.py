@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -46,13 +47,19 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Mark this thread as tracing, and run checkpointed parts plainly: the reentrant kind turns gradients off inside."""
+    """Mark this thread as tracing; run checkpointed parts plainly, since the reentrant kind turns gradients off inside.
+
+    Distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
+    """
     _state.depth = getattr(_state, "depth", 0) + 1
     apply = CheckpointFunction.__dict__.get("apply")
     setattr(CheckpointFunction, "apply", _run_as_it_is)  # noqa: B010
+    validates = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
+        Distribution.set_default_validate_args(validates)
         _state.depth -= 1
         if apply is None:
             del CheckpointFunction.apply

@@ -197,7 +197,7 @@ def first_feedback(chosen: Case, args: Any, kwargs: Any) -> tuple[dict[str, Tens
         expected = lfpgraph.feedback(model, kwargs or args, lambda out: given(out) * out)
         _seed(0)
         model, _ = chosen.build()
-        lfpgraph.wrap(model, "lfp-epsilon", engine="live")
+        lfpgraph.wrap(model, engine="live")
         _seed(100)
         leaves = flatten_output(model(*args, **kwargs))[0]
         out = next(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim())
