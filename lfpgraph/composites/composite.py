@@ -131,12 +131,12 @@ class Ruleset:
         if self.takes_signal(w):
             return s
         floor, relative = _floor_of(self.floor)
-        if relative and not asleep and w.numel():
-            return scale_by_floored_size(s, w, floor, over)
-        if relative or (asleep and floor == 0):
-            size = torch.maximum(w.abs(), w.square().mean().sqrt() * floor) if relative else w.abs()
-            return s * (torch.where(w.any(), size, 1.0) if asleep else size)
-        return s * w.abs().clamp_min(floor) if floor > 0 else scale_by_size(s, w, over)
+        if floor > 0 and not relative:
+            return s * w.abs().clamp_min(floor)
+        over = over and not asleep
+        floored = relative and w.numel() > 0
+        found = scale_by_floored_size(s, w, floor, over) if floored else scale_by_size(s, w, over)
+        return torch.where(w.any(), found, s) if asleep else found
 
 
 @dataclass(frozen=True)

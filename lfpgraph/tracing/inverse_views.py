@@ -8,10 +8,11 @@ that they form one activation function (Note [Implementation invariance]).
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from torch import fx
+
+from ..graph.graph import shape_of
 
 __all__ = ["cancel_inverse_views"]
 
@@ -45,7 +46,7 @@ def _undone(node: fx.Node) -> fx.Node | None:
     if not isinstance(source, fx.Node):
         return None
     if node.target in _RESHAPES and first.target in _RESHAPES:
-        return source if _sizes(source) == _sizes(node) else None
+        return source if shape_of(source) == shape_of(node) else None
     if node.target is _aten.select.int and first.target is _aten.unsqueeze.default:
         alike = int(first.args[1]) % first.meta["val"].dim() == _dim(node, 1)  # type: ignore[arg-type]
         return source if alike else None
@@ -65,16 +66,13 @@ def _is_whole(node: fx.Node) -> bool:
 def _writes_all(node: fx.Node) -> bool:
     """Whether what is written as one row of a dimension is the only one."""
     value = node.args[1].meta["val"]  # type: ignore[union-attr]
-    return _sizes(node)[_dim(node, 2)] == "1" and value.dtype == node.meta["val"].dtype
+    sizes = shape_of(node)
+    return sizes is not None and sizes[_dim(node, 2)] == "1" and value.dtype == node.meta["val"].dtype
 
 
 def _dim(node: fx.Node, place: int) -> int:
     """The dimension that an argument names, counted from the front."""
     return int(node.args[place]) % node.args[0].meta["val"].dim()  # type: ignore[union-attr, arg-type]
-
-
-def _sizes(node: fx.Node) -> Any:
-    return tuple(map(str, node.meta["val"].shape))
 
 
 def _order(node: fx.Node) -> list[int]:
