@@ -283,18 +283,3 @@ def test_checkpoints_of_both_kinds_give_the_feedback_of_none(caplog: pytest.LogC
     assert all(bool(g.any()) for g in found[0].values())
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-12)
-
-
-def test_a_generator_made_anew_needs_no_new_plan() -> None:
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
-
-        def forward(self, x: Tensor, seed: int) -> Tensor:
-            return self.layer(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
-
-    model = lfpgraph.wrap(Noisy(), engine="live")
-    for seed in range(3):
-        model(torch.ones(2, 6), seed).sum().backward()
-    assert lfpgraph.explain_wrap(model).plans == 1
