@@ -6,7 +6,7 @@ import logging
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -128,6 +128,8 @@ def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) ->
         unit = region_unit(graph, region, ruleset, ways) if region else op_unit(graph, node, ruleset, ways)
         if follows and unit.rule is not None and node in structure.rules:
             unit.rule = Rule(structure.rules[node](unit.rule.handler), constants=unit.rule.constants)
+        if unit.rule is not None and unit.rule.made_by is not None and unit.origin == "rule":
+            unit.rule = replace(unit.rule, handler=unit.rule.made_by(node, composite), needs_vjp=False)
         blocks = unit.rule is not None and unit.rule.blocks
         if blocks:
             unit.rule, unit.origin = None, "none"

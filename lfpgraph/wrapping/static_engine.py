@@ -12,11 +12,13 @@ from ..composites.composite import Composite
 from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.program import make_program
+from ..engine.recurrent import takes_steps_as_one
 from ..engine.static import no_autocast
 from ..errors import LiveOnlyError, NonFiniteError
 from ..graph.calls import flatten_output
 from ..graph.graph import OpGraph
 from ..tracing.guards import Guard, try_out
+from ..tracing.recurrent import steps_as_one
 from .autograd_function import Feed, run_program
 from .programs import Entry, ModelCall, Programs
 
@@ -102,7 +104,8 @@ class StaticEngine:
         )
 
     def _make(self, call: ModelCall) -> Entry:
-        return self.programs.trace(call, self.options.fallback, self._prepare)
+        with steps_as_one(takes_steps_as_one(self.composite)):
+            return self.programs.trace(call, self.options.fallback, self._prepare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
