@@ -5,7 +5,7 @@ the steps behind the first. Backward, all operations of a cell but its product a
 a step's state makes at its gates and at the state before is one number for each entry (a *slope*), and does not depend on the
 signal: slopes are worked out for many steps at once. Then `walk` goes through the steps, with one product for each.
 
-The rules given here are the true gradient; `engine.recurrent` makes those of a composite.
+The rules given here are the true gradient; `engine.recurrent` has a composite's.
 """
 
 from __future__ import annotations
@@ -151,15 +151,14 @@ def walk(
     Returns:
         The signals at x, at the states before the first step, at w, and at b.
     """
-    steps, batch, width = x.shape[0], x.shape[1], w.shape[1]
+    steps, batch = x.shape[:2]
     s_x, s_w, s_b = torch.empty_like(x), torch.zeros_like(w), w.new_zeros(w.shape[0])
-    carried = [x.new_zeros((batch, width)) for _ in states]
+    carried = [x.new_zeros((batch, w.shape[1])) for _ in states]
     size = steps if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
     for end in range(steps, 0, -size):
         start = max(0, end - size)
         before = [
-            s[start - 1 : end - 1] if start else torch.cat([f.unsqueeze(0), s[: end - 1]])
-            for s, f in zip(states, first)
+            s[start - 1 : end - 1] if start else torch.cat([f[None], s[: end - 1]]) for s, f in zip(states, first)
         ]
         of = slopes(x[start:end], z[start:end], *before)
         scaled = zip(signals, (of.outer_h, of.outer_c))
@@ -245,7 +244,7 @@ def _gradient_slopes(cell: str, x: Tensor, z: Tensor, *before: Tensor) -> Slopes
     return Slopes(at_c[0], gates(x_h), gates(x_c), None, None, None, h_h, h_c, c_c)
 
 
-def _derivatives(out: Tensor, of: Sequence[Tensor]) -> tuple[Any, ...]:
+def _derivatives(out: Tensor, of: Sequence[Tensor]) -> Any:
     return torch.autograd.grad(out, of, torch.ones_like(out), retain_graph=True, allow_unused=True)
 
 
@@ -266,7 +265,8 @@ def _gradient(cell: str, ctx: Any, gs: Sequence[Tensor | None]) -> list[Tensor |
         return [s_x, *ends, s_w, s_b]
     made = [states for states, _ in run_steps(cell, x, first, w, b)]  # for a second derivative, on torch's own tape
     pairs = [(torch.stack([end[i] for end in made]), g) for i, g in enumerate(gs) if g is not None]
-    wanted = [t for t in (given := (x, *first, w, b)) if t is not None and t.requires_grad]
+    given = (x, *first, w, b)
+    wanted = [t for t in given if t is not None and t.requires_grad]
     outs, signals = zip(*pairs)
     found = iter(torch.autograd.grad(outs, wanted, signals, create_graph=True, allow_unused=True))
     return [next(found) if t is not None and t.requires_grad else None for t in given]
