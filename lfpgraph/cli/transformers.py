@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import TargetError, first_line, near
+from ..silence import quiet
 from .fake_models import Built, ModelTarget, weightless
 
 __all__ = ["builders_of", "config_file", "model_type", "transformers_library"]
@@ -123,8 +123,7 @@ def from_config(config: Any, name: str) -> ModelTarget:
         errors = []
         for builder in builders:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with quiet():
                     return _plain_experts(builder(config)), None, None
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {first_line(error)}")

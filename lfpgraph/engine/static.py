@@ -13,7 +13,7 @@ from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..passes.functional import make_functional
-from ..tracing.export import quiet
+from ..silence import quiet
 
 __all__ = ["functional_graph", "no_autocast", "on_fakes"]
 

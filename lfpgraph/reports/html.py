@@ -44,7 +44,7 @@ def render(data: Mapping[str, Any], classes: Mapping[fx.Node, NodeClass], drawin
         meanings=MEANINGS,
         colours=COLOURS,
         leak_meanings=LEAKS,
-        drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("</", "<\\/"),
+        drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("<", "\\u003c"),
         script=folder.joinpath("graph.js").read_text(encoding="utf-8"),
         drawing_only=drawing_only,
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import OnnxError, one_line
-from ...tracing.export import quiet
+from ...silence import quiet
 from ...tracing.flat import is_tracing
 from . import elementwise, layers, norms, places, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
