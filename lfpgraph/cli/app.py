@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import LfpGraphError, TargetError
+from ..errors import LfpGraphError, TargetError, printable
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
@@ -32,7 +32,7 @@ def main() -> None:
     try:
         app()
     except LfpGraphError as error:
-        print(f"lfpgraph: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lfpgraph: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -168,7 +168,7 @@ def _finish(results: list[Result], out: Path, json_file: Path | None, title: str
     console = Console()
     console.print(closing_table(results))
     write_report(results, out, title)
-    console.print(f"report: {out}")
+    typer.echo(f"report: {out}")
     if json_file is not None:
         json_file.write_text(json.dumps([result.to_json() for result in results], indent=1))
 

@@ -24,7 +24,7 @@ from .weights import is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
 
-_SMALL = 64
+_SMALL, _DEEPEST = 64, 50  # numbers of a constant that Python knows; modules one in another
 
 
 def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
@@ -117,6 +117,7 @@ class OnnxModel(nn.Module):
         That is the initializer's name split at the dots, with underscores where a part is taken.
         """
         path = [part for part in name.replace("/", ".").split(".") if part] or ["unnamed"]
+        path[_DEEPEST:] = ["_".join(path[_DEEPEST:])] if len(path) > _DEEPEST else []
         if path[0] in ("steps", "training", "forward") or path[0] in self.__dict__:
             path[0] += "_"
         owner: nn.Module = self
