@@ -43,9 +43,9 @@ def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str
     Raises:
         OnnxError: the file is broken or hostile, or holds operators that are not known, all of them named.
     """
-    proto, folder = read_model(source)
+    proto, file = read_model(source)
     try:
-        return OnnxModel(proto, folder, trainable)
+        return OnnxModel(proto, file, trainable)
     except OnnxError:
         raise
     except Exception as error:
@@ -73,7 +73,7 @@ class OnnxModel(nn.Module):
         input_names, output_names: as the file has them, in the order of forward's arguments and results.
     """
 
-    def __init__(self, proto: Any, folder: Path | None, trainable: Any) -> None:
+    def __init__(self, proto: Any, file: Path | None, trainable: Any) -> None:
         super().__init__()
         graph = proto.graph
         version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
@@ -86,7 +86,7 @@ class OnnxModel(nn.Module):
         _refuse_unknown(graph)
         chosen = weights_of(graph)
         for name, tensor in initializers.items():
-            self._store(name, tensor_from(tensor, folder), chosen, trainable)
+            self._store(name, tensor_from(tensor, file), chosen, trainable)
         self.steps = nn.ModuleDict()
         self._program: list[tuple[str, list[str], list[str]]] = []
         for position, item in enumerate(graph.node):
