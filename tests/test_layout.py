@@ -20,7 +20,7 @@ ROOMS = (
     "rules.samples", "rules", "rules.lrp",
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
-    "rewards", "inputs", "training", "explain", "reports", "audits",
+    "rewards", "inputs", "training.resuming", "training", "explain", "reports", "audits",
     "models_zoo", "demo", "experiments.common", "experiments", "cli",
 )  # fmt: skip
 GROUND = {"errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence"}
