@@ -280,6 +280,9 @@ class Run:
         holders = [(self.scheduler, state["scheduler"]), (self.accelerator.scaler, state["scaler"])]
         used = [(holder, new, copy.deepcopy(holder.state_dict())) for holder, new in holders if holder and new]
         before = {"state": self.optimizer.state, "param_groups": self.optimizer.param_groups}
+        for group, theirs in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"]):
+            for key in group.keys() - theirs.keys():
+                theirs[key] = group[key]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             for holder, new, _ in used:

@@ -107,13 +107,13 @@ def _check_optimizer(state: Any, model: nn.Module, optimizer: Optimizer) -> None
         places |= dict(zip(theirs["params"], group["params"]))
         shared = {key: value for key, value in theirs.items() if key in group and key != "params"}
         _check_alike(group, shared, "optimizer")
-        scheduled = [key for key in group if key not in theirs and key not in optimizer.defaults]
-        if scheduled:
-            raise CheckpointError(f"its optimizer has no {scheduled[0]!r}, which a scheduler has given this one's")
+        lost = [key for key in group if key not in theirs and (key == "lr" or key not in optimizer.defaults)]
+        if lost:  # others are of a newer torch, and have their defaults
+            raise CheckpointError(f"its optimizer has no {lost[0]!r}, which this one has")
     expected, from_start = _memory_of(optimizer)
-    lost = [place for place, parameter in places.items() if from_start and place not in saved["state"]]
-    if lost:
-        raise CheckpointError(f"its optimizer remembers nothing of parameter {lost[0]}")
+    for place in places if from_start else ():
+        if place not in saved["state"]:
+            raise CheckpointError(f"its optimizer remembers nothing of parameter {place}")
     for place, held in saved["state"].items():
         if place not in places or not isinstance(held, dict):
             raise CheckpointError(f"its optimizer remembers something of a parameter {place!r}, of which there is none")
@@ -167,9 +167,13 @@ def _check_alike(own: Any, found: Any, where: str) -> None:
         return
     if own is None and isinstance(found, str | dict | list | tuple):
         raise CheckpointError(f"its {where} is {str(found)[:80]!r}")
-    numbers = isinstance(own, int | float | Tensor) and isinstance(found, int | float | Tensor)
-    if own is not None and not numbers and type(own) is not type(found):
+    numbers = _is_number(own) and _is_number(found)
+    if own is not None and not numbers and not isinstance(found, Tensor if isinstance(own, Tensor) else type(own)):
         raise CheckpointError(f"its {where} is {str(found)[:80]!r}, not like {str(own)[:80]!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _check_moved(own: Any, found: Any, where: str) -> None:
@@ -182,10 +186,10 @@ def _check_moved(own: Any, found: Any, where: str) -> None:
     elif isinstance(own, list | tuple) and isinstance(found, list | tuple) and len(own) == len(found):
         for mine, theirs in zip(own, found):
             _check_moved(mine, theirs, where)
-    elif isinstance(own, bool | str) or not isinstance(own, int | float | Tensor):
+    elif isinstance(own, bool) or not _is_number(own):
         if own is not None and (type(own) is not type(found) or own != found):
             raise CheckpointError(f"its {where} is {str(found)[:80]!r}, not {str(own)[:80]!r}")
-    elif not isinstance(found, int | float | Tensor) or isinstance(found, bool):
+    elif not _is_number(found) or isinstance(found, bool):
         raise CheckpointError(f"its {where} is {str(found)[:80]!r}, no number")
 
 
