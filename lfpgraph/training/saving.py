@@ -257,8 +257,10 @@ class Run:
         try:
             check_state(state, self.model, self.optimizer, self.scheduler, scaler, self.facts)
             position, best = Position(**state["position"]), Best(**state["best"])
-        except (CheckpointError, TypeError) as error:
+        except CheckpointError as error:
             raise CheckpointError(f"{checkpoint} does not fit this run: {error}") from error
+        except Exception as error:  # values of any kind, where others belong
+            raise CheckpointError(f"{checkpoint} is damaged: {type(error).__name__}: {one_line(error)}") from error
         if position.epoch > epochs or (steps is not None and position.step > steps):
             raise CheckpointError(
                 f"{checkpoint} is at step {position.step} of epoch {position.epoch + 1}, beyond the end of this run "

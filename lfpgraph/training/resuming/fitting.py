@@ -44,6 +44,8 @@ def check_state(
         facts: of the run, by name: where any differs from those noted in the checkpoint, the run cannot go on.
     """
     _check_form(state, _FORM, "")
+    _check_form(state.get("facts", {}), dict, "facts")  # older versions wrote neither these
+    _check_form(state.get("parameters", []), list, "parameters")  # nor these
     own, before = type(optimizer).__name__, state["optimizer_name"]
     if before != own or (state["scheduler"] is None) != (scheduler is None):
         raise CheckpointError(f"it was made with {before}, or another scheduler, not {own}")
@@ -99,6 +101,7 @@ def _check_optimizer(state: Any, model: nn.Module, optimizer: Optimizer) -> None
         )
     names = names_of(optimizer, model)
     for mine, theirs in zip(names, state.get("parameters", names)):
+        _check_form(theirs, list, "parameters")
         other = next((pair for pair in zip(mine, theirs) if pair[0] != pair[1]), None)
         if other is not None:
             raise CheckpointError(f"its optimizer has {other[1]!r} where this one has {other[0]!r}: another order")
@@ -110,7 +113,7 @@ def _check_optimizer(state: Any, model: nn.Module, optimizer: Optimizer) -> None
         lost = [key for key in group if key not in theirs and (key == "lr" or key not in optimizer.defaults)]
         if lost:  # others are of a newer torch, and have their defaults
             raise CheckpointError(f"its optimizer has no {lost[0]!r}, which this one has")
-    expected, from_start = _memory_of(optimizer)
+    expected, from_start = _memory_of(optimizer, saved["param_groups"])
     for place in places if from_start else ():
         if place not in saved["state"]:
             raise CheckpointError(f"its optimizer remembers nothing of parameter {place}")
@@ -126,30 +129,40 @@ def _check_optimizer(state: Any, model: nn.Module, optimizer: Optimizer) -> None
             _check_alike(value, held[key], where)
 
 
-def _memory_of(optimizer: Optimizer) -> tuple[dict[Tensor, dict[str, Any]], bool]:
+def _memory_of(optimizer: Optimizer, saved: Sequence[Any]) -> tuple[dict[Tensor, dict[str, Any]], bool]:
     """What an optimizer of torch remembers of each parameter after a step, as tensors of no memory.
+
+    Args:
+        saved: its groups, whose hyperparameters it is to have.
 
     Returns:
         That, and whether it remembers something from the start. Nothing of other optimizers, whose ways are not known.
     """
-    kind = type(optimizer)
-    twins: dict[Tensor, Tensor] = {}
-    if kind.__module__.partition(".")[0] != "torch":
+    if type(optimizer).__module__.partition(".")[0] != "torch":
         return {}, False
     try:
-        groups = []
-        for group in optimizer.param_groups:
-            made = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"]]
-            twins.update(zip(made, group["params"]))
-            groups.append({**group, "params": made, "foreach": False, "fused": False})
-        trial = kind(groups)  # type: ignore[call-arg]
-        from_start = bool(trial.state)
-        for parameter in twins:
-            parameter.grad = torch.empty_like(parameter)
-        trial.step()
+        _trial(optimizer, [{} for _ in saved])
     except Exception as error:  # one that wants a closure, sparse gradients, or values
-        log.info("what %s remembers is not checked: %s", kind.__name__, error)
+        log.info("what %s remembers is not checked: %s", type(optimizer).__name__, error)
         return {}, False
+    try:
+        return _trial(optimizer, [{key: value for key, value in theirs.items() if key != "params"} for theirs in saved])
+    except Exception as error:
+        raise CheckpointError(f"its optimizer's settings allow no step: {type(error).__name__}: {error}") from error
+
+
+def _trial(optimizer: Optimizer, settings: Sequence[dict[str, Any]]) -> tuple[dict[Tensor, dict[str, Any]], bool]:
+    twins: dict[Tensor, Tensor] = {}
+    groups = []
+    for group, changed in zip(optimizer.param_groups, settings):
+        made = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"]]
+        twins.update(zip(made, group["params"]))
+        groups.append({**group, **changed, "params": made, "foreach": False, "fused": False})
+    trial = type(optimizer)(groups)  # type: ignore[call-arg]
+    from_start = bool(trial.state)
+    for parameter in twins:
+        parameter.grad = torch.empty_like(parameter)
+    trial.step()
     return {twins[parameter]: dict(held) for parameter, held in trial.state.items()}, from_start
 
 
@@ -165,7 +178,7 @@ def _check_alike(own: Any, found: Any, where: str) -> None:
             if own:
                 _check_alike(own[0], value, where)
         return
-    if own is None and isinstance(found, str | dict | list | tuple):
+    if own is None and found is not None and not _is_number(found):
         raise CheckpointError(f"its {where} is {str(found)[:80]!r}")
     numbers = _is_number(own) and _is_number(found)
     if own is not None and not numbers and not isinstance(found, Tensor if isinstance(own, Tensor) else type(own)):
