@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..passes.functional import make_functional
 from ..silence import quiet
+from ..tracing.flat import LOCK
 
 __all__ = ["functional_graph", "no_autocast", "on_fakes"]
 
@@ -29,7 +30,7 @@ def functional_graph(
     """
 
     def traced(function: Callable[..., Any]) -> fx.GraphModule:
-        with on_fakes(examples) as fake_mode:
+        with LOCK, on_fakes(examples) as fake_mode:
             strict = {} if fake_mode is not None else {"_error_on_data_dependent_ops": False}
             return make_fx(function, decompositions, tracing_mode="real", **strict)(*examples)  # type: ignore[arg-type]
 

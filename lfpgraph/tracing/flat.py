@@ -26,9 +26,8 @@ __all__ = [
 ]
 
 _state = threading.local()
-LOCK = (
-    threading.RLock()
-)  # held while programs are traced: torch.export changes torch's classes and flags for all threads
+# Held while a model or a program is traced: torch.export and make_fx change torch's classes and flags for all threads.
+LOCK = threading.RLock()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
 
 
@@ -47,28 +46,41 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Mark this thread as tracing; run checkpointed parts plainly, since the reentrant kind turns gradients off inside.
+    """Mark this thread as tracing, one thread at a time; run its checkpoints plainly, since the reentrant kind has no gradients.
 
-    Distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
+    Its distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
     """
-    _state.depth = getattr(_state, "depth", 0) + 1
-    apply = CheckpointFunction.__dict__.get("apply")
-    setattr(CheckpointFunction, "apply", _run_as_it_is)  # noqa: B010
-    validates = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(validates)
-        _state.depth -= 1
-        if apply is None:
-            del CheckpointFunction.apply
-        else:
-            setattr(CheckpointFunction, "apply", apply)  # noqa: B010
+    with LOCK:
+        before = getattr(_state, "depth", 0)
+        _state.depth = before + 1
+        if not before:
+            setattr(CheckpointFunction, "apply", _apply_or_run)  # noqa: B010
+            validates = _Validates(Distribution._validate_args)
+            setattr(Distribution, "_validate_args", validates)  # noqa: B010
+        try:
+            yield
+        finally:
+            _state.depth -= 1
+            if not before:
+                del CheckpointFunction.apply
+                if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
+                    Distribution._validate_args = validates.before
 
 
-def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-    return function(*args)
+def _apply_or_run(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    if is_tracing():
+        return function(*args)
+    return super(CheckpointFunction, CheckpointFunction).apply(function, preserve_rng_state, *args)
+
+
+class _Validates:
+    """Whether distributions check their parameters by default: as before, but not in a thread that traces."""
+
+    def __init__(self, before: bool) -> None:
+        self.before = before
+
+    def __get__(self, instance: Any, owner: Any) -> bool:
+        return self.before and not is_tracing()
 
 
 def is_running_plainly() -> bool:
