@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -14,6 +15,8 @@ __all__ = ["quiet"]
 
 _local = threading.local()
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 _quiet_threads = 0
 _TALKERS = ("torch.export", "torch.fx", "torch.onnx", "torch._export", "torch._subclasses")
 

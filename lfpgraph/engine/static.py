@@ -12,6 +12,7 @@ from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..errors import TraceError
 from ..passes.functional import make_functional
 from ..silence import quiet
 from ..tracing.flat import LOCK
@@ -28,6 +29,13 @@ def functional_graph(
         examples: the function's arguments. Of fake tensors, open sizes stay open; real ones may decide on their values.
         decompositions: what operations are to be written out as, by operation.
     """
+
+    if any(hasattr(value, "fake_mode") for value in examples) and torch.is_anomaly_enabled():
+        if torch.is_anomaly_check_nan_enabled():
+            raise TraceError(
+                "a program cannot be traced under torch.autograd.detect_anomaly, which looks at values. Make the model's first "
+                'call outside of it, give detect_anomaly check_nan=False, or wrap(model, engine="live").'
+            )
 
     def traced(function: Callable[..., Any]) -> fx.GraphModule:
         with LOCK, on_fakes(examples) as fake_mode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
+from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "is_running_plainly",
     "running_plainly",
     "tracing",
+    "wait_for_traces",
 ]
 
 _state = threading.local()
@@ -31,8 +34,39 @@ LOCK = threading.RLock()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
 
 
+_cut_off = False  # whether this process was forked in the middle of another thread's trace
+
+
+def _after_fork() -> None:
+    """Free the lock of a thread that the new process does not have."""
+    global _cut_off
+    _cut_off = _cut_off or not LOCK.acquire(blocking=False)
+    LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def wait_for_traces() -> None:
+    """Wait until no other thread traces a model.
+
+    Raises:
+        TraceError: none ever ends, since this process has been forked off in the middle of one.
+    """
+    if _cut_off:
+        raise TraceError(
+            "this process was forked while a thread of the other one traced a model, so torch is still in the midst of it here. "
+            "Fork before the first call of the model, or after it, or start the process by spawn or forkserver."
+        )
+    with LOCK:
+        pass
+
+
 def another_thread_traces() -> bool:
     """Whether what torch's global flags say of tracing and exporting is the business of another thread."""
+    if _cut_off:
+        wait_for_traces()
     if not LOCK.acquire(blocking=False):
         return True
     LOCK.release()
@@ -50,6 +84,7 @@ def tracing() -> Iterator[None]:
 
     Its distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
     """
+    wait_for_traces()
     with LOCK:
         before = getattr(_state, "depth", 0)
         _state.depth = before + 1
