@@ -238,12 +238,9 @@ class Scale:
         return after
 
 
-_BATCHED = torch._C._parse_dispatch_key("Batched")
-
-
 def refuse_batched(signal: Tensor) -> None:
     """Refuse a signal that stands for many at once, of which torch's batched tensors do not know every operation of a rule."""
-    if torch._C._dispatch_keys(signal).has(_BATCHED):
+    if torch._C._dispatch_keys(signal).has("Batched"):
         raise WrapError(
             "many backward passes at once are asked for (is_grads_batched=True, vectorize=True), and the rules of feedback do "
             "not run on such a batch; ask for them one after the other."

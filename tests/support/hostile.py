@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import random
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["exported_programs"]
+__all__ = ["configurations", "exported_programs"]
 
 
 class _Mark:
@@ -142,3 +143,33 @@ def exported_programs(mark: Path) -> dict[str, bytes]:
     found["a list"] = _packed({**good, "models/model.json": b"[1, 2]"})
     found["bytes"] = bytes(range(256)) * 10
     return found
+
+
+_CONFIGS: tuple[dict[str, Any], ...] = (
+    {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+     "vocab_size": 30, "architectures": ["BertForSequenceClassification"]},
+    {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 30, "n_positions": 32},
+    {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+     "image_size": 32, "patch_size": 8},
+    {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+     "intermediate_size": 16, "vocab_size": 30},
+)  # fmt: skip
+_MORE = (
+    "hidden_act", "initializer_range", "torch_dtype", "dtype", "id2label", "num_labels", "layer_norm_eps", "rope_parameters",
+    "quantization_config", "max_position_embeddings", "use_cache", "pad_token_id", "head_dim", "attn_implementation",
+    "architectures", "tie_word_embeddings", "num_channels", "problem_type", "pruned_heads", "chunk_size_feed_forward",
+    "is_decoder", "return_dict", "text_config", "_name_or_path", "transformers_version", "attribute_map", "sub_configs",
+)  # fmt: skip
+_VALUES = (
+    10**9, 10**12, 2**70, -1, 0, 1e30, float("nan"), "abc", "", None, True, [], [1, 2], {}, {"a": 1}, [[[]]], "9" * 1000,
+    10**6, 3.5,
+)  # fmt: skip
+
+
+def configurations(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Configurations of small models with one entry that is absurd, of another type, or not theirs."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        found = dict(draw.choice(_CONFIGS))
+        found[draw.choice([*found, *_MORE])] = draw.choice(_VALUES)
+        yield found
