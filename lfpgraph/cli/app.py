@@ -27,6 +27,23 @@ for _command in (coverage, graph, zoo, reproduce, explain, export):
     app.command()(_command)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"lfpgraph {version('lfpgraph')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Feedback training for any PyTorch model."""
+
+
 def main() -> None:
     """Run the command line; our own errors become one line and exit status 1."""
     try:
