@@ -22,10 +22,10 @@ from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
-from ..tracing.flat import another_thread_traces, is_running_plainly
+from ..tracing.flat import another_thread_traces, is_running_plainly, wait_for_traces
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
-from .programs import Entry, ModelCall, Programs, wait_for_traces
+from .programs import Entry, ModelCall, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
 
