@@ -35,7 +35,8 @@ __all__ = [
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE, _NO_TENSOR = range(5)
-_POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
+# a mask made of these selects a value
+_POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default, aten.multinomial.default}
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
 _library.define("own_backward(Tensor[] inputs, Tensor like) -> Tensor")

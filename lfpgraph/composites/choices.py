@@ -1,0 +1,118 @@
+"""Choices under `lfp`: every alternative is credited with what it would have brought, not the chosen one alone.
+
+A mask made by argmax, topk or a draw (`graph.selections`) lets chosen entries through: `mask * values`. The signal that arrives
+at an entry of the mask is what the output would gain if that entry were let through, chosen or not: a counterfactual, c. Two
+rules follow.
+
+- The scores that chose get the contrast of the alternatives, `p * (c - sum(p * c)) / t` with `p = softmax(scores / t)`: the
+  gain of a policy that chooses by p. The temperature t is a share (`sharpness`) of the spread of the scores, so the rule does
+  not hang on their units. Where entries were drawn by chances p, the chances themselves get `c - sum(p * c)`.
+- What the mask lets through learns a little where it was not chosen: as if a share of the choices (`blind_share`) were made
+  blindly. Otherwise an expert that is not chosen stays as bad as it is, and is not chosen.
+
+Source: this project; the contrast is the policy gradient's (Williams 1992) with the mean over all alternatives as its baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import CompositeError
+from ..graph.graph import ACTIVE, OpGraph
+from ..graph.selections import Choice, choice_of
+from ..graph.structure import Structure
+from ..registry import CAST, CONTRACTION, PRODUCT, VIEW, Call, Handler, Signals
+from ..rules.activations import activation
+from ..rules.views import vjp
+
+__all__ = ["BLIND_SHARE", "SHARPNESS", "add_choices"]
+
+BLIND_SHARE, SHARPNESS = 0.25, 0.3  # chosen on validation parts; see docs/experiments.md, routing
+
+
+def add_choices(graph: OpGraph, found: Structure, blind_share: float, sharpness: float) -> None:
+    """Give the masks of a graph, and the products with them, the rules above.
+
+    Raises:
+        CompositeError: `blind_share` is not between 0 and 1, or `sharpness` not above 0.
+    """
+    if not (0 <= blind_share <= 1 and sharpness > 0):
+        raise CompositeError(f"blind_share={blind_share!r} must be 0 to 1, and sharpness={sharpness!r} above 0")
+    for node in list(graph.operations()):
+        if graph.info[node].selects is None:
+            continue
+        choice = choice_of(node, lambda n: graph.info[n].kind == ACTIVE)
+        if choice is None or not choice.direction:
+            continue
+        found.rules[node] = _in_place_of(activation, partial(_contrast, choice, sharpness))
+        for product, mask in _products(graph, node) if blind_share else ():
+            found.rules[product] = _in_place_of(vjp, partial(_with_alternatives, mask, blind_share))
+
+
+def _products(graph: OpGraph, mask: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """The operations that multiply a mask with something, and the mask as each of them sees it: behind views and casts."""
+    found, stack = [], [mask]
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            family = graph.info[user].family if user in graph.info else None
+            if family in (VIEW, CAST) and len(user.all_input_nodes) == 1:
+                stack.append(user)
+            elif family in (PRODUCT, CONTRACTION) and graph.info[user].part == "network":
+                found.append((user, node))
+    return found
+
+
+def _in_place_of(known: Handler, rule: Handler) -> Callable[[Handler], Handler]:
+    """For `Structure.rules`: this rule in place of a known one; another one, such as a user's own, stays."""
+    return lambda usual: rule if usual is known else usual
+
+
+def _contrast(choice: Choice, sharpness: float, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """Signal of the scores that a mask was chosen by; s is what each entry of the mask would bring."""
+    x = call.inputs[-1]
+    dims = choice.dims or tuple(range(x.dim()))
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if choice.drawn:
+        p = wide / wide.sum(dims, keepdim=True)
+        scale = wide.sum(dims, keepdim=True)
+    else:
+        finite = wide.isfinite()
+        count = finite.sum(dims, keepdim=True).clamp_min(1)
+        centred = torch.where(finite, wide, 0.0)
+        centred = torch.where(finite, centred - centred.sum(dims, keepdim=True) / count, 0.0)
+        temperature = sharpness * (centred.square().sum() / finite.sum()).sqrt()
+        scale = choice.direction * torch.where(temperature > 0, temperature, 1.0)
+        p = _softmax(torch.where(finite, wide, -choice.direction * torch.inf) / scale, dims)
+    contrast = s - (p * s).sum(dims, keepdim=True)
+    signal = contrast / scale if choice.drawn else p * contrast / scale
+    return [*[None] * (len(call.inputs) - 1), signal.to(x.dtype)]
+
+
+def _softmax(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Over several dimensions together."""
+    return (x - x.logsumexp(dims, keepdim=True)).exp()
+
+
+def _with_alternatives(mask: fx.Node, blind_share: float, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """Signals of a product with a mask: the vjp, but what the mask lets through sees a mask that is blind in part."""
+    signals = call.vjp(s)
+    tensors, others = list(call.inputs), []
+    for i, (x, source) in enumerate(zip(call.inputs, call.sources)):
+        if source is mask:
+            tensors[i] = torch.lerp(x, x.mean(), blind_share)
+        elif call.wanted[i] and x.is_floating_point():
+            tensors[i] = x.detach().requires_grad_()
+            others.append(i)
+    if others:
+        with torch.enable_grad():
+            z = call.run(tensors)
+        found = torch.autograd.grad(z, [tensors[i] for i in others], s)
+        for i, signal in zip(others, found):
+            signals[i] = signal
+    return signals
