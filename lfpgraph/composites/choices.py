@@ -4,9 +4,9 @@ A mask made by argmax, topk or a draw (`graph.selections`) lets chosen entries t
 at an entry of the mask is what the output would gain if that entry were let through, chosen or not: a counterfactual, c. Two
 rules follow.
 
-- The scores that chose get the contrast of the alternatives, `p * (c - sum(p * c)) / t` with `p = softmax(scores / t)`: the
-  gain of a policy that chooses by p. The temperature t is a share (`sharpness`) of the spread of the scores, so the rule does
-  not hang on their units. Where entries were drawn by chances p, the chances themselves get `c - sum(p * c)`.
+- The scores that chose get the contrast of the alternatives, `p * (c - sum(p * c)) / max(t, 1)` with `p = softmax(scores / t)`:
+  the gain of a policy that chooses by p. The temperature t is a share (`sharpness`) of the spread of the scores, so p does not
+  hang on their units. Where entries were drawn by chances p, the chances themselves get `c - sum(p * c)`.
 - What the mask lets through learns a little where it was not chosen: as if a share of the choices (`blind_share`) were made
   blindly. Otherwise an expert that is not chosen stays as bad as it is, and is not chosen.
 
@@ -32,7 +32,7 @@ from ..rules.views import vjp
 
 __all__ = ["BLIND_SHARE", "SHARPNESS", "add_choices"]
 
-BLIND_SHARE, SHARPNESS = 0.25, 0.3  # chosen on validation parts; see docs/experiments.md, routing
+BLIND_SHARE, SHARPNESS = 0.1, 0.3  # chosen on validation parts; see docs/experiments.md, routing
 
 
 def add_choices(graph: OpGraph, found: Structure, blind_share: float, sharpness: float) -> None:
@@ -79,19 +79,22 @@ def _contrast(choice: Choice, sharpness: float, call: Call, s: Tensor, *args: An
     dims = choice.dims or tuple(range(x.dim()))
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if choice.drawn:
-        p = wide / wide.sum(dims, keepdim=True)
-        scale = wide.sum(dims, keepdim=True)
+        total = wide.sum(dims, keepdim=True)
+        signal = (s - (wide * s).sum(dims, keepdim=True) / total) / total
     else:
-        finite = wide.isfinite()
-        count = finite.sum(dims, keepdim=True).clamp_min(1)
-        centred = torch.where(finite, wide, 0.0)
-        centred = torch.where(finite, centred - centred.sum(dims, keepdim=True) / count, 0.0)
-        temperature = sharpness * (centred.square().sum() / finite.sum()).sqrt()
-        scale = choice.direction * torch.where(temperature > 0, temperature, 1.0)
-        p = _softmax(torch.where(finite, wide, -choice.direction * torch.inf) / scale, dims)
-    contrast = s - (p * s).sum(dims, keepdim=True)
-    signal = contrast / scale if choice.drawn else p * contrast / scale
+        p, temperature = _chances(choice.direction * wide, dims, sharpness)
+        signal = choice.direction * p * (s - (p * s).sum(dims, keepdim=True)) / temperature.clamp_min(1.0)
     return [*[None] * (len(call.inputs) - 1), signal.to(x.dtype)]
+
+
+def _chances(scores: Tensor, dims: tuple[int, ...], sharpness: float) -> tuple[Tensor, Tensor]:
+    """The softmax of scores, and its temperature; a score of infinity, by which an entry is left out, counts for neither."""
+    finite = scores.isfinite()
+    known = torch.where(finite, scores, 0.0)
+    mean = known.sum(dims, keepdim=True) / finite.sum(dims, keepdim=True).clamp_min(1)
+    spread = (torch.where(finite, known - mean, 0.0).square().sum() / finite.sum().clamp_min(1)).sqrt()
+    temperature = torch.where(spread > 0, sharpness * spread, 1.0)
+    return _softmax(torch.where(finite, scores, -torch.inf) / temperature, dims), temperature
 
 
 def _softmax(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -105,7 +108,7 @@ def _with_alternatives(mask: fx.Node, blind_share: float, call: Call, s: Tensor,
     tensors, others = list(call.inputs), []
     for i, (x, source) in enumerate(zip(call.inputs, call.sources)):
         if source is mask:
-            tensors[i] = torch.lerp(x, x.mean(), blind_share)
+            tensors[i] = x + blind_share * (x.mean() - x)
         elif call.wanted[i] and x.is_floating_point():
             tensors[i] = x.detach().requires_grad_()
             others.append(i)

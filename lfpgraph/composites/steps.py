@@ -30,7 +30,7 @@ from .centred import activations_of, in_place_of, value_at
 
 __all__ = ["STEP_WIDTHS", "add_steps"]
 
-STEP_WIDTHS = (0.3, 1.0, 3.0)  # chosen on validation parts; see docs/spiking.md
+STEP_WIDTHS = (0.3, 1.0, 3.0, 10.0)  # chosen on validation parts; see docs/spiking.md
 
 aten = torch.ops.aten
 _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
