@@ -221,6 +221,28 @@ def test_biases_of_zero_move():
     assert not feedback(model, "lfp-epsilon", x)["first.bias"].any()
 
 
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_biases_of_several_dimensions_move(engine):
+    """Those of experts, say; and not more than other matrices once they have moved."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.bias = nn.Linear(5, 12), nn.Parameter(torch.zeros(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.first(x).view(-1, 4, 3) + self.bias).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Experts().double(), torch.randn(6, 5, dtype=torch.float64)
+    plain = LFP.with_options(epsilon=0.0, floor=0.0)
+    torch.testing.assert_close(feedback(model, plain, x, engine)["bias"], gradients(model, x)["bias"])
+    assert not feedback(model, "lfp-epsilon", x, engine)["bias"].any()
+    with torch.no_grad():
+        model.bias[0, 0] = 1.0
+    assert not feedback(model, plain, x, engine)["bias"][1].any()
+
+
 def test_it_pickles():
     composite = pickle.loads(pickle.dumps(replace(LFP, structure=partial(learning_structure, secant=0.3))))
     assert composite.structure.keywords == {"secant": 0.3}

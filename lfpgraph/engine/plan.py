@@ -99,12 +99,10 @@ def make_plan(
     nodes = graph.placeholder_nodes
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
-    asleep = {
-        n
-        for n, x in zip(nodes, values)
-        if n in wanted and n in rulesets and rulesets[n].wakes(x) and is_factor(graph, n)
-    }
-    _let_signals_pass(graph, units, asleep)
+    zero = [n for n, x in zip(nodes, values) if n in wanted and n in rulesets and rulesets[n].wakes(x)]
+    factors = {n for n in zero if is_factor(graph, n)}
+    asleep = factors | {n for n in zero if rulesets[n].vectors == "signal"}
+    _let_signals_pass(graph, units, factors)
     return Plan(graph, composite, units, reached, rulesets, asleep)
 
 

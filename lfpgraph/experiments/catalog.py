@@ -37,6 +37,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pruning": "accuracy against sparsity, pruned by magnitude and by feedback: an MLP on digits",
         "regression": "diabetes (and California housing, if scikit-learn has it cached): an MLP",
         "rewards": "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer",
+        "routing": "a router that chooses experts by argmax: digits",
         "rule": "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters",
         "spiking": "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps",
         "transfer": "half of the digits by backprop, then the other half by feedback",
