@@ -7,6 +7,7 @@ rules follow.
 - The scores that chose get the contrast of the alternatives, `p * (c - sum(p * c)) / max(t, 1)` with `p = softmax(scores / t)`:
   the gain of a policy that chooses by p. The temperature t is a share (`sharpness`) of the spread of the scores, so p does not
   hang on their units. Where entries were drawn by chances p, the chances themselves get `c - sum(p * c)`.
+- A lookup, `values[argmax(scores)]`, is taken as the product of such a mask with the values.
 - What the mask lets through learns a little where it was not chosen: as if a share of the choices (`blind_share`) were made
   blindly. Otherwise an expert that is not chosen stays as bad as it is, and is not chosen.
 
@@ -24,7 +25,7 @@ from torch import Tensor, fx
 
 from ..errors import CompositeError
 from ..graph.graph import ACTIVE, OpGraph
-from ..graph.selections import Choice, choice_of
+from ..graph.selections import Choice, Lookup, choice_of, lookup_of
 from ..graph.structure import Structure
 from ..registry import CAST, CONTRACTION, PRODUCT, VIEW, Call, Handler, Signals
 from ..rules.activations import activation
@@ -43,15 +44,21 @@ def add_choices(graph: OpGraph, found: Structure, blind_share: float, sharpness:
     """
     if not (0 <= blind_share <= 1 and sharpness > 0):
         raise CompositeError(f"blind_share={blind_share!r} must be 0 to 1, and sharpness={sharpness!r} above 0")
-    for node in list(graph.operations()):
-        if graph.info[node].selects is None:
-            continue
-        choice = choice_of(node, lambda n: graph.info[n].kind == ACTIVE)
-        if choice is None or not choice.direction:
-            continue
-        found.rules[node] = _in_place_of(activation, partial(_contrast, choice, sharpness))
-        for product, mask in _products(graph, node) if blind_share else ():
-            found.rules[product] = _in_place_of(vjp, partial(_with_alternatives, mask, blind_share))
+
+    def is_active(node: fx.Node) -> bool:
+        return graph.info[node].kind == ACTIVE
+
+    for node in graph.operations():
+        if graph.info[node].selects is not None:
+            choice = choice_of(node, is_active)
+            if choice is None or not choice.direction:
+                continue
+            found.rules[node] = _in_place_of(activation, partial(_of_mask, choice, sharpness))
+            for product, mask in _products(graph, node) if blind_share else ():
+                found.rules[product] = _in_place_of(vjp, partial(_with_alternatives, mask, blind_share))
+        elif graph.info[node].part == "network" and (lookup := lookup_of(node, is_active)) is not None:
+            found.further[node] = lookup.choice.source
+            found.rules[node] = _in_place_of(vjp, partial(_of_lookup, lookup, blind_share, sharpness))
 
 
 def _products(graph: OpGraph, mask: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
@@ -73,18 +80,44 @@ def _in_place_of(known: Handler, rule: Handler) -> Callable[[Handler], Handler]:
     return lambda usual: rule if usual is known else usual
 
 
-def _contrast(choice: Choice, sharpness: float, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+def _of_mask(choice: Choice, sharpness: float, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """Signal of the scores that a mask was chosen by; s is what each entry of the mask would bring."""
-    x = call.inputs[-1]
+    return [*[None] * (len(call.inputs) - 1), _contrast(choice, sharpness, call.inputs[-1], s)]
+
+
+def _of_lookup(
+    lookup: Lookup, blind_share: float, sharpness: float, call: Call, s: Tensor, *args: Any, **kwargs: Any
+) -> Signals:
+    """Signals of the values that were looked up in, and of the scores that their places were chosen by."""
+    signals = call.vjp(s)
+    values, scores = call.inputs[0], call.inputs[-1]
+    lead = scores.dim() - 1
+    total = s.sum(lead) if lookup.several else s  # [..., rest]
+    rest = tuple(range(lead + 1, total.dim() + 1))
+    seen = values[call.inputs[1]] if lookup.kind == "pairs" else values
+    gains = total.unsqueeze(lead) * seen
+    if signals[0] is not None:
+        blind = total.unsqueeze(lead).expand_as(gains)
+        if lookup.kind == "pairs":
+            blind = torch.zeros_like(values).index_add(0, call.inputs[1], blind)
+        signals[0] = torch.lerp(signals[0], blind.sum_to_size(values.shape) / scores.shape[-1], blind_share)
+    signals[-1] = _contrast(lookup.choice, sharpness, scores, gains.sum(rest) if rest else gains)
+    return signals
+
+
+def _contrast(choice: Choice, sharpness: float, x: Tensor, gains: Tensor) -> Tensor:
+    """Signal of the scores x, of which each alternative would bring `gains`."""
     dims = choice.dims or tuple(range(x.dim()))
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    low = x.dtype in (torch.float16, torch.bfloat16)
+    wide, gains = (x.float(), gains.float()) if low else (x, gains)
     if choice.drawn:
         total = wide.sum(dims, keepdim=True)
-        signal = (s - (wide * s).sum(dims, keepdim=True) / total) / total
+        signal = (gains - (wide * gains).sum(dims, keepdim=True) / total) / total
     else:
         p, temperature = _chances(choice.direction * wide, dims, sharpness)
-        signal = choice.direction * p * (s - (p * s).sum(dims, keepdim=True)) / temperature.clamp_min(1.0)
-    return [*[None] * (len(call.inputs) - 1), signal.to(x.dtype)]
+        contrast = gains - (p * gains).sum(dims, keepdim=True)
+        signal = choice.direction * p * contrast / temperature.clamp_min(1.0)
+    return signal.to(x.dtype)
 
 
 def _chances(scores: Tensor, dims: tuple[int, ...], sharpness: float) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from ..rewards import RateCodedSpikes
 from .common.data import flat_digits
 from .common.drawing import draw_bars
-from .common.harness import Case, Report, Settings, Way, fit, rewarded
+from .common.harness import Case, Report, Settings, Way, fit
 from .common.models import LifNet, seeded
 from .common.rates import chosen_rates
 
@@ -23,15 +23,11 @@ RATES = (3e-3, 1e-2, 2e-2)
 
 
 def run(settings: Settings) -> Report:
-    """`lfp`, surrogate gradients, the published `lfp-snn` with its rate-coded reward, and backprop.
-
-    The rates are chosen with one seed.
-    """
+    """`lfp`, surrogate gradients and backprop, with the cross-entropy of spike counts; the rates are chosen with one seed."""
     train, test = flat_digits()
     ways = [
         Way("LFP", "lfp", _counts_loss),
         Way("surrogate", "surrogate", _counts_loss),
-        Way("published", "lfp-snn", rewarded(RateCodedSpikes()), clip=None),
     ]
     cases: list[Case] = []
     notes = ["backprop has no gradient to use: its row is the untrained network"]

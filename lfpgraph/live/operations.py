@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ..graph.regions import may_join
-from ..graph.selections import MASKS
+from ..graph.selections import LOOKUPS, MASKS
 from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
 from ..tracing.rewrite import OWN_PARTS, parts_of, takes_tensors
@@ -71,6 +71,7 @@ class OpInfo:
         shaped: whether a plan may depend on which of its tensors have one shape: it may be part of a region. What else is
             equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
         shaped_mask: whether it may depend on that where autograd does not follow the results: masks select by their shape.
+        looks_up: whether it takes values from places that may have been chosen by others (`graph.selections`).
     """
 
     kinds: tuple[int, ...]
@@ -83,6 +84,7 @@ class OpInfo:
     forgets: bool
     shaped: bool
     shaped_mask: bool
+    looks_up: bool
 
 
 class Quick:
@@ -197,6 +199,7 @@ def _describe(op: OpOverload) -> OpInfo:
         forgets=forgets,
         shaped=may_join(node, family),
         shaped_mask=node in MASKS or not found,
+        looks_up=node in LOOKUPS,
     )
 
 
