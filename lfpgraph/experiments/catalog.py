@@ -30,7 +30,7 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {
     name: Experiment(name, summary)
     for name, summary in {
-        "activations": "ReLU, SiLU, ELU, tanh, sigmoid and Heaviside: an MLP on digits",
+        "activations": "smooth ones, steps, few bits, binary and ternary weights: MLPs on digits",
         "boundaries": "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)",
         "convergence": "accuracy per step and per second: a CNN on digits",
         "language": "next-character loss of a small GPT-2 on Python's own standard library",

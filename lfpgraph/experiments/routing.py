@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ def run(settings: Settings) -> Report:
         ("backprop", None, "frozen"),
     ):
         start = seeded(lambda mask=mask: Routed(mask))  # type: ignore[misc]
-        way, how = Way(name, composite, cross_entropy), {"epochs": 20, "name": "routing", "start": start}
+        way = Way(name, composite, cross_entropy)
+        how: dict[str, Any] = {"epochs": 20, "name": "routing", "start": start}
         (chosen,) = chosen_rates(start(0), [way], RATES, train, settings, **how)
         rate = chosen.more["lr"]
         (case,) = fit(start(0), [replace(way, lr=rate)], train, test, settings, **how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def run(settings: Settings) -> Report:
                 return LifNet(steps=steps, beta=beta)
 
             name, start = f"{steps} steps, beta {beta}", seeded(build)
-            how = {"epochs": 10, "name": name, "score": _score, "start": start}
+            how: dict[str, Any] = {"epochs": 10, "name": name, "score": _score, "start": start}
             chosen = chosen_rates(start(0), ways, RATES, train, replace(settings, seeds=1), **how)
             best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
             cases += fit(start(0), [*best, Way("backprop", None, _counts_loss)], train, test, settings, **how)

@@ -121,11 +121,9 @@ def lookup_of(node: fx.Node, is_active: Callable[[fx.Node], bool]) -> Lookup | N
     if node.target not in LOOKUPS or not isinstance(node.meta.get("val"), torch.Tensor):
         return None
     named = _arguments(node)
-    values, places, dim = (
-        named.get("weight", named.get("self")),
-        named.get("index", named.get("indices")),
-        named.get("dim", 0),
-    )
+    values: Any = named.get("weight", named.get("self"))
+    places: Any = named.get("index", named.get("indices"))
+    dim = named.get("dim", 0)
     kind = "beside" if node.target is aten.gather.default else "rows"
     if node.target is aten.index.Tensor:
         kind = "rows" if len(places) == 1 else "pairs"
