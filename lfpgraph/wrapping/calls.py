@@ -184,7 +184,7 @@ class Wrapping:
         plans = [] if self._told else self.all_plans()
         if plans:
             self._told = True
-            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_asleep)
+            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_awake)
 
     def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         module, choice = part.module, self.choice
