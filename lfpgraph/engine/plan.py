@@ -71,7 +71,7 @@ class Plan:
         """Whether the feedback of a placeholder is `abs(value) * s` and nothing else."""
         ruleset = self.rulesets.get(placeholder)
         plain = ruleset is None or placeholder in self.asleep or ruleset.takes_signal(placeholder.meta["val"])
-        return not plain and ruleset.floor == 0.0  # type: ignore[union-attr]
+        return not plain and (ruleset.floor, ruleset.unit) == (0.0, "parameter")  # type: ignore[union-attr]
 
 
 def make_plan(
