@@ -181,7 +181,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         names = ("torch.export", "torch.fx", "torch.onnx", "torch._export", "torch._subclasses")
-        loggers = [logging.getLogger(name) for name in names]
+        loggers = [log for log in map(logging.getLogger, names) if log.level != logging.CRITICAL]
         levels = [logger.level for logger in loggers]
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
