@@ -70,18 +70,21 @@ class _Joint:
         self.graph, self.root = fx.Graph(), torch.nn.Module()
         self.env: dict[fx.Node, Any] = {}
         self.sizes: dict[Any, fx.Node] = {}  # nodes that hold an open size
-        self.places: dict[Any, tuple[fx.Node, int]] = {}  # where the open sizes are found among the placeholders
+        self.places: dict[
+            Any, tuple[fx.Node, int]
+        ] = {}  # where the open sizes are found among the values, not the signals
         for node in plan.graph.placeholder_nodes:
-            self.env[node] = self._placeholder(node.name, patterns.values[node])
+            value = patterns.values[node]
+            self.env[node] = made = self._placeholder(node.name, value)
+            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+                self.places.setdefault(size_of(size), (made, dim))
+            if isinstance(value, torch.SymInt):
+                self.sizes[size_of(value)] = made
         self.signals = [self._placeholder(f"signal_{i}", s) for i, s in enumerate(patterns.signals)]
 
     def _placeholder(self, name: str, value: Any) -> fx.Node:
         made = self.graph.placeholder(name)
         made.meta["val"] = value
-        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
-            self.places.setdefault(size_of(size), (made, dim))
-        if isinstance(value, torch.SymInt):
-            self.sizes[size_of(value)] = made
         return made
 
     def finish(self, ends: dict[fx.Node, list[Arrival] | None]) -> fx.GraphModule:

@@ -124,10 +124,8 @@ class Patterns:
 
     def of(self, i: int, arrived: Sequence[Arrival]) -> Pattern:
         """The pattern of the unit at a place, for what arrives at it."""
-        behind = tuple(
-            _layout(self.values[node]) for node in self.reads[i]
-        )  # a relu that reads the output is known by now
-        key = (self.keys[i], behind, tuple((a.index, a.form, _layout(a.value)) for a in arrived))
+        known = tuple(_layout(self.values[node]) for node in self.reads[i])  # of a relu behind the unit, too
+        key = (self.keys[i], known, tuple((a.index, a.form, _layout(a.value)) for a in arrived))
         found = self.kept.get(key)
         if found is None or found.looked:
             found = self.kept[key] = self._trace(self.plan.units[i], self.reads[i], arrived)
@@ -159,9 +157,8 @@ class Patterns:
         return Pattern(self._graph(run, examples), **facts)
 
     def _graph(self, run: Callable[..., Any], examples: Sequence[Any]) -> fx.GraphModule:
-        with on_fakes(
-            examples
-        ):  # units that are alike have the same fake values, and a tracer tells arguments by identity
+        """Trace on copies: units that are alike have the same fake values, and a tracer tells arguments by identity."""
+        with on_fakes(examples):
             own = [value.detach() if isinstance(value, Tensor) else value for value in examples]
         return functional_graph(run, own)
 
@@ -251,4 +248,5 @@ def _layout(value: Any) -> Any:
 
 
 def size_of(size: Any) -> Any:
+    """A size as something to look up: a number, or the expression of an open one."""
     return size.node.expr if isinstance(size, torch.SymInt) else size
