@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,7 @@ def main() -> None:
             parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
     given = vars(parser.parse_args())
     logging.getLogger("lfpgraph").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = []
     for name in given["only"] or ROWS:
