@@ -91,18 +91,41 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("engine", ["live", "static"])
-def test_steps_have_a_wider_epsilon(step, engine):
+def test_steps_hand_on_secants(step, engine):
+    """Of several widths, in units of the spread of what is compared; no derivative is taken."""
     torch.manual_seed(0)
     f = STEPS[step]
     model, x = OneFunction(f).double(), torch.randn(6, 5, dtype=torch.float64)
     found = feedback(model, LFP.with_options(epsilon=0.0), x, engine)["first.bias"]
     with torch.no_grad():
         z = model.first(x)
-        probability = torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)
-        s = probability / 6 @ model.second.weight
-        gain = f(z) - f(torch.zeros_like(z))
-        expected = (s * gain / (z + 0.1 * torch.where(z < 0, -1.0, 1.0))).sum(0)
-    torch.testing.assert_close(found, expected)
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight
+        widths = [h * z.std(correction=0) for h in (0.3, 1.0, 3.0, 10.0)]
+        slope = sum((f(z + h) - f(z - h)) / (2 * h) for h in widths) / 4
+    torch.testing.assert_close(found, (s * slope).sum(0))
+    assert found.any()
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_binary_weights_learn(engine):
+    class Binary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.out = nn.Parameter(torch.randn(7, 5) / 10), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(x @ torch.sign(self.weight).T))
+
+    torch.manual_seed(0)
+    model, x = Binary().double(), torch.randn(6, 5, dtype=torch.float64)
+    found = feedback(model, LFP.with_options(scale="signal", epsilon=0.0), x, engine)["weight"]
+    with torch.no_grad():
+        w = model.weight
+        h = x @ w.sign().T
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.out.weight * (h > 0)
+        widths = [k * w.std(correction=0) for k in (0.3, 1.0, 3.0, 10.0)]
+        slope = sum(((w + k).sign() - (w - k).sign()) / (2 * k) for k in widths) / 4
+    torch.testing.assert_close(found, s.T @ x * slope)
 
 
 def test_a_relu_written_with_a_comparison_is_no_step():
@@ -214,7 +237,29 @@ def test_biases_of_zero_move():
     assert not feedback(model, "lfp-epsilon", x)["first.bias"].any()
 
 
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_biases_of_several_dimensions_move(engine):
+    """Those of experts, say, or position embeddings: what is only added takes the plain signal."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.bias = nn.Linear(5, 12), nn.Parameter(torch.zeros(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.first(x).view(-1, 4, 3) + self.bias).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Experts().double(), torch.randn(6, 5, dtype=torch.float64)
+    plain = LFP.with_options(epsilon=0.0, floor=0.0)
+    torch.testing.assert_close(feedback(model, plain, x, engine)["bias"], gradients(model, x)["bias"])
+    assert not feedback(model, "lfp-epsilon", x, engine)["bias"].any()
+    with torch.no_grad():
+        model.bias[0, 0] = 1.0
+    torch.testing.assert_close(feedback(model, plain, x, engine)["bias"], gradients(model, x)["bias"])
+
+
 def test_it_pickles():
-    composite = pickle.loads(pickle.dumps(replace(LFP, structure=partial(learning_structure, step_epsilon=0.3))))
-    assert composite.structure.keywords == {"step_epsilon": 0.3}
+    composite = pickle.loads(pickle.dumps(replace(LFP, structure=partial(learning_structure, secant=0.3))))
+    assert composite.structure.keywords == {"secant": 0.3}
     assert pickle.loads(pickle.dumps(LFP)) == LFP

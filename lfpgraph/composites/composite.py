@@ -58,8 +58,9 @@ class Ruleset:
             "normalisation" and "activation" also serve such a function written out. A function, or a `Rule` where the
             engine must know more of it.
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
-        vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) as `scale` says; "signal":
-            they take the plain signal, so that a bias of zero can move.
+        vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) and those of any that are
+            only added to something (position embeddings, the biases of experts) as `scale` says; "signal": they take the
+            plain signal, so that a bias of zero can move.
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
         unit: "norm" multiplies `max(abs(w), floor) * s_w` by the square root of w's number of entries, so that the
