@@ -7,22 +7,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import TargetError
-from .common.harness import Report, Settings
+from ...errors import TargetError
+from .harness import Report, Settings
 
 __all__ = ["EXPERIMENTS", "Experiment", "reproduce"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A module of this package with `run(settings) -> Report`."""
+    """A module of the package `experiments` with `run(settings) -> Report`."""
 
     name: str
     summary: str
 
     def run(self, settings: Settings) -> Report:
         """Train everything and return what was found."""
-        module = importlib.import_module(f".{self.name.replace('-', '_')}", __package__)
+        module = importlib.import_module(f"..{self.name.replace('-', '_')}", __package__)
         report: Report = module.run(settings)
         return report
 
