@@ -57,6 +57,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e
 
 
 LFP = lfpgraph.get_composite("lfp")
+PLAIN = LFP.with_options(unit="parameter")
 
 
 @pytest.mark.parametrize("engine", ["live", "static"])
@@ -66,8 +67,8 @@ def test_theorem_one_holds_for_products(engine):
     model, x = Attention().double(), torch.randn(4, 5, 8, dtype=torch.float64)
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
-    same(feedback(model, LFP.with_options(epsilon=0.0, floor=0.0), x, engine), expected)
-    shared = feedback(model, LFP.with_options(epsilon=0.0, floor=0.0, products="shared"), x, engine)
+    same(feedback(model, PLAIN.with_options(epsilon=0.0, floor=0.0), x, engine), expected)
+    shared = feedback(model, PLAIN.with_options(epsilon=0.0, floor=0.0, products="shared"), x, engine)
     assert F.cosine_similarity(shared["qkv.weight"].flatten(), expected["qkv.weight"].flatten(), dim=0) < 0.99
 
 
@@ -75,7 +76,7 @@ def test_theorem_one_holds_for_products(engine):
 def test_smooth_activations_are_centred(function):
     torch.manual_seed(0)
     model, x = OneFunction(function).double(), torch.randn(6, 5, dtype=torch.float64)
-    plain = replace(LFP.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
+    plain = replace(PLAIN.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
     same(feedback(model, plain, x), feedback(model, "lfp-centred", x))
     same(feedback(model, plain, x), feedback(model, plain, x, "static"))
 
@@ -140,7 +141,7 @@ def test_a_relu_written_with_a_comparison_is_no_step():
 def test_the_secant_of_an_activation(engine):
     torch.manual_seed(0)
     model, x = OneFunction(torch.tanh).double(), torch.randn(6, 5, dtype=torch.float64)
-    composite = replace(LFP.with_options(epsilon=0.0, floor=0.0), structure=partial(learning_structure, secant=1e-4))
+    composite = replace(PLAIN.with_options(epsilon=0.0, floor=0.0), structure=partial(learning_structure, secant=1e-4))
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
     same(feedback(model, composite, x, engine), expected, rtol=1e-6)
@@ -177,7 +178,7 @@ def test_a_rule_of_ones_own_stays(engine):
     torch.manual_seed(0)
     own = {torch.ops.aten.gelu.default: lambda call, s, x, approximate="none": [s * 3]}
     model, x = OneFunction(F.gelu).double(), torch.randn(6, 5, dtype=torch.float64)
-    found = feedback(model, LFP.with_options(handlers=own, epsilon=0.0), x, engine)["first.weight"]
+    found = feedback(model, PLAIN.with_options(handlers=own, epsilon=0.0), x, engine)["first.weight"]
     with torch.no_grad():
         s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight * 3
         w = model.first.weight
@@ -199,12 +200,27 @@ def test_a_floor_relative_to_the_parameter(engine):
     torch.manual_seed(0)
     model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
     true = gradients(model, x)
-    found = feedback(model, LFP.with_options(epsilon=0.0, floor="0.3 rms"), x, engine)
+    found = feedback(model, PLAIN.with_options(epsilon=0.0, floor="0.3 rms"), x, engine)
     for name, p in model.named_parameters():
         w = p.detach()
         size = torch.maximum(w.abs(), 0.3 * w.square().mean().sqrt()) if w.dim() > 1 else 1.0
         torch.testing.assert_close(found[name], true[name] * size)
     same(feedback(model, LFP.with_options(floor="rms"), x), feedback(model, LFP.with_options(floor="1 rms"), x))
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, "0.3 rms"])
+def test_a_matrix_in_units_of_its_norm(floor, engine):
+    """Times the root of the number of entries; not so plain signals: of vectors, and of zero matrices without a floor."""
+    torch.manual_seed(0)
+    model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
+    nn.init.zeros_(model.second.weight)
+    nn.init.ones_(model.second.bias)
+    without = feedback(model, PLAIN.with_options(floor=floor), x, engine)
+    found = feedback(model, LFP.with_options(floor=floor), x, engine)
+    scaled = {"first.weight"} | ({"second.weight"} if floor == 0.05 else set())
+    same(found, {n: g * (g.numel() ** 0.5 if n in scaled else 1) for n, g in without.items()})
+    with pytest.raises(CompositeError, match="unit"):
+        LFP.with_options(unit="entries")
 
 
 @pytest.mark.parametrize("floor", [-1, "rms 2", "-1 rms", "0.3", "much rms", None, float("nan")])

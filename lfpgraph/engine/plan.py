@@ -71,7 +71,7 @@ class Plan:
         """Whether the feedback of a placeholder is `abs(value) * s` and nothing else."""
         ruleset = self.rulesets.get(placeholder)
         plain = ruleset is None or placeholder in self.asleep or ruleset.takes_signal(placeholder.meta["val"])
-        return not plain and ruleset.floor == 0.0  # type: ignore[union-attr]
+        return not plain and (ruleset.floor, ruleset.unit) == (0.0, "parameter")  # type: ignore[union-attr]
 
 
 def make_plan(
@@ -135,6 +135,8 @@ def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) ->
             unit.add_input(structure.further[node])
         if follows and unit.rule is not None and node in structure.rules:
             unit.rule = Rule(structure.rules[node](unit.rule.handler), constants=unit.rule.constants)
+        if unit.rule is not None and unit.rule.made_by is not None and unit.origin == "rule":
+            unit.rule = replace(unit.rule, handler=unit.rule.made_by(node, composite), needs_vjp=False)
         blocks = unit.rule is not None and unit.rule.blocks
         if blocks:
             unit.rule, unit.origin = None, "none"

@@ -1,6 +1,6 @@
 """The papers' experiments on data that ships: `lfpgraph reproduce NAME`. Each is a small file on one harness."""
 
-from .catalog import EXPERIMENTS, Experiment, reproduce
+from .common.catalog import EXPERIMENTS, Experiment, reproduce
 from .common.harness import Report, Settings
 
 __all__ = ["EXPERIMENTS", "Experiment", "Report", "Settings", "reproduce"]

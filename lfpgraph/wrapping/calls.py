@@ -22,10 +22,10 @@ from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
-from ..tracing.flat import another_thread_traces, is_running_plainly
+from ..tracing.flat import another_thread_traces, is_running_plainly, wait_for_traces
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
-from .programs import Entry, ModelCall, Programs, wait_for_traces
+from .programs import Entry, ModelCall, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
 
@@ -193,7 +193,8 @@ class Wrapping:
         if self.watch.differentiated:
             choice.live(module, "second derivatives are asked of it (create_graph=True)")
         self._thread = threading.get_ident()
-        if choice.settled or forward_ad._current_level >= 0 or _in_checkpoint("_checkpoint_hook"):
+        early = self.calls["live"] < choice.first
+        if early or choice.settled or forward_ad._current_level >= 0 or _in_checkpoint("_checkpoint_hook"):
             return self._lively(part, args, kwargs)
         if _hooks_of(module) or _modes():  # a program knows nothing of them
             choice.static, choice.why = False, "there are hooks on the model itself, or modes around its call"

@@ -7,22 +7,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import TargetError
-from .common.harness import Report, Settings
+from ...errors import TargetError
+from .harness import Report, Settings
 
 __all__ = ["EXPERIMENTS", "Experiment", "reproduce"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A module of this package with `run(settings) -> Report`."""
+    """A module of `lfpgraph.experiments` with `run(settings) -> Report`."""
 
     name: str
     summary: str
 
     def run(self, settings: Settings) -> Report:
         """Train everything and return what was found."""
-        module = importlib.import_module(f".{self.name.replace('-', '_')}", __package__)
+        module = importlib.import_module(f"lfpgraph.experiments.{self.name.replace('-', '_')}")
         report: Report = module.run(settings)
         return report
 
@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "boundaries": "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)",
         "convergence": "accuracy per step and per second: a CNN on digits",
         "language": "next-character loss of a small GPT-2 on Python's own standard library",
+        "lora": "a ViT of transformers that knows half of the digits learns the others by PEFT's LoRA, head trained or frozen",
         "pruning": "accuracy against sparsity, pruned by magnitude and by feedback: an MLP on digits",
         "regression": "diabetes (and California housing, if scikit-learn has it cached): an MLP",
         "rewards": "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer",
