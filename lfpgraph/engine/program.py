@@ -30,7 +30,7 @@ from .plan import Plan
 from .propagate import run_backward, run_forward
 from .static import functional_graph, no_autocast, on_fakes
 
-__all__ = ["Program", "make_program"]
+__all__ = ["Program", "clean", "make_program"]
 
 aten = torch.ops.aten
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
@@ -139,7 +139,7 @@ def _joint_graph(
             graph = functional_graph(joint, [*examples, *signals])
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
-    _clean(graph)
+    clean(graph)
     return graph
 
 
@@ -182,7 +182,7 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
     return isinstance(node, fx.Node) and is_float(node.meta.get("val")) and node in plan.wanted
 
 
-def _clean(traced: fx.GraphModule) -> None:
+def clean(traced: fx.GraphModule) -> None:
     """Remove detach and alias, which mean nothing without autograd, and all that is not used; turn views into reshapes."""
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):

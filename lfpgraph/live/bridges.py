@@ -54,11 +54,12 @@ class Bridge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
+        own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
         if not ctx.awake or torch.is_grad_enabled():
-            return (None, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
+            return (own, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
         zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
-        return (None, None, *zeros)
+        return (own, None, *zeros)
 
 
 def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -191,19 +192,28 @@ class Sources:
                 if n >= 0 and not follows[n]:
                     self._of[n] = found
 
-    def bridge(self, ins: Sequence[int], results: list[Any], args: Any) -> bool:
-        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of."""
+    def bridge(self, ins: Sequence[int], results: list[Any], args: Any, looks_up: bool) -> bool:
+        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of.
+
+        With `looks_up`, also from a float that it follows to what the places were made of, by which it was looked up.
+        """
         changed = False
         for i, x in enumerate(results):
-            if not isinstance(x, Tensor) or x.requires_grad or not (x.is_floating_point() or x.is_complex()):
+            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
                 continue
-            sources = self._found(ins, args)
+            if x.requires_grad and not looks_up:
+                continue
+            sources = self._of_places(ins) if x.requires_grad else self._found(ins, args)
             tensors = [self._tensors[n] for n in sorted(sources)]
             tensors = [t for t in tensors if self._values.known(t) in sources]  # a source written over is out of reach
             if tensors:
                 results[i] = bridge(x, tensors)
                 changed = True
         return changed
+
+    def _of_places(self, ins: Sequence[int]) -> frozenset[int]:
+        found = (self._of.get(n, frozenset()) for n in ins if not self._values.follows[n])
+        return frozenset[int]().union(*found)
 
     def close(self) -> None:
         """Let go of all tensors."""

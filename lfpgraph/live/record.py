@@ -165,7 +165,7 @@ class Record(Kept):
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
             changed = True
         if not info.writes and not info.forgets:
-            changed |= self.sources.bridge(ins, results, (*args, *kwargs.values()))
+            changed |= self.sources.bridge(ins, results, (*args, *kwargs.values()), info.looks_up)
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:

@@ -22,10 +22,10 @@ from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
-from ..tracing.flat import another_thread_traces, is_running_plainly
+from ..tracing.flat import another_thread_traces, is_running_plainly, wait_for_traces
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
-from .programs import Entry, ModelCall, Programs, wait_for_traces
+from .programs import Entry, ModelCall, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
 
@@ -184,7 +184,7 @@ class Wrapping:
         plans = [] if self._told else self.all_plans()
         if plans:
             self._told = True
-            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_asleep)
+            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_awake)
 
     def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         module, choice = part.module, self.choice

@@ -28,16 +28,10 @@ from ..tracing.guards import Guard
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
-__all__ = ["Entry", "ModelCall", "Programs", "is_frozen", "wait_for_traces"]
+__all__ = ["Entry", "ModelCall", "Programs", "is_frozen"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
-
-
-def wait_for_traces() -> None:
-    """Wait until no other thread traces a model."""
-    with LOCK:
-        pass
 
 
 class ModelCall:

@@ -13,11 +13,13 @@ from ..composites.composite import Composite
 from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.program import make_program
+from ..engine.recurrent import takes_steps_as_one
 from ..engine.static import no_autocast
 from ..errors import LiveOnlyError, NonFiniteError, TraceError
 from ..graph.calls import flatten_output
 from ..graph.graph import OpGraph
 from ..tracing.guards import Guard, try_out
+from ..tracing.recurrent import steps_as_one
 from ..tracing.tracer import refuse_difference
 from ..tracing.verify import differ
 from .autograd_function import Feed, run_program
@@ -107,7 +109,8 @@ class StaticEngine:
 
     def _make(self, call: ModelCall) -> Entry:
         compare = self.options.compile  # what is compiled draws its own random numbers; else the first run is compared
-        return self.programs.trace(call, self.options.fallback, self._prepare, compare)
+        with steps_as_one(takes_steps_as_one(self.composite)):
+            return self.programs.trace(call, self.options.fallback, self._prepare, compare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
