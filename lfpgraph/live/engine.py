@@ -107,7 +107,9 @@ class LiveEngine:
         return result
 
     def _finish(self, record: Record, result: Any, kind: Any) -> None:
-        tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
+        tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor)]
+        record.shadows.show(tensors)
+        tensors = [t for t in tensors if t.requires_grad]
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         record.release()
         for node in record.checkpoints:
