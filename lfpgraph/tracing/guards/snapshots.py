@@ -39,6 +39,10 @@ def _slots(value: Any, names: list[str]) -> tuple[Any, ...]:
     return tuple(getattr(value, name, MISSING) for name in names)
 
 
+# iterators, queues, connections between processes, numbers shared by them
+_STREAMS = {"__next__", "get_nowait", "recv", "get_obj"}
+
+
 class Snapshot:
     """What the modules of a model hold besides parameters and buffers, and whatever else is added.
 
@@ -194,7 +198,9 @@ class Snapshot:
             self._follow_container(value, path, depth)
         elif isinstance(value, io.StringIO | io.BytesIO):
             self._add(lambda: () if value.closed else (value.getvalue(),), lambda _: path, made=True)
-        elif hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):  # `Suspects` sees files being used
+        elif not _STREAMS.isdisjoint(dir(type(value))) and not isinstance(
+            value, io.IOBase
+        ):  # `Suspects` sees files used
             self._find("unwatched", path, value)
         if is_plain_object(value):
             self._follow_object(value, path, depth)
