@@ -192,10 +192,13 @@ class Shadows:
     def of(self, x: Tensor, made: bool = False) -> Tensor:
         """A tensor's shadow: its own, or that part of the shadow of what it is a view of; else one is made, or it is x."""
         found = self._of.get(id(x))
+        if x.requires_grad:
+            if found is not None:  # the model has made it a leaf of its own
+                del self._of[id(x)]
+                self._values.forget(x)
+            return x
         if found is not None:
             return found[1]
-        if x.requires_grad:
-            return x
         base = x._base
         if base is not None and (made or id(base) in self._of):
             shadow = self.of(base, True).as_strided(x.size(), x.stride(), x.storage_offset())

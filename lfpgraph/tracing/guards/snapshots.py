@@ -214,6 +214,8 @@ class Snapshot:
             self._find("tensor", path, tensor)
             if not tensor.is_inference():  # those have no version
                 self._add(lambda: (tensor._version,), lambda _: path, made=True)
+        elif tensor.requires_grad and tensor.is_leaf:
+            self._find("own", path, tensor)
 
     def _follow_memory(self, value: np.ndarray[Any, Any] | bytearray, path: str) -> None:
         array = np.asarray(value)
