@@ -162,7 +162,7 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "outside": (lambda m, x: OUTSIDE(x), "calls a Linear that is no submodule of the model"),
     "made inside": (lambda m, x: nn.Linear(4, 4)(x), "calls a Linear that is no submodule of the model"),
     "outside parameter": (lambda m, x: F.linear(x, m.listed[0]), "listed[0] requires a gradient and is no parameter"),
-    "own parameter": (lambda m, x: x @ m.kept["w"], "kept['w'] is a parameter of the model, found elsewhere"),
+    "own parameter": (lambda m, x: x @ m.held["w"], "held['w'] is a parameter of the model, found elsewhere"),
     "iterator": (lambda m, x: x * next(COUNTER), "test_why_live.py: COUNTER is a count, whose state"),
     "queue": (lambda m, x: x * (QUEUE.put(2.0), QUEUE.get())[1], "test_why_live.py: QUEUE is a Queue, whose state"),
     "vmap": (lambda m, x: torch.func.vmap(m.lin)(x), "transforms a function by torch.func"),
@@ -194,7 +194,7 @@ class Live(nn.Module):
         super().__init__()
         self.lin, self.inner, self.does = nn.Linear(4, 4), Inner(), does
         self.cache: dict[str, Tensor] = {}
-        self.kept = {"w": self.lin.weight}
+        self.held = {"w": self.lin.weight}
         self.listed, self.stream = [nn.Parameter(torch.randn(4, 4))], io.StringIO()
 
     def forward(self, x: Tensor) -> Any:

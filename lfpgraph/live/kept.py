@@ -21,8 +21,9 @@ from torch._ops import OpOverload
 
 from ..kernels import halved
 from .bridges import LARGE, bridge
+from .notes import NameLeaf
 from .operations import OWN_VIEW, OpInfo
-from .values import NameLeaf, Values, tensor_of
+from .values import Values, tensor_of
 
 __all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write"]
 

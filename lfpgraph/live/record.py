@@ -15,9 +15,8 @@ from torch._ops import OpOverload
 from .bridges import Shadows, Sources
 from .interception import paused
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write
-from .notes import Ref, user_line
+from .notes import NameLeaf, Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, Quick, autocast_of, has_no_derivative, info_of
-from .values import NameLeaf
 
 __all__ = ["Record"]
 

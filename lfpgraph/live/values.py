@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,35 +17,12 @@ from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Unrecorded
+from .notes import Leaf, NameLeaf, Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "NameLeaf", "Values", "tensor_of"]
+__all__ = ["Values", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
-
-
-class NameLeaf(Protocol):
-    """Says of a tensor that no operation made what it is, as (kind, name)."""
-
-    def __call__(self, tensor: Tensor) -> tuple[str, Any]:
-        """Its kind and name."""
-
-    def givens(self) -> list[Tensor]:
-        """The tensors that the run was given and that autograd follows."""
-
-    def unused(self) -> Tensor | None:
-        """A float tensor that the run was given."""
-
-
-@dataclass
-class Leaf:
-    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
-
-    value: int
-    kind: str
-    name: Any
-    tensor: Tensor
 
 
 class Values:

@@ -102,3 +102,54 @@ def masks_among_outputs():
         return out, seen
 
     return Model(), step
+
+
+class Statistics(nn.Module):
+    """A batch norm written out, which keeps its statistics and returns them; a mask is returned as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.scale = nn.Parameter(data(6, seed=2))
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("var", torch.ones(6))
+
+    def forward(self, x):
+        h = self.a(x)
+        mean = h.mean(0, keepdim=True)
+        var = (h - mean).pow(2).mean(0, keepdim=True)
+        with torch.no_grad():
+            self.mean.lerp_(mean[0], 0.1)
+        self.var.mul_(0.9).add_(0.1 * var.detach()[0])
+        h = (h - mean) / (var + 1e-5).sqrt() * self.scale
+        mask = (h > 0).to(h.dtype)
+        return self.b(h * mask), mean.detach(), mask > 0
+
+
+@case(static=True, same=True)
+def statistics_kept():
+    """What is read besides for outputs without reward does not part what is one function."""
+
+    def step(model, i):
+        out, *seen = model(data(5, 6, seed=i))
+        ((out - 0.3) ** 2).mean().backward()
+        return out, seen
+
+    return Statistics(), step
+
+
+@case(static=True, same=True)
+def scores_left_out():
+    """All scores but the best are minus infinity, in a mask that is added."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            mask = torch.full_like(h, float("-inf")).scatter_(1, h.topk(3).indices, 0.0)
+            return self.b((h + mask).softmax(-1))
+
+    return Model(), lambda model, i: train(model, data(5, 6))
