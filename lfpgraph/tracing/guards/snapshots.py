@@ -257,7 +257,9 @@ class Snapshot:
             if item.attributes is not None and item.attributes not in names.any_of:
                 item.named = names
         self.items = [item for item in self.items if item.root is None or item.root in names]
-        self.found = [found for found in self.found if found.root is None or found.root in names]
+        # torch's own modules may hold their parameters twice (recurrent layers), which its tracer knows
+        named = {found.name for found in self.found if found.root in (names.of_user if found.kind == "own" else names)}
+        self.found = [found for found in self.found if found.root is None or found.name in named]
         self._quick = None
 
     def differences(self) -> list[tuple[str, str]]:
