@@ -219,9 +219,13 @@ class Shadows:
             return out
         found = self._seen.get(id(out))
         if found is None and out.requires_grad:
-            found = out.data
-            self._values.equate(found, self._values.number(out))
+            found, number = out.data, self._values.number(out)
+            if _is_one_of_several(out):  # to which nothing may be written, but to another view of that place
+                out = out._base.as_strided(out.size(), out.stride(), out.storage_offset())  # type: ignore[union-attr]
+                self._values.equate(out, number)
+            self._values.equate(found, number)
             self._note(found, out)
+            return found
         return out if found is None else found
 
     def seen(self, out: Any, args: Any, kwargs: Any) -> Any:
@@ -268,6 +272,12 @@ class _Shown(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
         return None, s
+
+
+def _is_one_of_several(x: Tensor) -> bool:
+    return (
+        x._is_view() and torch._C._autograd._get_creation_meta(x) == torch._C._autograd.CreationMeta.MULTI_OUTPUT_NODE
+    )
 
 
 def _tensors(args: Any, kwargs: Any) -> list[Tensor]:

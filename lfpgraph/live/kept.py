@@ -22,10 +22,10 @@ from torch._ops import OpOverload
 from ..kernels import halved
 from .bridges import LARGE, bridge
 from .notes import NameLeaf
-from .operations import OWN_VIEW, OpInfo
+from .operations import OWN_VIEW, OpInfo, without_out
 from .values import Values, tensor_of
 
-__all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write"]
+__all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write", "write_out"]
 
 _COPY = torch.ops.aten.copy_.default
 
@@ -258,6 +258,18 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
     else:
         record.made_unseen(OWN_VIEW, [number], x)
     return x
+
+
+def write_out(record: Any, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation that writes to a tensor it is given, to which autograd writes nothing that it follows."""
+    plain = without_out(op)
+    out = kwargs["out"]
+    if plain is None or not isinstance(out, Tensor):
+        return op._op(*args, **kwargs)
+    value = record.run(plain, args, {name: x for name, x in kwargs.items() if name != "out"})
+    if out.shape != value.shape:
+        out.resize_(value.shape)
+    return record.run(_COPY, (out, value), {})
 
 
 def _covers(x: Tensor, base: Tensor) -> bool:

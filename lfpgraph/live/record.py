@@ -6,6 +6,7 @@ Nothing here keeps a model's own tensors alive after the run: `Record.close` let
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from .bridges import Shadows, Sources
-from .interception import paused
-from .kept import Kept, is_apart, is_followed, is_unfollowed, write
+from .interception import paused, record_again
+from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
 from .notes import NameLeaf, Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, Quick, autocast_of, has_no_derivative, info_of
 
@@ -72,6 +73,8 @@ class Record(Kept):
             return out
         if op is _EMPTY:
             return op._op(*args, **kwargs)
+        if "out" in kwargs:
+            return write_out(self, op, args, kwargs)
         if self.shadows:
             shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
             if shadowed is not None:
@@ -175,6 +178,8 @@ class Record(Kept):
         if not info.forgets and (not info.writes or args[0] is self.written):
             self._bridged = self.sources.bridge(ins, results, (*args, *kwargs.values())) and not changed
             changed |= self._bridged
+            if self._bridged:
+                record_again(partial(Record, self.name_leaf))
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .table import case, data, mlp, train
 
@@ -151,5 +152,33 @@ def scores_left_out():
             h = self.a(x)
             mask = torch.full_like(h, float("-inf")).scatter_(1, h.topk(3).indices, 0.0)
             return self.b((h + mask).softmax(-1))
+
+    return Model(), lambda model, i: train(model, data(5, 6))
+
+
+@case(static=True, same=True)
+def masks_written_to():
+    """Masks in parts that are written to, through `out=`, and inside a checkpoint."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def kept(self, x):
+            h = self.a(x)
+            mask = (h > 0).to(h.dtype)
+            mask *= 0.5
+            return h * mask + mask
+
+        def forward(self, x):
+            h = checkpoint(self.kept, x, use_reentrant=False)
+            mask = (h > 0.1).to(h.dtype)
+            left, right = mask.chunk(2, 1)
+            left.mul_(2)
+            right += 1
+            twice = torch.empty(0)
+            torch.add(mask, mask, out=twice)
+            return self.b(h * mask + twice)
 
     return Model(), lambda model, i: train(model, data(5, 6))
