@@ -62,12 +62,17 @@ def _may_be_inside(node: fx.Node, users: list[fx.Node]) -> bool:
 
 
 def _reached(graph: OpGraph) -> set[fx.Node]:
-    """Nodes that reward may come to from the model's outputs."""
-    stack = [n for n in graph.user_output_nodes if isinstance(n, fx.Node) and is_float(n.meta.get("val"))]
+    """Nodes that lead to an output with reward: one that is no detached value, and is made of inputs or parameters."""
+    kinds = dict(zip(graph.placeholder_nodes, graph.placeholders))
+    followed = {node for node, placeholder in kinds.items() if placeholder.kind in ("input", "parameter")}
+    for node in graph.graph.nodes:
+        if family_of(node) is not NOTHING and not followed.isdisjoint(node.all_input_nodes):
+            followed.add(node)
+    stack = [n for n in graph.user_output_nodes if n in followed and is_float(n.meta.get("val"))]
     reached: set[fx.Node] = set()
     while stack:
         node = stack.pop()
-        if node not in reached and family_of(node) is not NOTHING:
+        if node not in reached:
             reached.add(node)
             stack += node.all_input_nodes
     return reached
