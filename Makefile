@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow test-clients lint types format bench coverage sweep finetune without-torch clean
+.PHONY: demo test test-slow test-clients lint types format bench coverage package trust sweep finetune without-torch clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -49,6 +49,12 @@ bench: $(STAMP)
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage --table docs/coverage.md
+
+package: $(STAMP)
+	$(BIN)/python -m tools.package
+
+trust: $(STAMP)
+	$(BIN)/python -m tools.trust --page docs/trust.md
 
 sweep: $(STAMP)
 	$(BIN)/python -m benchmarks.sweep --table docs/sweep.md

@@ -66,7 +66,7 @@ def peaks(name: str) -> dict[str, Any]:
 def guard_times(name: str) -> dict[str, Any]:
     """Median seconds of the guard's check before a static call, and of the step that it belongs to."""
     case = build(name)
-    model = lfpgraph.wrap(case.model, COMPOSITE)
+    model = lfpgraph.wrap(case.model, COMPOSITE, engine="static")
     wrapping = wrapping_of(model)
     assert wrapping is not None
     seconds: list[float] = []

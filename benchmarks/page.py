@@ -44,11 +44,13 @@ def page(rows: Rows, machine: dict[str, Any]) -> str:
         "",
         "## Preparing",
         "",
-        "Seconds of the first step less those of a later one. The first column is torch.compile with the aot_eager backend "
-        "(dynamo and AOT autograd, no inductor); the others are lfpgraph with the model whole and in parts (`regional=True`).",
+        "Seconds of the first step less those of the second: processor time of one thread, medians of three processes. "
+        "The first column is torch.compile with the aot_eager backend (dynamo and AOT autograd, no inductor); the others are "
+        "lfpgraph as it is by default, which traces after a hundred calls at the earliest, and the static engine with the "
+        "model whole and in parts (`regional=True`).",
         "",
-        "| model | aot_eager s | whole s | ratio | in parts s | ratio |",
-        "|---|---|---|---|---|---|",
+        "| model | aot_eager s | default s | ratio | static s | ratio | in parts s | ratio |",
+        "|---|---|---|---|---|---|---|---|",
         *(_prepare(name, rows) for name in [*MODELS, *(f"{s}/{v}" for s, points in DEPTHS.items() for v in points)]),
         "",
         "## How it grows",
@@ -110,7 +112,7 @@ def _prepare(name: str, rows: Rows) -> str:
     row = rows.get(f"prepare {name}", {})
     seconds = row.get("prepare_s", {})
     cells = [_cell(seconds.get("aot_eager"), "{:.1f}")]
-    for side in ("lfp", "lfp-regional"):
+    for side in ("lfp-auto", "lfp", "lfp-regional"):
         cells += [_cell(seconds.get(side), "{:.1f}"), _cell(row.get("ratio", {}).get(side))]
     return f"| {name} | " + " | ".join(cells) + " |"
 

@@ -60,6 +60,7 @@ def _lfprop(case: Case) -> Side:
 SIDES: dict[str, Callable[[Case], Side]] = {
     "backprop": backprop,
     "lfp": lambda case: _feedback(case, engine="static"),
+    "lfp-auto": lambda case: _feedback(case),
     "lfp-live": lambda case: _feedback(case, engine="live"),
     "lfp-min": lambda case: _feedback(case, memory="min"),
     "lfp-regional": lambda case: _feedback(case, regional=True),

@@ -33,6 +33,7 @@ __all__ = [
     "first_line",
     "near",
     "one_line",
+    "printable",
 ]
 
 
@@ -136,3 +137,8 @@ def one_line(error: Exception, most: int = 200) -> str:
 def first_line(error: BaseException | None, most: int = 300) -> str:
     """The first line of a message that is not empty, at most so many characters of it."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:most]
+
+
+def printable(text: str) -> str:
+    """A text of any origin without what a terminal or a reader would obey: controls and turned writing are shown as escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -112,12 +112,13 @@ def scale_by_size(s: Tensor, w: Tensor, out: Tensor | None = None, scratch: Tens
     return torch.mul(s, torch.abs(w, out=scratch), out=out)
 
 
-@_elementwise("Tensor s, Tensor w, Tensor floor", alike=2)
+@_elementwise("Tensor s, Tensor w, Tensor floor, float unit", alike=2)
 def scale_by_floored_size(
-    s: Tensor, w: Tensor, floor: Tensor, out: Tensor | None = None, scratch: Tensor | None = None
+    s: Tensor, w: Tensor, floor: Tensor, unit: float, out: Tensor | None = None, scratch: Tensor | None = None
 ) -> Tensor:
-    """`s * max(abs(w), floor)`."""
-    return torch.mul(s, torch.maximum(torch.abs(w, out=scratch), floor, out=scratch), out=out)
+    """`s * max(abs(w), floor) * unit`."""
+    size = torch.maximum(torch.abs(w, out=scratch), floor, out=scratch)
+    return torch.mul(s, size if unit == 1 else torch.mul(size, unit, out=scratch), out=out)
 
 
 @_elementwise("Tensor s, Tensor z, float epsilon, bool positive")

@@ -47,16 +47,16 @@ def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
     return _call(_ops.scale_by_size_.default if over and s.dtype == w.dtype else _ops.scale_by_size.default, s, w)
 
 
-def scale_by_floored_size(s: Tensor, w: Tensor, share: float, over: bool = False) -> Tensor:
-    """Return `s * max(abs(w), share * rms(w))`, for a w of at least one entry; written over s if asked for."""
+def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0, over: bool = False) -> Tensor:
+    """Return `s * max(abs(w), share * rms(w)) * unit`, for a w of at least one entry; written over s if asked for."""
     wide = torch.float32 if w.dtype in _LOW_PRECISION else None
     rows = torch.linalg.vector_norm(w, dim=-1, dtype=wide)  # one sum over millions of float32 would lose digits
     floor = torch.linalg.vector_norm(rows) * (share / math.sqrt(w.numel()))
     if w.is_complex():
-        return s * torch.maximum(w.abs(), floor)
+        return s * torch.maximum(w.abs(), floor) * unit
     over = over and s.dtype == w.dtype
     operation = _ops.scale_by_floored_size_ if over else _ops.scale_by_floored_size
-    return _call(operation.default, s, w, floor.to(w.dtype))
+    return _call(operation.default, s, w, floor.to(w.dtype), unit)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False, over: bool = False) -> Tensor:

@@ -150,6 +150,7 @@ class Rule:
         own_stabilizer: the handler divides by stabilized sums of its own; the engine applies no epsilon to the output.
         blocks: no reward passes, and the output counts as a constant.
         constants: operations whose outputs count as constants within a function that is written out (a region).
+        made_by: makes the handler that a composite has for a node, `made_by(node, composite)`; `handler` is the gradient then.
     """
 
     handler: Handler
@@ -161,6 +162,7 @@ class Rule:
     own_stabilizer: bool = False
     blocks: bool = False
     constants: frozenset[OpOverload] = frozenset()
+    made_by: Callable[[fx.Node, Any], Handler] | None = None
 
 
 _RULES: dict[OpOverload | str, Rule] = {}
@@ -173,6 +175,7 @@ def rule(
     needs_vjp: bool = True,
     is_vjp: bool = False,
     override: bool | None = None,
+    made_by: Callable[[fx.Node, Any], Handler] | None = None,
 ) -> Callable[[Handler], Handler]:
     """Register the decorated function as the rule of `ops`: `@rule(op)`, or `rule(op, op, op)(function)` for a table of them.
 
@@ -185,6 +188,7 @@ def rule(
         is_vjp: whether the handler's answer is the true vector-Jacobian product, for operations that torch has no right
             derivative of.
         override: replace an existing rule. Default: only a user's "custom" rule may.
+        made_by: see `Rule`.
 
     Raises:
         RuleError: the operation already has a rule, or is not an overload.
@@ -200,7 +204,7 @@ def rule(
                 raise RuleError(
                     f"{op} already has the rule {_RULES[op].handler.__name__}; pass override=True to replace it"
                 )
-            _RULES[op] = Rule(handler, op, kind, source or kind.source, needs_vjp, is_vjp)
+            _RULES[op] = Rule(handler, op, kind, source or kind.source, needs_vjp, is_vjp, made_by=made_by)
         return handler
 
     return register

@@ -24,6 +24,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
+@pytest.fixture(autouse=True)
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """engine="auto" looks at the first call whether it can go static, not after a hundred."""
+    monkeypatch.setattr("lfpgraph.wrapping.choice.LIVE_FIRST", 0)
+
+
 @pytest.fixture(params=["live", "static"])
 def engine(request: pytest.FixtureRequest) -> str:
     """Both engines, for what a user gets from either."""

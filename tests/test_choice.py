@@ -149,3 +149,31 @@ def test_calls_of_the_static_engine_are_counted(how: dict[str, Any]) -> None:
         model(torch.randn(3, 4)).sum().backward()
     found = lfpgraph.explain_wrap(model)
     assert (found.engine, found.live_calls, found.static_calls) == ("static", 0, 2)
+
+
+def test_the_first_calls_run_live_and_the_change_of_engine_moves_no_number(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lfpgraph.wrapping.choice.LIVE_FIRST", 3)
+    grads: dict[str, list[Tensor]] = {}
+    for engine in ("auto", "live"):
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 2)).double()
+        model = lfpgraph.wrap(plain, engine=engine)
+        with caplog.at_level("INFO", "lfpgraph"):
+            for _ in range(6):
+                model(torch.randn(3, 4, dtype=torch.float64)).square().sum().backward()
+                grads.setdefault(engine, []).append(plain[0].weight.grad.clone())
+        found = lfpgraph.explain_wrap(model)
+        assert (found.live_calls, found.static_calls) == ((4, 2) if engine == "auto" else (6, 0))
+    assert len([r for r in caplog.records if "runs by the static engine from its next call on" in r.message]) == 1
+    torch.testing.assert_close(grads["auto"], grads["live"], rtol=1e-9, atol=1e-12)
+
+
+def test_before_its_first_calls_are_over_a_model_says_that_it_runs_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lfpgraph.wrapping.choice.LIVE_FIRST", 100)
+    model = lfpgraph.wrap(nn.Linear(4, 2))
+    for _ in range(5):
+        model(torch.randn(3, 4)).sum().backward()
+    found = lfpgraph.explain_wrap(model)
+    assert (found.engine, found.traces, found.live_calls) == ("live", 0, 5) and "its first 100 calls" in found.why

@@ -107,6 +107,16 @@ def test_bad_input(
     assert message in error and error.count("\n") == 1 and not (folder / "report.html").exists()
 
 
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the package that is installed; and the command line is there without its script."""
+    from importlib.metadata import version
+    from importlib.util import find_spec
+
+    assert run_cli(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"lfpgraph {version('lfpgraph')}\n"
+    assert find_spec("lfpgraph.__main__") is not None
+
+
 def test_train_regression(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short name of a loss, no twin, a folder that is not there yet; torch's threads are as before."""
     threads = torch.get_num_threads()

@@ -88,16 +88,17 @@ def test_mixed_layouts_types_and_shapes_take_the_plain_formula() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(5,), (7, 3), (600, 400)])
-def test_floor_in_units_of_the_root_mean_square(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("unit", [1.0, 3.0])
+def test_floor_in_units_of_the_root_mean_square(shape: tuple[int, ...], dtype: torch.dtype, unit: float) -> None:
     """What is written over the signal, in blocks or not, is the formula."""
     torch.manual_seed(0)
     s, w = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
     wide = w.double()
-    expected = s.double() * torch.maximum(wide.abs(), 0.5 * wide.square().mean().sqrt())
+    expected = s.double() * torch.maximum(wide.abs(), 0.5 * wide.square().mean().sqrt()) * unit
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    found = scale_by_floored_size(s, w, 0.5)
+    found = scale_by_floored_size(s, w, 0.5, unit)
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
-    over = scale_by_floored_size(s, w, 0.5, over=True)
+    over = scale_by_floored_size(s, w, 0.5, unit, over=True)
     assert over is s and torch.equal(over, found)
 
 

@@ -16,16 +16,16 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a room imports from those that stand before it in this table, and from no others.
 ROOMS = (
-    "errors", "kernels", "modes", "numerics", "optional", "randomness", "registry",
+    "errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence",
     "rules.samples", "rules", "rules.lrp",
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
-    "rewards", "inputs", "training", "explain", "reports", "audits",
-    "models_zoo", "demo", "experiments.common", "experiments", "cli",
+    "rewards", "inputs", "training.resuming", "training", "explain", "reports", "audits",
+    "models_zoo", "demo", "experiments.common", "experiments", "cli", "__main__",
 )  # fmt: skip
-GROUND = {"errors", "kernels", "modes", "numerics", "optional", "randomness", "registry"}
+GROUND = {"errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence"}
 ONLY_THE_GROUND = {"inputs", "rules", "rules.samples"}  # these import nothing else
-PEOPLE_RUN = {"cli", "demo", "experiments", "experiments.common"}  # and only these import the zoo
+PEOPLE_RUN = {"__main__", "cli", "demo", "experiments", "experiments.common"}  # and only these import the zoo
 
 FILES = sorted(path for top in ("lfpgraph", "rules", "models_zoo") for path in (ROOT / top).rglob("*.py"))
 

@@ -57,6 +57,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e
 
 
 LFP = lfpgraph.get_composite("lfp")
+PLAIN = LFP.with_options(unit="parameter")
 
 
 @pytest.mark.parametrize("engine", ["live", "static"])
@@ -66,8 +67,8 @@ def test_theorem_one_holds_for_products(engine):
     model, x = Attention().double(), torch.randn(4, 5, 8, dtype=torch.float64)
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
-    same(feedback(model, LFP.with_options(epsilon=0.0, floor=0.0), x, engine), expected)
-    shared = feedback(model, LFP.with_options(epsilon=0.0, floor=0.0, products="shared"), x, engine)
+    same(feedback(model, PLAIN.with_options(epsilon=0.0, floor=0.0), x, engine), expected)
+    shared = feedback(model, PLAIN.with_options(epsilon=0.0, floor=0.0, products="shared"), x, engine)
     assert F.cosine_similarity(shared["qkv.weight"].flatten(), expected["qkv.weight"].flatten(), dim=0) < 0.99
 
 
@@ -75,7 +76,7 @@ def test_theorem_one_holds_for_products(engine):
 def test_smooth_activations_are_centred(function):
     torch.manual_seed(0)
     model, x = OneFunction(function).double(), torch.randn(6, 5, dtype=torch.float64)
-    plain = replace(LFP.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
+    plain = replace(PLAIN.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
     same(feedback(model, plain, x), feedback(model, "lfp-centred", x))
     same(feedback(model, plain, x), feedback(model, plain, x, "static"))
 
@@ -90,18 +91,41 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("engine", ["live", "static"])
-def test_steps_have_a_wider_epsilon(step, engine):
+def test_steps_hand_on_secants(step, engine):
+    """Of several widths, in units of the spread of what is compared; no derivative is taken."""
     torch.manual_seed(0)
     f = STEPS[step]
     model, x = OneFunction(f).double(), torch.randn(6, 5, dtype=torch.float64)
     found = feedback(model, LFP.with_options(epsilon=0.0), x, engine)["first.bias"]
     with torch.no_grad():
         z = model.first(x)
-        probability = torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)
-        s = probability / 6 @ model.second.weight
-        gain = f(z) - f(torch.zeros_like(z))
-        expected = (s * gain / (z + 0.1 * torch.where(z < 0, -1.0, 1.0))).sum(0)
-    torch.testing.assert_close(found, expected)
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight
+        widths = [h * z.std(correction=0) for h in (0.3, 1.0, 3.0, 10.0)]
+        slope = sum((f(z + h) - f(z - h)) / (2 * h) for h in widths) / 4
+    torch.testing.assert_close(found, (s * slope).sum(0))
+    assert found.any()
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_binary_weights_learn(engine):
+    class Binary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.out = nn.Parameter(torch.randn(7, 5) / 10), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(x @ torch.sign(self.weight).T))
+
+    torch.manual_seed(0)
+    model, x = Binary().double(), torch.randn(6, 5, dtype=torch.float64)
+    found = feedback(model, LFP.with_options(scale="signal", epsilon=0.0), x, engine)["weight"]
+    with torch.no_grad():
+        w = model.weight
+        h = x @ w.sign().T
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.out.weight * (h > 0)
+        widths = [k * w.std(correction=0) for k in (0.3, 1.0, 3.0, 10.0)]
+        slope = sum(((w + k).sign() - (w - k).sign()) / (2 * k) for k in widths) / 4
+    torch.testing.assert_close(found, s.T @ x * slope)
 
 
 def test_a_relu_written_with_a_comparison_is_no_step():
@@ -117,7 +141,7 @@ def test_a_relu_written_with_a_comparison_is_no_step():
 def test_the_secant_of_an_activation(engine):
     torch.manual_seed(0)
     model, x = OneFunction(torch.tanh).double(), torch.randn(6, 5, dtype=torch.float64)
-    composite = replace(LFP.with_options(epsilon=0.0, floor=0.0), structure=partial(learning_structure, secant=1e-4))
+    composite = replace(PLAIN.with_options(epsilon=0.0, floor=0.0), structure=partial(learning_structure, secant=1e-4))
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
     same(feedback(model, composite, x, engine), expected, rtol=1e-6)
@@ -154,7 +178,7 @@ def test_a_rule_of_ones_own_stays(engine):
     torch.manual_seed(0)
     own = {torch.ops.aten.gelu.default: lambda call, s, x, approximate="none": [s * 3]}
     model, x = OneFunction(F.gelu).double(), torch.randn(6, 5, dtype=torch.float64)
-    found = feedback(model, LFP.with_options(handlers=own, epsilon=0.0), x, engine)["first.weight"]
+    found = feedback(model, PLAIN.with_options(handlers=own, epsilon=0.0), x, engine)["first.weight"]
     with torch.no_grad():
         s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight * 3
         w = model.first.weight
@@ -176,12 +200,27 @@ def test_a_floor_relative_to_the_parameter(engine):
     torch.manual_seed(0)
     model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
     true = gradients(model, x)
-    found = feedback(model, LFP.with_options(epsilon=0.0, floor="0.3 rms"), x, engine)
+    found = feedback(model, PLAIN.with_options(epsilon=0.0, floor="0.3 rms"), x, engine)
     for name, p in model.named_parameters():
         w = p.detach()
         size = torch.maximum(w.abs(), 0.3 * w.square().mean().sqrt()) if w.dim() > 1 else 1.0
         torch.testing.assert_close(found[name], true[name] * size)
     same(feedback(model, LFP.with_options(floor="rms"), x), feedback(model, LFP.with_options(floor="1 rms"), x))
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, "0.3 rms"])
+def test_a_matrix_in_units_of_its_norm(floor, engine):
+    """Times the root of the number of entries; not so plain signals: of vectors, and of zero matrices without a floor."""
+    torch.manual_seed(0)
+    model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
+    nn.init.zeros_(model.second.weight)
+    nn.init.ones_(model.second.bias)
+    without = feedback(model, PLAIN.with_options(floor=floor), x, engine)
+    found = feedback(model, LFP.with_options(floor=floor), x, engine)
+    scaled = {"first.weight"} | ({"second.weight"} if floor == 0.05 else set())
+    same(found, {n: g * (g.numel() ** 0.5 if n in scaled else 1) for n, g in without.items()})
+    with pytest.raises(CompositeError, match="unit"):
+        LFP.with_options(unit="entries")
 
 
 @pytest.mark.parametrize("floor", [-1, "rms 2", "-1 rms", "0.3", "much rms", None, float("nan")])
@@ -198,7 +237,29 @@ def test_biases_of_zero_move():
     assert not feedback(model, "lfp-epsilon", x)["first.bias"].any()
 
 
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_biases_of_several_dimensions_move(engine):
+    """Those of experts, say, or position embeddings: what is only added takes the plain signal."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.bias = nn.Linear(5, 12), nn.Parameter(torch.zeros(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.first(x).view(-1, 4, 3) + self.bias).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Experts().double(), torch.randn(6, 5, dtype=torch.float64)
+    plain = LFP.with_options(epsilon=0.0, floor=0.0)
+    torch.testing.assert_close(feedback(model, plain, x, engine)["bias"], gradients(model, x)["bias"])
+    assert not feedback(model, "lfp-epsilon", x, engine)["bias"].any()
+    with torch.no_grad():
+        model.bias[0, 0] = 1.0
+    torch.testing.assert_close(feedback(model, plain, x, engine)["bias"], gradients(model, x)["bias"])
+
+
 def test_it_pickles():
-    composite = pickle.loads(pickle.dumps(replace(LFP, structure=partial(learning_structure, step_epsilon=0.3))))
-    assert composite.structure.keywords == {"step_epsilon": 0.3}
+    composite = pickle.loads(pickle.dumps(replace(LFP, structure=partial(learning_structure, secant=0.3))))
+    assert composite.structure.keywords == {"secant": 0.3}
     assert pickle.loads(pickle.dumps(LFP)) == LFP

@@ -150,6 +150,71 @@ def test_external_data_stay_in_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert [name for name in opened if name.endswith("good.bin")]
 
 
+def test_external_data_are_of_the_model_alone(tmp_path: Path) -> None:
+    """No file that stands elsewhere too, not the model itself, no hole, and no bytes again and again."""
+    path, secret, folder = tmp_path / "m.onnx", tmp_path / "elsewhere" / "secret.bin", tmp_path
+    secret.parent.mkdir()
+    secret.write_bytes(bytes(4 * 16 * 8))
+    (folder / "hard.bin").hardlink_to(secret)
+    with (folder / "hole.bin").open("wb") as hole:
+        hole.truncate(2**40)
+    for location in ("hard.bin", "m.onnx"):
+        path.write_bytes(external(location).SerializeToString())
+        with pytest.raises(OnnxError, match="stands elsewhere"):
+            load(path)
+    proto = external("hole.bin")
+    proto.graph.initializer[0].dims[:] = [2**17, 2**17]
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(OnnxError, match="hole"):
+        load(path)
+    (folder / "some.bin").write_bytes(np.ones(2**20, np.float32).tobytes())
+    proto = external("some.bin")
+    proto.graph.initializer[0].dims[:] = [2**20]
+    for number in range(40):
+        again = proto.graph.initializer.add()
+        again.CopyFrom(proto.graph.initializer[0])
+        again.name = f"again{number}"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(OnnxError, match="share the same bytes"):
+        load(path)
+
+
+def functions(depth: int, calls: int) -> Any:
+    """A file of `depth` functions, each of which calls the one before `calls` times; the first calls the relu."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("d", 1)]
+    made = []
+    for number in range(depth):
+        names = ["x", *(f"t{i}" for i in range(calls - 1)), "y"]
+        kind, domain = (f"F{number - 1}", "d") if number else ("Relu", "")
+        nodes = [helper.make_node(kind, [a], [b], domain=domain) for a, b in zip(names, names[1:])]
+        made.append(helper.make_function("d", f"F{number}", ["x"], ["y"], nodes, opsets))
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xz"]
+    graph = helper.make_graph([helper.make_node(f"F{depth - 1}", ["x"], ["z"], domain="d")], "g", info[:1], info[1:])
+    return helper.make_model(graph, opset_imports=opsets, functions=made, ir_version=9)
+
+
+def test_functions_that_grow_without_bounds() -> None:
+    x = torch.randn(2, 2)
+    assert torch.equal(load(functions(3, 2))(x), x.relu())
+    with pytest.raises(OnnxError, match=r"stand for 1e\+09 nodes"):
+        load(functions(9, 10))
+    endless = functions(2, 2)
+    endless.functions[0].node[0].op_type, endless.functions[0].node[0].domain = "F1", "d"
+    with pytest.raises(OnnxError, match="calls itself"):
+        load(endless)
+
+
+def test_names_of_any_depth() -> None:
+    proto = small_mlp()
+    before, name = proto.graph.initializer[0].name, ".".join(["a"] * 5000)
+    proto.graph.initializer[0].name = name
+    for node in proto.graph.node:
+        node.input[:] = [name if one == before else one for one in node.input]
+    model = load(proto)
+    assert len(list(model.named_parameters())) == len(list(load(small_mlp()).named_parameters()))
+    model.load_state_dict(model.state_dict())
+
+
 def test_a_companion_stays_in_the_folder(tmp_path: Path) -> None:
     path = export_training_step(torch.nn.Linear(3, 2), torch.randn(2, 3), tmp_path / "s.onnx")
     proto = onnx.load(str(path))

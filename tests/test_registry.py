@@ -223,6 +223,7 @@ BORROWED = {
     "activations": {".views"},
     "indexing": {".views"},
     "norms": {".views"},
+    "recurrent": {".views", "threading", "torch.nn.functional"},
     "reductions": {".views"},
     "statistics": {".views"},
     "sums": {".activations", ".linear", ".views"},

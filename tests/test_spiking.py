@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -240,3 +241,43 @@ def test_what_chooses_passes_its_reward(name: str) -> None:
     if name != "sign":
         assert lfpgraph.feedback(model, x, reward, "lfp-snn")["first.weight"].abs().sum() > 0
     assert not found["first.weight"][silent].any()
+
+
+class _Secants(torch.autograd.Function):
+    """A spike with the slope that `lfp` gives it."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return (u > 1).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, s: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        widths = [width * u.std(correction=0) for width in (0.3, 1.0, 3.0, 10.0)]
+        return s * sum(((u + h > 1).to(s) - (u - h > 1).to(s)) / (2 * h) for h in widths) / 4
+
+
+def _by_hand(model: Spiking, x: Tensor) -> Tensor:
+    u1, u2, outputs = torch.zeros(len(x), 8).double(), torch.zeros(len(x), 3).double(), []
+    for _ in range(model.steps):
+        u1 = model.beta * u1 + model.first(x)
+        fired = _Secants.apply(u1)
+        u2 = model.beta * u2 + model.second(fired)
+        outputs.append(_Secants.apply(u2))
+        u1, u2 = (
+            u - s.detach() if model.reset == "subtract" else u * (1 - s.detach())
+            for u, s in ((u1, fired), (u2, outputs[-1]))
+        )
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "where"])
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_lfp_takes_secants_of_spikes_and_nothing_of_resets(reset: str, engine: str) -> None:
+    model, x, labels = _spiking(reset=reset)
+    loss = nn.functional.cross_entropy(_by_hand(model, x).sum(0), labels)
+    expected = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters()))))
+    lfpgraph.wrap(model, lfpgraph.get_composite("lfp").with_options(epsilon=0.0, scale="signal"), engine=engine)
+    nn.functional.cross_entropy(model(x).sum(0), labels).backward()
+    assert_same({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected, 1e-9)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,14 @@ import lfpgraph
 from lfpgraph.errors import CheckpointError, DataError, NonFiniteError, TrainingError
 
 from .support.processes import start
-from .support.trainer_run import make_data, make_model, make_trainer, run_on_a_full_disk, same, weights, whole_run
+from .support.trainer_run import make_data, make_model, make_trainer, run_on_a_full_disk, same, weights
 
 pytest.importorskip("accelerate")
 safetensors = pytest.importorskip("safetensors")
 pytest.importorskip("safetensors.torch")
 from lfpgraph.training import checkpoint  # noqa: E402
+
+from .support.kills import killed, readable  # noqa: E402
 
 
 class Fails(nn.Module):
@@ -42,16 +41,6 @@ class Fails(nn.Module):
         hidden = self.first(x.flatten(1))
         late = (self.calls > 3).to(x.dtype)  # at the fourth step
         return self.last(self.bad(hidden.abs() + 1 - late * (hidden.abs() + 1)) * 0.1)
-
-
-def readable(folder: Path) -> list[Path]:
-    """Every checkpoint in a run's folder, each read whole."""
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    for path in found:
-        checkpoint.read_state(path)
-        with safetensors.safe_open(path / checkpoint.MODEL, "pt") as file:
-            assert all(file.get_tensor(key) is not None for key in file.keys())  # noqa: SIM118
-    return found
 
 
 @pytest.mark.parametrize(
@@ -229,38 +218,6 @@ def test_death_at_every_moment_of_writing(tmp_path: Path, monkeypatch: pytest.Mo
     assert deaths >= 10
 
 
-def killed(tmp_path: Path, times: int, epochs: int) -> None:
-    """Kill a run at random moments, take it up each time, and compare its end with a run that was left alone."""
-    draw = random.Random(times)
-    whole = start(whole_run, tmp_path / "whole", epochs)
-    whole.join()
-    assert whole.exitcode == 0
-    folder, kills, lost = tmp_path / "run", 0, 0
-    newest = checkpoint.latest(folder / "checkpoints")
-    while kills < times:
-        process = start(whole_run, folder, epochs)
-        while process.is_alive() and checkpoint.latest(folder / "checkpoints") == newest:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.15))
-        seen = checkpoint.latest(folder / "checkpoints")
-        assert process.is_alive(), "the run ended before it was killed often enough: give it more epochs"
-        process.kill()
-        process.join()
-        kills += 1
-        readable(folder)
-        newest = checkpoint.latest(folder / "checkpoints")
-        assert seen is not None and newest is not None and newest.name >= seen.name
-        lines = (folder / "log.jsonl").read_text()
-        assert lines.endswith("\n")
-        steps = [json.loads(line)["step"] for line in lines.splitlines()]
-        lost = max(lost, steps[-1] - int(newest.name[-8:]))
-    assert lost <= 1, "only the step that had not been saved may be lost"
-    rest = start(whole_run, folder, epochs)
-    rest.join()
-    assert rest.exitcode == 0
-    assert same(torch.load(folder / "final.pt"), torch.load(tmp_path / "whole" / "final.pt"))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of Unix")
 def test_killed_twice(tmp_path: Path) -> None:
     killed(tmp_path, 2, 15)
@@ -268,5 +225,6 @@ def test_killed_twice(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of Unix")
-def test_killed_twenty_times(tmp_path: Path) -> None:
-    killed(tmp_path, 20, 150)
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_twenty_times(tmp_path: Path, seed: int) -> None:
+    killed(tmp_path, 20, 150, seed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import LfpGraphError, TargetError
+from ..errors import LfpGraphError, TargetError, printable
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
@@ -27,12 +27,29 @@ for _command in (coverage, graph, zoo, reproduce, explain, export):
     app.command()(_command)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"lfpgraph {version('lfpgraph')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Feedback training for any PyTorch model."""
+
+
 def main() -> None:
     """Run the command line; our own errors become one line and exit status 1."""
     try:
         app()
     except LfpGraphError as error:
-        print(f"lfpgraph: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lfpgraph: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -168,7 +185,7 @@ def _finish(results: list[Result], out: Path, json_file: Path | None, title: str
     console = Console()
     console.print(closing_table(results))
     write_report(results, out, title)
-    console.print(f"report: {out}")
+    typer.echo(f"report: {out}")
     if json_file is not None:
         json_file.write_text(json.dumps([result.to_json() for result in results], indent=1))
 

@@ -64,5 +64,5 @@ def _show(console: Any, report: Report, out: Path) -> None:
         table.add_row(*row)
     console.print(table)
     for note in report.notes:
-        console.print(note)
-    console.print(f"written: {out / report.name}.json, {out / report.name}.png")
+        typer.echo(note)
+    typer.echo(f"written: {out / report.name}.json, {out / report.name}.png")

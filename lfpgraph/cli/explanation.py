@@ -9,8 +9,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from ..errors import AttributionError, TargetError
+from ..errors import AttributionError, TargetError, first_line
 from .reports import writable
+from .transformers import transformers_library
 
 __all__ = ["explain"]
 
@@ -84,15 +85,16 @@ def _drawn(relevance: Tensor, inputs: Tensor, show: str | None) -> Any:
 def _model(target: str) -> tuple[nn.Module, Any]:
     """The model, and its tokenizer or None. A transformers folder may hold both, and a function may return both."""
     if Path(target).is_dir():
-        import transformers
+        transformers = transformers_library()
 
         try:
-            config = transformers.AutoConfig.from_pretrained(target)
+            config = transformers.AutoConfig.from_pretrained(target, trust_remote_code=False)
             network = getattr(transformers, (config.architectures or ["AutoModel"])[0]).from_pretrained(target)
-        except (OSError, ValueError, AttributeError) as error:
-            raise TargetError(f"{target!r} holds no model of transformers: {error}") from error
+        except Exception as error:  # of whatever a damaged folder makes
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise TargetError(f"{target!r} holds no model of transformers: {reason}") from error
         try:
-            return network, transformers.AutoTokenizer.from_pretrained(target)
+            return network, transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError):
             return network, None
     from .functions import call_target, load_target

@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import TargetError, first_line
+from .limits import limited, told
 
 __all__ = ["LARGEST_REAL", "Built", "ModelTarget", "weightless"]
 
@@ -42,26 +43,36 @@ def weightless(name: str, build: Callable[[], Built]) -> ModelTarget:
         TargetError: it cannot be built, or only with more weights than `LARGEST_REAL`.
     """
     error: Exception | None = None
-    for drawing in (contextlib.nullcontext, _no_initial_values):
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True), drawing():
-                model, args, kwargs = build()
-            if drawing is _no_initial_values and hasattr(model, "tie_weights"):
-                getattr(model, "tie_weights")()  # noqa: B009 - transformers ties weights only when it draws them
-            return ModelTarget(name, model, args, kwargs, rebuild=build)
-        except Exception as caught:
-            log.info("%s cannot be built without weights: %s", name, first_line(caught))
-            error = caught
-    if (size := _size_on_meta(build)) > LARGEST_REAL:
+    with limited(name):
+        for drawing in (contextlib.nullcontext, _no_initial_values):
+            try:
+                with FakeTensorMode(allow_non_fake_inputs=True), drawing():
+                    model, args, kwargs = build()
+                if drawing is _no_initial_values and hasattr(model, "tie_weights"):
+                    getattr(model, "tie_weights")()  # noqa: B009 - transformers ties weights only when it draws them
+                return ModelTarget(name, model, args, kwargs, rebuild=build)
+            except Exception as caught:
+                log.info("%s cannot be built without weights: %s", name, first_line(caught))
+                error = caught
+        size, again = _size_on_meta(build)
+    assert error is not None
+    if size > LARGEST_REAL:
         raise TargetError(
             f"{name} cannot be built without weights, and has {size:,} of them: {first_line(error)}"
         ) from error
+    if again is not None and str(again) == str(error):  # whatever its tensors are made of
+        raise _unbuilt(name, error) from error
     try:
-        return ModelTarget(name, *build())
-    except TargetError:
-        raise
+        with limited(name, 60, 4 * size + 2**30):
+            return ModelTarget(name, *build())
     except Exception as again:
-        raise TargetError(f"{name} cannot be built: {type(again).__name__}: {first_line(again)}") from again
+        raise _unbuilt(name, again) from again
+
+
+def _unbuilt(name: str, error: Exception) -> TargetError:
+    if isinstance(error, TargetError):
+        return error
+    return TargetError(f"{name} cannot be built: {told(error)}")
 
 
 @contextlib.contextmanager
@@ -76,10 +87,10 @@ def _no_initial_values() -> Iterator[None]:
         yield
 
 
-def _size_on_meta(build: Callable[[], Built]) -> int:
-    """How many parameters the model has; 0 where that cannot be told without making them."""
+def _size_on_meta(build: Callable[[], Built]) -> tuple[int, Exception | None]:
+    """How many parameters the model has; 0 and why, where that cannot be told without making them."""
     try:
         with torch.device("meta"):
-            return sum(p.numel() for p in build()[0].parameters())
-    except Exception:
-        return 0
+            return sum(p.numel() for p in build()[0].parameters()), None
+    except Exception as error:
+        return 0, error

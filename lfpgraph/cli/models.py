@@ -8,14 +8,13 @@ hub is never run.
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from ..errors import TargetError, first_line, near
+from ..errors import TargetError, near
 from ..graph.calls import arguments_of
+from .exported import exported_program
 from .fake_models import LARGEST_REAL, ModelTarget, weightless
 from .functions import call_target, load_target
 from .transformers import builders_of, config_file, model_type, transformers_library
@@ -33,7 +32,7 @@ def resolve_model(target: str) -> ModelTarget:
     """
     path = Path(target)
     if target.endswith(".pt2"):
-        return _exported(path)
+        return exported_program(path)
     if target.endswith(".onnx"):
         return _onnx(path)
     if path.is_dir() or path.suffix == ".json":
@@ -45,22 +44,6 @@ def resolve_model(target: str) -> ModelTarget:
     if (found := model_type(target)) is not None:
         return found
     return _zoo(target)
-
-
-def _exported(path: Path) -> ModelTarget:
-    if not path.is_file():
-        raise TargetError(f"no such file: {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.load(path)
-        model = program.module()
-        args, kwargs = program.example_inputs or ((), {})
-    except Exception as error:
-        raise TargetError(f"{path} is no exported program: {type(error).__name__}: {first_line(error)}") from error
-    if not args and not kwargs:
-        raise TargetError(f"{path} carries no example inputs; save it with torch.export.save after torch.export.export")
-    return ModelTarget(path.name, model, tuple(args), dict(kwargs))
 
 
 def _onnx(path: Path) -> ModelTarget:

@@ -44,7 +44,7 @@ def coverage(
         console = Console()
         console.print(report.table(limit=rows))
         if html is not None:
-            console.print(f"report: {html}")
+            typer.echo(f"report: {html}")
     if not report.covered:
         raise typer.Exit(1)
 
@@ -108,7 +108,7 @@ def graph(
     console = Console()
     console.print(render(found))
     if out is not None:
-        console.print(f"graph: {out}")
+        typer.echo(f"graph: {out}")
 
 
 def zoo(

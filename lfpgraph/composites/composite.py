@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,7 @@ _WHOLE = Rule(vjp, is_vjp=True)
 
 @functools.lru_cache
 def _floor_of(floor: float | str) -> tuple[float, bool]:
-    """A ruleset's floor as a number, and whether its unit is the parameter's root mean square.
-
-    Raises:
-        CompositeError: it is neither a number of zero or more nor such a number before "rms".
-    """
+    """A ruleset's floor as a number, and whether its unit is the parameter's root mean square."""
     relative = isinstance(floor, str)
     try:
         number = float((str(floor).removesuffix("rms").strip() or 1) if relative else floor)
@@ -61,10 +58,13 @@ class Ruleset:
             "normalisation" and "activation" also serve such a function written out. A function, or a `Rule` where the
             engine must know more of it.
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
-        vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) as `scale` says; "signal":
-            they take the plain signal, so that a bias of zero can move.
+        vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) and those of any that are
+            only added to something (position embeddings, the biases of experts) as `scale` says; "signal": they take the
+            plain signal, so that a bias of zero can move.
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
+        unit: "norm" multiplies `max(abs(w), floor) * s_w` by the square root of w's number of entries, so that the
+            feedback's norm is near those of w and s_w multiplied; "parameter" leaves it as it is.
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
         products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
@@ -79,11 +79,13 @@ class Ruleset:
     wake: bool = True
     vectors: str = "weight"
     products: str = "shared"
+    unit: str = "parameter"
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
         check_choice("vectors", self.vectors, ("weight", "signal"), CompositeError)
         check_choice("products", self.products, ("shared", "whole"), CompositeError)
+        check_choice("unit", self.unit, ("parameter", "norm"), CompositeError)
         _floor_of(self.floor)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,10 +113,7 @@ class Ruleset:
         return not self.takes_signal(w) and (relative or floor == 0)
 
     def wakes(self, w: Tensor) -> bool:
-        """Whether the parameter w is wholly zero and is to get a signal all the same, unless it is only added to something.
-
-        So may one be whose memory is given back until the feedback (FSDP); it is looked at then.
-        """
+        """Whether w is wholly zero, or its memory is away until the feedback (FSDP), and it is to get a signal all the same."""
         if not (self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)) or w.numel() == 0:
             return False
         if w.device.type == "meta" or isinstance(w, FakeTensor):
@@ -131,11 +130,12 @@ class Ruleset:
         if self.takes_signal(w):
             return s
         floor, relative = _floor_of(self.floor)
+        unit = math.sqrt(w.numel()) if self.unit == "norm" else 1.0
         if floor > 0 and not relative:
-            return s * w.abs().clamp_min(floor)
+            return s * w.abs().clamp_min(floor) * unit
         over = over and not asleep
-        floored = relative and w.numel() > 0
-        found = scale_by_floored_size(s, w, floor, over) if floored else scale_by_size(s, w, over)
+        plain = w.numel() == 0 or (unit == 1 and not relative)
+        found = scale_by_size(s, w, over) if plain else scale_by_floored_size(s, w, floor, unit, over)
         return torch.where(w.any(), found, s) if asleep else found
 
 

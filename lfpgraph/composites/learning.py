@@ -1,13 +1,16 @@
-"""`lfp`: LFP as it learns best, the published rule changed in six places. Each is an option of its own.
+"""`lfp`: LFP as it learns best, the published rule changed in seven places. Each is an option of its own.
 
 - Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it
   (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products. Reward is not conserved there.
 - Matrices take `max(abs(w), c rms(w)) * s` (`Ruleset.floor`), so that weights near zero move; c was chosen by experiment `rule`.
+- That is multiplied by the square root of the matrix's number of entries (`Ruleset.unit`), so that clipping by a common norm
+  acts on matrices and not on vectors alone.
 - Vectors (biases, scales of norms) take the plain signal (`Ruleset.vectors="signal"`), so a bias of zero moves.
 - Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
   right sign, and takes no derivative. A function with f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope.
 - Other activations that are not zero at zero are centred (see `centred`).
-- Steps (comparisons, sign, round) have a wider epsilon: `f(x) / x` of a step has no bound near zero.
+- Steps (comparisons, sign, round) hand on the slope of secants of several widths (see `steps`).
+- A choice (argmax, topk) is credited by contrast: what each alternative would have brought (see `choices`).
 
 Source: this project; docs/design.md says why and what it costs.
 """
@@ -23,57 +26,44 @@ from ..errors import CompositeError
 from ..graph.graph import OpGraph
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
-from ..registry import COMPARISON, Call, Handler
+from ..registry import Call, Handler
 from .centred import activations_of, centred_rule, centred_signal, in_place_of, is_zero_at_zero, value_at, values_on
+from .choices import BLIND_SHARE, SHARPNESS, add_choices
+from .steps import STEP_WIDTHS, add_steps
 
 __all__ = ["learning_structure"]
 
-aten = torch.ops.aten
-_ROUNDINGS = {
-    aten.ceil.default,
-    aten.floor.default,
-    aten.heaviside.default,
-    aten.round.decimals,
-    aten.round.default,
-    aten.sgn.default,
-    aten.sign.default,
-    aten.trunc.default,
-}
 
-
-def learning_structure(graph: OpGraph, step_epsilon: float = 0.1, secant: float = 0.5) -> Structure:
+def learning_structure(
+    graph: OpGraph,
+    secant: float = 0.5,
+    step_widths: tuple[float, ...] = STEP_WIDTHS,
+    blind_share: float = BLIND_SHARE,
+    sharpness: float = SHARPNESS,
+) -> Structure:
     """The usual regions, with the rules of `lfp` for activations: `Composite(..., structure=partial(learning_structure, ...))`.
 
     Args:
-        step_epsilon: the stabilizer of a step, in units of what is compared (a membrane, a logit).
         secant: h of an activation that bends, in units of x; 0 for `f(x) / x`, centred.
+        step_widths: the widths of a step's secants, in units of the spread of x.
+        blind_share, sharpness: of a choice (see `choices`).
 
     Raises:
-        CompositeError: an option is negative.
+        CompositeError: an option is negative, or `step_widths` holds a zero or nothing.
     """
-    if step_epsilon < 0 or secant < 0:
-        raise CompositeError(f"step_epsilon={step_epsilon!r} and secant={secant!r} must be zero or more")
+    if secant < 0:
+        raise CompositeError(f"secant={secant!r} must be zero or more")
     found = Structure(find_regions(graph))
+    add_steps(graph, found, step_widths)
+    add_choices(graph, found, blind_share, sharpness)
     for entry, nodes in activations_of(graph, found):
-        if _is_step(graph, entry, nodes):
-            found.rules[nodes[-1]] = partial(centred_rule, epsilon=step_epsilon)
-        elif secant and _bends(entry, nodes):
+        if nodes[-1] in found.rules:
+            continue
+        if secant and _bends(entry, nodes):
             found.rules[nodes[-1]] = partial(_secant_rule, width=secant)
         elif not is_zero_at_zero(entry, nodes):
             found.rules[nodes[-1]] = centred_rule
     return found
-
-
-def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
-    """Whether every way through a function leads through a comparison or a rounding, so that it is constant in pieces."""
-    if entry is None:
-        return nodes[0].target in _ROUNDINGS
-    direct = {entry}  # what depends on the input other than through a step
-    for node in nodes:
-        steps = node.target in _ROUNDINGS or graph.info[node].family is COMPARISON
-        if not steps and not direct.isdisjoint(node.all_input_nodes):
-            direct.add(node)
-    return nodes[-1] not in direct
 
 
 def _bends(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:

@@ -15,15 +15,15 @@ __all__ = ["log_unmoved"]
 log = logging.getLogger("lfpgraph")
 
 
-def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], asleep: Iterable[str]) -> None:
+def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: Iterable[str]) -> None:
     """Say in the log which trainable parameters are wholly zero and receive no feedback.
 
     Args:
-        asleep: names of those that receive some all the same (`Ruleset.wake`).
+        awake: names of those that receive some all the same.
     """
     trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
-    awake = set(asleep) | {name for name, p in trainable.items() if bool(p.any())}
-    rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in awake}
+    moving = set(awake) | {name for name, p in trainable.items() if bool(p.any())}
+    rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in moving}
     unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
     if unmoved:
         shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")

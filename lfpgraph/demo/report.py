@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..reports.table import table_of
 from .training import Result, Run
 
 __all__ = ["closing_table", "write_report"]
@@ -51,13 +52,10 @@ def rows_of(results: list[Result]) -> list[dict[str, str]]:
 
 def closing_table(results: list[Result]) -> Any:
     """A rich table of the results, a column for each model."""
-    from rich.table import Table
-
-    table = Table(title="LFP beside backprop: same start, same batches, steps in turn")
     rows = rows_of(results)
-    table.add_column("")
-    for row in rows:
-        table.add_column(row["model"], overflow="fold")
+    table = table_of(
+        "LFP beside backprop: same start, same batches, steps in turn", "", *(row["model"] for row in rows)
+    )
     for key in list(rows[0])[1:]:
         table.add_row(key, *(row[key] for row in rows))
     return table

@@ -6,7 +6,7 @@ import logging
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,9 +48,11 @@ class Plan:
     asleep: set[fx.Node]
 
     @property
-    def names_asleep(self) -> list[str]:
-        """The names of the parameters in `asleep`."""
-        return [p.target for n, p in zip(self.graph.placeholder_nodes, self.graph.placeholders) if n in self.asleep]
+    def names_awake(self) -> list[str]:
+        """The names of the parameters that receive feedback even while they are wholly zero."""
+        pairs = zip(self.graph.placeholder_nodes, self.graph.placeholders)
+        plain = {n for n, ruleset in self.rulesets.items() if ruleset.scale == "signal"}
+        return [p.target for n, p in pairs if n in self.asleep | plain]
 
     def used(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Of a model's parameters those that the run uses, as far as can be seen before the backward pass."""
@@ -69,7 +71,7 @@ class Plan:
         """Whether the feedback of a placeholder is `abs(value) * s` and nothing else."""
         ruleset = self.rulesets.get(placeholder)
         plain = ruleset is None or placeholder in self.asleep or ruleset.takes_signal(placeholder.meta["val"])
-        return not plain and ruleset.floor == 0.0  # type: ignore[union-attr]
+        return not plain and (ruleset.floor, ruleset.unit) == (0.0, "parameter")  # type: ignore[union-attr]
 
 
 def make_plan(
@@ -99,6 +101,9 @@ def make_plan(
     nodes = graph.placeholder_nodes
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
+    for node, ruleset in rulesets.items():
+        if ruleset.vectors == "signal" and not is_factor(graph, node):
+            rulesets[node] = replace(ruleset, scale="signal")
     asleep = {
         n
         for n, x in zip(nodes, values)
@@ -126,8 +131,12 @@ def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) ->
         blocked = structure.blocked_inputs(region.nodes if region else (node,)) if follows else set()
         ways = Ways(reached, still, blocked)
         unit = region_unit(graph, region, ruleset, ways) if region else op_unit(graph, node, ruleset, ways)
+        if follows and ruleset.rules and node in structure.further and structure.further[node] in reached - still:
+            unit.add_input(structure.further[node])
         if follows and unit.rule is not None and node in structure.rules:
             unit.rule = Rule(structure.rules[node](unit.rule.handler), constants=unit.rule.constants)
+        if unit.rule is not None and unit.rule.made_by is not None and unit.origin == "rule":
+            unit.rule = replace(unit.rule, handler=unit.rule.made_by(node, composite), needs_vjp=False)
         blocks = unit.rule is not None and unit.rule.blocks
         if blocks:
             unit.rule, unit.origin = None, "none"

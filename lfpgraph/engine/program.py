@@ -24,11 +24,13 @@ from ..passes.inplace import write_in_place
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import join_products
+from .joint import joint_of_patterns
+from .patterns import repeats
 from .plan import Plan
 from .propagate import run_backward, run_forward
 from .static import functional_graph, no_autocast, on_fakes
 
-__all__ = ["Program", "make_program"]
+__all__ = ["Program", "clean", "make_program"]
 
 aten = torch.ops.aten
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
@@ -131,11 +133,20 @@ def _joint_graph(
     with on_fakes(examples) as fake_mode:
         signals = [_signal_like(node.meta["val"], fake_mode is not None) for node in rewarded]
     try:
-        graph = functional_graph(joint, [*examples, *signals])
+        if rewards is None and _has_patterns(plan):
+            graph = joint_of_patterns(plan, examples, rewarded, signals)
+        else:
+            graph = functional_graph(joint, [*examples, *signals])
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
-    _clean(graph)
+    clean(graph)
     return graph
+
+
+def _has_patterns(plan: Plan) -> bool:
+    """Whether each unit can be traced by itself, on fake values, and many are alike."""
+    held = any(node.op == "get_attr" for node in plan.graph.graph.nodes)
+    return plan.graph.tracer == "export" and not held and not plan.composite.online and repeats(plan)
 
 
 def _signal_like(output: Tensor, fake: bool) -> Tensor:
@@ -171,7 +182,7 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
     return isinstance(node, fx.Node) and is_float(node.meta.get("val")) and node in plan.wanted
 
 
-def _clean(traced: fx.GraphModule) -> None:
+def clean(traced: fx.GraphModule) -> None:
     """Remove detach and alias, which mean nothing without autograd, and all that is not used; turn views into reshapes."""
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):

@@ -24,7 +24,7 @@ from .plan import Plan
 from .signals import Sum, wide
 from .units import Unit
 
-__all__ = ["run_backward", "run_forward"]
+__all__ = ["fit", "hand_back", "run_backward", "run_forward"]
 
 
 def run_forward(plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], list[Call], dict[fx.Node, Any]]:
@@ -93,22 +93,10 @@ def run_backward(
             continue
         if observe is not None:
             call.arrived = arrived.reward(wide(call.output))
-        s, form = arrived.settle(_measure(unit, call, values), unit)
-        call.form = form
-        answers = list(_ask(call, s))
-        if len(answers) != len(unit.inputs):
-            raise RuleError(
-                f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
-                "tensor arguments; return one for each, None for none"
-            )
-        if call.stabilized is not False:
-            form = unit.option_epsilon if call.stabilized is True else call.stabilized
-        elif not (unit.family.passes_form or unit.ends_layer):
-            form = None
-        call.answered = form
+        s, answers, form = hand_back(plan, call, arrived, values)
         for i, (node, answer) in enumerate(zip(unit.inputs, answers)):
             if answer is not None and unit.wanted[i]:
-                pending.setdefault(node, Sum()).add(_fit(plan, call, i, answer), form, call.inputs[i])
+                pending.setdefault(node, Sum()).add(fit(plan, call, i, answer), form, call.inputs[i])
                 if check and not bool(torch.isfinite(answer).all()):
                     raise NonFiniteError(f"{plan.graph.describe(unit.node)} hands on a signal that is NaN or infinite")
         if observe is not None:
@@ -118,6 +106,31 @@ def run_backward(
         if node in pending and node in record:
             record[node] = pending[node].reward(values[node])
     return {node: pending[node].total() if node in pending else None for node in wanted}
+
+
+def hand_back(
+    plan: Plan, call: Call, arrived: Sum, values: Mapping[fx.Node, Any]
+) -> tuple[Any, list[Tensor | None], float | None]:
+    """Ask a unit's rule for the signals of its inputs.
+
+    Returns:
+        The signal that the rule was handed, its answers, and their epsilon if they are in stabilized form.
+    """
+    unit = call.unit
+    s, form = arrived.settle(_measure(unit, call, values), unit)
+    call.form = form
+    answers = list(_ask(call, s))
+    if len(answers) != len(unit.inputs):
+        raise RuleError(
+            f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
+            "tensor arguments; return one for each, None for none"
+        )
+    if call.stabilized is not False:
+        form = unit.option_epsilon if call.stabilized is True else call.stabilized
+    elif not (unit.family.passes_form or unit.ends_layer):
+        form = None
+    call.answered = form
+    return s, answers, form
 
 
 def _measure(unit: Unit, call: Call, values: Mapping[fx.Node, Any]) -> Any:
@@ -142,7 +155,7 @@ def _ask(call: Call, s: Any) -> Sequence[Tensor | None]:
     return call.unit.rule.handler(call, s, *call.args, **call.kwargs)
 
 
-def _fit(plan: Plan, call: Call, i: int, answer: Tensor) -> Tensor:
+def fit(plan: Plan, call: Call, i: int, answer: Tensor) -> Tensor:
     """Sum a broadcast answer to its argument's shape and cast it to its dtype."""
     x = call.inputs[i]
     if answer.shape != x.shape:

@@ -12,8 +12,10 @@ from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..errors import TraceError
 from ..passes.functional import make_functional
-from ..tracing.export import quiet
+from ..silence import quiet
+from ..tracing.flat import LOCK
 
 __all__ = ["functional_graph", "no_autocast", "on_fakes"]
 
@@ -28,8 +30,15 @@ def functional_graph(
         decompositions: what operations are to be written out as, by operation.
     """
 
+    if any(hasattr(value, "fake_mode") for value in examples) and torch.is_anomaly_enabled():
+        if torch.is_anomaly_check_nan_enabled():
+            raise TraceError(
+                "a program cannot be traced under torch.autograd.detect_anomaly, which looks at values. Make the model's first "
+                'call outside of it, give detect_anomaly check_nan=False, or wrap(model, engine="live").'
+            )
+
     def traced(function: Callable[..., Any]) -> fx.GraphModule:
-        with on_fakes(examples) as fake_mode:
+        with LOCK, on_fakes(examples) as fake_mode:
             strict = {} if fake_mode is not None else {"_error_on_data_dependent_ops": False}
             return make_fx(function, decompositions, tracing_mode="real", **strict)(*examples)  # type: ignore[arg-type]
 

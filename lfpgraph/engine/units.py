@@ -60,6 +60,17 @@ class Unit:
         """The function of its rule."""
         return self.rule.handler if self.rule is not None else None
 
+    def add_input(self, node: fx.Node) -> None:
+        """Let the unit hand a signal to an activation that is no argument of its operations (`Structure.further`)."""
+        self.inputs += (node,)
+        self.active, self.weightlike, self.wanted = (
+            (*self.active, True),
+            (*self.weightlike, False),
+            (*self.wanted, True),
+        )
+        if self.rule is None:
+            self.rule, self.origin = _VJP, "rule"
+
     @property
     def is_region(self) -> bool:
         """Whether it stands for several nodes."""

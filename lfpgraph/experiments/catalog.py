@@ -30,13 +30,15 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {
     name: Experiment(name, summary)
     for name, summary in {
-        "activations": "ReLU, SiLU, ELU, tanh, sigmoid and Heaviside: an MLP on digits",
+        "activations": "smooth ones, steps, few bits, binary and ternary weights: MLPs on digits",
         "boundaries": "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)",
         "convergence": "accuracy per step and per second: a CNN on digits",
         "language": "next-character loss of a small GPT-2 on Python's own standard library",
+        "lora": "a ViT of transformers that knows half of the digits learns the others by PEFT's LoRA, head trained or frozen",
         "pruning": "accuracy against sparsity, pruned by magnitude and by feedback: an MLP on digits",
         "regression": "diabetes (and California housing, if scikit-learn has it cached): an MLP",
         "rewards": "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer",
+        "routing": "a router that chooses experts by argmax: digits",
         "rule": "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters",
         "spiking": "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps",
         "transfer": "half of the digits by backprop, then the other half by feedback",

@@ -32,6 +32,7 @@ def _sides() -> dict[str, str | Composite | None]:
     for floor in ("0 rms", "0.1 rms", "0.3 rms", "1 rms"):
         found[f"floor {floor}, f(x) / x"] = ratio.with_options(floor=floor)
         found[f"floor {floor}, secant"] = plain.with_options(floor=floor)
+    found["floor 0.1 rms, secant, in units of the parameter"] = plain.with_options(unit="parameter")
     return {**found, "lfp-epsilon": "lfp-epsilon", "backprop": None}
 
 

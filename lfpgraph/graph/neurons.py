@@ -68,9 +68,11 @@ class Neurons:
         return {t.entry for t in self.thresholds}
 
 
-def find_neurons(graph: OpGraph) -> Neurons:
-    """Thresholds, reset paths and paths through time of a classified graph."""
-    thresholds = _thresholds(graph, find_regions(graph))
+def find_neurons(graph: OpGraph, regions: list[Region] | None = None) -> Neurons:
+    """Thresholds, reset paths and paths through time of a classified graph, whose usual regions may be given."""
+    thresholds = _thresholds(graph, find_regions(graph) if regions is None else regions)
+    if not thresholds:
+        return Neurons([], set(), set())
     membranes = {t.entry: i for i, t in enumerate(thresholds)}
     exits = {t.exit: t.entry for t in thresholds}
     inside = {node for t in thresholds for node in t.nodes}

@@ -74,7 +74,7 @@ def may_join(op: object, family: Family | None) -> bool:
 def _eligible(graph: OpGraph, node: fx.Node, family: Family) -> bool:
     """Whether a node may belong to a region of the family."""
     info = graph.info[node]
-    if info.kind != ACTIVE or info.part != "network" or info.family is None:
+    if info.kind != ACTIVE or info.part != "network" or info.family is None or info.selects is not None:
         return False
     if family is NORMALISATION and (node.target in _REDUCTIONS or node.target in _EXPANSIONS):
         return True

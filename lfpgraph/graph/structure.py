@@ -20,11 +20,14 @@ class Structure:
     Attributes:
         regions: runs of operations that are one unit.
         rules: for the last operation of a unit, a function that makes its rule out of the one that it would have.
+        further: for the last operation of a unit, a node that its rule hands a signal to, beside its own arguments: what
+            the places were chosen by, of an operation that looks something up.
         blocked: pairs (operation, operand) between which no reward passes; the operand counts as constant there.
     """
 
     regions: list[Region]
     rules: dict[fx.Node, Callable[[Handler], Handler]] = field(default_factory=dict)
+    further: dict[fx.Node, fx.Node] = field(default_factory=dict)
     blocked: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
 
     def blocked_inputs(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:

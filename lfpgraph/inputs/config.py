@@ -19,7 +19,7 @@ class ConfigView:
         parts = sorted(self.parts, key=lambda part: not any(hint in part[0] for hint in near))
         for name in names:
             for _, config in parts:
-                value = vars(config).get(getattr(config, "attribute_map", {}).get(name, name))
+                value = vars(config).get(getattr(type(config), "attribute_map", {}).get(name, name))
                 if value is not None and fits(value):
                     return value
         return None

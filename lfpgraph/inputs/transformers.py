@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import InputError, first_line
 from ..modes import eval_mode
 from ..randomness import keep_random_state
+from ..silence import quiet
 from .arguments import MAKERS, Sizes
 from .config import ConfigView
 from .maker import TensorMaker
@@ -187,15 +186,14 @@ class _Unclear(Exception):
 def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> Any:
     """What the call returns or raises, in eval mode without gradients; large models and meta ones only in shapes."""
     mode = _shapes_only(model)
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it prints the traceback of every candidate that does not fit
     try:
         with (
-            eval_mode(model), keep_random_state(model, kwargs), warnings.catch_warnings(),
-            torch.no_grad(), mode or contextlib.nullcontext(),
-        ):  # fmt: skip
-            warnings.simplefilter("ignore")
+            eval_mode(model),
+            keep_random_state(model, kwargs),
+            quiet(),
+            torch.no_grad(),
+            mode or contextlib.nullcontext(),
+        ):
             if mode is not None:
                 kwargs = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
             return function(**kwargs)
@@ -204,8 +202,6 @@ def _try(model: nn.Module, function: Callable[..., Any], kwargs: Arguments) -> A
         if any(word in text for word in _VALUES_WANTED):
             return _Unclear(str(error))
         return error
-    finally:
-        log.setLevel(level)
 
 
 def _shapes_only(model: nn.Module) -> Any:

@@ -52,11 +52,12 @@ class Bridge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
+        own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
         if not ctx.awake or torch.is_grad_enabled():
-            return (None, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
+            return (own, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
         zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
-        return (None, None, *zeros)
+        return (own, None, *zeros)
 
 
 def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -134,13 +135,18 @@ class Sources:
                 if n >= 0 and not follows[n]:
                     self._of[n] = found
 
-    def bridge(self, ins: Sequence[int], results: list[Any], args: Any) -> bool:
-        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of."""
+    def bridge(self, ins: Sequence[int], results: list[Any], args: Any, looks_up: bool) -> bool:
+        """Let autograd hand signals over a step: from floats that it does not follow to the values they were made of.
+
+        With `looks_up`, also from a float that it follows to what the places were made of, by which it was looked up.
+        """
         changed = False
         for i, x in enumerate(results):
-            if not isinstance(x, Tensor) or x.requires_grad or not (x.is_floating_point() or x.is_complex()):
+            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
                 continue
-            sources = self._found(ins, args)
+            if x.requires_grad and not looks_up:
+                continue
+            sources = self._of_places(ins) if x.requires_grad else self._found(ins, args)
             tensors = [self._tensors[n] for n in sorted(sources)]
             tensors = [t for t in tensors if self._values.known(t) in sources]  # a source written over is out of reach
             if tensors:
@@ -152,8 +158,11 @@ class Sources:
         """Whether an argument that autograd does not follow was made of values that it follows."""
         return bool(self._of) and any(isinstance(x, Tensor) and self._values.known(x) in self._of for x in args)
 
+    def _of_places(self, ins: Sequence[int]) -> frozenset[int]:
+        found = (self._of.get(n, frozenset()) for n in ins if not self._values.follows[n])
+        return frozenset[int]().union(*found)
+
     def close(self) -> None:
-        """Let go of all tensors."""
         self._of.clear()
         self._tensors.clear()
 
@@ -238,17 +247,16 @@ class Shadows:
         self.show([found])  # it was written to with something that autograd follows
         return found
 
-    def show(self, tensors: Sequence[Any]) -> None:
-        """From now on the model sees of these tensors, too, that autograd follows them."""
+    def show(self, tensors: Sequence[Any]) -> list[Tensor]:
+        """From now on the model sees of these tensors, too, that autograd follows them; returns those that it follows."""
         for x in tensors:
             found = self._of.pop(id(x), None)
             if found is not None and found[1].requires_grad and not x.requires_grad:
-                self._seen.pop(id(found[1]), None)
                 _Shown.apply(x, found[1])
                 self._values.equate(x, self._values.number(found[1]))
+        return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
 
     def close(self) -> None:
-        """Let go of all tensors."""
         self._of.clear()
         self._seen.clear()
 

@@ -36,7 +36,13 @@ class LiveCall(Call):
         values: by number, what was kept of the run.
         numbers: the number of each node's value.
         templates: the arguments of the unit's operations, values by number.
+
+    Attributes:
+        beside_gradient: the rule is asked right before autograd works out the operation's own gradient, which its answers
+            replace.
     """
+
+    beside_gradient = True
 
     def __init__(
         self, unit: Unit, values: Mapping[int, Any], numbers: Mapping[fx.Node, int], templates: Templates

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ..composites.composite import Composite
 from ..engine.plan import make_plan
+from ..engine.recurrent import takes_steps_as_one
 from ..errors import InputError, NonFiniteError
 from ..graph.calls import flatten_output
 from ..tracing.flat import running_plainly
+from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
@@ -96,7 +98,7 @@ class LiveEngine:
         watch.away += 1  # gradients that the model takes inside are its own business
         try:
             try:
-                with recording(record):
+                with steps_as_one(takes_steps_as_one(self.composite)), recording(record):
                     result = call(*args, **kwargs)
             finally:
                 watch.away -= 1
@@ -107,9 +109,7 @@ class LiveEngine:
         return result
 
     def _finish(self, record: Record, result: Any, kind: Any) -> None:
-        tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor)]
-        record.shadows.show(tensors)
-        tensors = [t for t in tensors if t.requires_grad]
+        tensors = record.shadows.show(flatten_output(result)[0])
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         record.release()
         for node in record.checkpoints:

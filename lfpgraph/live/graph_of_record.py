@@ -16,6 +16,7 @@ from ..graph.classes import classify
 from ..graph.copies import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
 from .notes import Ref
+from ..registry import find_rule
 from .record import Record
 
 __all__ = ["LiveGraph", "graph_of"]
@@ -81,7 +82,9 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},
         dynamic=False, tracer="live",
     )  # fmt: skip
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(
+        is_impure_node=lambda node: node.op in ("placeholder", "output") or _is_part_of_loop(node)
+    )
     copy_shared_comparisons(found)
     left = set(graph.nodes)
     values = {node: n for n, node in nodes.items()}
@@ -94,6 +97,13 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         {node: n for node, n in values.items() if node in left},
         {node: step for node, step in step_of.items() if node in left},
     )
+
+
+def _is_part_of_loop(node: fx.Node) -> bool:
+    """Whether it is one of the results of an operation whose rule looks at all of them."""
+    source = node.args[0] if node.target is operator.getitem else None
+    rule = find_rule(source.target) if isinstance(source, fx.Node) else None
+    return rule is not None and rule.made_by is not None
 
 
 class _Holder:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ..graph.regions import may_join
-from ..graph.selections import MASKS
+from ..graph.selections import LOOKUPS, MASKS
 from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
 from ..tracing.rewrite import OWN_PARTS, parts_of, takes_tensors
@@ -36,7 +36,8 @@ __all__ = [
 
 aten = torch.ops.aten
 TENSOR, TENSORS, STATIC, SIZE, _NO_TENSOR = range(5)
-_POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default}  # a mask made of these selects a value
+# a mask made of these selects a value
+_POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default, aten.multinomial.default}
 
 _library = torch.library.Library("lfpgraph_live", "DEF")
 _library.define("own_backward(Tensor[] inputs, Tensor like) -> Tensor")
@@ -71,6 +72,7 @@ class OpInfo:
         shaped: whether a plan may depend on which of its tensors have one shape: it may be part of a region. What else is
             equal is so by chance (a sequence as long as a head is wide, as many rows for an expert as there are).
         shaped_mask: whether it may depend on that where autograd does not follow the results: masks select by their shape.
+        looks_up: whether it takes values from places that may have been chosen by others (`graph.selections`).
     """
 
     kinds: tuple[int, ...]
@@ -83,6 +85,7 @@ class OpInfo:
     forgets: bool
     shaped: bool
     shaped_mask: bool
+    looks_up: bool
 
 
 class Quick:
@@ -197,6 +200,7 @@ def _describe(op: OpOverload) -> OpInfo:
         forgets=forgets,
         shaped=may_join(node, family),
         shaped_mask=node in MASKS or not found,
+        looks_up=node in LOOKUPS,
     )
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, fx
 from torch.nn.parameter import is_lazy
 
 from ..engine.plan import Plan
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, WrapError
 from ..numerics import scale_by_size
 from .bridges import LARGE
 
-__all__ = ["Scale", "Watch", "is_differentiated", "owned", "replaced", "tap"]
+__all__ = ["Scale", "Watch", "is_differentiated", "owned", "refuse_batched", "replaced", "tap"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -200,6 +200,7 @@ class Scale:
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
         """The feedback of the signal s; written over it, if it may be."""
+        refuse_batched(s)
         if self.is_inside and self.watch is not None:
             self.watch.inside.add(id(self.parameter))
         if self.plain:
@@ -235,6 +236,15 @@ class Scale:
             return replaced(signals, {slot: self.feedback(signals[slot])})
 
         return after
+
+
+def refuse_batched(signal: Tensor) -> None:
+    """Refuse a signal that stands for many at once, of which torch's batched tensors do not know every operation of a rule."""
+    if torch._C._dispatch_keys(signal).has("Batched"):
+        raise WrapError(
+            "many backward passes at once are asked for (is_grads_batched=True, vectorize=True), and the rules of feedback do "
+            "not run on such a batch; ask for them one after the other."
+        )
 
 
 def is_differentiated() -> bool:

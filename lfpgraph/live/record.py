@@ -172,13 +172,13 @@ class Record(Kept):
                     return out
         else:
             return out
+        followed = any(isinstance(x, Tensor) and x.requires_grad for x in results)
         changed = has_no_derivative(info, results)
         if changed:
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
         if not info.forgets and (not info.writes or args[0] is self.written):
-            self._bridged = self.sources.bridge(ins, results, (*args, *kwargs.values())) and not changed
-            changed |= self._bridged
-            if self._bridged:
+            if self.sources.bridge(ins, results, (*args, *kwargs.values()), info.looks_up):
+                changed, self._bridged = True, not followed
                 record_again(partial(Record, self.name_leaf))
         if changed and isinstance(out, Tensor):
             out = results[0]

@@ -11,7 +11,7 @@ from torch import fx
 from ..graph.graph import ACTIVE, OpGraph, maker_of, module_path, source_line
 from ..registry import CAST, SPLIT, VIEW
 from .covered import CoverageReport
-from .table import count, percent, table_of
+from .table import count, line, percent, table_of
 
 __all__ = ["analyse", "render", "reward_graph"]
 
@@ -165,7 +165,7 @@ def render(found: Mapping[str, Any]) -> Any:
             tensors, flops = count(len(row["parameters_behind"])), percent(row["flops_behind"])
             table.add_row(row["node"], row["operation"], row["module"], tensors, flops)
         parts.append(table)
-    return Group(*parts)
+    return Group(*(line(part) if isinstance(part, str) else part for part in parts))
 
 
 def _some(rows: Sequence[Any]) -> Sequence[Any]:

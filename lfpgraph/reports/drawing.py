@@ -7,6 +7,7 @@ from pathlib import Path
 
 import networkx as nx
 
+from ..errors import printable
 from .covered import CoverageReport
 from .html import COLOURS, render
 
@@ -43,6 +44,7 @@ def drawn_graph(report: CoverageReport, depth: int = 0) -> nx.DiGraph:
     graph = report.graph.to_networkx()
     names = {node.name: entry.name for node, entry in report.classes.items()}
     for name, attributes in graph.nodes.items():
+        attributes.update({key: printable(text) for key, text in attributes.items()})
         attributes["class"] = names.get(name, attributes["op"])
     if depth == 0:
         return graph
@@ -71,15 +73,12 @@ def _dot(graph: nx.DiGraph) -> str:
         more = attributes.get("shape") or (
             f"{attributes['operations']} operations" if "operations" in attributes else ""
         )
-        label = _quoted(
-            f"{attributes['op'] if attributes['op'] != 'placeholder' else name}" + (f"\\n{more}" if more else "")
-        )
+        label = _quoted(f"{attributes['op'] if attributes['op'] != 'placeholder' else name}", more)
         colour = COLOURS.get(attributes["class"], "#cccccc")
         lines.append(f'  {_quoted(name)} [label={label}, color="{colour}", fillcolor="{colour}33"];')
     lines += [f"  {_quoted(a)} -> {_quoted(b)};" for a, b in graph.edges]
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace('"', '\\"')
-    return f'"{escaped}"'
+def _quoted(*lines: str) -> str:
+    return '"' + "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines if line) + '"'

@@ -44,7 +44,7 @@ def render(data: Mapping[str, Any], classes: Mapping[fx.Node, NodeClass], drawin
         meanings=MEANINGS,
         colours=COLOURS,
         leak_meanings=LEAKS,
-        drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("</", "<\\/"),
+        drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("<", "\\u003c"),
         script=folder.joinpath("graph.js").read_text(encoding="utf-8"),
         drawing_only=drawing_only,
     )
@@ -97,7 +97,7 @@ def _shape(node: fx.Node) -> str:
     return ""
 
 
-WIDEST = 100
+WIDEST, DEEPEST = 100, 100  # members of a level, and levels: what is deeper bears the rest of its path as its name
 
 
 @dataclass
@@ -126,7 +126,7 @@ def module_tree(nodes: Sequence[fx.Node], name: str) -> Branch:
     root = Branch(name)
     known: dict[tuple[str, ...], Branch] = {(): root}
     for node in nodes:
-        path = tuple(part for part in module_path(node).split(".") if part)
+        path = tuple(part for part in module_path(node).split(".", DEEPEST) if part)
         for i in range(1, len(path) + 1):
             if path[:i] not in known:
                 known[path[:i]] = Branch(path[i - 1])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import printable
 from .classes import CLASSES, LEAKS
 
-__all__ = ["MEANINGS", "count", "percent", "render", "table_of"]
+__all__ = ["MEANINGS", "count", "line", "percent", "render", "table_of"]
 
 COLOURS = {"rule": "green", "structural": "cyan", "derived": "yellow", "none": "bright_black", "uncovered": "bold red"}
 MEANINGS = {
@@ -42,17 +43,31 @@ def render(data: Mapping[str, Any], limit: int = 30) -> Any:
     from rich.console import Group
 
     parts = [_totals(data), _operations(data, limit), *_parameters(data), *_leaks(data), *_problems(data)]
-    return Group(*parts, _verdict(data))
+    return Group(*(line(part) if isinstance(part, str) else part for part in parts), _verdict(data))
 
 
 def table_of(title: str, *columns: str, right: Sequence[str] = ()) -> Any:
-    """An empty table of rich; the columns named in `right` stand at their right side, the others fold."""
+    """An empty table of rich; the columns named in `right` stand at their right side, the others fold.
+
+    Titles and cells are taken as they stand.
+    """
     from rich.table import Table
 
-    table = Table(title=title)
+    class Plain(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*(line(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    table = Plain(title=line(title))
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        table.add_column(line(name), justify="right" if name in right else "left", overflow="fold")
     return table
+
+
+def line(text: str) -> Any:
+    """A text for the terminal as it stands: brackets in it are no markup, and controls are shown."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _totals(data: Mapping[str, Any]) -> Any:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import logging
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,10 +19,11 @@ from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
+from ..silence import quiet
 from .flat import FlatModel, tracing
 from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy
 
-__all__ = ["capture", "export_flat", "quiet"]
+__all__ = ["capture", "export_flat"]
 
 log = logging.getLogger("lfpgraph")
 _OWN = frozenset(vars(nn.Module()))  # what every module holds: tables of parameters, modules and hooks
@@ -173,23 +172,6 @@ def _add_containers(value: Any, found: dict[int, tuple[Any, list[Any]]]) -> None
         found[id(value)] = value, list(value.items() if isinstance(value, dict) else value)
     for item in value.values() if isinstance(value, dict) else value:
         _add_containers(item, found)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch.export's own warnings, log lines and dumps of graphs from the user."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        names = ("torch.export", "torch.fx", "torch.onnx", "torch._export", "torch._subclasses")
-        loggers = [logging.getLogger(name) for name in names]
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
 
 
 _KINDS = {

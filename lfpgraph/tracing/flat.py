@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
+from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
 
 __all__ = [
@@ -23,17 +25,48 @@ __all__ = [
     "is_running_plainly",
     "running_plainly",
     "tracing",
+    "wait_for_traces",
 ]
 
 _state = threading.local()
-LOCK = (
-    threading.RLock()
-)  # held while programs are traced: torch.export changes torch's classes and flags for all threads
+# Held while a model or a program is traced: torch.export and make_fx change torch's classes and flags for all threads.
+LOCK = threading.RLock()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
+
+
+_cut_off = False  # whether this process was forked in the middle of another thread's trace
+
+
+def _after_fork() -> None:
+    """Free the lock of a thread that the new process does not have."""
+    global _cut_off
+    _cut_off = _cut_off or not LOCK.acquire(blocking=False)
+    LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def wait_for_traces() -> None:
+    """Wait until no other thread traces a model.
+
+    Raises:
+        TraceError: none ever ends, since this process has been forked off in the middle of one.
+    """
+    if _cut_off:
+        raise TraceError(
+            "this process was forked while a thread of the other one traced a model, so torch is still in the midst of it here. "
+            "Fork before the first call of the model, or after it, or start the process by spawn or forkserver."
+        )
+    with LOCK:
+        pass
 
 
 def another_thread_traces() -> bool:
     """Whether what torch's global flags say of tracing and exporting is the business of another thread."""
+    if _cut_off:
+        wait_for_traces()
     if not LOCK.acquire(blocking=False):
         return True
     LOCK.release()
@@ -47,28 +80,42 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Mark this thread as tracing; run checkpointed parts plainly, since the reentrant kind turns gradients off inside.
+    """Mark this thread as tracing, one thread at a time; run its checkpoints plainly, since the reentrant kind has no gradients.
 
-    Distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
+    Its distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
     """
-    _state.depth = getattr(_state, "depth", 0) + 1
-    apply = CheckpointFunction.__dict__.get("apply")
-    setattr(CheckpointFunction, "apply", _run_as_it_is)  # noqa: B010
-    validates = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(validates)
-        _state.depth -= 1
-        if apply is None:
-            del CheckpointFunction.apply
-        else:
-            setattr(CheckpointFunction, "apply", apply)  # noqa: B010
+    wait_for_traces()
+    with LOCK:
+        before = getattr(_state, "depth", 0)
+        _state.depth = before + 1
+        if not before:
+            setattr(CheckpointFunction, "apply", _apply_or_run)  # noqa: B010
+            validates = _Validates(Distribution._validate_args)
+            setattr(Distribution, "_validate_args", validates)  # noqa: B010
+        try:
+            yield
+        finally:
+            _state.depth -= 1
+            if not before:
+                del CheckpointFunction.apply
+                if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
+                    Distribution._validate_args = validates.before
 
 
-def _run_as_it_is(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-    return function(*args)
+def _apply_or_run(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    if is_tracing():
+        return function(*args)
+    return super(CheckpointFunction, CheckpointFunction).apply(function, preserve_rng_state, *args)
+
+
+class _Validates:
+    """Whether distributions check their parameters by default: as before, but not in a thread that traces."""
+
+    def __init__(self, before: bool) -> None:
+        self.before = before
+
+    def __get__(self, instance: Any, owner: Any) -> bool:
+        return self.before and not is_tracing()
 
 
 def is_running_plainly() -> bool:

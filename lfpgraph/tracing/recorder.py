@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 
 from ..errors import TraceError
 from ..randomness import keep_random_state
-from .export import quiet
+from ..silence import quiet
 from .flat import tracing
 
 __all__ = ["record"]

@@ -1,60 +1,157 @@
-"""Recurrent layers as the operations they are made of, with the dropout between layers that they are asked for.
+"""Recurrent layers as the operations they are made of: their steps one by one, or, where asked for, as one operation.
 
-torch's own decompositions leave that dropout out, so they are taken one layer at a time here.
+torch's own way leaves out the dropout between layers, and takes a kernel that has no parts where nothing requires a gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
+from torch.nn.functional import linear
 
-__all__ = ["RECURRENT", "decomposition_of"]
+from ..rules.recurrent import CELLS, LSTM, RECURRENT as STEPS, run_steps
 
-RECURRENT = {
-    getattr(getattr(torch.ops.aten, name), overload)
-    for name in ("gru", "lstm", "rnn_relu", "rnn_tanh")
-    for overload in ("data", "input")
-}
+__all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
+
+_CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
+RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def steps_as_one(wanted: bool = True) -> Iterator[None]:
+    """Let recurrent layers that are taken apart in this thread run the steps behind their first by one operation."""
+    before = getattr(_local, "wanted", False)
+    _local.wanted = wanted
+    if wanted:
+        _let_shapes_follow()
+    try:
+        yield
+    finally:
+        _local.wanted = before
+
+
+@functools.cache
+def _let_shapes_follow() -> None:
+    """Have torch work out the shapes that a layer returns by these parts, which leave the number of steps open."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    for op in RECURRENT:
+        if op._overloadname == "input":
+            op.py_kernels[key] = functools.partial(_ours_or, op.py_kernels[key], decomposition_of(op))
+            op._dispatch_cache.clear()
+
+
+def _ours_or(usual: Callable[..., Any], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    run = ours if getattr(_local, "wanted", False) and not kwargs else usual
+    return run(*args, **kwargs)
 
 
 def decomposition_of(op: OpOverload) -> Callable[..., Any]:
     """The function that stands for a recurrent operation."""
-    whole = decomposition_table[op]
-    packed = op._overloadname == "data"
+    name, packed = op._schema.name.split("::")[1], op._overloadname == "data"
+    return _packed(op) if packed else _Layers(op, _CELLS[name])
 
-    def run(*args: Any) -> Any:
-        names = [a.name for a in op._schema.arguments]
-        given = dict(zip(names, args))
-        layers, p = given["num_layers"], given["dropout"]
-        if layers == 1 or p == 0 or not given["train"]:
-            return whole(*args)
-        several = isinstance(given["hx"], list | tuple)
-        states = given["hx"] if several else [given["hx"]]
-        x: Tensor = given["data"] if packed else given["input"]
-        turned = not packed and given["batch_first"]
-        x = x.transpose(0, 1) if turned else x
-        params = given["params"]
-        per_layer, ways = len(params) // layers, 1 + bool(given["bidirectional"])
-        ends: list[Any] = []
-        for i in range(layers):
-            x = torch.dropout(x, p, True) if i else x
-            hx = [h[i * ways : (i + 1) * ways] for h in states]
-            given |= {
-                names[0]: x,
-                "hx": hx if several else hx[0],
-                "params": params[i * per_layer : (i + 1) * per_layer],
-                "num_layers": 1,
-                "dropout": 0.0,
-            }
-            if not packed:
-                given["batch_first"] = False
-            x, *end = whole(*given.values())
-            ends.append(end)
-        return (x.transpose(0, 1) if turned else x, *(torch.cat(parts) for parts in zip(*ends)))
 
-    return run
+class _Layers:
+    """A stack of recurrent layers, given as one operation's arguments."""
+
+    def __init__(self, op: OpOverload, cell: str) -> None:
+        self.op, self.cell = op, cell
+        self.names = [a.name for a in op._schema.arguments]
+
+    def __call__(self, *args: Any) -> Any:
+        given = dict(zip(self.names, args))
+        states = list(given["hx"]) if self.cell == "lstm" else [given["hx"]]
+        if self.cell == "lstm" and states[0].shape[2] != states[1].shape[2]:
+            return _one_by_one(self.op, given)  # its states are projected
+        x: Tensor = given["input"]
+        x = x.transpose(0, 1) if given["batch_first"] else x
+        n = 4 if given["has_biases"] else 2
+        params = iter(zip(*[iter(given["params"])] * n))
+        hidden = iter(zip(*(s.unbind(0) for s in states)))
+        ends: list[tuple[Tensor, ...]] = []
+        for i in range(given["num_layers"]):
+            if i and given["train"] and given["dropout"]:
+                x = torch.dropout(x, given["dropout"], True)
+            ways = [self.layer(x, next(hidden), next(params))]
+            if given["bidirectional"]:
+                out, end = self.layer(x.flip(0), next(hidden), next(params))
+                ways.append((out.flip(0), end))
+            x = torch.cat([out for out, _ in ways], -1) if len(ways) > 1 else ways[0][0]
+            ends += [end for _, end in ways]
+        x = x.transpose(0, 1) if given["batch_first"] else x
+        return (x, *(torch.stack(parts) for parts in zip(*ends)))
+
+    def layer(self, x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The states h of all steps, and the last state."""
+        (w_x, w), (b_x, b) = params[:2], params[2:] or (None, None)
+        x = linear(x, w_x, b_x)
+        one = getattr(_local, "wanted", False) and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
+        if not one:
+            found = run_steps(self.cell, x, state, w, b)
+            return torch.stack([made[0] for made, _ in found]), found[-1][0]
+        # The first step is for itself: the state before it is most often a constant zero, and not an activation.
+        first = CELLS[self.cell](x[0], linear(state[0], w, b), *state)
+        if self.cell == "lstm":
+            rest = LSTM(x[1:], *first, w, b)[:2]
+        else:
+            rest = STEPS(x[1:], *first, w, b, self.cell)[:1]
+        return torch.cat([first[0].unsqueeze(0), rest[0]]), tuple(r[-1] for r in rest)
+
+
+def _packed(op: OpOverload) -> Callable[..., Any]:
+    """Sequences of several lengths: as torch takes them apart, but with the dropout between layers."""
+    names = [a.name for a in op._schema.arguments]
+    return lambda *args: _one_by_one(op, dict(zip(names, args)))
+
+
+def _one_by_one(op: OpOverload, given: dict[str, Any]) -> Any:
+    """Layer by layer, each as torch takes it apart."""
+    whole, packed = decomposition_table[op], op._overloadname == "data"
+    layers, p, first = given["num_layers"], given["dropout"], next(iter(given))
+    if layers == 1 or p == 0 or not given["train"]:
+        with _without_whole_kernels():
+            return whole(*given.values())
+    several = isinstance(given["hx"], list | tuple)
+    states = given["hx"] if several else [given["hx"]]
+    x: Tensor = given[first]
+    turned = not packed and given["batch_first"]
+    x = x.transpose(0, 1) if turned else x
+    params = given["params"]
+    per_layer, ways = len(params) // layers, 1 + bool(given["bidirectional"])
+    ends: list[Any] = []
+    for i in range(layers):
+        x = torch.dropout(x, p, True) if i else x
+        hx = [h[i * ways : (i + 1) * ways] for h in states]
+        one = given | {
+            first: x,
+            "hx": hx if several else hx[0],
+            "params": params[i * per_layer : (i + 1) * per_layer],
+            "num_layers": 1,
+            "dropout": 0.0,
+        }
+        if not packed:
+            one["batch_first"] = False
+        with _without_whole_kernels():
+            x, *end = whole(*one.values())
+        ends.append(end)
+    return (x.transpose(0, 1) if turned else x, *(torch.cat(parts) for parts in zip(*ends)))
+
+
+@contextlib.contextmanager
+def _without_whole_kernels() -> Iterator[None]:
+    """torch's decomposition of an LSTM takes a kernel without parts where this is on."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)

@@ -18,7 +18,7 @@ from .export import capture
 from .fallback import capture_values
 from .verify import disagreement, draws_numbers, is_real, refusal
 
-__all__ = ["FALLBACKS", "NodeInfo", "OpGraph", "Placeholder", "trace"]
+__all__ = ["FALLBACKS", "NodeInfo", "OpGraph", "Placeholder", "refuse_difference", "trace"]
 
 log = logging.getLogger("lfpgraph")
 FALLBACKS = ("error", "retrace")
@@ -31,6 +31,7 @@ def trace(
     *,
     dynamic: bool = True,
     fallback: str = "error",
+    compare: bool = True,
 ) -> OpGraph:
     """Trace an unmodified model into an operation graph.
 
@@ -39,6 +40,7 @@ def trace(
         args: positional example inputs; a single tensor is allowed too.
         kwargs: keyword example inputs.
         dynamic: leave batch and sequence sizes open, so that the graph serves other sizes.
+        compare: run the graph and the model once on the example, and compare.
         fallback: "error", or "retrace" to trace real values where torch.export cannot (right for this call only).
 
     Raises:
@@ -56,7 +58,8 @@ def trace(
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):
             log.warning("%s takes another way for a batch of one, which is traced for itself", type(model).__name__)
             graph = capture(model, args, kwargs, dynamic, enlarge=False)
-        _verify(graph, model, args, kwargs)
+        if compare and is_real(model, args, kwargs):
+            refuse_difference(graph, model, args, kwargs, disagreement(graph, model, args, kwargs))
     except InputError:
         raise
     except Exception as error:
@@ -72,11 +75,14 @@ def trace(
     return classify(graph)
 
 
-def _verify(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Compare the graph with the model, where there are values to compare."""
-    if not is_real(model, args, kwargs):
-        return
-    distance = disagreement(graph, model, args, kwargs)
+def refuse_difference(
+    graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], distance: float
+) -> None:
+    """Raise a TraceError where a graph's outputs are too far from the model's, unless that may be chance.
+
+    Args:
+        distance: as `verify.disagreement` gives it.
+    """
     if distance <= 1:
         return
     name = type(model).__name__

@@ -19,7 +19,7 @@ from ..graph.graph import OpGraph
 from ..randomness import keep_random_state
 from .flat import FlatModel, running_plainly
 
-__all__ = ["computes_the_same", "disagreement", "draws_numbers", "is_real", "refusal"]
+__all__ = ["computes_the_same", "differ", "disagreement", "draws_numbers", "is_real", "refusal"]
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.complex64: 1e-3, torch.complex128: 1e-6}
 
@@ -100,16 +100,20 @@ def disagreement(graph: OpGraph, model: nn.Module, args: Sequence[Any], kwargs: 
         expected = _run(model, args, kwargs, written=graph.mutations)
     with keep_random_state(values), torch.no_grad():
         found = graph.module(*(v.clone() if isinstance(v, Tensor) else v for v in values))
-    pairs = [
-        (a, b) for a, b in zip(graph.user_outputs(found), expected) if isinstance(a, Tensor) and a.is_floating_point()
-    ]
-    return max((_distance(a, b) for a, b in pairs), default=0.0)
+    return differ(graph.user_outputs(found), expected)
+
+
+def differ(found: Sequence[Any], expected: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of outputs, in units of what rounding explains."""
+    pairs = [(a, b) for a, b in zip(found, expected) if isinstance(a, Tensor) and a.is_floating_point()]
+    return max((_distance(a.detach(), b.detach()) for a, b in pairs), default=0.0)
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
-    wide_found, wide = found.double(), expected.double()
+    dtype = expected.dtype if expected.dtype in _TOLERANCE else torch.float32
+    wide_found, wide = found.to(dtype), expected.to(dtype)
     if not found.numel() or not bool(torch.isfinite(wide).all()):
         return 0.0
     scale = float(wide.abs().max()) + 1e-12

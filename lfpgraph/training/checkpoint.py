@@ -5,38 +5,34 @@
                          checkpoint.json        step, epoch and metrics, to read
 
 A checkpoint is written under another name, flushed to the disk and then renamed, so a process that is killed at any
-moment leaves the last checkpoint as it was, and at most a folder `.part-*` that the next one removes.
+moment leaves the last checkpoint as it was, and at most a folder `.part-*` that the next one removes. Where one of the same
+step is to be replaced, the new one first stands beside it (`step-00000120-00000120`), and only then the old one goes: at
+every moment there is a whole one. `checkpoint.json` holds digests of the other two files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..optional import need
+from .resuming.tree import load_tree, save_tree
 
 __all__ = [
-    "find_checkpoint",
-    "kept",
-    "latest",
-    "load_weights",
-    "prune",
-    "read_state",
-    "step_name",
-    "write_checkpoint",
-    "save_tree",
-    "load_tree",
-]
+    "checked_weights", "find_checkpoint", "kept", "latest", "later_than", "load_weights", "prune", "read_state", "settle",
+    "step_name", "write_checkpoint",
+]  # fmt: skip
 
 MODEL, TRAINING, NOTE = "model.safetensors", "training.safetensors", "checkpoint.json"
+_FOLDER = re.compile(r"step-(\d+)(-\d+)?")  # the second number: one that is about to replace another of its step
 
 
 def step_name(step: int) -> str:
@@ -46,7 +42,14 @@ def step_name(step: int) -> str:
 
 def _complete(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
-    return sorted(f for f in folder.glob("step-*") if (f / NOTE).is_file())
+    found = [(match, f) for f in folder.glob("step-*") if (match := _FOLDER.fullmatch(f.name)) and (f / NOTE).is_file()]
+    return [f for _, f in sorted(found, key=lambda pair: (int(pair[0][1]), pair[0][2] or ""))]
+
+
+def later_than(checkpoint: Path) -> list[Path]:
+    """The checkpoints beside one that are of later steps."""
+    beside = _complete(checkpoint.parent)
+    return beside[beside.index(checkpoint) + 1 :] if checkpoint in beside else []
 
 
 def latest(folder: Path | None) -> Path | None:
@@ -82,26 +85,40 @@ def write_checkpoint(final: Path, model: nn.Module, state: dict[str, Any], note:
     """
     errors = (OSError, need("safetensors", "trainer", "a checkpoint").SafetensorError)
     save_model = need("safetensors.torch", "trainer", "a checkpoint").save_model
-    folder, part, old = final.parent, final.with_name(f".part-{final.name}"), final.with_name(f".part-old-{final.name}")
+    folder, part = final.parent, final.with_name(f".part-{final.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".part-*"):
-            shutil.rmtree(left)
+        settle(folder)
+        if part.exists():
+            shutil.rmtree(part)
         part.mkdir()
         save_model(model, str(part / MODEL))
         save_tree(part / TRAINING, state)
-        (part / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        digests = {name: _digest(part / name) for name in (MODEL, TRAINING)}
+        (part / NOTE).write_text(json.dumps({**note, "sha256": digests}, indent=1) + "\n")
         for file in (part / MODEL, part / TRAINING, part / NOTE, part):
             _flush(file)
-        if final.exists():
-            final.rename(old)
-        part.rename(final)
+        part.rename(final.with_name(f"{final.name}-{final.name[5:]}") if final.exists() else final)
         _flush(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        settle(folder)
+        for left in folder.glob(".part-*"):
+            shutil.rmtree(left, ignore_errors=True)
     except errors as error:
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"cannot write the checkpoint {final}: {reason}; {kept(folder)}") from error
+
+
+def settle(folder: Path) -> None:
+    """Let checkpoints that stand beside those they replace take their places, as a killed process may have left them."""
+    for new in [f for f in _complete(folder) if f.name.count("-") == 2]:
+        final = new.with_name(new.name.rpartition("-")[0])
+        if final.exists():
+            old = final.with_name(f".part-old-{final.name}")
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        new.rename(final)
+        _flush(folder)
 
 
 def prune(folder: Path, keep: int, best: Path | None) -> None:
@@ -111,6 +128,21 @@ def prune(folder: Path, keep: int, best: Path | None) -> None:
             gone = old.with_name(f".part-old-{old.name}")
             old.rename(gone)  # so that no half of it is ever seen
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(2**20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _check_digest(checkpoint: Path, name: str) -> None:
+    """Compare a file with the digest that was noted when it was written; older versions have noted none."""
+    noted = json.loads((checkpoint / NOTE).read_text()).get("sha256", {}).get(name)
+    if noted is not None and noted != _digest(checkpoint / name):
+        raise ValueError("it is not the file that was written (its digest is another)")
 
 
 def _flush(path: Path) -> None:
@@ -124,29 +156,41 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def checked_weights(model: nn.Module, checkpoint: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights, which fit the model.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another model.
+    """
+    load_file = need("safetensors.torch", "trainer", "a checkpoint").load_file
+    own = model.state_dict()
+    try:
+        _check_digest(checkpoint, MODEL)
+        stored = dict(sorted(load_file(checkpoint / MODEL).items()))
+    except Exception as error:  # a damaged file gives whatever the damage does
+        raise CheckpointError(f"cannot read {checkpoint / MODEL}: {one_line(error)}") from error
+    tied = {t.data_ptr() for name, t in own.items() if name in stored}
+    missing = [name for name, t in own.items() if name not in stored and t.data_ptr() not in tied]
+    unknown = [name for name in stored if name not in own]
+    other = [n for n, s in stored.items() if n in own and (s.shape, s.dtype) != (own[n].shape, own[n].dtype)]
+    if missing or unknown or other:
+        found = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("has", unknown)) if names]
+        for name in other[:2]:
+            theirs, mine = stored[name], own[name]
+            same = theirs.shape == mine.shape
+            kinds = [str(t.dtype) if same else str(list(t.shape)) for t in (theirs, mine)]
+            found.append(f"holds {name} as {kinds[0]}, not {kinds[1]}")
+        raise CheckpointError(f"{checkpoint} is of another model than {type(model).__name__}: it {'; it '.join(found)}")
+    return stored
+
+
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Put a checkpoint's weights into the model.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another model; the model stays as it was.
     """
-    safetensors = need("safetensors", "trainer", "a checkpoint")
-    own = model.state_dict()
-    try:
-        with safetensors.safe_open(checkpoint / MODEL, "pt") as file:
-            stored = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            shapes = {key: (tuple(s.get_shape()), file.get_tensor(key).dtype) for key, s in stored.items()}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"cannot read {checkpoint / MODEL}: {error}") from error
-    tied = {t.data_ptr() for name, t in own.items() if name in shapes}
-    missing = [name for name, t in own.items() if name not in shapes and t.data_ptr() not in tied]
-    unknown = [name for name in shapes if name not in own]
-    other = [n for n, s in shapes.items() if n in own and s != (tuple(own[n].shape), own[n].dtype)]
-    if missing or unknown or other:
-        found = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("has", unknown)) if names]
-        found += [f"holds {n} as {list(shapes[n][0])}, not {list(own[n].shape)}" for n in other[:2]]
-        raise CheckpointError(f"{checkpoint} is of another model than {type(model).__name__}: it {'; it '.join(found)}")
-    need("safetensors.torch", "trainer", "a checkpoint").load_model(model, str(checkpoint / MODEL), strict=False)
+    model.load_state_dict(checked_weights(model, checkpoint), strict=False)
 
 
 def _some(names: list[str]) -> str:
@@ -160,62 +204,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: it is damaged.
     """
     try:
+        _check_digest(checkpoint, TRAINING)
         return load_tree(checkpoint / TRAINING)
-    except (OSError, KeyError, ValueError, need("safetensors", "trainer", "a checkpoint").SafetensorError) as error:
-        raise CheckpointError(f"cannot read {checkpoint / TRAINING}: {error}") from error
-
-
-_PLAIN = (bool, int, float, str, type(None))
-
-
-def save_tree(path: Path, tree: Any) -> None:
-    """Write dicts, lists, tuples, tensors, arrays, numbers and strings; the structure is JSON in the file's header.
-
-    Raises:
-        CheckpointError: a value of another kind. OSError, SafetensorError: the file cannot be written.
-    """
-    tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_pack(tree, tensors))
-    need("safetensors.torch", "trainer", "a checkpoint").save_file(tensors, path, metadata={"tree": structure})
-
-
-def load_tree(path: Path) -> Any:
-    """What `save_tree` wrote; tensors on the CPU."""
-    with need("safetensors", "trainer", "a checkpoint").safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return _unpack(json.loads(file.metadata()["tree"]), tensors)
-
-
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, Tensor | np.ndarray):
-        key = str(len(tensors))
-        kind = "tensor" if isinstance(value, Tensor) else "array"
-        tensors[key] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {kind: key}
-    if isinstance(value, dict):
-        return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_pack(item, tensors) for item in value]}
-    raise CheckpointError(
-        f"a checkpoint cannot hold a {type(value).__name__}; state of optimizers, schedulers and policies must be made of "
-        "tensors, numbers, strings, dicts and lists"
-    )
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "array":
-        return tensors[content].numpy()
-    if kind == "dict":
-        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
-    items = [_unpack(item, tensors) for item in content]
-    return items if kind == "list" else tuple(items)
+    except Exception as error:  # a damaged file gives whatever the damage does
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"cannot read {checkpoint / TRAINING}: {reason}") from error

@@ -117,6 +117,14 @@ class Batches:
         except TypeError:
             return None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a position in the data depends on."""
+        rows = getattr(self.loader, "dataset", None)
+        counted = len(rows) if isinstance(rows, Sized) else None
+        size = self.rows.size if self.rows is not None else getattr(self.loader, "batch_size", None)
+        return {"batch_size": size, "rows": counted, "batches": self.count}
+
     def start(self, epoch: int, skip: int = 0, state: Any = None) -> tuple[Iterator[tuple[Any, int]], Any]:
         """Batches of an epoch, each with the number of its rows that count; and the `state` that starts the epoch again.
 
@@ -130,8 +138,9 @@ class Batches:
             self.rows.epoch, self.rows.skip = epoch, skip
         batches = iter(self.loader)
         if self.rows is None:
-            for _ in range(skip):  # now, as it draws from the generators
-                next(batches, None)
+            for done in range(skip):  # now, as it draws from the generators
+                if next(batches, None) is None:
+                    raise DataError(f"{self.what} has ended after {done} batches, of which {skip} were done already")
         return self._counted(batches, skip), state
 
     def _counted(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Any, int]]:

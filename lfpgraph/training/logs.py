@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ from ..optional import need
 
 __all__ = ["Bar", "CsvLog", "JsonLines", "Logger", "TensorBoard", "make_loggers"]
 
+log = logging.getLogger("lfpgraph")
 Record = Mapping[str, Any]
 
 
@@ -33,47 +36,88 @@ class JsonLines:
     """One JSON object a line, each line written by one call, so that a reader never meets half of one.
 
     Args:
-        file: where to. after: keep the lines up to this step of a run taken up again; None starts anew.
+        file: where to. after: keep the lines up to this step of a run taken up again; None starts anew. In both cases what
+            the file held otherwise is put aside.
     """
 
     def __init__(self, file: Path, after: int | None) -> None:
-        records = [r for r in _read(file) if r["step"] <= after] if after is not None else []
-        _replace(file, "".join(json.dumps(record) + "\n" for record in records))
+        kept, odd = [], []
+        for line in _lines(file, after):
+            step = _step_in(line)
+            if step is None:
+                odd.append(line)
+            elif after is not None and step <= after:
+                kept.append(line)
+        _put_aside(file, odd)
+        _replace(file, kept)
         self.handle = os.open(file, os.O_WRONLY | os.O_APPEND)
 
     def write(self, record: Record) -> None:
-        os.write(self.handle, (json.dumps(record) + "\n").encode())
+        line = (json.dumps(record) + "\n").encode()
+        if os.write(self.handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         os.close(self.handle)
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break  # the line that a full disk cut short
-    return records
+def _step_in(line: str) -> int | None:
+    """The step of a record in JSON; None for what is none: cut short, foreign or damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _lines(file: Path, after: int | None) -> list[str]:
+    """The lines of a log that is taken up; bytes that are no text stay what they are. A run begun anew puts an old log aside."""
+    if not file.exists():
+        return []
+    if after is None and file.stat().st_size:
+        count = 1
+        while (kept := file.with_name(f"{file.name}.{count}")).exists():
+            count += 1
+        file.rename(kept)
+        log.warning("%s held the log of another run: it is kept as %s", file, kept.name)
+        return []
+    return [line for line in file.read_bytes().decode("utf-8", "surrogateescape").split("\n") if line.strip()]
+
+
+def _put_aside(file: Path, odd: Sequence[str]) -> None:
+    """Keep lines that are no records in a file of their own."""
+    if odd:
+        aside = file.with_name(f"{file.name}.odd")
+        with aside.open("a", encoding="utf-8", errors="surrogateescape") as rest:
+            rest.writelines(line + "\n" for line in odd)
+        log.warning(
+            "%s held %d lines that are no records, or cut short: they are kept in %s", file, len(odd), aside.name
+        )
 
 
 class CsvLog:
-    """A table with a column for each figure; a figure that comes later adds a column.
+    """A table with a column for each figure; a figure that comes later adds a column. A row is one line.
 
     Args:
-        file: where to. after: keep the rows up to this step of a run taken up again; None starts anew.
+        file, after: as for `JsonLines`.
     """
 
     def __init__(self, file: Path, after: int | None) -> None:
         self.file = file
         self.rows: list[Record] = []
-        if after is not None and file.is_file():
-            with file.open(newline="") as lines:
-                self.rows += [
-                    row for row in csv.DictReader(lines) if (row["step"] or "").isdigit() and int(row["step"]) <= after
-                ]
         self.columns: list[str] = []
+        odd = []
+        lines = _lines(file, after)
+        cells = [_cells(line) for line in lines]
+        head = next((i for i, row in enumerate(cells) if "step" in row and len(set(row)) == len(row)), len(lines))
+        for i, row in enumerate(cells):
+            record = dict(zip(cells[head], row)) if i > head and len(row) == len(cells[head]) else {}
+            if record.get("step", "").isdecimal():
+                self.rows += [record] if after is not None and int(record["step"]) <= after else []
+            elif i != head:
+                odd.append(lines[i])
+        _put_aside(file, odd)
         self._learn(*self.rows)
         self._rewrite()
 
@@ -84,29 +128,49 @@ class CsvLog:
 
     def _line(self, values: Sequence[Any]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
+        csv.writer(text, lineterminator="").writerow(map(_cell, values))
         return text.getvalue()
 
     def _rewrite(self) -> None:
         lines = [self.columns] if self.columns else []
         lines += [[row.get(c, "") for c in self.columns] for row in self.rows]
-        _replace(self.file, "".join(map(self._line, lines)))
+        _replace(self.file, map(self._line, lines))
 
     def write(self, record: Record) -> None:
         self.rows.append(record)
         if self._learn(record):
             self._rewrite()
         else:
-            with self.file.open("a") as file:
-                file.write(self._line([record.get(c, "") for c in self.columns]))
+            with self.file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(self._line([record.get(c, "") for c in self.columns]) + "\n")
 
     def close(self) -> None:
         pass
 
 
-def _replace(file: Path, text: str) -> None:
+def _cells(line: str) -> list[str]:
+    """A row of a table; none of a line that is damaged."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _cell(value: Any) -> Any:
+    """A value as a table's cell: on one line, and no formula to a program that opens the table."""
+    if not isinstance(value, str):
+        return value
+    value = " ".join(value.splitlines())
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t")) else value
+    return value
+
+
+def _replace(file: Path, lines: Iterable[str]) -> None:
     part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
+    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="surrogateescape")
     part.replace(file)
 
 

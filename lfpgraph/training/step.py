@@ -18,7 +18,7 @@ from ..optional import need
 from ..randomness import random_state, set_random_state
 from .diagnose import bad_inputs, first_non_finite
 from .objective import Objective
-from .saving import Asked
+from .resuming.asked import Asked
 from .settings import Update
 
 __all__ = ["Stepper"]

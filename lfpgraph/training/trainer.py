@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from .data import Batches
 from .evaluation import evaluate, named_metrics
 from .logs import Bar, make_loggers
 from .objective import Objective
-from .saving import Asked, Best, Outcome, Run, until_asked
+from .resuming.asked import Asked, until_asked
+from .saving import Best, Outcome, Run
 from .settings import Evaluation, Feedback, Loading, Running, Saving, Settings, Update
 from .setup import make_accelerator, make_optimizer, make_scheduler, waits_for_metric
 from .step import Stepper
@@ -99,6 +101,7 @@ class Trainer:
         self.run = Run(
             self.accelerator, model, self.optimizer, self.scheduler, batches,
             Best(evaluation.monitor, evaluation.greater, evaluation.margin), None if folder is None else Path(folder),
+            running.seed, update.accumulate,
         )  # fmt: skip
         self.asked = Asked()
         self.takers: list[Any] = []
@@ -128,7 +131,8 @@ class Trainer:
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; the step was ended and a checkpoint written first.
             NonFiniteError: NaN or infinity in loss or gradients; that step was not taken.
-            CheckpointError: a checkpoint cannot be written or read, or belongs to another model.
+            CheckpointError: a checkpoint cannot be written or read, or is one of another model, optimizer, or run: other
+                data, batch sizes, seeds or schedules. TrainingError: another run is in the folder.
             DataError: a batch that the model or the loss cannot take.
         """
         start = time.perf_counter()
@@ -149,41 +153,50 @@ class Trainer:
 
         For loops of your own around it; evaluations and checkpoints happen as in `train`.
         """
+        run, saving, main = self.run, self.settings.saving, self.accelerator.is_main_process
+        with run.alone():
+            resumed = run.begin(resume, self.total_steps, self.settings.running.epochs)
+            self.takers = []
+            try:
+                if main:
+                    with self._told_of_logs():
+                        self.takers += make_loggers(saving.loggers, run.folder, run.position.step if resumed else None)
+                self.takers.append(Bar(saving.progress and main, self.total_steps, type(self.model).__name__))
+                yield from self._steps(resumed)
+            finally:
+                for taker in self.takers:
+                    taker.close()
+
+    def _steps(self, resumed: Any) -> Iterator[dict[str, Any]]:
+        """Steps, evaluations and checkpoints from where the run stands; `resumed`: the states of the generators there."""
         run, saving, eval_every = self.run, self.settings.saving, self.settings.evaluation.eval_every
-        resumed = run.begin(resume, self.settings.running.seed)
-        main, at = self.accelerator.is_main_process, run.position
-        self.takers = make_loggers(saving.loggers, run.folder, at.step if resumed else None) if main else []
-        self.takers.append(Bar(saving.progress and main, self.total_steps, type(self.model).__name__))
-        try:
-            while not self._finished():
-                known = run.epoch_state if resumed else None
-                batches, run.epoch_state = run.batches.start(at.epoch, at.batch, known)
-                if resumed and at.batch:
-                    set_random_state(resumed)
-                resumed = None
-                self.model.train()
-                while group := list(itertools.islice(batches, self.settings.update.accumulate)):
-                    record = self._step(group)
-                    self._tell(record)
-                    if isinstance(eval_every, int) and at.step % eval_every == 0:
-                        self._evaluate()
-                    if isinstance(saving.save_every, int) and at.step % saving.save_every == 0 and run.folder:
-                        self.save()
-                    yield record
-                    if self.asked.signal:
-                        self._stop_as_asked()
-                    if self._finished() and at.batch != run.batches.count:
-                        break
-                else:
-                    self._end_epoch()
-            if not self.history or self.history[-1]["step"] != at.step:
-                self._evaluate()
-            newest = latest(self.checkpoints)
-            if run.folder is not None and (newest is None or newest.name != step_name(at.step)):
-                self.save()
-        finally:
-            for taker in self.takers:
-                taker.close()
+        at = run.position
+        while not self._finished():
+            known = run.epoch_state if resumed else None
+            batches, run.epoch_state = run.batches.start(at.epoch, at.batch, known)
+            if resumed and at.batch:
+                set_random_state(resumed)
+            resumed = None
+            self.model.train()
+            while group := list(itertools.islice(batches, self.settings.update.accumulate)):
+                record = self._step(group)
+                self._tell(record)
+                if isinstance(eval_every, int) and at.step % eval_every == 0:
+                    self._evaluate()
+                if isinstance(saving.save_every, int) and at.step % saving.save_every == 0 and run.folder:
+                    self.save()
+                yield record
+                if self.asked.signal:
+                    self._stop_as_asked()
+                if self._finished() and at.batch != run.batches.count:
+                    break
+            else:
+                self._end_epoch()
+        if not self.history or self.history[-1]["step"] != at.step:
+            self._evaluate()
+        newest = latest(self.checkpoints)
+        if run.folder is not None and (newest is None or newest.name != step_name(at.step)):
+            self.save()
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """Loss and metrics on the evaluation data, or on a Dataset, DataLoader or pair of tensors given here.
@@ -232,10 +245,15 @@ class Trainer:
 
     def _tell(self, record: dict[str, Any]) -> None:
         for taker in self.takers:
-            try:
+            with self._told_of_logs():
                 taker.write(record)
-            except OSError as error:
-                raise CheckpointError(f"cannot write the log: {error.strerror}; {kept(self.checkpoints)}") from error
+
+    @contextmanager
+    def _told_of_logs(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"cannot write the log: {error.strerror}; {kept(self.checkpoints)}") from error
 
     def _evaluate(self) -> None:
         if self.eval_batches is None:

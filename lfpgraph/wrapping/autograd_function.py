@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..engine.program import Program
 from ..errors import NonFiniteError, WrapError
+from ..live.parameters import refuse_batched
 
 __all__ = ["run_program"]
 
@@ -59,6 +60,8 @@ class _Feedback(torch.autograd.Function):
         inputs = _restore(ctx)
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):
             g = gradients[position]
+            if g is not None:
+                refuse_batched(g)
             inputs.append(torch.zeros(shape, dtype=dtype, device=device) if g is None else g)
         if ctx.check:
             _check_finite(gradients, "the signal given to the outputs")

@@ -19,9 +19,10 @@ from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
+from ..tracing.flat import wait_for_traces
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
-from .programs import Entry, ModelCall, Programs, wait_for_traces
+from .programs import Entry, ModelCall, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
 from .surroundings import hooks_of, in_checkpoint, in_force, modes, wants_it_as_it_is
@@ -148,7 +149,7 @@ class Wrapping:
         plans = [] if self._told else self.all_plans()
         if plans:
             self._told = True
-            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_asleep)
+            log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_awake)
 
     def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         module, choice = part.module, self.choice
@@ -157,7 +158,8 @@ class Wrapping:
         if self.watch.differentiated:
             choice.live(module, "second derivatives are asked of it (create_graph=True)")
         self._thread = threading.get_ident()
-        if choice.settled or forward_ad._current_level >= 0 or in_checkpoint("_checkpoint_hook"):
+        early = self.calls["live"] < choice.first
+        if early or choice.settled or forward_ad._current_level >= 0 or in_checkpoint("_checkpoint_hook"):
             return self._lively(part, args, kwargs)
         if hooks_of(module) or modes() or in_force(module):  # a program knows nothing of them
             choice.static, choice.why = False, "there are hooks on the model itself, or modes around its call"

@@ -22,6 +22,7 @@ __all__ = ["ENGINES", "Choice", "Explanation"]
 log = logging.getLogger("lfpgraph")
 ENGINES = ("auto", "static", "live")
 _CHANGES, _TRACES, _OBSERVED, _MOST_OBSERVED = 3, 4, 4, 12  # more than so many, and the model runs live
+LIVE_FIRST = 100  # calls after which a trace has paid for itself, if it will (docs/design.md, "When auto traces")
 _SIZES = 2  # programs that differ in sizes alone, as one for a batch of one does; a model that needs more runs live
 
 
@@ -55,9 +56,9 @@ class Explanation:
 class Choice:
     """The engine of one model's calls.
 
-    With "auto", the first call of each kind (structure, dtypes, modes, plain values) runs live and is observed. If it did
-    nothing that a program cannot keep, the next one is traced, and run statically for as long as nothing changes that
-    the program depends on (`StaticEngine`).
+    With "auto", a model's first calls run live. Of those after them, the first of each kind (structure, dtypes, modes, plain
+    values) is observed. If it did nothing that a program cannot keep, the next one is traced, and run statically for as long
+    as nothing changes that the program depends on (`StaticEngine`).
 
     Args:
         engine: what the user asked for.
@@ -68,7 +69,10 @@ class Choice:
         self.harmless: set[Any] = set()  # kinds of calls that were observed last, and may be traced
         self.observed = self.changes = 0
         self.static, self.settled = engine == "static", engine != "auto"
-        self.why = f"engine={engine!r} was asked for" if self.settled else "the model itself has not been called yet"
+        self.first = (
+            LIVE_FIRST  # a number of calls, not a time, so that two runs of a script change engines at the same step
+        )
+        self.why = f"engine={engine!r} was asked for" if self.settled else f"its first {self.first} calls run live"
         needs = [name for name, given in (("compile", options.compile), ("memory", options.memory != "fast")) if given]
         needs += [f"composite {composite.name!r}"] if composite.online else []
         if engine == "auto" and needs:
@@ -123,6 +127,7 @@ class Choice:
         elif seen.why_live is None and seen.guard is not None:
             self.harmless.add(call.kind)
             self.static, self.why = True, "nothing in its call is lost in a program, and nothing it reads has changed"
+            log.info("%s runs by the static engine from its next call on: %s", type(model).__name__, self.why)
             self._watch(model, flatten_output(result)[0])
         else:
             self.why = seen.why_live or "its call was not observed to the end"

@@ -28,16 +28,10 @@ from ..tracing.guards import Guard
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
-__all__ = ["Entry", "ModelCall", "Programs", "is_frozen", "wait_for_traces"]
+__all__ = ["Entry", "ModelCall", "Programs", "is_frozen"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
-
-
-def wait_for_traces() -> None:
-    """Wait until no other thread traces a model."""
-    with LOCK:
-        pass
 
 
 class ModelCall:
@@ -48,6 +42,7 @@ class ModelCall:
         leaves, spec: the arguments flat, and their pytree; `tensors`: those among the leaves.
         state: parameters and buffers by dotted name, a tied one under each of its names.
         modes: for each module whether it is in training.
+        expected: the outputs of the model's own run on this call, if it was observed, until a program's are compared with them.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -56,6 +51,7 @@ class ModelCall:
         self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.state: dict[str, Tensor] = {}
         self.modes: list[bool] = []
+        self.expected: list[Tensor] | None = None
         self._visit(model, "")
 
     def _visit(self, module: nn.Module, dot: str) -> None:
@@ -216,8 +212,8 @@ class Programs(Generic[E]):
                 entry = None
             if entry is None:
                 entry = self._made(call, make)
-                if observe is not None:  # torch.export leaves copies of the lists and dicts that modules hold
-                    with _no_hooks():
+                if observe is not None and guard is not None and guard.changed() is not None:
+                    with _no_hooks():  # tracing has left a copy of what the model holds, or filled a cache
                         guard = observe(call)
             if entry.graph.tracer == "export":
                 self.guards[entry] = guard
@@ -241,15 +237,21 @@ class Programs(Generic[E]):
             return True
         return computes_the_same(entry.owner, call.model, call.args, call.kwargs)
 
-    def trace(self, call: ModelCall, fallback: str, prepare: Callable[[OpGraph, ModelCall], E]) -> E:
-        """Trace the model and `prepare` an entry of its graph; where that fails for open sizes, for these sizes alone."""
+    def trace(
+        self, call: ModelCall, fallback: str, prepare: Callable[[OpGraph, ModelCall], E], compare: bool = True
+    ) -> E:
+        """Trace the model and `prepare` an entry of its graph; where that fails for open sizes, for these sizes alone.
+
+        Args:
+            compare: run the graph once and compare it with the model.
+        """
         self.traces += 1
         name = type(call.model).__name__
         with (
             keep_random_state(call.model, call.tensors),
             _no_hooks(),
         ):  # a call that traces draws what a later one draws
-            graph = trace(call.model, call.args, call.kwargs, fallback=fallback)
+            graph = trace(call.model, call.args, call.kwargs, fallback=fallback, compare=compare)
             try:
                 return prepare(graph, call)
             except LfpGraphError:
@@ -259,7 +261,7 @@ class Programs(Generic[E]):
                     raise _untraceable(name, error) from error
                 log.info("%s does not trace for open sizes: %s", name, error)
             log.warning("%s is traced for these sizes alone: %s", name, call.sizes)
-            graph = trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback)
+            graph = trace(call.model, call.args, call.kwargs, dynamic=False, fallback=fallback, compare=compare)
             try:
                 return prepare(graph, call)
             except LfpGraphError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ from ..composites.composite import Composite
 from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.program import make_program
+from ..engine.recurrent import takes_steps_as_one
 from ..engine.static import no_autocast
-from ..errors import LiveOnlyError, NonFiniteError
+from ..errors import LiveOnlyError, NonFiniteError, TraceError
 from ..graph.calls import flatten_output
 from ..graph.graph import OpGraph
 from ..tracing.guards import Guard, try_out
+from ..tracing.recurrent import steps_as_one
+from ..tracing.tracer import refuse_difference
+from ..tracing.verify import differ
 from .autograd_function import Feed, run_program
 from .programs import Entry, ModelCall, Programs
 
@@ -93,6 +98,7 @@ class StaticEngine:
             raise self._refusal(why or "its run could not be observed")
         if seen.shortcut is not None:
             log.info("%s %s. Its program goes the way that it takes while traced", self.name, seen.shortcut)
+        call.expected = [t.detach() for t in tensors]
         return seen.guard
 
     def _refusal(self, why: str) -> LiveOnlyError:
@@ -102,7 +108,9 @@ class StaticEngine:
         )
 
     def _make(self, call: ModelCall) -> Entry:
-        return self.programs.trace(call, self.options.fallback, self._prepare)
+        compare = self.options.compile  # what is compiled draws its own random numbers; else the first run is compared
+        with steps_as_one(takes_steps_as_one(self.composite)):
+            return self.programs.trace(call, self.options.fallback, self._prepare, compare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
@@ -120,10 +128,21 @@ class StaticEngine:
         )  # fmt: skip
         return entry
 
+    def _compare(self, graph: OpGraph, call: ModelCall, found: Sequence[Any], expected: list[Tensor]) -> None:
+        """Compare a program's first outputs with those of the model's own run on the same call."""
+        call.expected = None
+        try:
+            refuse_difference(graph, call.model, call.args, call.kwargs, differ(found, expected))
+        except TraceError:
+            self.programs.forget()
+            raise
+
     def _run(self, entry: Entry, call: ModelCall) -> Any:
         graph, check = entry.graph, self.options.check
         with no_autocast():
             outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
+        if call.expected is not None and not self.options.compile:
+            self._compare(graph, call, graph.user_outputs(outputs), call.expected)
         with torch.no_grad():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:

@@ -41,8 +41,8 @@ def wrap(
         model: any `nn.Module`.
         composite: a name (`lfpgraph.composite_names()`) or a `Composite`.
         engine: "live" runs the model's own forward at every call and amends what autograd hands back; "static" traces the
-            model at the first call and runs the trace in its place; "auto" takes the static engine where it is provably
-            the model, and the live one elsewhere. `lfpgraph.explain_wrap(model)` says which one runs, and why.
+            model at the first call and runs the trace in its place; "auto" runs the first hundred calls live, and then takes
+            the static engine where it is provably the model. `lfpgraph.explain_wrap(model)` says which one runs, and why.
         compile: run the forward and the feedback graph through inductor, once for all sizes.
         memory: "fast" keeps whatever feedback needs; a number between 0 and 1 keeps about that share of its bytes and
             computes the rest again (the same numbers, more time); "min" is 0.3.

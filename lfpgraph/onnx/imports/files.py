@@ -26,10 +26,12 @@ __all__ = ["read_model", "tensor_from"]
 
 OLDEST = 7
 _LARGEST_FILE = 2**31 - 1  # the most that protobuf can hold
+_SOME = 2**26  # bytes that nobody minds
+_MOST_NODES = 200_000  # of a file whose functions are written out; the largest exporters make some tens of thousands
 
 
 def read_model(source: Any) -> tuple[Any, Path | None]:
-    """A checked ModelProto, and the folder that its external data may lie in.
+    """A checked ModelProto, and the file it is from, beside which its external data may lie.
 
     Args:
         source: a path, the bytes of a file, or a ModelProto.
@@ -37,31 +39,36 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
     Raises:
         OnnxError: no such file, not ONNX, broken, cyclic, of an unknown opset, or it refers to files outside its folder.
     """
-    proto, folder = _parse(source)
+    proto, file = _parse(source)
     try:
         if proto.functions:
+            _check_functions(proto)
             proto = onnx.inliner.inline_local_functions(proto)
         _check_header(proto)
         _check_order(proto.graph)
-        for tensor in _tensors(proto.graph):
-            _check_tensor(tensor, folder)
+        beside = [found for tensor in _tensors(proto.graph) if (found := _check_tensor(tensor, file)) is not None]
+        if (
+            sum(size for _, size in beside)
+            > 4 * sum(path.stat().st_size for path in {path for path, _ in beside}) + _SOME
+        ):
+            raise OnnxError("many tensors of the file share the same bytes of a file beside it.")
     except OnnxError:
         raise
     except Exception as error:  # onnx's own C++ and protobuf raise what they like on a broken graph
         raise OnnxError(f"the ONNX file is broken: {_line(error)}") from error
-    return proto, folder
+    return proto, file
 
 
 def _parse(source: Any) -> tuple[Any, Path | None]:
     if isinstance(source, onnx.ModelProto):
         return source, None
-    folder = None
+    file = None
     if isinstance(source, str | Path):
         path = Path(source)
         try:
             if path.stat().st_size > _LARGEST_FILE:
                 raise OnnxError(f"{path} is larger than 2 GiB, which no ONNX file is; large tensors belong beside it.")
-            source, folder = path.read_bytes(), path.parent
+            source, file = path.read_bytes(), path
         except OSError as error:
             raise OnnxError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(source, bytes):
@@ -71,11 +78,31 @@ def _parse(source: Any) -> tuple[Any, Path | None]:
         proto.ParseFromString(source)
     except (DecodeError, RuntimeError, ValueError) as error:
         raise OnnxError(f"this is no ONNX file, or a truncated one: {_line(error)}") from error
-    return proto, folder
+    return proto, file
 
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _check_functions(proto: Any) -> None:
+    """Refuse functions that call one another so often that the file would grow without bounds."""
+    bodies = {(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    sizes: dict[Any, int] = {}
+
+    def size(nodes: Any, around: tuple[Any, ...]) -> int:
+        total = 0
+        for node in nodes:
+            called = node.domain, node.op_type, node.overload
+            if called in around:
+                raise OnnxError(f"the function {node.op_type!r} calls itself")
+            if called in bodies and called not in sizes:
+                sizes[called] = size(bodies[called], (*around, called))
+            total += sizes.get(called, 1)
+        return total
+
+    if (count := size(proto.graph.node, ())) > _MOST_NODES:
+        raise OnnxError(f"the functions of the file stand for {count:.3g} nodes, more than {_MOST_NODES:,}")
 
 
 def _check_header(proto: Any) -> None:
@@ -127,8 +154,12 @@ def _tensors(graph: Any) -> Iterator[Any]:
                 raise OnnxError(f"{node.op_type} {node.name!r} has an attribute of tensors that is not supported")
 
 
-def _check_tensor(tensor: Any, folder: Path | None) -> None:
-    """Refuse a tensor whose data are not as many as its shape says, so that no more memory is taken than the file holds."""
+def _check_tensor(tensor: Any, file: Path | None) -> tuple[Path, int] | None:
+    """Refuse a tensor whose data are not as many as its shape says, so that no more memory is taken than the file holds.
+
+    Returns:
+        For one that lies beside the model, in which file, and how many bytes.
+    """
     if tensor.data_type not in DTYPES:
         kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in range(1, 24) else tensor.data_type
         raise OnnxError(f"tensor {tensor.name!r} is of type {kind}, which is not supported")
@@ -137,21 +168,21 @@ def _check_tensor(tensor: Any, folder: Path | None) -> None:
     count = math.prod(tensor.dims)
     expected = count * DTYPES[tensor.data_type].itemsize
     if tensor.data_location == TensorProto.EXTERNAL:
-        _external_range(tensor, expected, folder)
-        return
+        return _external_range(tensor, expected, file)[0], expected
     field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     found, wanted = (len(tensor.raw_data), expected) if tensor.raw_data else (len(getattr(tensor, field)), count)
     if found != wanted:
         raise OnnxError(f"tensor {tensor.name!r} of shape {list(tensor.dims)} has {found} data where {wanted} belong")
+    return None
 
 
-def _external_range(tensor: Any, expected: int, folder: Path | None) -> tuple[Path, int]:
+def _external_range(tensor: Any, expected: int, file: Path | None) -> tuple[Path, int]:
     """The file and the offset of external data, inside the model's folder and of the right length."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    if folder is None:
+    if file is None:
         raise OnnxError(f"tensor {tensor.name!r} lies in a file beside the model; give the path of the model.")
-    inside = folder.resolve()
+    folder, inside = file.parent, file.parent.resolve()
     try:
         path = (folder / location).resolve()
         fits = bool(location) and not Path(location).is_absolute() and path.is_relative_to(inside) and path.is_file()
@@ -159,16 +190,24 @@ def _external_range(tensor: Any, expected: int, folder: Path | None) -> tuple[Pa
         fits = False
     if not fits:
         raise OnnxError(f"tensor {tensor.name!r} names {location[:100]!r}, which is no file in the model's folder.")
+    held = path.stat()
+    if held.st_nlink > 1 or path.samefile(file):
+        raise OnnxError(
+            f"tensor {tensor.name!r} lies in {location[:100]!r}, which is the model itself, or a file that stands elsewhere "
+            "too (a hard link); copy it."
+        )
+    if held.st_size > _SOME and 16 * 512 * getattr(held, "st_blocks", held.st_size) < held.st_size:
+        raise OnnxError(f"tensor {tensor.name!r} lies in {location[:100]!r}, which is a hole for the most part.")
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", expected))
     except ValueError:
         raise OnnxError(f"tensor {tensor.name!r} has an offset or a length that is no number") from None
-    if offset < 0 or length != expected or offset + length > path.stat().st_size:
+    if offset < 0 or length != expected or offset + length > held.st_size:
         raise OnnxError(f"tensor {tensor.name!r} does not lie within {location[:100]!r}, or its length is wrong.")
     return path, offset
 
 
-def tensor_from(tensor: Any, folder: Path | None) -> Tensor:
+def tensor_from(tensor: Any, file: Path | None) -> Tensor:
     """A checked tensor's values in torch.
 
     Raises:
@@ -177,7 +216,7 @@ def tensor_from(tensor: Any, folder: Path | None) -> Tensor:
     dtype, shape = DTYPES[tensor.data_type], list(tensor.dims)
     if tensor.data_location == TensorProto.EXTERNAL:
         size = math.prod(shape) * dtype.itemsize
-        path, offset = _external_range(tensor, size, folder)
+        path, offset = _external_range(tensor, size, file)
         try:
             raw = np.fromfile(path, np.uint8, size, offset=offset)
         except OSError as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import OnnxError, one_line
-from ...tracing.export import quiet
+from ...silence import quiet
 from ...tracing.flat import is_tracing
 from . import elementwise, layers, norms, places, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
@@ -24,7 +24,7 @@ from .weights import is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
 
-_SMALL = 64
+_SMALL, _DEEPEST = 64, 50  # numbers of a constant that Python knows; modules one in another
 
 
 def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
@@ -43,9 +43,9 @@ def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str
     Raises:
         OnnxError: the file is broken or hostile, or holds operators that are not known, all of them named.
     """
-    proto, folder = read_model(source)
+    proto, file = read_model(source)
     try:
-        return OnnxModel(proto, folder, trainable)
+        return OnnxModel(proto, file, trainable)
     except OnnxError:
         raise
     except Exception as error:
@@ -73,7 +73,7 @@ class OnnxModel(nn.Module):
         input_names, output_names: as the file has them, in the order of forward's arguments and results.
     """
 
-    def __init__(self, proto: Any, folder: Path | None, trainable: Any) -> None:
+    def __init__(self, proto: Any, file: Path | None, trainable: Any) -> None:
         super().__init__()
         graph = proto.graph
         version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
@@ -86,7 +86,7 @@ class OnnxModel(nn.Module):
         _refuse_unknown(graph)
         chosen = weights_of(graph)
         for name, tensor in initializers.items():
-            self._store(name, tensor_from(tensor, folder), chosen, trainable)
+            self._store(name, tensor_from(tensor, file), chosen, trainable)
         self.steps = nn.ModuleDict()
         self._program: list[tuple[str, list[str], list[str]]] = []
         for position, item in enumerate(graph.node):
@@ -117,6 +117,7 @@ class OnnxModel(nn.Module):
         That is the initializer's name split at the dots, with underscores where a part is taken.
         """
         path = [part for part in name.replace("/", ".").split(".") if part] or ["unnamed"]
+        path[_DEEPEST:] = ["_".join(path[_DEEPEST:])] if len(path) > _DEEPEST else []
         if path[0] in ("steps", "training", "forward") or path[0] in self.__dict__:
             path[0] += "_"
         owner: nn.Module = self

@@ -1,0 +1,97 @@
+"""Steps under `lfp`: a function that is constant in pieces hands on the slope of secants of several widths.
+
+A step has no derivative of use, and `f(x) / x` says nothing of where its threshold is. A secant, `(f(x + h) - f(x - h)) / 2h`,
+sees every threshold within h, and needs nothing but f. The widths are multiples of the spread of x, so the rule is the same
+whatever the units of x are: the narrow ones weigh what is about to change, the wide ones let what is far from a threshold learn
+all the same. The mean of secants of several widths is the slope of f under noise of as many widths.
+
+Where spikes reset their own membrane, that way is closed to reward: the membrane learns from what its spikes did. Parameters
+that a step is made of (binary or rounded weights) get their signal in the same way.
+
+Source: this project; finite differences of a step, as randomized smoothing has them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import CompositeError
+from ..graph.graph import WEIGHT, OpGraph
+from ..graph.neurons import STEPS, find_neurons
+from ..graph.structure import Structure
+from ..registry import COMPARISON, Call, Handler, Signals
+from ..rules.activations import activation
+from ..rules.views import vjp
+from .centred import activations_of, in_place_of, value_at
+
+__all__ = ["STEP_WIDTHS", "add_steps"]
+
+STEP_WIDTHS = (0.3, 1.0, 3.0, 10.0)  # chosen on validation parts; see docs/spiking.md
+
+aten = torch.ops.aten
+_HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
+    aten.fake_quantize_per_channel_affine.default,
+    aten.fake_quantize_per_tensor_affine.default,
+}
+
+
+def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...]) -> None:
+    """Give every step of a graph the rule above, and close the way of reward over resets.
+
+    Raises:
+        CompositeError: there is no width, or one is not above zero.
+    """
+    if not widths or not all(width > 0 for width in widths):
+        raise CompositeError(f"step_widths={widths!r} must hold at least one number, all of them above zero")
+    rule = partial(_stepped, widths)
+    for entry, nodes in activations_of(graph, found):
+        if _is_step(graph, entry, nodes):
+            found.rules[nodes[-1]] = rule
+    for node in graph.operations():
+        if node.target in STEPS - _HAVE_DERIVATIVES and graph.info[node].kind == WEIGHT:
+            found.rules[node] = rule
+    neurons = find_neurons(graph, found.regions)
+    found.blocked |= neurons.resets
+    for entry, nodes in activations_of(graph, found):
+        if entry in neurons.membranes and nodes[-1] not in found.rules:
+            found.rules[nodes[-1]] = lambda usual: vjp if usual is activation else usual
+
+
+def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether every way through a function leads through a comparison or a rounding, so that it is constant in pieces."""
+    if entry is None:
+        return nodes[0].target in STEPS
+    direct = {entry}  # what depends on the input other than through a step
+    for node in nodes:
+        steps = node.target in STEPS or graph.info[node].family is COMPARISON
+        if not steps and not direct.isdisjoint(node.all_input_nodes):
+            direct.add(node)
+    return nodes[-1] not in direct
+
+
+def _stepped(widths: tuple[float, ...], usual: Handler) -> Handler:
+    """The rule of a step in place of the usual one: of an activation, or of an operation on parameters."""
+    if usual is vjp:
+        return partial(_of_parameters, widths)
+    return in_place_of(usual, partial(_secants, widths))
+
+
+def _of_parameters(widths: tuple[float, ...], call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    return [_secants(widths, call, s, i) if call.wanted[i] else None for i in range(len(call.inputs))]
+
+
+def _secants(widths: tuple[float, ...], call: Call, s: Tensor, place: int) -> Tensor:
+    """Signal of x for z = f(x): by the mean slope of the lines through f(x - h) and f(x + h)."""
+    x = call.inputs[place]
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    spread = wide.var(correction=0).sqrt()
+    spread = torch.where(spread > 0, spread, 1.0)  # one number, or all alike
+    slope = torch.zeros_like(wide)
+    for width in widths:
+        low, high = (value_at(call, place, wide + side * width * spread) for side in (-1, 1))
+        slope = slope + (high - low) / (2 * width * len(widths))
+    return (s * (slope / spread)).to(x.dtype)

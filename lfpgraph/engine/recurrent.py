@@ -1,0 +1,116 @@
+"""Rules of a composite for the steps of a recurrent layer (`rules.recurrent`): the slopes of `slopes`, and `walk`."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map
+
+from ..composites.composite import Composite
+from ..graph.graph import module_path
+from ..registry import GENERAL, Call, find_rule, rule
+from ..rules.recurrent import LSTM, RECURRENT, Slopes, answer_instead, cell_of, walk
+from ..rules.views import vjp
+from .slopes import slopes_program
+
+__all__ = ["takes_steps_as_one"]
+
+aten = torch.ops.aten
+_PARTS = (
+    aten.add.Tensor, aten.linear.default, aten.mul.Tensor, aten.relu.default, aten.sigmoid.default, aten.split.Tensor,
+    aten.sub.Tensor, aten.tanh.default,
+)  # fmt: skip
+_numbers = itertools.count()
+_known: weakref.WeakValueDictionary[int, LoopRule] = weakref.WeakValueDictionary()
+
+_library = torch.library.Library("lfpgraph_loops", "DEF")
+_library.define(
+    "feedback(Tensor?[] signals, Tensor x, Tensor[] first, Tensor[] states, Tensor z, Tensor w, int rule, float? form)"
+    " -> Tensor[]"
+)
+
+
+def takes_steps_as_one(composite: Composite) -> bool:
+    """Whether a composite's rules are such that the steps of a recurrent layer can be one operation.
+
+    They are where the product with the state hands back its true vector-Jacobian product and all else in a cell is
+    elementwise: where nobody has put rules of his own in place of the library's.
+    """
+    plain = all(not ruleset.handlers for ruleset in composite.rulesets) and not composite.by_place
+    rules = [find_rule(op) for op in _PARTS]
+    own = any(rule is not None and rule.source == "user" for rule in rules)
+    return plain and not own and not composite.online
+
+
+def _rule_of(node: fx.Node, composite: Composite) -> LoopRule:
+    """The rule that a composite has for one of the operations, at its place in a model."""
+    ruleset = composite.ruleset(module_path(node))
+    follows = ruleset.rules == composite.default.rules
+    structure = composite.structure if follows else None
+    return LoopRule(node, replace(composite, default=ruleset, overrides=(), structure=structure))
+
+
+class LoopRule:
+    """Hands signals back through the steps of a recurrent layer.
+
+    Args:
+        node: the operation in the model's graph.
+        composite: its rules.
+    """
+
+    def __init__(self, node: fx.Node, composite: Composite) -> None:
+        self.cell, self.composite = cell_of(node.target, node.args), composite
+        arguments: Any = node.args
+        w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
+        self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
+        self.programs: dict[Any, Callable[..., Any]] = {}
+        self.number = next(_numbers)
+        _known[self.number] = self
+
+    def __call__(self, call: Call, s: Any, x: Tensor, *rest: Any) -> list[Tensor | None]:
+        states, z = list(call.output[:-1]), call.output[-1]
+        first, w, b = list(rest[: len(states)]), rest[len(states)], rest[len(states) + 1]
+        form = getattr(call, "form", None)
+        answers = torch.ops.lfpgraph_loops.feedback(list(s[:-1]), x, first, states, z, w, self.number, form)
+        if getattr(call, "beside_gradient", False):
+            answer_instead(z, answers)
+        return list(answers) if b is not None else list(answers[:-1])
+
+    def slopes(self, form: float | None, w: Tensor) -> Callable[..., Slopes]:
+        """The slopes of some steps, for signals at the states that are in a form (None: raw), and weights like w."""
+        key = form, w.dtype, w.device
+        program = self.programs.get(key)
+        if program is None:
+            program = self.programs[key] = slopes_program((*self.step, w.dtype, w.device), self.composite, form)
+
+        def run(*given: Tensor) -> Slopes:
+            shape = given[0].shape[:2]
+            found = program(*(t.flatten(0, 1) for t in given))
+            return Slopes(*tree_map(lambda k: k if k is None else k.unflatten(0, shape), found))
+
+        return run
+
+
+def _feedback(
+    signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor,
+    rule: int, form: float | None,
+) -> list[Tensor]:  # fmt: skip
+    s_x, ends, s_w, s_b = walk(_known[rule].slopes(form, w), signals, x, first, states, z, w)
+    return [s_x, *ends, s_w, s_b]
+
+
+def _shapes(signals: Any, x: Tensor, first: list[Tensor], states: Any, z: Any, w: Tensor, rule: int, form: Any) -> Any:
+    return [torch.empty_like(t) for t in (x, *first, w)] + [w.new_empty(w.shape[0])]
+
+
+_library.impl("feedback", _feedback, "CompositeExplicitAutograd")
+torch.library.register_fake("lfpgraph_loops::feedback", _shapes, lib=_library)
+
+
+rule(LSTM, RECURRENT, family=GENERAL, source="the rules of one step", made_by=_rule_of, override=True)(vjp)

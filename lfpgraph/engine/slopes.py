@@ -1,0 +1,230 @@
+"""The slopes of a recurrent layer's steps under a composite, as a program: one step is planned, and run backward from 1.
+
+Its graph is planned as if it stood in the model, so the numbers are those of the steps written out one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.nn.functional import linear
+
+from ..composites.composite import Composite
+from ..errors import RuleError
+from ..graph.graph import OpGraph, shape_of
+from ..numerics import epsilon_factor, stabilize
+from ..passes.fastcalls import quick_module
+from ..passes.fuse import fuse_pairs
+from ..passes.inplace import write_in_place
+from ..registry import Rule
+from ..rules.recurrent import CELLS
+from ..tracing.tracer import trace
+from .call import Call
+from .plan import make_plan
+from .program import clean
+from .propagate import run_backward
+from .static import functional_graph
+from .units import Unit
+
+__all__ = ["slopes_program"]
+
+aten = torch.ops.aten
+
+
+class _Step(nn.Module):
+    """One step of a layer, as a model."""
+
+    def __init__(self, cell: str, width: int, biased: bool, **of: Any) -> None:
+        super().__init__()
+        self.cell = cell
+        gates = {"lstm": 4, "gru": 3}.get(cell, 1) * width
+        self.w = nn.Parameter(torch.ones(gates, width, **of))
+        self.b = nn.Parameter(torch.ones(gates, **of)) if biased else None
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return CELLS[self.cell](x, linear(state[0], self.w, self.b), *state)
+
+
+@functools.lru_cache
+def _step(cell: str, width: int, biased: bool, dtype: torch.dtype, device: torch.device) -> OpGraph:
+    of: dict[str, Any] = {"dtype": dtype, "device": device}
+    model = _Step(cell, width, biased, **of)
+    states = [torch.ones(3, width, **of) for _ in range(2 if cell == "lstm" else 1)]
+    return trace(model, (torch.ones(3, len(model.w), **of), *states))
+
+
+def slopes_program(step: tuple[Any, ...], composite: Composite, form: float | None) -> Callable[..., Any]:
+    """(x, z, states before), [rows, ...] each -> the slopes, in the order of `Slopes`."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        planned = _PlannedStep(_step(*step), composite, form)
+        x, *states = (node.meta["val"] for node in planned.inputs)
+        with x.fake_mode:
+            z = torch.empty_like(x)
+        program = functional_graph(planned.slopes, [x, z, *states])
+        clean(program)
+        program.graph = fx_graph_cse(program.graph)
+        _leave_ones_out(program.graph)
+        _by_gate(program.graph, len(z[0]) // len(states[0][0]))
+        program.graph.eliminate_dead_code()
+        fuse_pairs(program.graph)
+        write_in_place(program.graph)
+        program.recompile()
+        return quick_module(program)
+
+
+class _PlannedStep:
+    """One step under a composite.
+
+    Args:
+        form: of the signals that come to the states from outside.
+    """
+
+    def __init__(self, graph: OpGraph, composite: Composite, form: float | None) -> None:
+        placeholders = dict(zip(graph.placeholder_nodes, graph.placeholders))
+        inputs = [n for n, p in placeholders.items() if p.kind == "input"]
+        self.inputs = sorted(inputs, key=lambda n: placeholders[n].target)  # x, and the states before
+        self.ends = [node for node in graph.output_nodes if isinstance(node, fx.Node)]  # the states after
+        self.product = next(n for n in graph.operations() if n.target is aten.linear.default)
+        self.plan = make_plan(graph, composite, {*self.inputs, *self.ends, self.product})
+        self.form = form
+
+    def slopes(self, x: Tensor, z: Tensor, *before: Tensor) -> list[Tensor | None]:
+        """What `Slopes` holds, for steps that are rows of the tensors."""
+        given, (h, *rest) = (x, *before), self.ends
+        form_h = self._form(h, None)
+        of_h, passed, values = self._probe(given, z, h, form_h, stops=rest)
+        if not rest:
+            x_h, z_h, h_h = of_h
+            return [None, x_h, None, z_h, None, None, h_h, None, None, *self._scales(values[h], form_h), None, None]
+        (c,) = rest
+        c_h, form = passed[c]
+        form_c = self._form(c, form)
+        if form is None and form_c is not None and c_h is not None:
+            c_h = epsilon_factor(c_h, values[c], form_c)
+        of_c, _, _ = self._probe(given, z, c, form_c, stops=[])
+        pairs = [slope for pair in zip(of_h, of_c) for slope in pair]  # at x, z, h and c, of h and of c
+        (scale_h, outer_h), (scale_c, outer_c) = self._scales(values[h], form_h), self._scales(values[c], form_c)
+        return [c_h, *pairs[:4], None, *pairs[4:6], pairs[7], scale_h, outer_h, scale_c, outer_c]
+
+    def _form(self, end: fx.Node, inner: float | None) -> float | None:
+        """The form of the sum of all signals at a state, where one comes from inside the step in the form `inner`."""
+        unit = next(unit for unit in self.plan.units if unit.node is end)
+        return unit.epsilon or (inner if inner is not None else self.form)
+
+    def _scales(self, value: Tensor, form: float | None) -> tuple[Tensor | None, Tensor | None]:
+        """By what raw signals at a state are multiplied to be in a form, and by what those from outside are."""
+        if not form:
+            return None, None
+        scale = epsilon_factor(torch.ones_like(value), value, form)
+        if self.form is None:
+            return scale, scale
+        return scale, None if self.form == form else stabilize(value, self.form) / stabilize(value, form)
+
+    def _probe(
+        self, given: Sequence[Tensor], z: Tensor, end: fx.Node, form: float | None, stops: Sequence[fx.Node]
+    ) -> tuple[list[Tensor | None], dict[fx.Node, tuple[Tensor | None, float | None]], dict[fx.Node, Any]]:
+        """Hand a signal of 1 back from a state.
+
+        Args:
+            stops: nodes that it does not pass.
+
+        Returns:
+            What arrives at x, z and the states before; what arrives at the stops, with its form; the nodes' values.
+        """
+        values: dict[fx.Node, Any] = dict(zip(self.inputs, given))
+        arrived: dict[fx.Node, tuple[Tensor | None, float | None]] = dict.fromkeys((*stops, self.product), (None, None))
+        calls: list[Any] = []
+        for unit in self.plan.units:
+            if unit.node in arrived:
+                unit = replace(unit, rule=Rule(partial(_stop, arrived), needs_vjp=False))
+            if unit.node is self.product:
+                values[unit.node] = z
+                calls.append(_Known(unit, z))
+            else:
+                calls.append(Call(unit, values))
+                values[unit.node] = calls[-1].output
+        signals = {end: torch.ones_like(values[end])}
+        found = run_backward(self.plan, calls, values, signals, stabilized=form, observe=_see_raw, direction=-1)
+        x, *before = (found.get(node) for node in self.inputs)
+        return [x, arrived[self.product][0], *before], arrived, values
+
+
+class _Known:
+    """In place of the `Call` of the product with the state, whose output is known."""
+
+    def __init__(self, unit: Unit, output: Tensor) -> None:
+        self.unit, self.output, self.inputs = unit, output, [None] * len(unit.inputs)
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.form = self.answered = self.arrived = self.stabilized = None
+
+
+def _stop(arrived: dict[fx.Node, Any], call: Any, s: Tensor, *args: Any, **kwargs: Any) -> list[None]:
+    """In place of a rule: keep the signal, and hand on nothing."""
+    arrived[call.unit.node] = s, call.form
+    return [None] * len(call.inputs)
+
+
+def _see_raw(unit: Unit, call: Any, s: Any, answers: Sequence[Tensor | None]) -> None:
+    """See that what leaves the step is in raw form, as `walk` takes it to be."""
+    if call.answered is not None and any(
+        node.op == "placeholder" and answer is not None for node, answer in zip(unit.inputs, answers)
+    ):
+        raise RuleError(f"the rule of {unit.node.target} hands a stabilized signal out of a recurrent step")
+
+
+def _by_gate(graph: fx.Graph, gates: int) -> None:
+    """Give the slopes at the gates gate by gate, and those at the product with the state as multiples of the others."""
+    end = graph.output_node()
+    found = list(end.args[0])  # type: ignore[arg-type]
+    x_h, x_c, z_h, z_c = found[1:5]
+    width = x_h.meta["val"].shape[-1] // gates
+    if all(_is_factor_of(z, x) for x, z in ((x_h, z_h), (x_c, z_c)) if x is not None):
+        factor = z_h if z_h is not x_h else None
+        if factor is not None:
+            with graph.inserting_before(end):
+                ones = graph.call_function(aten.ones_like.default, (x_h,))
+                ones.meta = dict(x_h.meta)
+                found[5] = graph.call_function(factor.target, (ones, *factor.args[1:]))
+                found[5].meta = dict(x_h.meta)
+        found[3] = found[4] = None
+    for place in range(1, 5):
+        found[place] = None if found[place] is None and place > 2 else _gates_of(graph, found[place], gates, width)
+    end.args = (found,)
+
+
+def _is_factor_of(z: fx.Node, x: fx.Node) -> bool:
+    """Whether z is x, or x times the epsilon factor of something."""
+    return z is x or (z.target is torch.ops.lfpgraph.epsilon_factor.default and z.args[0] is x)
+
+
+def _gates_of(graph: fx.Graph, node: fx.Node | None, gates: int, width: int) -> list[fx.Node | None]:
+    """What a node holds for each gate, None for zeros."""
+    if node is None:
+        return [None] * gates
+    if gates == 1:
+        return [node]
+    if node.target is aten.cat.default and len(node.args[0]) == gates:  # type: ignore[arg-type]
+        parts: Any = node.args[0]
+        return [None if part.target is aten.zeros.default else part for part in parts]
+    with graph.inserting_before(graph.output_node()):
+        return [graph.call_function(aten.slice.Tensor, (node, 1, i * width, (i + 1) * width)) for i in range(gates)]
+
+
+def _leave_ones_out(graph: fx.Graph) -> None:
+    """Replace products with ones by their other factor."""
+    ones = {node for node in graph.nodes if node.target is aten.ones_like.default}
+    for node in list(graph.nodes):
+        if node.target is aten.mul.Tensor and ones & set(node.args):
+            other = node.args[1] if node.args[0] in ones else node.args[0]
+            if isinstance(other, fx.Node) and shape_of(other) == shape_of(node):
+                node.replace_all_uses_with(other)
+                ones |= {node} if other in ones else set()
+    graph.eliminate_dead_code()

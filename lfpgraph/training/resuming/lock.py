@@ -1,0 +1,77 @@
+"""A lock on a run's folder, which the system takes back when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...errors import TrainingError
+
+__all__ = ["locked"]
+
+log = logging.getLogger("lfpgraph")
+_NAME = ".lock"
+_own = threading.Lock()
+_held: dict[tuple[int, int], int] = {}  # files that are locked, and by which process: a fork inherits the table alone
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder.
+
+    Raises:
+        TrainingError: another run is in it, of this process or of another, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _own:
+            handle, key = _take(folder / _NAME)
+    except OSError as error:
+        raise TrainingError(f"cannot make the folder {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with _own:
+            _held.pop(key, None)
+            os.close(handle)
+
+
+def _take(file: Path) -> tuple[int, tuple[int, int]]:
+    if file.exists():  # not opened yet: closing it would give up the lock of a run in this very process
+        known = file.stat()
+        if _held.get((known.st_dev, known.st_ino)) == os.getpid():
+            raise _taken(file, "of this process")
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(handle)
+    except (BlockingIOError, PermissionError):
+        by = os.read(handle, 200).decode(errors="replace").strip()
+        os.close(handle)
+        raise _taken(file, f"({by})" if by else "") from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): nothing keeps a second run out of its folder", file, error.strerror)
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    made = os.fstat(handle)
+    _held[made.st_dev, made.st_ino] = os.getpid()
+    return handle, (made.st_dev, made.st_ino)
+
+
+def _taken(file: Path, by: str) -> TrainingError:
+    return TrainingError(f"another run {by} is in {file.parent}: give this one another folder, or wait for its end")
+
+
+def _lock(handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        msvcrt: Any = __import__("msvcrt")
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

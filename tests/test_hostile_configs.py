@@ -1,0 +1,62 @@
+"""Configurations made to do harm: one line, exit status 1, and neither code from elsewhere nor much time or memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfpgraph.cli.limits import limited
+from lfpgraph.errors import TargetError
+
+from .support.helpers import run_cli
+
+pytest.importorskip("transformers")
+
+TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30}
+WRONG: dict[str, Any] = {
+    "deep nesting": "[" * 100_000 + "]" * 100_000,
+    "a deep part": json.dumps(TINY)[:-1] + ', "x": ' + '{"a":' * 50_000 + "1" + "}" * 50_001,
+    "no text": b"\xff\xfe\x00",
+    "a long type": {"model_type": "x" * 1_000_000},
+    "a list as type": {"model_type": ["bert"]},
+    "a nested auto_map": {**TINY, "text_config": {"vision": [{"auto_map": {"AutoModel": "x--y.Z"}}]}},
+    "a kernel of a hub": {**TINY, "attn_implementation": "kernels-community/flash-attn"},
+    "code trusted": {**TINY, "backbone_config": {"trust_remote_code": True}},
+    "sizes as text": {**TINY, "hidden_size": "wide"},
+    "sizes below zero": {**TINY, "hidden_size": -16},
+    "layers as a list": {**TINY, "num_hidden_layers": [1]},
+    "absurd labels": {**TINY, "num_labels": 10**9},
+    "a dtype of none": {**TINY, "dtype": "evil"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    given = WRONG[name]
+    content = given if isinstance(given, bytes) else (given if isinstance(given, str) else json.dumps(given)).encode()
+    (tmp_path / "config.json").write_bytes(content)
+    assert run_cli(monkeypatch, "coverage", str(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lfpgraph: ") and error.count("\n") == 1 and len(error) < 600, error
+
+
+def test_entries_of_wrong_types_that_nobody_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "architectures": [1, {}], "attribute_map": "x"}))
+    assert run_cli(monkeypatch, "coverage", str(tmp_path), "--json") == 0
+
+
+def test_a_build_has_bounds() -> None:
+    with pytest.raises(TargetError, match="takes more than 0 s to build"), limited("it", 0.1):
+        while True:
+            try:
+                sum(range(1000))
+            except Exception:  # noqa: S112 - nothing of the model's own may stop it
+                continue
+    with pytest.raises(MemoryError), limited("it"):
+        bytearray(2**32)
+    assert len(bytearray(2**29)) == 2**29

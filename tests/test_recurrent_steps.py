@@ -1,0 +1,124 @@
+"""The steps of a recurrent layer as one operation: the numbers are those of the steps one by one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.rules.recurrent import LSTM, RECURRENT
+from lfpgraph.tracing.recurrent import steps_as_one
+
+CELLS = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "tanh": nn.RNN,
+    "relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k),
+}
+
+
+class Recurrent(nn.Module):
+    """A layer whose states are read by an activation, which divides rewards, and by a head, which does not."""
+
+    def __init__(self, cell: str, **options: Any) -> None:
+        super().__init__()
+        self.layer = CELLS[cell](3, 4, batch_first=True, **options)
+        self.head = nn.Linear(4 * (1 + self.layer.bidirectional), 2)
+
+    def forward(self, x: Tensor, state: Any = None) -> Tensor:
+        out, end = self.layer(x, state)
+        ends = end if isinstance(end, tuple) else (end,)
+        return self.head(out.tanh().mean(1) + out[:, -1]) + sum(e.mean() for e in ends)
+
+
+def _feedback(model: nn.Module, inputs: Any, composite: str, engine: str) -> dict[str, Tensor]:
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine)
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    nn.functional.cross_entropy(wrapped(*inputs), torch.tensor([0, 1])).backward()
+    found = {f"input {i}": x.grad for i, x in enumerate(inputs)} | {n: p.grad for n, p in wrapped.named_parameters()}
+    return {name: grad for name, grad in found.items() if grad is not None}
+
+
+def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=f"{name} differs")
+
+
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_engines_equal_the_steps_one_by_one(cell: str, composite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(cell).double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    static, live = (_feedback(model, [x], composite, engine) for engine in ("static", "live"))
+    for place in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
+        monkeypatch.setattr(f"{place}.takes_steps_as_one", lambda composite: False)
+    one_by_one = _feedback(model, [x], composite, "live")
+    _assert_equal(static, one_by_one)
+    _assert_equal(live, one_by_one)
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "bias": False}])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_gradient_of_the_operation_is_autograds(cell: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(cell, **options).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    plain = _feedback_of_plain(model, x)
+    recorded = lfpgraph.get_composite("lfp").override("*", "gradient")
+    for engine in ("static", "live"):
+        _assert_equal(_feedback(model, [x], recorded, engine), plain)
+
+
+def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model, x = copy.deepcopy(model), x.clone().requires_grad_()
+    nn.functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
+    return {"input 0": x.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_float32_gets_feedback_too() -> None:
+    """torch has a kernel of its own for it, with nothing inside that a rule could be put on."""
+    torch.manual_seed(0)
+    model, x = Recurrent("lstm"), torch.randn(2, 4, 3)
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), "lfp-epsilon", engine="live")
+    nn.functional.cross_entropy(wrapped(x), torch.tensor([0, 1])).backward()
+    exact = _feedback(copy.deepcopy(model).double(), [x.double()], "lfp-epsilon", "live")
+    for name, parameter in wrapped.named_parameters():
+        torch.testing.assert_close(parameter.grad.double(), exact[name], rtol=1e-3, atol=1e-5)
+
+
+def test_another_length_is_not_traced_again() -> None:
+    model = Recurrent("gru")
+    wrapped = lfpgraph.wrap(model, engine="static")
+    for length in (5, 3, 9):
+        wrapped(torch.randn(2, length, 3)).sum().backward()
+    assert lfpgraph.explain_wrap(wrapped).traces == 1
+
+
+def test_a_state_that_is_given_gets_its_signal() -> None:
+    torch.manual_seed(0)
+    model = Recurrent("gru").double()
+    inputs = [torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)]
+    static, live = (_feedback(model, inputs, "lfp", engine) for engine in ("static", "live"))
+    assert static["input 1"].abs().sum() > 0
+    _assert_equal(static, live)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_second_derivative_of_the_operation(cell: str) -> None:
+    torch.manual_seed(0)
+    gates = {"lstm": 4, "gru": 3}[cell] * 2
+    shapes = [(2, 2, gates), *[(2, 2)] * (2 if cell == "lstm" else 1), (gates, 2), (gates,)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    run = LSTM if cell == "lstm" else lambda *given: RECURRENT(*given, cell)
+    assert torch.autograd.gradgradcheck(lambda *given: run(*given)[:-1], inputs)
+
+
+def test_steps_as_one_belongs_to_its_thread_and_block() -> None:
+    with steps_as_one():
+        pass
+    graph = lfpgraph.trace(nn.GRU(3, 4), (torch.randn(3, 2, 3),))
+    assert not any("lfpgraph" in str(node.target) for node in graph.operations())

@@ -1,0 +1,170 @@
+"""What was tried against lfpgraph and what held: `python -m tools.trust --page docs/trust.md` writes the tables.
+
+`--onnx 100000 --kills 200 --checkpoints 5000 --configs 1000` for a long run; every row says how many were tried. A case has
+held if nothing of the file ran, and what came was a result or one error of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lfpgraph.errors import LfpGraphError
+from tests.support.hostile import configurations, exported_programs
+from tests.support.kills import killed
+from tests.support.onnx_fuzz import fuzz
+from tests.support.tampered import tamper
+
+__all__ = ["ROWS", "write"]
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- trust: begin -->", "<!-- trust: end -->"
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def programs(count: int) -> tuple[int, int, str]:
+    """Exported programs that would run something: loaded without running it, or refused."""
+    from lfpgraph.cli.exported import exported_program
+
+    held = 0
+    with _folder() as folder:
+        mark, path = folder / "mark", folder / "m.pt2"
+        cases = exported_programs(mark)
+        for data in cases.values():
+            path.write_bytes(data)
+            try:
+                exported_program(path)
+            except LfpGraphError:
+                pass
+            held += not mark.exists()
+    return len(cases), held, "payloads run: 0" if held == len(cases) else f"payloads run: {len(cases) - held}"
+
+
+def _configuration(values: dict[str, Any], folder: Path, answers: Any) -> None:
+    from lfpgraph.cli.transformers import config_file
+    from lfpgraph.cli.variants import first_report
+
+    torch.set_num_threads(1)
+    (folder / "config.json").write_text(json.dumps(values))
+    start = time.process_time()
+    try:
+        first_report(config_file(folder))
+        held = True
+    except LfpGraphError as error:
+        held = "\n" not in str(error)
+    except BaseException:
+        held = False
+    answers.put((held, time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+
+
+def configs(count: int) -> tuple[int, int, str]:
+    """Configurations with an absurd entry, each in a process of its own."""
+    from lfpgraph.cli.transformers import transformers_library
+
+    transformers_library()
+    fork, found = multiprocessing.get_context("fork"), []
+    with _folder() as folder:
+        for values in configurations(count, seed=0):
+            answers = fork.Queue()
+            process = fork.Process(target=_configuration, args=(values, folder, answers))
+            process.start()
+            found.append(answers.get(timeout=300))
+            process.join()
+    longest, largest = (max(row[i] for row in found) for i in (1, 2))
+    return count, sum(row[0] for row in found), f"at most {longest:.0f} s of processor time and {largest:.2f} GB"
+
+
+def onnx(count: int) -> tuple[int, int, str]:
+    """ONNX files with changed bytes, numbers, names, shapes."""
+    seen = fuzz(count, seed=1)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    told = ", ".join(f"{n} {what}" for what, n in seen.items())
+    return count, sum(seen.values()), f"{told}; at most {largest:.1f} GB"
+
+
+def checkpoints(count: int) -> tuple[int, int, str]:
+    """Checkpoints with changed bytes or values, most of them with digests that fit."""
+    with _folder() as folder:
+        seen = tamper(count, 1, folder)
+    return count, sum(seen.values()), f"{seen['refused']} refused, everything as before; {seen['taken']} taken"
+
+
+def kills(count: int) -> tuple[int, int, str]:
+    """Runs killed at random moments, 20 times each, then taken up and compared with one that was left alone."""
+    for seed in range(-(-count // 20)):
+        with _folder() as folder:
+            killed(folder, min(20, count - 20 * seed), 150, seed)
+    return count, count, "checkpoints lost: 0; weights at the end equal to the last bit"
+
+
+def _tests(*files: str) -> Callable[[int], tuple[int, int, str]]:
+    def run(count: int) -> tuple[int, int, str]:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *(f"tests/{name}.py" for name in files)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        words = done.stdout.strip().splitlines()[-1].replace(",", "").split()
+        passed, failed = (int(words[words.index(w) - 1]) if w in words else 0 for w in ("passed", "failed"))
+        return passed + failed, passed, ", ".join(f"`{name}`" for name in files)
+
+    return run
+
+
+ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
+    "programs": ("exported programs (.pt2) that would run something, or take what they want", 1, programs),
+    "configs": ("configurations (config.json) with an absurd entry", 100, configs),
+    "onnx": ("mutated ONNX files", 2000, onnx),
+    "hostile": ("other hostile files and names", 1, _tests("test_hostile_configs", "test_hostile_names", "test_onnx_hostile")),
+    "checkpoints": ("changed checkpoints", 1000, checkpoints),
+    "kills": ("kills of a training process at random moments", 40, kills),
+    "faults": ("faults while training", 1, _tests("test_trainer_faults", "test_trainer_resume")),
+    "threads": ("threads, forks and modes", 1, _tests("test_threads")),
+}  # fmt: skip
+
+
+def write(page: Path, rows: list[str]) -> None:
+    """Put the table in its place on a page."""
+    table = ["| what | tried | held | |", "|---|---|---|---|", *rows]
+    before, _, rest = page.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{START}\n" + "\n".join(table) + f"\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, help="put the table there")
+    parser.add_argument("--only", nargs="*", choices=ROWS, help="these rows alone")
+    for name, (what, count, function) in ROWS.items():
+        if not function.__qualname__.startswith("_tests") and name != "programs":
+            parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
+    given = vars(parser.parse_args())
+    logging.getLogger("lfpgraph").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    rows = []
+    for name in given["only"] or ROWS:
+        what, count, function = ROWS[name]
+        tried, held, note = function(given.get(name, count))
+        rows.append(f"| {what} | {tried:,} | {held:,} | {note} |")
+        print(rows[-1], flush=True)
+    if given["page"] is not None:
+        write(given["page"], rows)
+
+
+if __name__ == "__main__":
+    main()
