@@ -38,6 +38,12 @@ def activation(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     return signals
 
 
+def choice(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    """Signals of a mask of what was chosen: as of an activation, but none where an infinite entry leaves a score out."""
+    call.output = call.output.masked_fill(call.output.isinf(), 0.0)
+    return activation(call, s, *args, **kwargs)
+
+
 @rule(aten.exp.default, aten.exp2.default, family=ACTIVATION)
 def exponential(call: Call, s: Tensor, x: Tensor) -> Signals:
     """Signal of z = exp(x): the identity rule, but none where x is exactly 0.

@@ -275,3 +275,14 @@ def test_a_part_called_in_a_custom_backward_scales_once() -> None:
     for _ in range(2):
         found, expected = (_feedback(m, m(x).square().sum()) for m in (model, plain))
         torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_inputs_alone_are_no_feedback_on_its_way(caplog: pytest.LogCaptureFixture) -> None:
+    """An attack on the input, and `backward(inputs=...)`, leave parameters out: what comes later is not compared with theirs."""
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), engine="static")
+    x = torch.randn(5, 3, requires_grad=True)
+    torch.autograd.grad(model(x).sum(), x)
+    model(x).square().sum().backward(inputs=[model[2].weight])
+    model(x).square().sum().backward()
+    assert "feedback only in part" not in caplog.text

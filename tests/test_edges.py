@@ -263,3 +263,38 @@ def test_the_part_that_cannot_be_traced_is_named() -> None:
         LiveOnlyError, match=r"blocks.1 \(Block\) cannot run by the static engine: norm has a forward hook"
     ):
         model(X)
+
+
+def _all_hooked(model: nn.Module) -> None:
+    with nn.modules.module.register_module_full_backward_hook(lambda module, before, after: None):
+        model(X)
+
+
+def _weights_kept(model: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(model.head)
+    with nn.utils.parametrize.cached():
+        model(X)
+
+
+class Filling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3).double()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        batch["hidden"] = self.layer(batch["x"])
+        return batch["hidden"].relu()
+
+
+@pytest.mark.parametrize(
+    ("model", "call", "why"),
+    [
+        (deep(), _all_hooked, "hooks on all modules"),
+        (deep(), _weights_kept, "cached"),
+        (Filling(), lambda model: model({"x": X}), "writes into a container among its arguments"),
+    ],
+)
+def test_what_no_program_keeps_is_refused_by_the_static_engine(model: nn.Module, call: Any, why: str) -> None:
+    with pytest.raises(LiveOnlyError, match=why):
+        call(lfpgraph.wrap(copy.deepcopy(model), engine="static"))
+    call(lfpgraph.wrap(model))

@@ -20,10 +20,34 @@ import lfpgraph
 from lfpgraph.errors import LfpGraphError
 from lfpgraph.live.interception import recorder
 
-from .support.live import arguments, backwards, copies, functions, layers, modules, parts, recurrent, states, tools
+from .support.live import (
+    arguments,
+    backwards,
+    copies,
+    functions,
+    habits,
+    layers,
+    modules,
+    parts,
+    recurrent,
+    states,
+    tools,
+)
 from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
 
-FILES = (arguments, backwards, copies, functions, layers, modules, parts, recurrent, states, tools)  # fill CASES
+FILES = (
+    arguments,
+    backwards,
+    copies,
+    functions,
+    habits,
+    layers,
+    modules,
+    parts,
+    recurrent,
+    states,
+    tools,
+)  # fill CASES
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,11 @@ import weakref
 from collections.abc import Callable
 
 import torch
+from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 
+import lfpgraph
+from lfpgraph.live.engine import LiveEngine
 from lfpgraph.tracing.guards import Observation
 
 
@@ -54,3 +57,16 @@ def test_watching_keeps_nothing_of_the_run_alive() -> None:
     model = Model()
     with Observation(model):
         assert model(torch.randn(3, 4)) == [None]
+
+
+def test_this_librarys_own_machinery_is_not_the_models_code() -> None:
+    """A run that the live engine records says of the model what a plain run says."""
+    model, batch = build_tiny("llama")
+    engine = LiveEngine(model, lfpgraph.get_composite("lfp-epsilon"), "derive", False)
+    for _ in range(2):
+        with Observation(model) as seen:
+            engine.run(model.forward, (), batch)
+        if not seen.may_settle:
+            break
+    assert seen.why_live is None
+    assert seen.guard is not None and seen.guard.changed() is None

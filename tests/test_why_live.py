@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import os
+import queue
 import random
 import sys
 import time
@@ -22,8 +23,6 @@ from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-import lfpgraph
-from lfpgraph.live.engine import LiveEngine
 from lfpgraph.tracing.guards import Observation, try_out
 
 log = logging.getLogger("a model's")
@@ -34,6 +33,7 @@ GENERATOR = torch.Generator()
 STREAM = np.random.default_rng(0)
 OUTSIDE = nn.Linear(4, 4)
 COUNTER = itertools.count()
+QUEUE: queue.Queue[float] = queue.Queue()
 
 
 class Square(torch.autograd.Function):
@@ -110,6 +110,11 @@ def saved(model: Any, x: Tensor) -> Tensor:
         return x.exp()
 
 
+def dual(model: Any, x: Tensor) -> Tensor:
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.make_dual(x, x).sin()
+
+
 def retained(model: Any, x: Tensor) -> Tensor:
     x.retain_grad()
     return x
@@ -157,7 +162,11 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "outside": (lambda m, x: OUTSIDE(x), "calls a Linear that is no submodule of the model"),
     "made inside": (lambda m, x: nn.Linear(4, 4)(x), "calls a Linear that is no submodule of the model"),
     "outside parameter": (lambda m, x: F.linear(x, m.listed[0]), "listed[0] requires a gradient and is no parameter"),
+    "own parameter": (lambda m, x: x @ m.held["w"], "held['w'] is a parameter of the model, found elsewhere"),
     "iterator": (lambda m, x: x * next(COUNTER), "test_why_live.py: COUNTER is a count, whose state"),
+    "queue": (lambda m, x: x * (QUEUE.put(2.0), QUEUE.get())[1], "test_why_live.py: QUEUE is a Queue, whose state"),
+    "vmap": (lambda m, x: torch.func.vmap(m.lin)(x), "transforms a function by torch.func"),
+    "forward mode": (dual, "takes forward-mode derivatives inside forward"),
     "print": (lambda m, x: (print(end=""), x)[1], "prints"),
     "memory": (lambda m, x: (m.stream.write("x"), x)[1], "writes stream, which was '' and is 'x'"),
     "file": (written, "opens a file"),
@@ -185,6 +194,7 @@ class Live(nn.Module):
         super().__init__()
         self.lin, self.inner, self.does = nn.Linear(4, 4), Inner(), does
         self.cache: dict[str, Tensor] = {}
+        self.held = {"w": self.lin.weight}
         self.listed, self.stream = [nn.Parameter(torch.randn(4, 4))], io.StringIO()
 
     def forward(self, x: Tensor) -> Any:
@@ -284,16 +294,3 @@ def test_lazy_modules_settle() -> None:
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
     first, second = (observed(model, torch.randn(3, 4)) for _ in range(2))
     assert first.may_settle and second.why_live is None
-
-
-def test_this_librarys_own_machinery_is_not_the_models_code() -> None:
-    """A run that the live engine records says of the model what a plain run says."""
-    model, batch = build_tiny("llama")
-    engine = LiveEngine(model, lfpgraph.get_composite("lfp-epsilon"), "derive", False)
-    for _ in range(2):
-        with Observation(model) as seen:
-            engine.run(model.forward, (), batch)
-        if not seen.may_settle:
-            break
-    assert seen.why_live is None
-    assert seen.guard is not None and seen.guard.changed() is None

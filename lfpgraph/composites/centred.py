@@ -20,7 +20,7 @@ from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..numerics import identity_signal
 from ..registry import ACTIVATION, Call, Handler, Signals
-from ..rules.activations import activation, exponential
+from ..rules.activations import activation, choice, exponential
 
 __all__ = [
     "activations_of",
@@ -91,7 +91,7 @@ def centred_rule(usual: Handler, epsilon: float | None = None) -> Handler:
 
 def in_place_of(usual: Handler, signal_of: Callable[[Call, Tensor, int], Tensor]) -> Handler:
     """A rule by `signal_of` (see `_for_one_input`) in place of the identity rule; a user's own rule stays."""
-    return partial(_for_one_input, usual, signal_of) if usual in (activation, exponential) else usual
+    return partial(_for_one_input, usual, signal_of) if usual in (activation, choice, exponential) else usual
 
 
 def _for_one_input(

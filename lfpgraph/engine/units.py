@@ -13,7 +13,7 @@ from ..composites.composite import Ruleset
 from ..graph.graph import ACTIVE, WEIGHT, OpGraph, is_float, is_statistic
 from ..graph.regions import Region
 from ..registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family, Handler, Rule, find_rule
-from ..rules.activations import activation
+from ..rules.activations import activation, choice
 from ..rules.views import vjp
 
 __all__ = ["Unit", "Ways", "all_still", "is_differentiable", "op_unit", "region_unit"]
@@ -170,7 +170,7 @@ def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ru
         active=(*none, True),
         weightlike=(*none, False),
         wanted=(*none, wanted),
-        rule=Rule(activation, needs_vjp=False) if wanted else None,
+        rule=Rule(choice, needs_vjp=False) if wanted else None,
         family=ACTIVATION,
         option_epsilon=ruleset.epsilon,
         origin="rule" if wanted else "none",

@@ -1,14 +1,13 @@
-"""Where autograd stops and reward goes on, and activations that are made again in the backward pass.
+"""Where autograd stops and reward goes on: at a step function's output, made of values that have a signal to come.
 
-Autograd stops at a step function's output, made of values that have a signal to come. And of an activation whose rule takes
-the place of its derivative, autograd need not save anything, nor work out that derivative; where its result is large, what
-reads it need not save that either.
+Note [Shadows]: what a model sees is what plain PyTorch makes: the output of a step requires no gradient, so `.numpy()` takes
+it, and a buffer may count it without holding on to the run. The operations that are recorded are given its *shadow* in its
+place, a tensor in the same memory that autograd follows over a bridge. Outputs of the run are given that history at its end.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +18,13 @@ from .values import Values, tensor_of
 __all__ = [
     "LARGE",
     "Bridge",
-    "Remade",
+    "Shadows",
     "Sources",
     "bridge",
     "goes_on",
     "is_bridge",
     "nothing",
     "slots_of",
-    "sparing",
     "wake",
 ]
 
@@ -73,61 +71,6 @@ def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[T
 def bridge(x: Tensor, sources: Sequence[Tensor], function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """x, with the gradient edges of its sources; no signals go along them unless a rule says so (see `Bridge`)."""
     return Bridge.apply(x, function, *sources)
-
-
-class Remade:
-    """The result of an activation, made again when it is asked for.
-
-    Args:
-        function: makes the result of x.
-        x: detached. number: which value of the run it is.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, number: int) -> None:
-        self.function, self.x, self.number = function, x, number
-        self._made: Tensor | None = None
-
-    def make(self) -> Tensor:
-        """The result; stays in memory until `take` is called."""
-        if self._made is None:
-            with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
-                self._made = self.function(self.x)
-        return self._made
-
-    def take(self) -> Tensor:
-        """The result, which nobody else will ask for soon."""
-        made, self._made = self.make(), None
-        return made
-
-
-@contextlib.contextmanager
-def sparing(tensors: Sequence[tuple[Tensor, Remade]]) -> Iterator[None]:
-    """Let autograd save nothing of what lies in the memory of these tensors: it is made again."""
-    places = {x.untyped_storage()._cdata: (x, remade) for x, remade in tensors}
-
-    def pack(saved: Tensor) -> Any:
-        found = places.get(saved.untyped_storage()._cdata)
-        if found is None or not found[0].is_contiguous():
-            return saved, saved._version, None
-        return None, 0, (found[1], saved.size(), saved.stride(), saved.storage_offset() - found[0].storage_offset())
-
-    def unpack(packed: Any) -> Tensor:
-        saved, version, made = packed
-        if made is not None:
-            remade, size, stride, offset = made
-            return remade.make().contiguous().as_strided(size, stride, offset)
-        if saved._version != version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"a tensor of shape {list(saved.shape)} is at version {saved._version}; expected version {version} instead."
-            )
-        return saved  # type: ignore[no-any-return]
-
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            yield
-    finally:
-        places.clear()
 
 
 def is_bridge(node: Any) -> bool:
@@ -211,12 +154,15 @@ class Sources:
                 changed = True
         return changed
 
+    def point(self, args: Any) -> bool:
+        """Whether an argument that autograd does not follow was made of values that it follows."""
+        return bool(self._of) and any(isinstance(x, Tensor) and self._values.known(x) in self._of for x in args)
+
     def _of_places(self, ins: Sequence[int]) -> frozenset[int]:
         found = (self._of.get(n, frozenset()) for n in ins if not self._values.follows[n])
         return frozenset[int]().union(*found)
 
     def close(self) -> None:
-        """Let go of all tensors."""
         self._of.clear()
         self._tensors.clear()
 
@@ -229,6 +175,124 @@ class Sources:
                 found.add(n)
                 self._tensors.setdefault(n, tensor_of(args, values, n))
         return frozenset(found)
+
+
+class Shadows:
+    """What recorded operations are given in place of tensors that carry reward but, to the model, no gradient."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._of: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of what the model sees: that, and its shadow
+        self._seen: dict[int, Tensor] = {}  # by the identity of a shadow: what the model sees
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def given(self, args: Any, kwargs: Any, writes: bool) -> tuple[Any, Any] | None:
+        """The arguments with shadows in their places; None if there are none. What such values are written to gets one, too."""
+        new, named = self._mapped(args), {name: self._mapped(value) for name, value in kwargs.items()}
+        if all(a is b for a, b in zip(_tensors(new, named), _tensors(args, kwargs))):
+            return None
+        first = args[0] if args else None
+        if writes and isinstance(first, Tensor) and not any(x.requires_grad for x in _tensors(args, kwargs)):
+            new = (self.of(first, True), *new[1:])
+        return new, named
+
+    def of(self, x: Tensor, made: bool = False) -> Tensor:
+        """A tensor's shadow: its own, or that part of the shadow of what it is a view of; else one is made, or it is x."""
+        found = self._of.get(id(x))
+        if x.requires_grad:
+            if found is not None:  # the model has made it a leaf of its own
+                del self._of[id(x)]
+                self._values.forget(x)
+            return x
+        if found is not None:
+            return found[1]
+        base = x._base
+        if base is not None and (made or id(base) in self._of):
+            shadow = self.of(base, True).as_strided(x.size(), x.stride(), x.storage_offset())
+        elif made:
+            shadow = x.data
+        else:
+            return x
+        if not shadow.requires_grad:
+            self._values.equate(shadow, self._values.number(x))
+        self._note(x, shadow)
+        return shadow
+
+    def hide(self, out: Any) -> Any:
+        """What the model sees of results that it is not to see followed."""
+        if isinstance(out, list | tuple):
+            return type(out)(self.hide(x) for x in out)
+        if not isinstance(out, Tensor):
+            return out
+        found = self._seen.get(id(out))
+        if found is None and out.requires_grad:
+            found, number = out.data, self._values.number(out)
+            if _is_one_of_several(out):  # to which nothing may be written, but to another view of that place
+                out = out._base.as_strided(out.size(), out.stride(), out.storage_offset())  # type: ignore[union-attr]
+                self._values.equate(out, number)
+            self._values.equate(found, number)
+            self._note(found, out)
+            return found
+        return out if found is None else found
+
+    def seen(self, out: Any, args: Any, kwargs: Any) -> Any:
+        """What the model sees of the results of an operation that was given shadows in place of some of these arguments."""
+        if not any(x.requires_grad for x in _tensors(args, kwargs)):
+            return self.hide(out)
+        found = self._seen.get(id(out))
+        if found is None:
+            return out
+        self.show([found])  # it was written to with something that autograd follows
+        return found
+
+    def show(self, tensors: Sequence[Any]) -> list[Tensor]:
+        """From now on the model sees of these tensors, too, that autograd follows them; returns those that it follows."""
+        for x in tensors:
+            found = self._of.pop(id(x), None)
+            if found is not None and found[1].requires_grad and not x.requires_grad:
+                _Shown.apply(x, found[1])
+                self._values.equate(x, self._values.number(found[1]))
+        return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
+
+    def close(self) -> None:
+        self._of.clear()
+        self._seen.clear()
+
+    def _note(self, x: Tensor, shadow: Tensor) -> None:
+        self._of[id(x)], self._seen[id(shadow)] = (x, shadow), x
+
+    def _mapped(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.of(value)
+        return type(value)(map(self._mapped, value)) if isinstance(value, list | tuple) else value
+
+
+class _Shown(torch.autograd.Function):
+    """Gives a tensor the history of another one in the same memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shadow: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, s: Tensor) -> Any:
+        return None, s
+
+
+def _is_one_of_several(x: Tensor) -> bool:
+    return (
+        x._is_view() and torch._C._autograd._get_creation_meta(x) == torch._C._autograd.CreationMeta.MULTI_OUTPUT_NODE
+    )
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    values = [
+        x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, list | tuple) else (value,))
+    ]
+    return [x for x in values if isinstance(x, Tensor)]
 
 
 def nothing(s: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class LiveEngine:
         return result
 
     def _finish(self, record: Record, result: Any, kind: Any) -> None:
-        tensors = [t for t in flatten_output(result)[0] if isinstance(t, Tensor) and t.requires_grad]
+        tensors = record.shadows.show(flatten_output(result)[0])
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         record.release()
         for node in record.checkpoints:

@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 
 from ..errors import InputError
 from ..graph.classes import classify
-from ..graph.comparisons import copy_shared_comparisons
+from ..graph.copies import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
 from .notes import Ref
 from ..registry import find_rule

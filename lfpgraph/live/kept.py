@@ -1,5 +1,8 @@
 """What a record keeps of a run's values: detached copies of those that somebody is going to look at, or less than that.
 
+Of an activation whose rule takes the place of its derivative, autograd need not save anything, nor work out that derivative;
+where its result is large, what reads it need not save that either: it is made again in the backward pass.
+
 Note [Writes to a view]: autograd hangs a write to a view into the history of the tensor that the view is of: the operation's
 node lies within a node that copies slices, where no hook reaches it. So what is written is computed first, by a step like
 any other, and then copied; the copy hands on its signal as it is.
@@ -7,7 +10,9 @@ any other, and then copied; the copy hands on its signal as it is.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +20,69 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ..kernels import halved
-from .bridges import LARGE, Remade, bridge, sparing
-from .operations import OWN_VIEW, OpInfo
-from .values import NameLeaf, Values, tensor_of
+from .bridges import LARGE, bridge
+from .notes import NameLeaf
+from .operations import OWN_VIEW, OpInfo, without_out
+from .values import Values, tensor_of
 
-__all__ = ["Kept", "is_alone", "is_apart", "is_followed", "write"]
+__all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write", "write_out"]
 
 _COPY = torch.ops.aten.copy_.default
+
+
+class Remade:
+    """The result of an activation, made again when it is asked for.
+
+    Args:
+        function: makes the result of x.
+        x: detached. number: which value of the run it is.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, number: int) -> None:
+        self.function, self.x, self.number = function, x, number
+        self._made: Tensor | None = None
+
+    def make(self) -> Tensor:
+        """The result; stays in memory until `take` is called."""
+        if self._made is None:
+            with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
+                self._made = self.function(self.x)
+        return self._made
+
+    def take(self) -> Tensor:
+        """The result, which nobody else will ask for soon."""
+        made, self._made = self.make(), None
+        return made
+
+
+@contextlib.contextmanager
+def sparing(tensors: Sequence[tuple[Tensor, Remade]]) -> Iterator[None]:
+    """Let autograd save nothing of what lies in the memory of these tensors: it is made again."""
+    places = {x.untyped_storage()._cdata: (x, remade) for x, remade in tensors}
+
+    def pack(saved: Tensor) -> Any:
+        found = places.get(saved.untyped_storage()._cdata)
+        if found is None or not found[0].is_contiguous():
+            return saved, saved._version, None
+        return None, 0, (found[1], saved.size(), saved.stride(), saved.storage_offset() - found[0].storage_offset())
+
+    def unpack(packed: Any) -> Tensor:
+        saved, version, made = packed
+        if made is not None:
+            remade, size, stride, offset = made
+            return remade.make().contiguous().as_strided(size, stride, offset)
+        if saved._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a tensor of shape {list(saved.shape)} is at version {saved._version}; expected version {version} instead."
+            )
+        return saved  # type: ignore[no-any-return]
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        places.clear()
 
 
 class Kept(Values):
@@ -36,12 +97,14 @@ class Kept(Values):
         remade: values that are made again in the backward pass.
         halved: values kept in half of their memory, and for which epsilon.
         steps_done: how many steps the run has taken.
+        written: a copy that a step writes to, which the model does not see.
     """
 
     def __init__(self, name_leaf: NameLeaf, expected: Any = None, keep_all: bool = False) -> None:
         super().__init__(name_leaf)
         self.expected, self.keep_all = expected, keep_all
         self.steps_done = 0
+        self.written: Tensor | None = None
         self.remade: dict[int, Remade] = {}
         self.halved: dict[int, float] = {}
         self._overwritten: set[int] = set()  # values whose memory holds something else by now
@@ -150,6 +213,11 @@ def is_followed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     )
 
 
+def is_unfollowed(x: Any) -> bool:
+    """Whether an argument holds floats that autograd does not follow."""
+    return isinstance(x, Tensor) and x.layout is torch.strided and x.is_floating_point() and not x.requires_grad
+
+
 def is_apart(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an operation that writes to its first argument is to be recorded as a value and a copy."""
     x = args[0] if args else None
@@ -170,7 +238,7 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
     elif op is _COPY:
         value = args[1]
     else:
-        value = x.clone()
+        record.written = value = x.clone()
         record.equate(value, record.number(x))
         value = record.step(op, info, (value, *args[1:]), kwargs)
     number = record.number(value)
@@ -190,6 +258,18 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
     else:
         record.made_unseen(OWN_VIEW, [number], x)
     return x
+
+
+def write_out(record: Any, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation that writes to a tensor it is given, to which autograd writes nothing that it follows."""
+    plain = without_out(op)
+    out = kwargs["out"]
+    if plain is None or not isinstance(out, Tensor):
+        return op._op(*args, **kwargs)
+    value = record.run(plain, args, {name: x for name, x in kwargs.items() if name != "out"})
+    if out.shape != value.shape:
+        out.resize_(value.shape)
+    return record.run(_COPY, (out, value), {})
 
 
 def _covers(x: Tensor, base: Tensor) -> bool:

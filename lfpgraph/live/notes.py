@@ -1,5 +1,5 @@
 """What is noted of a run: of its steps the arguments with the values by number, the modules, the lines of the user's code;
-and what it computes where no gradients are recorded.
+what it finds; and what it computes where no gradients are recorded.
 """
 
 from __future__ import annotations
@@ -7,12 +7,13 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Notes", "Ref", "Unrecorded", "refs_in", "user_line"]
+__all__ = ["Leaf", "NameLeaf", "Notes", "Ref", "Unrecorded", "refs_in", "user_line"]
 
 
 class Ref(int):
@@ -80,3 +81,26 @@ class Unrecorded:
 
 def _is_float(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
+
+
+class NameLeaf(Protocol):
+    """Says of a tensor that no operation made what it is, as (kind, name)."""
+
+    def __call__(self, tensor: Tensor) -> tuple[str, Any]:
+        """Its kind and name."""
+
+    def givens(self) -> list[Tensor]:
+        """The tensors that the run was given and that autograd follows."""
+
+    def unused(self) -> Tensor | None:
+        """A float tensor that the run was given."""
+
+
+@dataclass
+class Leaf:
+    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
+
+    value: int
+    kind: str
+    name: Any
+    tensor: Tensor

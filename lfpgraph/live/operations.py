@@ -31,6 +31,7 @@ __all__ = [
     "has_no_derivative",
     "info_of",
     "quick_steps",
+    "without_out",
 ]
 
 aten = torch.ops.aten
@@ -229,6 +230,14 @@ def _functional(op: OpOverload) -> OpOverload:
     wanted = [(a.name, str(a.type)) for a in op._schema.arguments]
     overloads = (getattr(packet, name) for name in packet.overloads())
     return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), op)
+
+
+def without_out(op: OpOverload) -> OpOverload | None:
+    """The operation that returns what another one writes to the tensor `out`."""
+    packet = op._overloadpacket
+    wanted = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+    overloads = (getattr(packet, name) for name in packet.overloads())
+    return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), None)
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:

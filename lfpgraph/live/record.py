@@ -6,18 +6,18 @@ Nothing here keeps a model's own tensors alive after the run: `Record.close` let
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .bridges import Sources
-from .interception import paused
-from .kept import Kept, is_apart, is_followed, write
-from .notes import Ref, user_line
+from .bridges import Shadows, Sources
+from .interception import paused, record_again
+from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
+from .notes import NameLeaf, Ref, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, Quick, autocast_of, has_no_derivative, info_of
-from .values import NameLeaf
 
 __all__ = ["Record"]
 
@@ -54,7 +54,8 @@ class Record(Kept):
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
         self.path = self.root = root
-        self.sources = Sources(self)
+        self.sources, self.shadows = Sources(self), Shadows(self)
+        self._bridged = False  # whether the result of the step at hand is followed over a bridge alone
         self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick
 
     # What the recorder is called for
@@ -72,6 +73,12 @@ class Record(Kept):
             return out
         if op is _EMPTY:
             return op._op(*args, **kwargs)
+        if "out" in kwargs:
+            return write_out(self, op, args, kwargs)
+        if self.shadows:
+            shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
+            if shadowed is not None:
+                return self.shadows.seen(self.run(op, *shadowed), args, kwargs)
         quick = self._quick[self.steps_done] if self.steps_done < len(self._quick) else None
         if quick is not None and not kwargs and not torch._C._is_any_autocast_enabled():
             given = quick.given(self, op, args)
@@ -82,15 +89,19 @@ class Record(Kept):
                     return out
                 ins, key = [], [op]
                 self._read(args, info_of(op).kinds, ins, key)
-                return self._note(info_of(op), key, ins, args, kwargs, out, None)
+                out = self._note(info_of(op), key, ins, args, kwargs, out, None)
+                return self.shadows.hide(out) if self._bridged else out
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
         if info.rewrites and is_apart(info, args, kwargs):
             return write(self, op, info, args, kwargs)
+        if info.rewrites and self.sources.point(args[1:]) and is_unfollowed(args[0]):
+            return self.shadows.hide(write(self, op, info, (self.shadows.of(args[0], True), *args[1:]), kwargs))
         if info.parts is not None and not info.writes and is_followed(args, kwargs):
             return info.parts(*args, **kwargs)
-        return self.step(op, info, args, kwargs)
+        out = self.step(op, info, args, kwargs)
+        return self.shadows.hide(out) if self._bridged else out
 
     def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation as one step of the record."""
@@ -148,6 +159,7 @@ class Record(Kept):
         return args if given is None else tuple(given)
 
     def _note(self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any, before: Any) -> Any:
+        self._bridged = False
         if isinstance(out, Tensor):
             if not info.writes and self.known(out) is not None:
                 return out  # what came in, as `x.contiguous()` may be
@@ -160,12 +172,14 @@ class Record(Kept):
                     return out
         else:
             return out
-        changed = False
-        if has_no_derivative(info, results):
+        followed = any(isinstance(x, Tensor) and x.requires_grad for x in results)
+        changed = has_no_derivative(info, results)
+        if changed:
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
-            changed = True
-        if not info.writes and not info.forgets:
-            changed |= self.sources.bridge(ins, results, (*args, *kwargs.values()), info.looks_up)
+        if not info.forgets and (not info.writes or args[0] is self.written):
+            if self.sources.bridge(ins, results, (*args, *kwargs.values()), info.looks_up):
+                changed, self._bridged = True, not followed
+                record_again(partial(Record, self.name_leaf))
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:
@@ -260,6 +274,7 @@ class Record(Kept):
     def release(self) -> None:
         """Let go of tensors that nobody else may hold any more: those are no ends of the run."""
         self.sources.close()
+        self.shadows.close()
         self._alive.clear()
         for leaf in self.leaves:
             if leaf.kind == "constant" and leaf.tensor.requires_grad:  # written to since
@@ -269,4 +284,5 @@ class Record(Kept):
         """Let go of the run's own tensors and autograd nodes."""
         super().close()
         self.sources.close()
+        self.shadows.close()
         self.templates = {}

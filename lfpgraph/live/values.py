@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,35 +17,12 @@ from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Unrecorded
+from .notes import Leaf, NameLeaf, Unrecorded
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Leaf", "NameLeaf", "Values", "tensor_of"]
+__all__ = ["Values", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
-
-
-class NameLeaf(Protocol):
-    """Says of a tensor that no operation made what it is, as (kind, name)."""
-
-    def __call__(self, tensor: Tensor) -> tuple[str, Any]:
-        """Its kind and name."""
-
-    def givens(self) -> list[Tensor]:
-        """The tensors that the run was given and that autograd follows."""
-
-    def unused(self) -> Tensor | None:
-        """A float tensor that the run was given."""
-
-
-@dataclass
-class Leaf:
-    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
-
-    value: int
-    kind: str
-    name: Any
-    tensor: Tensor
 
 
 class Values:
@@ -83,8 +59,9 @@ class Values:
         self.own: list[str] = []
         self.checkpoints: list[Any] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        # autograd nodes with a smaller number are older than the run
-        self.started = torch._C._autograd._get_sequence_nr()
+        self.started = (
+            torch._C._autograd._get_sequence_nr()
+        )  # autograd nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
         self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -94,9 +71,18 @@ class Values:
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        held: tuple[Any, ...] = self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen
-        held += self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints
-        for kept in (*held, self._alive, self._lying):
+        held: tuple[Any, ...] = self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive
+        held += (
+            self._ids,
+            self._looked_at,
+            self.kept,
+            self.leaves,
+            self.own_reads,
+            self.begun,
+            self.checkpoints,
+            self._lying,
+        )
+        for kept in held:
             kept.clear()
 
     def look(self, number: int) -> Any:
@@ -147,6 +133,10 @@ class Values:
         else:
             self._ids[id(x)] = number
             self._alive.append(x)
+
+    def forget(self, x: Tensor) -> None:
+        """Take a tensor that nothing follows for one not met yet."""
+        self._ids.pop(id(x), None)
 
     def places(self, number: int) -> list[tuple[Any, int]]:
         """The gradient edges by which a value is known."""

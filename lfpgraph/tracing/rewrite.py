@@ -49,9 +49,15 @@ def _cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) ->
     return (F.normalize(x, dim=dim, eps=eps) * F.normalize(y, dim=dim, eps=eps)).sum(dim)
 
 
+def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """A functional copy, of which torch has no derivative."""
+    return source.to(x.dtype).expand_as(x)
+
+
 # What composite ops are made of, where torch's own way leaves something out.
 OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT}
 OWN_PARTS[_aten.cosine_similarity.default] = _cosine_similarity
+OWN_PARTS[_aten.copy.default] = _copied
 
 
 def keep_no_grad(module: fx.GraphModule) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import DataDependentError, InputError, TraceError, check_choice
 from ..graph.calls import input_tensors
 from ..graph.classes import classify
-from ..graph.comparisons import copy_shared_comparisons
+from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import NodeInfo, OpGraph, Placeholder
 from ..graph.sizes import Sizes
 from .export import capture
@@ -70,6 +70,7 @@ def trace(
             raise
         log.info("%s", error)
         graph = capture_values(model, args, kwargs)
+    copy_for_the_idle(graph)
     copy_shared_comparisons(graph)
     return classify(graph)
 

@@ -74,10 +74,23 @@ class _Feedback(torch.autograd.Function):
                 result[position] = s
         if ctx.check:
             _check_finite(result, "the feedback signal")
+        skipped = _skipped(ctx) if any(p is not None for p in ctx.parameters) else set()
         for parameter, s in zip(ctx.parameters, result):
-            if parameter is not None and s is not None:
+            if parameter is not None and s is not None and id(parameter) not in skipped:
                 ctx.feed(parameter, s)
         return (None, None, None, None, *result)
+
+
+def _skipped(ctx: Any) -> set[int]:
+    """Parameters that this backward pass does not go on to, since `inputs=` or `autograd.grad` asks for others."""
+    found = set()
+    for node, _ in ctx.next_functions:
+        try:
+            if hasattr(node, "variable") and not torch._C._will_engine_execute_node(node):
+                found.add(id(node.variable))
+        except RuntimeError:  # torch has no answer for a leaf whose gradient `autograd.grad` is asked for
+            continue
+    return found
 
 
 def _check_finite(tensors: Sequence[Any], what: str) -> None:

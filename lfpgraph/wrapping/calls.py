@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.fx import _symbolic_trace
-from torch.nn.modules import module as torch_module
-from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..composites.composite import Composite
@@ -22,17 +19,17 @@ from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
 from ..live.parameters import Watch
-from ..tracing.flat import another_thread_traces, is_running_plainly, wait_for_traces
+from ..tracing.flat import wait_for_traces
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
 from .programs import Entry, ModelCall, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
+from .surroundings import hooks_of, in_checkpoint, in_force, modes, wants_it_as_it_is
 
 __all__ = ["Wrapping", "within_hooks", "wrapping_of"]
 
 log = logging.getLogger("lfpgraph")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def wrapping_of(model: nn.Module) -> Wrapping | None:
@@ -44,19 +41,6 @@ def wrapping_of(model: nn.Module) -> Wrapping | None:
     return found.wrapping
 
 
-def _wants_it_as_it_is() -> bool:
-    """Whether something runs the module that wants its own operations.
-
-    A tracer or a checker of this library, torch.export, jit.trace, fx.symbolic_trace, or a tracer on fake tensors.
-    """
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    if is_running_plainly() or fake is not None:
-        return True
-    by_flag = _symbolic_trace._is_fx_tracing_flag and not torch.compiler.is_compiling()
-    by_flag = by_flag or torch.compiler.is_exporting()
-    return torch._C._get_tracing_state() is not None or (by_flag and not another_thread_traces())
-
-
 _local = threading.local()
 
 
@@ -64,25 +48,6 @@ def _unrecorded() -> list[Wrapping]:
     """The wrapped models that this thread runs without gradients: those that they take inside are their own business."""
     found: list[Wrapping] = vars(_local).setdefault("unrecorded", [])
     return found
-
-
-def _in_checkpoint(of: str) -> bool:
-    """Whether the hooks on saved tensors are those of torch.utils.checkpoint, of its first run or of its second."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and hooks[0].__qualname__.startswith(of)
-
-
-def _hooks_of(module: nn.Module) -> bool:
-    """Whether hooks are to be called around a module's forward."""
-    own = vars(module)
-    return any(own[table] for table in _HOOKS) or torch_module._has_any_global_hook()
-
-
-def _modes() -> list[Any]:
-    """The modes that see or change each operation, but for the one of `with torch.device(...)`."""
-    modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
-    modes += [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
-    return [mode for mode in modes if not isinstance(mode, DeviceContext)]
 
 
 class Wrapping:
@@ -149,7 +114,7 @@ class Wrapping:
 
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
-        if _wants_it_as_it_is() or self in _unrecorded():
+        if wants_it_as_it_is() or self in _unrecorded():
             return part.run_module(*args, **kwargs)
         if not torch.is_grad_enabled():
             _unrecorded().append(self)
@@ -158,7 +123,7 @@ class Wrapping:
             finally:
                 _unrecorded().pop()
         static = self.choice.static and self.choice.settled and part.path == ""
-        if not static and torch._C._current_graph_task_id() != -1 and _in_checkpoint("_recomputation_hook"):
+        if not static and torch._C._current_graph_task_id() != -1 and in_checkpoint("_recomputation_hook"):
             # only to have what autograd saved: feedback goes through the first run
             return part.run_module(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None or (static and forward_ad._current_level >= 0):
@@ -194,9 +159,9 @@ class Wrapping:
             choice.live(module, "second derivatives are asked of it (create_graph=True)")
         self._thread = threading.get_ident()
         early = self.calls["live"] < choice.first
-        if early or choice.settled or forward_ad._current_level >= 0 or _in_checkpoint("_checkpoint_hook"):
+        if early or choice.settled or forward_ad._current_level >= 0 or in_checkpoint("_checkpoint_hook"):
             return self._lively(part, args, kwargs)
-        if _hooks_of(module) or _modes():  # a program knows nothing of them
+        if hooks_of(module) or modes() or in_force(module):  # a program knows nothing of them
             choice.static, choice.why = False, "there are hooks on the model itself, or modes around its call"
             return self._lively(part, args, kwargs)
         call = ModelCall(module, args, kwargs)
@@ -227,11 +192,17 @@ class Wrapping:
         return self._engine(part).run(part.run_module, args, kwargs)
 
     def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
-        modes = [mode for mode in _modes() if not (isinstance(mode, TorchDispatchMode) and mode.is_infra_mode())]
-        if modes:
+        found = [mode for mode in modes() if not (isinstance(mode, TorchDispatchMode) and mode.is_infra_mode())]
+        if found:
             raise LiveOnlyError(
-                f"{type(part.module).__name__} runs by the static engine, whose operations {type(modes[-1]).__name__}, a mode "
+                f"{type(part.module).__name__} runs by the static engine, whose operations {type(found[-1]).__name__}, a mode "
                 'around its call, would take for the model\'s own. wrap(model, engine="auto") or engine="live" runs the model.'
+            )
+        around = in_force(part.module)
+        if around is not None:
+            raise LiveOnlyError(
+                f"{type(part.module).__name__} cannot run by the static engine while {around} in force. "
+                'wrap(model, engine="auto") or engine="live" runs the model itself.'
             )
         self._count("static")
         return within_hooks(part, self.static, args, kwargs)
@@ -279,7 +250,7 @@ _hooked = threading.RLock()
 
 def within_hooks(part: CallStandIn, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a module's hooks as ever, and `run` where its forward would be called; `run` sees the module's own forward."""
-    if not _hooks_of(part.module):
+    if not hooks_of(part.module):
         return run(*args, **kwargs)
     own = vars(part.module)
 

@@ -141,8 +141,8 @@ class Found(NamedTuple):
     """An object that is not simply watched.
 
     Attributes:
-        kind: "tensor"; "generator" of random numbers; "cache", a function with an lru_cache; "unwatched", an object whose
-            state cannot be watched, such as an iterator.
+        kind: "tensor"; "own", a parameter of the model found elsewhere than in its module; "generator" of random numbers;
+            "cache", a function with an lru_cache; "unwatched", an object whose state cannot be watched, such as an iterator.
         root: the attribute of a module that it was reached through, if any.
         state: that of a random generator when it was met.
     """

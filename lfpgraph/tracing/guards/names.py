@@ -28,12 +28,14 @@ class Names:
         any: whether some of the code may have read attributes by whatever name they have; `any_of`: of objects of these
             classes, since the dictionary of all attributes of such an object was read.
         held_count: whether strings that objects hold count as names.
+        of_user: what the user's code names, and not only torch's.
     """
 
     def __init__(self) -> None:
         self.any = self.held_count = False
         self.any_of: set[type] = set()
         self._tables: dict[types.CodeType, set[str]] = {}  # of code: variables whose dictionary of attributes it reads
+        self.of_user: set[str] = set()
         self._whole = set(_ALWAYS)
         self._parts: set[str] = set()
 
@@ -43,6 +45,8 @@ class Names:
         quoted = {c for c in chain.from_iterable(map(_listed, code.co_consts)) if isinstance(c, str)}
         self._whole.update(code.co_names, arguments, quoted)
         named = set(code.co_names)
+        if of_user:
+            self.of_user |= named | quoted
         if of_user and "__dict__" in named:
             self._tables[code] = _read_tables(code)
         self.any = self.any or (of_user and not _BY_ANY_NAME.isdisjoint(named))

@@ -114,6 +114,7 @@ class Observation:
             if event == "call":
                 self._called.python(frame)
             elif event == "return":
+                self._suspects.returned(frame, argument)
                 self._called.returned(frame)
             elif event == "c_call":
                 self._suspects.builtin(frame, argument)

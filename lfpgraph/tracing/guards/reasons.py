@@ -118,6 +118,9 @@ def _of_object(found: Found, own: set[int], codes: Iterable[types.CodeType]) -> 
     name, value = found.name, found.value
     if found.kind == "tensor" and value.requires_grad and value.is_leaf and id(value) not in own:
         return f"{name} requires a gradient and is no parameter of the model: it would be a constant"
+    if found.kind == "own":
+        where = _line(codes, name)
+        return f"{name} is a parameter of the model, found elsewhere than in its module: it would be a constant{where}"
     if found.kind == "generator" and random_state_of(value) != found.state:
         return f"draws from the random generator {name}{_line(codes, name)}"
     if found.kind == "cache" and any(isinstance(item, Tensor) for item in _cached(value)):

@@ -39,6 +39,10 @@ def _slots(value: Any, names: list[str]) -> tuple[Any, ...]:
     return tuple(getattr(value, name, MISSING) for name in names)
 
 
+# iterators, queues, connections between processes, numbers shared by them
+_STREAMS = {"__next__", "get_nowait", "recv", "get_obj"}
+
+
 class Snapshot:
     """What the modules of a model hold besides parameters and buffers, and whatever else is added.
 
@@ -194,7 +198,9 @@ class Snapshot:
             self._follow_container(value, path, depth)
         elif isinstance(value, io.StringIO | io.BytesIO):
             self._add(lambda: () if value.closed else (value.getvalue(),), lambda _: path, made=True)
-        elif hasattr(type(value), "__next__") and not isinstance(value, io.IOBase):  # `Suspects` sees files being used
+        elif not _STREAMS.isdisjoint(dir(type(value))) and not isinstance(
+            value, io.IOBase
+        ):  # `Suspects` sees files used
             self._find("unwatched", path, value)
         if is_plain_object(value):
             self._follow_object(value, path, depth)
@@ -208,6 +214,8 @@ class Snapshot:
             self._find("tensor", path, tensor)
             if not tensor.is_inference():  # those have no version
                 self._add(lambda: (tensor._version,), lambda _: path, made=True)
+        elif tensor.requires_grad and tensor.is_leaf:
+            self._find("own", path, tensor)
 
     def _follow_memory(self, value: np.ndarray[Any, Any] | bytearray, path: str) -> None:
         array = np.asarray(value)
@@ -249,7 +257,9 @@ class Snapshot:
             if item.attributes is not None and item.attributes not in names.any_of:
                 item.named = names
         self.items = [item for item in self.items if item.root is None or item.root in names]
-        self.found = [found for found in self.found if found.root is None or found.root in names]
+        # torch's own modules may hold their parameters twice (recurrent layers), which its tracer knows
+        named = {found.name for found in self.found if found.root in (names.of_user if found.kind == "own" else names)}
+        self.found = [found for found in self.found if found.root is None or found.name in named]
         self._quick = None
 
     def differences(self) -> list[tuple[str, str]]:

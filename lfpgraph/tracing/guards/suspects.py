@@ -42,6 +42,7 @@ _TABLE = {
     ("fx/_symbolic_trace.py", "is_fx_symbolic_tracing"): "question",
     ("autograd/graph.py", "_engine_run_backward"): _GRADIENT,
     ("autograd/graph.py", "saved_tensors_hooks.__enter__"): "sets hooks on saved tensors",
+    ("autograd/forward_ad.py", "make_dual"): "takes forward-mode derivatives inside forward",
     ("_tensor.py", "register_hook"): "sets a hook on a tensor",
     ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
     ("random.py", "manual_seed"): _SEEDS,
@@ -53,6 +54,7 @@ _TABLE = {
         "compile_wrapper",
     ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
+_TRANSFORMS = {f"{_TORCH}_functorch{os.sep}{file}.py" for file in ("apis", "eager_transforms", "vmap")}
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
     threading.Thread.start.__code__: "starts a thread",
@@ -134,6 +136,20 @@ class Suspects:
                 self.add(f"uses {cls.__name__}, a torch.autograd.Function with a backward of its own", user)
         else:
             self.add(words, user)
+
+    def returned(self, frame: types.FrameType, result: Any) -> None:
+        """A Python function returns a result.
+
+        What a transform of torch.func has made of parameters and activations is live in the same way as the result of a
+        custom backward function: by its own derivative.
+        """
+        if frame.f_code.co_filename not in _TRANSFORMS or torch._C._functorch.peek_interpreter_stack() is not None:
+            return
+        results = result if isinstance(result, tuple) else (result,)
+        if any(isinstance(x, Tensor) and x.requires_grad for x in results):
+            user = asker(frame.f_back, through_torch=True)
+            if user is not None:
+                self.add("transforms a function by torch.func, whose own derivative is used", user)
 
     def builtin(self, frame: types.FrameType, function: Any) -> None:
         """A function written in C is called."""

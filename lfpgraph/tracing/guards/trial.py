@@ -43,6 +43,10 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
         with _reparametrize_module(model, buffers, tie_weights=True):
             result = model.forward(*args, **kwargs)
+    after, spec_after = flatten_input(args, kwargs)
+    if spec != spec_after or any(a is not b for a, b in zip(leaves, after)):
+        seen.why_live = seen.why_live or "it writes into a container among its arguments, such as a key-value cache"
+        seen.may_settle = False
     return seen, result
 
 

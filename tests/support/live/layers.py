@@ -235,3 +235,23 @@ def coordinates_in_a_buffer():
         return train(model)
 
     return Model(), step
+
+
+@case(static=True, same=True)
+def entries_set_to_numbers():
+    """Rows and columns of an activation are set to numbers, and to a number that a tensor holds."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            h[1] = 0.25
+            h[:, 2] = h[0, 0]
+            h.t()[4] = 0.5
+            h[2].fill_(x[0, 0])
+            return self.b(h.relu())
+
+    return Model(), lambda model, i: train(model, data(5, 6))

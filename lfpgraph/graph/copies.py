@@ -1,0 +1,78 @@
+"""Copies of operations, so that others can be taken together as one function (`regions`), whoever else reads them.
+
+A comparison that several operations read is copied for each of them. `fired = u > 1; spikes = fired.float();
+u = torch.where(fired, 0, u)` is two functions of u. Comparisons cost little, and reward passes one only inside a run that
+comes back to float.
+
+What only leads to where no reward comes from (a running mean, a mask or a detached value among the outputs) gets a copy, too:
+a normalisation is one whether or not its statistics are kept. A live run sees none of that.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from torch import fx
+
+from ..registry import COMPARISON, NOTHING
+from .graph import OpGraph, family_of, is_float
+from .regions import may_join
+
+__all__ = ["copy_for_the_idle", "copy_shared_comparisons"]
+
+
+def copy_shared_comparisons(graph: OpGraph) -> None:
+    """Give every user of a comparison one of its own. In place; the graph computes the same."""
+    changed = False
+    for node in reversed(list(graph.graph.nodes)):
+        if family_of(node) is not COMPARISON or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        for user in [user for user in node.users if user.op != "output"][1:]:
+            with graph.graph.inserting_after(node):
+                own = graph.graph.node_copy(node, lambda source: source)
+            user.replace_input_with(node, own)
+            changed = True
+    if changed:
+        graph.module.recompile()
+
+
+def copy_for_the_idle(graph: OpGraph) -> None:
+    """Give operations that no reward reaches their own copies of what might be part of a region. In place."""
+    reached = _reached(graph)
+    changed = False
+    for node in reversed(list(graph.graph.nodes)):
+        users = [user for user in node.users if user.op != "output"]
+        idle = [user for user in users if user not in reached]
+        if node not in reached or not idle or not _may_be_inside(node, [user for user in users if user in reached]):
+            continue
+        with graph.graph.inserting_after(node):
+            own = graph.graph.node_copy(node, lambda source: source)
+        for user in idle:
+            user.replace_input_with(node, own)
+        changed = True
+    if changed:
+        graph.module.recompile()
+
+
+def _may_be_inside(node: fx.Node, users: list[fx.Node]) -> bool:
+    """Whether a node that these others read may be in the middle of a region, and gives the same when it runs again."""
+    joins = may_join(node.target, family_of(node)) and isinstance(node.meta.get("val"), torch.Tensor)
+    again = torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+    return joins and again and any(may_join(user.target, family_of(user)) for user in users)
+
+
+def _reached(graph: OpGraph) -> set[fx.Node]:
+    """Nodes that lead to an output with reward: one that is no detached value, and is made of inputs or parameters."""
+    kinds = dict(zip(graph.placeholder_nodes, graph.placeholders))
+    followed = {node for node, placeholder in kinds.items() if placeholder.kind in ("input", "parameter")}
+    for node in graph.graph.nodes:
+        if family_of(node) is not NOTHING and not followed.isdisjoint(node.all_input_nodes):
+            followed.add(node)
+    stack = [n for n in graph.user_output_nodes if n in followed and is_float(n.meta.get("val"))]
+    reached: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in reached:
+            reached.add(node)
+            stack += node.all_input_nodes
+    return reached

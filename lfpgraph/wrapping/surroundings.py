@@ -1,0 +1,59 @@
+"""What is in force around a call of a wrapped model: tracers, checkpoints, hooks, modes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import _symbolic_trace
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
+from torch.utils._device import DeviceContext
+
+from ..tracing.flat import another_thread_traces, is_running_plainly
+
+__all__ = ["hooks_of", "in_checkpoint", "in_force", "modes", "wants_it_as_it_is"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def wants_it_as_it_is() -> bool:
+    """Whether something runs the module that wants its own operations.
+
+    A tracer or a checker of this library, torch.export, jit.trace, fx.symbolic_trace, or a tracer on fake tensors.
+    """
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    if is_running_plainly() or fake is not None:
+        return True
+    by_flag = _symbolic_trace._is_fx_tracing_flag and not torch.compiler.is_compiling()
+    by_flag = by_flag or torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is not None or (by_flag and not another_thread_traces())
+
+
+def in_checkpoint(of: str) -> bool:
+    """Whether the hooks on saved tensors are those of torch.utils.checkpoint, of its first run or of its second."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__qualname__.startswith(of)
+
+
+def hooks_of(module: nn.Module) -> bool:
+    """Whether hooks are to be called around a module's forward."""
+    own = vars(module)
+    return any(own[table] for table in _HOOKS) or torch_module._has_any_global_hook()
+
+
+def modes() -> list[Any]:
+    """The modes that see or change each operation, but for the one of `with torch.device(...)`."""
+    modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    modes += [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
+    return [mode for mode in modes if not isinstance(mode, DeviceContext)]
+
+
+def in_force(module: nn.Module) -> str | None:
+    """What is in force around a call and would be lost on a program's operations; None if nothing."""
+    if torch_module._has_any_global_hook() and any(True for _ in module.children()):
+        return "hooks on all modules (torch.nn.modules.module) are"
+    return (
+        "parametrize.cached(), which keeps weights of one run for the next, is" if parametrize._cache_enabled else None
+    )
