@@ -103,6 +103,7 @@ class Patterns:
         self.values: dict[fx.Node, Any] = dict(zip(plan.graph.placeholder_nodes, examples))
         self.kept: dict[Any, Pattern] = {}
         self.outputs: dict[Any, Any] = {}
+        self.rulesets: list[Any] = []  # of parameters: compared, since they have no hash
         self.keys: list[Any] = []
         self.reads = [_reads(unit) for unit in plan.units]
         with on_fakes(examples):
@@ -166,7 +167,9 @@ class Patterns:
         """The pattern of what a placeholder makes of the signals that arrive at it."""
         ruleset = self.plan.rulesets.get(node)
         layouts = tuple((a.form, _layout(a.value)) for a in arrived)
-        key = (id(ruleset), node in self.plan.asleep, _layout(self.values[node]), layouts)
+        if ruleset not in self.rulesets:
+            self.rulesets.append(ruleset)
+        key = (self.rulesets.index(ruleset), node in self.plan.asleep, _layout(self.values[node]), layouts)
         if key not in self.kept:
 
             def run(value: Any, *signals: Tensor) -> list[Any]:
