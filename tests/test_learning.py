@@ -218,7 +218,7 @@ def test_a_matrix_in_units_of_its_norm(floor, engine):
     without = feedback(model, PLAIN.with_options(floor=floor), x, engine)
     found = feedback(model, LFP.with_options(floor=floor), x, engine)
     scaled = {"first.weight"} | ({"second.weight"} if floor == 0.05 else set())
-    same(found, {n: g * (g.numel() ** 0.5 if n in scaled else 1) for n, g in without.items()})
+    same(found, {n: g * ((3 * g[0].numel()) ** 0.5 if n in scaled else 1) for n, g in without.items()})
     with pytest.raises(CompositeError, match="unit"):
         LFP.with_options(unit="entries")
 

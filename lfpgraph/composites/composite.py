@@ -63,8 +63,9 @@ class Ruleset:
             plain signal, so that a bias of zero can move.
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
-        unit: "norm" multiplies `max(abs(w), floor) * s_w` by the square root of w's number of entries, so that the
-            feedback's norm is near those of w and s_w multiplied; "parameter" leaves it as it is.
+        unit: "start" multiplies `max(abs(w), floor) * s_w` of a matrix by `sqrt(3 n)`, with n the number of entries for each of
+            its rows: that is over the root mean square of a weight as torch's layers start it. So the feedback is
+            about as large as the signal. "parameter" leaves it as it is.
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
         products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
@@ -85,7 +86,7 @@ class Ruleset:
         check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
         check_choice("vectors", self.vectors, ("weight", "signal"), CompositeError)
         check_choice("products", self.products, ("shared", "whole"), CompositeError)
-        check_choice("unit", self.unit, ("parameter", "norm"), CompositeError)
+        check_choice("unit", self.unit, ("parameter", "start"), CompositeError)
         _floor_of(self.floor)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class Ruleset:
         if self.takes_signal(w):
             return s
         floor, relative = _floor_of(self.floor)
-        unit = math.sqrt(w.numel()) if self.unit == "norm" else 1.0
+        unit = math.sqrt(3 * math.prod(w.shape[1:])) if self.unit == "start" and w.dim() > 1 else 1.0
         if floor > 0 and not relative:
             return s * w.abs().clamp_min(floor) * unit
         over = over and not asleep
