@@ -1,16 +1,13 @@
-"""The steps of a recurrent layer as one operation, whatever their number: `torch.ops.lfpgraph_steps`.
+"""The steps of a recurrent layer as one operation (`loops`), whatever their number.
 
-A layer's first step and its product with the input, for all steps at once, are operations like any others; these here run
+A layer's first step and its product with the input, for all steps at once, are operations like any others; one more runs
 the steps behind the first. Backward, all operations of a cell but its product are elementwise. So how much a signal of 1 at
 a step's state makes at its gates and at the state before is one number for each entry (a *slope*), and does not depend on the
 signal: slopes are worked out for many steps at once. Then `walk` goes through the steps, with one product for each.
-
-The rules given here are the true gradient; `engine.recurrent` has a composite's.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,11 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lfpgraph.registry import GENERAL, rule
 
-from .views import vjp
-
-__all__ = ["CELLS", "LSTM", "RECURRENT", "Slopes", "answer_instead", "cell_of", "run_steps", "walk"]
+__all__ = ["CELLS", "Gates", "Slopes", "gradient_slopes", "run_steps", "walk"]
 
 
 def _lstm(x: Tensor, z: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,10 +44,6 @@ def _relu(x: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor]:
 # What a step makes of its share of the input's product, of the product with the state before, and of that state.
 CELLS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": _lstm, "gru": _gru, "tanh": _tanh, "relu": _relu}
 
-_library = torch.library.Library("lfpgraph_steps", "DEF")
-_library.define("lstm(Tensor x, Tensor h, Tensor c, Tensor w, Tensor? b) -> (Tensor, Tensor, Tensor)")
-_library.define("recurrent(Tensor x, Tensor h, Tensor w, Tensor? b, str cell) -> (Tensor, Tensor)")
-_local = threading.local()
 _BLOCK = 1 << 17  # entries of the gates that are worked on at once, so that they stay in the processor's cache
 
 
@@ -73,32 +63,6 @@ def run_steps(
         state = CELLS[cell](step, z, *state)
         found.append((state, z))
     return found
-
-
-def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-    """The states after all steps, and the products with w: [steps, batch, ...] each."""
-    made = _shapes(x, *state)
-    for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
-        for whole, value in zip(made, (*states, z)):
-            whole[t] = value
-    return made
-
-
-def _shapes(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-    return *(x.new_empty((*x.shape[:2], s.shape[-1])) for s in state), x.new_empty(x.shape)
-
-
-_library.impl("lstm", lambda x, h, c, w, b: _run("lstm", x, (h, c), w, b), "CompositeExplicitAutograd")
-_library.impl("recurrent", lambda x, h, w, b, cell: _run(cell, x, (h,), w, b), "CompositeExplicitAutograd")
-torch.library.register_fake("lfpgraph_steps::lstm", lambda x, h, c, w, b: _shapes(x, h, c), lib=_library)
-torch.library.register_fake("lfpgraph_steps::recurrent", lambda x, h, w, b, cell: _shapes(x, h), lib=_library)
-LSTM = torch.ops.lfpgraph_steps.lstm.default
-RECURRENT = torch.ops.lfpgraph_steps.recurrent.default
-
-
-def cell_of(op: Any, args: Sequence[Any]) -> str:
-    """The name of the cell that one of the operations runs."""
-    return "lstm" if op is LSTM else args[4]
 
 
 Gates = list["Tensor | None"]  # one for each gate of a cell, [steps, batch, width]; None where nothing passes
@@ -224,7 +188,7 @@ def _put(place: Tensor, of_h: Tensor | None, h: Tensor, of_c: Tensor | None, c: 
         place.zero_()
 
 
-def _gradient_slopes(cell: str, x: Tensor, z: Tensor, *before: Tensor) -> Slopes:
+def gradient_slopes(cell: str, x: Tensor, z: Tensor, *before: Tensor) -> Slopes:
     """The derivatives of a cell, by autograd."""
 
     def gates(k: Tensor) -> Gates:
@@ -246,55 +210,3 @@ def _gradient_slopes(cell: str, x: Tensor, z: Tensor, *before: Tensor) -> Slopes
 
 def _derivatives(out: Tensor, of: Sequence[Tensor]) -> Any:
     return torch.autograd.grad(out, of, torch.ones_like(out), retain_graph=True, allow_unused=True)
-
-
-def answer_instead(z: Tensor, answers: Sequence[Tensor | None]) -> None:
-    """Let the backward pass that comes next in this thread, if it is that of the run that made z, return these answers."""
-    _local.answer = z.data_ptr(), answers
-
-
-def _gradient(cell: str, ctx: Any, gs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of x, of the states before the first step, of w and of b."""
-    x, w, b, z, *rest = ctx.saved_tensors
-    made_by, answers = _local.__dict__.pop("answer", (None, None))
-    if made_by is not None and made_by == z.data_ptr() and not torch.is_grad_enabled():
-        return list(answers)
-    first, states = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-    if not torch.is_grad_enabled():
-        s_x, ends, s_w, s_b = walk(lambda *block: _gradient_slopes(cell, *block), gs, x, first, states, z, w)
-        return [s_x, *ends, s_w, s_b]
-    made = [states for states, _ in run_steps(cell, x, first, w, b)]  # for a second derivative, on torch's own tape
-    pairs = [(torch.stack([end[i] for end in made]), g) for i, g in enumerate(gs) if g is not None]
-    given = (x, *first, w, b)
-    wanted = [t for t in given if t is not None and t.requires_grad]
-    outs, signals = zip(*pairs)
-    found = iter(torch.autograd.grad(outs, wanted, signals, create_graph=True, allow_unused=True))
-    return [next(found) if t is not None and t.requires_grad else None for t in given]
-
-
-def _save_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h, c, w, b = inputs
-    hs, cs, z = output  # no signal is ever given to z, since nobody reads it
-    ctx.save_for_backward(x, w, b, z, h, c, hs, cs)
-
-
-def _lstm_backward(ctx: Any, *gs: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, h, c, w, b = _gradient("lstm", ctx, gs[:2])
-    return x, h, c, w, b if ctx.saved_tensors[2] is not None else None
-
-
-def _save_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h, w, b, ctx.cell = inputs
-    ctx.save_for_backward(x, w, b, output[1], h, output[0])
-
-
-def _recurrent_backward(ctx: Any, *gs: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, h, w, b = _gradient(ctx.cell, ctx, gs[:1])
-    return x, h, w, b if ctx.saved_tensors[2] is not None else None, None
-
-
-torch.library.register_autograd("lfpgraph_steps::lstm", _lstm_backward, setup_context=_save_lstm, lib=_library)
-torch.library.register_autograd(
-    "lfpgraph_steps::recurrent", _recurrent_backward, setup_context=_save_recurrent, lib=_library
-)
-rule(LSTM, RECURRENT, family=GENERAL, source="gradient; a composite's own rules are made by engine.recurrent")(vjp)

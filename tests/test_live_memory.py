@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.kernels import halved, halved_factor
-from lfpgraph.live import amendments, bridges, kept, parameters
+from lfpgraph.live import amendments, kept, parameters
 from lfpgraph.live.record import Record
 from lfpgraph.numerics import epsilon_factor
 from lfpgraph.wrapping.calls import wrapping_of
@@ -150,9 +150,9 @@ def test_the_users_hooks_on_saved_tensors_come_first() -> None:
 def test_a_sparing_save_gives_the_same_entries() -> None:
     x = torch.randn(6, 4, requires_grad=True)
     w = torch.randn(4, requires_grad=True)
-    remade = bridges.Remade(torch.exp, x.detach(), 0)
+    remade = kept.Remade(torch.exp, x.detach(), 0)
     y = x.exp()
-    with bridges.sparing([(y, remade)]):
+    with kept.sparing([(y, remade)]):
         z = (y[1:].T * w[:, None]).sum()
     (found,) = torch.autograd.grad(z, w)
     torch.testing.assert_close(found, x.detach().exp()[1:].sum(0))

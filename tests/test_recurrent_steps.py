@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.rules.recurrent import LSTM, RECURRENT
+from lfpgraph.rules.loops import LSTM, RECURRENT
 from lfpgraph.tracing.recurrent import steps_as_one
 
 CELLS = {

@@ -222,8 +222,9 @@ RULE_FILES = sorted((ROOT / "rules").glob("*.py"))
 BORROWED = {
     "activations": {".views"},
     "indexing": {".views"},
+    "loops": {".recurrent", ".views", "threading"},
     "norms": {".views"},
-    "recurrent": {".views", "threading", "torch.nn.functional"},
+    "recurrent": {"torch.nn.functional"},
     "reductions": {".views"},
     "statistics": {".views"},
     "sums": {".activations", ".linear", ".views"},

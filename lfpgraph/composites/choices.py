@@ -28,7 +28,7 @@ from ..graph.graph import ACTIVE, OpGraph
 from ..graph.selections import Choice, Lookup, choice_of, lookup_of
 from ..graph.structure import Structure
 from ..registry import CAST, CONTRACTION, PRODUCT, VIEW, Call, Handler, Signals
-from ..rules.activations import activation
+from ..rules.activations import choice as choice_rule
 from ..rules.views import vjp
 
 __all__ = ["BLIND_SHARE", "SHARPNESS", "add_choices"]
@@ -53,7 +53,7 @@ def add_choices(graph: OpGraph, found: Structure, blind_share: float, sharpness:
             choice = choice_of(node, is_active)
             if choice is None or not choice.direction:
                 continue
-            found.rules[node] = _in_place_of(activation, partial(_of_mask, choice, sharpness))
+            found.rules[node] = _in_place_of(choice_rule, partial(_of_mask, choice, sharpness))
             for product, mask in _products(graph, node) if blind_share else ():
                 found.rules[product] = _in_place_of(vjp, partial(_with_alternatives, mask, blind_share))
         elif graph.info[node].part == "network" and (lookup := lookup_of(node, is_active)) is not None:

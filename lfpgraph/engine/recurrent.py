@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_map
 from ..composites.composite import Composite
 from ..graph.graph import module_path
 from ..registry import GENERAL, Call, find_rule, rule
-from ..rules.recurrent import LSTM, RECURRENT, Slopes, answer_instead, cell_of, walk
+from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
+from ..rules.recurrent import Slopes, walk
 from ..rules.views import vjp
-from .slopes import slopes_program
+from .slopes import slopes_program, step_graph
 
 __all__ = ["takes_steps_as_one"]
 
@@ -70,6 +71,9 @@ class LoopRule:
         w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
         self.programs: dict[Any, Callable[..., Any]] = {}
+        of = w.meta["val"]
+        if of.device.type != "meta":  # traced now: within another trace of real values it could not be
+            step_graph(*self.step, of.dtype, of.device)
         self.number = next(_numbers)
         _known[self.number] = self
 
@@ -101,16 +105,14 @@ def _feedback(
     signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor,
     rule: int, form: float | None,
 ) -> list[Tensor]:  # fmt: skip
-    s_x, ends, s_w, s_b = walk(_known[rule].slopes(form, w), signals, x, first, states, z, w)
+    with on_a_tape():
+        slopes = _known[rule].slopes(form, w)
+    s_x, ends, s_w, s_b = walk(slopes, signals, x, first, states, z, w)
     return [s_x, *ends, s_w, s_b]
 
 
-def _shapes(signals: Any, x: Tensor, first: list[Tensor], states: Any, z: Any, w: Tensor, rule: int, form: Any) -> Any:
-    return [torch.empty_like(t) for t in (x, *first, w)] + [w.new_empty(w.shape[0])]
-
-
 _library.impl("feedback", _feedback, "CompositeExplicitAutograd")
-torch.library.register_fake("lfpgraph_loops::feedback", _shapes, lib=_library)
+torch.library.register_fake("lfpgraph_loops::feedback", lambda signals, *args: like_feedback(*args[:5]), lib=_library)
 
 
 rule(LSTM, RECURRENT, family=GENERAL, source="the rules of one step", made_by=_rule_of, override=True)(vjp)

@@ -33,7 +33,7 @@ from .propagate import run_backward
 from .static import functional_graph
 from .units import Unit
 
-__all__ = ["slopes_program"]
+__all__ = ["slopes_program", "step_graph"]
 
 aten = torch.ops.aten
 
@@ -53,7 +53,8 @@ class _Step(nn.Module):
 
 
 @functools.lru_cache
-def _step(cell: str, width: int, biased: bool, dtype: torch.dtype, device: torch.device) -> OpGraph:
+def step_graph(cell: str, width: int, biased: bool, dtype: torch.dtype, device: torch.device) -> OpGraph:
+    """The graph of one step; traced once."""
     of: dict[str, Any] = {"dtype": dtype, "device": device}
     model = _Step(cell, width, biased, **of)
     states = [torch.ones(3, width, **of) for _ in range(2 if cell == "lstm" else 1)]
@@ -63,7 +64,7 @@ def _step(cell: str, width: int, biased: bool, dtype: torch.dtype, device: torch
 def slopes_program(step: tuple[Any, ...], composite: Composite, form: float | None) -> Callable[..., Any]:
     """(x, z, states before), [rows, ...] each -> the slopes, in the order of `Slopes`."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-        planned = _PlannedStep(_step(*step), composite, form)
+        planned = _PlannedStep(step_graph(*step), composite, form)
         x, *states = (node.meta["val"] for node in planned.inputs)
         with x.fake_mode:
             z = torch.empty_like(x)

@@ -17,7 +17,8 @@ from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.nn.functional import linear
 
-from ..rules.recurrent import CELLS, LSTM, RECURRENT as STEPS, run_steps
+from ..rules.loops import LSTM, RECURRENT as STEPS
+from ..rules.recurrent import CELLS, run_steps
 
 __all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
 
@@ -73,7 +74,7 @@ class _Layers:
         if self.cell == "lstm" and states[0].shape[2] != states[1].shape[2]:
             return _one_by_one(self.op, given)  # its states are projected
         x: Tensor = given["input"]
-        x = x.transpose(0, 1) if given["batch_first"] else x
+        batch_first = given["batch_first"]
         n = 4 if given["has_biases"] else 2
         params = iter(zip(*[iter(given["params"])] * n))
         hidden = iter(zip(*(s.unbind(0) for s in states)))
@@ -81,19 +82,23 @@ class _Layers:
         for i in range(given["num_layers"]):
             if i and given["train"] and given["dropout"]:
                 x = torch.dropout(x, given["dropout"], True)
-            ways = [self.layer(x, next(hidden), next(params))]
+            ways = [self.layer(x, next(hidden), next(params), batch_first and i == 0)]
             if given["bidirectional"]:
-                out, end = self.layer(x.flip(0), next(hidden), next(params))
+                out, end = self.layer(x, next(hidden), next(params), batch_first and i == 0, backwards=True)
                 ways.append((out.flip(0), end))
             x = torch.cat([out for out, _ in ways], -1) if len(ways) > 1 else ways[0][0]
             ends += [end for _, end in ways]
-        x = x.transpose(0, 1) if given["batch_first"] else x
+        x = x.transpose(0, 1) if batch_first else x
         return (x, *(torch.stack(parts) for parts in zip(*ends)))
 
-    def layer(self, x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The states h of all steps, and the last state."""
+    def layer(
+        self, x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor], batch_first: bool, backwards: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The states h of all steps, in the order in which they run, and the last state."""
         (w_x, w), (b_x, b) = params[:2], params[2:] or (None, None)
         x = linear(x, w_x, b_x)
+        x = x.transpose(0, 1) if batch_first else x
+        x = x.flip(0) if backwards else x
         one = getattr(_local, "wanted", False) and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
         if not one:
             found = run_steps(self.cell, x, state, w, b)

@@ -7,7 +7,7 @@ import zlib
 import torch
 from torch._ops import OpOverload
 
-from . import copies, elementwise, indexing, linear, matrices, special, statistics, sums, views  # noqa: F401  (fill TABLE)
+from . import copies, elementwise, indexing, linear, matrices, recurrent, special, statistics, sums, views  # noqa: F401  (fill TABLE)
 from .base import TABLE, Maker, Sample
 
 __all__ = ["Sample", "samples"]
