@@ -166,7 +166,9 @@ def check_reference(case: Case) -> None:
 
 
 def is_vjp(op: OpOverload, sample: Sample) -> bool:
-    return family(op) in TRUE_VJP | {"attention"} and takes_gradient(op, sample)
+    rule = find_rule(op)
+    assert rule is not None
+    return rule.made_by is None and family(op) in TRUE_VJP | {"attention"} and takes_gradient(op, sample)
 
 
 def check_identity(case: Case) -> None:
