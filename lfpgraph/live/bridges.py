@@ -203,7 +203,7 @@ class Shadows:
         found = self._of.get(id(x))
         if x.requires_grad:
             if found is not None:  # the model has made it a leaf of its own
-                del self._of[id(x)]
+                self._forget(x)
                 self._values.forget(x)
             return x
         if found is not None:
@@ -250,7 +250,7 @@ class Shadows:
     def show(self, tensors: Sequence[Any]) -> list[Tensor]:
         """From now on the model sees of these tensors, too, that autograd follows them; returns those that it follows."""
         for x in tensors:
-            found = self._of.pop(id(x), None)
+            found = self._forget(x)
             if found is not None and found[1].requires_grad and not x.requires_grad:
                 _Shown.apply(x, found[1])
                 self._values.equate(x, self._values.number(found[1]))
@@ -261,7 +261,15 @@ class Shadows:
         self._seen.clear()
 
     def _note(self, x: Tensor, shadow: Tensor) -> None:
+        self._forget(x)
         self._of[id(x)], self._seen[id(shadow)] = (x, shadow), x
+
+    def _forget(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What was noted of x, which is noted no longer: its shadow's identity may soon be another tensor's."""
+        found = self._of.pop(id(x), None)
+        if found is not None:
+            self._seen.pop(id(found[1]), None)
+        return found
 
     def _mapped(self, value: Any) -> Any:
         if isinstance(value, Tensor):
