@@ -54,16 +54,18 @@ def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float =
 def test_both_engines_equal_the_steps_one_by_one(cell: str, composite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Recurrent(cell).double(), torch.randn(2, 4, 3, dtype=torch.float64)
-    static, live = (_feedback(model, [x], composite, engine) for engine in ("static", "live"))
+    engines = ("static", "live") if composite == "lfp" else ("live",)  # tracing takes long
+    found = [_feedback(model, [x], composite, engine) for engine in engines]
     for place in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
         monkeypatch.setattr(f"{place}.takes_steps_as_one", lambda composite: False)
     one_by_one = _feedback(model, [x], composite, "live")
-    _assert_equal(static, one_by_one)
-    _assert_equal(live, one_by_one)
+    for feedback in found:
+        _assert_equal(feedback, one_by_one)
 
 
-@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "bias": False}])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("cell", "options"), [("lstm", {"bidirectional": True}), ("gru", {"num_layers": 2, "bias": False})]
+)
 def test_gradient_of_the_operation_is_autograds(cell: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, x = Recurrent(cell, **options).double(), torch.randn(2, 5, 3, dtype=torch.float64)
