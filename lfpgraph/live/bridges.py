@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .notes import tensors_among
 from .values import Values, tensor_of
 
 __all__ = [
@@ -191,10 +192,10 @@ class Shadows:
     def given(self, args: Any, kwargs: Any, writes: bool) -> tuple[Any, Any] | None:
         """The arguments with shadows in their places; None if there are none. What such values are written to gets one, too."""
         new, named = self._mapped(args), {name: self._mapped(value) for name, value in kwargs.items()}
-        if all(a is b for a, b in zip(_tensors(new, named), _tensors(args, kwargs))):
+        if all(a is b for a, b in zip(tensors_among(new, named), tensors_among(args, kwargs))):
             return None
         first = args[0] if args else None
-        if writes and isinstance(first, Tensor) and not any(x.requires_grad for x in _tensors(args, kwargs)):
+        if writes and isinstance(first, Tensor) and not any(x.requires_grad for x in tensors_among(args, kwargs)):
             new = (self.of(first, True), *new[1:])
         return new, named
 
@@ -239,7 +240,7 @@ class Shadows:
 
     def seen(self, out: Any, args: Any, kwargs: Any) -> Any:
         """What the model sees of the results of an operation that was given shadows in place of some of these arguments."""
-        if not any(x.requires_grad for x in _tensors(args, kwargs)):
+        if not any(x.requires_grad for x in tensors_among(args, kwargs)):
             return self.hide(out)
         found = self._seen.get(id(out))
         if found is None:
@@ -266,8 +267,7 @@ class Shadows:
 
     def _forget(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """What was noted of x, which is noted no longer: its shadow's identity may soon be another tensor's."""
-        found = self._of.pop(id(x), None)
-        if found is not None:
+        if (found := self._of.pop(id(x), None)) is not None:
             self._seen.pop(id(found[1]), None)
         return found
 
@@ -291,16 +291,8 @@ class _Shown(torch.autograd.Function):
 
 
 def _is_one_of_several(x: Tensor) -> bool:
-    return (
-        x._is_view() and torch._C._autograd._get_creation_meta(x) == torch._C._autograd.CreationMeta.MULTI_OUTPUT_NODE
-    )
-
-
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    values = [
-        x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, list | tuple) else (value,))
-    ]
-    return [x for x in values if isinstance(x, Tensor)]
+    several = torch._C._autograd.CreationMeta.MULTI_OUTPUT_NODE
+    return x._is_view() and torch._C._autograd._get_creation_meta(x) == several
 
 
 def nothing(s: Tensor) -> Tensor:

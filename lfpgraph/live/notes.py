@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Leaf", "NameLeaf", "Notes", "Ref", "Unrecorded", "refs_in", "user_line"]
+__all__ = ["Leaf", "NameLeaf", "Notes", "Ref", "Unrecorded", "refs_in", "tensors_among", "user_line"]
 
 
 class Ref(int):
@@ -104,3 +104,11 @@ class Leaf:
     kind: str
     name: Any
     tensor: Tensor
+
+
+def tensors_among(args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors of a call, those in its lists as well."""
+    values = [
+        x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, list | tuple) else (value,))
+    ]
+    return [x for x in values if isinstance(x, Tensor)]
