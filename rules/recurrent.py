@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-
 __all__ = ["CELLS", "Gates", "Slopes", "gradient_slopes", "run_steps", "walk"]
 
 

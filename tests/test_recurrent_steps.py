@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lfpgraph.rules.loops import LSTM, RECURRENT
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.rules.loops import LSTM, RECURRENT
 from lfpgraph.tracing.recurrent import steps_as_one
 
 CELLS = {

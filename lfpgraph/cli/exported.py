@@ -119,8 +119,8 @@ def _example(record: bytes) -> tuple[Any, ...]:
 
 def _tensors(records: dict[str, bytes], folder: str, config: str) -> dict[str, Tensor]:
     """Weights or constants by name; those of one record share its memory."""
-    from torch._export.serde.serialize import deserialize_device, deserialize_scalar_type
     from torch._export.serde.schema import Device, ScalarType
+    from torch._export.serde.serialize import deserialize_device, deserialize_scalar_type
 
     found, bases = {}, {}
     for name, entry in json.loads(records[folder + config])["config"].items():

@@ -11,7 +11,6 @@ a normalisation is one whether or not its statistics are kept. A live run sees n
 from __future__ import annotations
 
 import torch
-
 from torch import fx
 
 from ..registry import COMPARISON, NOTHING

@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..graph.classes import classify
 from ..graph.copies import copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
-from .notes import Ref
 from ..registry import find_rule
+from .notes import Ref
 from .record import Record
 
 __all__ = ["LiveGraph", "graph_of"]

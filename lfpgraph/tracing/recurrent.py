@@ -17,7 +17,8 @@ from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.nn.functional import linear
 
-from ..rules.loops import LSTM, RECURRENT as STEPS
+from ..rules.loops import LSTM
+from ..rules.loops import RECURRENT as STEPS
 from ..rules.recurrent import CELLS, run_steps
 
 __all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]

@@ -10,7 +10,6 @@ import torch
 from onnx import TensorProto, helper
 
 from lfpgraph.errors import LfpGraphError
-
 from lfpgraph.onnx import load
 from lfpgraph.onnx.imports.table import IMPORTERS
 
