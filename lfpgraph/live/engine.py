@@ -98,7 +98,7 @@ class LiveEngine:
         watch.away += 1  # gradients that the model takes inside are its own business
         try:
             try:
-                with steps_as_one(takes_steps_as_one(self.composite)), recording(record):
+                with steps_as_one(lambda: takes_steps_as_one(self.composite)), recording(record):
                     result = call(*args, **kwargs)
             finally:
                 watch.away -= 1

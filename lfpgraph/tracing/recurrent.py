@@ -29,16 +29,24 @@ _local = threading.local()
 
 
 @contextlib.contextmanager
-def steps_as_one(wanted: bool = True) -> Iterator[None]:
-    """Let recurrent layers that are taken apart in this thread run the steps behind their first by one operation."""
-    before = getattr(_local, "wanted", False)
+def steps_as_one(wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Let recurrent layers that are taken apart in this thread run the steps behind their first by one operation.
+
+    Args:
+        wanted: whether they are to; asked only where there is such a layer.
+    """
+    before = getattr(_local, "wanted", None)
     _local.wanted = wanted
-    if wanted:
-        _let_shapes_follow()
+    _let_shapes_follow()
     try:
         yield
     finally:
         _local.wanted = before
+
+
+def _is_wanted() -> bool:
+    wanted = getattr(_local, "wanted", None)
+    return wanted is not None and wanted()
 
 
 @functools.cache
@@ -52,7 +60,7 @@ def _let_shapes_follow() -> None:
 
 
 def _ours_or(usual: Callable[..., Any], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    run = ours if getattr(_local, "wanted", False) and not kwargs else usual
+    run = ours if _is_wanted() and not kwargs else usual
     return run(*args, **kwargs)
 
 
@@ -100,7 +108,7 @@ class _Layers:
         x = linear(x, w_x, b_x)
         x = x.transpose(0, 1) if batch_first else x
         x = x.flip(0) if backwards else x
-        one = getattr(_local, "wanted", False) and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
+        one = _is_wanted() and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
         if not one:
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]

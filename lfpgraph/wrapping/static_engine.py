@@ -109,7 +109,7 @@ class StaticEngine:
 
     def _make(self, call: ModelCall) -> Entry:
         compare = self.options.compile  # what is compiled draws its own random numbers; else the first run is compared
-        with steps_as_one(takes_steps_as_one(self.composite)):
+        with steps_as_one(lambda: takes_steps_as_one(self.composite)):
             return self.programs.trace(call, self.options.fallback, self._prepare, compare)
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
