@@ -20,7 +20,7 @@ import lfpgraph
 from lfpgraph.errors import LfpGraphError
 from lfpgraph.live.interception import recorder
 
-from .support.live import (
+from .support.live import (  # noqa: F401  (fill CASES)
     arguments,
     backwards,
     copies,
@@ -34,20 +34,6 @@ from .support.live import (
     tools,
 )
 from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
-
-FILES = (
-    arguments,
-    backwards,
-    copies,
-    functions,
-    habits,
-    layers,
-    modules,
-    parts,
-    recurrent,
-    states,
-    tools,
-)  # fill CASES
 
 
 @pytest.fixture(autouse=True)

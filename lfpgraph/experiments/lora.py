@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..demo.data import Arrays, digits
+from ..demo.data import digits
 from ..models_zoo.digits import vit
 from ..optional import need
+from .common.data import of_classes
 from .common.drawing import draw_curves
 from .common.harness import Case, Report, Settings, Way, fit
 from .common.models import seeded
@@ -25,8 +26,8 @@ RATES = (3e-3, 1e-2, 3e-2)
 def run(settings: Settings) -> Report:
     """PEFT's LoRA of rank 4 in all linear layers. The frozen head has never been told of the classes it is to give now."""
     train, test = digits()
-    first = [_half(part, False) for part in (train, test)]
-    second = [_half(part, True) for part in (train, test)]
+    first = [of_classes(part, range(5)) for part in (train, test)]
+    second = [of_classes(part, range(5, 10)) for part in (train, test)]
     trained: dict[int, nn.Module] = {}
 
     def keep(case: Case, seed: int, model: nn.Module) -> None:
@@ -49,11 +50,6 @@ def run(settings: Settings) -> Report:
         cases += found
         notes += chosen
     return Report("lora", "accuracy", cases, draw_curves, (12, 4), notes)
-
-
-def _half(data: Arrays, high: bool) -> Arrays:
-    rows = (data[1] >= 5) == high
-    return data[0][rows], data[1][rows]
 
 
 def _with_adapters(model: nn.Module, frozen: bool) -> nn.Module:

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays, digits
 from ..models_zoo.digits import cnn
+from .common.data import of_classes
 from .common.drawing import draw_curves
 from .common.harness import Case, Report, Settings, Way, fit
 from .common.models import seeded
@@ -53,8 +54,8 @@ def run(settings: Settings) -> Report:
 
 
 def _classes(data: Arrays, kept: range) -> Arrays:
-    rows = (data[1] >= kept.start) & (data[1] < kept.stop)
-    return data[0][rows], data[1][rows] - kept.start
+    x, y = of_classes(data, kept)
+    return x, y - kept.start
 
 
 def _with_head(model: nn.Module) -> nn.Module:

@@ -11,13 +11,29 @@ from torch import Tensor
 from ...demo.data import Arrays, digits
 from ...errors import InputError
 
-__all__ = ["blobs", "breast_cancer", "california", "circles", "diabetes", "flat_digits", "library_text", "swirls"]
+__all__ = [
+    "blobs",
+    "breast_cancer",
+    "california",
+    "circles",
+    "diabetes",
+    "flat_digits",
+    "library_text",
+    "of_classes",
+    "swirls",
+]
 
 
 def flat_digits() -> tuple[Arrays, Arrays]:
     """Digits as vectors [n, 64]."""
     (x, y), (test_x, test_y) = digits()
     return (x.flatten(1), y), (test_x.flatten(1), test_y)
+
+
+def of_classes(data: Arrays, kept: range) -> Arrays:
+    """The samples of some classes, with their labels as they are."""
+    rows = (data[1] >= kept.start) & (data[1] < kept.stop)
+    return data[0][rows], data[1][rows]
 
 
 def split(x: Tensor, y: Tensor, held_out: float = 0.25, seed: int = 0) -> tuple[Arrays, Arrays]:
