@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import lfpgraph
-from lfpgraph.experiments.common.docstrings import LIBRARIES, docstrings, package_folder
+from lfpgraph.experiments.common.texts import LIBRARIES, docstrings, package_folder
 
 Items = list[dict[str, Any]]
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays
 from ..optional import need
-from .common.docstrings import LIBRARIES, docstrings, package_folder
+from .common.texts import LIBRARIES, docstrings, package_folder
 from .common.drawing import draw_bars
 from .common.harness import Case, Report, Settings, Way
 from .common.rates import tuned
