@@ -14,7 +14,7 @@ from ...errors import InputError
 __all__ = ["LIBRARIES", "docstrings", "package_folder"]
 
 LIBRARIES = ("torch", "numpy", "scipy", "sklearn", "networkx", "transformers")
-# Names and common aliases, longest first, so that no text says which library it is from.
+# Names and common aliases, longest first, as words of their own: a class like NetworkXError stays.
 _NAMES = re.compile(
     r"(?<![a-z])(hugging ?face|scikit[- ]learn|transformers?|pytorch|networkx|sklearn|numpy|scipy|torch"
     r"|nx|np|sp|hf)(?![a-z])",
