@@ -56,7 +56,19 @@ def test_each_way_gets_its_own_rate() -> None:
     assert [case.more["lr"] for case in wrong] == [1e-9, 1e-9]  # no second row
 
 
-LONG = ["activations", "convergence", "language", "finetune", "routing", "rule", "spiking", "transfer", "vit"]
+LONG = [
+    "activations",
+    "convergence",
+    "diffusion",
+    "graphs",
+    "language",
+    "finetune",
+    "routing",
+    "rule",
+    "spiking",
+    "transfer",
+    "vit",
+]
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(LONG)))
