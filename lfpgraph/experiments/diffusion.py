@@ -15,7 +15,7 @@ from .common.rates import tuned
 
 __all__ = ["Block", "Denoiser", "noisy", "run"]
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 DRAWS = 4
 
 
