@@ -16,7 +16,7 @@ MOST = {
     "cells": (16, 16),
 }  # fmt: skip
 REFUSED = [("experts", "static")]  # branches on data
-QUICK = [("mlp", "auto"), ("experts", "live")]
+QUICK = [("mlp", "auto"), ("mlp", "live"), ("experts", "live")]
 
 
 def check(name: str, engine: str, steps: int) -> None:

@@ -17,7 +17,7 @@ from .support.fuzz_wide import COMPLEX, WIDE
 from .support.ways import compare, walked, wrapped
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
-QUICK, MANY = 64, 1600
+QUICK, MANY = 64, 800
 
 
 def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
@@ -36,7 +36,7 @@ def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
     for composite in composites:
         try:
             expected = walked(graph, module, inputs, signals, composite)
-            compare(composite, wrapped(module, inputs, signals, composite, "live"), expected)
+            compare(composite, wrapped(module, inputs, signals, composite, "live"), expected, source)
         except Exception as error:
             raise AssertionError(f"seed {seed}, {composite}: {type(error).__name__}: {error}\n{source}") from error
 
@@ -68,6 +68,15 @@ MENDED = {
     ),
     "complex numbers have no sign": ("lfp-gamma", "v = torch.fft.ifft(torch.fft.fft(x) @ (self.w * (1 + 1j))).real"),
     "complex numbers in a first layer": ("flat", "v = torch.fft.ifft(torch.fft.fft(x) @ (self.w * (1 + 1j))).real"),
+    "a view of what is then written to": ("lfp-epsilon", "t = torch.atan(x * y); v = t.flatten(); t.sub_(0.2)"),
+    "dropout that drops nothing": (
+        "lfp-epsilon",
+        "t = F.dropout(x * 1, 0.5, False) + self.w[:1, 0]; v = (t.sign() + t).tanh()",
+    ),
+    "the same, written": (
+        "lfp-epsilon",
+        "t = F.dropout(x * 1, 0.5, False, True) + self.w[:1, 0]; v = (t.sign() + t).tanh()",
+    ),
     "an input that is not used": ("lfp-epsilon", "v = F.embedding_bag(torch.tensor([[0, 2], [1, 1]]), self.w) * 2"),
 }
 

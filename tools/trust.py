@@ -1,7 +1,7 @@
 """What was tried against lfpgraph and what held: `python -m tools.trust --page docs/trust.md` writes the tables.
 
-`--onnx 100000 --kills 200 --checkpoints 5000 --configs 1000` for a long run; every row says how many were tried. A case has
-held if nothing of the file ran, and what came was a result or one error of ours.
+`--onnx 100000 --kills 200 --checkpoints 5000 --configs 1000 --fuzz 20000` for a long run; every row says how many were
+tried. A case has held if nothing of the file ran, and what came was a result or one error of ours.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -32,6 +33,7 @@ from tests.support.tampered import tamper
 __all__ = ["ROWS", "write"]
 
 ROOT = Path(__file__).parents[1]
+FIRST_SEED = 30_000
 START, END = "<!-- trust: begin -->", "<!-- trust: end -->"
 
 
@@ -116,6 +118,30 @@ def kills(count: int) -> tuple[int, int, str]:
     return count, count, "checkpoints lost: 0; weights at the end equal to the last bit"
 
 
+def fuzz_graphs(count: int) -> tuple[int, int, str]:
+    """Random graphs under the true gradient and under LFP, and random programs in live Python, a third each."""
+    from lfpgraph.wrapping import choice
+    from tests import test_fuzz, test_live_fuzz, test_program_fuzz
+
+    kinds: list[Callable[[int], None]] = [
+        test_fuzz.check,
+        lambda seed: test_live_fuzz.check(seed, 12, test_live_fuzz.COMPOSITES),
+        test_program_fuzz.check,
+    ]
+    differ: list[int] = []
+    with mock.patch.object(choice, "LIVE_FIRST", 0):  # "auto" goes static at once
+        for seed in range(FIRST_SEED, FIRST_SEED + count):
+            try:
+                kinds[seed % 3](seed)
+            except AssertionError as error:
+                differ.append(seed)
+                print(error, flush=True)
+    told = (
+        "`test_fuzz`, `test_live_fuzz`, `test_program_fuzz`: " + f"seeds {FIRST_SEED:,} to {FIRST_SEED + count - 1:,}"
+    )
+    return count, count - len(differ), told + (f"; differ: {differ}" if differ else "")
+
+
 def _tests(*files: str) -> Callable[[int], tuple[int, int, str]]:
     def run(count: int) -> tuple[int, int, str]:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *(f"tests/{name}.py" for name in files)]
@@ -135,6 +161,7 @@ ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
     "checkpoints": ("changed checkpoints", 1000, checkpoints),
     "kills": ("kills of a training process at random moments", 40, kills),
     "faults": ("faults while training", 1, _tests("test_trainer_faults", "test_trainer_resume")),
+    "fuzz": ("random graphs and programs: every engine equal to autograd, and to the walk over a trace", 300, fuzz_graphs),
     "threads": ("threads, forks and modes", 1, _tests("test_threads")),
 }  # fmt: skip
 

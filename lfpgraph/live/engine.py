@@ -154,7 +154,7 @@ class LiveEngine:
         """Values besides the outputs that nothing in the run reads and somebody still holds: a loss kept on the model, say."""
         last = record.expected
         if last is not None and record.steps_done == len(last.keys):
-            return tuple(n for n in last.unread if n not in outputs and record.seen[n]() is not None)
+            return tuple(n for n in last.unread if n not in outputs and record.is_held(n))
         record.recall()
         steps = tuple(record.keys)
         ends = self._unread.get(steps)
@@ -162,7 +162,7 @@ class LiveEngine:
             read = {n for template in record.all_templates() for n in refs_in(template)}
             ends = self._unread[steps] = [n for n in record.seen if n not in read]
             _forget_oldest(self._unread)
-        return tuple(n for n in ends if n not in outputs and record.seen[n]() is not None)
+        return tuple(n for n in ends if n not in outputs and record.is_held(n))
 
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
         live = self._graph(record, outputs)

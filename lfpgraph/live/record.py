@@ -161,8 +161,8 @@ class Record(Kept):
     def _note(self, info: OpInfo, key: list[Any], ins: list[int], args: Any, kwargs: Any, out: Any, before: Any) -> Any:
         self._bridged = False
         if isinstance(out, Tensor):
-            if not info.writes and self.known(out) is not None:
-                return out  # what came in, as `x.contiguous()` may be
+            if (not info.writes or out.requires_grad) and self.known(out) is not None:
+                return out  # what came in, as `x.contiguous()` and dropout that drops nothing may be
             results: list[Any] = [out]
         elif isinstance(out, list | tuple) and any(isinstance(x, Tensor) for x in out):
             results = list(out)
@@ -285,4 +285,5 @@ class Record(Kept):
         super().close()
         self.sources.close()
         self.shadows.close()
+        del self.sources, self.shadows  # they refer to the record, which refers to the call's arguments
         self.templates = {}

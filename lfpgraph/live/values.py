@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
@@ -71,17 +72,9 @@ class Values:
 
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
-        held: tuple[Any, ...] = self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive
-        held += (
-            self._ids,
-            self._looked_at,
-            self.kept,
-            self.leaves,
-            self.own_reads,
-            self.begun,
-            self.checkpoints,
-            self._lying,
-        )
+        held: list[Any] = [self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive]
+        held += [self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints]
+        held.append(self._lying)
         for kept in held:
             kept.clear()
 
@@ -108,6 +101,11 @@ class Values:
         if x.requires_grad and x.grad_fn is not None:
             return self.edges.get((x.grad_fn, x.output_nr))
         return self._ids.get(id(x))
+
+    def is_held(self, number: int) -> bool:
+        """Whether somebody still holds a tensor of this value: one that was written to since, or its base, has another."""
+        x = self.seen[number]()
+        return x is not None and self.known(x) == number
 
     def _new(self, x: Tensor) -> int:
         number = len(self.shapes)
@@ -182,6 +180,14 @@ class Values:
         for given in self.name_leaf.givens():
             if self.known(given) is None:
                 self._leaf(given)
+        if getattr(edge[0], "_forward_cls", None) is BackwardHookFunction:  # hands on what came in
+            source = edge[0].next_functions[edge[1]]
+            number = self.edges.get(source)
+            if number is None and not hasattr(source[0], "variable"):
+                return self._unknown(x, source)
+            if number is not None:
+                self.equate(x, number)
+                return number
         found: list[int] = []
         names: set[str] = set()
         seen: set[Any] = set()

@@ -21,7 +21,7 @@ from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
 from ..silence import quiet
 from .flat import FlatModel, tracing
-from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy
+from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy, without_idle_dropout
 
 __all__ = ["capture", "export_flat"]
 
@@ -60,12 +60,11 @@ def capture(
     tensors = input_tensors(args, kwargs)
     if not tensors:
         raise InputError(f"{type(model).__name__} was called without a tensor; give it the tensors it computes on.")
-    tensors = [t.detach() for t in tensors]
     attempts: list[tuple[list[Tensor], Any]] = []
     if dynamic:
-        enlarged = _enlarge(tensors) if enlarge else tensors
+        enlarged = [t.detach() for t in (_enlarge(tensors) if enlarge else tensors)]
         attempts.append((enlarged, (tuple(_dynamic_dims(t) for t in enlarged),)))
-    attempts.append((tensors, None))
+    attempts.append(([t.detach() for t in tensors], None))  # new objects: torch marks those of a failed attempt as open
     error: Exception | None = None
     for example, shapes in attempts:
         try:
@@ -133,6 +132,7 @@ def export_flat(
     sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with keep_random_state(module, tensors), attributes_kept(module), tracing(), torch.enable_grad(), quiet(), sizes:
         program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
+        without_idle_dropout(program.graph_module)
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
         table = decompositions(program.graph_module)

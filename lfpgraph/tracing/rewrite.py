@@ -29,6 +29,7 @@ __all__ = [
     "parts_of",
     "takes_tensors",
     "tidy",
+    "without_idle_dropout",
 ]
 
 _aten = torch.ops.aten
@@ -41,6 +42,9 @@ _MAY_RETURN_SELF = {
     _aten.to.other,
     _aten.type_as.default,
 }
+
+_KINDS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_DROPOUT = {getattr(_aten, f"{kind}{in_place}").default for kind in _KINDS for in_place in ("", "_")}
 
 
 def _cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -124,6 +128,16 @@ def free_detached(module: fx.GraphModule) -> None:
             continue
         _put_after(module.graph, node, _aten.clone.default)
     module.recompile()
+
+
+def without_idle_dropout(module: fx.GraphModule) -> None:
+    """Let dropout that drops nothing be its input, as it is when the model runs; torch would make it a copy."""
+    for inner in (m for m in module.modules() if isinstance(m, fx.GraphModule)):
+        for node in list(inner.graph.nodes):
+            if node.target in _DROPOUT and (node.args[1] == 0 or not node.args[2]):
+                node.replace_all_uses_with(node.args[0])
+                inner.graph.erase_node(node)
+        inner.recompile()
 
 
 def _put_after(graph: fx.Graph, node: fx.Node, op: OpOverload) -> None:

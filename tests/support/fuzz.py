@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from .fuzz_lines import BINARY, IN_PLACE, LAYERS, REDUCTIONS, SHAPES, UNARY
 
-__all__ = ["random_module"]
+__all__ = ["STATE", "Writer", "random_module"]
 
 KINDS = (UNARY, UNARY, BINARY, BINARY, SHAPES, SHAPES, REDUCTIONS, LAYERS, LAYERS, IN_PLACE)
 STATE = re.compile(r"{([ws]):(.*?)}")
 
 
-class _Writer:
+class Writer:
     """Writes a forward pass line by line, running each line to see whether it makes sense."""
 
     def __init__(self, seed: int, kinds: tuple[tuple[str, ...], ...]) -> None:
@@ -93,7 +93,7 @@ def random_module(
     Args:
         kinds: lists of lines; a list is drawn first, then a line of it.
     """
-    writer = _Writer(seed, kinds)
+    writer = Writer(seed, kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for _ in range(60 * length):
