@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow test-clients lint types format bench coverage package trust sweep finetune without-torch clean
+.PHONY: demo test test-slow test-clients lint types format bench coverage package trust oracles mutants versions sweep finetune without-torch clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -56,6 +56,16 @@ package: $(STAMP)
 trust: $(STAMP)
 	$(BIN)/python -m tools.trust --page docs/trust.md
 
+oracles: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.oracles
+
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutants
+
+# Each version has an environment of its own (gigabytes); a Python that is not there is left out.
+versions: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.versions --page docs/trust.md
+
 sweep: $(STAMP)
 	$(BIN)/python -m benchmarks.sweep --table docs/sweep.md
 
@@ -73,4 +83,4 @@ without-torch: $(STAMP)
 	.venv-without-torch/bin/python examples/train_without_torch.py
 
 clean:
-	rm -rf .venv .venv-clients .venv-without-torch onnx_steps build dist *.egg-info
+	rm -rf .venv .venv-clients .venv-versions .venv-without-torch onnx_steps build dist *.egg-info

@@ -180,5 +180,6 @@ rule(
 rule(
     aten.dropout.default,
     aten.native_dropout.default,
+    aten.rrelu_with_noise.default,  # live, where autograd's own answer is taken; traced, it is the functional one
     family=RANDOM,
 )(vjp)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lfpgraph.models_zoo import ZOO, build
 from lfpgraph.models_zoo.tiny import build_tiny
+from lfpgraph.rules.signs import is_nonnegative
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -101,3 +102,19 @@ def units_that_conserve(model: nn.Module, args: Any, kwargs: Any) -> list[str]:
         node = next(n for n in graph.user_output_nodes if n.meta["val"].dim() > 0)
         run_backward(plan, calls, env, {node: torch.randn_like(env[node])}, observe=observe)
     return checked
+
+
+class Multiple(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) * self.factor
+
+
+@pytest.mark.parametrize("factor", [2.0, -2.0])
+def test_a_negative_multiple_may_be_negative(factor: float) -> None:
+    """Rules are half as long where no input is negative; they must see where one may be."""
+    graph = trace(Multiple(factor), (torch.ones(2, 3),))
+    assert is_nonnegative(graph.output_nodes[-1]) is (factor > 0)

@@ -57,8 +57,9 @@ def check(operation: Any, s: Tensor, *others: Any) -> None:
     assert all(torch.equal(o, c) if isinstance(o, Tensor) else o == c for o, c in zip(others, copies))
 
 
-def test_the_formulas_are_what_they_are_called() -> None:
-    s, x, z = (values((3, 70_001), "plain", seed, torch.float64) for seed in range(3))
+@pytest.mark.parametrize("columns", [5, 70_001])
+def test_the_formulas_are_what_they_are_called(columns: int) -> None:
+    s, x, z = (values((3, columns), "plain", seed, torch.float64) for seed in range(3))
     close = {"rtol": 1e-12, "atol": 1e-15}
     torch.testing.assert_close(ops.scale_by_size(s, x), s * x.abs(), rtol=0, atol=0)
     torch.testing.assert_close(ops.epsilon_factor(s, z, EPSILON, False), s * z / stabilize(z, EPSILON), **close)
@@ -100,6 +101,12 @@ def test_floor_in_units_of_the_root_mean_square(shape: tuple[int, ...], dtype: t
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     over = scale_by_floored_size(s, w, 0.5, unit, over=True)
     assert over is s and torch.equal(over, found)
+
+
+def test_a_floor_for_complex_weights() -> None:
+    s, w = torch.randn(6, dtype=torch.complex128), torch.randn(6, dtype=torch.complex128)
+    floor = 0.5 * w.abs().square().mean().sqrt()
+    torch.testing.assert_close(scale_by_floored_size(s, w, 0.5, 3.0), s * torch.maximum(w.abs(), floor) * 3)
 
 
 def test_autograd_records_the_formula() -> None:

@@ -81,6 +81,12 @@ def test_smooth_activations_are_centred(function):
     plain = replace(PLAIN.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
     same(feedback(model, plain, x), feedback(model, "lfp-centred", x))
     same(feedback(model, plain, x), feedback(model, plain, x, "static"))
+    found = feedback(model, plain.with_options(epsilon=0.0), x)["first.bias"]
+    with torch.no_grad():
+        z = model.first(x)
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight
+        centred = s * (function(z) - function(torch.zeros_like(z))) / z
+    torch.testing.assert_close(found, centred.sum(0) * model.first.bias.abs())
 
 
 STEPS = {

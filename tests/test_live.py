@@ -105,11 +105,15 @@ def test_feedback_is_finite_and_moves_the_same(name: str, caplog: pytest.LogCapt
     _assert_said(caplog, CASES[name].says)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.same])
-def test_feedback_is_that_of_the_walk(name: str) -> None:
+WALKED = [(name, "lfp") for name, case in CASES.items() if case.same]
+WALKED += [(name, "lfp-epsilon") for name in ("attention", "tied_weights")]  # which shares what its factors receive
+
+
+@pytest.mark.parametrize(("name", "composite"), WALKED)
+def test_feedback_is_that_of_the_walk(name: str, composite: str) -> None:
     """The feedback of a case's first call is what `lfpgraph.feedback` works out from a trace of it."""
     args, kwargs = first_call(CASES[name])
-    found, expected = first_feedback(CASES[name], args, kwargs)
+    found, expected = first_feedback(CASES[name], args, kwargs, composite)
     for n, x in expected.items():
         error = (found[n] - x).norm() if n in found else x.norm()
         assert error <= 1e-9 * x.norm() + 1e-15, n

@@ -69,8 +69,8 @@ def test_epsilon_factor_leaves_its_arguments() -> None:
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_epsilon_factor_in_low_precision(dtype: torch.dtype) -> None:
-    s = torch.tensor([1.0, -3.0, 2.0, 1.0], dtype=dtype)
-    z = torch.tensor([0.5, -0.25, 0.0, 1.0], dtype=dtype)
+    s = torch.tensor([1.0, -3.0, 2.0, 1.0, 1.0, 3.0], dtype=dtype)
+    z = torch.tensor([0.5, -0.25, 0.0, 1.0, 2.0**-10, -(2.0**-7)], dtype=dtype)
     found = epsilon_factor(s, z, 0.125)
     assert found.dtype == dtype
     exact = s.double() * z.double() / stabilize(z.double(), 0.125)

@@ -1,4 +1,4 @@
-"""The live engine on PyTorch's own database of operations, against plain autograd."""
+"""The live engine on PyTorch's own databases of operations and modules, held to tests/golden/oracles.csv."""
 
 from __future__ import annotations
 
@@ -8,27 +8,34 @@ import pytest
 
 pytest.importorskip("expecttest", reason="the database of operations needs it")
 
-from .support.opinfo import Outcome, differentiable, outcomes  # noqa: E402
+from tools.oracles import MOST, lines, misses, run  # noqa: E402
 
-# What is known to differ, with its reason: by operation, what its samples may come to instead of "equal" and "finite".
-EXPECTED: dict[str, str] = {}
-
-
-def _misses(found: list[Outcome]) -> list[Outcome]:
-    return [o for o in found if (o.gradient != "equal" or o.feedback != "finite") and o.name not in EXPECTED]
+from .support.opinfo import differentiable, module_outcomes, modules, outcomes  # noqa: E402
 
 
 def test_a_sample_of_operations() -> None:
-    """Sixty operations, always the same ones."""
-    chosen = random.Random(13).sample(differentiable(), 60)
-    found = [outcome for op in chosen for outcome in outcomes(op, most=1)]
-    assert len(found) >= 50
-    assert _misses(found) == []
+    """Sixty operations and twenty modules, always the same ones: gradients equal autograd's, and each has a rule."""
+    known, chosen = lines(), random.Random(13)
+    found = [o for op in chosen.sample(differentiable(), 60) for o in outcomes(op, most=1)]
+    found += [o for info in chosen.sample(modules(), 20) for o in module_outcomes(info, most=1)]
+    assert len(found) >= 70
+    assert [o for o in found if (o.gradient, o.feedback) != ("equal", "finite")] == []
+    assert {("live", "operation", o.name) for o in found} <= {("live", "operation", name) for _, _, name in known}
+
+
+def test_the_table_holds_what_is_promised() -> None:
+    """At least 99 of 100 samples equal to autograd, and whatever is not is refused with an error of ours."""
+    for engine, kind in MOST:
+        part = [line for line in lines().values() if (line.engine, line.kind) == (engine, kind)]
+        samples = sum(line.samples for line in part)
+        assert sum(line.samples - min(line.equal, line.finite) - line.refused for line in part) <= 0.001 * samples
+        assert sum(line.equal for line in part) >= 0.99 * samples
 
 
 @pytest.mark.slow
-def test_all_operations() -> None:
-    """Two samples of each; a gradient equal to autograd's, finite feedback, and no exception."""
-    found = [outcome for op in differentiable() for outcome in outcomes(op)]
-    assert len(found) >= 1000
-    assert _misses(found) == []
+@pytest.mark.parametrize(("engine", "kind"), MOST)
+def test_every_sample(engine: str, kind: str) -> None:
+    known = lines()
+    found = list(run(engine, kind, MOST[engine, kind]))
+    assert len(found) >= 100
+    assert [text for line in found if (text := misses(line, known))] == []

@@ -7,6 +7,7 @@ tried. A case has held if nothing of the file ran, and what came was a result or
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import logging
 import multiprocessing
@@ -30,7 +31,7 @@ from tests.support.kills import killed
 from tests.support.onnx_fuzz import fuzz
 from tests.support.tampered import tamper
 
-__all__ = ["ROWS", "write"]
+__all__ = ["ROWS", "put_table"]
 
 ROOT = Path(__file__).parents[1]
 FIRST_SEED = 30_000
@@ -153,6 +154,33 @@ def _tests(*files: str) -> Callable[[int], tuple[int, int, str]]:
     return run
 
 
+def _oracle(engine: str, kind: str) -> Callable[[int], tuple[int, int, str]]:
+    def run(count: int) -> tuple[int, int, str]:
+        from tools import oracles
+
+        return oracles.told(list(oracles.run(engine, kind, oracles.MOST[engine, kind])))
+
+    return run
+
+
+def nodes(count: int) -> tuple[int, int, str]:
+    """ONNX's own tests of its operators."""
+    from tools import onnx_nodes
+
+    total = sum((onnx_nodes.results(kind) for kind in onnx_nodes.cases()), collections.Counter())
+    note = ", ".join(f"{n:,} {way}" for way, n in total.most_common() if way != "passed")
+    return total.total(), total["passed"], f"{note}; which, and why: [onnx.md](onnx.md)"
+
+
+def faults(count: int) -> tuple[int, int, str]:
+    """Faults in a copy of this package, each of which a test must catch."""
+    from tools.mutants import AREAS, faults_of
+
+    done = subprocess.run([sys.executable, "-m", "tools.mutants"], cwd=ROOT, capture_output=True, text=True)
+    caught = int(done.stdout.strip().splitlines()[-1].split(" faults, ")[1].split()[0])
+    return sum(len(faults_of(area)) for area in AREAS), caught, f"`tools/faults/`: {', '.join(AREAS)}"
+
+
 ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
     "programs": ("exported programs (.pt2) that would run something, or take what they want", 1, programs),
     "configs": ("configurations (config.json) with an absurd entry", 100, configs),
@@ -162,24 +190,29 @@ ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
     "kills": ("kills of a training process at random moments", 40, kills),
     "faults": ("faults while training", 1, _tests("test_trainer_faults", "test_trainer_resume")),
     "fuzz": ("random graphs and programs: every engine equal to autograd, and to the walk over a trace", 300, fuzz_graphs),
+    "operations": ("samples of PyTorch's operations (OpInfo), live", 1, _oracle("live", "operation")),
+    "modules": ("samples of PyTorch's modules (ModuleInfo), live", 1, _oracle("live", "module")),
+    "nodes": ("ONNX's own tests of its operators, imported", 1, nodes),
+    "mutants": ("faults put into this package, caught by a test", 1, faults),
     "threads": ("threads, forks and modes", 1, _tests("test_threads")),
 }  # fmt: skip
 
 
-def write(page: Path, rows: list[str]) -> None:
-    """Put the table in its place on a page."""
-    table = ["| what | tried | held | |", "|---|---|---|---|", *rows]
-    before, _, rest = page.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{START}\n" + "\n".join(table) + f"\n{END}{after}")
+def put_table(page: Path, lines: list[str], start: str = START, end: str = END) -> None:
+    """Put a table in its place on a page, between two marks."""
+    before, found, rest = page.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page} has no place for this table ({start})")
+    page.write_text(f"{before}{start}\n" + "\n".join(lines) + f"\n{end}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, help="put the table there")
     parser.add_argument("--only", nargs="*", choices=ROWS, help="these rows alone")
-    for name, (what, count, function) in ROWS.items():
-        if not function.__qualname__.startswith("_tests") and name != "programs":
+    for name, (what, count, _) in ROWS.items():
+        if name in ("configs", "onnx", "checkpoints", "kills"):
             parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
     given = vars(parser.parse_args())
     logging.getLogger("lfpgraph").setLevel(logging.ERROR)
@@ -192,7 +225,7 @@ def main() -> None:
         rows.append(f"| {what} | {tried:,} | {held:,} | {note} |")
         print(rows[-1], flush=True)
     if given["page"] is not None:
-        write(given["page"], rows)
+        put_table(given["page"], ["| what | tried | held | |", "|---|---|---|---|", *rows])
 
 
 if __name__ == "__main__":

@@ -49,6 +49,12 @@ case(
     lambda t: call(_definite(t)),
     empty=False,
 )
+case(
+    aten.linalg_lstsq.default,
+    lambda t: call(_wide(_regular(t)), _wide(t(t.n, 3, 2)), driver="gelsy"),
+    active=(0, 1),
+    empty=False,
+)
 case([aten._linalg_svd.default, aten.linalg_svd.default], lambda t: call(_regular(t), False), empty=False)
 case(aten.linalg_eig.default, lambda t: call(_wide(_definite(t))), empty=False)
 case(aten.linalg_tensorinv.default, lambda t: call(_wide(_regular(t))[0], 1), empty=False)

@@ -99,6 +99,10 @@ case(
     lambda t: call(t(t.n, 5), torch.zeros(t.n, 5, dtype=t.dtype), 0.1, 0.5, False),
     "evaluation",
 )
+case(
+    aten.rrelu_with_noise.default,
+    lambda t: call(t(t.n, 5), torch.zeros(t.n, 5, dtype=t.dtype), 0.1, 0.5, False),
+)
 
 case(
     aten.fractional_max_pool3d.default,
@@ -125,6 +129,7 @@ case(
     empty=False,
 )
 case(aten.multi_margin_loss.default, lambda t: call(t(t.n, 3), t.index(3, t.n)), empty=False)
+case(aten.multilabel_margin_loss.default, lambda t: call(t(t.n, 3), t.index(3, t.n, 3)), empty=False)
 
 case(aten._pad_circular.default, lambda t: call(t(t.n, 2, 3), [1, 2]), empty=False)
 case(aten._reshape_alias_copy.default, lambda t: call(t(t.n, 6), [t.n, 2, 3], [6, 3, 1]), strided=False)

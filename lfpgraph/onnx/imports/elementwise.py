@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from ..registry import SAME_NAMES
+from ..registry import DTYPES, SAME_NAMES
 from .table import Known, Node, dtype_of, imports, numbers, tensor_of
 
 # Functions of the inputs alone.
@@ -22,7 +22,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "BitwiseNot": torch.bitwise_not,
     "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
-    "CastLike": lambda x, y: x.to(y.dtype),
     "Det": torch.linalg.det,
     "Equal": torch.eq,
     "Greater": torch.gt,
@@ -74,7 +73,7 @@ def _with_attributes(function: Callable[..., Any], attributes: dict[str, Any]) -
 def _arithmetic(function: Any, python: Any) -> Any:
     def run(node: Node, x: Any, y: Any) -> Any:
         found = _among_known(python, x, y)
-        return function(*_operands(x, y)) if found is None else found
+        return _any_integer(function)(*_operands(x, y)) if found is None else found
 
     return run
 
@@ -98,10 +97,25 @@ def _among_known(python: Any, x: Any, y: Any) -> Known | None:
     return Known([python(p, q) for p, q in zip(left, right)], x.scalar and y.scalar, x.dtype)
 
 
+def _any_integer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for unsigned integers too, which torch adds and compares only in wider ones."""
+
+    def run(*inputs: Any) -> Any:
+        found = {x.dtype for x in inputs if isinstance(x, Tensor)} & _WIDER.keys()
+        if not found:
+            return function(*inputs)
+        dtype = found.pop()
+        out = function(*(x.to(_WIDER[dtype]) if isinstance(x, Tensor) and x.dtype == dtype else x for x in inputs))
+        return out.to(dtype) if out.dtype == _WIDER[dtype] else out
+
+    return run
+
+
+_WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 for _kind, _function in _PLAIN.items():
-    imports(_kind)(_with_attributes(_function, {}))
+    imports(_kind)(_with_attributes(_any_integer(_function), {}))
 for _kind, _row in _WITH_ATTRIBUTES.items():
-    imports(_kind)(_with_attributes(*_row))
+    imports(_kind)(_with_attributes(_any_integer(_row[0]), _row[1]))
 imports("Identity", known=True)(lambda node, x: x)
 for _kind, _both in _ARITHMETIC.items():
     imports(_kind, known=True)(_arithmetic(*_both))
@@ -113,7 +127,11 @@ def div(node: Node, x: Any, y: Any) -> Any:
     if found is not None:
         return found
     x, y = _operands(x, y)
-    return torch.div(x, y) if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+    return torch.div(x, y) if x.is_floating_point() else _any_integer(_whole_quotient)(x, y)
+
+
+def _whole_quotient(x: Tensor, y: Any) -> Tensor:
+    return torch.div(x, y, rounding_mode="trunc")
 
 
 @imports("Pow", known=True)
@@ -130,7 +148,7 @@ def several(node: Node, *items: Any) -> Any:
     total = items[0]
     join: Any = {"Sum": torch.add, "Mean": torch.add, "Max": torch.maximum, "Min": torch.minimum}[node.kind]
     for x in items[1:]:
-        total = join(total, x)
+        total = _any_integer(join)(total, x)
     return total / len(items) if node.kind == "Mean" else total
 
 
@@ -184,12 +202,19 @@ def cast(node: Node, x: Any) -> Any:
     return tensor_of(x).to(dtype)
 
 
+@imports("CastLike")
+def cast_like(node: Node, x: Tensor, like: Tensor) -> Any:
+    if like.dtype not in DTYPES.values():  # torch rounds beyond the range of eight bits otherwise than ONNX
+        raise OnnxError(f"CastLike {node.name!r} to {like.dtype} is not supported")
+    return x.to(like.dtype)
+
+
 @imports("DequantizeLinear")
 def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
     """The float part of a quantised model; per tensor, per axis, or in blocks."""
     scale, zero = _spread(node, x, scale), None if zero is None else _spread(node, x, zero)
     shifted = x.to(torch.float32) if zero is None else x.to(torch.float32) - zero.to(torch.float32)
-    return shifted * scale
+    return (shifted * scale).to(scale.dtype)
 
 
 @imports("QuantizeLinear")

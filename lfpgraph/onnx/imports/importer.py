@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ...errors import OnnxError, one_line
 from ...silence import quiet
 from ...tracing.flat import is_tracing
-from . import elementwise, layers, norms, places, sequences, shapes  # noqa: F401  (they fill the table)
+from . import elementwise, layers, losses, norms, places, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import read_model, tensor_from
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
 from .weights import is_weight, weights_of

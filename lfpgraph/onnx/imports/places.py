@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ def gather(node: Node, x: Any, index: Any) -> Any:
     flat = torch.index_select(x, axis, _positive(index.reshape(-1), x.shape[axis]))
     axis %= x.dim()
     return flat.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
+
+
+_REDUCED = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _positive(index: Tensor, size: Any) -> Tensor:
@@ -53,9 +57,15 @@ def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
 @imports("ScatterND")
 def scatter_nd(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
     how = node.get("reduction", "none")
-    if how not in ("none", "add"):
+    if how in ("none", "add"):
+        return x.index_put(tuple(index[..., i] for i in range(index.shape[-1])), updates, accumulate=how == "add")
+    if how not in _REDUCED:
         raise OnnxError(f"ScatterND {node.name!r} with reduction {how!r} is not supported")
-    return x.index_put(tuple(index[..., i] for i in range(index.shape[-1])), updates, accumulate=how == "add")
+    depth = index.shape[-1]
+    rows = sum(_positive(index[..., i], x.shape[i]) * math.prod(x.shape[i + 1 : depth]) for i in range(depth))
+    flat = x.reshape(math.prod(x.shape[:depth]), -1)
+    where = rows.reshape(-1, 1).expand(-1, flat.shape[1])  # type: ignore[union-attr]
+    return torch.scatter_reduce(flat, 0, where, updates.reshape(where.shape), _REDUCED[how]).reshape(x.shape)
 
 
 @imports("ScatterElements", "Scatter")
@@ -64,8 +74,7 @@ def scatter_elements(node: Node, x: Tensor, index: Any, updates: Tensor) -> Any:
     index = _positive(index, x.shape[axis]).long()
     if how == "none":
         return x.scatter(axis, index, updates)
-    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-    return torch.scatter_reduce(x, axis, index, updates, names[how])
+    return torch.scatter_reduce(x, axis, index, updates, _REDUCED[how])
 
 
 @imports("OneHot", known=True)

@@ -184,7 +184,7 @@ def first_call(chosen: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return calls[0]
 
 
-def first_feedback(chosen: Case, args: Any, kwargs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def first_feedback(chosen: Case, args: Any, kwargs: Any, composite: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Feedback of one call: live, and by `lfpgraph.feedback`; by parameter, for a reward of the first output."""
 
     def given(out: Tensor) -> Tensor:
@@ -194,10 +194,10 @@ def first_feedback(chosen: Case, args: Any, kwargs: Any) -> tuple[dict[str, Tens
         _seed(0)
         model, _ = chosen.build()
         _seed(100)
-        expected = lfpgraph.feedback(model, kwargs or args, lambda out: given(out) * out)
+        expected = lfpgraph.feedback(model, kwargs or args, lambda out: given(out) * out, composite)
         _seed(0)
         model, _ = chosen.build()
-        lfpgraph.wrap(model, engine="live")
+        lfpgraph.wrap(model, composite, engine="live")
         _seed(100)
         leaves = flatten_output(model(*args, **kwargs))[0]
         out = next(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim())

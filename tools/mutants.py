@@ -1,0 +1,172 @@
+"""Faults put into a copy of this package, each of which a test must catch: `python -m tools.mutants [AREA ...]`.
+
+The faults are in `tools/faults/AREA.txt`, written like a diff with the test that catches each:
+
+    ## the wrong sign of epsilon
+    lfpgraph/numerics.py
+    -    return size + z
+    +    return size - z
+    ? tests/test_numerics.py::test_stabilize_moves_away_from_zero
+
+Lines that are not in the file, or in it twice, are an error, so that the list cannot rot; so is a test that is not there or
+fails without the fault. Nothing here imports the package: each fault runs in a process that is forked off before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["AREAS", "Fault", "copy_of_package", "faults_of", "main", "put_in", "run_tests"]
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent / "faults"
+AREAS = sorted(path.stem for path in FOLDER.glob("*.txt"))
+# What lies elsewhere in the source than where it is installed.
+_INSTALLED = {"rules": "lfpgraph/rules", "models_zoo": "lfpgraph/models_zoo"}
+_COPIED = ("lfpgraph", *_INSTALLED, "tests", "tools", "benchmarks", "examples", "pyproject.toml")
+_PRELOADED = (
+    "torch._dynamo", "torch.export", "torch.onnx", "sympy", "networkx", "pytest", "onnx", "onnxruntime", "transformers",
+)  # fmt: skip
+# Any test, up to the first that fails; what is imported already is no cause for a warning.
+_OPTIONS = ("-m", "", "-x", "-q", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+_LONGEST = 180  # seconds of a fault's tests
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: in `file` the lines `before` become `after`, and `tests` must fail."""
+
+    what: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+def faults_of(area: str) -> list[Fault]:
+    """The faults of a file."""
+    found = []
+    for block in (FOLDER / f"{area}.txt").read_text().split("## ")[1:]:
+        what, file, *lines = block.splitlines()
+        before, after, tests = ([line[1:] for line in lines if line.startswith(mark)] for mark in "-+?")
+        found.append(Fault(what, file, _lines(before), _lines(after), tuple(test.strip() for test in tests)))
+    return found
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+@contextmanager
+def copy_of_package() -> Iterator[Path]:
+    """A copy of the package and its tests, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, ignore = Path(name), shutil.ignore_patterns("__pycache__", "rules", "models_zoo")
+        for part in _COPIED:
+            target = folder / _INSTALLED.get(part, part)
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, target, ignore=None if part in _INSTALLED else ignore)
+            else:
+                shutil.copy(ROOT / part, target)
+        yield folder
+
+
+@contextmanager
+def put_in(fault: Fault, folder: Path) -> Iterator[None]:
+    """The fault, in the copy at `folder`."""
+    top, _, rest = fault.file.partition("/")
+    path = folder / _INSTALLED.get(top, top) / rest
+    text, times = path.read_text(), path.stat()
+    if text.count(fault.before) != 1 or not fault.before or fault.before == fault.after:
+        raise SystemExit(f"{fault.file} has the lines of {fault.what!r} {text.count(fault.before)} times, not once")
+    path.write_text(text.replace(fault.before, fault.after))
+    os.utime(path, (times.st_atime, times.st_mtime + 60))  # so that no compiled file passes for it
+    try:
+        yield
+    finally:
+        path.write_text(text)
+        os.utime(path, (times.st_atime, times.st_mtime))
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Run tests of the copy in a process of their own; pytest's exit code, and what it printed."""
+    output = folder / "output.txt"
+    child = os.fork()
+    if child == 0:
+        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.chdir(folder)
+        sys.path[:] = [str(folder), *(p for p in sys.path if p not in ("", str(ROOT)))]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
+            del sys.modules[name]
+        import pytest
+
+        code = 3
+        try:
+            code = int(pytest.main([*_OPTIONS, *tests]))
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}")
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    deadline = time.monotonic() + _LONGEST
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            return 124, f"no end after {_LONGEST} s"
+        time.sleep(0.05)
+    return os.waitstatus_to_exitcode(ended[1]), output.read_text()
+
+
+def preload() -> None:
+    """Import what the tests use, once; whatever of it is not installed they skip."""
+    import importlib
+
+    for name in _PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def main(areas: Sequence[str]) -> tuple[int, int]:
+    """Put in the faults of some areas one by one; how many there are, and how many were caught."""
+    preload()
+    count = caught = 0
+    with copy_of_package() as folder:
+        for area in areas:
+            faults = faults_of(area)
+            tests = dict.fromkeys(test for fault in faults for test in fault.tests)
+            code, said = run_tests(folder, list(tests))
+            if code:
+                raise SystemExit(f"{area}: the tests fail without a fault\n{said[-3000:]}")
+            for fault in faults:
+                with put_in(fault, folder):
+                    code, said = run_tests(folder, fault.tests)
+                count += 1
+                caught += code == 1
+                if code != 1:
+                    print(f"{area}: SURVIVED ({code}): {fault.what} ({fault.file})\n{said[-1000:]}", flush=True)
+            print(f"{area}: {len(faults)} faults, {caught} of {count} caught so far", flush=True)
+    return count, caught
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("areas", nargs="*", help=f"of {', '.join(AREAS)}; all by default")
+    total, held = main(parser.parse_args().areas or AREAS)
+    raise SystemExit(held < total)
