@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Leaf", "NameLeaf", "Notes", "Ref", "Unrecorded", "refs_in", "tensors_among", "user_line"]
+__all__ = ["Leaf", "NameLeaf", "Notes", "Ref", "Unrecorded", "as_met", "refs_in", "tensors_among", "user_line"]
 
 
 class Ref(int):
@@ -104,6 +105,14 @@ class Leaf:
     kind: str
     name: Any
     tensor: Tensor
+
+
+def as_met(x: Tensor, shape: torch.Size) -> Tensor:
+    """A leaf in the shape in which the run has met it; without memory, where that has been taken away since."""
+    if x.shape != shape:
+        x = x.new_empty(shape)
+        x.untyped_storage().resize_(0)
+    return x
 
 
 def tensors_among(args: Any, kwargs: Any) -> list[Tensor]:
