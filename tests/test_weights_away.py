@@ -1,4 +1,4 @@
-"""Weights that others take away between forward and feedback, as DeepSpeed and FSDP do: the feedback is as if they had not."""
+"""Weights in odd places: taken away between forward and feedback (DeepSpeed, FSDP), given as inputs, found in containers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import WrapError
+from lfpgraph.errors import TraceError, WrapError
 
 
 class Linear(torch.autograd.Function):
@@ -148,3 +148,48 @@ def test_matrices_within_a_vector_are_told_of(composite: str, caplog: pytest.Log
     feedback(Flat(), X.float(), composite)
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(said) == (composite == "lfp") and all("'flat'" in text for text in said)
+
+
+class Given(nn.Module):
+    """May be given its own parameter as an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.p, self.layer = nn.Parameter(torch.randn(4, 5)), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x)) * self.p
+
+
+def test_a_parameter_as_an_input_is_both() -> None:
+    found = []
+    for scale in (None, 1.0):
+        model = lfpgraph.wrap(Given(), "lfp", engine="live")
+        model(model.p if scale is None else model.p * scale).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+class Contained(nn.Module):
+    """Reads its weight from a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.last = nn.Parameter(torch.randn(5, 5)), nn.Linear(5, 3)
+        self.held = {"w": self.w}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(x @ self.held["w"]))
+
+
+def test_a_trace_without_guards_takes_no_weight_for_a_constant() -> None:
+    model, x = Contained(), X.float()
+    for work in (lambda: lfpgraph.trace(model, (x,)), lambda: lfpgraph.feedback(model, x, torch.ones_like)):
+        with pytest.raises(TraceError, match="the parameter w"):
+            work()
+    found = lfpgraph.feedback(model, x, lambda out: out, "lfp", fallback="retrace")
+    lfpgraph.wrap(model, "lfp", engine="live")(x).sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad)

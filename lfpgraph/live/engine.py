@@ -20,7 +20,7 @@ from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_met, refs_in
+from .notes import Notes, as_inputs, as_met, refs_in
 from .operations import quick_steps
 from .parameters import Watch
 from .record import Record
@@ -89,6 +89,8 @@ class LiveEngine:
             with running_plainly():
                 return call(*args, **kwargs)
         self.watch.begin()
+        if any(isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
+            args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         watch = self.watch
