@@ -1,7 +1,7 @@
 """Every model type of transformers in small, on the live engine: `python -m benchmarks.sweep_live --builder file.py:function`.
 
 Each runs in train mode (where it has one), with its own dropout, under the default wrap. Three copies of a model take the
-same step at the same seed: plain; recorded under a composite that asks for the true gradient; and under LFP-epsilon. See
+same step at the same seed: plain; recorded under a composite that asks for the true gradient; and under `lfp`, the default. See
 `measure_live` for what is compared.
 """
 

@@ -82,7 +82,7 @@ def table(rows: list[Row], total: int) -> str:
         f"{transformers.__version__}, one thread). Small random instances in train mode with the dropout they have (in eval "
         "mode where they cannot train as they are), float32, the default wrap. The same step at the same seed is taken by the "
         "plain model, by a wrapped copy that records the run and asks for the true gradient, and twice by a copy under "
-        f"LFP-epsilon. {len(rows)} of the {total} model types that transformers knows have been run. Not all rows are of one "
+        f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run. Not all rows are of one "
         "commit: `--again` measures only the misses anew.",
         "",
         *summary(rows),
@@ -91,12 +91,9 @@ def table(rows: list[Row], total: int) -> str:
         "",
         *listed,
         "",
-        "Known causes. Not finite: the rule for activations hands on `f(x) / x`, and where a sigmoid gate sits at zero in "
-        "block after block the signals pass float32's largest number (align_vision_model in float64: finite, up to 1e37; the "
-        "static engine overflows in float32, too). More than so many seconds: instances that the builder hardly shrinks "
-        "(vibevoice_acoustic_tokenizer: 262 million parameters), on a machine that was shared; not measured. A new plan at the "
-        "second step: the first call of engine='auto' was observed in a way that kept values alive, which then counted as ends "
-        "of the run; mended since, and grounding-dino, oneformer and vits need one plan.",
+        "Known causes. More than so many seconds: instances that the builder hardly shrinks (vibevoice_acoustic_tokenizer: 262 "
+        "million parameters), on a machine that was shared; not measured. An infinite difference from autograd's gradient: "
+        "parameters that autograd leaves without one have one in the record, or the other way round.",
         "",
         "## Not built",
         "",

@@ -31,6 +31,7 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "equals": lambda s, table, own: ((s == s.amin(-1, keepdim=True)).to(s.dtype).unsqueeze(-1) * own).sum(1),
     "gather": lambda s, table, own: own.gather(1, s.argmin(-1)[:, None, None].expand(-1, 1, own.shape[-1]))[:, 0],
     "pairs": lambda s, table, own: own[torch.arange(len(s)), s.argmin(-1)],
+    "pairs of topk": lambda s, table, own: own[torch.arange(len(s))[:, None], s.topk(1, largest=False)[1]].squeeze(1),
 }
 TABLE = {"product of a mask", "embedding", "index", "index_select", "topk"}
 

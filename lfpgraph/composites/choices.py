@@ -94,12 +94,13 @@ def _of_lookup(
     lead = scores.dim() - 1
     total = s.sum(lead) if lookup.several else s  # [..., rest]
     rest = tuple(range(lead + 1, total.dim() + 1))
-    seen = values[call.inputs[1]] if lookup.kind == "pairs" else values
+    rows = call.inputs[1].reshape(-1).expand(scores.shape[0]) if lookup.kind == "pairs" else None
+    seen = values if rows is None else values[rows]
     gains = total.unsqueeze(lead) * seen
     if signals[0] is not None:
         blind = total.unsqueeze(lead).expand_as(gains)
-        if lookup.kind == "pairs":
-            blind = torch.zeros_like(values).index_add(0, call.inputs[1], blind)
+        if rows is not None:
+            blind = torch.zeros_like(values).index_add(0, rows, blind)
         signals[0] = torch.lerp(signals[0], blind.sum_to_size(values.shape) / scores.shape[-1], blind_share)
     signals[-1] = _contrast(lookup.choice, sharpness, scores, gains.sum(rest) if rest else gains)
     return signals

@@ -1,16 +1,16 @@
-"""Which parameters can never move under a composite, said in the log."""
+"""Which parameters can never move under a composite, or not as matrices do, said in the log."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .composite import Composite
 
-__all__ = ["log_unmoved"]
+__all__ = ["log_cut", "log_unmoved"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -33,4 +33,14 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: I
             "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
             'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
             len(unmoved), len(trainable), shown,
+        )  # fmt: skip
+
+
+def log_cut(names: Sequence[str]) -> None:
+    """Say in the log which parameters hold matrices and receive what vectors do."""
+    if names:
+        log.warning(
+            "%d parameters are vectors that the model cuts into matrices (%s), so they take the plain signal of vectors, "
+            "and not abs(w) times it. Keep each matrix in a parameter of its own; to shard them, use FSDP2 (fully_shard).",
+            len(names), ", ".join(repr(name) for name in names[:3]),
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..composites.composite import Composite, Ruleset
 from ..errors import NoRuleError
 from ..graph.depths import layer_places
-from ..graph.factors import is_factor
+from ..graph.factors import is_cut, is_factor
 from ..graph.graph import WEIGHT, OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
@@ -53,6 +53,13 @@ class Plan:
         pairs = zip(self.graph.placeholder_nodes, self.graph.placeholders)
         plain = {n for n, ruleset in self.rulesets.items() if ruleset.scale == "signal"}
         return [p.target for n, p in pairs if n in self.asleep | plain]
+
+    @property
+    def names_cut(self) -> list[str]:
+        """The names of vectors that the run cuts into matrices, and which take the plain signal because they are vectors."""
+        pairs = zip(self.graph.placeholder_nodes, self.graph.placeholders)
+        plain = {n for n, ruleset in self.rulesets.items() if ruleset.vectors == "signal" != ruleset.scale}
+        return [p.target for n, p in pairs if n in plain and is_cut(self.graph, n)]
 
     def used(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Of a model's parameters those that the run uses, as far as can be seen before the backward pass."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from torch import fx
+import operator
+
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..registry import SPLIT
+from ..registry import SPLIT, VIEW
 from .graph import ACTIVE, WEIGHT, OpGraph
 
-__all__ = ["is_added", "is_factor"]
+__all__ = ["is_added", "is_cut", "is_factor"]
 
 
 def is_factor(graph: OpGraph, parameter: fx.Node) -> bool:
@@ -24,6 +26,21 @@ def is_factor(graph: OpGraph, parameter: fx.Node) -> bool:
             if info.kind == WEIGHT and user not in seen:
                 seen.add(user)
                 stack.append(user)
+    return False
+
+
+def is_cut(graph: OpGraph, vector: fx.Node) -> bool:
+    """Whether a vector is cut into matrices, as what shards flattened parameters does (FSDP of torch's first version)."""
+    stack = [vector] if vector.meta["val"].dim() == 1 else []
+    while stack:
+        for user in stack.pop().users:
+            value, family = user.meta.get("val"), graph.info[user].family
+            if graph.info[user].kind != WEIGHT or not (family is VIEW or user.target is operator.getitem):
+                continue
+            if isinstance(value, Tensor) and value.numel() <= vector.meta["val"].numel():
+                if sum(size > 1 for size in value.shape) > 1:
+                    return True
+            stack.append(user)
     return False
 
 

@@ -125,8 +125,10 @@ def lookup_of(node: fx.Node, is_active: Callable[[fx.Node], bool]) -> Lookup | N
     places: Any = named.get("index", named.get("indices"))
     dim = named.get("dim", 0)
     kind = "beside" if node.target is aten.gather.default else "rows"
+    rows: Any = None
     if node.target is aten.index.Tensor:
         kind = "rows" if len(places) == 1 else "pairs"
+        rows = places[0]
         places = places[-1] if len(places) < 3 and all(isinstance(p, fx.Node) for p in places) else None
     while isinstance(places, fx.Node) and not _picks(places) and family_of(places) in (VIEW, CAST):
         places = places.all_input_nodes[0]
@@ -148,7 +150,10 @@ def lookup_of(node: fx.Node, is_active: Callable[[fx.Node], bool]) -> Lookup | N
     rest = len(held) - {"rows": 1, "beside": last + 1, "pairs": 2}[kind]
     if not apart[kind] or found[:last] != scores[:last] or len(found) - rest not in (last, last + 1):
         return None
-    return Lookup(choice, kind, several=len(found) - rest == last + 1)
+    several = len(found) - rest == last + 1
+    if kind == "pairs" and several and (shape_of(rows) or [])[-1:] != ["1"]:  # entries of several rows for one
+        return None
+    return Lookup(choice, kind, several)
 
 
 def _makers(mask: fx.Node) -> list[fx.Node]:

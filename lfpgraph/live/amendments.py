@@ -43,7 +43,7 @@ def amend(
         leaf = record.leaves[place]
         edge = record.edge_of.get(leaf.value)
         if edge is not None and not (plain and watch is None):
-            scale = Scale(schedule.plan, placeholder, plain, leaf.tensor, watch)
+            scale = Scale(schedule.plan, placeholder, plain, leaf.tensor, record.shapes[leaf.value], watch)
             alias = record.aliases.get(leaf.value)
             if alias is not None and alias._backward_hooks is None and alias.numel() < LARGE:
                 alias._backward_hooks = OrderedDict({0: scale.at_alias})  # `register_hook` without its handle

@@ -20,7 +20,7 @@ from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, refs_in
+from .notes import Notes, as_inputs, as_met, refs_in
 from .operations import quick_steps
 from .parameters import Watch
 from .record import Record
@@ -30,10 +30,7 @@ __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 256  # plans kept
-_UNSURE, _SETTLED = (
-    3,
-    100,
-)  # runs for which all values are kept: at first; once a run has taken another way than expected
+_UNSURE, _SETTLED = 3, 100  # runs for which all values are kept: at first; after one took another way than expected
 
 
 def changes_gradients(composite: Composite) -> bool:
@@ -92,6 +89,8 @@ class LiveEngine:
             with running_plainly():
                 return call(*args, **kwargs)
         self.watch.begin()
+        if any(isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
+            args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
         watch = self.watch
@@ -169,7 +168,7 @@ class LiveEngine:
         nodes = live.graph.placeholder_nodes
         wanted = {node for node, leaf in zip(nodes, record.leaves) if record.follows[leaf.value]}
         wanted |= {node for node, number in live.value.items() if number in record.begun}
-        values = [leaf.tensor.detach() for leaf in record.leaves]
+        values = [as_met(leaf.tensor.detach(), record.shapes[leaf.value]) for leaf in record.leaves]
         plan = make_plan(live.graph, self.composite, wanted, self.on_missing, values)
         if record.own:
             names = sorted(set(record.own))

@@ -6,14 +6,26 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Leaf", "NameLeaf", "Notes", "Ref", "Unrecorded", "refs_in", "tensors_among", "user_line"]
+__all__ = [
+    "Leaf",
+    "NameLeaf",
+    "Notes",
+    "Ref",
+    "Unrecorded",
+    "as_inputs",
+    "as_met",
+    "refs_in",
+    "tensors_among",
+    "user_line",
+]
 
 
 class Ref(int):
@@ -104,6 +116,21 @@ class Leaf:
     kind: str
     name: Any
     tensor: Tensor
+
+
+def as_met(x: Tensor, shape: torch.Size) -> Tensor:
+    """A leaf in the shape in which the run has met it; without memory, where that has been taken away since."""
+    if x.shape != shape:
+        x = x.new_empty(shape)
+        x.untyped_storage().resize_(0)
+    return x
+
+
+def as_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A call's arguments; one of the model's own parameters is as an input another value than as a weight."""
+    own = {id(p) for p in model.parameters()}
+    named = {name: x.view_as(x) if id(x) in own else x for name, x in kwargs.items()}
+    return [x.view_as(x) if id(x) in own else x for x in args], named
 
 
 def tensors_among(args: Any, kwargs: Any) -> list[Tensor]:

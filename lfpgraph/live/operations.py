@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -241,12 +242,21 @@ def without_out(op: OpOverload) -> OpOverload | None:
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:
+    if op in (aten.expand_as.default, aten.view_as.default):
+        return functools.partial(_as_another, op)
     if op in OWN_PARTS:
         return _seen_by(OWN_PARTS[op])
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
     if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
     return None
+
+
+def _as_another(op: OpOverload, x: Tensor, other: Tensor) -> Any:
+    """As parts; but a parameter in its own shape is a way to autograd's node of it, for hooks there (FSDP), and no alias."""
+    if x is other and x.is_leaf:
+        return op._op(x, other)
+    return interception.seen(op, (x, other), {})
 
 
 def _seen_by(function: Callable[..., Any]) -> Callable[..., Any]:

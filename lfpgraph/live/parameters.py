@@ -193,8 +193,11 @@ class Scale:
     on what that run, which is one inside a backward pass, has given the parameter: that is feedback already.
     """
 
-    def __init__(self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, watch: Watch | None) -> None:
+    def __init__(
+        self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, shape: torch.Size, watch: Watch | None
+    ) -> None:
         self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
+        self.shape = shape
         self.by_size = plan.scales_by_size(placeholder)
         self.is_inside = torch._C._current_graph_task_id() != -1
 
@@ -205,6 +208,11 @@ class Scale:
             self.watch.inside.add(id(self.parameter))
         if self.plain:
             found = s
+        elif self.parameter.shape != self.shape:
+            raise WrapError(
+                f"a parameter of shape {list(self.shape)} in forward has shape {list(self.parameter.shape)} when its feedback is "
+                "worked out, so abs(w) * s cannot be: what takes its memory away must give it back before."
+            )
         elif self.by_size:
             found = scale_by_size(s, self.parameter.detach(), over)
         else:

@@ -207,7 +207,7 @@ class Values:
                 if number is None and hasattr(source, "variable"):
                     if _gives_feedback(node):
                         continue
-                    number = self._own_leaf(source.variable, node, slot)
+                    number = self._own_leaf(source, node, slot)
                 if number is None and _is_older(source, self.started):
                     continue
                 if number is None:
@@ -217,8 +217,8 @@ class Values:
         self._alive.append(seen)
         if not found:
             return self._leaf(x)
-        found += [n for n in self._inputs_of(seen) if n not in found]
-        is_view = all(name.startswith(("CopySlices", "AsStrided")) or "View" in name for name in names)
+        found += [n for n in dict.fromkeys(self._inputs_of(seen)) if n not in found]
+        is_view = all(name.startswith(("CopySlices", "AsStrided", "Expand")) or "View" in name for name in names)
         if not is_view and not _gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
@@ -237,9 +237,9 @@ class Values:
                 self._looked_at.setdefault(now, []).append(weakref.ref(x))
 
     def _inputs_of(self, nodes: set[Any]) -> list[int]:
-        """Inputs of the model that autograd does not follow and that were read while these autograd nodes were made.
+        """Values that autograd does not follow and that were read while these nodes were made: inputs, or what may come of them.
 
-        A function of parameters and such an input is an activation, one of parameters alone a weight.
+        A function of parameters and an input is an activation, one of parameters alone a weight.
         """
         found: list[int] = []
         for node in nodes:
@@ -248,7 +248,9 @@ class Values:
             made = node._sequence_nr()
             for ref in self._looked_at.get(made, []) + self._looked_at.get(made + 1, []):
                 x = ref()
-                if x is not None and not x.requires_grad and self.name_leaf(x)[0] == "input":
+                if x is None or x.requires_grad:
+                    continue
+                if self.known(x) is not None or self.name_leaf(x)[0] == "input" or x in self.unrecorded:
                     found.append(self.number(x))
         return found
 
@@ -256,10 +258,14 @@ class Values:
         """Note a step that no operation was seen to make; the number of its result."""
         raise NotImplementedError
 
-    def _own_leaf(self, x: Tensor, node: Any, slot: int) -> int | None:
-        """What a custom function reads itself: a parameter, for which what its backward gives is scaled as all feedback is."""
+    def _own_leaf(self, source: Any, node: Any, slot: int) -> int | None:
+        """What a custom function reads itself: a parameter, for which what its backward gives is scaled as all feedback is.
+
+        Its memory may have been taken away since (DeepSpeed leaves none between forward and backward): autograd knows its shape.
+        """
         with paused():
-            number = self.number(x)
+            number = self.number(source.variable)
+        self.shapes[number] = torch.Size(source._input_metadata[0].shape)
         is_parameter = any(leaf.kind == "parameter" for leaf in self.leaves if leaf.value == number)
         if is_parameter and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))

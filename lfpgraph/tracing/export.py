@@ -142,7 +142,22 @@ def export_flat(
                 table |= further
                 program = program.run_decompositions(dict(table))
         tidy(program.graph_module)
+    _refuse_parameters_as_constants(module, program.constants)
     return _to_graph(program, record, shapes is not None, placeholders)
+
+
+def _refuse_parameters_as_constants(module: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Raise a TraceError where the trace has the memory of a parameter that trains as a constant, and so no way to it."""
+    found = {
+        x.untyped_storage()._cdata for x in constants.values() if isinstance(x, Tensor) and x.layout is torch.strided
+    }
+    for name, p in module.named_parameters() if found else ():
+        if p.requires_grad and p.layout is torch.strided and p.untyped_storage()._cdata in found:
+            raise TraceError(
+                f"forward reads the parameter {name.removeprefix('model.')} from elsewhere than its place in the model (a list, "
+                'a closure, a global), where a trace takes it for a constant. wrap(model, engine="live") runs the model itself; '
+                'elsewhere, fallback="retrace" records what it does.'
+            )
 
 
 @contextlib.contextmanager
