@@ -73,8 +73,16 @@ class Values:
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         held: list[Any] = [self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive]
-        held += [self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints]
-        held.append(self._lying)
+        held += [
+            self._ids,
+            self._looked_at,
+            self.kept,
+            self.leaves,
+            self.own_reads,
+            self.begun,
+            self.checkpoints,
+            self._lying,
+        ]
         for kept in held:
             kept.clear()
 
