@@ -82,8 +82,13 @@ def table(rows: list[Row], total: int) -> str:
         f"{transformers.__version__}, one thread). Small random instances in train mode with the dropout they have (in eval "
         "mode where they cannot train as they are), float32, the default wrap. The same step at the same seed is taken by the "
         "plain model, by a wrapped copy that records the run and asks for the true gradient, and twice by a copy under "
+<<<<<<< HEAD
         f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run. "
         "Not all rows are of one commit: `--again` measures only the misses anew.",
+=======
+        f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run. Not all "
+        "rows are of one commit: `--again` measures only the misses anew.",
+>>>>>>> f2
         "",
         *summary(rows),
         "",
@@ -93,7 +98,8 @@ def table(rows: list[Row], total: int) -> str:
         "",
         "Known causes. More than so many seconds: instances that the builder hardly shrinks (vibevoice_acoustic_tokenizer: 262 "
         "million parameters), on a machine that was shared; not measured. An infinite difference from autograd's gradient: "
-        "parameters that autograd leaves without one have one in the record, or the other way round.",
+        "parameters that autograd leaves without one have one in the record, or the other way round (encodec: zeros, "
+        "behind the lookup of codes by argmin). informer was measured before its mend.",
         "",
         "## Not built",
         "",

@@ -1,8 +1,7 @@
 """The values of a run by number: what each is, and which tensor or gradient edge it is known by.
 
 A value that autograd follows is known by its gradient edge (the autograd node that made it, and which of its results it
-is), so what is written in place, or through a view, is a new value as it is for autograd. Other values are known by their
-tensor.
+is), so what is written in place, or through a view, is a new value as it is for autograd. Others are known by their tensor.
 """
 
 from __future__ import annotations
@@ -73,16 +72,8 @@ class Values:
     def close(self) -> None:
         """Let go of the run's own tensors and autograd nodes."""
         held: list[Any] = [self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive]
-        held += [
-            self._ids,
-            self._looked_at,
-            self.kept,
-            self.leaves,
-            self.own_reads,
-            self.begun,
-            self.checkpoints,
-            self._lying,
-        ]
+        held += [self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints]
+        held.append(self._lying)
         for kept in held:
             kept.clear()
 
