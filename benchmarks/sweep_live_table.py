@@ -82,13 +82,8 @@ def table(rows: list[Row], total: int) -> str:
         f"{transformers.__version__}, one thread). Small random instances in train mode with the dropout they have (in eval "
         "mode where they cannot train as they are), float32, the default wrap. The same step at the same seed is taken by the "
         "plain model, by a wrapped copy that records the run and asks for the true gradient, and twice by a copy under "
-<<<<<<< HEAD
-        f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run. "
-        "Not all rows are of one commit: `--again` measures only the misses anew.",
-=======
         f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run. Not all "
         "rows are of one commit: `--again` measures only the misses anew.",
->>>>>>> f2
         "",
         *summary(rows),
         "",
