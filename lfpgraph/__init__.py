@@ -13,6 +13,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .audits.checks import CheckReport, check
     from .audits.conserved import Conservation, conservation
     from .audits.flow import relevance_flow
+    from .comparison import compare
     from .composites import centred, hebbian, lrp, rivals, spiking
     from .composites.composite import (
         Composite,
@@ -52,6 +53,7 @@ __all__ = [
     "attribute",
     "bits_by_importance",
     "check",
+    "compare",
     "Composite",
     "CoverageReport",
     "LfpGraphError",

@@ -16,9 +16,10 @@ from lfpgraph.experiments import EXPERIMENTS, Settings, reproduce
 from lfpgraph.experiments.common import data
 from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit, spread_text
 from lfpgraph.experiments.common.models import LifNet, mlp, seeded
-from lfpgraph.experiments.common.rates import held_back, tuned
+from lfpgraph.experiments.common.rates import tuned
 from lfpgraph.experiments.common.texts import docstrings
-from lfpgraph.experiments.metric import zeroth_order
+from lfpgraph.comparison import zeroth_order
+from lfpgraph.comparison.comparing import held_back
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
 from .support.helpers import run_cli
@@ -127,7 +128,7 @@ def test_zeroth_order_goes_down() -> None:
     labels = (x[:, 0] > 0).long()  # the better, the larger w[1, 0] - w[0, 0]
     before, total = model.weight.detach().clone(), torch.zeros(2, 2)
     for _ in range(200):
-        zeroth_order(0.1)(model, x, labels)
+        zeroth_order(0.1, lambda o, y: (o.argmax(-1) != y).float().mean())(model, x, labels)
         total += model.weight.grad
     torch.testing.assert_close(model.weight.detach(), before)
     assert total[1, 0] < 0 < total[0, 0]

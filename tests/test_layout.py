@@ -21,7 +21,7 @@ ROOMS = (
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
     "rewards", "inputs", "training.resuming", "training", "explain", "reports", "audits",
-    "models_zoo", "demo", "experiments.common", "experiments.discrete", "experiments", "cli", "__main__",
+    "models_zoo", "comparison", "demo", "experiments.common", "experiments.discrete", "experiments", "cli", "__main__",
 )  # fmt: skip
 GROUND = {"errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence"}
 ONLY_THE_GROUND = {"inputs", "rules", "rules.samples"}  # these import nothing else
@@ -135,7 +135,7 @@ def test_no_test_imports_another() -> None:
 
 PUBLIC = {
     "Attribution", "CheckReport", "Composite", "Conservation", "Contrast", "CoverageReport", "LfpGraphError", "OpGraph",
-    "Ruleset", "Trainer", "attribute", "bits_by_importance", "centred", "check", "composite_names", "conservation",
+    "Ruleset", "Trainer", "attribute", "bits_by_importance", "centred", "check", "compare", "composite_names", "conservation",
     "coverage", "explain_wrap", "feedback", "from_reward_function", "get_composite", "hebbian", "importance", "is_wrapped",
     "lrp", "metrics", "onnx", "pictures", "policies", "prune", "quantise", "register_composite", "relevance_flow",
     "reward_loss", "rewards", "rivals", "rule", "spiking", "trace", "unwrap", "wrap",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 import zlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import lfpgraph
+from lfpgraph.comparison.memory import LiveBytes
 from lfpgraph.composites.rivals import fixed_random, rival
 from lfpgraph.errors import CompositeError, RuleError
 
@@ -74,37 +72,12 @@ def test_sltt_is_backprop_without_time(count: bool) -> None:
     assert_same(wrapped_gradients(model, x, composite="sltt"), expected, 1e-9)
 
 
-class _Live(TorchDispatchMode):
-    """Peak bytes of the storages made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """It only counts: whose operations it sees is all the same to it."""
-        return True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self.sizes.pop, storage._cdata, None)
-                    self.peak = max(self.peak, sum(self.sizes.values()))
-        return result
-
-
 def _peak(composite: str, steps: int) -> int:
     model = lfpgraph.wrap(Spiking((16, 64, 10), steps, count=True), composite)
     x = torch.rand(32, 16)
     model(x).sum().backward()
     model.zero_grad(set_to_none=True)
-    with _Live() as live:
+    with LiveBytes() as live:
         model(x).sum().backward()
     return live.peak
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import LfpGraphError, TargetError, printable
+from .comparing import compare as compare_command
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
@@ -25,6 +26,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
 for _command in (coverage, graph, zoo, reproduce, explain, export):
     app.command()(_command)
+app.command("compare")(compare_command)
 
 
 def _version(asked: bool) -> None:

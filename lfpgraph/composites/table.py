@@ -8,7 +8,7 @@ from .hebbian import hebbian_composites
 from .interop import lxt_composite
 from .learning import learning_structure
 from .lrp import lrp_composites
-from .rivals import rival_composites
+from .rivals.family import rival_composites
 from .spiking import spiking_structure
 
 __all__ = ["COMPOSITES"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ..comparison import zeroth_order
 from ..rewards import ScalarReward, reward_loss
 from .common.data import flat_digits
 from .common.drawing import draw_curves
@@ -15,7 +13,7 @@ from .common.harness import Report, Settings, Way, accuracy
 from .common.models import mlp, seeded
 from .common.rates import tuned
 
-__all__ = ["run", "zeroth_order"]
+__all__ = ["run"]
 
 EPOCHS = 40
 EXPLORE = 0.1  # share of the guesses that are blind
@@ -36,7 +34,14 @@ def run(settings: Settings) -> Report:
         start(0), guessing, (1e-3, 3e-3, 1e-2), train, test, settings, epochs=EPOCHS, name="digits", start=start
     )
     blind = [
-        Way(f"MeZO, width {width:g}", None, cross_entropy, clip=None, optimizer="SGD", gradients=zeroth_order(width))
+        Way(
+            f"MeZO, width {width:g}",
+            None,
+            cross_entropy,
+            clip=None,
+            optimizer="SGD",
+            gradients=zeroth_order(width, _error),
+        )
         for width in (1e-2, 3e-2, 1e-1)
     ]
     epochs = round(EPOCHS * PASSES)
@@ -68,24 +73,5 @@ def _policy(outputs: Tensor, labels: Tensor) -> Tensor:
     return -((answers - answers.mean()) * of_guesses).mean()
 
 
-def zeroth_order(width: float) -> Callable[[nn.Module, Tensor, Tensor], None]:
-    """Gradients of the accuracy by two forward passes (SPSA; MeZO, Malladi et al. 2023, algorithm 1).
-
-    The weights move by `width` times one Gaussian direction, forth and back; the direction, times the difference of the errors,
-    becomes the gradient.
-    """
-
-    @torch.no_grad()
-    def gradients(model: nn.Module, x: Tensor, labels: Tensor) -> None:
-        directions = [torch.randn_like(p) for p in model.parameters()]
-        errors = []
-        for move in (width, -2 * width):
-            for p, direction in zip(model.parameters(), directions):
-                p.add_(direction, alpha=move)
-            errors.append(1 - accuracy(model(x), labels))
-        slope = (errors[0] - errors[1]) / (2 * width)
-        for p, direction in zip(model.parameters(), directions):
-            p.add_(direction, alpha=width)
-            p.grad = direction * slope
-
-    return gradients
+def _error(outputs: Tensor, labels: Tensor) -> float:
+    return 1 - accuracy(outputs, labels)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...comparison.runs import output_of
 from ...composites.composite import Composite
 from ...demo.data import Arrays
 from ...rewards import reward_loss
@@ -210,12 +211,6 @@ def _train(
         curve.append(evaluate(model, test, score))
     case.step_seconds.append(statistics.median(seconds))
     return curve
-
-
-def output_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's output, or its logits."""
-    out = model(x)
-    return out if isinstance(out, Tensor) else out.logits
 
 
 @torch.no_grad()

@@ -7,20 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from ...comparison.comparing import held_back
 from ...demo.data import Arrays
 from .harness import Case, Settings, Way, fit
 
-__all__ = ["chosen_rates", "held_back", "tuned"]
-
-
-def held_back(data: Arrays, share: float = 0.25) -> tuple[Arrays, Arrays]:
-    """A training set in two: what is still trained on, and the validation part. The split is the same at every call."""
-    order = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(1))
-    validation, rest = order[: round(len(order) * share)], order[round(len(order) * share) :]
-    return (data[0][rest], data[1][rest]), (data[0][validation], data[1][validation])
+__all__ = ["chosen_rates", "tuned"]
 
 
 def chosen_rates(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..graph.graph import CASTS
-from ..registry import Call, Signals
+from ...graph.graph import CASTS
+from ...registry import Call, Signals
 
 __all__ = ["SLOPES", "soft_vjp"]
 

@@ -1,0 +1,64 @@
+"""The command line's `lfpgraph compare`: several ways of training side by side on the user's own model and data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .reports import writable
+
+__all__ = ["compare"]
+
+
+def compare(
+    model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
+    data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
+    ways: Annotated[
+        str, typer.Option(help="Composites, and backprop, fa, fa-refreshed, dfa, mezo; with commas between.")
+    ] = "lfp,backprop,dfa,usf,mezo",
+    loss: Annotated[
+        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")
+    ] = "cross_entropy",
+    steps: Annotated[int | None, typer.Option(min=1, help="Budget of a run; 300 if none is given.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Or its budget in seconds.")] = None,
+    rates: Annotated[str, typer.Option(help="The grid of rates, with commas between.")] = "1e-3,3e-3,1e-2",
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: weights and batches.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("comparison.html"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Train your model in several ways, from one start on the same batches, each at its own best rate."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from ..comparison import compare as compare_ways
+    from ..errors import TargetError
+    from .functions import call_target, datasets, load_target, loss_named
+
+    try:
+        grid = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        raise TargetError(f"--rates {rates!r} must be numbers with commas between") from None
+    build = load_target(model)
+    train, test = datasets(call_target(load_target(data), data), data)
+    writable(out, json_file)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("preparing", total=None)
+        result = compare_ways(
+            lambda: call_target(build, model), train, test, [way.strip() for way in ways.split(",")],
+            loss=loss_named(loss), steps=steps, seconds=seconds, rates=grid, batch_size=batch_size, seeds=seeds, name=model,
+            progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+        )  # fmt: skip
+    Console().print(result.table())
+    out.write_text(result.to_html(), encoding="utf-8")
+    typer.echo(f"report: {out}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
