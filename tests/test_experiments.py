@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lfpgraph.errors import InputError
 from lfpgraph.experiments import EXPERIMENTS, Settings, reproduce
 from lfpgraph.experiments.common import data
 from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit, spread_text
 from lfpgraph.experiments.common.models import LifNet, mlp, seeded
 from lfpgraph.experiments.common.rates import held_back, tuned
+from lfpgraph.experiments.common.texts import docstrings
+from lfpgraph.experiments.metric import zeroth_order
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
 from .support.helpers import run_cli
@@ -52,7 +56,19 @@ def test_each_way_gets_its_own_rate() -> None:
     assert [case.more["lr"] for case in wrong] == [1e-9, 1e-9]  # no second row
 
 
-LONG = ["activations", "convergence", "language", "lora", "routing", "rule", "spiking", "transfer", "vit"]
+LONG = [
+    "activations",
+    "convergence",
+    "diffusion",
+    "graphs",
+    "language",
+    "finetune",
+    "routing",
+    "rule",
+    "spiking",
+    "transfer",
+    "vit",
+]
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(LONG)))
@@ -102,6 +118,29 @@ def test_synthetic_sets_need_a_nonlinear_model() -> None:
         weights = torch.linalg.lstsq(design, nn.functional.one_hot(y).float()).solution
         found = (torch.cat([test_x, torch.ones(len(test_x), 1)], 1) @ weights).argmax(1)
         assert ((found == test_y).float().mean() > 0.75) == linear
+
+
+def test_zeroth_order_goes_down() -> None:
+    """The weights are where they were, and on average over directions the gradient points away from accuracy."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 2, bias=False), torch.randn(200, 2)
+    labels = (x[:, 0] > 0).long()  # the better, the larger w[1, 0] - w[0, 0]
+    before, total = model.weight.detach().clone(), torch.zeros(2, 2)
+    for _ in range(200):
+        zeroth_order(0.1)(model, x, labels)
+        total += model.weight.grad
+    torch.testing.assert_close(model.weight.detach(), before)
+    assert total[1, 0] < 0 < total[0, 0]
+
+
+def test_texts_do_not_say_their_library() -> None:
+    """Each text once, long enough, and without the library's name as a word."""
+    seen: set[str] = set()
+    texts = docstrings("networkx", 50, seen) + docstrings("networkx", 50, seen)
+    assert len(set(texts)) == 100 and all(60 <= len(text) <= 400 for text in texts)
+    assert not any({"networkx", "nx"} & set(re.findall(r"\w+", text.lower())) for text in texts)
+    with pytest.raises(InputError, match="docstrings, 1000000 are needed"):
+        docstrings("networkx", 1_000_000, set())
 
 
 def test_text_is_python() -> None:

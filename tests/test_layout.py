@@ -21,11 +21,18 @@ ROOMS = (
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
     "rewards", "inputs", "training.resuming", "training", "explain", "reports", "audits",
-    "models_zoo", "demo", "experiments.common", "experiments", "cli", "__main__",
+    "models_zoo", "demo", "experiments.common", "experiments.discrete", "experiments", "cli", "__main__",
 )  # fmt: skip
 GROUND = {"errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence"}
 ONLY_THE_GROUND = {"inputs", "rules", "rules.samples"}  # these import nothing else
-PEOPLE_RUN = {"__main__", "cli", "demo", "experiments", "experiments.common"}  # and only these import the zoo
+PEOPLE_RUN = {
+    "__main__",
+    "cli",
+    "demo",
+    "experiments",
+    "experiments.common",
+    "experiments.discrete",
+}  # and only these import the zoo
 
 FILES = sorted(path for top in ("lfpgraph", "rules", "models_zoo") for path in (ROOT / top).rglob("*.py"))
 

@@ -3,7 +3,8 @@
 A step has no derivative of use, and `f(x) / x` says nothing of where its threshold is. A secant, `(f(x + h) - f(x - h)) / 2h`,
 sees every threshold within h, and needs nothing but f. The widths are multiples of the spread of x, so the rule is the same
 whatever the units of x are: the narrow ones weigh what is about to change, the wide ones let what is far from a threshold learn
-all the same. The mean of secants of several widths is the slope of f under noise of as many widths.
+all the same. Each width weighs in inverse proportion to its size, so the slope falls with the square of the distance from the
+threshold, about as the derivative of an arctangent does.
 
 Where spikes reset their own membrane, that way is closed to reward: the membrane learns from what its spikes did. Parameters
 that a step is made of (binary or rounded weights) get their signal in the same way.
@@ -85,7 +86,7 @@ def _of_parameters(widths: tuple[float, ...], call: Call, s: Tensor, *args: Any,
 
 
 def _secants(widths: tuple[float, ...], call: Call, s: Tensor, place: int) -> Tensor:
-    """Signal of x for z = f(x): by the mean slope of the lines through f(x - h) and f(x + h)."""
+    """Signal of x for z = f(x): by the slopes of the lines through f(x - h) and f(x + h), each with a weight of 1 / h."""
     x = call.inputs[place]
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     spread = wide.var(correction=0).sqrt()
@@ -93,5 +94,5 @@ def _secants(widths: tuple[float, ...], call: Call, s: Tensor, place: int) -> Te
     slope = torch.zeros_like(wide)
     for width in widths:
         low, high = (value_at(call, place, wide + side * width * spread) for side in (-1, 1))
-        slope = slope + (high - low) / (2 * width * len(widths))
-    return (s * (slope / spread)).to(x.dtype)
+        slope = slope + (high - low) / (2 * width**2)
+    return (s * (slope / (spread * sum(1 / width for width in widths)))).to(x.dtype)

@@ -1,8 +1,11 @@
-"""Accuracy against sparsity, weights taken away by magnitude and by feedback (LFP, section on pruning)."""
+"""What a trained network bears: weights taken away (LFP, section on pruning), noise on them, and few bits for each."""
 
 from __future__ import annotations
 
 import copy
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,45 +13,93 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays
+from ..explain.importances import quantise
 from ..wrapping.wrapper import is_wrapped, unwrap, wrap
 from .common.data import flat_digits
 from .common.harness import Case, Report, Settings, Way, accuracy, evaluate, fit
 from .common.models import mlp, seeded
+from .common.rates import chosen_rates
 
 __all__ = ["accuracy_at", "magnitude", "run"]
 
 SPARSITIES = [0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
+NOISES = [0.1, 0.25, 0.5, 0.75, 1.0]  # of a matrix's root mean square
+BITS = [2, 3, 4, 6, 8]
+POINTS: dict[str, Sequence[float]] = {
+    "by magnitude": SPARSITIES,
+    "by feedback": SPARSITIES,
+    "noise": NOISES,
+    "bits": BITS,
+}
+WORTH = dict.fromkeys(
+    ("by magnitude", "by feedback"), [s for s in SPARSITIES if 0.6 <= s <= 0.95]
+)  # what the mean is of
+RATES = (1e-3, 3e-3, 1e-2)
 
 
 def run(settings: Settings) -> Report:
-    """Models trained in each way lose weights without further training.
+    """Models trained in each way, at its own best rate, lose weights, or precision, without further training.
 
-    The metric is the mean accuracy over sparsities of 60 to 95 %; each case's curve holds all of them.
+    Metrics are means: of the accuracies with 60 to 95 % of the weights gone, with each amount of noise, with each number of
+    bits. Each case's curve holds all of them.
     """
     train, test = flat_digits()
-    ways = [Way("LFP", "lfp-epsilon", cross_entropy), Way("backprop", None, cross_entropy)]
+    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
     found: dict[tuple[str, str], Case] = {}
     start = seeded(lambda: mlp([64, 128, 64, 10]))
 
-    def prune(case: Case, seed: int, model: nn.Module) -> None:
+    def damage(case: Case, seed: int, model: nn.Module) -> None:
         plain = copy.deepcopy(model)
         if is_wrapped(plain):
             unwrap(plain)
-        for name, scores in (("by magnitude", magnitude(plain)), ("by feedback", _feedback(plain, train))):
-            curve = [accuracy_at(plain, scores, sparsity, test) for sparsity in SPARSITIES]
+        for name, points, curve in _damages(plain, train, test, seed):
             own = found.setdefault((name, case.way), Case(name, case.way))
             own.curves.append(curve)
-            own.values.append(sum(v for v, s in zip(curve, SPARSITIES) if 0.6 <= s <= 0.95) / 6)
+            own.values.append(statistics.fmean(v for v, at in zip(curve, points) if at in WORTH.get(name, points)))
             own.more.setdefault("near_zero", []).append(_near_zero(plain))
 
-    trained = fit(start(0), ways, train, test, settings, epochs=20, name="dense", after=prune, start=start)
-    cases = trained + sorted(found.values(), key=lambda c: (c.model, c.way))
-    notes = [f"sparsities {SPARSITIES}; the metric of the pruned rows is the mean accuracy at 60 to 95 %"]
+    chosen = chosen_rates(start(0), ways, RATES, train, settings, epochs=20, start=start)
+    at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
+    trained = fit(start(0), at_best, train, test, settings, epochs=20, name="dense", after=damage, start=start)
+    notes = [f"{way.name}: rate {way.lr:g}, chosen on a validation part" for way in at_best]
     for case in found.values():
-        for sparsity in (0.8, 0.9, 0.95):
-            values = [curve[SPARSITIES.index(sparsity)] for curve in case.curves]
-            notes.append(f"{case.model}, {case.way}, {sparsity:.0%}: {100 * sum(values) / len(values):.1f} %")
-    return Report("pruning", "accuracy", cases, _draw, (9, 4), notes)
+        means = ", ".join(
+            f"{at:g}: {100 * statistics.fmean(v):.1f} %" for at, v in zip(POINTS[case.model], zip(*case.curves))
+        )
+        notes.append(f"{case.model}, {case.way}, {means}")
+        notes.append(
+            f"{case.way}: {100 * statistics.fmean(case.more['near_zero']):.1f} % of the weights are below 0.01"
+        )
+    cases = trained + sorted(found.values(), key=lambda c: (c.model, c.way))
+    return Report("pruning", "accuracy", cases, _draw, (13, 4), list(dict.fromkeys(notes)))
+
+
+def _damages(
+    model: nn.Module, train: Arrays, test: Arrays, seed: int
+) -> Iterator[tuple[str, Sequence[float], list[float]]]:
+    """Name, amounts, and the accuracy with each, of every kind of damage."""
+    for name, scores in (("by magnitude", magnitude(model)), ("by feedback", _feedback(model, train))):
+        yield name, SPARSITIES, [accuracy_at(model, scores, sparsity, test) for sparsity in SPARSITIES]
+    yield "noise", NOISES, [_noisy(model, noise, test, seed) for noise in NOISES]
+    yield "bits", BITS, [_coarse(model, bits, test) for bits in BITS]
+
+
+@torch.no_grad()
+def _noisy(model: nn.Module, noise: float, test: Arrays, seed: int, draws: int = 20) -> float:
+    """Mean accuracy over draws of Gaussian noise on each matrix, of `noise` times its root mean square."""
+    generator, values = torch.Generator().manual_seed(seed), []
+    for _ in range(draws):
+        changed = copy.deepcopy(model)
+        for p in _weights(changed).values():
+            p += noise * p.square().mean().sqrt() * torch.randn(p.shape, generator=generator)
+        values.append(evaluate(changed, test, accuracy))
+    return statistics.fmean(values)
+
+
+def _coarse(model: nn.Module, bits: int, test: Arrays) -> float:
+    rounded = copy.deepcopy(model)
+    quantise(rounded, bits)
+    return evaluate(rounded, test, accuracy)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -61,7 +112,7 @@ def magnitude(model: nn.Module) -> dict[str, Tensor]:
 
 def _feedback(model: nn.Module, train: Arrays) -> dict[str, Tensor]:
     """Size of each weight's feedback, summed over batches of the training set."""
-    twin = wrap(copy.deepcopy(model), "lfp-epsilon")
+    twin = wrap(copy.deepcopy(model), "lfp")
     scores = {name: torch.zeros_like(p) for name, p in _weights(twin).items()}
     for x, y in zip(train[0].split(64), train[1].split(64)):
         twin.zero_grad(set_to_none=True)
@@ -89,12 +140,11 @@ def accuracy_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float, te
 
 
 def _draw(figure: Any, report: Report) -> None:
-    kinds = ["by magnitude", "by feedback"]
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), kinds):
+    labels = {"noise": "noise over the weights' size", "bits": "bits of a weight"}
+    for axes, (kind, points) in zip(figure.subplots(1, len(POINTS), sharey=True), POINTS.items()):
         for case in [c for c in report.cases if c.model == kind]:
-            mean = [100 * sum(v) / len(v) for v in zip(*case.curves)]
-            axes.plot([100 * s for s in SPARSITIES], mean, marker="o", label=f"trained by {case.way}")
-        axes.set_title(f"pruned {kind}")
-        axes.set_xlabel("weights taken away, %")
+            mean = [100 * statistics.fmean(v) for v in zip(*case.curves)]
+            axes.plot(points, mean, marker="o", label=f"trained by {case.way}")
+        axes.set_xlabel(labels.get(kind, f"share of weights taken away {kind}"))
         axes.legend()
     figure.axes[0].set_ylabel("accuracy, %")

@@ -17,33 +17,42 @@ __all__ = ["EXPERIMENTS", "Experiment", "reproduce"]
 class Experiment:
     """A module of the package `experiments` with `run(settings) -> Report`."""
 
-    name: str
+    module: str
     summary: str
 
     def run(self, settings: Settings) -> Report:
         """Train everything and return what was found."""
-        module = importlib.import_module(f"..{self.name.replace('-', '_')}", __package__)
-        report: Report = module.run(settings)
+        report: Report = importlib.import_module(f"..{self.module}", __package__).run(settings)
         return report
+
+    @property
+    def name(self) -> str:
+        """As the command line has it: the last part of the module's path."""
+        return self.module.rpartition(".")[2]
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    name: Experiment(name, summary)
-    for name, summary in {
-        "activations": "smooth ones, steps, few bits, binary and ternary weights: MLPs on digits",
-        "boundaries": "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)",
-        "convergence": "accuracy per step and per second: a CNN on digits",
-        "language": "next-character loss of a small GPT-2 on Python's own standard library",
-        "lora": "a ViT of transformers that knows half of the digits learns the others by PEFT's LoRA, head trained or frozen",
-        "pruning": "accuracy against sparsity, pruned by magnitude and by feedback: an MLP on digits",
-        "regression": "diabetes (and California housing, if scikit-learn has it cached): an MLP",
-        "rewards": "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer",
-        "routing": "a router that chooses experts by argmax: digits",
-        "rule": "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters",
-        "spiking": "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps",
-        "transfer": "half of the digits by backprop, then the other half by feedback",
-        "vit": "a ViT of transformers, random weights, on digits",
-    }.items()
+    experiment.name: experiment
+    for experiment in (
+        Experiment("discrete.activations", "smooth ones, steps, few bits, binary and ternary weights: MLPs on digits"),
+        Experiment("boundaries", "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)"),
+        Experiment("convergence", "accuracy per step and per second: a CNN on digits"),
+        Experiment("diffusion", "a diffusion model predicts the noise in digits"),
+        Experiment("graphs", "GraphSAGE tells the community of a node of a generated graph"),
+        Experiment("language", "next-character loss of a small GPT-2 on Python's own standard library"),
+        Experiment("finetune", "the pretrained MiniLM learns from which library a docstring is: whole, and by LoRA"),
+        Experiment(
+            "metric", "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits"
+        ),
+        Experiment("pruning", "accuracy with weights taken away, with noise on them, with few bits: an MLP on digits"),
+        Experiment("regression", "diabetes (and California housing, if scikit-learn has it cached): an MLP"),
+        Experiment("rewards", "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer"),
+        Experiment("discrete.routing", "a router that chooses experts by argmax: digits"),
+        Experiment("rule", "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters"),
+        Experiment("discrete.spiking", "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps"),
+        Experiment("transfer", "half of the digits by backprop, then the other half by feedback"),
+        Experiment("vit", "a ViT of transformers, random weights, on digits"),
+    )
 }
 
 

@@ -43,7 +43,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of training. `composite` None is plain backprop by autograd."""
+    """A way of training. `composite` None is plain backprop by autograd.
+
+    Attributes:
+        gradients: sets each parameter's `.grad` by itself, given the model, a batch and its labels, in place of backward.
+    """
 
     name: str
     composite: str | Composite | None
@@ -51,6 +55,7 @@ class Way:
     lr: float = 3e-3
     clip: float | None = 1.0
     optimizer: str = "AdamW"
+    gradients: Callable[[nn.Module, Tensor, Tensor], None] | None = None
 
 
 @dataclass
@@ -191,9 +196,12 @@ def _train(
         for rows in torch.randperm(len(train[0]), generator=generator).split(batch_size):
             begin = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
-            objective = way.objective(output_of(model, train[0][rows]), train[1][rows])
-            if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
-                objective.backward()
+            if way.gradients is not None:
+                way.gradients(model, train[0][rows], train[1][rows])
+            else:
+                objective = way.objective(output_of(model, train[0][rows]), train[1][rows])
+                if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
+                    objective.backward()
             if way.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, way.clip)
             optimizer.step()

@@ -65,17 +65,19 @@ def chosen_rates(
 
 def tuned(
     model: nn.Module, ways: Sequence[Way], rates: Sequence[float], train: Arrays, test: Arrays, settings: Settings, *,
-    name: str = "", lower_is_better: bool = False, **how: Any,
+    name: str = "", lower_is_better: bool = False, choosing: int | None = None, **how: Any,
 ) -> tuple[list[Case], list[str]]:  # fmt: skip
     """Each way at its own best rate; if those differ, also all of them at the rate of the last one, backprop.
 
     Args:
+        choosing: with how many seeds the rates are chosen; as many as all else by default.
         how: what `fit` takes besides.
 
     Returns:
         The cases, on held-out data, and notes that say which rates were chosen.
     """
-    chosen = chosen_rates(model, ways, rates, train, settings, name=name, lower_is_better=lower_is_better, **how)
+    few = replace(settings, seeds=min(choosing or settings.seeds, settings.seeds))
+    chosen = chosen_rates(model, ways, rates, train, few, name=name, lower_is_better=lower_is_better, **how)
     at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
     cases = fit(model, at_best, train, test, settings, name=name, **how)
     common = at_best[-1].lr

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from .common.data import flat_digits
-from .common.drawing import draw_curves
-from .common.harness import Case, Report, Settings, Way, fit
-from .common.models import seeded
-from .common.rates import chosen_rates
+from ..common.data import flat_digits
+from ..common.drawing import draw_curves
+from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.models import seeded
+from ..common.rates import chosen_rates
 
 __all__ = ["Routed", "run"]
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from ..composites.composite import get_composite
-from .common.data import flat_digits
-from .common.drawing import draw_bars
-from .common.harness import Case, Report, Settings, Way, fit
-from .common.models import ACTIVATIONS, mlp, seeded
-from .common.rates import chosen_rates
+from ...composites.composite import get_composite
+from ..common.data import flat_digits
+from ..common.drawing import draw_bars
+from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.models import ACTIVATIONS, mlp, seeded
+from ..common.rates import chosen_rates
 
 __all__ = ["Coarse", "run"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..rewards import RateCodedSpikes
-from .common.data import flat_digits
-from .common.drawing import draw_bars
-from .common.harness import Case, Report, Settings, Way, fit
-from .common.models import LifNet, seeded
-from .common.rates import chosen_rates
+from ...rewards import RateCodedSpikes
+from ..common.data import flat_digits
+from ..common.drawing import draw_bars
+from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.models import LifNet, seeded
+from ..common.rates import chosen_rates
 
 __all__ = ["run"]
 

