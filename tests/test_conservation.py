@@ -6,6 +6,7 @@ input; an activation's entries at x = 0. Normalisations, softmax and attention c
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from lfpgraph.composites.composite import get_composite
 from lfpgraph.engine.call import Call
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.propagate import run_backward, run_forward
+from lfpgraph.engine.signals import Sum, reward_of
 from lfpgraph.engine.units import Unit
 from lfpgraph.graph.graph import is_float
+from lfpgraph.registry import find_rule
 from lfpgraph.tracing.tracer import trace
 
 
@@ -118,3 +121,28 @@ def test_a_negative_multiple_may_be_negative(factor: float) -> None:
     """Rules are half as long where no input is negative; they must see where one may be."""
     graph = trace(Multiple(factor), (torch.ones(2, 3),))
     assert is_nonnegative(graph.output_nodes[-1]) is (factor > 0)
+
+
+@pytest.mark.parametrize("other", [None, 0.25])
+@pytest.mark.parametrize("own", [0.0, 0.125])
+def test_signals_of_both_forms_make_one_reward(own: float, other: float | None) -> None:
+    """What arrives raw, stabilized, and stabilized with another epsilon is one signal of the same reward."""
+    torch.manual_seed(0)
+    z, *given = torch.randn(4, 6, dtype=torch.float64).unbind(0)
+    found, unit = Sum(), SimpleNamespace(epsilon=own, option_epsilon=own, rectified=None)
+    for s, form in zip(given, (None, 0.5, other)):
+        found.add(s, form, z)
+    signal, form = found.settle(z, unit)
+    torch.testing.assert_close(
+        reward_of(signal, z, form), sum(reward_of(s, z, f) for s, f in zip(given, (None, 0.5, other)))
+    )
+
+
+def test_a_dirichlet_sample_hands_back_as_torch_does() -> None:
+    """torch has the derivative outside its table of them."""
+    torch.manual_seed(0)
+    concentration = torch.rand(3, 4, dtype=torch.float64) + 0.5
+    z, s = torch._sample_dirichlet(concentration), torch.randn(3, 4, dtype=torch.float64)
+    expected = torch.distributions.dirichlet._Dirichlet_backward(z, concentration, s)
+    found = find_rule(torch.ops.aten._sample_dirichlet.default).handler(SimpleNamespace(output=z), s, concentration)
+    torch.testing.assert_close(found[0], expected)

@@ -63,10 +63,15 @@ def test_both_engines_equal_the_steps_one_by_one(cell: str, composite: str, monk
         _assert_equal(feedback, one_by_one)
 
 
+@pytest.mark.parametrize("block", [1, 1 << 17])
 @pytest.mark.parametrize(
     ("cell", "options"), [("lstm", {"bidirectional": True}), ("gru", {"num_layers": 2, "bias": False})]
 )
-def test_gradient_of_the_operation_is_autograds(cell: str, options: dict[str, Any]) -> None:
+def test_gradient_of_the_operation_is_autograds(
+    cell: str, options: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether all steps are worked on at once or each by itself."""
+    monkeypatch.setattr("lfpgraph.rules.recurrent._BLOCK", block)
     torch.manual_seed(0)
     model, x = Recurrent(cell, **options).double(), torch.randn(2, 5, 3, dtype=torch.float64)
     plain = _feedback_of_plain(model, x)

@@ -100,9 +100,9 @@ def test_resume_restores_loader_generator(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_the_joined_batch() -> None:
-    """Batches of four, two to a step, and of eight at once; the last step's rows are uneven (44 = 5 * 8 + 4)."""
+    """Batches of four, two to a step, and of eight at once; of 44 rows the last step has few, or batches that are uneven."""
     found = []
-    for size, accumulate in ((8, 1), (4, 2), (3, 3)):
+    for size, accumulate in ((8, 1), (4, 2), (3, 3), (12, 1), (6, 2)):
         model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 5)).double()
         torch.manual_seed(0)
         for p in model.parameters():
@@ -116,9 +116,10 @@ def test_accumulation_is_the_joined_batch() -> None:
         trainer = make_trainer(model=model, batch_size=size, accumulate=accumulate, eval_data=None, **options)
         outcome = trainer.train()
         found.append((outcome.steps, weights(model)))
-    assert [steps for steps, _ in found] == [12, 12, 10]
+    assert [steps for steps, _ in found] == [12, 12, 10, 8, 8]
     for name, value in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], value, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found[4][1][name], found[3][1][name], rtol=1e-10, atol=1e-12)
         assert not torch.allclose(found[2][1][name], value)
 
 
