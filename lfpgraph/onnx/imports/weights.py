@@ -1,13 +1,16 @@
-"""Which initializers of an ONNX file are parameters."""
+"""Which tensors of an ONNX file are parameters."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .files import operator_of
+from .programs import Line
 
 __all__ = ["is_weight", "weights_of"]
 
@@ -27,9 +30,22 @@ _WEIGHTS: dict[str, Sequence[int]] = {
     "PRelu": (1,),
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
+    "SimplifiedLayerNormalization": (1,),
+    "com.microsoft.Attention": (1, 2),
+    "com.microsoft.BiasGelu": (1,),
+    "com.microsoft.DynamicQuantizeLSTM": (3,),
+    "com.microsoft.EmbedLayerNormalization": (2, 3, 4, 5, 6),
+    "com.microsoft.FastGelu": (1,),
+    "com.microsoft.FusedConv": (1, 2),
+    "com.microsoft.FusedGemm": (0, 1, 2),
+    "com.microsoft.FusedMatMul": (0, 1),
+    "com.microsoft.MultiHeadAttention": (3,),
+    "com.microsoft.SkipLayerNormalization": (2, 3, 4),
+    "com.microsoft.SkipSimplifiedLayerNormalization": (2, 3),
 }
 _TERMS = ("Add", "Mul", "Sub")
-_MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_MOVES = ("Cast", "Concat", "Expand", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_MOST_PARTS = 64  # tensors that one weight is put together from
 
 
 def is_weight(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bool:
@@ -43,18 +59,18 @@ def is_weight(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bo
     return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
 
 
-def weights_of(graph: Any) -> set[str]:
-    """Names of initializers that are read as weights; `name\\0weight` marks those that may have one element."""
-    source: dict[str, str] = {t.name: t.name for t in graph.initializer}
+def weights_of(tensors: Iterable[str], lines: Iterable[Line]) -> set[str]:
+    """Names of tensors that are read as weights; `name\\0weight` marks those that may have one element."""
+    sources: dict[str, list[str]] = {name: [name] for name in tensors}
     found: set[str] = set()
-    for node in graph.node:
-        if node.op_type in _MOVES and node.input and node.input[0] in source and node.output:
-            source[node.output[0]] = source[node.input[0]]
-        slots = _WEIGHTS.get(node.op_type, (0, 1) if node.op_type in _TERMS else ())
-        for slot in slots:
-            if slot < len(node.input) and node.input[slot] in source:
-                name = source[node.input[slot]]
-                found.add(name)
-                if node.op_type in _WEIGHTS and node.op_type != "Gather":
-                    found.add(f"{name}\0weight")
+    for line in lines:
+        kind = operator_of(line.item)
+        if kind in _MOVES:
+            moved = [n for name in line.reads[: None if kind == "Concat" else 1] for n in sources.get(name, ())]
+            sources.update(dict.fromkeys(line.makes, moved[:_MOST_PARTS]) if moved else {})
+        slots = _WEIGHTS.get(kind, (0, 1) if kind in _TERMS else ())
+        for name in {n for slot in slots if slot < len(line.reads) for n in sources.get(line.reads[slot], ())}:
+            found.add(name)
+            if kind in _WEIGHTS and kind != "Gather":
+                found.add(f"{name}\0weight")
     return found
