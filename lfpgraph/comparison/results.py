@@ -83,12 +83,18 @@ class Comparison:
         spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{scale * statistics.fmean(values):.{digits}f}{spread}{unit}"
 
+    @staticmethod
+    def _columns(rows: list[dict[str, str]]) -> list[str]:
+        """Those of a way that has been trained; others have fewer."""
+        longest = max(rows, key=len)
+        return list(longest)
+
     def table(self) -> Any:
         """A rich table."""
         from ..reports.table import table_of
 
         rows = self.rows()
-        columns = list(max(rows, key=len))
+        columns = self._columns(rows)
         table = table_of(f"{self.name}: {self.budget} each, at its best rate", *columns)
         for row in rows:
             table.add_row(*(row.get(column, "") for column in columns))
@@ -144,7 +150,7 @@ class Comparison:
             .render(
                 result=self,
                 rows=rows,
-                columns=list(max(rows, key=len)),
+                columns=self._columns(rows),
                 trained=[way.way for way in trained],
                 angles=angles,
                 curves=self._drawing(trained) if trained else "",

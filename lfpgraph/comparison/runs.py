@@ -101,7 +101,8 @@ def train(
         angles: measure them.
     """
     torch.manual_seed(seed)
-    run, durations, elapsed, looks = Run(seed, rate), [], 0.0, 0
+    run, elapsed, looks = Run(seed, rate), 0.0, 0
+    durations: list[float] = []
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = getattr(torch.optim, method.optimizer)(parameters, lr=rate)
     batches = task.batches(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +33,10 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "MatMul": torch.matmul,
     "Mish": F.mish,
     "NonZero": lambda x: torch.nonzero(x).t(),
-    "Not": torch.logical_not,
     "Or": torch.logical_or,
     "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
     "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
     "Softsign": F.softsign,
-    "Where": torch.where,
     "Xor": torch.logical_xor,
 }
 
@@ -63,6 +61,15 @@ _ARITHMETIC = {
     "Add": (torch.add, lambda a, b: a + b),
     "Sub": (torch.sub, lambda a, b: a - b),
     "Mul": (torch.mul, lambda a, b: a * b),
+}
+_COMPARISONS = {  # also among numbers that Python knows, so that branches on sizes are taken while tracing
+    "And": lambda a, b: bool(a and b),
+    "Equal": operator.eq,
+    "Greater": operator.gt,
+    "GreaterOrEqual": operator.ge,
+    "Less": operator.lt,
+    "LessOrEqual": operator.le,
+    "Or": lambda a, b: bool(a or b),
 }
 
 
@@ -111,14 +118,42 @@ def _any_integer(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _comparison(function: Any, python: Any) -> Any:
+    def run(node: Node, x: Any, y: Any) -> Any:
+        found = _among_known(lambda a, b: bool(python(a, b)), x, y)
+        if found is None:
+            return function(tensor_of(x), tensor_of(y))
+        return Known(found.items, found.scalar, torch.bool)
+
+    return run
+
+
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 for _kind, _function in _PLAIN.items():
-    imports(_kind)(_with_attributes(_any_integer(_function), {}))
+    if _kind in _COMPARISONS:
+        imports(_kind, known=True)(_comparison(_any_integer(_function), _COMPARISONS[_kind]))
+    else:
+        imports(_kind)(_with_attributes(_any_integer(_function), {}))
 for _kind, _row in _WITH_ATTRIBUTES.items():
     imports(_kind)(_with_attributes(_any_integer(_row[0]), _row[1]))
 imports("Identity", known=True)(lambda node, x: x)
 for _kind, _both in _ARITHMETIC.items():
     imports(_kind, known=True)(_arithmetic(*_both))
+
+
+@imports("Not", known=True)
+def not_(node: Node, x: Any) -> Any:
+    return Known([not v for v in x.items], x.scalar, torch.bool) if isinstance(x, Known) else torch.logical_not(x)
+
+
+@imports("Where", known=True)
+def where(node: Node, condition: Any, x: Any, y: Any) -> Any:
+    if all(isinstance(v, Known) and (v.whole or v is condition) for v in (condition, x, y)):
+        n = max(len(v.items) for v in (condition, x, y))
+        if all(len(v.items) in (1, n) for v in (condition, x, y)):
+            rows = zip(*(v.items * (n if len(v.items) == 1 else 1) for v in (condition, x, y)))
+            return Known([a if c else b for c, a, b in rows], condition.scalar and x.scalar and y.scalar, x.dtype)
+    return torch.where(tensor_of(condition), tensor_of(x), tensor_of(y))
 
 
 @imports("Div", known=True)
@@ -197,8 +232,9 @@ def dropout(node: Node, x: Tensor, ratio: Any = None, training: Any = None) -> A
 @imports("Cast", known=True)
 def cast(node: Node, x: Any) -> Any:
     dtype = dtype_of(node.get("to"))
-    if isinstance(x, Known) and dtype in (torch.int64, torch.int32):
-        return x
+    if isinstance(x, Known) and not dtype.is_floating_point:
+        turn: Any = bool if dtype == torch.bool else int
+        return Known([turn(v) if isinstance(v, int | float) else v for v in x.items], x.scalar, dtype)
     return tensor_of(x).to(dtype)
 
 
@@ -207,35 +243,3 @@ def cast_like(node: Node, x: Tensor, like: Tensor) -> Any:
     if like.dtype not in DTYPES.values():  # torch rounds beyond the range of eight bits otherwise than ONNX
         raise OnnxError(f"CastLike {node.name!r} to {like.dtype} is not supported")
     return x.to(like.dtype)
-
-
-@imports("DequantizeLinear")
-def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
-    """The float part of a quantised model; per tensor, per axis, or in blocks."""
-    scale, zero = _spread(node, x, scale), None if zero is None else _spread(node, x, zero)
-    shifted = x.to(torch.float32) if zero is None else x.to(torch.float32) - zero.to(torch.float32)
-    return (shifted * scale).to(scale.dtype)
-
-
-@imports("QuantizeLinear")
-def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
-    dtype = zero.dtype if zero is not None else dtype_of(node.get("output_dtype", 0) or 2)
-    if dtype not in (torch.uint8, torch.int8, torch.int16):
-        raise OnnxError(f"QuantizeLinear {node.name!r} to {dtype} is not supported")
-    limits = torch.iinfo(dtype)
-    moved = torch.round(x / _spread(node, x, scale))
-    if zero is not None:
-        moved = moved + _spread(node, x, zero).to(moved.dtype)
-    return torch.clamp(moved, limits.min, limits.max).to(dtype)
-
-
-def _spread(node: Node, x: Tensor, values: Tensor) -> Tensor:
-    if values.numel() == 1:
-        return values.reshape(())
-    axis = node.get("axis", 1) % x.dim()
-    if values.dim() > 1:
-        block = math.ceil(x.shape[axis] / values.shape[axis])
-        return values.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
-    shape = [1] * x.dim()
-    shape[axis] = values.shape[0]
-    return values.reshape(shape)

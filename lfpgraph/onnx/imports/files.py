@@ -7,7 +7,7 @@ the file itself or in one of the same folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from torch import Tensor
 
 from ...errors import OnnxError, one_line
 from ..registry import DTYPES
+from .table import IMPORTERS
 
-__all__ = ["read_model", "tensor_from"]
+__all__ = ["operator_of", "read_model", "tensor_from"]
+
+_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 OLDEST = 7
 _LARGEST_FILE = 2**31 - 1  # the most that protobuf can hold
@@ -45,6 +48,7 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
             _check_functions(proto)
             proto = onnx.inliner.inline_local_functions(proto)
         _check_header(proto)
+        proto = _with_bodies(proto)
         _check_order(proto.graph)
         beside = [found for tensor in _tensors(proto.graph) if (found := _check_tensor(tensor, file)) is not None]
         if (
@@ -105,6 +109,27 @@ def _check_functions(proto: Any) -> None:
         raise OnnxError(f"the functions of the file stand for {count:.3g} nodes, more than {_MOST_NODES:,}")
 
 
+def _with_bodies(proto: Any) -> Any:
+    """The file with operators that have no function here written out in others, where ONNX itself says how."""
+    version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    wanted = set()
+    for kind in {node.op_type for node in proto.graph.node if operator_of(node) == node.op_type} - set(IMPORTERS):
+        if onnx.defs.has(kind, version, ""):
+            schema: Any = onnx.defs.get_schema(kind, version, "")
+            if schema.has_function or schema.has_context_dependent_function:
+                wanted.add(("", kind))
+    if not wanted:
+        return proto
+    typed = onnx.ModelProto()
+    typed.CopyFrom(proto)
+    for t in proto.graph.initializer:  # the inliner asks for the type of each value
+        typed.graph.value_info.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    try:
+        return onnx.inliner.inline_selected_functions(typed, list(wanted), False, True)
+    except RuntimeError:
+        return proto  # a type is not known; the operator is refused by its name
+
+
 def _check_header(proto: Any) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not proto.graph.node:
@@ -112,46 +137,56 @@ def _check_header(proto: Any) -> None:
     versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
     if len(versions) != 1 or not OLDEST <= versions[0] <= newest:
         raise OnnxError(f"opset {versions or 'of no number'} is not supported; supported: {OLDEST} to {newest}")
-    if proto.graph.sparse_initializer:
-        raise OnnxError("sparse initializers are not supported; write dense ones.")
 
 
-def _check_order(graph: Any) -> None:
-    """Every value is made once, before it is read: no cycle, no name twice."""
-    known = {""} | {i.name for i in graph.input} | {t.name for t in graph.initializer}
-    made: set[str] = set()
+def operator_of(node: Any) -> str:
+    """The name of a node's operator, with its domain where that is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _check_order(graph: Any, around: Set[str] = frozenset(("",))) -> None:
+    """Every value is made once, before it is read: no cycle, no name twice; subgraphs see the values `around` them."""
+    known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in graph.node:
         for name in node.input:
-            if name not in known:
+            if name not in known and name not in around:
                 raise OnnxError(
                     f"{node.op_type} {node.name!r} reads {name!r}, which nothing before it makes: the graph has a cycle, "
                     "nodes out of order or a value missing."
                 )
+        for inner in _subgraphs(node):
+            _check_order(inner, known | around)
         for name in node.output:
-            if name and (name in known or name in made):
+            if name and name in known:
                 raise OnnxError(f"two nodes or inputs make {name!r}")
-            made.add(name)
             known.add(name)
-        for attribute in node.attribute:
-            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                raise OnnxError(
-                    f"{node.op_type} {node.name!r} holds a graph of its own; control flow cannot be traced."
-                )
     for out in graph.output:
-        if out.name not in known:
+        if out.name not in known and out.name not in around:
             raise OnnxError(f"nothing makes the output {out.name!r}")
     if not graph.output:
         raise OnnxError("the ONNX graph has no output.")
 
 
+def _subgraphs(node: Any) -> list[Any]:
+    """The graphs that a node of control flow holds."""
+    found = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    if any(a.type == onnx.AttributeProto.GRAPHS for a in node.attribute) or (found and node.op_type not in _CONTROL):
+        raise OnnxError(f"{node.op_type} {node.name!r} holds graphs of its own, which is not supported")
+    return found
+
+
 def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
+    if graph.sparse_initializer:
+        raise OnnxError("sparse initializers are not supported; write dense ones.")
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t
             elif attribute.type in (onnx.AttributeProto.TENSORS, onnx.AttributeProto.SPARSE_TENSOR):
                 raise OnnxError(f"{node.op_type} {node.name!r} has an attribute of tensors that is not supported")
+        for inner in _subgraphs(node):
+            yield from _tensors(inner)
 
 
 def _check_tensor(tensor: Any, file: Path | None) -> tuple[Path, int] | None:

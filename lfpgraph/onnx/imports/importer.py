@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,23 +17,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ...errors import OnnxError, one_line
 from ...silence import quiet
 from ...tracing.flat import is_tracing
-from . import elementwise, layers, losses, norms, places, sequences, shapes  # noqa: F401  (they fill the table)
-from .files import read_model, tensor_from
+from ..registry import DTYPES
+from . import contrib, control, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
+from .files import operator_of, read_model
+from .programs import Line, Program, Reader, is_weight, weights_of
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
-from .weights import is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
 
 _SMALL, _DEEPEST = 64, 50  # numbers of a constant that Python knows; modules one in another
+_MOST_ROUNDS = 2**20  # of all the loops of a file in one call
 
 
 def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
     """An ONNX model as an `nn.Module`, with one submodule for each node.
 
-    Initializers keep their names. Parameters are those of a float type, with finite values, that are read (through views
-    and casts too) as the weight or bias of a convolution, matrix product, norm, recurrence, PRelu or embedding; or that
-    have more than one element and are added, subtracted or multiplied. All others, running statistics of batch norms among
-    them, are buffers. Batch norms and dropout run as in eval mode; a file that has them in training mode is refused.
+    Initializers and Constant nodes, those of subgraphs too, keep their names. Parameters are those of a float type, with
+    finite values, that are read (through views, casts and joins too) as the weight or bias of a convolution, matrix
+    product, norm, recurrence, PRelu or embedding; or that have more than one element and are added, subtracted or
+    multiplied. All others, running statistics of batch norms and quantised weights among them, are buffers. Batch norms
+    and dropout run as in eval mode; a file that has them in training mode is refused.
 
     Args:
         source: a path, the bytes of a file, or a ModelProto.
@@ -77,26 +80,25 @@ class OnnxModel(nn.Module):
         super().__init__()
         graph = proto.graph
         version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-        initializers = {t.name: t for t in graph.initializer}
+        initializers = {t.name for t in graph.initializer}
         self.input_info = [i for i in graph.input if i.name not in initializers]
         self.input_names = [i.name for i in self.input_info]
         self.output_names = [o.name for o in graph.output]
         self.constants: dict[str, Known] = {}
         self.paths: dict[str, str] = {}
-        _refuse_unknown(graph)
-        chosen = weights_of(graph)
-        for name, tensor in initializers.items():
-            self._store(name, tensor_from(tensor, file), chosen, trainable)
+        reader = Reader(file)
+        self._program = reader.program(graph)
+        lines = list(self._program.everything())
+        _refuse_unknown(lines)
+        chosen = weights_of(reader.tensors, lines)
+        for name, tensor in reader.tensors.items():
+            self._store(name, tensor, chosen, trainable)
         self.steps = nn.ModuleDict()
-        self._program: list[tuple[str, list[str], list[str]]] = []
-        for position, item in enumerate(graph.node):
-            held = _constant(item) if item.op_type == "Constant" else None
-            if held is not None:
-                self._store(item.output[0], held, set(), [])
-                continue
-            self._add(position, item, version)
+        for position, line in enumerate(lines):
+            self._add(position, line, version)
+        self._branches = any(line.bodies for line in lines)
+        self._declared = [_whole_type(o) for o in graph.output]
         self._measured: set[Any] = set()
-        self._last = _last_uses(self._program, self.output_names)
 
     def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> None:
         """Keep an initializer as a parameter, a buffer or a known number."""
@@ -132,15 +134,15 @@ class OnnxModel(nn.Module):
                 owner = owner._modules[part]  # type: ignore[assignment]
         return owner, path
 
-    def _add(self, position: int, item: Any, version: int) -> None:
-        attributes = {a.name: _attribute(a) for a in item.attribute}
+    def _add(self, position: int, line: Line, version: int) -> None:
+        item = line.item
         read = max((i + 1 for i, name in enumerate(item.output) if name), default=0)
-        node = Node(item.op_type, item.name or item.op_type, version, attributes, read)
+        node = Node(item.op_type, item.name or item.op_type, version, line.attributes, read)
         title = re.sub(r"\W+", "_", item.name or item.op_type).strip("_") or "node"
         if title in self.steps or hasattr(self.steps, title):
             title = f"{title}_{position}"
-        self.steps[title] = _Step(node, IMPORTERS[item.op_type])
-        self._program.append((title, list(item.input), list(item.output)))
+        self.steps[title] = _Step(node, IMPORTERS[operator_of(item)])
+        line.title = title
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The outputs for the inputs, in the file's order or by its names: a tensor, or a tuple of several."""
@@ -150,50 +152,69 @@ class OnnxModel(nn.Module):
         env: dict[str, Any] = {"": None, **given, **named, **self.constants}
         for name, path in self.paths.items():
             env[name] = attrgetter(path)(self)
+        run = _Run(None)
         if not is_tracing() and not torch.compiler.is_exporting():
-            self._refuse_absurd(env)
-        results = tuple(tensor_of(value) for value in self._run(env))
+            sizes = "", tuple(_size_of(env[name]) for name in self.input_names)
+            if self._branches or sizes not in self._measured:
+                run.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        found = self._run(self._program, env, run)
+        if run.mode is not None:
+            self._measured.add(sizes)
+        results = tuple(_as_declared(tensor_of(value), dtype) for value, dtype in zip(found, self._declared))
         return results[0] if len(results) == 1 else results
 
-    def _run(self, env: dict[str, Any], look: Callable[[Any], None] | None = None) -> list[Any]:
-        """Run the nodes on the values in `env` and return the outputs; `look` is shown what each node makes."""
-        for position, (title, reads, makes) in enumerate(self._program):
+    def _run(self, program: Program, env: dict[str, Any], run: _Run) -> list[Any]:
+        """Run the nodes on the values in `env` and return the outputs."""
+
+        def inside(body: Program, values: list[Any]) -> list[Any]:
+            run.rounds += 1
+            if run.rounds > _MOST_ROUNDS:
+                raise OnnxError(f"the loops of the file run more than {_MOST_ROUNDS:,} rounds.")
+            env.update(zip(body.inputs, values))
+            return self._run(body, env, run)
+
+        for position, line in enumerate(program.lines):
+            step, values = self.steps[line.title], [env[name] for name in line.reads]
+            if line.bodies:
+                values.insert(0, inside)
+            elif run.mode is not None:
+                self._refuse_absurd(line.title, values, run.mode)
             try:
-                found = self.steps[title](*(env[name] for name in reads))
+                found = step(*values)
             except OnnxError:
                 raise
             except Exception as error:
                 if is_tracing():
                     raise
-                message = f"{self.steps[title]} ({title}) cannot run on these inputs: {one_line(error)}"
+                message = f"{step} ({line.title}) cannot run on these inputs: {one_line(error)}"
                 raise OnnxError(message) from error
-            made = found if isinstance(found, tuple | list) else (found,)
-            if look is not None:
-                look(made)
-            env.update(zip(makes, made))
-            for name in self._last.get(position, ()):
-                del env[name]
-        return [env[name] for name in self.output_names]
+            env.update(zip(line.makes, found if isinstance(found, tuple) else (found,)))
+            for name in program.last.get(position, ()):
+                env.pop(name, None)
+        return [env[name] for name in program.outputs]
 
-    def _refuse_absurd(self, env: dict[str, Any]) -> None:
-        """Before the first run on inputs of new sizes, work out the shapes, and refuse a file that asks for huge tensors."""
-        sizes = tuple(tuple(env[name].shape) for name in self.input_names if isinstance(env[name], Tensor))
-        if sizes in self._measured:
+    def _refuse_absurd(self, title: str, values: list[Any], mode: FakeTensorMode) -> None:
+        """Before a node runs on inputs of new sizes, work out the shapes it makes, and refuse huge ones."""
+        key = title, tuple(_size_of(value) for value in values)
+        if key in self._measured:
             return
-
-        def look(made: Sequence[Any]) -> None:
-            for value in made:
-                if isinstance(value, Tensor) and value.numel() > LARGEST:
-                    raise OnnxError(f"the file asks for a tensor of {value.numel():.3g} elements: {list(value.shape)}")
-
-        with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            fakes = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in env.items()}
+        step: Any = self.steps[title]
+        with quiet(), mode, torch.no_grad():
+            fakes = [_faked(value, mode) for value in values]
             try:
-                self._run(fakes, look)
-            except OnnxError as error:
-                if "elements" in str(error):
-                    raise  # other errors are the run's own to tell
-        self._measured.add(sizes)
+                made = step.function(step.node, *fakes)
+            except Exception as error:
+                if isinstance(error, OnnxError) and "elements" in str(error):
+                    raise
+                made = ()  # what depends on data has no shape yet; other errors are the run's own to tell
+        for value in made if isinstance(made, tuple) else (made,):
+            if isinstance(value, Tensor) and value.numel() > LARGEST:
+                raise OnnxError(
+                    f"{step.node.kind} {step.node.name!r} asks for a tensor of {value.numel():.3g} elements: "
+                    f"{list(value.shape)}"
+                )
+        if self._branches and len(self._measured) < _MOST_ROUNDS:
+            self._measured.add(key)
 
     def example(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs of the shapes that the file gives; open sizes become `batch` first, else 8.
@@ -232,52 +253,42 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.dtype == torch.int64 or (tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64))
 
 
-def _attribute(attribute: Any) -> Any:
-    if attribute.type == onnx.AttributeProto.TENSOR:
-        return tensor_from(attribute.t, None)
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, int | float | str):
-        return value
-    items = list(value)
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in items]
+@dataclass
+class _Run:
+    """One call: the mode that works out shapes before nodes run, if they are to be checked, and the rounds of loops."""
+
+    mode: FakeTensorMode | None
+    rounds: int = 0
 
 
-def _constant(item: Any) -> Tensor | None:
-    """A Constant node's tensor."""
-    attributes = {a.name: _attribute(a) for a in item.attribute}
-    if len(item.output) != 1 or len(attributes) != 1:
-        raise OnnxError(f"Constant {item.name!r} must have one value and one output")
-    ((name, value),) = attributes.items()
-    if name in ("value_float", "value_floats"):
-        return torch.tensor(value, dtype=torch.float32)
-    if name in ("value_int", "value_ints"):
-        return torch.tensor(value, dtype=torch.int64)
-    return value if isinstance(value, Tensor) else None
+def _size_of(value: Any) -> Any:
+    if isinstance(value, Known):
+        return tuple(value.items), value.scalar
+    return tuple(value.shape) if isinstance(value, Tensor) else len(value) if isinstance(value, list) else None
 
 
-def _last_uses(program: Sequence[tuple[str, list[str], list[str]]], outputs: Sequence[str]) -> dict[int, list[str]]:
-    last: dict[str, int] = {}
-    for position, (_, reads, makes) in enumerate(program):
-        for name in (*reads, *makes):
-            last[name] = position
-    found: dict[int, list[str]] = {}
-    made = {name for _, _, makes in program for name in makes}
-    for name, position in last.items():
-        if name and name in made and name not in outputs:
-            found.setdefault(position, []).append(name)
-    return found
+def _faked(value: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(value, list):
+        return [_faked(item, mode) for item in value]
+    return mode.from_tensor(value) if isinstance(value, Tensor) else value
 
 
-def _refuse_unknown(graph: Any) -> None:
-    unknown = {
-        f"{node.domain + '.' if node.domain not in ('', 'ai.onnx') else ''}{node.op_type}"
-        for node in graph.node
-        if node.op_type not in IMPORTERS or node.domain not in ("", "ai.onnx")
-    }
+def _whole_type(info: Any) -> torch.dtype | None:
+    """The type of whole numbers that an output is declared to have."""
+    dtype = DTYPES.get(info.type.tensor_type.elem_type)
+    return None if dtype is None or dtype.is_floating_point else dtype
+
+
+def _as_declared(value: Any, dtype: torch.dtype | None) -> Any:
+    """Quantised values are whole numbers in a float tensor, so that feedback can pass; at an output they get their type."""
+    return value.to(dtype) if dtype is not None and isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _refuse_unknown(lines: list[Line]) -> None:
+    unknown = {f"{operator_of(line.item)} ({line.item.name or 'no name'})" for line in lines
+               if operator_of(line.item) not in IMPORTERS}  # fmt: skip
     if unknown:
         raise OnnxError(
-            f"the ONNX file holds operators that cannot be imported: {', '.join(sorted(unknown))}. Quantised models "
-            "train in their float form; others can be added with lfpgraph.onnx.imports.table.imports."
+            f"the ONNX file holds operators that cannot be imported, by operator and node: {', '.join(sorted(unknown))}. "
+            "They can be added with lfpgraph.onnx.imports.table.imports."
         )

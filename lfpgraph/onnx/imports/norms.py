@@ -1,4 +1,4 @@
-"""Norms by statistics of a batch, group or layer, softmax, and reductions of axes in torch: sums, extremes, running sums."""
+"""Norms, softmax, losses, and reductions of axes in torch: sums, extremes, running sums and products."""
 
 from __future__ import annotations
 
@@ -158,4 +158,33 @@ def cumsum(node: Node, x: Tensor, axis: Any) -> Any:
     found = torch.cumsum(turned, at).to(x.dtype)
     if node.get("exclusive", 0):
         found = found - turned
+    return found.flip(at) if node.get("reverse", 0) else found
+
+
+@imports("NegativeLogLikelihoodLoss")
+def nll(node: Node, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Any:
+    return F.nll_loss(
+        x,
+        labels.long(),
+        weights,
+        ignore_index=node.get("ignore_index", -100),
+        reduction=str(node.get("reduction", "mean")),
+    )
+
+
+@imports("SoftmaxCrossEntropyLoss")
+def cross_entropy(node: Node, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Any:
+    chances = F.log_softmax(scores, 1)
+    loss = nll(node, chances, labels, weights)
+    return (loss, chances) if node.outputs > 1 else loss
+
+
+@imports("CumProd", known=True)
+def cumprod(node: Node, x: Tensor, axis: Any) -> Any:
+    at = int(numbers(node, axis)[0])
+    turned = x.flip(at) if node.get("reverse", 0) else x
+    if node.get("exclusive", 0):
+        count = turned.shape[at]
+        turned = torch.cat([torch.ones_like(turned.narrow(at, 0, 1)), turned.narrow(at, 0, count - 1)], at)
+    found = torch.cumprod(turned, at).to(x.dtype)
     return found.flip(at) if node.get("reverse", 0) else found

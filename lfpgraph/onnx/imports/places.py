@@ -123,3 +123,18 @@ def eye_like(node: Node, x: Tensor) -> Any:
     dtype = dtype_of(node.get("dtype")) if node.get("dtype") else x.dtype
     k, (rows, columns) = node.get("k", 0), x.shape
     return (torch.arange(columns) == torch.arange(rows).unsqueeze(1) + k).to(dtype)
+
+
+@imports("BitCast")
+def bit_cast(node: Node, x: Tensor) -> Any:
+    dtype = dtype_of(node.get("to"))
+    if dtype.itemsize != x.dtype.itemsize:
+        raise OnnxError(f"BitCast {node.name!r} from {x.dtype} to {dtype}, of another size, is not supported")
+    return x.contiguous().view(dtype)
+
+
+@imports("Compress")
+def compress(node: Node, x: Tensor, chosen: Tensor) -> Any:
+    axis = node.get("axis")
+    places = chosen.nonzero().squeeze(1)
+    return x.flatten()[places] if axis is None else x.index_select(axis, places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,56 +54,130 @@ def _both(seen: Tensor, mask: Tensor) -> Tensor:
     return seen & mask if mask.dtype == torch.bool else torch.where(seen, mask, float("-inf"))
 
 
+_FUNCTIONS: dict[
+    str, tuple[Any, tuple[float, ...]]
+] = {  # of x, then of alpha and beta, with what they are where not given
+    "affine": (lambda x, a, b: a * x + b, (1.0, 0.0)),
+    "elu": (lambda x, a: F.elu(x, a), (1.0,)),
+    "hardsigmoid": (lambda x, a, b: torch.clamp(a * x + b, 0, 1), (0.2, 0.5)),
+    "leakyrelu": (lambda x, a: F.leaky_relu(x, a), (0.01,)),
+    "relu": (torch.relu, ()),
+    "scaledtanh": (lambda x, a, b: a * torch.tanh(b * x), (1.0, 1.0)),
+    "sigmoid": (torch.sigmoid, ()),
+    "softplus": (F.softplus, ()),
+    "softsign": (F.softsign, ()),
+    "tanh": (torch.tanh, ()),
+    "thresholdedrelu": (lambda x, a: torch.where(x > a, x, torch.zeros_like(x)), (1.0,)),
+}
+_USUAL = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
+
+
+def _activations(node: Node, kind: str, directions: int) -> list[list[Any]]:
+    """The functions of each direction; alphas and betas are given in order to those that take them."""
+    names = [str(a).lower() for a in node.get("activations") or []] or _USUAL[kind] * directions
+    if any(name not in _FUNCTIONS for name in names) or len(names) != len(_USUAL[kind]) * directions:
+        raise OnnxError(f"{node.kind} {node.name!r}: activations {names} are not known; known: {sorted(_FUNCTIONS)}")
+    given = [iter(node.get(f"activation_{which}") or ()) for which in ("alpha", "beta")]
+    found = []
+    for name in names:
+        function, usual = _FUNCTIONS[name]
+        params = [next(values, value) for values, value in zip(given, usual)]
+        found.append(lambda x, function=function, params=params: function(x, *params))
+    each = len(_USUAL[kind])
+    return [found[i : i + each] for i in range(0, len(found), each)]
+
+
 @imports("LSTM", "GRU", "RNN")
 def recurrent(
-    node: Node, x: Tensor, w: Tensor, r: Tensor, bias: Any = None, lengths: Any = None, *state: Any
+    node: Node, x: Tensor, w: Tensor, r: Tensor, bias: Any = None, lengths: Any = None, h: Any = None, c: Any = None,
+    peepholes: Any = None, *, linear: Any = F.linear
 ) -> Any:  # fmt: skip
     """Unrolled over time: x [time, batch, inputs]; Y [time, directions, batch, hidden], then the last states."""
-    if lengths is not None or node.get("clip") is not None or node.get("layout", 0) or node.get("input_forget", 0):
-        raise OnnxError(f"{node.kind} {node.name!r}: lengths, clip, layout and input_forget are not supported")
-    if len(state) > 2 and state[2] is not None:
-        raise OnnxError(f"LSTM {node.name!r}: peepholes are not supported")
-    names = [str(a).lower() for a in node.get("activations", [])]
-    usual = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}[node.kind]
-    if names and names != usual * (len(names) // len(usual)):
-        raise OnnxError(f"{node.kind} {node.name!r}: activations {names} are not supported, {usual} are")
-    direction, hidden = node.get("direction", "forward"), r.shape[-1]
-    start = [s if s is not None else x.new_zeros(w.shape[0], x.shape[1], hidden) for s in (*state, None, None)[:2]]
+    kind = node.kind if node.kind in _USUAL else "LSTM"
+    batch_first = bool(node.get("layout", 0))
+    if batch_first:
+        x = x.transpose(0, 1)
+        h, c = (v if v is None else v.transpose(0, 1) for v in (h, c))
+    functions = _activations(node, kind, w.shape[0])
+    start = [s if s is not None else x.new_zeros(w.shape[0], x.shape[1], r.shape[-1]) for s in (h, c)]
+    runs = None if lengths is None else torch.arange(x.shape[0]).unsqueeze(1) < lengths
     outputs, lasts = [], []
     for d in range(w.shape[0]):
-        backward = direction == "reverse" or d == 1
+        backward = node.get("direction", "forward") == "reverse" or d == 1
         b = x.new_zeros(2 * w.shape[1]) if bias is None else bias[d]
-        series, last = _unroll(node, x.flip(0) if backward else x, w[d], r[d], b, [s[d] for s in start])
-        outputs.append(series.flip(0) if backward else series)
-        lasts.append(last)
-    found = [torch.stack(outputs, 1), *(torch.stack(part) for part in zip(*lasts))]
-    return tuple(found[: max(node.outputs, 1)]) if node.outputs > 1 else found[0]
+        cell = _Cell(node, kind, functions[d], r[d], b.chunk(2)[1], None if peepholes is None else peepholes[d], linear)
+        given = linear(_turned(x, lengths) if backward else x, w[d], b.chunk(2)[0])
+        series, last = _unroll(cell, given, [s[d] for s in start], runs)
+        outputs.append(_turned(series, lengths) if backward else series)
+        lasts.append(last[: 2 if kind == "LSTM" else 1])
+    y, *states = [torch.stack(outputs, 1), *(torch.stack(part) for part in zip(*lasts))]
+    if batch_first:
+        y, states = y.permute(2, 0, 1, 3), [s.transpose(0, 1) for s in states]
+    return tuple([y, *states][: node.outputs]) if node.outputs > 1 else y
 
 
-def _unroll(node: Node, x: Tensor, w: Tensor, r: Tensor, b: Tensor, state: list[Tensor]) -> Any:
-    wb, rb = b.chunk(2)
-    given = F.linear(x, w, wb)
-    h, c = state
+def _turned(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """A series backward in time, each one of the batch within its own length."""
+    if lengths is None:
+        return x.flip(0)
+    steps = torch.arange(x.shape[0]).unsqueeze(1)
+    return x[torch.where(steps < lengths, lengths - 1 - steps, steps).long(), torch.arange(x.shape[1])]
+
+
+def _unroll(cell: _Cell, given: Tensor, state: list[Tensor], runs: Tensor | None) -> Any:
     series = []
-    for t in range(x.shape[0]):
-        if node.kind == "LSTM":
-            i, o, f, g = (given[t] + F.linear(h, r, rb)).chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-        elif node.kind == "GRU":
-            h = _gru_step(node, given[t], h, r, rb)
+    for t in range(given.shape[0]):
+        new = cell.step(given[t], *state)
+        out = new[0]
+        if runs is not None:  # what has ended keeps its state and gives zeros
+            on = runs[t].unsqueeze(1)
+            new = [torch.where(on, n, s) for n, s in zip(new, state)]
+            out = torch.where(on, out, torch.zeros_like(out))
+        state = new
+        series.append(out)
+    return torch.stack(series), state
+
+
+@dataclass
+class _Cell:
+    """One direction of a recurrence; `step` takes the input's part of the sums and the state to the next state."""
+
+    node: Node
+    kind: str
+    functions: list[Any]
+    r: Tensor
+    bias: Tensor
+    peepholes: Tensor | None
+    linear: Any
+
+    def step(self, given: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+        f, *others = self.functions
+        if self.kind == "RNN":
+            return [f(self._clipped(given + self.linear(h, self.r, self.bias))), c]
+        return [self._gru(given, h, f, *others), c] if self.kind == "GRU" else self._lstm(given, h, c, f, *others)
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        edge = self.node.get("clip")
+        return x if not edge else torch.clamp(x, -edge, edge)
+
+    def _lstm(self, given: Tensor, h: Tensor, c: Tensor, f: Any, g: Any, last: Any) -> list[Tensor]:
+        put, out, forget, new = (given + self.linear(h, self.r, self.bias)).chunk(4, -1)
+        p = None if self.peepholes is None else self.peepholes.chunk(3)
+        gate = f(self._clipped(put if p is None else put + p[0] * c))
+        keep = (
+            1 - gate
+            if self.node.get("input_forget", 0)
+            else f(self._clipped(forget if p is None else forget + p[2] * c))
+        )
+        c = keep * c + gate * g(self._clipped(new))
+        return [f(self._clipped(out if p is None else out + p[1] * c)) * last(c), c]
+
+    def _gru(self, given: Tensor, h: Tensor, f: Any, g: Any) -> Tensor:
+        (z, reset, new), parts, biases = given.chunk(3, -1), self.r.chunk(3), self.bias.chunk(3)
+        z = f(self._clipped(z + self.linear(h, parts[0], biases[0])))
+        reset = f(self._clipped(reset + self.linear(h, parts[1], biases[1])))
+        if self.node.get("linear_before_reset", 0):
+            new = new + reset * self.linear(h, parts[2], biases[2])
         else:
-            h = torch.tanh(given[t] + F.linear(h, r, rb))
-        series.append(h)
-    return torch.stack(series), [h, c] if node.kind == "LSTM" else [h]
-
-
-def _gru_step(node: Node, given: Tensor, h: Tensor, r: Tensor, rb: Tensor) -> Tensor:
-    (z, reset, new), parts, biases = given.chunk(3, -1), r.chunk(3), rb.chunk(3)
-    z = torch.sigmoid(z + F.linear(h, parts[0], biases[0]))
-    reset = torch.sigmoid(reset + F.linear(h, parts[1], biases[1]))
-    if node.get("linear_before_reset", 0):
-        new = torch.tanh(new + reset * F.linear(h, parts[2], biases[2]))
-    else:
-        new = torch.tanh(new + F.linear(reset * h, parts[2], biases[2]))
-    return (1 - z) * new + z * h
+            new = new + self.linear(reset * h, parts[2], biases[2])
+        return (1 - z) * g(self._clipped(new)) + z * h

@@ -1,0 +1,168 @@
+"""Fused operators in torch: those that onnxruntime's own optimizer writes (domain com.microsoft), and rotary embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import OnnxError
+from .layers import conv, gemm
+from .quantised import matmul_to_float
+from .table import IMPORTERS, Node, imports
+
+
+def _with_bias(function: Any) -> Any:
+    return lambda node, x, bias=None: function(x if bias is None else x + bias, node)
+
+
+for _kind, _function in {
+    "BiasGelu": lambda x, node: F.gelu(x),
+    "FastGelu": lambda x, node: F.gelu(x, approximate="tanh"),
+    "Gelu": lambda x, node: F.gelu(x),
+    "QuickGelu": lambda x, node: x * torch.sigmoid(node.get("alpha", 1.702) * x),
+}.items():
+    imports(f"com.microsoft.{_kind}")(_with_bias(_function))
+
+
+def _activated(node: Node, x: Tensor) -> Any:
+    """The activation that a fused operator ends with."""
+    kind = node.get("activation")
+    if not kind:
+        return x
+    if kind not in IMPORTERS:
+        raise OnnxError(f"{node.kind} {node.name!r}: activation {kind!r} is not known")
+    given = node.get("activation_params") or []
+    if kind == "Clip":
+        return torch.clamp(x, *given)
+    names = {"LeakyRelu": ["alpha"], "HardSigmoid": ["alpha", "beta"]}.get(kind, [])
+    params = dict(zip(names, given)) or {k: node.get(f"activation_{k}") for k in names if node.get(f"activation_{k}")}
+    return IMPORTERS[kind](Node(kind, node.name, node.version, params), x)
+
+
+@imports("com.microsoft.FusedConv")
+def fused_conv(node: Node, x: Tensor, w: Tensor, bias: Any = None, more: Any = None) -> Any:
+    found = conv(node, x, w, bias)
+    return _activated(node, found if more is None else found + more)
+
+
+@imports("com.microsoft.FusedGemm")
+def fused_gemm(node: Node, a: Tensor, b: Tensor, c: Any = None) -> Any:
+    return _activated(node, gemm(node, a, b, c))
+
+
+@imports("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
+def fused_matmul(node: Node, a: Tensor, b: Tensor) -> Any:
+    if node.get("transBatchA", 0) or node.get("transBatchB", 0):
+        raise OnnxError(f"FusedMatMul {node.name!r} with transposed batches is not supported")
+    a = a.transpose(-1, -2) if node.get("transA", 0) else a
+    found, alpha = a @ (b.transpose(-1, -2) if node.get("transB", 0) else b), node.get("alpha", 1.0)
+    return found if alpha == 1 else alpha * found
+
+
+@imports("SimplifiedLayerNormalization")
+def simplified_norm(node: Node, x: Tensor, scale: Tensor) -> Any:
+    return F.rms_norm(x, list(scale.shape), scale, node.get("epsilon", 1e-5))
+
+
+@imports("com.microsoft.SkipLayerNormalization")
+def skip_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, shift: Any = None, bias: Any = None) -> Any:
+    total = x + skip if bias is None else x + skip + bias
+    found = F.layer_norm(total, list(scale.shape), scale, shift, node.get("epsilon", 1e-12))
+    return (found, None, None, total) if node.outputs > 1 else found
+
+
+@imports("com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_simplified_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, bias: Any = None) -> Any:
+    total = x + skip if bias is None else x + skip + bias
+    found = simplified_norm(node, total, scale)
+    return (found, None, None, total) if node.outputs > 1 else found
+
+
+@imports("com.microsoft.EmbedLayerNormalization")
+def embed_norm(
+    node: Node, words: Tensor, segments: Any, word: Tensor, place: Tensor, segment: Any, scale: Tensor, shift: Tensor,
+    mask: Any = None, places: Any = None
+) -> Any:  # fmt: skip
+    at = torch.arange(words.shape[1]).expand(words.shape) if places is None else places
+    total = F.embedding(words.long(), word) + F.embedding(at.long(), place)
+    if segments is not None and segment is not None:
+        total = total + F.embedding(segments.long(), segment)
+    found = F.layer_norm(total, list(scale.shape), scale, shift, node.get("epsilon", 1e-12))
+    counts = words.new_zeros(words.shape[0]) if mask is None else mask.sum(1, dtype=torch.int32)
+    return (found, counts, total)[: node.outputs] if node.outputs > 1 else found
+
+
+def _attended(node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Any, bias: Any = None) -> Tensor:
+    """Heads side by side [n, length, heads * width]; mask [n], lengths, or [n, keys] or more, 1 where keys are seen."""
+    heads = node.get("num_heads")
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) if x.dim() == 3 else x for x in (q, k, v))
+    lowest = node.get("mask_filter_value", -10000.0)
+    if mask is not None:
+        if mask.dim() == 1:
+            mask = torch.arange(k.shape[-2]) < mask[: k.shape[0]].unsqueeze(1)
+        mask = mask.reshape(mask.shape[0], *[1] * (4 - mask.dim()), *mask.shape[1:])
+        mask = torch.where(mask > 0, 0.0, lowest)
+        bias = mask if bias is None else bias + mask
+    if node.get("unidirectional", 0):
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+        bias = torch.where(seen, 0.0 if bias is None else bias, float("-inf"))
+    out = F.scaled_dot_product_attention(q, k, v, bias, scale=node.get("scale") or None)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _refuse_more(node: Node, *more: Any) -> None:
+    if any(item is not None for item in more) or node.outputs > 1 or node.get("do_rotary", 0):
+        raise OnnxError(f"{node.kind} {node.name!r}: caches, rotation and further outputs are not supported")
+
+
+@imports("com.microsoft.Attention")
+def attention(
+    node: Node, x: Tensor, w: Tensor, bias: Any = None, mask: Any = None, past: Any = None, more: Any = None, *rest: Any
+) -> Any:  # fmt: skip
+    """The projections to queries, keys and values, one beside the other, and attention."""
+    _refuse_more(node, past, *rest)
+    sizes = node.get("qkv_hidden_sizes") or [w.shape[1] // 3] * 3
+    q, k, v = F.linear(x, w.t(), bias).split(sizes, -1)
+    return _attended(node, q, k, v, mask, more)
+
+
+@imports("com.microsoft.QAttention")
+def quantised_attention(
+    node: Node, x: Tensor, w: Tensor, bias: Tensor, xs: Tensor, ws: Tensor, mask: Any = None, xz: Any = None,
+    wz: Any = None, past: Any = None
+) -> Any:  # fmt: skip
+    _refuse_more(node, past)
+    q, k, v = matmul_to_float(node, x, w, xs, ws, xz, wz, bias).chunk(3, -1)
+    return _attended(node, q, k, v, mask)
+
+
+@imports("com.microsoft.MultiHeadAttention")
+def multi_head(
+    node: Node, q: Tensor, k: Any = None, v: Any = None, bias: Any = None, mask: Any = None, more: Any = None, *past: Any
+) -> Any:  # fmt: skip
+    _refuse_more(node, *past)
+    if k is None or v is None:
+        raise OnnxError(f"{node.kind} {node.name!r} with packed queries, keys and values is not supported")
+    if bias is not None:
+        parts = bias.split([q.shape[-1], bias.shape[0] - q.shape[-1] - v.shape[-1], v.shape[-1]])
+        q, k, v = (x + part for x, part in zip((q, k, v), parts))
+    return _attended(node, q, k, v, mask, more)
+
+
+@imports("RotaryEmbedding")
+def rotary(node: Node, x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Any:
+    """Turns pairs of entries by the angles of their position: of x [n, heads, length, width], or [n, length, width]."""
+    heads = node.get("num_heads", 0)
+    wide = x.unflatten(-1, (heads, -1)) if x.dim() == 3 else x.transpose(1, 2)  # [n, length, heads, width]
+    count = node.get("rotary_embedding_dim", 0) or wide.shape[-1]
+    turned, rest = wide[..., :count], wide[..., count:]
+    angles = [(t if places is None else t[places.long()]).unsqueeze(2)[..., : count // 2] for t in (cos, sin)]
+    interleaved = bool(node.get("interleaved", 0))
+    a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
+    pair = angles[0] * a - angles[1] * b, angles[1] * a + angles[0] * b
+    found = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    found = torch.cat([found, rest], -1)
+    return found.flatten(2) if x.dim() == 3 else found.transpose(1, 2)

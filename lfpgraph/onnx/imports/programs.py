@@ -1,0 +1,203 @@
+"""The graph of a file as programs: tensors apart from nodes, and every value under a name that no other one has.
+
+Subgraphs (the branches of an If, the body of a Loop) are programs too. Since names are unique, they run on the same table
+of values as the graph around them. `weights_of` says which tensors of programs are parameters.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from ...errors import OnnxError
+from .files import operator_of, tensor_from
+
+__all__ = ["Line", "Program", "Reader", "is_weight", "weights_of"]
+
+
+@dataclass
+class Line:
+    """One node: which values it reads and makes, its attributes, and under `title` the submodule that runs it."""
+
+    item: Any
+    reads: list[str]
+    makes: list[str]
+    attributes: dict[str, Any]
+    title: str = ""
+
+    @property
+    def bodies(self) -> list[Program]:
+        return [value for value in self.attributes.values() if isinstance(value, Program)]
+
+
+@dataclass
+class Program:
+    """The lines of a graph in order, and after which line (by position) which values are not read any more."""
+
+    inputs: list[str]
+    lines: list[Line] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    last: dict[int, list[str]] = field(default_factory=dict)
+
+    def everything(self) -> Iterator[Line]:
+        """Every line, those of subgraphs before the line that holds them."""
+        for line in self.lines:
+            for body in line.bodies:
+                yield from body.everything()
+            yield line
+
+
+class Reader:
+    """Makes programs of graphs; `tensors` holds what initializers and Constant nodes hold, under their new names."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.tensors: dict[str, Tensor] = {}
+        self._names: set[str] = set()
+
+    def program(self, graph: Any, around: MutableMapping[str, str] | None = None) -> Program:
+        """The program of a graph; `around` names the values of the graphs that it lies in."""
+        names: ChainMap[str, str] = ChainMap({}, around if around is not None else {"": ""})
+        for tensor in graph.initializer:
+            self._keep(tensor.name, tensor_from(tensor, self.file), names)
+        program = Program([self._new(i.name, names) for i in graph.input if i.name not in names.maps[0]])
+        for item in graph.node:
+            held = _constant(item) if item.op_type == "Constant" else None
+            if held is not None:
+                self._keep(item.output[0], held, names)
+            elif item.op_type == "Identity" and item.domain in ("", "ai.onnx"):
+                names[item.output[0]] = names[item.input[0]]  # so what is shared stays one
+            else:
+                attributes = {a.name: self._attribute(a, names) for a in item.attribute}
+                reads = [names[name] for name in item.input]
+                makes = [self._new(name, names) if name else "" for name in item.output]
+                program.lines.append(Line(item, reads, makes, attributes))
+        program.outputs = [names[o.name] for o in graph.output]
+        program.last = _last_uses(program)
+        return program
+
+    def _new(self, name: str, names: MutableMapping[str, str]) -> str:
+        found, number = name, 1
+        while found in self._names:
+            number += 1
+            found = f"{name}_{number}"
+        self._names.add(found)
+        names[name] = found
+        return found
+
+    def _keep(self, name: str, tensor: Tensor, names: MutableMapping[str, str]) -> None:
+        self.tensors[self._new(name, names)] = tensor
+
+    def _attribute(self, attribute: Any, names: MutableMapping[str, str]) -> Any:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            return self.program(attribute.g, names)
+        return _attribute(attribute)
+
+
+def _attribute(attribute: Any) -> Any:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return tensor_from(attribute.t, None)
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int | float | str):
+        return value
+    items = list(value)
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in items]
+
+
+def _constant(item: Any) -> Tensor | None:
+    """A Constant node's tensor."""
+    attributes = {a.name: _attribute(a) for a in item.attribute}
+    if len(item.output) != 1 or len(attributes) != 1:
+        raise OnnxError(f"Constant {item.name!r} must have one value and one output")
+    ((name, value),) = attributes.items()
+    if name in ("value_float", "value_floats"):
+        return torch.tensor(value, dtype=torch.float32)
+    if name in ("value_int", "value_ints"):
+        return torch.tensor(value, dtype=torch.int64)
+    return value if isinstance(value, Tensor) else None
+
+
+def _last_uses(program: Program) -> dict[int, list[str]]:
+    last: dict[str, int] = {}
+    for position, line in enumerate(program.lines):
+        inside = [name for body in line.bodies for held in body.everything() for name in (*held.reads, *body.outputs)]
+        for name in (*line.reads, *line.makes, *inside):
+            last[name] = position
+    found: dict[int, list[str]] = {}
+    made = {name for line in program.lines for name in line.makes}
+    for name, position in last.items():
+        if name and name in made and name not in program.outputs:
+            found.setdefault(position, []).append(name)
+    return found
+
+
+# Positions of an operator's weights. Those in `_TERMS` may have one on either side; other operators have none.
+_WEIGHTS: dict[str, Sequence[int]] = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "GRU": (1, 2, 3),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "PRelu": (1,),
+    "RMSNormalization": (1,),
+    "RNN": (1, 2, 3),
+    "SimplifiedLayerNormalization": (1,),
+    "com.microsoft.Attention": (1, 2),
+    "com.microsoft.BiasGelu": (1,),
+    "com.microsoft.DynamicQuantizeLSTM": (3,),
+    "com.microsoft.EmbedLayerNormalization": (2, 3, 4, 5, 6),
+    "com.microsoft.FastGelu": (1,),
+    "com.microsoft.FusedConv": (1, 2),
+    "com.microsoft.FusedGemm": (0, 1, 2),
+    "com.microsoft.FusedMatMul": (0, 1),
+    "com.microsoft.MultiHeadAttention": (3,),
+    "com.microsoft.SkipLayerNormalization": (2, 3, 4),
+    "com.microsoft.SkipSimplifiedLayerNormalization": (2, 3),
+}
+_TERMS = ("Add", "Mul", "Sub")
+_MOVES = ("Cast", "Concat", "Expand", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_MOST_PARTS = 64  # tensors that one weight is put together from
+
+
+def is_weight(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bool:
+    """Whether an initializer trains: by `trainable`, as `load` has it, else by `chosen`, which `weights_of` has found."""
+    if callable(trainable):
+        return bool(trainable(name, tensor))
+    if trainable is not None:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
+    if name not in chosen:
+        return False
+    return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
+
+
+def weights_of(tensors: Iterable[str], lines: Iterable[Line]) -> set[str]:
+    """Names of tensors that are read as weights; `name\\0weight` marks those that may have one element."""
+    sources: dict[str, list[str]] = {name: [name] for name in tensors}
+    found: set[str] = set()
+    for line in lines:
+        kind = operator_of(line.item)
+        if kind in _MOVES:
+            moved = [n for name in line.reads[: None if kind == "Concat" else 1] for n in sources.get(name, ())]
+            sources.update(dict.fromkeys(line.makes, moved[:_MOST_PARTS]) if moved else {})
+        slots = _WEIGHTS.get(kind, (0, 1) if kind in _TERMS else ())
+        for name in {n for slot in slots if slot < len(line.reads) for n in sources.get(line.reads[slot], ())}:
+            found.add(name)
+            if kind in _WEIGHTS and kind != "Gather":
+                found.add(f"{name}\0weight")
+    return found
