@@ -43,7 +43,7 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
 
 
 def _quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype, node: Node) -> Tensor:
-    if dtype.is_floating_point and zero is not None:  # zero came from a quantised activation
+    if dtype == torch.float32 and zero is not None:  # zero came from a quantised activation
         dtype = torch.uint8
     if dtype not in (torch.uint8, torch.int8, torch.int16):
         raise OnnxError(f"{node.kind} {node.name!r} to {dtype} is not supported")
