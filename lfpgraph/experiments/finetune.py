@@ -38,7 +38,7 @@ def run(settings: Settings) -> Report:
             return _Classifier(kind)
 
         found, chosen = tuned(
-            start(0), ways, rates, train, test, settings, choosing=1, epochs=2, name=kind, start=start, batch_size=32
+            start(0), ways, rates, train, test, settings, choosing=3, epochs=2, name=kind, start=start, batch_size=32
         )  # fmt: skip
         cases += found
         notes += chosen
