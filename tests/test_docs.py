@@ -25,7 +25,9 @@ def test_rules_page_is_current() -> None:
 )
 def test_files_that_pages_name_are_there(page: Path) -> None:
     text = page.read_text()
-    named = re.findall(r"`((?:benchmarks|examples|lfpgraph|models_zoo|rules|tests|tools)/[\w/*]*(?:\.(?:py|csv|txt|npz))?)", text)
+    named = re.findall(
+        r"`((?:benchmarks|examples|lfpgraph|models_zoo|rules|tests|tools)/[\w/*]*(?:\.(?:py|csv|txt|npz))?)", text
+    )
     linked = [str((page.parent / target).relative_to(ROOT)) for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
     assert [name for name in (*named, *linked) if not list(ROOT.glob(name))] == []
 
