@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lfpgraph.comparison import zeroth_order
+from lfpgraph.comparison.comparing import held_back
 from lfpgraph.errors import InputError
 from lfpgraph.experiments import EXPERIMENTS, Settings, reproduce
 from lfpgraph.experiments.common import data
@@ -18,8 +20,6 @@ from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit
 from lfpgraph.experiments.common.models import LifNet, mlp, seeded
 from lfpgraph.experiments.common.rates import tuned
 from lfpgraph.experiments.common.texts import docstrings
-from lfpgraph.comparison import zeroth_order
-from lfpgraph.comparison.comparing import held_back
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
 from .support.helpers import run_cli

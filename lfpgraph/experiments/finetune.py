@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from ..demo.data import Arrays
 from ..optional import need
-from .common.texts import LIBRARIES, docstrings, package_folder
 from .common.drawing import draw_bars
 from .common.harness import Case, Report, Settings, Way
 from .common.rates import tuned
+from .common.texts import LIBRARIES, docstrings, package_folder
 
 __all__ = ["run"]
 
