@@ -14,12 +14,17 @@ from .support.opinfo import differentiable, module_outcomes, modules, outcomes  
 
 
 def test_a_sample_of_operations() -> None:
-    """Sixty operations and twenty modules, always the same ones: gradients equal autograd's, and each has a rule."""
+    """Sixty operations and twenty modules, always the same: gradients equal autograd's; all but two known ones have rules."""
     known, chosen = lines(), random.Random(13)
     found = [o for op in chosen.sample(differentiable(), 60) for o in outcomes(op, most=1)]
     found += [o for info in chosen.sample(modules(), 20) for o in module_outcomes(info, most=1)]
     assert len(found) >= 70
-    assert [o for o in found if (o.gradient, o.feedback) != ("equal", "finite")] == []
+    derived = {line.name for line in known.values() if line.engine == "live" and line.derived}
+    assert derived == {"_batch_norm_with_update", "to_sparse"}
+    missed = [o for o in found if (o.gradient, o.feedback) != ("equal", "finite")]
+    assert [
+        o for o in missed if o.name not in derived or (o.gradient, o.feedback) != ("equal", "finite, no rule")
+    ] == []
     assert {("live", "operation", o.name) for o in found} <= {("live", "operation", name) for _, _, name in known}
 
 
