@@ -12,6 +12,7 @@ from lfpgraph.tracing.tracer import trace
 
 from .support.fuzz import random_module
 from .support.helpers import RECORDED
+from .support.seeds import check_all
 from .support.ways import compare, expected, programmed, walked, wrapped
 
 QUICK, MANY = 100, 1200
@@ -54,13 +55,7 @@ def test_random_graph(seed: int) -> None:
 @pytest.mark.parametrize("start", range(0, MANY, 100))
 def test_many_random_graphs(start: int) -> None:
     """A hundred at a time; every failure of the hundred is told."""
-    failures = []
-    for seed in range(start, start + 100):
-        try:
-            check(seed)
-        except AssertionError as error:
-            failures.append(str(error))
-    assert not failures, "\n".join(failures)
+    check_all(check, start)
 
 
 class NoGradWrite(nn.Module):

@@ -14,6 +14,7 @@ from lfpgraph.tracing.tracer import trace
 
 from .support.fuzz import random_module
 from .support.fuzz_wide import COMPLEX, WIDE
+from .support.seeds import check_all
 from .support.ways import compare, walked, wrapped
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
@@ -105,13 +106,7 @@ def test_random_graph(seed: int) -> None:
 @pytest.mark.parametrize("start", range(1000, 1000 + MANY, 100))
 def test_many_random_graphs(start: int) -> None:
     """A hundred at a time; every failure of the hundred is told."""
-    failures = []
-    for seed in range(start, start + 100):
-        try:
-            check(seed, 12, COMPOSITES)
-        except AssertionError as error:
-            failures.append(str(error))
-    assert not failures, "\n".join(failures)
+    check_all(lambda seed: check(seed, 12, COMPOSITES), start)
 
 
 def test_group_norm_of_a_signal_that_lies_transposed() -> None:

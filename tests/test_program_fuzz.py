@@ -23,6 +23,7 @@ from lfpgraph.tracing.tracer import trace
 
 from .support.fuzz_programs import Program, random_program
 from .support.helpers import RECORDED
+from .support.seeds import check_all
 from .support.ways import Grads, Inputs, compare, leaves, walked
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
@@ -158,13 +159,7 @@ def test_random_program(seed: int) -> None:
 @pytest.mark.parametrize("start", range(1000, 1000 + MANY, 100))
 def test_many_random_programs(start: int) -> None:
     """A hundred at a time; every failure of the hundred is told."""
-    failures = []
-    for seed in range(start, start + 100):
-        try:
-            check(seed)
-        except AssertionError as error:
-            failures.append(str(error))
-    assert not failures, "\n".join(failures)
+    check_all(check, start)
 
 
 @pytest.mark.parametrize("composite", COMPOSITES)
