@@ -1,4 +1,4 @@
-"""The command line's `lfpgraph export`: a model, its forward pass or its training step as an ONNX file."""
+"""The command line's `lfpgraph export`: a model, its forward pass, training step or relevance as an ONNX file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .reports import Target, writable
 
 __all__ = ["export"]
 
-_KINDS = ("model", "step", "forward")
+_KINDS = ("model", "step", "forward", "attribution")
 
 
 def export(
@@ -22,7 +22,8 @@ def export(
         str,
         typer.Option(
             help="model (with its weights, for inference), step (a feedback-training step, and the forward pass beside "
-            "it) or forward (the forward pass with the weights as inputs)."
+            "it), forward (the forward pass with the weights as inputs) or attribution (outputs and the relevance of "
+            "the inputs)."
         ),
     ] = "model",
     shape: Annotated[
@@ -31,7 +32,9 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="Trained weights to load first (.safetensors).")] = None,
     reward: Annotated[str, typer.Option(help="Of a step: softmax, mse or external.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Of a step: sgd, momentum or adam.")] = "adam",
-    composite: Annotated[str, typer.Option(help="Which rules to use in a step.")] = "lfp",
+    composite: Annotated[
+        str | None, typer.Option(help="Which rules to use: lfp in a step, epsilon-plus for relevance by default.")
+    ] = None,
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     clip: Annotated[float, typer.Option(min=0.0, help="Of a step: largest norm of the feedback; 0 for none.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Lets a step draw dropout, from this seed.")] = None,
@@ -45,7 +48,7 @@ def export(
 
     if what not in _KINDS:
         raise TargetError(f"--what {what!r} is not known; choose one of {', '.join(_KINDS)}")
-    rules = get_composite(composite)
+    rules = get_composite(composite or ("epsilon-plus" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
     writable(out)
     model, example = _model(target, shape)
@@ -58,6 +61,8 @@ def export(
         onnx.export(model, out, example, external_data=external)
     elif what == "forward":
         onnx.export_forward(model, example, out, external_data=external)
+    elif what == "attribution":
+        onnx.export_attribution(model, example, out, rules, external_data=external)
     else:
         onnx.export_training_step(
             model, example, out, reward, optimizer, rules, clip=clip or None, seed=seed,
