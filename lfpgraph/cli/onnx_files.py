@@ -30,7 +30,7 @@ def export(
         str | None, typer.Option(help="Shape of one float input without its batch, e.g. 1,8,8; else worked out.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights to load first (.safetensors).")] = None,
-    reward: Annotated[str, typer.Option(help="Of a step: softmax, mse or external.")] = "softmax",
+    reward: Annotated[str, typer.Option(help="Of a step: softmax, mse, external or signal.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Of a step: sgd, momentum or adam.")] = "adam",
     composite: Annotated[
         str | None, typer.Option(help="Which rules to use: lfp in a step, epsilon-plus for relevance by default.")

@@ -56,7 +56,8 @@ def export_training_step(
 
     Inputs of the file: the model's own inputs by the names of `forward`'s arguments; `target` (class indices on the
     outputs' leading axes for "softmax", where -100 is left out; a tensor of the outputs' shape for "mse") or `reward` (of
-    the outputs' shape, for "external"); `lr`; the parameters and the buffers that change, by the model's own names;
+    the outputs' shape, for "external") or `signal` (for "signal"); `lr`; the parameters and the buffers that change, by the
+    model's own names;
     the optimizer's state, zeros at first. Outputs: `new/` and the name for each of those; the model's outputs as
     `output`, `output_1`...; metrics as `metric/loss`... The batch may have any size.
 
@@ -65,7 +66,8 @@ def export_training_step(
         example: a tensor, a tuple of arguments or a dict of keyword arguments, without labels.
         path: the file to write.
         reward: "softmax" for cross-entropy, "mse" for the mean squared error (both as a loss's negative gradient, the
-            mean over the batch), "external" for a reward given at each step.
+            mean over the batch), "external" for a reward of each output given at each step, "signal" for the reward per unit
+            of each output (minus the gradient of a loss there), which unlike a reward is sound where an output is near zero.
         optimizer: "sgd", "momentum" or "adam", with torch's numbers.
         composite: the rules.
         options: the optimizer's numbers, e.g. `{"momentum": 0.95}`.
@@ -196,7 +198,7 @@ def _step_graph(
     frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
     stored = [*step.parameters, *frozen, *step.buffers]
     values = graph_inputs(b, model, step, names, set(stored), inside)
-    target = "reward" if reward == "external" else "target"
+    target = {"external": "reward", "signal": "signal"}.get(reward, "target")
     extra = [target, "lr", *step.state]
     values += [enter(b, name, fake, axes) for name, fake in zip(extra, step.fakes[len(step.inputs) :])]
     results = translate(b, step.module, values)

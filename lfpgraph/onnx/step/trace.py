@@ -22,7 +22,12 @@ from .optimizers import OPTIMIZERS, clip_by_norm
 
 __all__ = ["REWARDS", "Step", "static", "trace_forward", "trace_step", "traced"]
 
-REWARDS = {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}  # with their metrics
+REWARDS = {  # with their metrics
+    "softmax": ("loss", "accuracy"),
+    "mse": ("loss",),
+    "external": ("reward",),
+    "signal": ("reward",),
+}
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -123,7 +128,7 @@ def trace_step(
     """Trace forward, reward, feedback and optimizer as one graph.
 
     Args:
-        reward: "softmax", "mse" or "external". optimizer: a key of `OPTIMIZERS`. options: the optimizer's numbers.
+        reward: a key of `REWARDS`. optimizer: a key of `OPTIMIZERS`. options: the optimizer's numbers.
         clip: largest norm of all feedback together, as `clip_grad_norm_` has it.
         seed: of random operations, which are refused without one.
 
@@ -201,6 +206,8 @@ def _feedback(plan: Plan, found: Any, places: list[int], i: int, value: Tensor) 
 
 def _signal(reward: str, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of the loss at the output (minus the signal of the reward), and the metrics."""
+    if reward == "signal":
+        return -target, {"reward": (target * out).sum()}
     if reward == "external":
         small = out.abs() <= 1e-6
         return -target / torch.where(small, stabilize(out, 1e-6), out), {"reward": target.sum()}
