@@ -147,7 +147,7 @@ class Values:
             return number
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
-            kind, name = "input", -1
+            kind, name = "unrecorded", -1
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
@@ -174,7 +174,7 @@ class Values:
         number = self.known(x)
         if number is None:
             return self.name_leaf(x)[0] == "input"
-        return all(leaf.value != number or leaf.kind == "input" for leaf in self.leaves)
+        return all(leaf.value != number or leaf.kind in ("input", "unrecorded") for leaf in self.leaves)
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
