@@ -96,6 +96,9 @@ class Stopped(nn.Module):
         with {"no_grad": torch.no_grad, "inference": torch.inference_mode}.get(self.how, torch.enable_grad)():
             stopped = self.b(h).sigmoid()
         stopped = stopped.clone() if self.how == "inference" else stopped
+        if self.how == "itself":
+            h = h * 2 + 1
+            return self.head(h * h.detach())
         if self.how == "frozen":  # no other way for the input
             h = h.detach()
             return self.head(h * self.b(h).sigmoid())
@@ -103,7 +106,7 @@ class Stopped(nn.Module):
 
 
 @pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
-@pytest.mark.parametrize("how", ["no_grad", "inference", "detach", "data", "frozen"])
+@pytest.mark.parametrize("how", ["no_grad", "inference", "detach", "data", "itself", "frozen"])
 def test_stopped_values_are_constants_in_both_engines_and_in_a_record(how: str, composite: str) -> None:
     torch.manual_seed(0)
     model, x, reward = Stopped(how).double(), torch.randn(5, 6).double(), torch.randn(5, 3).double()

@@ -85,14 +85,12 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
     graph.eliminate_dead_code(
         is_impure_node=lambda node: node.op in ("placeholder", "output") or _is_part_of_loop(node)
     )
-    copy_for_the_idle(found)
-    copy_shared_comparisons(found)
-    left = set(graph.nodes)
     values = {node: n for n, node in nodes.items()}
-    made = {(node.target, node.args): node for node in step_of}
-    for node in left - set(step_of):
-        if (original := made.get((node.target, node.args))) is not None:  # a copy
-            step_of[node], values[node] = step_of[original], values[original]
+    for node, original in (copy_for_the_idle(found) | copy_shared_comparisons(found)).items():
+        step_of[node] = step_of[original]
+        if original in values:
+            values[node] = values[original]
+    left = set(graph.nodes)
     return LiveGraph(
         classify(found),
         {node: n for node, n in values.items() if node in left},

@@ -107,7 +107,10 @@ def _no_autograd() -> Iterator[None]:
 
     def grad(*args: Any, **kwargs: Any) -> Any:
         if torch._C._functorch.peek_interpreter_stack() is None:
-            raise TraceError("forward takes gradients itself (torch.autograd.grad); use torch.func.grad there.")
+            raise TraceError(
+                "forward takes gradients itself (torch.autograd.grad), which a record would hold as constants. "
+                'wrap(model, engine="live") runs the model itself.'
+            )
         return original(*args, **kwargs)
 
     torch.autograd.grad = grad
