@@ -33,6 +33,8 @@ _PLAIN = (Tensor, torch.nn.Parameter, float, bool, int)
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
+    if z.is_complex():
+        return z + epsilon * torch.where(z == 0, 1.0, z.sgn())
     plus_zero = z + 0.0  # minus zero becomes plus zero
     return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero) + z
 

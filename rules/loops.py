@@ -81,7 +81,9 @@ def like_feedback(x: Tensor, first: list[Tensor], states: Any, z: Any, w: Tensor
 
 
 def _gradient(cell: str, ctx: Any, gs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of x, of the states before the first step, of w and of b."""
+    """The gradients of x, of the states before the first step, of w and of b; None of all where no signal arrived."""
+    if all(g is None for g in gs):
+        return [None] * (len(gs) + 3)
     x, w, b, z, *rest = ctx.saved_tensors
     made_by, answers = _local.__dict__.pop("answer", (None, None))
     if made_by is not None and made_by == z.data_ptr() and not torch.is_grad_enabled():
@@ -101,6 +103,7 @@ def _gradient(cell: str, ctx: Any, gs: Sequence[Tensor | None]) -> list[Tensor |
 def _save_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h, c, w, b = inputs
     hs, cs, z = output  # no signal is ever given to z, since nobody reads it
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w, b, z, h, c, hs, cs)
 
 
@@ -111,6 +114,7 @@ def _lstm_backward(ctx: Any, *gs: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _save_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h, w, b, ctx.cell = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w, b, output[1], h, output[0])
 
 

@@ -47,12 +47,15 @@ class Bridge(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None, *sources: Tensor) -> Tensor:
         ctx.kinds = [(s.shape, s.dtype, s.device) for s in sources]
         ctx.awake, ctx.function = False, function
+        ctx.set_materialize_grads(False)
         if function is not None:
             ctx.save_for_backward(*sources)
         return x.detach()  # no view of x, so it can be written to
 
     @staticmethod
-    def backward(ctx: Any, s: Tensor) -> Any:
+    def backward(ctx: Any, s: Tensor | None) -> Any:
+        if s is None and not ctx.awake:
+            return (None,) * (2 + len(ctx.kinds))
         own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
         if not ctx.awake or torch.is_grad_enabled():

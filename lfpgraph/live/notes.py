@@ -65,8 +65,8 @@ def user_line() -> str:
 class Unrecorded:
     """Float tensors that were made of the model's input without being recorded: features of a frozen encoder, say.
 
-    Such a value is a leaf of the recorded run. If it was made of the model's input it is an activation like the input
-    itself; otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
+    Such a value is a leaf of the recorded run. If it was made of the model's input it may be an activation (`graph.classes`);
+    otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class NameLeaf(Protocol):
 
 @dataclass
 class Leaf:
-    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
+    """A value that the run found; its kind is one of those of `graph.Placeholder`."""
 
     value: int
     kind: str

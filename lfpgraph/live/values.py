@@ -141,9 +141,13 @@ class Values:
         return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
 
     def _leaf(self, x: Tensor) -> int:
+        if torch._C._functorch.is_dead_tensor_wrapper(x):  # of a transform of torch.func that has ended
+            number = self.number(torch._C._functorch.unwrap_if_dead(x))
+            self.equate(x, number)
+            return number
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
-            kind, name = "input", -1
+            kind, name = "unrecorded", -1
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
@@ -170,11 +174,11 @@ class Values:
         number = self.known(x)
         if number is None:
             return self.name_leaf(x)[0] == "input"
-        return all(leaf.value != number or leaf.kind == "input" for leaf in self.leaves)
+        return all(leaf.value != number or leaf.kind in ("input", "unrecorded") for leaf in self.leaves)
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
-        if _is_older(edge[0], self.started):
+        if _is_older(edge[0], self.started) or torch._C._functorch.is_dead_tensor_wrapper(x):
             return self._leaf(x)
         for given in self.name_leaf.givens():
             if self.known(given) is None:

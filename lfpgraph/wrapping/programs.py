@@ -131,17 +131,21 @@ class Entry:
         sizes: those that it is right for.
         unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
             what other calls have saved of them can still be used.
+        untouched: by place among the model's outputs, the place among the graph's arguments of one that is returned as it is.
     """
 
     program: Program
     owner: nn.Module | None = None
     sizes: Sizes = field(init=False)
     unseen: set[str] = field(init=False)
+    untouched: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.graph)
         written = zip(self.graph.mutations, self.graph.output_nodes)
         self.unseen = {name for name, node in written if isinstance(node, fx.Node) and is_statistic(node)}
+        places = {node: i for i, node in enumerate(self.graph.placeholder_nodes)}
+        self.untouched = {i: places[node] for i, node in enumerate(self.graph.user_output_nodes) if node in places}
 
     @property
     def graph(self) -> OpGraph:

@@ -138,9 +138,9 @@ class StaticEngine:
             raise
 
     def _run(self, entry: Entry, call: ModelCall) -> Any:
-        graph, check = entry.graph, self.options.check
+        graph, check, values = entry.graph, self.options.check, call.values(entry.graph)
         with no_autocast():
-            outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
+            outputs = run_program(entry.program, values, check, self.options.part, self.feed)
         if call.expected is not None and not self.options.compile:
             self._compare(graph, call, graph.user_outputs(outputs), call.expected)
         with torch.no_grad():
@@ -149,7 +149,9 @@ class StaticEngine:
                     (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 call.tensors[position].copy_(value)
-        results = graph.user_outputs(outputs)
+        results = list(graph.user_outputs(outputs))
+        for place, given in entry.untouched.items():
+            results[place] = values[given]
         for result in results if check else ():
             if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                 raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
