@@ -28,7 +28,7 @@ __all__ = [
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _ops = torch.ops.lfpgraph
-_PLAIN = (Tensor, torch.nn.Parameter, float, bool, int)
+_PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
@@ -105,15 +105,15 @@ def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
     found: Tensor
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
-    elif _is_eager(args):
+    elif is_eager(*args):
         found = KERNELS[operation](*args)
     else:
         found = operation(*args)
     return found
 
 
-def _is_eager(args: tuple[Any, ...]) -> bool:
+def is_eager(*args: Any) -> bool:
     """Whether plain tensors meet no tracer and no transform."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(type(a) in _PLAIN for a in args)
+    return _PLAIN.issuperset(map(type, args))

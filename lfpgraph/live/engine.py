@@ -66,6 +66,7 @@ class LiveEngine:
         adopt: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
+        self._changes = changes_gradients(composite)
         self.watch, self.path, self.adopt = watch or Watch(type(model).__name__), path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: dict[Any, Schedule] = {}  # by the kind of call: its mode, and which arguments it has
@@ -85,11 +86,11 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
-        if not changes_gradients(self.composite):
+        if not self._changes:
             with running_plainly():
                 return call(*args, **kwargs)
         self.watch.begin()
-        if any(isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
+        if any(type(x) is not Tensor and isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
             args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
@@ -265,6 +266,11 @@ class _Leaves:
         found = self.engine.name(tensor)
         if found is not None:
             return found
+        for i, x in enumerate(self.args):
+            if x is tensor:
+                return "input", i
+            if not isinstance(x, Tensor):
+                break
         if self.inputs is None:
             self.inputs = {id(t): i for i, t in enumerate(tensors_in((self.args, self.kwargs)))}
         if id(tensor) in self.inputs:

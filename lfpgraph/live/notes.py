@@ -108,7 +108,7 @@ class NameLeaf(Protocol):
         """A float tensor that the run was given."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Leaf:
     """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
 

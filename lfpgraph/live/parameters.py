@@ -21,6 +21,8 @@ from .bridges import LARGE
 __all__ = ["Scale", "Watch", "is_differentiated", "owned", "refuse_batched", "replaced", "tap"]
 
 log = logging.getLogger("lfpgraph")
+_COMPARED = 2  # gradients of each parameter that are compared in value
+_BATCHED = torch._C._parse_dispatch_key("Batched")
 
 
 class Watch:
@@ -100,7 +102,7 @@ class Watch:
         return id(parameter) in self._fed
 
     def _expect(self, key: int, feedback: Tensor) -> None:
-        compare = self._compared.get(key, 0) < 2
+        compare = self._compared.get(key, 0) < _COMPARED
         self._fed.setdefault(key, []).append(feedback.detach() if compare else None)
 
     def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
@@ -112,9 +114,11 @@ class Watch:
             self._say(name, "has received a gradient that is no feedback")
             return
         seen = self._compared.get(key, 0)
+        if seen == _COMPARED:
+            return
         parameter = self._watched[key]()
         others = parameter is None or len(parameter._backward_hooks or ()) > 1  # the user's may have changed it before
-        if seen < 2 and not others:
+        if not others:
             self._compared[key] = seen + 1
             parts = [f for f in fed if f is not None]
             if len(parts) == len(fed) and not gradient.is_sparse and not _equal(gradient, parts):
@@ -189,16 +193,19 @@ def tap(record: Any, number: int, given: list[Any], place: int, check: bool, wat
 class Scale:
     """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it.
 
+    Args:
+        how: the parameter's placeholder in the plan, whether it takes the plain signal, and whether all that is done to the
+            signal is to multiply it by the parameter's size.
+
     A custom function may call a part of the model again in its backward (the adjoint of a differential equation), and hand
     on what that run, which is one inside a backward pass, has given the parameter: that is feedback already.
     """
 
     def __init__(
-        self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, shape: torch.Size, watch: Watch | None
+        self, plan: Plan, how: tuple[fx.Node, bool, bool], parameter: Tensor, shape: torch.Size, watch: Watch | None
     ) -> None:
-        self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
-        self.shape = shape
-        self.by_size = plan.scales_by_size(placeholder)
+        self.plan, self.parameter, self.shape, self.watch = plan, parameter, shape, watch
+        self.placeholder, self.plain, self.by_size = how
         self.is_inside = torch._C._current_graph_task_id() != -1
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
@@ -248,7 +255,7 @@ class Scale:
 
 def refuse_batched(signal: Tensor) -> None:
     """Refuse a signal that stands for many at once, of which torch's batched tensors do not know every operation of a rule."""
-    if torch._C._dispatch_keys(signal).has("Batched"):
+    if torch._C._dispatch_keys(signal).has(_BATCHED):
         raise WrapError(
             "many backward passes at once are asked for (is_grads_batched=True, vectorize=True), and the rules of feedback do "
             "not run on such a batch; ask for them one after the other."

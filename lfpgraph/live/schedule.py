@@ -123,11 +123,18 @@ class Schedule:
     spared: set[int] = field(default_factory=set)
 
     @cached_property
-    def parameters(self) -> list[tuple[int, fx.Node, bool]]:
-        """For each parameter its place among the leaves, its placeholder, and whether it takes the plain signal."""
+    def parameters(self) -> list[tuple[int, tuple[fx.Node, bool, bool]]]:
+        """For each parameter its place among the leaves, and how its signal becomes feedback (`parameters.Scale`)."""
         graph, rulesets = self.plan.graph, self.plan.rulesets
         return [
-            (i, node, node not in rulesets or rulesets[node].takes_signal(node.meta["val"]))
+            (
+                i,
+                (
+                    node,
+                    node not in rulesets or rulesets[node].takes_signal(node.meta["val"]),
+                    self.plan.scales_by_size(node),
+                ),
+            )
             for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
             if placeholder.kind == "parameter"
         ]

@@ -114,8 +114,8 @@ class Values:
         self.follows.append(follows)
         self.kept.append(None)
         if follows and (node := x.grad_fn) is not None:
-            self.edges[node, x.output_nr] = number
-            self.edge_of[number] = (node, x.output_nr)
+            self.edge_of[number] = edge = (node, x.output_nr)
+            self.edges[edge] = number
             self.seen[number] = weakref.ref(x)
         else:
             self._ids[id(x)] = number
@@ -153,10 +153,9 @@ class Values:
             if x.requires_grad and x.grad_fn is None:
                 self._begin(x, number)
         elif x.requires_grad:
-            alias = _alias(x)
-            self.aliases[number] = alias
-            self.edges[alias.grad_fn, 0] = number
-            self.edge_of[number] = (alias.grad_fn, 0)
+            self.aliases[number] = alias = _alias(x)
+            self.edge_of[number] = edge = (alias.grad_fn, 0)
+            self.edges[edge] = number
         return number
 
     def _begin(self, x: Tensor, number: int) -> None:
