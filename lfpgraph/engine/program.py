@@ -33,6 +33,9 @@ from .static import functional_graph, no_autocast, on_fakes
 __all__ = ["Program", "clean", "make_program"]
 
 aten = torch.ops.aten
+_NEW = {
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default, aten._softmax.default,
+}  # fmt: skip
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -68,6 +71,14 @@ class Program:
         outputs, nodes = graph.output_nodes, graph.placeholder_nodes
         behind = {i: ancestors([outputs[i]]) for i in self.signal_outputs}
         return [frozenset(i for i, before in behind.items() if nodes[place] in before) for place in self.wanted]
+
+    @cached_property
+    def is_fresh(self) -> list[bool]:
+        """For each value that forward saves, whether it is sure to lie in memory of its own, apart from inputs and outputs."""
+        results = self.forward.graph.output_node().args[0]
+        outputs, saved = results[: self.n_outputs], results[self.n_outputs :]  # type: ignore[index]
+        apart = all(not isinstance(node, fx.Node) or node.op == "placeholder" or _is_new(node) for node in outputs)
+        return [apart and isinstance(node, fx.Node) and _is_new(node) and node not in outputs for node in saved]
 
     def print(self) -> str:
         """The Python code of both graphs."""
@@ -167,7 +178,7 @@ def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.
     return split(joint, n_values, n_outputs, share)
 
 
-def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Copies of both graphs that run faster; the graphs themselves write in place where that is safe."""
     for half in (forward, feedback):
         fuse_pairs(half.graph)
@@ -175,7 +186,7 @@ def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[fx.G
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()
-    return quick_module(forward), quick_module(feedback)
+    return quick_module(forward).forward, quick_module(feedback).forward
 
 
 def _takes_signal(plan: Plan, node: Any) -> bool:
@@ -218,6 +229,14 @@ def _shorten(node: fx.Node) -> None:
         node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
     elif node.target is aten.reshape.default:
         node.args = (source.args[0], *node.args[1:])
+
+
+def _is_new(node: fx.Node) -> bool:
+    """Whether a node's result is sure to be a tensor in new memory."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable:
+        return False
+    return op in _NEW or torch.Tag.pointwise in op.tags
 
 
 def _has_side_effect(node: fx.Node) -> bool:

@@ -108,11 +108,16 @@ def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequen
     program: Program = ctx.program
     placeholders = program.plan.graph.placeholders
     mutated = set(program.plan.graph.mutations)
-    changing = {id(v) for v, p in zip(values, placeholders) if p.kind == "buffer" and p.target in mutated}
+    changing = {id(v) for v, p in zip(values, placeholders) if mutated and p.kind == "buffer" and p.target in mutated}
     known = {id(v) for v in (*values, *outputs)}
-    shared = _memory([*outputs, *(v for v, p in zip(values, placeholders) if p.kind == "input")])
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    watched = [isinstance(v, Tensor) and (hooked or id(v) in known or bool(_memory([v]) & shared)) for v in saved]
+    open_ = [not fresh and isinstance(v, Tensor) and id(v) not in known for v, fresh in zip(saved, program.is_fresh)]
+    inputs = (v for v, p in zip(values, placeholders) if p.kind == "input")
+    shared = _memory([*outputs, *inputs]) if any(open_) else set()
+    watched = [
+        isinstance(v, Tensor) and (hooked or id(v) in known or (look and bool(_memory([v]) & shared)))
+        for v, look in zip(saved, open_)
+    ]
     ctx.save_for_backward(*(v.clone() if id(v) in changing else v for v, w in zip(saved, watched) if w))
     ctx.kept = [None if w else v for v, w in zip(saved, watched)]
     ctx.watched = watched
