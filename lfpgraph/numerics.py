@@ -6,7 +6,6 @@ of a linear operation, and the identity rule of an activation. `kernels` makes t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS
+from .kernels import DECOMPOSITIONS, KERNELS, floor_of
 
 __all__ = [
     "ZERO_REWARD",
@@ -54,17 +53,10 @@ def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0, over: bool = False) -> Tensor:
     """Return `s * max(abs(w), share * rms(w)) * unit`, for a w of at least one entry; written over s if asked for."""
-    wide = torch.float32 if w.dtype in _LOW_PRECISION else None
-    if is_small(s, w) and w.device.type == "cpu" and not w.is_complex():
-        floor = torch.linalg.vector_norm(w, dtype=wide).item() * (share / math.sqrt(w.numel()))
-        return torch.addcmul(torch.zeros((), dtype=s.dtype), s, w.abs().clamp_min_(floor), value=unit)
-    rows = torch.linalg.vector_norm(w, dim=-1, dtype=wide)  # one sum over millions of float32 would lose digits
-    floor = torch.linalg.vector_norm(rows) * (share / math.sqrt(w.numel()))
     if w.is_complex():
-        return s * torch.maximum(w.abs(), floor) * unit
-    over = over and s.dtype == w.dtype
-    operation = _ops.scale_by_floored_size_ if over else _ops.scale_by_floored_size
-    return _call(operation.default, s, w, floor.to(w.dtype), unit)
+        return s * torch.maximum(w.abs(), floor_of(w, share)) * unit
+    operation = _ops.scale_by_floored_size_ if over and s.dtype == w.dtype else _ops.scale_by_floored_size
+    return _call(operation.default, s, w, share, unit)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False, over: bool = False) -> Tensor:

@@ -20,7 +20,8 @@ from ..graph.graph import ancestors, is_float, shape_of
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
-from ..passes.inplace import write_in_place
+from ..passes.inplace import storages, write_in_place
+from ..passes.nodes import is_fresh
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import join_products
@@ -33,9 +34,6 @@ from .static import functional_graph, no_autocast, on_fakes
 __all__ = ["Program", "clean", "make_program"]
 
 aten = torch.ops.aten
-_NEW = {
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default, aten._softmax.default,
-}  # fmt: skip
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -77,8 +75,22 @@ class Program:
         """For each value that forward saves, whether it is sure to lie in memory of its own, apart from inputs and outputs."""
         results = self.forward.graph.output_node().args[0]
         outputs, saved = results[: self.n_outputs], results[self.n_outputs :]  # type: ignore[index]
-        apart = all(not isinstance(node, fx.Node) or node.op == "placeholder" or _is_new(node) for node in outputs)
-        return [apart and isinstance(node, fx.Node) and _is_new(node) and node not in outputs for node in saved]
+        storage = storages(self.forward.graph.nodes)
+        made = [node for node in outputs if isinstance(node, fx.Node) and node.op != "placeholder"]
+        taken = {storage[node] for node in made}
+        apart = all(map(is_fresh, made))
+        return [apart and isinstance(n, fx.Node) and is_fresh(n) and storage[n] not in taken for n in saved]
+
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """The positions of the placeholders of each kind, "written" those of the buffers that the model writes to."""
+        graph = self.plan.graph
+        found: dict[str, list[int]] = {kind: [] for kind in ("parameter", "buffer", "input", "constant", "written")}
+        for i, placeholder in enumerate(graph.placeholders):
+            found[placeholder.kind].append(i)
+            if placeholder.kind == "buffer" and placeholder.target in graph.mutations:
+                found["written"].append(i)
+        return found
 
     def print(self) -> str:
         """The Python code of both graphs."""
@@ -229,14 +241,6 @@ def _shorten(node: fx.Node) -> None:
         node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
     elif node.target is aten.reshape.default:
         node.args = (source.args[0], *node.args[1:])
-
-
-def _is_new(node: fx.Node) -> bool:
-    """Whether a node's result is sure to be a tensor in new memory."""
-    op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable:
-        return False
-    return op in _NEW or torch.Tag.pointwise in op.tags
 
 
 def _has_side_effect(node: fx.Node) -> bool:

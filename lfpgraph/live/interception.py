@@ -62,7 +62,9 @@ class recording:
         _as_written(1)
         _local.recorder = self._new
         flat.RUNS += 1
-        torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
+        torch._C._set_graph_executor_optimize(
+            False
+        )  # TorchScript would make one operation of many, from its third run on
         _include(_KEY, True)
         self._dispatcher = torch._C._EnablePythonDispatcher()
         self._dispatcher.__enter__()

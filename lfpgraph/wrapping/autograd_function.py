@@ -39,13 +39,15 @@ class _Feedback(torch.autograd.Function):
         ctx.program = program
         ctx.check = check
         ctx.feed = feed
-        kinds = [placeholder.kind for placeholder in program.plan.graph.placeholders] if feed is not None else []
-        ctx.parameters = [v if kind == "parameter" else None for kind, v in zip(kinds, values)]
+        ctx.parameters = [] if feed is None else [(i, values[i]) for i in program.places["parameter"]]
         _save(ctx, saved, values, outputs)
         ctx.shapes = [(outputs[i].shape, outputs[i].dtype, outputs[i].device) for i in program.signal_outputs]
         outputs = [out.clone() if id(out) in inputs and isinstance(out, Tensor) else out for out in outputs]
-        signal = set(program.signal_outputs)
-        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in signal and isinstance(o, Tensor)))
+        if len(program.signal_outputs) < len(outputs):
+            signal = set(program.signal_outputs)
+            ctx.mark_non_differentiable(
+                *(o for i, o in enumerate(outputs) if i not in signal and isinstance(o, Tensor))
+            )
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -74,9 +76,10 @@ class _Feedback(torch.autograd.Function):
                 result[position] = s
         if ctx.check:
             _check_finite(result, "the feedback signal")
-        skipped = _skipped(ctx) if any(p is not None for p in ctx.parameters) else set()
-        for parameter, s in zip(ctx.parameters, result):
-            if parameter is not None and s is not None and id(parameter) not in skipped:
+        skipped = _skipped(ctx) if ctx.parameters else set()
+        for place, parameter in ctx.parameters:
+            s = result[place]
+            if s is not None and id(parameter) not in skipped:
                 ctx.feed(parameter, s)
         return (None, None, None, None, *result)
 
@@ -106,14 +109,11 @@ def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequen
     (offloading, say) are in force, all go through autograd.
     """
     program: Program = ctx.program
-    placeholders = program.plan.graph.placeholders
-    mutated = set(program.plan.graph.mutations)
-    changing = {id(v) for v, p in zip(values, placeholders) if mutated and p.kind == "buffer" and p.target in mutated}
+    changing = {id(values[i]) for i in program.places["written"]}
     known = {id(v) for v in (*values, *outputs)}
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
     open_ = [not fresh and isinstance(v, Tensor) and id(v) not in known for v, fresh in zip(saved, program.is_fresh)]
-    inputs = (v for v, p in zip(values, placeholders) if p.kind == "input")
-    shared = _memory([*outputs, *inputs]) if any(open_) else set()
+    shared = _memory([*outputs, *(values[i] for i in program.places["input"])]) if any(open_) else set()
     watched = [
         isinstance(v, Tensor) and (hooked or id(v) in known or (look and bool(_memory([v]) & shared)))
         for v, look in zip(saved, open_)

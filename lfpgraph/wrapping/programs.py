@@ -195,8 +195,8 @@ class Programs(Generic[E]):
         Args:
             observe: runs the model on a call that no program is known to be right for, and gives a guard.
         """
+        name = type(call.model).__name__
         with LOCK:
-            name = type(call.model).__name__
             entry = self.fitting(call)
             changed = None if entry is None else self.changed(entry)
             if changed is not None:
