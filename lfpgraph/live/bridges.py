@@ -179,15 +179,13 @@ class Sources:
 
 
 class Shadows:
-    """What recorded operations are given in place of tensors that carry reward but, to the model, no gradient.
-
-    Attributes:
-        noted: by the identity of what the model sees, that and its shadow.
-    """
+    """What recorded operations are given in place of tensors that carry reward but, to the model, no gradient."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self.noted: dict[int, tuple[Tensor, Tensor]] = {}
+        self.noted: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by the identity of what the model sees: that, and its shadow
         self._seen: dict[int, Tensor] = {}  # by the identity of a shadow: what the model sees
 
     def given(self, args: Any, kwargs: Any, writes: bool) -> tuple[Any, Any] | None:

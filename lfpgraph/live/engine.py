@@ -20,7 +20,7 @@ from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, refs_in
+from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
 from .operations import quick_steps
 from .parameters import Watch
 from .record import Record
@@ -287,19 +287,3 @@ class _Leaves:
         if tensor.requires_grad:
             return "input", -1
         return "constant", None
-
-
-def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list[Tensor]:
-    """The tensors in a value, through containers and the attributes of any objects but modules."""
-    seen = set() if seen is None else seen
-    if isinstance(value, Tensor):
-        return [value]
-    if depth > 6 or id(value) in seen or isinstance(value, nn.Module | type | str | bytes):
-        return []
-    seen.add(id(value))
-    if isinstance(value, Mapping):
-        return [t for item in list(value.values()) for t in tensors_in(item, depth + 1, seen)]
-    if isinstance(value, list | tuple | set):
-        return [t for item in value for t in tensors_in(item, depth + 1, seen)]
-    held = getattr(value, "__dict__", None)
-    return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []

@@ -198,6 +198,8 @@ def _handler_of(op: OpOverload) -> Callable[..., Any]:
 
 def _wrap_torch() -> None:
     global _wrapped
+    if _wrapped:
+        return
     with _lock:
         if _wrapped:
             return

@@ -22,7 +22,7 @@ __all__ = ["Scale", "Watch", "is_differentiated", "owned", "refuse_batched", "re
 
 log = logging.getLogger("lfpgraph")
 _COMPARED = 2  # gradients of each parameter that are compared in value
-_BATCHED = torch._C._parse_dispatch_key("Batched")
+_VMAP = torch._C._parse_dispatch_key("VmapMode")
 
 
 class Watch:
@@ -96,10 +96,6 @@ class Watch:
             watch = ref()
             if watch is not None and key in watch._watched:
                 watch._expect(key, feedback)
-
-    def expects(self, parameter: Tensor) -> bool:
-        """Whether feedback is on its way to a parameter."""
-        return id(parameter) in self._fed
 
     def _expect(self, key: int, feedback: Tensor) -> None:
         compare = self._compared.get(key, 0) < _COMPARED
@@ -193,10 +189,6 @@ def tap(record: Any, number: int, given: list[Any], place: int, check: bool, wat
 class Scale:
     """Turns a parameter's signal into feedback: where all its uses come together, and where a custom function reads it.
 
-    Args:
-        how: the parameter's placeholder in the plan, whether it takes the plain signal, and whether all that is done to the
-            signal is to multiply it by the parameter's size.
-
     A custom function may call a part of the model again in its backward (the adjoint of a differential equation), and hand
     on what that run, which is one inside a backward pass, has given the parameter: that is feedback already.
     """
@@ -210,7 +202,7 @@ class Scale:
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
         """The feedback of the signal s; written over it, if it may be."""
-        refuse_batched(s)
+        refuse_batched()
         if self.is_inside and self.watch is not None:
             self.watch.inside.add(id(self.parameter))
         if self.plain:
@@ -253,9 +245,9 @@ class Scale:
         return after
 
 
-def refuse_batched(signal: Tensor) -> None:
-    """Refuse a signal that stands for many at once, of which torch's batched tensors do not know every operation of a rule."""
-    if torch._C._dispatch_keys(signal).has(_BATCHED):
+def refuse_batched() -> None:
+    """Refuse signals that stand for many at once, of which torch's batched tensors do not know every operation of a rule."""
+    if torch._C._dispatch_tls_is_dispatch_key_included(_VMAP):
         raise WrapError(
             "many backward passes at once are asked for (is_grads_batched=True, vectorize=True), and the rules of feedback do "
             "not run on such a batch; ask for them one after the other."

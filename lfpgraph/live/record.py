@@ -286,9 +286,7 @@ class Record(Kept):
                 leaf.tensor = leaf.tensor.detach()
 
     def close(self) -> None:
-        """Let go of the run's own tensors and autograd nodes."""
-        super().close()
+        """Let go of all: the run's own tensors, its autograd nodes and the call's arguments."""
         self.sources.close()
         self.shadows.close()
-        del self.sources, self.shadows  # they refer to the record, which refers to the call's arguments
-        self.templates = {}
+        vars(self).clear()

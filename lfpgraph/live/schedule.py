@@ -124,7 +124,10 @@ class Schedule:
 
     @cached_property
     def parameters(self) -> list[tuple[int, tuple[fx.Node, bool, bool]]]:
-        """For each parameter its place among the leaves, and how its signal becomes feedback (`parameters.Scale`)."""
+        """For each parameter its place among the leaves, and how its signal becomes feedback (`parameters.Scale`).
+
+        That is its placeholder, whether it takes the plain signal, and whether that is multiplied by its size and no more.
+        """
         graph, rulesets = self.plan.graph, self.plan.rulesets
         return [
             (
@@ -267,7 +270,8 @@ def _needs(schedule: Schedule) -> None:
                 inner += [n for n in node.all_input_nodes if n in live.value and n not in unit.nodes]
         needs.update(live.value[n] for n in inner if n in live.value)
         amendment.needs = tuple(needs)
-        looks.update(needs)
+        for number in needs:
+            looks[number] += 1
         amendment.inputs = tuple(live.value.get(n, -1) for n in unit.inputs)
         amendment.inside = frozenset(live.value[n] for n in unit.nodes if n in live.value)
         schedule.kept_values.update(needs)

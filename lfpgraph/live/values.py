@@ -69,14 +69,6 @@ class Values:
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
 
-    def close(self) -> None:
-        """Let go of the run's own tensors and autograd nodes."""
-        held: list[Any] = [self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive]
-        held += [self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints]
-        held.append(self._lying)
-        for kept in held:
-            kept.clear()
-
     def look(self, number: int) -> Any:
         """What a plan may depend on of a value, sizes apart."""
         return self.dtypes[number], len(self.shapes[number]), self.follows[number]

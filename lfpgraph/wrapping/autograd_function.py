@@ -58,12 +58,11 @@ class _Feedback(torch.autograd.Function):
                 "a second derivative is asked for (create_graph=True), which a traced program does not have. "
                 'wrap(model, engine="live") gives it.'
             )
+        refuse_batched()
         program: Program = ctx.program
         inputs = _restore(ctx)
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):
             g = gradients[position]
-            if g is not None:
-                refuse_batched(g)
             inputs.append(torch.zeros(shape, dtype=dtype, device=device) if g is None else g)
         if ctx.check:
             _check_finite(gradients, "the signal given to the outputs")
