@@ -140,6 +140,8 @@ class OpGraph:
 
     def rebuild(self, user_outputs: Sequence[Any]) -> Any:
         """The model's own output structure, of its tensor outputs."""
+        if len(self.out_leaves) == 1 and self.out_leaves[0] == ("tensor", 0) and self.out_spec.type is None:
+            return user_outputs[0]
         leaves = [
             user_outputs[item] if kind == "tensor" else fill_slots(item, user_outputs) for kind, item in self.out_leaves
         ]

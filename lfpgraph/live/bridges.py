@@ -186,11 +186,10 @@ class Shadows:
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self._of: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of what the model sees: that, and its shadow
+        self.noted: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by the identity of what the model sees: that, and its shadow
         self._seen: dict[int, Tensor] = {}  # by the identity of a shadow: what the model sees
-
-    def __bool__(self) -> bool:
-        return bool(self._of)
 
     def given(self, args: Any, kwargs: Any, writes: bool) -> tuple[Any, Any] | None:
         """The arguments with shadows in their places; None if there are none. What such values are written to gets one, too."""
@@ -204,7 +203,7 @@ class Shadows:
 
     def of(self, x: Tensor, made: bool = False) -> Tensor:
         """A tensor's shadow: its own, or that part of the shadow of what it is a view of; else one is made, or it is x."""
-        found = self._of.get(id(x))
+        found = self.noted.get(id(x))
         if x.requires_grad:
             if found is not None:  # the model has made it a leaf of its own
                 self._forget(x)
@@ -213,7 +212,7 @@ class Shadows:
         if found is not None:
             return found[1]
         base = x._base
-        if base is not None and (made or id(base) in self._of):
+        if base is not None and (made or id(base) in self.noted):
             shadow = self.of(base, True).as_strided(x.size(), x.stride(), x.storage_offset())
         elif made:
             shadow = x.data
@@ -253,7 +252,7 @@ class Shadows:
 
     def show(self, tensors: Sequence[Any]) -> list[Tensor]:
         """From now on the model sees of these tensors, too, that autograd follows them; returns those that it follows."""
-        for x in tensors:
+        for x in tensors if self.noted else ():
             found = self._forget(x)
             if found is not None and found[1].requires_grad and not x.requires_grad:
                 _Shown.apply(x, found[1])
@@ -261,16 +260,16 @@ class Shadows:
         return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
 
     def close(self) -> None:
-        self._of.clear()
+        self.noted.clear()
         self._seen.clear()
 
     def _note(self, x: Tensor, shadow: Tensor) -> None:
         self._forget(x)
-        self._of[id(x)], self._seen[id(shadow)] = (x, shadow), x
+        self.noted[id(x)], self._seen[id(shadow)] = (x, shadow), x
 
     def _forget(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """What was noted of x, which is noted no longer: its shadow's identity may soon be another tensor's."""
-        if (found := self._of.pop(id(x), None)) is not None:
+        if (found := self.noted.pop(id(x), None)) is not None:
             self._seen.pop(id(found[1]), None)
         return found
 

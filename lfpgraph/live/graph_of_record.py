@@ -58,7 +58,8 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         def node_of(ref: Any) -> Any:
             return nodes[int(ref)] if isinstance(ref, Ref) else ref
 
-        node = graph.call_function(op, _mapped(args, node_of), _mapped(kwargs, node_of))
+        node = graph.call_function(op)  # which would look through the arguments for numbers that only a tracer gives
+        node.args, node.kwargs = _mapped(args, node_of), _mapped(kwargs, node_of)
         node.meta["nn_module_stack"] = {
             "": (f"model.{record.paths[step]}" if record.paths[step] else "model", nn.Module)
         }

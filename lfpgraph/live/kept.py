@@ -112,11 +112,6 @@ class Kept(Values):
             int, list[tuple[Tensor, int]]
         ] = {}  # by storage: what lies there, as far as `_lying` was read
 
-    def close(self) -> None:
-        super().close()
-        for held in (self.remade, self._stored):
-            held.clear()
-
     def _wants_leaf(self, number: int) -> bool:
         return self.expected is None or self.keep_all or number in self.expected.kept_values
 

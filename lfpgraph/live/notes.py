@@ -24,6 +24,7 @@ __all__ = [
     "as_met",
     "refs_in",
     "tensors_among",
+    "tensors_in",
     "user_line",
 ]
 
@@ -108,7 +109,7 @@ class NameLeaf(Protocol):
         """A float tensor that the run was given."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Leaf:
     """A value that the run found; its kind is one of those of `graph.Placeholder`."""
 
@@ -139,3 +140,19 @@ def tensors_among(args: Any, kwargs: Any) -> list[Tensor]:
         x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, list | tuple) else (value,))
     ]
     return [x for x in values if isinstance(x, Tensor)]
+
+
+def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list[Tensor]:
+    """The tensors in a value, through containers and the attributes of any objects but modules."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        return [value]
+    if depth > 6 or id(value) in seen or isinstance(value, nn.Module | type | str | bytes):
+        return []
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        return [t for item in list(value.values()) for t in tensors_in(item, depth + 1, seen)]
+    if isinstance(value, list | tuple | set):
+        return [t for item in value for t in tensors_in(item, depth + 1, seen)]
+    held = getattr(value, "__dict__", None)
+    return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []

@@ -69,14 +69,6 @@ class Values:
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
 
-    def close(self) -> None:
-        """Let go of the run's own tensors and autograd nodes."""
-        held: list[Any] = [self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive]
-        held += [self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints]
-        held.append(self._lying)
-        for kept in held:
-            kept.clear()
-
     def look(self, number: int) -> Any:
         """What a plan may depend on of a value, sizes apart."""
         return self.dtypes[number], len(self.shapes[number]), self.follows[number]
@@ -114,8 +106,8 @@ class Values:
         self.follows.append(follows)
         self.kept.append(None)
         if follows and (node := x.grad_fn) is not None:
-            self.edges[node, x.output_nr] = number
-            self.edge_of[number] = (node, x.output_nr)
+            self.edge_of[number] = edge = (node, x.output_nr)
+            self.edges[edge] = number
             self.seen[number] = weakref.ref(x)
         else:
             self._ids[id(x)] = number
@@ -157,10 +149,9 @@ class Values:
             if x.requires_grad and x.grad_fn is None:
                 self._begin(x, number)
         elif x.requires_grad:
-            alias = _alias(x)
-            self.aliases[number] = alias
-            self.edges[alias.grad_fn, 0] = number
-            self.edge_of[number] = (alias.grad_fn, 0)
+            self.aliases[number] = alias = _alias(x)
+            self.edge_of[number] = edge = (alias.grad_fn, 0)
+            self.edges[edge] = number
         return number
 
     def _begin(self, x: Tensor, number: int) -> None:

@@ -28,20 +28,23 @@ RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS
 _local = threading.local()
 
 
-@contextlib.contextmanager
-def steps_as_one(wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+class steps_as_one:
     """Let recurrent layers that are taken apart in this thread run the steps behind their first by one operation.
 
     Args:
         wanted: whether they are to; asked only where there is such a layer.
     """
-    before = getattr(_local, "wanted", None)
-    _local.wanted = wanted
-    _let_shapes_follow()
-    try:
-        yield
-    finally:
-        _local.wanted = before
+
+    def __init__(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        self._wanted = wanted
+
+    def __enter__(self) -> None:
+        _let_shapes_follow()
+        self._before = getattr(_local, "wanted", None)
+        _local.wanted = self._wanted
+
+    def __exit__(self, *raised: Any) -> None:
+        _local.wanted = self._before
 
 
 def _is_wanted() -> bool:

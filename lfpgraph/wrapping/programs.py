@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from ..engine.program import Program
 from ..errors import LfpGraphError, TraceError, one_line
-from ..graph.calls import flatten_input
+from ..graph.calls import are_tensors, flatten_input
 from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
@@ -91,7 +91,8 @@ class ModelCall:
             for name, t in self.state.items()
         )
         casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-        return (str(self.spec), leaves, tuple(self.modes), state, casts)
+        structure = (len(self.args), *self.kwargs) if are_tensors(self.args, self.kwargs) else str(self.spec)
+        return (structure, leaves, tuple(self.modes), state, casts)
 
     @property
     def sizes(self) -> str:
@@ -198,8 +199,8 @@ class Programs(Generic[E]):
         Args:
             observe: runs the model on a call that no program is known to be right for, and gives a guard.
         """
+        name = type(call.model).__name__
         with LOCK:
-            name = type(call.model).__name__
             entry = self.fitting(call)
             changed = None if entry is None else self.changed(entry)
             if changed is not None:

@@ -73,9 +73,15 @@ class StaticEngine:
             return self.model.forward(*args, **kwargs)
         return self.run(call)
 
-    def run(self, call: ModelCall) -> Any:
-        """Run the program for a call, made first where there is none."""
-        return self._run(self.programs.find(call, self._make, self._observe), call)
+    def run(self, call: ModelCall, entry: Entry | None = None) -> Any:
+        """Run the program for a call, made first where there is none.
+
+        Args:
+            entry: a program that has just been found right for the call.
+        """
+        if entry is None or entry not in self.programs.guards:
+            entry = self.programs.find(call, self._make, self._observe)
+        return self._run(entry, call)
 
     def _observe(self, call: ModelCall) -> Guard:
         """Run the model's own forward on a call, and see that a program can stand for it."""
