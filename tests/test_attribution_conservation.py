@@ -93,6 +93,8 @@ def test_an_output_that_is_returned_twice_is_explained_once() -> None:
     found = lfpgraph.conservation(model, x, lambda out: out["logits"][:, 0], "lrp-0")
     assert found.explained == pytest.approx(model(x)["logits"][:, 0].sum().item())
     assert found.inputs == pytest.approx(found.explained)
+    both = lfpgraph.conservation(model, x, lambda out: (out["logits"] + out["same"])[:, 0], "lrp-0")
+    assert both.explained == pytest.approx(2 * found.explained) and both.inputs == pytest.approx(both.explained)
 
 
 def test_what_no_way_leads_to_is_stopped() -> None:
