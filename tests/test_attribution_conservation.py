@@ -54,6 +54,14 @@ def test_leaks_are_told_apart() -> None:
     assert "epsilon" not in found.leaks
     wide = lfpgraph.conservation(model, x, None, lfpgraph.get_composite("epsilon").with_options(epsilon=0.5))
     assert abs(wide.leaks["epsilon"]) > 0.01
+    layer = model[0]
+    alone = lfpgraph.conservation(
+        layer, x, lambda out: out.sum(1), lfpgraph.get_composite("epsilon").with_options(epsilon=0.5)
+    )
+    z = layer(x).detach()
+    size = z + 0.5 * z.sign()
+    assert alone.leaks["epsilon"] == pytest.approx((z * 0.5 * z.sign() / size).sum().item())
+    assert alone.leaks["bias"] == pytest.approx((z * layer.bias / size).sum().item())
     assert "explained" in found.table() and "bias" in found.table()
 
 

@@ -1,10 +1,11 @@
-"""ONNX's own tests of its operators through our importer: `python -m tools.onnx_nodes` prints the table of docs/onnx.md.
+"""ONNX's own tests of its operators through our importer: `python -m tools.onnx_nodes --page docs/onnx.md`.
 
-It also writes `tests/golden/onnx_nodes.csv`, which `tests/test_onnx_nodes.py` holds each operator to.
+It puts the table on that page and writes `tests/golden/onnx_nodes.csv`, which `tests/test_onnx_nodes.py` holds each operator to.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import csv
 import functools
@@ -19,6 +20,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from lfpgraph.errors import LfpGraphError
 from lfpgraph.onnx import load
+from tools.pages import put_table
 
 __all__ = ["cases", "known", "results", "run_case", "table"]
 
@@ -122,11 +124,16 @@ def table(found: dict[str, collections.Counter[str]]) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, help="put the table there")
+    page = parser.parse_args().page
     found = {kind: results(kind) for kind in sorted(cases())}
     print(table(found))
     foreign = {k: dict(c) for k, c in found.items() if set(c) - set(_WAYS)}
     if foreign:
         raise SystemExit(f"foreign exceptions: {foreign}")
+    if page is not None:
+        put_table(page, "onnx nodes", table(found).splitlines())
     with TABLE.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [["operator", *_WAYS], *([kind, *(counts[way] for way in _WAYS)] for kind, counts in found.items())]
