@@ -10,6 +10,7 @@ import collections
 import csv
 import functools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def run_case(case: Any) -> str:
         for inputs, outputs in case.data_sets:
             found = model(*map(_tensor, inputs))
             found = found if isinstance(found, tuple) else (found,)
-            for value, expected in zip(found, map(_tensor, outputs)):
+            for value, expected in _pairs(found, [_tensor(given) for given in outputs]):
                 if (value.dtype, value.shape) != (expected.dtype, expected.shape):
                     return "wrong"
                 numbers = (x.detach().double() if not x.is_complex() else x.detach() for x in (value, expected))
@@ -52,15 +53,27 @@ def run_case(case: Any) -> str:
     return "passed"
 
 
+def _pairs(found: Any, expected: Any) -> Iterator[tuple[Any, Any]]:
+    """What was found and what should have been, tensor by tensor; sequences are lists."""
+    for value, other in zip(found, expected, strict=True):
+        if isinstance(value, list) and isinstance(other, list):
+            assert len(value) == len(other)
+            yield from _pairs(value, other)
+        else:
+            yield value, other
+
+
 _ROUNDING = {torch.bfloat16: 2e-2}  # one step of its last digit, and another of ours
 
 
-def _tensor(given: Any) -> torch.Tensor:
-    """What a case is given as, as a tensor.
+def _tensor(given: Any) -> Any:
+    """What a case is given as, as a tensor, or a list of them.
 
     Raises:
         _Unheld: torch has no such type.
     """
+    if isinstance(given, list):
+        return [_tensor(item) for item in given]
     array = onnx.numpy_helper.to_array(given) if isinstance(given, onnx.TensorProto) else np.asarray(given)
     name = array.dtype.name
     try:
@@ -73,7 +86,7 @@ def _tensor(given: Any) -> torch.Tensor:
 
 
 class _Unheld(Exception):
-    """torch holds no tensors of this type: strings, four bits, sequences."""
+    """torch holds no tensors of this type: strings, two and four bits."""
 
 
 @functools.cache
@@ -117,7 +130,7 @@ def table(found: dict[str, collections.Counter[str]]) -> str:
             f"| every case passes | {len(whole)} | {', '.join(whole)} |",
             f"| some cases pass | {len(part)} | {partly} |",
             f"| none: refused with a message | {len(none)} | {', '.join(none)} |",
-            f"| given as what torch has no tensors for | {unheld} | strings, sequences, types of four bits |",
+            f"| given as what torch has no tensors for | {unheld} | strings, optional values, types of two and four bits |",
             f"| other numbers or dtype than ONNX's | {len(wrong)} | {', '.join(wrong) or 'none'} |",
         )
     )

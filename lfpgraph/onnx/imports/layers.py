@@ -128,20 +128,38 @@ def max_pool(node: Node, x: Tensor) -> Any:
     return function(x, kernel, windows.stride, padding, windows.dilation, ceil)
 
 
+def _sums(windows: _Windows, x: Tensor, ceil: bool) -> Tensor:
+    """The sums over the windows of x, which is padded; with `ceil` also over a last one that begins in x and ends beyond it."""
+    short = []
+    for i, size in enumerate(x.shape[2:]):
+        step, span = windows.stride[i], windows.dilation[i] * (windows.kernel[i] - 1) + 1
+        count = -(-(size - span) // step) + 1 if ceil else 1
+        if ceil and (count - 1) * step >= size - windows.after[i]:
+            count = count - 1
+        short.append(max((count - 1) * step + span - size, 0))
+    x = F.pad(x, pad_widths([0] * windows.rank, short))
+    function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[windows.rank]
+    ones = torch.ones(1, 1, *windows.kernel, dtype=x.dtype)
+    found = function(x.flatten(0, 1).unsqueeze(1), ones, None, windows.stride, 0, windows.dilation)
+    return found.squeeze(1).unflatten(0, x.shape[:2])
+
+
 @imports("AveragePool")
 def average_pool(node: Node, x: Tensor) -> Any:
     windows = _Windows(node, x, node.get("kernel_shape"))
-    kernel, stride = windows.kernel, windows.stride
     include, ceil = bool(node.get("count_include_pad", 0)), bool(node.get("ceil_mode", 0))
-    if any(d != 1 for d in windows.dilation):
-        raise OnnxError(f"AveragePool {node.name!r} with dilation is not supported")
-    function: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[windows.rank]
-    if windows.even and all(2 * p <= k for p, k in zip(windows.before, kernel)):
-        return function(x, kernel, stride, windows.before, ceil, include)
-    if include and not ceil:
-        return function(windows.padded(x), kernel, stride)
-    counts = windows.padded(torch.ones_like(x[:1, :1]), 1.0 if include else 0.0)
-    return function(windows.padded(x), kernel, stride, 0, ceil) / function(counts, kernel, stride, 0, ceil)
+    close = all(d == 1 for d in windows.dilation) and all(2 * p <= k for p, k in zip(windows.before, windows.kernel))
+    if windows.even and close:
+        function: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[windows.rank]
+        return function(x, windows.kernel, windows.stride, windows.before, ceil, include)
+    counted = windows.padded(torch.ones_like(x[:1, :1]), 1.0 if include else 0.0)
+    return _sums(windows, windows.padded(x), ceil) / _sums(windows, counted, ceil)
+
+
+@imports("LpPool")
+def lp_pool(node: Node, x: Tensor) -> Any:
+    windows, p = _Windows(node, x, node.get("kernel_shape")), node.get("p", 2)
+    return _sums(windows, windows.padded(x.abs() ** p), bool(node.get("ceil_mode", 0))) ** (1 / p)
 
 
 @imports("GlobalAveragePool", "GlobalMaxPool")
