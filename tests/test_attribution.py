@@ -194,17 +194,6 @@ def test_integrated_gradients_are_complete(net: Any) -> None:
     assert relative(found.sum((1, 2, 3)), way) < 1e-2  # of a network with kinks, 200 points
 
 
-def test_norms_are_merged_only_where_that_is_the_same(net: Any) -> None:
-    from lfpgraph.explain.batch_norms import merge_norms
-
-    model, x = net
-    graph = lfpgraph.trace(model, x)
-    assert merge_norms(graph) == 1 and merge_norms(graph) == 0
-    assert merge_norms(lfpgraph.trace(copy.deepcopy(model).train(), x)) == 0  # batch statistics
-    shared = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)).double().eval()
-    assert merge_norms(lfpgraph.trace(shared, x)) == 0  # an activation lies between
-
-
 @pytest.mark.parametrize(
     ("target", "message"),
     [

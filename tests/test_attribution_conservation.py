@@ -54,6 +54,14 @@ def test_leaks_are_told_apart() -> None:
     assert "epsilon" not in found.leaks
     wide = lfpgraph.conservation(model, x, None, lfpgraph.get_composite("epsilon").with_options(epsilon=0.5))
     assert abs(wide.leaks["epsilon"]) > 0.01
+    layer = model[0]
+    alone = lfpgraph.conservation(
+        layer, x, lambda out: out.sum(1), lfpgraph.get_composite("epsilon").with_options(epsilon=0.5)
+    )
+    z = layer(x).detach()
+    size = z + 0.5 * z.sign()
+    assert alone.leaks["epsilon"] == pytest.approx((z * 0.5 * z.sign() / size).sum().item())
+    assert alone.leaks["bias"] == pytest.approx((z * layer.bias / size).sum().item())
     assert "explained" in found.table() and "bias" in found.table()
 
 
@@ -93,6 +101,8 @@ def test_an_output_that_is_returned_twice_is_explained_once() -> None:
     found = lfpgraph.conservation(model, x, lambda out: out["logits"][:, 0], "lrp-0")
     assert found.explained == pytest.approx(model(x)["logits"][:, 0].sum().item())
     assert found.inputs == pytest.approx(found.explained)
+    both = lfpgraph.conservation(model, x, lambda out: (out["logits"] + out["same"])[:, 0], "lrp-0")
+    assert both.explained == pytest.approx(2 * found.explained) and both.inputs == pytest.approx(both.explained)
 
 
 def test_what_no_way_leads_to_is_stopped() -> None:

@@ -177,3 +177,24 @@ def test_before_its_first_calls_are_over_a_model_says_that_it_runs_live(monkeypa
         model(torch.randn(3, 4)).sum().backward()
     found = lfpgraph.explain_wrap(model)
     assert (found.engine, found.traces, found.live_calls) == ("live", 0, 5) and "its first 100 calls" in found.why
+
+
+class Filling(nn.Module):
+    """Puts what it has made into the dictionary that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        given["h"] = self.lin(given["x"])
+        return given["h"].relu()
+
+
+def test_a_container_of_the_callers_is_filled_at_every_call() -> None:
+    model = lfpgraph.wrap(Filling())
+    for _ in range(4):
+        given = {"x": torch.randn(3, 4)}
+        model(given).sum().backward()
+        torch.testing.assert_close(given["h"], model.lin(given["x"]))
+    assert "container among its arguments" in lfpgraph.explain_wrap(model).why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import lfpgraph
-from lfpgraph.comparison import zeroth_order
+from lfpgraph.comparison import Method, zeroth_order
+from lfpgraph.comparison.comparing import held_back
 from lfpgraph.comparison.memory import LiveBytes
-from lfpgraph.comparison.runs import angle
+from lfpgraph.comparison.runs import _schedule, angle
 from lfpgraph.errors import CompositeError, InputError
 
 from .support.helpers import run_cli
@@ -75,6 +77,37 @@ def test_a_way_that_cannot_train_says_why() -> None:
     assert found.metric == "loss" and not found.ways[0].failure and "cannot be projected" in found.ways[1].failure
     assert "cannot train this model" in found.to_html() and "cannot train" in str(found.rows())
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_what_is_held_back_is_not_trained_on() -> None:
+    x = torch.arange(40.0)
+    (rest, _), (validation, labels) = held_back((x, x + 1))
+    assert len(validation) == 10 and torch.equal(labels, validation + 1)
+    assert torch.equal(torch.cat([rest, validation]).sort().values, x)
+    assert torch.equal(held_back((x, x))[1][0], validation)
+
+
+def test_the_rate_of_the_least_loss_and_runs_that_know_nothing_of_each_other() -> None:
+    """A rate at which the loss is not finite is never the best; what other rates learnt is not there when the best one runs."""
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)), _data()[0]
+    clipless = Method("plain", None, optimizer="SGD", rates=(1e-9, 0.3, 1e30), clip=None)
+    (tried,) = lfpgraph.compare(model, (x, x), (x, x), [clipless], loss=mse_loss, steps=8).ways
+    assert not math.isfinite(tried.tried[1e30]) and tried.tried[0.3] < tried.tried[1e-9] and tried.rate == 0.3
+    alone = replace(clipless, rates=(0.3,))
+    (one,) = lfpgraph.compare(model, (x, x), (x, x), [alone], loss=mse_loss, steps=8).ways
+    assert [point[2] for point in one.runs[0].curve] == [point[2] for point in tried.runs[0].curve]
+
+
+def test_scores_are_of_the_model_in_eval_mode() -> None:
+    model, data = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9)), _data(300)
+    (way,) = lfpgraph.compare(model, data, data, ["backprop"], steps=2, rates=[1e-9]).ways
+    right = (model.eval()(data[0]).argmax(1) == data[1]).float().mean()
+    assert way.qualities == [pytest.approx(float(right))]
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    shares = [_schedule(spent) for spent in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    assert shares == pytest.approx([0.1, 0.55, 1.0, 0.5, 0.0])
 
 
 def test_seconds_are_a_budget() -> None:

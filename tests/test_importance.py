@@ -25,6 +25,9 @@ def test_importance_and_pruning() -> None:
     assert weights["2.weight"].shape == (2, 8)
     assert lfpgraph.prune(model, weights, 0.5) == 24
     assert int((model[0].weight == 0).sum() + (model[2].weight == 0).sum()) == 24
+    gone = torch.cat([(model[i].weight == 0).flatten() for i in (0, 2)])
+    flat = torch.cat([weights[f"{i}.weight"].flatten() for i in (0, 2)])
+    assert flat[gone].max() <= flat[~gone].min()  # those of the least scores
     with pytest.raises(AttributionError, match="at least one batch"):
         lfpgraph.importance(model, [])
     with pytest.raises(AttributionError, match="between 0 and 1"):

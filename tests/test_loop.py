@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from lfpgraph import get_composite
 
 from .support.helpers import assert_made
 from .support.loop_models import (
@@ -86,6 +89,27 @@ def test_both_engines_hand_an_input_the_same_signal(first: Callable[[Tensor], Te
     assert_close(*found, 1e-12)
 
 
+class Meeting(nn.Module):
+    """At one value a plain signal arrives, of a layer, and a stabilized one, of an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(torch.sin(h) + self.second(h))
+
+
+def test_both_engines_add_signals_of_two_forms_alike() -> None:
+    rules = get_composite("lfp-epsilon").with_options(epsilon=0.1)
+    models = [twins(Meeting, rules, engine=engine)[0] for engine in ("live", "static")]
+    for model in models:
+        loss_of(model(example("mlp"))).backward()
+    for live, static in zip(*(model.parameters() for model in models)):
+        assert_close(live.grad, static.grad, 1e-12)
+
+
 def assert_same_step(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
     for m in (model, plain):
         m.zero_grad()
@@ -138,6 +162,14 @@ def test_retained_graph_gives_feedback_twice(engine: str) -> None:
     assert_same_grads(model, plain)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+    model, _ = twins(smooth, "lfp-epsilon", engine=engine)  # whose rules look at values, which must still be there
+    once = copy.deepcopy(model)
+    loss_of(once(example("smooth"))).backward()
+    loss = loss_of(model(example("smooth")))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for p, q in zip(model.parameters(), once.parameters()):
+        assert_close(p.grad, 2 * q.grad, 1e-12)
 
 
 def test_frozen_parameters_get_no_feedback(engine: str) -> None:

@@ -134,6 +134,7 @@ GROUPS: dict[str, list[Function]] = {
         lambda x: (x > 0).all(1, keepdim=True) & (x > -1).all(),
         lambda x: x.max(1)[0] + x.min(1)[0] + x.max() + x.min() + x.argmax(1) + x.argmin(1) + x.argmax(),
         lambda x: x.cumsum(1) + torch.linalg.vector_norm(x, 2, 1, keepdim=True),
+        lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None] * 2, x[:, None], is_causal=True),
         lambda x: F.dropout(x, 0.5, False) + F.batch_norm(x, torch.zeros(4), torch.ones(4)),
     ],
 }  # fmt: skip

@@ -114,6 +114,19 @@ def test_branches(live: bool) -> None:
         assert lfpgraph.trace(model, (torch.from_numpy(x["x"]),)).dynamic
 
 
+def test_a_branch_that_hands_on_a_value_from_around_it() -> None:
+    x = {"x": floats(3, 4)}
+    bare, deep = (
+        branch("a", [node("Identity", ["h"], ["z"])], "z"),
+        branch("b", [node("Identity", ["h"], ["z2"])], "z2"),
+    )
+    around = branch("c", [node("If", ["c"], ["q"], then_branch=deep, else_branch=deep)], "q")
+    nodes = [node("Relu", ["x"], ["h"]), node("ReduceSum", ["x"], ["s"], keepdims=0), node("Greater", ["s", "zero"], ["c"]),
+             node("If", ["c"], ["y"], then_branch=bare, else_branch=around)]  # fmt: skip
+    for sign in (1, -1):
+        check(file(nodes, x, ["y"], {"zero": np.float32(0)}), {"x": sign * np.abs(x["x"])})
+
+
 def looping(rounds: int) -> Any:
     info = helper.make_tensor_value_info
     body = helper.make_graph(

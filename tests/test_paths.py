@@ -67,11 +67,12 @@ def test_without_biases_the_path_from_zero_changes_nothing(composite: str) -> No
 
 
 def test_integrated_gradients_are_the_path_of_gradients(net: Any) -> None:
-    model, x = net
-    named = lfpgraph.attribute(model, x, "predicted", "integrated-gradients", steps=5, baseline=0.3)
-    torch.testing.assert_close(
-        lfpgraph.attribute(model, x, model(x).argmax(1), "gradient-x-input", steps=5, baseline=0.3), named
-    )
+    model, x = net[0], 20 * net[1]
+    predicted = model(x).argmax(1)
+    assert not torch.equal(model(-0.8 * x).argmax(1), predicted)  # on the way the model predicts otherwise
+    how: Any = {"steps": 5, "baseline": -x}
+    named = lfpgraph.attribute(model, x, "predicted", "integrated-gradients", **how)
+    torch.testing.assert_close(lfpgraph.attribute(model, x, predicted, "gradient-x-input", **how), named)
 
 
 @pytest.mark.parametrize("baseline", [0.0, -0.7])

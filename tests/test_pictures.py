@@ -88,6 +88,8 @@ def test_relevance_flows_along_both_ways_of_a_residual() -> None:
         {("input 0", "branch"): 30.0, ("input 0", "model"): 10.0, ("branch", "model"): 30.0, ("model", "output"): 40.0}
     )
     assert flow.nodes["input 0"]["kept"] == pytest.approx(40.0) and flow.nodes["branch"]["kept"] == pytest.approx(0.0)
+    whole = lfpgraph.relevance_flow(_Residual(), torch.tensor([[1.0, 2.0, 3.0, 4.0]]), composite="lrp-0", most=1)
+    assert whole.edges["input 0", "model"]["relevance"] == pytest.approx(40.0)  # both ways are one here
     axis = pictures.flow_drawing(flow).axes[0]
     widths = sorted(round(patch.get_linewidth(), 4) for patch in axis.patches)
     assert widths == pytest.approx([0.4 + 9 * size for size in (0.25, 0.75, 0.75, 1.0)], abs=1e-3)

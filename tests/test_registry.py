@@ -181,6 +181,22 @@ def test_gradient_everywhere_but_one_module(engine: str) -> None:
     assert not torch.allclose(mixed["first.weight"], plain["first.weight"], rtol=1e-3)
 
 
+def test_the_last_override_counts(engine: str) -> None:
+    model, x = Small(), batch()
+    rules = get_composite("gradient").override("*", scale="weight").override("first", scale="signal")
+    found, plain = lfp(model, x, composite=rules, engine=engine), gradients(model, x)  # type: ignore[arg-type]
+    size = {name: p.detach().abs() if name.startswith("last") else 1 for name, p in model.named_parameters()}
+    assert_same(found, {name: g * size[name] for name, g in plain.items()}, 1e-12)
+    once = get_composite("lfp-0").override("act", composite="gradient")
+    twice = (
+        get_composite("lfp-0")
+        .override("*", epsilon=0.5)
+        .override("*", composite=once)
+        .override("act", composite="gradient")
+    )
+    assert_same(lfp(model, x, composite=twice, engine=engine), lfp(model, x, composite=once, engine=engine), 1e-12)
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

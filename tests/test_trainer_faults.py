@@ -202,18 +202,21 @@ def test_death_at_every_moment_of_writing(tmp_path: Path, monkeypatch: pytest.Mo
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
     deaths = 0
-    for moment in range(100):
+    for turn in range(100):
+        moment, step = turn // 2, 2 + turn % 2
         newest = checkpoint.latest(tmp_path)
         assert newest is not None and checkpoint.read_state(newest)["step"] == int(newest.name[-8:])
         left[0] = moment
         try:
-            write(3 if moment % 2 else 2)
+            write(step)
             checkpoint.prune(tmp_path, 1, None)
             if moment > 40:
                 break
         except Death:
             deaths += 1
         left[0] = 1000
+        found = checkpoint.latest(tmp_path)
+        assert found is not None and found.name[:13] >= newest.name[:13]  # nothing was lost
         checkpoint.load_weights(make_model(seed=1), checkpoint.latest(tmp_path) or tmp_path)
     assert deaths >= 10
 

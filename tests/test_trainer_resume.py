@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lfpgraph.errors import CheckpointError, DataError, TrainingError
+from lfpgraph.training.checkpoint import MODEL, TRAINING, checked_weights, find_checkpoint, read_state
 
 from .support.processes import start
 from .support.trainer_run import make_data, make_model, same, weights
@@ -210,3 +212,16 @@ def test_a_checkpoint_half_way_of_being_replaced(tmp_path: Path) -> None:
     trainer = plain_trainer(tmp_path)
     assert trainer.train(resume=True).steps == 6
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000005", "step-00000006"]
+
+
+@pytest.mark.parametrize(("name", "read"), [(MODEL, partial(checked_weights, make_model())), (TRAINING, read_state)])
+def test_a_file_that_is_not_the_one_written(tmp_path: Path, name: str, read: Any) -> None:
+    """One bit of a number differs: a reader of the file alone cannot know."""
+    make_checkpoint(tmp_path)
+    checkpoint = find_checkpoint(tmp_path)
+    read(checkpoint)
+    held = bytearray((checkpoint / name).read_bytes())
+    held[-1] ^= 1
+    (checkpoint / name).write_bytes(held)
+    with pytest.raises(CheckpointError, match="its digest is another"):
+        read(checkpoint)

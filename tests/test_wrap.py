@@ -201,7 +201,7 @@ def test_structured_outputs(engine: str) -> None:
         out = m(x=example("mlp"))
         assert list(out) == ["left", "right"] and isinstance(out["right"], tuple) and out["right"][1] == 7
         loss_of(out["right"][0]).backward()
-    assert model.left.weight.grad is None or not model.left.weight.grad.any(), "no reward came to this output"
+    assert model.left.weight.grad is None, "no reward came to this output"
     assert_close(model.body.weight.grad, plain.body.weight.grad)
     assert_close(model.right.weight.grad, plain.right.weight.grad)
 

@@ -1,14 +1,16 @@
-"""ONNX's own tests of its operators through our importer: `python -m tools.onnx_nodes` prints the table of docs/onnx.md.
+"""ONNX's own tests of its operators through our importer: `python -m tools.onnx_nodes --page docs/onnx.md`.
 
-It also writes `tests/golden/onnx_nodes.csv`, which `tests/test_onnx_nodes.py` holds each operator to.
+It puts the table on that page and writes `tests/golden/onnx_nodes.csv`, which `tests/test_onnx_nodes.py` holds each operator to.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import csv
 import functools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from lfpgraph.errors import LfpGraphError
 from lfpgraph.onnx import load
+from tools.pages import put_table
 
 __all__ = ["cases", "known", "results", "run_case", "table"]
 
@@ -33,7 +36,7 @@ def run_case(case: Any) -> str:
         for inputs, outputs in case.data_sets:
             found = model(*map(_tensor, inputs))
             found = found if isinstance(found, tuple) else (found,)
-            for value, expected in zip(found, map(_tensor, outputs)):
+            for value, expected in _pairs(found, [_tensor(given) for given in outputs]):
                 if (value.dtype, value.shape) != (expected.dtype, expected.shape):
                     return "wrong"
                 numbers = (x.detach().double() if not x.is_complex() else x.detach() for x in (value, expected))
@@ -50,15 +53,27 @@ def run_case(case: Any) -> str:
     return "passed"
 
 
+def _pairs(found: Any, expected: Any) -> Iterator[tuple[Any, Any]]:
+    """What was found and what should have been, tensor by tensor; sequences are lists."""
+    for value, other in zip(found, expected, strict=True):
+        if isinstance(value, list) and isinstance(other, list):
+            assert len(value) == len(other)
+            yield from _pairs(value, other)
+        else:
+            yield value, other
+
+
 _ROUNDING = {torch.bfloat16: 2e-2}  # one step of its last digit, and another of ours
 
 
-def _tensor(given: Any) -> torch.Tensor:
-    """What a case is given as, as a tensor.
+def _tensor(given: Any) -> Any:
+    """What a case is given as, as a tensor, or a list of them.
 
     Raises:
         _Unheld: torch has no such type.
     """
+    if isinstance(given, list):
+        return [_tensor(item) for item in given]
     array = onnx.numpy_helper.to_array(given) if isinstance(given, onnx.TensorProto) else np.asarray(given)
     name = array.dtype.name
     try:
@@ -71,7 +86,7 @@ def _tensor(given: Any) -> torch.Tensor:
 
 
 class _Unheld(Exception):
-    """torch holds no tensors of this type: strings, four bits, sequences."""
+    """torch holds no tensors of this type: strings, two and four bits."""
 
 
 @functools.cache
@@ -115,18 +130,23 @@ def table(found: dict[str, collections.Counter[str]]) -> str:
             f"| every case passes | {len(whole)} | {', '.join(whole)} |",
             f"| some cases pass | {len(part)} | {partly} |",
             f"| none: refused with a message | {len(none)} | {', '.join(none)} |",
-            f"| given as what torch has no tensors for | {unheld} | strings, sequences, types of four bits |",
+            f"| given as what torch has no tensors for | {unheld} | strings, optional values, types of two and four bits |",
             f"| other numbers or dtype than ONNX's | {len(wrong)} | {', '.join(wrong) or 'none'} |",
         )
     )
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, help="put the table there")
+    page = parser.parse_args().page
     found = {kind: results(kind) for kind in sorted(cases())}
     print(table(found))
     foreign = {k: dict(c) for k, c in found.items() if set(c) - set(_WAYS)}
     if foreign:
         raise SystemExit(f"foreign exceptions: {foreign}")
+    if page is not None:
+        put_table(page, "onnx nodes", table(found).splitlines())
     with TABLE.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [["operator", *_WAYS], *([kind, *(counts[way] for way in _WAYS)] for kind, counts in found.items())]

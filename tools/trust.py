@@ -1,4 +1,4 @@
-"""What was tried against lfpgraph and what held: `python -m tools.trust --page docs/trust.md` writes the tables.
+"""What was tried against lfpgraph and what held: `python -m tools.trust --page docs/trust.md` writes the table.
 
 `--onnx 100000 --kills 200 --checkpoints 5000 --configs 1000 --fuzz 20000` for a long run; every row says how many were
 tried. A case has held if nothing of the file ran, and what came was a result or one error of ours.
@@ -11,6 +11,7 @@ import collections
 import json
 import logging
 import multiprocessing
+import re
 import resource
 import subprocess
 import sys
@@ -30,12 +31,12 @@ from tests.support.hostile import configurations, exported_programs
 from tests.support.kills import killed
 from tests.support.onnx_fuzz import fuzz
 from tests.support.tampered import tamper
+from tools.pages import put_rows
 
-__all__ = ["ROWS", "put_table"]
+__all__ = ["ROWS"]
 
 ROOT = Path(__file__).parents[1]
 FIRST_SEED = 30_000
-START, END = "<!-- trust: begin -->", "<!-- trust: end -->"
 
 
 @contextmanager
@@ -155,30 +156,36 @@ def _tests(*files: str) -> Callable[[int], tuple[int, int, str]]:
 
 
 def _oracle(engine: str, kind: str) -> Callable[[int], tuple[int, int, str]]:
+    """From the table that `make oracles` writes, and that `tests/test_opinfo.py` holds each operation to."""
+
     def run(count: int) -> tuple[int, int, str]:
         from tools import oracles
 
-        return oracles.told(list(oracles.run(engine, kind, oracles.MOST[engine, kind])))
+        return oracles.told([line for line in oracles.lines().values() if (line.engine, line.kind) == (engine, kind)])
 
     return run
 
 
 def nodes(count: int) -> tuple[int, int, str]:
-    """ONNX's own tests of its operators."""
+    """ONNX's own tests of its operators, from the table that `python -m tools.onnx_nodes` writes and a test holds."""
     from tools import onnx_nodes
 
-    total = sum((onnx_nodes.results(kind) for kind in onnx_nodes.cases()), collections.Counter())
+    total = sum(onnx_nodes.known().values(), collections.Counter())
     note = ", ".join(f"{n:,} {way}" for way, n in total.most_common() if way != "passed")
     return total.total(), total["passed"], f"{note}; which, and why: [onnx.md](onnx.md)"
 
 
 def faults(count: int) -> tuple[int, int, str]:
     """Faults in a copy of this package, each of which a test must catch."""
-    from tools.mutants import AREAS, faults_of
+    from tools.mutants import AREAS
 
     done = subprocess.run([sys.executable, "-m", "tools.mutants"], cwd=ROOT, capture_output=True, text=True)
-    caught = int(done.stdout.strip().splitlines()[-1].split(" faults, ")[1].split()[0])
-    return sum(len(faults_of(area)) for area in AREAS), caught, f"`tools/faults/`: {', '.join(AREAS)}"
+    last = re.fullmatch(r"[a-z]+: \d+ faults, (\d+) of (\d+) caught so far", (done.stdout.splitlines() or [""])[-1])
+    if last is None or done.returncode not in (0, 1):
+        raise SystemExit(f"tools.mutants did not end\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+    survived = re.findall(r"SURVIVED \(-?\d+\): (.*)", done.stdout)
+    note = f"`tools/faults/`: {', '.join(AREAS)}" + (f"; not caught: {'; '.join(survived)}" if survived else "")
+    return int(last[2]), int(last[1]), note
 
 
 ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
@@ -198,34 +205,25 @@ ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
 }  # fmt: skip
 
 
-def put_table(page: Path, lines: list[str], start: str = START, end: str = END) -> None:
-    """Put a table in its place on a page, between two marks."""
-    before, found, rest = page.read_text().partition(start)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise SystemExit(f"{page} has no place for this table ({start})")
-    page.write_text(f"{before}{start}\n" + "\n".join(lines) + f"\n{end}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, help="put the table there")
-    parser.add_argument("--only", nargs="*", choices=ROWS, help="these rows alone")
+    parser.add_argument("--only", nargs="*", choices=ROWS, help="these rows alone; the page keeps the others")
     for name, (what, count, _) in ROWS.items():
-        if name in ("configs", "onnx", "checkpoints", "kills"):
+        if name in ("configs", "onnx", "checkpoints", "kills", "fuzz"):
             parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
     given = vars(parser.parse_args())
     logging.getLogger("lfpgraph").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = []
+    head = "| what | tried | held | |", "|---|---|---|---|"
     for name in given["only"] or ROWS:
         what, count, function = ROWS[name]
         tried, held, note = function(given.get(name, count))
-        rows.append(f"| {what} | {tried:,} | {held:,} | {note} |")
-        print(rows[-1], flush=True)
-    if given["page"] is not None:
-        put_table(given["page"], ["| what | tried | held | |", "|---|---|---|---|", *rows])
+        row = f"| {what} | {tried:,} | {held:,} | {note} |"
+        print(row, flush=True)
+        if given["page"] is not None:
+            put_rows(given["page"], "trust", head, [row], order=[what for what, _, _ in ROWS.values()])
 
 
 if __name__ == "__main__":

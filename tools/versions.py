@@ -13,12 +13,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.trust import put_table
+from tools.pages import put_rows
 
 __all__ = ["QUICK", "ROWS", "Row"]
 
 ROOT = Path(__file__).parents[1]
-START, END = "<!-- versions: begin -->", "<!-- versions: end -->"
 # What asks most of torch's and the transformers' own workings, in two minutes.
 QUICK = [
     f"tests/test_{name}.py"
@@ -62,7 +61,7 @@ def environment(name: str, row: Row) -> Path | None:
     return folder / "bin/python"
 
 
-def run(name: str, python: Path, tests: list[str]) -> str:
+def run(name: str, python: Path, tests: list[str], part: str) -> str:
     """The row of the table."""
     found = json.loads(subprocess.run([python, "-c", _FOUND], capture_output=True, text=True, check=True).stdout)
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
@@ -72,7 +71,7 @@ def run(name: str, python: Path, tests: list[str]) -> str:
     print(name, *lines[-1:], *failed, sep="\n  ", flush=True)
     counts = {word: int(n) for n, word in zip(lines[-1].split(), lines[-1].replace(",", "").split()[1:]) if n.isdigit()}
     passed, count = counts.get("passed", 0), sum(counts.get(w, 0) for w in ("passed", "failed", "error", "errors"))
-    return f"| {' | '.join(found)} | {count:,} | {passed:,} | {', '.join(failed) or 'none'} |"
+    return f"| {' | '.join(found)} | {part} | {count:,} | {passed:,} | {', '.join(failed) or 'none'} |"
 
 
 def main() -> None:
@@ -91,10 +90,10 @@ def main() -> None:
         if python is None:
             print(f"{name} is left out: there is no {ROWS[name].python} here")
             continue
-        rows.append(run(name, python, QUICK if given.quick else ["tests"]))
+        rows.append(run(name, python, *((QUICK, "quick") if given.quick else (["tests"], "all"))))
     if given.page is not None:
-        head = ["| Python | torch | transformers | tests | passed | failed |", "|---|---|---|---|---|---|"]
-        put_table(given.page, [*head, *rows], START, END)
+        head = "| Python | torch | transformers | part | tests | passed | failed |", "|---|---|---|---|---|---|---|"
+        put_rows(given.page, "versions", head, rows, columns=4)
 
 
 if __name__ == "__main__":

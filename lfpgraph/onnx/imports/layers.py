@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,20 +128,38 @@ def max_pool(node: Node, x: Tensor) -> Any:
     return function(x, kernel, windows.stride, padding, windows.dilation, ceil)
 
 
+def _sums(windows: _Windows, x: Tensor, ceil: bool) -> Tensor:
+    """The sums over the windows of x, which is padded; with `ceil` also over a last one that begins in x and ends beyond it."""
+    short = []
+    for i, size in enumerate(x.shape[2:]):
+        step, span = windows.stride[i], windows.dilation[i] * (windows.kernel[i] - 1) + 1
+        count = -(-(size - span) // step) + 1 if ceil else 1
+        if ceil and (count - 1) * step >= size - windows.after[i]:
+            count = count - 1
+        short.append(max((count - 1) * step + span - size, 0))
+    x = F.pad(x, pad_widths([0] * windows.rank, short))
+    function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[windows.rank]
+    ones = torch.ones(1, 1, *windows.kernel, dtype=x.dtype)
+    found = function(x.flatten(0, 1).unsqueeze(1), ones, None, windows.stride, 0, windows.dilation)
+    return found.squeeze(1).unflatten(0, x.shape[:2])
+
+
 @imports("AveragePool")
 def average_pool(node: Node, x: Tensor) -> Any:
     windows = _Windows(node, x, node.get("kernel_shape"))
-    kernel, stride = windows.kernel, windows.stride
     include, ceil = bool(node.get("count_include_pad", 0)), bool(node.get("ceil_mode", 0))
-    if any(d != 1 for d in windows.dilation):
-        raise OnnxError(f"AveragePool {node.name!r} with dilation is not supported")
-    function: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[windows.rank]
-    if windows.even and all(2 * p <= k for p, k in zip(windows.before, kernel)):
-        return function(x, kernel, stride, windows.before, ceil, include)
-    if include and not ceil:
-        return function(windows.padded(x), kernel, stride)
-    counts = windows.padded(torch.ones_like(x[:1, :1]), 1.0 if include else 0.0)
-    return function(windows.padded(x), kernel, stride, 0, ceil) / function(counts, kernel, stride, 0, ceil)
+    close = all(d == 1 for d in windows.dilation) and all(2 * p <= k for p, k in zip(windows.before, windows.kernel))
+    if windows.even and close:
+        function: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[windows.rank]
+        return function(x, windows.kernel, windows.stride, windows.before, ceil, include)
+    counted = windows.padded(torch.ones_like(x[:1, :1]), 1.0 if include else 0.0)
+    return _sums(windows, windows.padded(x), ceil) / _sums(windows, counted, ceil)
+
+
+@imports("LpPool")
+def lp_pool(node: Node, x: Tensor) -> Any:
+    windows, p = _Windows(node, x, node.get("kernel_shape")), node.get("p", 2)
+    return _sums(windows, windows.padded(x.abs() ** p), bool(node.get("ceil_mode", 0))) ** (1 / p)
 
 
 @imports("GlobalAveragePool", "GlobalMaxPool")
@@ -148,32 +168,120 @@ def global_pool(node: Node, x: Tensor) -> Any:
     return x.mean(axes, keepdim=True) if node.kind == "GlobalAveragePool" else x.amax(axes, keepdim=True)
 
 
-@imports("Resize", known=True)
-def resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None) -> Any:
-    """Only what torch's interpolation can do: nearest asymmetric, linear and cubic by half pixels or aligned corners."""
-    place, mode = node.get("coordinate_transformation_mode", "half_pixel"), node.get("mode", "nearest")
+@imports("Resize", "Upsample", known=True)
+def resize(node: Node, x: Tensor, *given: Any) -> Any:
+    """By torch's own interpolation where that has the same places, else axis by axis, as sums of weighted entries."""
+    old = node.kind == "Upsample" or node.version < 11  # no region, and places that begin at the first entry
+    roi, scales, sizes = [*([None] if old else []), *given, None, None, None][:3]
     chosen = [a % x.dim() for a in node.get("axes", range(x.dim()))]
-    factors = [] if scales is None else numbers(node, scales)
+    factors = (node.get("scales") or []) if scales is None else numbers(node, scales)
     wanted = list(x.shape)
-    for axis, n in zip(chosen, numbers(node, sizes) if not factors else factors):
-        wanted[axis] = int(x.shape[axis] * n) if factors else n
-    corners = place == "align_corners"
-    even = all(n == int(n) or (size * n == int(size * n) and mode == "nearest") for size, n in zip(x.shape, factors))
-    usual = place in ("half_pixel", "pytorch_half_pixel", "align_corners") and (place[0] != "p" or 1 not in wanted[2:])
-    nearest = mode == "nearest" and place == "asymmetric" and node.get("nearest_mode") == "floor"
-    fits = (nearest or (mode in ("linear", "cubic") and usual)) and even and wanted[:2] == list(x.shape[:2])
-    plain = {"antialias": 0, "cubic_coeff_a": -0.75, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}
-    fits = fits and all(node.get(name, value) == value for name, value in plain.items())
-    if not fits or (mode == "cubic" and x.dim() != 4) or (mode == "linear" and x.dim() > 5):
-        raise OnnxError(f"Resize {node.name!r} with mode {mode!r} and places {place!r} is not supported")
+    exact = not factors and node.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+    if factors:
+        for axis, n in zip(chosen, factors):
+            wanted[axis] = int(x.shape[axis] * n)
+    else:
+        factors = _stretched(node, x, chosen, numbers(node, sizes), wanted)
     modest(node, wanted)
-    names = {
-        "nearest": "nearest",
-        "cubic": "bicubic",
-        "linear": {3: "linear", 4: "bilinear", 5: "trilinear"}.get(x.dim()),
-    }
-    align = {} if mode == "nearest" else {"align_corners": corners}
-    return F.interpolate(x, wanted[2:], mode=str(names[mode]), **align)
+    how = "asymmetric" if old else node.get("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if old else node.get("nearest_mode", "round_prefer_floor")
+    function = _torchs(node, x, how, rounding, {} if exact else dict(zip(chosen, factors)), wanted)
+    if function is not None:
+        return function(x, wanted[2:])
+    region = numbers(node, roi) if how == "tf_crop_and_resize" else []
+    for i, (axis, scale) in enumerate(zip(chosen, factors)):
+        if region or scale != 1:
+            size = int(x.shape[axis])
+            at = _places(how, size, scale, wanted[axis], region[i :: len(chosen)])
+            x = _along(node, x, axis, scale, at, rounding)
+            if region:
+                inside = ((at >= 0) & (at <= size - 1)).reshape([-1 if i == axis else 1 for i in range(x.dim())])
+                x = torch.where(inside, x, node.get("extrapolation_value", 0.0))
+    return x
+
+
+def _stretched(node: Node, x: Tensor, axes: list[int], sizes: list[Any], wanted: list[Any]) -> list[float]:
+    """The factors of sizes; `wanted` gets the sizes that there will be, where the proportions are kept."""
+    policy = node.get("keep_aspect_ratio_policy", "stretch")
+    factors = [n / x.shape[axis] for axis, n in zip(axes, sizes)]
+    if policy != "stretch":
+        factors = [(min if policy == "not_larger" else max)(factors)] * len(axes)
+        sizes = [int(factor * x.shape[axis] + 0.5) for axis, factor in zip(axes, factors)]
+    for axis, n in zip(axes, sizes):
+        wanted[axis] = n
+    return factors
+
+
+def _torchs(node: Node, x: Tensor, how: str, rounding: str, factors: dict[int, Any], wanted: list[Any]) -> Any:
+    """torch's own interpolation, where it is the node's."""
+    mode = node.get("mode", "nearest")
+    even = all(n == int(n) or (x.shape[a] * n == int(x.shape[a] * n) and mode == "nearest") for a, n in factors.items())
+    usual = how in ("half_pixel", "align_corners") or (how == "pytorch_half_pixel" and 1 not in wanted[2:])
+    nearest = mode == "nearest" and how == "asymmetric" and rounding == "floor"
+    plain = {"antialias": 0, "cubic_coeff_a": -0.75, "exclude_outside": 0}
+    fits = (nearest or (mode in ("linear", "cubic") and usual)) and even and wanted[:2] == list(x.shape[:2])
+    fits = fits and all(node.get(name, value) == value for name, value in plain.items()) and x.is_floating_point()
+    names = {"linear": {3: "linear", 4: "bilinear", 5: "trilinear"}, "cubic": {4: "bicubic"}}.get(mode, {})
+    name = "nearest" if nearest else names.get(x.dim())
+    if not fits or name is None:
+        return None
+    align = {} if nearest else {"align_corners": how == "align_corners"}
+    return partial(F.interpolate, mode=name, **align)
+
+
+def _places(how: str, size: int, scale: float, wanted: int, region: list[float]) -> Tensor:
+    """Where among the entries of an axis each of the wanted ones lies."""
+    at, length = torch.arange(wanted, dtype=torch.float64), scale * size
+    if how == "asymmetric":
+        return at / scale
+    if how == "align_corners":
+        return at * ((size - 1) / (length - 1) if length != 1 else 0.0)
+    if how == "tf_crop_and_resize":
+        start, end = region
+        if length == 1:
+            return torch.full_like(at, (start + end) / 2 * (size - 1))
+        return (start + at * (end - start) / (length - 1)) * (size - 1)
+    if how == "pytorch_half_pixel" and length == 1:
+        return torch.full_like(at, -0.5)
+    if how not in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+        raise OnnxError(f"places {how!r} of a Resize are not known")
+    moved = size / 2 * (1 - wanted / length) if how == "half_pixel_symmetric" else 0.0
+    return moved + (at + 0.5) / scale - 0.5
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
+
+
+_NEAREST = {
+    "ceil": torch.ceil,
+    "floor": torch.floor,
+    "round_prefer_ceil": lambda at: torch.floor(at + 0.5),
+    "round_prefer_floor": lambda at: torch.ceil(at - 0.5),
+}
+
+
+def _along(node: Node, x: Tensor, axis: int, scale: float, at: Tensor, rounding: str) -> Tensor:
+    """One axis resized to entries that lie at these places of it."""
+    size, mode = int(x.shape[axis]), node.get("mode", "nearest")
+    if mode == "nearest":
+        return x.index_select(axis, _NEAREST[rounding](at).clamp(0, size - 1).long())
+    if mode not in ("linear", "cubic"):
+        raise OnnxError(f"{node.kind} {node.name!r} of mode {mode!r} is not supported")
+    modest(node, [len(at), size])
+    shrink = min(scale, 1.0) if node.get("antialias", 0) else 1.0
+    reach = math.ceil((2 if mode == "cubic" else 1) / shrink)
+    near = at.floor().unsqueeze(1) + torch.arange(1 - reach, reach + 1)
+    apart = (near - at.unsqueeze(1)).abs() * shrink
+    weights = (1 - apart).clamp_min(0) if mode == "linear" else _cubic(apart, node.get("cubic_coeff_a", -0.75))
+    if node.get("exclude_outside", 0):
+        weights = torch.where((near >= 0) & (near < size), weights, 0.0)
+    total = weights.sum(1, keepdim=True)
+    weights = weights / torch.where(total == 0, 1.0, total)
+    matrix = torch.zeros(len(at), size, dtype=torch.float64)
+    matrix = matrix.scatter_add(1, near.clamp(0, size - 1).long(), weights).to(x.dtype)
+    return (x.movedim(axis, -1) @ matrix.t()).movedim(-1, axis)
 
 
 @imports("GridSample")

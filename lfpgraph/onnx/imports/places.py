@@ -1,8 +1,9 @@
-"""ONNX operators that look up, write at places or make tensors, in torch."""
+"""ONNX operators that look up, write at places or make tensors, in torch; spectra of series."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,3 +139,53 @@ def compress(node: Node, x: Tensor, chosen: Tensor) -> Any:
     axis = node.get("axis")
     places = chosen.nonzero().squeeze(1)
     return x.flatten()[places] if axis is None else x.index_select(axis, places)
+
+
+@imports("Col2Im", known=True)
+def col2im(node: Node, x: Any, image: Any, block: Any) -> Any:
+    size, kernel = modest(node, numbers(node, image)), numbers(node, block)
+    n = len(size)
+    pads = node.get("pads") or [0] * (2 * n)
+    if n != 2 or pads[:n] != pads[n:]:
+        raise OnnxError(f"Col2Im {node.name!r} over {n} dimensions with pads {pads} is not supported")
+    dilation, stride = node.get("dilations", [1] * n), node.get("strides", [1] * n)
+    return F.fold(tensor_of(x), size, kernel, dilation, pads[:n], stride)
+
+
+_WINDOWS: dict[str, Any] = {
+    "BlackmanWindow": torch.blackman_window,
+    "HammingWindow": partial(torch.hamming_window, alpha=25 / 46, beta=21 / 46),
+    "HannWindow": torch.hann_window,
+}
+
+
+@imports(*_WINDOWS, known=True)
+def window(node: Node, size: Any) -> Any:
+    (length,) = modest(node, [int(numbers(node, size)[0])])
+    found = _WINDOWS[node.kind](length, periodic=bool(node.get("periodic", 1)), dtype=torch.float64)
+    return found.to(dtype_of(node.get("output_datatype", 1)))
+
+
+@imports("DFT", known=True)
+def dft(node: Node, x: Any, length: Any = None, axis: Any = None) -> Any:
+    """Of real numbers [..., 1] or complex ones [..., 2]."""
+    x = tensor_of(x)
+    at = (node.get("axis", 1) if node.version < 20 else -2) if axis is None else int(numbers(node, axis)[0])
+    n = None if length is None else int(numbers(node, length)[0])
+    modest(node, [*x.shape, n or 1])
+    z = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x[..., 0]
+    half, at = bool(node.get("onesided", 0)), at % x.dim()
+    if node.get("inverse", 0):
+        return torch.fft.irfft(z, n, at).unsqueeze(-1) if half else torch.view_as_real(torch.fft.ifft(z, n, at))
+    return torch.view_as_real((torch.fft.rfft if half else torch.fft.fft)(z, n, at))
+
+
+@imports("STFT", known=True)
+def stft(node: Node, x: Any, step: Any, weights: Any = None, length: Any = None) -> Any:
+    x, weights = tensor_of(x), tensor_of(weights)
+    n = len(weights) if length is None else int(numbers(node, length)[0])
+    real = x if x.dim() == 2 else x[..., 0] if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())
+    frames = real.unfold(1, n, int(numbers(node, step)[0]))
+    frames = frames if weights is None else frames * weights
+    half = bool(node.get("onesided", 1)) and not frames.is_complex()
+    return torch.view_as_real((torch.fft.rfft if half else torch.fft.fft)(frames))

@@ -54,6 +54,14 @@ class Program:
                 yield from body.everything()
             yield line
 
+    def looks_at(self) -> Iterator[str]:
+        """The names of all values that are read inside; a branch may have no lines and hand on a value from around it."""
+        yield from self.outputs
+        for line in self.lines:
+            yield from line.reads
+            for body in line.bodies:
+                yield from body.looks_at()
+
 
 class Reader:
     """Makes programs of graphs; `tensors` holds what initializers and Constant nodes hold, under their new names."""
@@ -108,7 +116,7 @@ def _attribute(attribute: Any) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if isinstance(value, int | float | str):
+    if isinstance(value, int | float | str | onnx.TypeProto):
         return value
     items = list(value)
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in items]
@@ -130,7 +138,7 @@ def _constant(item: Any) -> Tensor | None:
 def _last_uses(program: Program) -> dict[int, list[str]]:
     last: dict[str, int] = {}
     for position, line in enumerate(program.lines):
-        inside = [name for body in line.bodies for held in body.everything() for name in (*held.reads, *body.outputs)]
+        inside = [name for body in line.bodies for name in body.looks_at()]
         for name in (*line.reads, *line.makes, *inside):
             last[name] = position
     found: dict[int, list[str]] = {}

@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from .table import Node, imports
+from .table import Node, dtype_of, imports
 
 _ATTRIBUTES = {
     "is_causal",
     "kv_num_heads",
+    "left_window_size",
     "q_num_heads",
     "qk_matmul_output_mode",
+    "right_window_size",
     "scale",
     "softcap",
     "softmax_precision",
@@ -25,33 +27,91 @@ _ATTRIBUTES = {
 
 @imports("Attention")
 def attention(
-    node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *cache: Tensor | None
+    node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past_k: Tensor | None = None,
+    past_v: Tensor | None = None, lengths: Tensor | None = None,
 ) -> Any:  # fmt: skip
-    """Heads apart [n, heads, length, width], or side by side [n, length, heads * width] with their number given."""
+    """Heads apart [n, heads, length, width], or side by side [n, length, heads * width] with their number given.
+
+    Further outputs are keys and values with those of the past before them, and the scores.
+    """
     unknown = sorted(set(node.attributes) - _ATTRIBUTES)
-    if any(item is not None for item in cache) or node.outputs > 1 or node.get("softcap", 0.0) or unknown:
-        raise OnnxError(f"Attention {node.name!r}: caches, further outputs, softcap, {unknown} are not supported")
-    causal, scale = bool(node.get("is_causal", 0)), node.get("scale")
+    if unknown:
+        raise OnnxError(f"Attention {node.name!r}: {unknown} are not supported")
     joined = q.dim() == 3
     if joined:
         q = _apart(q, node.get("q_num_heads"))
         k, v = (_apart(x, node.get("kv_num_heads")) for x in (k, v))
+    if past_k is not None and past_v is not None:
+        k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+    present = k, v
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    if causal and (mask is not None or q.shape[-2] != k.shape[-2]):
-        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-        mask = seen if mask is None else _both(seen, mask)
-        causal = False
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
-    return out.transpose(1, 2).flatten(2) if joined else out
+    scale, cap = node.get("scale"), node.get("softcap", 0.0)
+    plain = _is_triangle(node, q, k, mask, past_k, lengths)
+    seen = None if plain else _seen(node, q, k, mask, past_k, lengths)
+    if node.outputs < 4 and not cap:
+        out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=plain, scale=scale)
+        scores = None
+    else:
+        out, scores = _written_out(node, q, k, v, _seen(node, q, k, mask, past_k, lengths))
+    out = out.transpose(1, 2).flatten(2) if joined else out
+    return (out, *present, scores)[: node.outputs] if node.outputs > 1 else out
 
 
 def _apart(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
 
-def _both(seen: Tensor, mask: Tensor) -> Tensor:
-    return seen & mask if mask.dtype == torch.bool else torch.where(seen, mask, float("-inf"))
+def _is_triangle(node: Node, q: Tensor, k: Tensor, *others: Tensor | None) -> bool:
+    """Whether each query sees as many keys as it has steps before it, and nothing else decides."""
+    windows = max(node.get("left_window_size", -1), node.get("right_window_size", -1))
+    alone = all(other is None for other in others) and windows < 0 and bool(node.get("is_causal", 0))
+    return alone and bool(q.shape[-2] == k.shape[-2])
+
+
+def _seen(
+    node: Node, q: Tensor, k: Tensor, mask: Tensor | None, past: Tensor | None, lengths: Tensor | None
+) -> Tensor | None:
+    """Which keys each query sees, or what is added to the scores; None for all of them."""
+    rows, columns = q.shape[-2], k.shape[-2]
+    keys = torch.arange(columns)
+    before: Any = 0 if past is None else past.shape[2]  # how many keys come before those of the queries
+    if lengths is not None:
+        before = lengths.reshape(-1, 1, 1, 1) - rows
+    ahead = keys - torch.arange(rows).unsqueeze(1) - before  # how far a key lies ahead of a query
+    left, right = node.get("left_window_size", -1), node.get("right_window_size", -1)
+    parts = [ahead <= 0] if node.get("is_causal", 0) else []
+    parts += [ahead >= -left] if left >= 0 else []
+    parts += [ahead <= right] if right >= 0 else []
+    parts += [keys < lengths.reshape(-1, 1, 1, 1)] if lengths is not None else []
+    if mask is not None:
+        short, whole = columns - mask.shape[-1], mask.dtype == torch.bool
+        if not isinstance(short, int) or short > 0:
+            mask = F.pad(mask, (0, short), value=False if whole else float("-inf"))
+        parts += [mask] if whole else []
+    seen = None
+    for part in parts:
+        seen = part if seen is None else seen & part
+    if mask is None or mask.dtype == torch.bool:
+        return seen
+    return mask if seen is None else torch.where(seen, mask, float("-inf"))
+
+
+def _written_out(node: Node, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The attention, and what the node wants to know of its scores: as they are, capped, masked, or their softmax."""
+    root = (q.shape[-1] ** -0.5 if node.get("scale") is None else node.get("scale")) ** 0.5
+    mode, cap = node.get("qk_matmul_output_mode", 0), node.get("softcap", 0.0)
+    found = [(q * root) @ (k * root).transpose(-1, -2)]
+    found.append(torch.tanh(found[0] / cap) * cap if cap else found[0])
+    masked = found[1]
+    if seen is not None:
+        masked = torch.where(seen, masked, float("-inf")) if seen.dtype == torch.bool else masked + seen
+    precise = node.get("softmax_precision")
+    weights = torch.softmax(masked if precise is None else masked.to(dtype_of(precise)), -1).to(q.dtype)
+    if seen is not None:  # a query that sees no key gets nothing
+        some = seen if seen.dtype == torch.bool else seen > float("-inf")
+        weights = torch.where(some.any(-1, keepdim=True), weights, 0.0)
+    return weights @ v, (*found, masked, weights)[mode]
 
 
 _FUNCTIONS: dict[

@@ -182,11 +182,10 @@ def depth_to_space(node: Node, x: Tensor) -> Any:
 
 @imports("SpaceToDepth")
 def space_to_depth(node: Node, x: Tensor) -> Any:
-    if node.get("mode", "DCR") != "DCR":
-        raise OnnxError(f"SpaceToDepth {node.name!r} of mode {node.get('mode')!r} is not supported")
     n, c, h, w = x.shape
     b = node.get("blocksize")
-    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
+    order = (0, 3, 5, 1, 2, 4) if node.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return x.reshape(n, c, h // b, b, w // b, b).permute(order).reshape(n, c * b**2, h // b, w // b)
 
 
 @imports("ReverseSequence")
