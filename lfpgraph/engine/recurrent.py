@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_map
 
 from ..composites.composite import Composite
 from ..graph.graph import module_path
+from ..native.loops import Loop
 from ..registry import GENERAL, Call, find_rule, rule
 from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
-from ..rules.recurrent import Slopes, walk
+from ..rules.recurrent import Slopes, is_worth_a_loop, walk, walk_in_loop
 from ..rules.views import vjp
-from .slopes import slopes_program, step_graph
+from .slopes import backward_loop, slopes_program, step_graph
 
 __all__ = ["takes_steps_as_one"]
 
@@ -71,6 +72,7 @@ class LoopRule:
         w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
         self.programs: dict[Any, Callable[..., Any]] = {}
+        self.loops: dict[Any, Loop | None] = {}
         of = w.meta["val"]
         if of.device.type != "meta":  # traced now: within another trace of real values it could not be
             step_graph(*self.step, of.dtype, of.device)
@@ -88,10 +90,10 @@ class LoopRule:
 
     def slopes(self, form: float | None, w: Tensor) -> Callable[..., Slopes]:
         """The slopes of some steps, for signals at the states that are in a form (None: raw), and weights like w."""
-        key = form, w.dtype, w.device
-        program = self.programs.get(key)
+        step = *self.step, w.dtype, w.device
+        program = self.programs.get((step, form))
         if program is None:
-            program = self.programs[key] = slopes_program((*self.step, w.dtype, w.device), self.composite, form)
+            program = self.programs[step, form] = slopes_program(step, self.composite, form)
 
         def run(*given: Tensor) -> Slopes:
             shape = given[0].shape[:2]
@@ -100,14 +102,23 @@ class LoopRule:
 
         return run
 
+    def loop(self, form: float | None, w: Tensor) -> Loop | None:
+        """A loop in C for what `slopes` are for."""
+        step = *self.step, w.dtype, w.device
+        if (step, form) not in self.loops:
+            self.loops[step, form] = backward_loop(step, self.composite, form)
+        return self.loops[step, form]
+
 
 def _feedback(
     signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor,
     rule: int, form: float | None,
 ) -> list[Tensor]:  # fmt: skip
+    given = signals, x, first, states, z, w
     with on_a_tape():
-        slopes = _known[rule].slopes(form, w)
-    s_x, ends, s_w, s_b = walk(slopes, signals, x, first, states, z, w)
+        loop = _known[rule].loop(form, w) if is_worth_a_loop(x) else None
+        slopes = _known[rule].slopes(form, w) if loop is None else None
+    s_x, ends, s_w, s_b = walk(slopes, *given) if loop is None else walk_in_loop(loop, *given)
     return [s_x, *ends, s_w, s_b]
 
 
