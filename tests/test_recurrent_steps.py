@@ -13,7 +13,7 @@ from lfpgraph.rules.recurrent import walk_in_loop
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.native.compiler import compiler
+from lfpgraph.native.compiler import c_compiler
 from lfpgraph.native.loops import loop_of_formula, place
 from lfpgraph.tracing.recurrent import steps_as_one
 
@@ -90,7 +90,7 @@ def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"input 0": x.grad} | {n: p.grad for n, p in model.named_parameters()}
 
 
-@pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
 @pytest.mark.parametrize(
     ("cell", "composite"),
     [
@@ -115,7 +115,7 @@ def test_a_loop_in_c_equals_torchs_operations(
     assert ran.called and "loop in C" not in caplog.text
 
 
-@pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_functions_in_c_are_exact(dtype: torch.dtype) -> None:
     """Near zero, where tanh(x) / x is asked for, and far from it."""

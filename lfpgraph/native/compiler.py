@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["DTYPES", "compiler", "library"]
+__all__ = ["DTYPES", "c_compiler", "library"]
 
 log = logging.getLogger("lfpgraph")
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
@@ -66,10 +66,10 @@ def library(body: str, dtype: torch.dtype) -> Any:
         series = f"r * ((T){1 / math.factorial(k)!r} + {series})"
     magic, bias = repr(1.5 * 2.0**digits), 2 ** (size - 2 - digits) - 1
     head = _HEAD.format(type=kind, size=size, digits=digits, series=series, magic=magic, bias=bias, most=most)
-    return _compiled(head + body, compiler())
+    return _compiled(head + body, c_compiler())
 
 
-def compiler() -> str | None:
+def c_compiler() -> str | None:
     """The command that compiles C."""
     named = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     return named if os.name == "posix" else None
