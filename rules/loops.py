@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lfpgraph.registry import GENERAL, rule
 
-from .recurrent import gradient_slopes, run_steps, walk
+from .recurrent import gradient_slopes, is_worth_a_loop, loop_of_cell, run_in_loop, run_steps, walk
 from .views import vjp
 
 __all__ = ["LSTM", "RECURRENT", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
@@ -28,6 +28,10 @@ _local = threading.local()
 def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
     """The states after all steps, and the products with w: [steps, batch, ...] each."""
     made = _shapes(x, *state)
+    loop = loop_of_cell(cell, x.dtype) if is_worth_a_loop(x) else None
+    if loop is not None:
+        run_in_loop(loop, x, state, w, b, made)
+        return made
     for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
         for whole, value in zip(made, (*states, z)):
             whole[t] = value

@@ -8,6 +8,7 @@ signal: slopes are worked out for many steps at once. Then `walk` goes through t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["CELLS", "Gates", "Slopes", "gradient_slopes", "run_steps", "walk"]
+from lfpgraph.native.loops import Loop, loop_of_formula, place
+
+__all__ = [
+    "CELLS", "Gates", "Slopes", "gradient_slopes", "is_worth_a_loop", "loop_of_cell", "run_in_loop", "run_steps", "walk",
+    "walk_in_loop",
+]  # fmt: skip
 
 
 def _lstm(x: Tensor, z: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +49,7 @@ def _relu(x: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor]:
 # What a step makes of its share of the input's product, of the product with the state before, and of that state.
 CELLS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": _lstm, "gru": _gru, "tanh": _tanh, "relu": _relu}
 
+_LOOP = 1 << 14  # entries of the gates of all steps, from which on a loop in C is worth the half second of its making
 _BLOCK = 1 << 17  # entries of the gates that are worked on at once, so that they stay in the processor's cache
 
 
@@ -62,6 +69,43 @@ def run_steps(
         state = CELLS[cell](step, z, *state)
         found.append((state, z))
     return found
+
+
+def is_worth_a_loop(x: Tensor) -> bool:
+    """Whether the steps of an input's product are to run as a loop in C, where there is one; by its size alone."""
+    return x.device.type == "cpu" and x.numel() >= _LOOP
+
+
+@functools.cache
+def loop_of_cell(cell: str, dtype: torch.dtype) -> Loop | None:
+    """A step behind its product: (x, z, states before) -> states after."""
+    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    return loop_of_formula(CELLS[cell], [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype)
+
+
+def run_in_loop(
+    loop: Loop, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
+) -> None:
+    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
+    x, *state = map(_in_rows, (x, *state))
+    *states, z = made
+    ends = [place(x), place(z)], [place(s) for s in states]
+    first, others = (
+        loop.on([*ends[0], *before, *ends[1]], *state[0].shape)
+        for before in ([place(s) for s in state], [place(s, -1) for s in states])
+    )
+    h, w_t = state[0], w.t()
+    for t, (z_t, after) in enumerate(zip(z.unbind(0), states[0].unbind(0))):
+        if b is None:
+            torch.mm(h, w_t, out=z_t)
+        else:
+            torch.addmm(b, h, w_t, out=z_t)
+        (others if t else first)(t)
+        h = after
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 Gates = list["Tensor | None"]  # one for each gate of a cell, [steps, batch, width]; None where nothing passes
@@ -132,6 +176,53 @@ def walk(
     return s_x, carried, s_w, s_b
 
 
+def walk_in_loop(
+    loop: Loop,
+    signals: Sequence[Tensor | None],
+    x: Tensor,
+    first: Sequence[Tensor],
+    states: Sequence[Tensor],
+    z: Tensor,
+    w: Tensor,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    """As `walk`.
+
+    Args:
+        loop: of x, z, the states before, what comes to the states from the next step, and from outside. It makes the
+            signals at x, at z, and at the states before, other than through the product.
+    """
+    x, z, *first = map(_in_rows, (x, z, *first))
+    states = [_in_rows(s) for s in states]
+    carried = [x.new_zeros(first[0].shape) for _ in states]
+    outer = [torch.zeros_like(k) if s is None else _in_rows(s) for s, k in zip(signals, carried)]
+    steps, size = len(x), max(1, _BLOCK // max(1, x[0].numel()))
+    s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(carried[0])
+    s_w, s_b = torch.zeros_like(w), w.new_zeros(w.shape[0])
+    (h, *others), rows = carried, s_z.unbind(0)
+    for start in reversed(range(0, steps, size)):
+        outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
+        given = [*map(place, (*carried, *outer)), *(out for out, has in zip(outs, loop.has) if has)]
+        begun, running = (
+            loop.on([place(x), place(z), *before, *given], *h.shape)
+            for before in ([place(s) for s in first], [place(s, -1) for s in states])
+        )
+        end = min(start + size, steps)
+        for t in reversed(range(start, end)):
+            (running if t else begun)(t)
+            if loop.has[2]:
+                torch.addmm(rest, rows[t - start], w, out=h)
+            else:
+                torch.mm(rows[t - start], w, out=h)
+        first_row = 0 if start else 1
+        if not start:
+            s_w.addmm_(rows[0].t(), first[0])
+        s_w.addmm_(
+            s_z[first_row : end - start].flatten(0, 1).t(), states[0][start + first_row - 1 : end - 1].flatten(0, 1)
+        )
+        s_b += s_z[: end - start].sum((0, 1))
+    return s_x, carried, s_w, s_b
+
+
 def _through_block(of: Slopes, outer: Sequence[Tensor | None], carried: list[Tensor], s_x: Tensor, w: Tensor) -> Tensor:
     """The signals at z of some steps; those at x are put in `s_x`, what comes to the state before them in `carried`."""
     steps, width = len(s_x), w.shape[1]
@@ -152,8 +243,8 @@ def _through_block(of: Slopes, outer: Sequence[Tensor | None], carried: list[Ten
             c = rest[0] if scale_c is None else rest[0] * scale_c[t]
             c = c if outer_c is None else c + outer_c[t]
             c = c if c_h is None else torch.addcmul(c, c_h[t], h)
-        for place, of_h, of_c in (*at_x, *at_z):
-            _put(place[t], None if of_h is None else of_h[t], h, None if of_c is None else of_c[t], c)
+        for out, of_h, of_c in (*at_x, *at_z):
+            _put(out[t], None if of_h is None else of_h[t], h, None if of_c is None else of_c[t], c)
         if z_x is not None:
             torch.mul(xs[t], z_x[t], out=zs[t])
         before = zs[t] @ w
@@ -175,16 +266,16 @@ def _by_gate(of_h: Gates, of_c: Gates, s: Tensor, width: int) -> list[tuple[Any,
     return [(p.unbind(0), *(None if k is None else k.unbind(0) for k in of)) for p, *of in rows]  # type: ignore[misc]
 
 
-def _put(place: Tensor, of_h: Tensor | None, h: Tensor, of_c: Tensor | None, c: Any) -> None:
+def _put(out: Tensor, of_h: Tensor | None, h: Tensor, of_c: Tensor | None, c: Any) -> None:
     """Write `of_h * h + of_c * c`."""
     if of_h is not None:
-        torch.mul(of_h, h, out=place)
+        torch.mul(of_h, h, out=out)
         if of_c is not None:
-            place.addcmul_(of_c, c)
+            out.addcmul_(of_c, c)
     elif of_c is not None:
-        torch.mul(of_c, c, out=place)
+        torch.mul(of_c, c, out=out)
     else:
-        place.zero_()
+        out.zero_()
 
 
 def gradient_slopes(cell: str, x: Tensor, z: Tensor, *before: Tensor) -> Slopes:

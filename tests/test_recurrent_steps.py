@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from lfpgraph.rules.loops import LSTM, RECURRENT
+from lfpgraph.rules.recurrent import walk_in_loop
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.native.compiler import c_compiler
+from lfpgraph.native.loops import loop_of_formula, place
 from lfpgraph.tracing.recurrent import steps_as_one
 
 CELLS = {
@@ -56,8 +60,8 @@ def test_both_engines_equal_the_steps_one_by_one(cell: str, composite: str, monk
     model, x = Recurrent(cell).double(), torch.randn(2, 4, 3, dtype=torch.float64)
     engines = ("static", "live") if composite == "lfp" else ("live",)  # tracing takes long
     found = [_feedback(model, [x], composite, engine) for engine in engines]
-    for place in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
-        monkeypatch.setattr(f"{place}.takes_steps_as_one", lambda composite: False)
+    for module in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
+        monkeypatch.setattr(f"{module}.takes_steps_as_one", lambda composite: False)
     one_by_one = _feedback(model, [x], composite, "live")
     for feedback in found:
         _assert_equal(feedback, one_by_one)
@@ -84,6 +88,61 @@ def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     model, x = copy.deepcopy(model), x.clone().requires_grad_()
     nn.functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
     return {"input 0": x.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize(
+    ("cell", "composite"),
+    [
+        ("lstm", "lfp"),
+        ("lstm", "lfp-epsilon"),
+        ("gru", "lfp-0"),
+        ("gru", "lfp-centred"),
+        ("tanh", "lfp"),
+        ("relu", "lfp"),
+    ],
+)
+def test_a_loop_in_c_equals_torchs_operations(
+    cell: str, composite: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(cell, bias=composite != "lfp-0").double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    usual = _feedback(model, [x], composite, "live")
+    monkeypatch.setattr("lfpgraph.rules.recurrent._LOOP", 1)
+    monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
+    with caplog.at_level("INFO", "lfpgraph"):
+        _assert_equal(_feedback(model, [x], composite, "live"), usual)
+    assert ran.called and "loop in C" not in caplog.text
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_in_c_are_exact(dtype: torch.dtype) -> None:
+    """Near zero, where tanh(x) / x is asked for, and far from it."""
+    sizes = torch.logspace(-30, 4, 400, dtype=torch.float64)
+    x = torch.cat([sizes, -sizes]).to(dtype)[None, :, None]
+    x = torch.cat([x, torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)[None, :, None]], 1)
+    for name in ("sigmoid", "tanh", "relu"):
+        loop, found = loop_of_formula(lambda x, name=name: [getattr(x, name)()], [1], dtype), torch.empty_like(x)
+        assert loop is not None
+        loop.on([place(x), place(found)], x.shape[1], 1)(0)
+        exact = getattr(x.double(), name)().to(dtype)
+        torch.testing.assert_close(
+            found,
+            exact,
+            rtol=4 * torch.finfo(dtype).eps,
+            atol=1e-38 if dtype is torch.float32 else 1e-300,
+            equal_nan=True,
+        )
+
+
+def test_a_compiler_that_fails_is_said_and_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level("INFO", "lfpgraph"):
+        assert loop_of_formula(lambda x: [x.tanh() * x + x], [1], torch.float64) is None
+    assert "no-such-compiler" in caplog.text
 
 
 def test_float32_gets_feedback_too() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ from ..composites.composite import Composite
 from ..graph.graph import module_path
 from ..registry import GENERAL, Call, find_rule, rule
 from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
-from ..rules.recurrent import Slopes, walk
+from ..rules.recurrent import Slopes, is_worth_a_loop, walk, walk_in_loop
 from ..rules.views import vjp
-from .slopes import slopes_program, step_graph
+from .slopes import backward_loop, slopes_program, step_graph
 
 __all__ = ["takes_steps_as_one"]
 
@@ -28,6 +30,7 @@ _PARTS = (
     aten.sub.Tensor, aten.tanh.default,
 )  # fmt: skip
 _numbers = itertools.count()
+_made: deque[tuple[Any, Composite, Any]] = deque(maxlen=64)  # programs: layers that are alike share theirs
 _known: weakref.WeakValueDictionary[int, LoopRule] = weakref.WeakValueDictionary()
 
 _library = torch.library.Library("lfpgraph_loops", "DEF")
@@ -70,7 +73,6 @@ class LoopRule:
         arguments: Any = node.args
         w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
-        self.programs: dict[Any, Callable[..., Any]] = {}
         of = w.meta["val"]
         if of.device.type != "meta":  # traced now: within another trace of real values it could not be
             step_graph(*self.step, of.dtype, of.device)
@@ -86,28 +88,33 @@ class LoopRule:
             answer_instead(z, answers)
         return list(answers) if b is not None else list(answers[:-1])
 
-    def slopes(self, form: float | None, w: Tensor) -> Callable[..., Slopes]:
-        """The slopes of some steps, for signals at the states that are in a form (None: raw), and weights like w."""
-        key = form, w.dtype, w.device
-        program = self.programs.get(key)
-        if program is None:
-            program = self.programs[key] = slopes_program((*self.step, w.dtype, w.device), self.composite, form)
+    def make(self, how: Callable[..., Any], form: float | None, w: Tensor) -> Any:
+        """What a function of `slopes` makes, for signals at the states that are in a form (None: raw), and weights like w."""
+        key = how, (*self.step, w.dtype, w.device), form
+        for known, composite, made in list(_made):
+            if known == key and composite == self.composite:
+                return made
+        made = how(key[1], self.composite, form)
+        _made.append((key, self.composite, made))
+        return made
 
-        def run(*given: Tensor) -> Slopes:
-            shape = given[0].shape[:2]
-            found = program(*(t.flatten(0, 1) for t in given))
-            return Slopes(*tree_map(lambda k: k if k is None else k.unflatten(0, shape), found))
 
-        return run
+def _on_steps(program: Callable[..., Any], *given: Tensor) -> Slopes:
+    """A program of rows, run on steps."""
+    shape = given[0].shape[:2]
+    found = program(*(t.flatten(0, 1) for t in given))
+    return Slopes(*tree_map(lambda k: k if k is None else k.unflatten(0, shape), found))
 
 
 def _feedback(
     signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor,
     rule: int, form: float | None,
 ) -> list[Tensor]:  # fmt: skip
+    given = signals, x, first, states, z, w
     with on_a_tape():
-        slopes = _known[rule].slopes(form, w)
-    s_x, ends, s_w, s_b = walk(slopes, signals, x, first, states, z, w)
+        loop = _known[rule].make(backward_loop, form, w) if is_worth_a_loop(x) else None
+        program = _known[rule].make(slopes_program, form, w) if loop is None else None
+    s_x, ends, s_w, s_b = walk(partial(_on_steps, program), *given) if loop is None else walk_in_loop(loop, *given)
     return [s_x, *ends, s_w, s_b]
 
 

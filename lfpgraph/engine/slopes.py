@@ -19,6 +19,8 @@ from torch.nn.functional import linear
 from ..composites.composite import Composite
 from ..errors import RuleError
 from ..graph.graph import OpGraph, shape_of
+from ..kernels import DECOMPOSITIONS
+from ..native.loops import Loop, loop_of_graph
 from ..numerics import epsilon_factor, stabilize
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
@@ -33,7 +35,7 @@ from .propagate import run_backward
 from .static import functional_graph
 from .units import Unit
 
-__all__ = ["slopes_program", "step_graph"]
+__all__ = ["backward_loop", "slopes_program", "step_graph"]
 
 aten = torch.ops.aten
 
@@ -80,6 +82,19 @@ def slopes_program(step: tuple[Any, ...], composite: Composite, form: float | No
         return quick_module(program)
 
 
+def backward_loop(step: tuple[Any, ...], composite: Composite, form: float | None) -> Loop | None:
+    """A step backward as `rules.recurrent.walk_in_loop` takes it."""
+    width, dtype = step[1], step[3]
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        planned = _PlannedStep(step_graph(*step), composite, form)
+        x, *states = (node.meta["val"] for node in planned.inputs)
+        with x.fake_mode:
+            given = [x, *map(torch.empty_like, (x, *states, *states, *states))]
+        program = functional_graph(planned.backward, given, DECOMPOSITIONS)
+    clean(program)
+    return loop_of_graph(program.graph, width, dtype)
+
+
 class _PlannedStep:
     """One step under a composite.
 
@@ -113,6 +128,25 @@ class _PlannedStep:
         pairs = [slope for pair in zip(of_h, of_c) for slope in pair]  # at x, z, h and c, of h and of c
         (scale_h, outer_h), (scale_c, outer_c) = self._scales(values[h], form_h), self._scales(values[c], form_c)
         return [c_h, *pairs[:4], None, *pairs[4:6], pairs[7], scale_h, outer_h, scale_c, outer_c]
+
+    def backward(self, x: Tensor, z: Tensor, *given: Tensor) -> list[Tensor | None]:
+        """The signals at x, at z, at h other than through the product (None for none), and at c.
+
+        Args:
+            given: the states before; the signals that come to the states after from the next step, and from outside.
+        """
+        n = len(self.ends)
+        before, carried, outer = given[:n], given[n : 2 * n], given[2 * n :]
+        c_h, x_h, x_c, z_h, z_c, _, h_h, h_c, c_c, *scales = self.slopes(x, z, *before)
+        pairs = zip(carried, scales[::2], outer, scales[1::2])
+        h, *rest = (_scaled(s, scale) + _scaled(from_outside, other) for s, scale, from_outside, other in pairs)
+        if rest:
+            rest = [rest[0] if c_h is None else rest[0] + c_h * h]
+        at_x, at_z, at_h = (_passed(slopes, (h, *rest)) for slopes in ((x_h, x_c), (z_h, z_c), (h_h, h_c)))
+        at_x, at_z = (torch.zeros_like(x) if s is None else s for s in (at_x, at_z))
+        if not rest:
+            return [at_x, at_z, at_h]
+        return [at_x, at_z, at_h, torch.zeros_like(h) if c_c is None else c_c * rest[0]]
 
     def _form(self, end: fx.Node, inner: float | None) -> float | None:
         """The form of the sum of all signals at a state, where one comes from inside the step in the form `inner`."""
@@ -155,6 +189,16 @@ class _PlannedStep:
         found = run_backward(self.plan, calls, values, signals, stabilized=form, observe=_see_raw, direction=-1)
         x, *before = (found.get(node) for node in self.inputs)
         return [x, arrived[self.product][0], *before], arrived, values
+
+
+def _scaled(s: Tensor, scale: Tensor | None) -> Tensor:
+    return s if scale is None else s * scale
+
+
+def _passed(slopes: Sequence[Tensor | None], signals: Sequence[Tensor]) -> Tensor | None:
+    """The sum of the products, each signal as often as its slope has gates; None for nothing."""
+    found = [k * torch.cat([s] * (k.shape[1] // s.shape[1]), 1) for k, s in zip(slopes, signals) if k is not None]
+    return sum(found[1:], found[0]) if found else None
 
 
 class _Known:

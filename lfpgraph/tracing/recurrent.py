@@ -100,7 +100,7 @@ class _Layers:
                 ways.append((out.flip(0), end))
             x = torch.cat([out for out, _ in ways], -1) if len(ways) > 1 else ways[0][0]
             ends += [end for _, end in ways]
-        x = x.transpose(0, 1) if batch_first else x
+        x = x.transpose(0, 1).contiguous() if batch_first else x
         return (x, *(torch.stack(parts) for parts in zip(*ends)))
 
     def layer(
@@ -108,19 +108,19 @@ class _Layers:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The states h of all steps, in the order in which they run, and the last state."""
         (w_x, w), (b_x, b) = params[:2], params[2:] or (None, None)
-        x = linear(x, w_x, b_x)
-        x = x.transpose(0, 1) if batch_first else x
+        x = x.transpose(0, 1).contiguous() if batch_first else x
         x = x.flip(0) if backwards else x
+        x = linear(x, w_x, b_x)
         one = _is_wanted() and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
         if not one:
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
         # The first step is for itself: the state before it is most often a constant zero, and not an activation.
-        first = CELLS[self.cell](x[0], linear(state[0], w, b), *state)
-        if self.cell == "lstm":
-            rest = LSTM(x[1:], *first, w, b)[:2]
-        else:
-            rest = STEPS(x[1:], *first, w, b, self.cell)[:1]
+        begin, x = x.split_with_sizes(
+            [1, x.shape[0] - 1]
+        )  # one operation, so that signals are put together in one pass
+        first = CELLS[self.cell](begin[0], linear(state[0], w, b), *state)
+        rest = LSTM(x, *first, w, b)[:2] if self.cell == "lstm" else STEPS(x, *first, w, b, self.cell)[:1]
         return torch.cat([first[0].unsqueeze(0), rest[0]]), tuple(r[-1] for r in rest)
 
 
