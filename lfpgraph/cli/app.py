@@ -16,7 +16,7 @@ from .comparing import compare as compare_command
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
-from .reports import coverage, graph, writable, zoo
+from .reports import check, coverage, graph, writable, zoo
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
-for _command in (coverage, graph, zoo, reproduce, explain, export):
+for _command in (coverage, check, graph, zoo, reproduce, explain, export):
     app.command()(_command)
 app.command("compare")(compare_command)
 

@@ -45,13 +45,14 @@ def export(
 ) -> None:
     """Write a model, or a whole training step that runs without torch, as an ONNX file."""
     from ..composites.composite import get_composite
+    from .models import real_model
 
     if what not in _KINDS:
         raise TargetError(f"--what {what!r} is not known; choose one of {', '.join(_KINDS)}")
     rules = get_composite(composite or ("epsilon-plus" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
     writable(out)
-    model, example = _model(target, shape)
+    model, example = real_model(target, shape)
     if weights is not None:
         _load(model, weights)
     from .. import onnx
@@ -69,31 +70,6 @@ def export(
             parameters="outside" if outside else "inside", external_data=external,
         )  # fmt: skip
     typer.echo(f"{what}: {out}")
-
-
-def _model(target: str, shape: str | None) -> tuple[Any, Any]:
-    """The model of a TARGET with real weights, and an example of its inputs."""
-    import torch
-
-    from ..inputs.examples import example_inputs
-    from .models import ModelTarget, resolve_model
-
-    found = resolve_model(target)
-    if found.rebuild is not None:
-        found = ModelTarget(found.name, *found.rebuild())
-    if shape is not None:
-        try:
-            sizes = [int(n) for n in shape.split(",")]
-        except ValueError:
-            raise TargetError(f"--shape {shape!r} is no list of numbers such as 1,8,8") from None
-        return found.model, torch.randn(2, *sizes)
-    args, kwargs = found.args, found.kwargs
-    if args is None:
-        args, kwargs = example_inputs(found.model)
-    given = {name: value for name, value in (kwargs or {}).items() if name != "labels"}
-    if args and given:
-        raise TargetError(f"{target}: inputs by position and by name together cannot be exported; give one kind")
-    return found.model, tuple(args) or given
 
 
 def _load(model: Any, path: Path) -> None:
