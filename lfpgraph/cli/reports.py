@@ -1,4 +1,4 @@
-"""The command line's reports: `lfpgraph coverage`, `lfpgraph check`, `lfpgraph graph`, `lfpgraph zoo`."""
+"""The command line's arguments that several commands take, and its reports: `lfpgraph coverage`, `lfpgraph check`, `lfpgraph graph`, `lfpgraph zoo`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ import typer
 
 from ..errors import TargetError
 
-__all__ = ["Target", "check", "coverage", "graph", "report_on", "writable", "zoo"]
+__all__ = [
+    "JsonFile",
+    "LossName",
+    "OwnData",
+    "OwnModel",
+    "Target",
+    "Threads",
+    "check",
+    "coverage",
+    "graph",
+    "report_on",
+    "writable",
+    "zoo",
+]
 
 
 TARGET = (
@@ -19,6 +32,11 @@ TARGET = (
     "(model, inputs), a zoo name (lfpgraph zoo), an exported program (.pt2), or an ONNX file (.onnx)."
 )
 Target = Annotated[str, typer.Argument(help=TARGET)]
+OwnModel = Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")]
+OwnData = Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")]
+LossName = Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")]
+Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")]
 
 
 def coverage(
