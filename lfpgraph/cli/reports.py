@@ -1,4 +1,4 @@
-"""The command line's arguments that several commands take, and its reports: `lfpgraph coverage`, `lfpgraph check`, `lfpgraph graph`, `lfpgraph zoo`."""
+"""Arguments that several commands take, and the reports: `lfpgraph coverage`, `check`, `graph` and `zoo`."""
 
 from __future__ import annotations
 
