@@ -17,17 +17,8 @@ from .notes import tensors_among
 from .values import Values, tensor_of
 
 __all__ = [
-    "LARGE",
-    "Bridge",
-    "Shadows",
-    "Sources",
-    "bridge",
-    "goes_on",
-    "is_bridge",
-    "nothing",
-    "slots_of",
-    "wake",
-]
+    "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",
+]  # fmt: skip
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -98,7 +89,7 @@ def slots_of(
         inputs: the edges of its inputs.
         values: the run; the way back ends at its values, but for those `inside` the unit.
     """
-    edges, covering = values.edges, values.covering
+    edges, covering, passed = values.edges, values.covering, {-1, *inside, *values.undone}
     found: dict[Any, list[tuple[int, int]]] = {}
     stack, seen = list(exits), set(exits)
     while stack:
@@ -109,7 +100,7 @@ def slots_of(
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif source not in seen and edges.get((source, index), -1) in (-1, *inside):
+            elif source not in seen and edges.get((source, index), -1) in passed:
                 seen.add(source)
                 stack.append(source)
     return found, seen

@@ -20,6 +20,7 @@ __all__ = [
     "Notes",
     "Ref",
     "Unrecorded",
+    "alias_of",
     "as_inputs",
     "as_met",
     "refs_in",
@@ -139,3 +140,13 @@ def tensors_among(args: Any, kwargs: Any) -> list[Tensor]:
         x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, list | tuple) else (value,))
     ]
     return [x for x in values if isinstance(x, Tensor)]
+
+
+def alias_of(x: Tensor) -> Tensor:
+    """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
+    found = x[...]
+    if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
+        nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+        with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
+            found = x[...]
+    return found

@@ -17,7 +17,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Leaf, NameLeaf, Unrecorded
+from .notes import Leaf, NameLeaf, Unrecorded, alias_of
 from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values", "tensor_of"]
@@ -35,7 +35,8 @@ class Values:
         shapes, dtypes, follows, kept: of each value, by number: its size and type, whether autograd follows it, and a
             detached copy where somebody is going to look at it.
         edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value; `covering`:
-            autograd nodes of writes that leave nothing of what was there, to which their first edge leads.
+            autograd nodes of writes that leave nothing of what was there, to which their first edge leads; `undone`: views of
+            which another gives back what they are of.
         leaves: what the run found, in order.
         seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
         begun: values that the run has made and that autograd follows from then on (`requires_grad_`).
@@ -53,6 +54,7 @@ class Values:
         self.edge_of: dict[int, tuple[Any, int]] = {}
         self.also: dict[int, list[tuple[Any, int]]] = defaultdict(list)
         self.covering: set[Any] = set()
+        self.undone: set[int] = set()
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.begun: list[int] = []
@@ -157,7 +159,7 @@ class Values:
             if x.requires_grad and x.grad_fn is None:
                 self._begin(x, number)
         elif x.requires_grad:
-            alias = _alias(x)
+            alias = alias_of(x)
             self.aliases[number] = alias
             self.edges[alias.grad_fn, 0] = number
             self.edge_of[number] = (alias.grad_fn, 0)
@@ -165,7 +167,7 @@ class Values:
 
     def _begin(self, x: Tensor, number: int) -> None:
         """Note where autograd's nodes hand the signal of a value that it follows from here on."""
-        edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
+        edge = alias_of(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
         self.follows[number] = True
         self.edges[edge] = number
         self.edge_of[number] = edge
@@ -283,16 +285,6 @@ def _gives_feedback(node: Any) -> bool:
 def _is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
-
-
-def _alias(x: Tensor) -> Tensor:
-    """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x[...]
-    if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
-        nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
-        with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
-            found = x[...]
-    return found
 
 
 def tensor_of(args: Any, values: Values, number: int) -> Tensor:
