@@ -49,10 +49,12 @@ class Bridge(torch.autograd.Function):
             return (None,) * (2 + len(ctx.kinds))
         own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
-        if not ctx.awake or torch.is_grad_enabled():
-            return (own, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
-        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
-        return (own, None, *zeros)
+        if ctx.awake and not torch.is_grad_enabled():
+            zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
+            return (own, None, *zeros)
+        if s is None or not saved:
+            return (own, None, *(None for _ in ctx.kinds))
+        return (own, None, *_true(ctx.function, saved[0], s))
 
 
 def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[Tensor, ...]:

@@ -61,9 +61,7 @@ class Values:
         self.own: list[str] = []
         self.checkpoints: list[Any] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = (
-            torch._C._autograd._get_sequence_nr()
-        )  # autograd nodes with a smaller number are older than the run
+        self.started = torch._C._autograd._get_sequence_nr()  # nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
         self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -143,7 +141,7 @@ class Values:
         return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
 
     def _leaf(self, x: Tensor) -> int:
-        if torch._C._functorch.is_dead_tensor_wrapper(x):  # of a transform of torch.func that has ended
+        if _is_over(x):
             number = self.number(torch._C._functorch.unwrap_if_dead(x))
             self.equate(x, number)
             return number
@@ -180,7 +178,7 @@ class Values:
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
-        if _is_older(edge[0], self.started) or torch._C._functorch.is_dead_tensor_wrapper(x):
+        if _is_older(edge[0], self.started) or _is_over(x):
             return self._leaf(x)
         for given in self.name_leaf.givens():
             if self.known(given) is None:
@@ -275,6 +273,11 @@ class Values:
         if is_parameter and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
+
+
+def _is_over(x: Tensor) -> bool:
+    """Whether a tensor is the wrapper of another in a transform of torch.func that has ended."""
+    return torch._C._functorch.is_dead_tensor_wrapper(x)  # type: ignore[attr-defined, no-any-return]
 
 
 def _gives_feedback(node: Any) -> bool:
