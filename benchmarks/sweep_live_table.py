@@ -71,7 +71,7 @@ def _dates(rows: list[Row]) -> str:
     """How many rows are of which day, those with a model first."""
     days = Counter((row.get("date", "a day not noted"), is_built(row)) for row in rows)
     return ", ".join(
-        f"{n} {'rows' if built else 'types not built'} of {day}"
+        f"{n} {'measured' if built else 'not built'} on {day}"
         for (day, built), n in sorted(days.items(), key=str, reverse=True)
     )
 

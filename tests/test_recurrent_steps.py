@@ -17,6 +17,8 @@ from lfpgraph.native.compiler import c_compiler
 from lfpgraph.native.loops import loop_of_formula, place
 from lfpgraph.tracing.recurrent import steps_as_one
 
+from .support.opinfo import RECORDED
+
 CELLS = {
     "lstm": nn.LSTM,
     "gru": nn.GRU,
@@ -188,3 +190,23 @@ def test_steps_as_one_belongs_to_its_thread_and_block() -> None:
         pass
     graph = lfpgraph.trace(nn.GRU(3, 4), (torch.randn(3, 2, 3),))
     assert not any("lfpgraph" in str(node.target) for node in graph.operations())
+
+
+class Coded(nn.Module):
+    """Looks codes up by what a recurrent layer and a step say, so autograd stops there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(3, 3), nn.LSTM(3, 4), nn.Linear(4, 2)
+        self.register_buffer("codes", torch.randn(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = (self.first(x) > 0).to(x.dtype)
+        return self.last(self.codes[torch.cdist(self.layer(steps)[0], self.codes).argmin(-1)])
+
+
+def test_what_no_signal_reaches_keeps_none() -> None:
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(Coded(), RECORDED, engine="live")
+    model(torch.randn(4, 2, 3)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["last.weight", "last.bias"]

@@ -17,17 +17,8 @@ from .notes import tensors_among
 from .values import Values, tensor_of
 
 __all__ = [
-    "LARGE",
-    "Bridge",
-    "Shadows",
-    "Sources",
-    "bridge",
-    "goes_on",
-    "is_bridge",
-    "nothing",
-    "slots_of",
-    "wake",
-]
+    "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",
+]  # fmt: skip
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -58,10 +49,12 @@ class Bridge(torch.autograd.Function):
             return (None,) * (2 + len(ctx.kinds))
         own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
-        if not ctx.awake or torch.is_grad_enabled():
-            return (own, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
-        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
-        return (own, None, *zeros)
+        if ctx.awake and not torch.is_grad_enabled():
+            zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
+            return (own, None, *zeros)
+        if s is None or not saved:
+            return (own, None, *(None for _ in ctx.kinds))
+        return (own, None, *_true(ctx.function, saved[0], s))
 
 
 def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +91,7 @@ def slots_of(
         inputs: the edges of its inputs.
         values: the run; the way back ends at its values, but for those `inside` the unit.
     """
-    edges, covering = values.edges, values.covering
+    edges, covering, passed = values.edges, values.covering, {-1, *inside, *values.undone}
     found: dict[Any, list[tuple[int, int]]] = {}
     stack, seen = list(exits), set(exits)
     while stack:
@@ -109,7 +102,7 @@ def slots_of(
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif source not in seen and edges.get((source, index), -1) in (-1, *inside):
+            elif source not in seen and edges.get((source, index), -1) in passed:
                 seen.add(source)
                 stack.append(source)
     return found, seen

@@ -20,6 +20,7 @@ __all__ = [
     "Notes",
     "Ref",
     "Unrecorded",
+    "alias_of",
     "as_inputs",
     "as_met",
     "refs_in",
@@ -156,3 +157,13 @@ def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list
         return [t for item in value for t in tensors_in(item, depth + 1, seen)]
     held = getattr(value, "__dict__", None)
     return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []
+
+
+def alias_of(x: Tensor) -> Tensor:
+    """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
+    found = x[...]
+    if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
+        nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+        with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
+            found = x[...]
+    return found
