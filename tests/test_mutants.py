@@ -28,8 +28,9 @@ def test_faults_are_in_the_source() -> None:
 
 
 def test_the_table_is_of_these_faults() -> None:
-    """All of them, and all caught; `make mutants` writes it."""
-    assert known() == {area: (len(faults_of(area)),) * 2 for area in AREAS}
+    """Of each area that has run, all faults that are in the list now, and all caught; `make mutants` writes it."""
+    for area, counts in known().items():
+        assert counts == (len(faults_of(area)),) * 2, area
 
 
 @pytest.mark.slow
