@@ -256,3 +256,20 @@ def test_absurd_shapes_take_no_memory(kind: str) -> None:
     wide = make([helper.make_node("Relu", ["x"], ["y"])], {"x": [2**30, 2**30]}, ["y"], {})
     with pytest.raises(OnnxError, match="absurd"):
         load(wide).example()
+
+
+def test_numbers_of_parts_that_make_no_sense() -> None:
+    """Heads that cannot share keys, a scan over inputs that are not there, a sequence of a million parts."""
+    body = helper.make_graph([helper.make_node("Identity", ["r"], ["s"])], "b", [helper.make_tensor_value_info("r", 1, None)],
+                             [helper.make_tensor_value_info("s", 1, None)])  # fmt: skip
+    parts = [
+        helper.make_node("SplitToSequence", ["x"], ["s"]),
+        helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0),
+    ]
+    for nodes, shape, message in (
+        ([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=4)], [2, 3, 8], "cannot share"),
+        ([helper.make_node("Scan", ["x"], ["y"], body=body, num_scan_inputs=9)], [2, 3], "9 of its 1 inputs"),
+        (parts, [10**6, 1], "parts"),
+    ):
+        with pytest.raises(OnnxError, match=message):
+            load(make(nodes, {"x": shape}, ["y"], {}))(torch.zeros(shape))

@@ -127,10 +127,10 @@ def test_a_branch_that_hands_on_a_value_from_around_it() -> None:
         check(file(nodes, x, ["y"], {"zero": np.float32(0)}), {"x": sign * np.abs(x["x"])})
 
 
-def looping(rounds: int) -> Any:
+def looping(rounds: int, going: str = "Identity") -> Any:
     info = helper.make_tensor_value_info
     body = helper.make_graph(
-        [node("MatMul", ["h", "w"], ["p"]), node("Tanh", ["p"], ["out"]), node("Identity", ["go"], ["on"]),
+        [node("MatMul", ["h", "w"], ["p"]), node("Tanh", ["p"], ["out"]), node(going, ["go"], ["on"]),
          node("ReduceSum", ["out"], ["seen"], keepdims=0)], "body",
         [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("h", TensorProto.FLOAT, None)],
         [info("on", TensorProto.BOOL, []), info("out", TensorProto.FLOAT, None), info("seen", TensorProto.FLOAT, None)],
@@ -143,6 +143,8 @@ def test_loops_scans_and_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, values = looping(5)
     model = check(file(nodes, x, ["y", "sums"], values), x)
     assert reached(model, **x) == {"w"}
+    once, given = looping(5, "Not")  # which ends after a round
+    check(file(once, x, ["y", "sums"], given), x)
     monkeypatch.setattr(importer, "_MOST_ROUNDS", 20)
     with pytest.raises(OnnxError, match="more than 20 rounds"):
         load(file(*(nodes, x, ["y"], {**values, "n": np.array(2**40)})))(torch.from_numpy(x["x"]))

@@ -10,11 +10,14 @@ The faults are in `tools/faults/AREA.txt`, written like a diff with the test tha
 
 Lines that are not in the file, or in it twice, are an error, so that the list cannot rot; so is a test that is not there or
 fails without the fault. Nothing here imports the package: each fault runs in a process that is forked off before.
+
+How many of an area were caught is written to `tests/golden/faults.csv` when the area has run whole.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shutil
 import sys
@@ -25,10 +28,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["AREAS", "Fault", "copy_of_package", "faults_of", "main", "put_in", "run_tests"]
+__all__ = ["AREAS", "TABLE", "Fault", "copy_of_package", "faults_of", "known", "main", "put_in", "run_tests"]
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "faults"
+TABLE = ROOT / "tests" / "golden" / "faults.csv"
 AREAS = sorted(path.stem for path in FOLDER.glob("*.txt"))
 # What lies elsewhere in the source than where it is installed.
 _INSTALLED = {"rules": "lfpgraph/rules", "models_zoo": "lfpgraph/models_zoo"}
@@ -143,6 +147,19 @@ def preload() -> None:
     torch.set_num_threads(1)
 
 
+def known() -> dict[str, tuple[int, int]]:
+    """Of each area that has run, how many faults were put in and how many were caught."""
+    with TABLE.open(newline="") as file:
+        return {area: (int(count), int(caught)) for area, count, caught in list(csv.reader(file))[1:]}
+
+
+def _note(area: str, count: int, caught: int) -> None:
+    found = {**known(), area: (count, caught)}
+    rows = [[name, *found[name]] for name in AREAS if name in found]
+    with TABLE.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["area", "faults", "caught"], *rows])
+
+
 def main(areas: Sequence[str], word: str = "") -> tuple[int, int]:
     """Put in the faults of some areas one by one; how many there are, and how many were caught.
 
@@ -150,7 +167,7 @@ def main(areas: Sequence[str], word: str = "") -> tuple[int, int]:
         word: of what a fault is called; "" takes all of them.
     """
     preload()
-    count = caught = 0
+    count = held = 0
     with copy_of_package() as folder:
         for area in areas:
             faults = [fault for fault in faults_of(area) if word in fault.what]
@@ -158,15 +175,18 @@ def main(areas: Sequence[str], word: str = "") -> tuple[int, int]:
             code, said = run_tests(folder, list(tests)) if tests else (0, "")
             if code:
                 raise SystemExit(f"{area}: the tests fail without a fault\n{said[-3000:]}")
+            caught = 0
             for fault in faults:
                 with put_in(fault, folder):
                     code, said = run_tests(folder, fault.tests)
-                count += 1
                 caught += code == 1
                 if code != 1:
                     print(f"{area}: SURVIVED ({code}): {fault.what} ({fault.file})\n{said[-1000:]}", flush=True)
-            print(f"{area}: {len(faults)} faults, {caught} of {count} caught so far", flush=True)
-    return count, caught
+            print(f"{area}: {caught} of {len(faults)} faults caught", flush=True)
+            if not word:
+                _note(area, len(faults), caught)
+            count, held = count + len(faults), held + caught
+    return count, held
 
 
 if __name__ == "__main__":

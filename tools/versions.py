@@ -52,13 +52,20 @@ def environment(name: str, row: Row) -> Path | None:
     folder = ROOT / ".venv-versions" / name
     done = folder / ".installed"
     if not done.exists():
-        if shutil.which(row.python) is None:
+        if not _runs(row.python):
             return None
         subprocess.run([row.python, "-m", "venv", folder], check=True)
         pip = [folder / "bin/pip", "install", "-q"]
         subprocess.run([*pip, *row.packages, "-e", f"{ROOT}[hf,cli,onnx,dev]"], check=True)
         done.touch()
     return folder / "bin/python"
+
+
+def _runs(python: str) -> bool:
+    """Whether there is such an interpreter; one that a version manager only knows of does not run."""
+    return (
+        shutil.which(python) is not None and subprocess.run([python, "--version"], capture_output=True).returncode == 0
+    )
 
 
 def run(name: str, python: Path, tests: list[str], part: str) -> str:

@@ -15,6 +15,7 @@ from ...errors import OnnxError
 from .table import Known, Node, imports, numbers, tensor_of
 
 Run = Callable[[Any, list[Any]], list[Any]]
+_MOST_PARTS = 2**14  # of one tensor in a sequence
 
 
 def _outputs(found: list[Any]) -> Any:
@@ -46,6 +47,8 @@ def scan(node: Node, run: Run, *inputs: Any) -> Any:
         raise OnnxError(f"Scan {node.name!r} of opset 8 is not supported; convert the file to opset 9 or newer.")
     count, body = node.get("num_scan_inputs"), node.get("body")
     first = len(inputs) - count
+    if first < 0 or count < 1:
+        raise OnnxError(f"Scan {node.name!r} goes over {count} of its {len(inputs)} inputs")
     kept, rows = list(inputs[:first]), []
     axes, turned = node.get("scan_input_axes", [0] * count), node.get("scan_input_directions", [0] * count)
     series = [tensor_of(x).movedim(axis, 0) for x, axis in zip(inputs[first:], axes)]
@@ -100,11 +103,13 @@ def concat_sequence(node: Node, items: list[Any]) -> Any:
 @imports("SplitToSequence", known=True)
 def split_sequence(node: Node, x: Any, sizes: Any = None) -> Any:
     x, axis = tensor_of(x), node.get("axis", 0)
+    one = sizes.scalar if isinstance(sizes, Known) else sizes is None or not sizes.dim()
+    wanted = [1] if sizes is None else numbers(node, sizes)
+    if one and x.shape[axis] > _MOST_PARTS * max(wanted[0], 0):
+        raise OnnxError(f"SplitToSequence {node.name!r} asks for more than {_MOST_PARTS:,} parts, or for empty ones")
     if sizes is None:
         parts = list(torch.split(x, 1, axis))
         return parts if node.get("keepdims", 1) else [part.squeeze(axis) for part in parts]
-    one = sizes.scalar if isinstance(sizes, Known) else not sizes.dim()
-    wanted = numbers(node, sizes)
     return list(torch.split(x, wanted[0] if one else wanted, axis))
 
 

@@ -225,7 +225,7 @@ def _torchs(node: Node, x: Tensor, how: str, rounding: str, factors: dict[int, A
     name = "nearest" if nearest else names.get(x.dim())
     if not fits or name is None:
         return None
-    align = {} if nearest else {"align_corners": how == "align_corners"}
+    align: dict[str, Any] = {} if nearest else {"align_corners": how == "align_corners"}
     return partial(F.interpolate, mode=name, **align)
 
 

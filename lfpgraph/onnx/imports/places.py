@@ -149,7 +149,7 @@ def col2im(node: Node, x: Any, image: Any, block: Any) -> Any:
     if n != 2 or pads[:n] != pads[n:]:
         raise OnnxError(f"Col2Im {node.name!r} over {n} dimensions with pads {pads} is not supported")
     dilation, stride = node.get("dilations", [1] * n), node.get("strides", [1] * n)
-    return F.fold(tensor_of(x), size, kernel, dilation, pads[:n], stride)
+    return F.fold(tensor_of(x), tuple(size), tuple(kernel), tuple(dilation), tuple(pads[:n]), tuple(stride))
 
 
 _WINDOWS: dict[str, Any] = {

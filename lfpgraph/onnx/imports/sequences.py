@@ -44,6 +44,8 @@ def attention(
     if past_k is not None and past_v is not None:
         k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
     present = k, v
+    if not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise OnnxError(f"Attention {node.name!r}: {q.shape[1]} heads of queries cannot share {k.shape[1]} of keys")
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scale, cap = node.get("scale"), node.get("softcap", 0.0)
