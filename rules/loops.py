@@ -1,10 +1,11 @@
-"""The operations `torch.ops.lfpgraph_steps`: the steps of a recurrent layer behind its first (see `recurrent`).
+"""The operations `torch.ops.lfpgraph_steps`: the steps of a recurrent layer (see `recurrent`).
 
 The rules given here are the true gradient; `engine.recurrent` has a composite's.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from lfpgraph.registry import GENERAL, rule
 
-from .recurrent import gradient_slopes, is_worth_a_loop, loop_of_cell, run_in_loop, run_steps, walk
+from .recurrent import gradient_slopes, run_steps, walk
+from .recurrent_loops import is_worth_a_loop, loop_of_cell, run_in_loop
 from .views import vjp
 
-__all__ = ["LSTM", "RECURRENT", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
+__all__ = ["LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
 
 _library = torch.library.Library("lfpgraph_steps", "DEF")
 _library.define("lstm(Tensor x, Tensor h, Tensor c, Tensor w, Tensor? b) -> (Tensor, Tensor, Tensor)")
@@ -61,6 +63,12 @@ def cell_of(op: Any, args: Sequence[Any]) -> str:
     return "lstm" if op is LSTM else args[4]
 
 
+def added_to_steps(op: Any, args: Sequence[Any]) -> list[Any]:
+    """Of the arguments of one of the operations those that only add something to its first step, where they are parameters."""
+    _, h, *_, b = args if op is LSTM else args[:4]
+    return [b] if cell_of(op, args) == "gru" else [b, h]
+
+
 def on_a_tape() -> Any:
     """Let autograd see what runs in an operation's kernel, where it may be switched off."""
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
@@ -75,7 +83,8 @@ def _backward(
     gs: list[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor, cell: str
 ) -> list[Tensor]:
     with on_a_tape():
-        s_x, ends, s_w, s_b = walk(lambda *block: gradient_slopes(cell, *block), gs, x, first, states, z, w)
+        slopes = [functools.partial(gradient_slopes, cell)] * 2
+        s_x, ends, s_w, s_b = walk(slopes, gs, x, first, states, z, w)
     return [s_x, *ends, s_w, s_b]
 
 

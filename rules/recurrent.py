@@ -1,14 +1,14 @@
 """The steps of a recurrent layer as one operation (`loops`), whatever their number.
 
-A layer's first step and its product with the input, for all steps at once, are operations like any others; one more runs
-the steps behind the first. Backward, all operations of a cell but its product are elementwise. So how much a signal of 1 at
-a step's state makes at its gates and at the state before is one number for each entry (a *slope*), and does not depend on the
-signal: slopes are worked out for many steps at once. Then `walk` goes through the steps, with one product for each.
+A layer's product with the input, for all steps at once, is an operation like any other; one more runs the steps. Backward,
+all operations of a cell but its product are elementwise. So how much a signal of 1 at a step's state makes at its gates and
+at the state before is one number for each entry (a *slope*), and does not depend on the signal: slopes are worked out for
+many steps at once. Then `walk` goes through the steps, with one product for each. Where there is a C compiler, one loop does
+all of a step but its product (`recurrent_loops`).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lfpgraph.native.loops import Loop, loop_of_formula, place
-
-__all__ = [
-    "CELLS", "Gates", "Slopes", "gradient_slopes", "is_worth_a_loop", "loop_of_cell", "run_in_loop", "run_steps", "walk",
-    "walk_in_loop",
-]  # fmt: skip
+__all__ = ["CELLS", "Gates", "Slopes", "gradient_slopes", "run_steps", "walk"]
 
 
 def _lstm(x: Tensor, z: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +44,6 @@ def _relu(x: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor]:
 # What a step makes of its share of the input's product, of the product with the state before, and of that state.
 CELLS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"lstm": _lstm, "gru": _gru, "tanh": _tanh, "relu": _relu}
 
-_LOOP = 1 << 14  # entries of the gates of all steps, from which on a loop in C is worth the half second of its making
 _BLOCK = 1 << 17  # entries of the gates that are worked on at once, so that they stay in the processor's cache
 
 
@@ -69,43 +63,6 @@ def run_steps(
         state = CELLS[cell](step, z, *state)
         found.append((state, z))
     return found
-
-
-def is_worth_a_loop(x: Tensor) -> bool:
-    """Whether the steps of an input's product are to run as a loop in C, where there is one; by its size alone."""
-    return x.device.type == "cpu" and x.numel() >= _LOOP
-
-
-@functools.cache
-def loop_of_cell(cell: str, dtype: torch.dtype) -> Loop | None:
-    """A step behind its product: (x, z, states before) -> states after."""
-    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
-    return loop_of_formula(CELLS[cell], [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype)
-
-
-def run_in_loop(
-    loop: Loop, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
-) -> None:
-    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
-    x, *state = map(_in_rows, (x, *state))
-    *states, z = made
-    ends = [place(x), place(z)], [place(s) for s in states]
-    first, others = (
-        loop.on([*ends[0], *before, *ends[1]], *state[0].shape)
-        for before in ([place(s) for s in state], [place(s, -1) for s in states])
-    )
-    h, w_t = state[0], w.t()
-    for t, (z_t, after) in enumerate(zip(z.unbind(0), states[0].unbind(0))):
-        if b is None:
-            torch.mm(h, w_t, out=z_t)
-        else:
-            torch.addmm(b, h, w_t, out=z_t)
-        (others if t else first)(t)
-        h = after
-
-
-def _in_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 Gates = list["Tensor | None"]  # one for each gate of a cell, [steps, batch, width]; None where nothing passes
@@ -140,7 +97,7 @@ class Slopes(NamedTuple):
 
 
 def walk(
-    slopes: Callable[..., Slopes],
+    slopes: Sequence[Callable[..., Slopes]],
     signals: Sequence[Tensor | None],
     x: Tensor,
     first: Sequence[Tensor],
@@ -151,7 +108,7 @@ def walk(
     """Hand signals back through all steps, from the last to the first.
 
     Args:
-        slopes: of x, z and the states before, for some of the steps: [n, batch, ...].
+        slopes: of x, z and the states before, for some of the steps, [n, batch, ...]: behind the first, and of the first.
         signals: that come to h and c from outside, [steps, batch, width]; None for none.
         x, first, w: what the steps were given. states, z: what they made.
 
@@ -162,64 +119,15 @@ def walk(
     s_x, s_w, s_b = torch.empty_like(x), torch.zeros_like(w), w.new_zeros(w.shape[0])
     carried = [x.new_zeros((batch, w.shape[1])) for _ in states]
     size = steps if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
-    for end in range(steps, 0, -size):
-        start = max(0, end - size)
-        before = [
-            s[start - 1 : end - 1] if start else torch.cat([f[None], s[: end - 1]]) for s, f in zip(states, first)
-        ]
-        of = slopes(x[start:end], z[start:end], *before)
+    cuts = [*range(steps, 1, -size), 1]
+    for end, start in zip(cuts, [*cuts[1:], 0]):
+        before = [s[start - 1 : end - 1] if start else f[None] for s, f in zip(states, first)]
+        of = slopes[start == 0](x[start:end], z[start:end], *before)
         scaled = zip(signals, (of.outer_h, of.outer_c))
         outer = [None if s is None else s[start:end] if k is None else s[start:end] * k for s, k in scaled]
         rows = _through_block(of, outer, carried, s_x[start:end], w).flatten(0, 1)
         s_w.addmm_(rows.t(), before[0].flatten(0, 1))
         s_b += rows.sum(0)
-    return s_x, carried, s_w, s_b
-
-
-def walk_in_loop(
-    loop: Loop,
-    signals: Sequence[Tensor | None],
-    x: Tensor,
-    first: Sequence[Tensor],
-    states: Sequence[Tensor],
-    z: Tensor,
-    w: Tensor,
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-    """As `walk`.
-
-    Args:
-        loop: of x, z, the states before, what comes to the states from the next step, and from outside. It makes the
-            signals at x, at z, and at the states before, other than through the product.
-    """
-    x, z, *first = map(_in_rows, (x, z, *first))
-    states = [_in_rows(s) for s in states]
-    carried = [x.new_zeros(first[0].shape) for _ in states]
-    outer = [torch.zeros_like(k) if s is None else _in_rows(s) for s, k in zip(signals, carried)]
-    steps, size = len(x), max(1, _BLOCK // max(1, x[0].numel()))
-    s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(carried[0])
-    s_w, s_b = torch.zeros_like(w), w.new_zeros(w.shape[0])
-    (h, *others), rows = carried, s_z.unbind(0)
-    for start in reversed(range(0, steps, size)):
-        outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
-        given = [*map(place, (*carried, *outer)), *(out for out, has in zip(outs, loop.has) if has)]
-        begun, running = (
-            loop.on([place(x), place(z), *before, *given], *h.shape)
-            for before in ([place(s) for s in first], [place(s, -1) for s in states])
-        )
-        end = min(start + size, steps)
-        for t in reversed(range(start, end)):
-            (running if t else begun)(t)
-            if loop.has[2]:
-                torch.addmm(rest, rows[t - start], w, out=h)
-            else:
-                torch.mm(rows[t - start], w, out=h)
-        first_row = 0 if start else 1
-        if not start:
-            s_w.addmm_(rows[0].t(), first[0])
-        s_w.addmm_(
-            s_z[first_row : end - start].flatten(0, 1).t(), states[0][start + first_row - 1 : end - 1].flatten(0, 1)
-        )
-        s_b += s_z[: end - start].sum((0, 1))
     return s_x, carried, s_w, s_b
 
 

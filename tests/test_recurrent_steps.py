@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lfpgraph.rules.loops import LSTM, RECURRENT
-from lfpgraph.rules.recurrent import walk_in_loop
+from lfpgraph.rules.recurrent_loops import walk_in_loop
 from torch import Tensor, nn
 
 import lfpgraph
@@ -110,7 +110,7 @@ def test_a_loop_in_c_equals_torchs_operations(
     torch.manual_seed(0)
     model, x = Recurrent(cell, bias=composite != "lfp-0").double(), torch.randn(2, 4, 3, dtype=torch.float64)
     usual = _feedback(model, [x], composite, "live")
-    monkeypatch.setattr("lfpgraph.rules.recurrent._LOOP", 1)
+    monkeypatch.setattr("lfpgraph.rules.recurrent_loops._LOOP", 1)
     monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
     with caplog.at_level("INFO", "lfpgraph"):
         _assert_equal(_feedback(model, [x], composite, "live"), usual)
@@ -173,6 +173,26 @@ def test_a_state_that_is_given_gets_its_signal() -> None:
     static, live = (_feedback(model, inputs, "lfp", engine) for engine in ("static", "live"))
     assert static["input 1"].abs().sum() > 0
     _assert_equal(static, live)
+
+
+class Learned(nn.Module):
+    """A layer that starts from a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
+        self.state = nn.ParameterList(torch.randn(1, 1, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x, tuple(s.expand(1, x.shape[1], 4) for s in self.state))[1][0][0])
+
+
+def test_a_learned_state_gets_the_feedback_of_the_steps_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Learned().double(), torch.randn(4, 2, 3, dtype=torch.float64)
+    found = _feedback(model, [x], "lfp", "live")
+    monkeypatch.setattr("lfpgraph.live.engine.takes_steps_as_one", lambda composite: False)
+    _assert_equal(found, _feedback(model, [x], "lfp", "live"))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -16,11 +16,13 @@ from torch.utils._pytree import tree_map
 
 from ..composites.composite import Composite
 from ..graph.graph import module_path
+from ..numerics import epsilon_factor
 from ..registry import GENERAL, Call, find_rule, rule
 from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
-from ..rules.recurrent import Slopes, is_worth_a_loop, walk, walk_in_loop
+from ..rules.recurrent import Slopes, walk
+from ..rules.recurrent_loops import is_worth_a_loop, walk_in_loop
 from ..rules.views import vjp
-from .slopes import backward_loop, slopes_program, step_graph
+from .slopes import Step, backward_loop, slopes_program, step_graph
 
 __all__ = ["takes_steps_as_one"]
 
@@ -73,6 +75,7 @@ class LoopRule:
         arguments: Any = node.args
         w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
+        self.kinds: tuple[str, ...] = ()  # of the states before the first step
         of = w.meta["val"]
         if of.device.type != "meta":  # traced now: within another trace of real values it could not be
             step_graph(*self.step, of.dtype, of.device)
@@ -83,20 +86,39 @@ class LoopRule:
         states, z = list(call.output[:-1]), call.output[-1]
         first, w, b = list(rest[: len(states)]), rest[len(states)], rest[len(states) + 1]
         form = getattr(call, "form", None)
+        pairs = list(zip(call.active, call.weightlike))[1 : len(states) + 1]
+        self.kinds = tuple("active" if a else "weight-like" if made else "constant" for a, made in pairs)
         answers = torch.ops.lfpgraph_loops.feedback(list(s[:-1]), x, first, states, z, w, self.number, form)
+        epsilon = self.composite.default.epsilon
+        if self.kinds[0] != "active" and epsilon:
+            call.stabilized = epsilon  # see `slopes.Step`
+            if "active" in self.kinds:
+                answers[2] = epsilon_factor(answers[2], first[1], epsilon)
         if getattr(call, "beside_gradient", False):
             answer_instead(z, answers)
         return list(answers) if b is not None else list(answers[:-1])
 
-    def make(self, how: Callable[..., Any], form: float | None, w: Tensor) -> Any:
-        """What a function of `slopes` makes, for signals at the states that are in a form (None: raw), and weights like w."""
-        key = how, (*self.step, w.dtype, w.device), form
-        for known, composite, made in list(_made):
-            if known == key and composite == self.composite:
-                return made
-        made = how(key[1], self.composite, form)
-        _made.append((key, self.composite, made))
-        return made
+    def make(self, how: Callable[..., Any], form: float | None, w: Tensor) -> list[Any]:
+        """What a function of `slopes` makes for the steps behind the first, and for the first.
+
+        Args:
+            form: of the signals at the states, None for raw ones. w: a tensor like the weights.
+        """
+        found = []
+        for kinds in (("active",) * len(self.kinds), self.kinds):
+            step = Step(*self.step, w.dtype, w.device, kinds, self.kinds[0] != "active")
+            found.append(_once(how, step, self.composite, form))
+        return found
+
+
+def _once(how: Callable[..., Any], step: Step, composite: Composite, form: float | None) -> Any:
+    """What a function makes, the same for layers that are alike."""
+    for key, known, made in list(_made):
+        if key == (how, step, form) and known == composite:
+            return made
+    made = how(step, composite, form)
+    _made.append(((how, step, form), composite, made))
+    return made
 
 
 def _on_steps(program: Callable[..., Any], *given: Tensor) -> Slopes:
@@ -112,9 +134,11 @@ def _feedback(
 ) -> list[Tensor]:  # fmt: skip
     given = signals, x, first, states, z, w
     with on_a_tape():
-        loop = _known[rule].make(backward_loop, form, w) if is_worth_a_loop(x) else None
-        program = _known[rule].make(slopes_program, form, w) if loop is None else None
-    s_x, ends, s_w, s_b = walk(partial(_on_steps, program), *given) if loop is None else walk_in_loop(loop, *given)
+        loops = _known[rule].make(backward_loop, form, w) if is_worth_a_loop(x) else []
+        has_loops = loops != [] and None not in loops
+        programs = [] if has_loops else _known[rule].make(slopes_program, form, w)
+    slopes = [partial(_on_steps, program) for program in programs]
+    s_x, ends, s_w, s_b = walk_in_loop(loops, *given) if has_loops else walk(slopes, *given)
     return [s_x, *ends, s_w, s_b]
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
-from ..rules.recurrent import CELLS, run_steps
+from ..rules.recurrent import run_steps
 
 __all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
 
@@ -29,7 +29,7 @@ _local = threading.local()
 
 
 class steps_as_one:
-    """Let recurrent layers that are taken apart in this thread run the steps behind their first by one operation.
+    """Let recurrent layers that are taken apart in this thread run their steps by one operation.
 
     Args:
         wanted: whether they are to; asked only where there is such a layer.
@@ -111,17 +111,11 @@ class _Layers:
         x = x.transpose(0, 1).contiguous() if batch_first else x
         x = x.flip(0) if backwards else x
         x = linear(x, w_x, b_x)
-        one = _is_wanted() and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
-        if not one:
+        if not _is_wanted() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
-        # The first step is for itself: the state before it is most often a constant zero, and not an activation.
-        begin, x = x.split_with_sizes(
-            [1, x.shape[0] - 1]
-        )  # one operation, so that signals are put together in one pass
-        first = CELLS[self.cell](begin[0], linear(state[0], w, b), *state)
-        rest = LSTM(x, *first, w, b)[:2] if self.cell == "lstm" else STEPS(x, *first, w, b, self.cell)[:1]
-        return torch.cat([first[0].unsqueeze(0), rest[0]]), tuple(r[-1] for r in rest)
+        made = LSTM(x, *state, w, b)[:2] if self.cell == "lstm" else STEPS(x, *state, w, b, self.cell)[:1]
+        return made[0], tuple(end[-1] for end in made)
 
 
 def _packed(op: OpOverload) -> Callable[..., Any]:
