@@ -22,6 +22,7 @@ __all__ = [
     "Unrecorded",
     "as_inputs",
     "as_met",
+    "is_compressed",
     "refs_in",
     "tensors_among",
     "user_line",
@@ -93,6 +94,11 @@ class Unrecorded:
 
 def _is_float(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
+
+
+def is_compressed(x: Any) -> bool:
+    """Whether a value is a sparse tensor of compressed rows or columns, which has no strides and no memory of its own."""
+    return getattr(x, "layout", torch.strided) not in (torch.strided, torch.sparse_coo, torch._mkldnn)
 
 
 class NameLeaf(Protocol):

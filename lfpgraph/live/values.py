@@ -17,7 +17,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Leaf, NameLeaf, Unrecorded
+from .notes import Leaf, NameLeaf, Unrecorded, is_compressed
 from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values", "tensor_of"]
@@ -59,9 +59,7 @@ class Values:
         self.own: list[str] = []
         self.checkpoints: list[Any] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = (
-            torch._C._autograd._get_sequence_nr()
-        )  # autograd nodes with a smaller number are older than the run
+        self.started = torch._C._autograd._get_sequence_nr()  # autograd nodes with a smaller number are older
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
         self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -283,7 +281,7 @@ def _is_older(node: Any, started: int) -> bool:
 
 def _alias(x: Tensor) -> Tensor:
     """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x[...]
+    found = x.clone() if is_compressed(x) else x[...]
     if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
         nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
