@@ -98,7 +98,12 @@ def _is_float(x: Tensor) -> bool:
 
 def is_compressed(x: Any) -> bool:
     """Whether a value is a sparse tensor of compressed rows or columns, which has no strides and no memory of its own."""
-    return getattr(x, "layout", torch.strided) not in (torch.strided, torch.sparse_coo, torch._mkldnn)
+    return getattr(x, "layout", torch.strided) in (
+        torch.sparse_csr,
+        torch.sparse_csc,
+        torch.sparse_bsr,
+        torch.sparse_bsc,
+    )
 
 
 class NameLeaf(Protocol):
