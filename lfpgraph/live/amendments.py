@@ -21,6 +21,7 @@ from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
+from .notes import is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
@@ -97,6 +98,12 @@ class _Hooks:
         if not self.complete:
             return False
         amendment = self.amendment
+        for factor in amendment.factors.values():
+            if is_compressed(self.values[factor.measure]):
+                what = self.plan.graph.describe(amendment.unit.node)
+                raise RuleError(
+                    f"{what} gives a sparse tensor of compressed rows: no epsilon rule; use .to_dense() before"
+                )
         alone = not amendment.computed and len(edges) == 1 and amendment.factors
         if alone:
             edges[0][0].register_prehook(self._factor(edges[0][1], amendment.factors[0]))
@@ -132,11 +139,8 @@ class _Hooks:
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if signals[slot] is None or self._is_true():
                 return None
-            if (
-                self.unshared is not None
-                and factor.measure not in self.halved
-                and is_alone(self.values[factor.measure])
-            ):
+            whole = self.unshared is not None and factor.measure not in self.halved
+            if whole and is_alone(self.values[factor.measure]):
                 self.unshared.add(factor.measure)  # the user keeps no output until here: next time half of it is enough
             over = owned(signals, slot)  # before anything here refers to the signal
             s = self._settled(signals[slot], factor, over)

@@ -196,7 +196,9 @@ def _saves_freely() -> bool:
 
 def is_alone(kept: Tensor | None) -> bool:
     """Whether nobody else holds the memory of a value that is kept, autograd for example."""
-    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
+    if kept is None or kept.layout is not torch.strided:
+        return False
+    return torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
 
 
 def is_followed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

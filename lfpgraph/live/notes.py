@@ -23,6 +23,7 @@ __all__ = [
     "alias_of",
     "as_inputs",
     "as_met",
+    "is_compressed",
     "refs_in",
     "tensors_among",
     "tensors_in",
@@ -97,6 +98,16 @@ def _is_float(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
+def is_compressed(x: Any) -> bool:
+    """Whether a value is a sparse tensor of compressed rows or columns, which has no strides and no memory of its own."""
+    return getattr(x, "layout", torch.strided) in (
+        torch.sparse_csr,
+        torch.sparse_csc,
+        torch.sparse_bsr,
+        torch.sparse_bsc,
+    )
+
+
 class NameLeaf(Protocol):
     """Says of a tensor that no operation made what it is, as (kind, name)."""
 
@@ -161,7 +172,7 @@ def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list
 
 def alias_of(x: Tensor) -> Tensor:
     """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x[...]
+    found = x.clone() if is_compressed(x) else x[...]
     if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
         nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
