@@ -152,7 +152,7 @@ def likeness_of(unit: Unit) -> Any:
         return None
     arguments = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: seen.get(n))  # type: ignore[arg-type]
     how = (
-        id(unit.rule),
+        None if unit.rule is None else (unit.rule.is_vjp, unit.rule.constants),
         _made_of(unit.handler),
         unit.wanted,
         unit.active,
