@@ -216,7 +216,7 @@ class _Asked(Call):
         return torch.empty_like(self.output)
 
     def run(self, tensors: Sequence[Any]) -> Any:
-        if all(_alike(x, given) for x, given in zip(tensors, self.inputs)):
+        if not torch.is_grad_enabled() and all(_alike(x, given) for x, given in zip(tensors, self.inputs)):
             several = isinstance(self.output, list)
             outputs = [
                 torch.empty_like(z) if isinstance(z, Tensor) else z for z in (self.output if several else [self.output])
