@@ -154,13 +154,13 @@ def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float) -> Te
 _FLOORED = "w, float share, float unit"
 _by_floored = _define(
     f"scale_by_floored_size(Tensor s, Tensor {_FLOORED}) -> Tensor",
-    lambda *args: _scaled_by_floored(*args, None),
+    lambda s, w, share, unit: _scaled_by_floored(s, w, share, unit, None),
     scale_by_floored_size,
     torch.Tag.pointwise,
 )
 _define(
     f"scale_by_floored_size_(Tensor(a!) s, Tensor {_FLOORED}) -> Tensor(a!)",
-    lambda s, *args: _scaled_by_floored(s, *args, s),
+    lambda s, w, share, unit: _scaled_by_floored(s, w, share, unit, s),
     lambda s, *_: s,
     torch.Tag.pointwise,
 )

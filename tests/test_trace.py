@@ -9,12 +9,14 @@ import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.program import make_program
 from lfpgraph.errors import LiveOnlyError
+from lfpgraph.graph.calls import flatten_input
 from lfpgraph.graph.graph import ACTIVE, CONSTANT, WEIGHT
 
 from .support.helpers import assert_made, assert_same, gradients
@@ -35,6 +37,14 @@ def test_classes_of_a_language_model() -> None:
     assert parts["aten.linear.default"] == "network"
     assert "objective" in {graph.info[n].part for n in graph.operations()}
     assert graph.dynamic and graph.tracer == "export"
+
+
+def test_a_call_of_tensors_is_flattened_as_any_other() -> None:
+    x, y = torch.ones(2), torch.ones(3)
+    for args, kwargs in (((x,), {}), ((x, y), {"b": y, "a": x}), ((), {"a": x}), ((), {})):
+        leaves, spec = flatten_input(args, kwargs)
+        expected, structure = pytree.tree_flatten((args, kwargs))
+        assert spec == structure and all(a is b for a, b in zip(leaves, expected, strict=True))
 
 
 def test_networkx_carries_paths_and_lines() -> None:

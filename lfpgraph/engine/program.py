@@ -73,8 +73,8 @@ class Program:
     @cached_property
     def is_fresh(self) -> list[bool]:
         """For each value that forward saves, whether it is sure to lie in memory of its own, apart from inputs and outputs."""
-        results = self.forward.graph.output_node().args[0]
-        outputs, saved = results[: self.n_outputs], results[self.n_outputs :]  # type: ignore[index]
+        results: Any = self.forward.graph.output_node().args[0]
+        outputs, saved = results[: self.n_outputs], results[self.n_outputs :]
         storage = storages(self.forward.graph.nodes)
         made = [node for node in outputs if isinstance(node, fx.Node) and node.op != "placeholder"]
         taken = {storage[node] for node in made}

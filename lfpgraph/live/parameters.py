@@ -22,7 +22,7 @@ __all__ = ["Scale", "Watch", "is_differentiated", "owned", "refuse_batched", "re
 
 log = logging.getLogger("lfpgraph")
 _COMPARED = 2  # gradients of each parameter that are compared in value
-_VMAP = torch._C._parse_dispatch_key("VmapMode")
+_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 class Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -145,11 +146,11 @@ class StaticEngine:
 
     def _run(self, entry: Entry, call: ModelCall) -> Any:
         graph, check, values = entry.graph, self.options.check, call.values(entry.graph)
-        with no_autocast():
+        with no_autocast() if torch._C._is_any_autocast_enabled() else contextlib.nullcontext():
             outputs = run_program(entry.program, values, check, self.options.part, self.feed)
         if call.expected is not None and not self.options.compile:
             self._compare(graph, call, graph.user_outputs(outputs), call.expected)
-        with torch.no_grad():
+        with torch.no_grad() if graph.mutations or graph.input_mutations else contextlib.nullcontext():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:
                     (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
