@@ -139,9 +139,9 @@ class _Hooks:
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if signals[slot] is None or self._is_true():
                 return None
-            whole = self.unshared is not None and factor.measure not in self.halved
-            if whole and is_alone(self.values[factor.measure]):
-                self.unshared.add(factor.measure)  # the user keeps no output until here: next time half of it is enough
+            unshared = None if factor.measure in self.halved else self.unshared
+            if unshared is not None and is_alone(self.values[factor.measure]):
+                unshared.add(factor.measure)  # the user keeps no output until here: next time half of it is enough
             over = owned(signals, slot)  # before anything here refers to the signal
             s = self._settled(signals[slot], factor, over)
             if not self.amendment.plain:
