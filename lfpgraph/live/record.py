@@ -101,7 +101,8 @@ class Record(Kept):
         if info.rewrites and is_apart(info, args, kwargs):
             return write(self, op, info, args, kwargs)
         if info.rewrites and self.sources.point(args[1:]) and is_unfollowed(args[0]):
-            return self.shadows.hide(write(self, op, info, (self.shadows.of(args[0], True), *args[1:]), kwargs))
+            written = write(self, op, info, (self.shadows.of(args[0], True), *args[1:]), kwargs)
+            return self.shadows.seen(written, args, kwargs)
         if info.parts is not None and not info.writes and is_followed(args, kwargs):
             return info.parts(*args, **kwargs)
         out = self.step(op, info, args, kwargs)

@@ -100,7 +100,7 @@ class _Layers:
                 ways.append((out.flip(0), end))
             x = torch.cat([out for out, _ in ways], -1) if len(ways) > 1 else ways[0][0]
             ends += [end for _, end in ways]
-        x = x.transpose(0, 1).contiguous() if batch_first else x
+        x = (x.transpose(0, 1) if batch_first else x).clone(memory_format=torch.contiguous_format)  # may be written to
         return (x, *(torch.stack(parts) for parts in zip(*ends)))
 
     def layer(
