@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow test-clients lint types format bench coverage package trust oracles mutants versions sweep finetune without-torch clean
+.PHONY: demo test test-slow test-clients lint types format bench coverage package trust oracles mutants versions sweep finetune without-torch browser test-browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -81,6 +81,18 @@ without-torch: $(STAMP)
 	.venv-without-torch/bin/pip install -q -c constraints.txt numpy onnxruntime safetensors scikit-learn
 	.venv-without-torch/bin/pip install -q --no-deps -e .
 	.venv-without-torch/bin/python examples/train_without_torch.py
+
+# A page in which a digits CNN learns from right and wrong. onnxruntime-web comes from npm; then any web server will do.
+SITE := runs/site
+browser: $(STAMP)
+	npm install --silent --no-package-lock --omit=dev --prefix examples/browser
+	$(BIN)/python examples/browser/site.py $(SITE) --ort examples/browser/node_modules/onnxruntime-web/dist
+	@echo "open http://localhost:8000"
+	$(BIN)/python -m http.server 8000 --directory $(SITE)
+
+test-browser: $(STAMP)
+	npm install --silent --no-package-lock --prefix examples/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 clean:
 	rm -rf .venv .venv-clients .venv-versions .venv-without-torch onnx_steps build dist *.egg-info

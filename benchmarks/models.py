@@ -135,18 +135,18 @@ def _mamba() -> Case:
     return case
 
 
-class _LSTM(nn.Module):
-    def __init__(self) -> None:
+class _Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], inputs: int, width: int) -> None:
         super().__init__()
-        self.rnn, self.head = nn.LSTM(128, 256, num_layers=2, batch_first=True), nn.Linear(256, 10)
+        self.rnn, self.head = kind(inputs, width, num_layers=2, batch_first=True), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.rnn(x)[0].mean(1))
         return out
 
 
-def _lstm() -> Case:
-    return Case(_LSTM(), torch.randn(32, 32, 128), torch.randint(10, (32,)))
+def _recurrent(kind: type[nn.RNNBase], inputs: int = 128, width: int = 256, steps: int = 32) -> Case:
+    return Case(_Recurrent(kind, inputs, width), torch.randn(32, steps, inputs), torch.randint(10, (32,)))
 
 
 class _Surrogate(torch.autograd.Function):
@@ -197,7 +197,9 @@ MODELS: dict[str, Callable[[], Case]] = {
     "gpt2": _gpt2,
     "llama-1b": _llama_1b,
     "mamba": _mamba,
-    "lstm": _lstm,
+    "lstm": lambda: _recurrent(nn.LSTM),
+    "lstm-96": lambda: _recurrent(nn.LSTM, 96, 96, 40),
+    "gru": lambda: _recurrent(nn.GRU),
     "snn": _snn,
     "digits-cnn": lambda: _digits("cnn"),
     "digits-step-cnn": lambda: _digits("step_cnn"),

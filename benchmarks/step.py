@@ -22,18 +22,21 @@ from lfpgraph.errors import one_line
 WARM_UP = 3
 
 
-def _now(device: str) -> float:
+def _now(device: str, busy: bool) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if busy else time.perf_counter()
 
 
-def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budget: float = 40.0) -> dict[str, Any]:
+def measure(
+    name: str, sides: list[str], repeats: int, device: str = "cpu", budget: float = 40.0, busy: bool = False
+) -> dict[str, Any]:
     """Median seconds of a step of each side, and of its first step.
 
     Args:
         name: see `benchmarks.models.build`.
         repeats: steps of each side; fewer, at least 5, where they would take longer than `budget` seconds in all.
+        busy: time of the processor, not by the clock, since others use the machine as well.
     """
     case = build(name).to(device)
     parameters = list(case.model.parameters()) + list(case.twin.parameters() if case.twin else [])
@@ -42,11 +45,11 @@ def measure(name: str, sides: list[str], repeats: int, device: str = "cpu", budg
     running = {}
 
     def step(side: str) -> float:
-        start = _now(device)
+        start = _now(device, busy)
         optimizer.zero_grad(set_to_none=True)
         running[side]()
         optimizer.step()
-        return _now(device) - start
+        return _now(device, busy) - start
 
     for side in sides:
         try:
@@ -97,10 +100,13 @@ def main() -> None:
     parser.add_argument("--side", nargs="*", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--busy", action="store_true", help="processor time of one thread: others use the machine too")
     options = parser.parse_args()
+    if options.busy:
+        torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {time.strftime('%F')}")
     for name in options.model:
-        row = measure(name, options.side, options.repeats, options.device)
+        row = measure(name, options.side, options.repeats, options.device, busy=options.busy)
         print(describe(row), flush=True)
         print(json.dumps(row), flush=True)
 

@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
@@ -100,7 +101,7 @@ def sweep(
     def one(name: str) -> dict[str, Any]:
         worker = idle.get()
         try:
-            return worker.run(name, seconds)
+            return {**worker.run(name, seconds), "date": time.strftime("%Y-%m-%d")}
         finally:
             idle.put(worker)
 

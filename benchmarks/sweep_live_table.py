@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ def summary(rows: list[Row]) -> list[str]:
     return ["| | model types |", "|---|---|", *(f"| {what} | {n} |" for what, n in counts.items())]
 
 
+def _dates(rows: list[Row]) -> str:
+    """How many rows are of which day, those with a model first."""
+    days = Counter((row.get("date", "a day not noted"), is_built(row)) for row in rows)
+    return ", ".join(
+        f"{n} {'measured' if built else 'not built'} on {day}"
+        for (day, built), n in sorted(days.items(), key=str, reverse=True)
+    )
+
+
 def table(rows: list[Row], total: int) -> str:
     """The whole page."""
     import transformers
@@ -82,8 +92,8 @@ def table(rows: list[Row], total: int) -> str:
         f"{transformers.__version__}, one thread). Small random instances in train mode with the dropout they have (in eval "
         "mode where they cannot train as they are), float32, the default wrap. The same step at the same seed is taken by the "
         "plain model, by a wrapped copy that records the run and asks for the true gradient, and twice by a copy under "
-        f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run. Not all "
-        "rows are of one commit: `--again` measures only the misses anew.",
+        f"`lfp`, the default composite. {len(rows)} of the {total} model types that transformers knows have been run, not all "
+        f"at one commit: {_dates(rows)}.",
         "",
         *summary(rows),
         "",
@@ -91,10 +101,8 @@ def table(rows: list[Row], total: int) -> str:
         "",
         *listed,
         "",
-        "Known causes. More than so many seconds: instances that the builder hardly shrinks (vibevoice_acoustic_tokenizer: 262 "
-        "million parameters), on a machine that was shared; not measured. An infinite difference from autograd's gradient: "
-        "parameters that autograd leaves without one have one in the record, or the other way round (encodec: zeros, "
-        "behind the lookup of codes by argmin). informer was measured before its mend.",
+        "A difference that is infinite: a parameter has a gradient on one side and none on the other. More than so many "
+        "seconds: not measured.",
         "",
         "## Not built",
         "",

@@ -11,6 +11,8 @@ cache, with the same result to the last bit.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,16 +51,13 @@ def _define(schema: str, kernel: Callable[..., Tensor], shapes: Callable[..., An
     return operation
 
 
-def _elementwise(arguments: str, alike: int | None = None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def _elementwise(arguments: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Make a formula the operation of its name, and the one that writes over the first argument.
 
     Behind its arguments, tensors first, the formula takes `out`, which it writes to if there is one, and `scratch`,
     memory for what comes between.
-
-    Args:
-        alike: how many of the tensors, the first ones, have one shape; the others are single numbers. All by default.
     """
-    n = arguments.count("Tensor") if alike is None else alike
+    n = arguments.count("Tensor")
 
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def fresh(*args: Any) -> Tensor:
@@ -112,13 +111,60 @@ def scale_by_size(s: Tensor, w: Tensor, out: Tensor | None = None, scratch: Tens
     return torch.mul(s, torch.abs(w, out=scratch), out=out)
 
 
-@_elementwise("Tensor s, Tensor w, Tensor floor, float unit", alike=2)
-def scale_by_floored_size(
+def _floored(
     s: Tensor, w: Tensor, floor: Tensor, unit: float, out: Tensor | None = None, scratch: Tensor | None = None
 ) -> Tensor:
     """`s * max(abs(w), floor) * unit`."""
     size = torch.maximum(torch.abs(w, out=scratch), floor, out=scratch)
     return torch.mul(s, size if unit == 1 else torch.mul(size, unit, out=scratch), out=out)
+
+
+def _norm(w: Tensor) -> Tensor:
+    wide = torch.float32 if w.dtype in (torch.float16, torch.bfloat16) else None
+    if w.numel() <= _BLOCK:
+        return torch.linalg.vector_norm(w, dtype=wide)
+    # one sum over millions of float32 would lose digits
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(w, dim=-1, dtype=wide))
+
+
+def floor_of(w: Tensor, share: float) -> Tensor:
+    """`share * rms(w)`."""
+    return (_norm(w) * (share / math.sqrt(w.numel()))).to(w.real.dtype if w.is_complex() else w.dtype)
+
+
+def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Tensor | None) -> Tensor:
+    if _is_large([s, w]):
+        return _run(_floored, (s, w, floor_of(w, share), unit), 2, torch.empty_like(s) if out is None else out)
+    if w.device.type != "cpu" or s.dtype != w.dtype:
+        return _floored(s, w, floor_of(w, share), unit, out=out)
+    floor = _norm(w).item() * (share / math.sqrt(w.numel()))  # the same in fewer operations
+    return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(floor), value=unit, out=out)
+
+
+@functools.cache
+def _zero(dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device="cpu")
+
+
+def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:
+    """`s * max(abs(w), share * rms(w)) * unit`."""
+    return _floored(s, w, floor_of(w, share), unit)
+
+
+_FLOORED = "w, float share, float unit"
+_by_floored = _define(
+    f"scale_by_floored_size(Tensor s, Tensor {_FLOORED}) -> Tensor",
+    lambda s, w, share, unit: _scaled_by_floored(s, w, share, unit, None),
+    scale_by_floored_size,
+    torch.Tag.pointwise,
+)
+_define(
+    f"scale_by_floored_size_(Tensor(a!) s, Tensor {_FLOORED}) -> Tensor(a!)",
+    lambda s, w, share, unit: _scaled_by_floored(s, w, share, unit, s),
+    lambda s, *_: s,
+    torch.Tag.pointwise,
+)
+DECOMPOSITIONS[_by_floored] = scale_by_floored_size
 
 
 @_elementwise("Tensor s, Tensor z, float epsilon, bool positive")

@@ -6,14 +6,14 @@ of a linear operation, and the identity rule of an activation. `kernels` makes t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .kernels import DECOMPOSITIONS, KERNELS
+from . import kernels
+from .kernels import DECOMPOSITIONS, KERNELS, floor_of
 
 __all__ = [
     "ZERO_REWARD",
@@ -27,12 +27,16 @@ __all__ = [
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_SMALL = 1 << 17  # entries
 _ops = torch.ops.lfpgraph
-_PLAIN = (Tensor, torch.nn.Parameter, float, bool, int)
+_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """Move `z` away from zero by `epsilon` with its own sign, zero counting as positive (LFP eq. 8)."""
+    if z.is_complex():
+        return z + epsilon * torch.where(z == 0, 1.0, z.sgn())
     plus_zero = z + 0.0  # minus zero becomes plus zero
     return torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), plus_zero) + z
 
@@ -44,19 +48,17 @@ def guarded(x: Tensor, epsilon: float) -> Tensor:
 
 def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
     """Return `s * abs(w)`, the feedback of a parameter w with the signal s (LFP eq. 6); written over s if asked for."""
+    if is_small(s, w):
+        return kernels.scale_by_size(s, w)
     return _call(_ops.scale_by_size_.default if over and s.dtype == w.dtype else _ops.scale_by_size.default, s, w)
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0, over: bool = False) -> Tensor:
     """Return `s * max(abs(w), share * rms(w)) * unit`, for a w of at least one entry; written over s if asked for."""
-    wide = torch.float32 if w.dtype in _LOW_PRECISION else None
-    rows = torch.linalg.vector_norm(w, dim=-1, dtype=wide)  # one sum over millions of float32 would lose digits
-    floor = torch.linalg.vector_norm(rows) * (share / math.sqrt(w.numel()))
     if w.is_complex():
-        return s * torch.maximum(w.abs(), floor) * unit
-    over = over and s.dtype == w.dtype
-    operation = _ops.scale_by_floored_size_ if over else _ops.scale_by_floored_size
-    return _call(operation.default, s, w, floor.to(w.dtype), unit)
+        return s * torch.maximum(w.abs(), floor_of(w, share)) * unit
+    operation = _ops.scale_by_floored_size_ if over and s.dtype == w.dtype else _ops.scale_by_floored_size
+    return _call(operation.default, s, w, share, unit)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False, over: bool = False) -> Tensor:
@@ -72,6 +74,8 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False,
         return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
     if z.is_complex():
         return s * (1 - epsilon / (z.abs() + epsilon))
+    if is_small(s, z):
+        return kernels.epsilon_factor(s, z, epsilon, positive)
     over = over and s.dtype == z.dtype and s.shape == z.shape
     return _call((_ops.epsilon_factor_ if over else _ops.epsilon_factor).default, s, z, epsilon, positive)
 
@@ -81,6 +85,8 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
 
     With epsilon 0 an x of exactly zero receives no signal. Source: LFP section 3; AttnLRP eq. 9.
     """
+    if is_small(s, x) and epsilon and x.dtype == torch.float32 == z.dtype:
+        return kernels.identity_signal(s, x, z, epsilon)
     if x.is_complex() or z.is_complex():
         return _complex_identity(s, x, z, epsilon)
     if z.dtype in _LOW_PRECISION or x.dtype in _LOW_PRECISION:
@@ -105,15 +111,27 @@ def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
     found: Tensor
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
-    elif _is_eager(args):
+    elif is_eager(*args):
         found = KERNELS[operation](*args)
     else:
         found = operation(*args)
     return found
 
 
-def _is_eager(args: tuple[Any, ...]) -> bool:
+def is_small(s: Tensor, x: Tensor) -> bool:
+    """Whether plain tensors are so small that it would take longer to choose a kernel than to run the formula."""
+    return (
+        type(s) is Tensor
+        and type(x) in _TENSORS
+        and s.numel() <= _SMALL
+        and not torch.is_grad_enabled()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def is_eager(*args: Any) -> bool:
     """Whether plain tensors meet no tracer and no transform."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(type(a) in _PLAIN for a in args)
+    return _PLAIN.issuperset(map(type, args))

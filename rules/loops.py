@@ -1,10 +1,11 @@
-"""The operations `torch.ops.lfpgraph_steps`: the steps of a recurrent layer behind its first (see `recurrent`).
+"""The operations `torch.ops.lfpgraph_steps`: the steps of a recurrent layer (see `recurrent`).
 
 The rules given here are the true gradient; `engine.recurrent` has a composite's.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor
 from lfpgraph.registry import GENERAL, rule
 
 from .recurrent import gradient_slopes, run_steps, walk
+from .recurrent_loops import is_worth_a_loop, loop_of_cell, run_in_loop
 from .views import vjp
 
-__all__ = ["LSTM", "RECURRENT", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
+__all__ = ["LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
 
 _library = torch.library.Library("lfpgraph_steps", "DEF")
 _library.define("lstm(Tensor x, Tensor h, Tensor c, Tensor w, Tensor? b) -> (Tensor, Tensor, Tensor)")
@@ -28,6 +30,10 @@ _local = threading.local()
 def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
     """The states after all steps, and the products with w: [steps, batch, ...] each."""
     made = _shapes(x, *state)
+    loop = loop_of_cell(cell, x.dtype) if is_worth_a_loop(x) else None
+    if loop is not None:
+        run_in_loop(loop, x, state, w, b, made)
+        return made
     for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
         for whole, value in zip(made, (*states, z)):
             whole[t] = value
@@ -57,6 +63,12 @@ def cell_of(op: Any, args: Sequence[Any]) -> str:
     return "lstm" if op is LSTM else args[4]
 
 
+def added_to_steps(op: Any, args: Sequence[Any]) -> list[Any]:
+    """Of the arguments of one of the operations those that only add something to its first step, where they are parameters."""
+    _, h, *_, b = args if op is LSTM else args[:4]
+    return [b] if cell_of(op, args) == "gru" else [b, h]
+
+
 def on_a_tape() -> Any:
     """Let autograd see what runs in an operation's kernel, where it may be switched off."""
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
@@ -71,7 +83,8 @@ def _backward(
     gs: list[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor, cell: str
 ) -> list[Tensor]:
     with on_a_tape():
-        s_x, ends, s_w, s_b = walk(lambda *block: gradient_slopes(cell, *block), gs, x, first, states, z, w)
+        slopes = [functools.partial(gradient_slopes, cell)] * 2
+        s_x, ends, s_w, s_b = walk(slopes, gs, x, first, states, z, w)
     return [s_x, *ends, s_w, s_b]
 
 
@@ -81,7 +94,9 @@ def like_feedback(x: Tensor, first: list[Tensor], states: Any, z: Any, w: Tensor
 
 
 def _gradient(cell: str, ctx: Any, gs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of x, of the states before the first step, of w and of b."""
+    """The gradients of x, of the states before the first step, of w and of b; None of all where no signal arrived."""
+    if all(g is None for g in gs):
+        return [None] * (len(gs) + 3)
     x, w, b, z, *rest = ctx.saved_tensors
     made_by, answers = _local.__dict__.pop("answer", (None, None))
     if made_by is not None and made_by == z.data_ptr() and not torch.is_grad_enabled():
@@ -101,6 +116,7 @@ def _gradient(cell: str, ctx: Any, gs: Sequence[Tensor | None]) -> list[Tensor |
 def _save_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h, c, w, b = inputs
     hs, cs, z = output  # no signal is ever given to z, since nobody reads it
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w, b, z, h, c, hs, cs)
 
 
@@ -111,6 +127,7 @@ def _lstm_backward(ctx: Any, *gs: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _save_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h, w, b, ctx.cell = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w, b, output[1], h, output[0])
 
 

@@ -1,9 +1,10 @@
 """The steps of a recurrent layer as one operation (`loops`), whatever their number.
 
-A layer's first step and its product with the input, for all steps at once, are operations like any others; one more runs
-the steps behind the first. Backward, all operations of a cell but its product are elementwise. So how much a signal of 1 at
-a step's state makes at its gates and at the state before is one number for each entry (a *slope*), and does not depend on the
-signal: slopes are worked out for many steps at once. Then `walk` goes through the steps, with one product for each.
+A layer's product with the input, for all steps at once, is an operation like any other; one more runs the steps. Backward,
+all operations of a cell but its product are elementwise. So how much a signal of 1 at a step's state makes at its gates and
+at the state before is one number for each entry (a *slope*), and does not depend on the signal: slopes are worked out for
+many steps at once. Then `walk` goes through the steps, with one product for each. Where there is a C compiler, one loop does
+all of a step but its product (`recurrent_loops`).
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Slopes(NamedTuple):
 
 
 def walk(
-    slopes: Callable[..., Slopes],
+    slopes: Sequence[Callable[..., Slopes]],
     signals: Sequence[Tensor | None],
     x: Tensor,
     first: Sequence[Tensor],
@@ -107,7 +108,7 @@ def walk(
     """Hand signals back through all steps, from the last to the first.
 
     Args:
-        slopes: of x, z and the states before, for some of the steps: [n, batch, ...].
+        slopes: of x, z and the states before, for some of the steps, [n, batch, ...]: behind the first, and of the first.
         signals: that come to h and c from outside, [steps, batch, width]; None for none.
         x, first, w: what the steps were given. states, z: what they made.
 
@@ -118,12 +119,10 @@ def walk(
     s_x, s_w, s_b = torch.empty_like(x), torch.zeros_like(w), w.new_zeros(w.shape[0])
     carried = [x.new_zeros((batch, w.shape[1])) for _ in states]
     size = steps if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
-    for end in range(steps, 0, -size):
-        start = max(0, end - size)
-        before = [
-            s[start - 1 : end - 1] if start else torch.cat([f[None], s[: end - 1]]) for s, f in zip(states, first)
-        ]
-        of = slopes(x[start:end], z[start:end], *before)
+    cuts = [*range(steps, 1, -size), 1]
+    for end, start in zip(cuts, [*cuts[1:], 0]):
+        before = [s[start - 1 : end - 1] if start else f[None] for s, f in zip(states, first)]
+        of = slopes[start == 0](x[start:end], z[start:end], *before)
         scaled = zip(signals, (of.outer_h, of.outer_c))
         outer = [None if s is None else s[start:end] if k is None else s[start:end] * k for s, k in scaled]
         rows = _through_block(of, outer, carried, s_x[start:end], w).flatten(0, 1)
@@ -152,8 +151,8 @@ def _through_block(of: Slopes, outer: Sequence[Tensor | None], carried: list[Ten
             c = rest[0] if scale_c is None else rest[0] * scale_c[t]
             c = c if outer_c is None else c + outer_c[t]
             c = c if c_h is None else torch.addcmul(c, c_h[t], h)
-        for place, of_h, of_c in (*at_x, *at_z):
-            _put(place[t], None if of_h is None else of_h[t], h, None if of_c is None else of_c[t], c)
+        for out, of_h, of_c in (*at_x, *at_z):
+            _put(out[t], None if of_h is None else of_h[t], h, None if of_c is None else of_c[t], c)
         if z_x is not None:
             torch.mul(xs[t], z_x[t], out=zs[t])
         before = zs[t] @ w
@@ -175,16 +174,16 @@ def _by_gate(of_h: Gates, of_c: Gates, s: Tensor, width: int) -> list[tuple[Any,
     return [(p.unbind(0), *(None if k is None else k.unbind(0) for k in of)) for p, *of in rows]  # type: ignore[misc]
 
 
-def _put(place: Tensor, of_h: Tensor | None, h: Tensor, of_c: Tensor | None, c: Any) -> None:
+def _put(out: Tensor, of_h: Tensor | None, h: Tensor, of_c: Tensor | None, c: Any) -> None:
     """Write `of_h * h + of_c * c`."""
     if of_h is not None:
-        torch.mul(of_h, h, out=place)
+        torch.mul(of_h, h, out=out)
         if of_c is not None:
-            place.addcmul_(of_c, c)
+            out.addcmul_(of_c, c)
     elif of_c is not None:
-        torch.mul(of_c, c, out=place)
+        torch.mul(of_c, c, out=out)
     else:
-        place.zero_()
+        out.zero_()
 
 
 def gradient_slopes(cell: str, x: Tensor, z: Tensor, *before: Tensor) -> Slopes:

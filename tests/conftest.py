@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+LONGEST = 300  # seconds of processor time that a test may take in its process
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -22,6 +26,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test that takes too long fails; the machine's other work does not count."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        return (yield)
+
+    def stop(*_: object) -> None:
+        pytest.fail(f"the test took more than {LONGEST} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(autouse=True)

@@ -170,6 +170,26 @@ def test_scores_of_minus_infinity_are_left_out() -> None:
     assert found["scores.bias"][0] and not found["scores.bias"][1]
 
 
+def test_entries_left_out_by_a_mask_bring_nothing() -> None:
+    class Sparse(nn.Module):
+        """Attends from the queries of most weight alone, whose rows of a causal mask it looks up."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.values = nn.Linear(5, 6), nn.Linear(5, 6)
+            self.register_buffer("mask", torch.full((6, 7), torch.finfo(torch.float32).min).triu(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.queries(x).mean(0)
+            chosen = weight.topk(3).indices
+            scores = self.queries(x).mT[chosen] + self.mask[chosen]
+            return 1e3 * self.values(x) * (scores.softmax(-1) @ self.values(x)).mean(0)
+
+    torch.manual_seed(0)
+    found = feedback(Sparse(), torch.randn(7, 5), "lfp", "live")
+    assert all(s.isfinite().all() and s.any() for s in found.values())
+
+
 @pytest.mark.parametrize(
     "options", [{"blind_share": -0.1}, {"blind_share": 1.1}, {"sharpness": 0.0}, {"step_widths": ()}]
 )

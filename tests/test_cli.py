@@ -107,6 +107,20 @@ def test_bad_input(
     assert message in error and error.count("\n") == 1 and not (folder / "report.html").exists()
 
 
+def test_check(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The status says whether all is equal; what a tolerance of nothing refuses is said, too."""
+    options = ["check", "own_model:build", "--shape", "4"]
+    assert run_cli(monkeypatch, *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"forward": 0.0, "rows": [], "skipped": {}}
+    pytest.importorskip("lxt")
+    monkeypatch.setattr("own_model.build", lambda: torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(-1)))
+    assert run_cli(monkeypatch, *options, "--against", "lxt") == 0
+    assert run_cli(monkeypatch, *options, "--against", "lxt", "--tolerance", "0") == 1
+    assert "softmax" in capsys.readouterr().out
+    assert run_cli(monkeypatch, *options, "--against", "zennit") == 1
+    assert "lxt" in capsys.readouterr().err
+
+
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the package that is installed; and the command line is there without its script."""
     from importlib.metadata import version

@@ -6,14 +6,28 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import lfpgraph
 from lfpgraph.passes.functional import make_functional
 from lfpgraph.passes.inplace import write_in_place
+from lfpgraph.wrapping.calls import wrapping_of
 
 aten = torch.ops.aten
 X = torch.linspace(-1, 2, 12, dtype=torch.float64).view(3, 4)
+
+
+class _Returns(nn.Module):
+    """Returns values that its feedback needs, views of them, and others."""
+
+    def __init__(self, of: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
+        super().__init__()
+        self.layer, self.of = nn.Linear(4, 4), of
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = self.layer(x)
+        return self.of(z, torch.sigmoid(z))
 
 
 def traced(function: Callable[..., list[Tensor]], *inputs: Tensor) -> fx.GraphModule:
@@ -94,3 +108,30 @@ def test_functional(function: Callable[..., list[Tensor]], done: bool) -> None:
     torch.manual_seed(0)
     torch.testing.assert_close(module(X), expected)
     assert not any(n.target._schema.is_mutable for n in module.graph.nodes if hasattr(n.target, "_schema"))
+
+
+@pytest.mark.parametrize(
+    ("of", "all_apart"),
+    [
+        (lambda z, h: [torch.tanh(h) * 2], True),
+        (lambda z, h: [h, h * 2], False),
+        (lambda z, h: [h.t(), h * 2], False),
+        (lambda z, h: [h.view(-1)[2:], z.unsqueeze(0)], False),
+    ],
+)
+def test_saved_values_apart_from_what_is_returned(
+    of: Callable[[Tensor, Tensor], list[Tensor]], all_apart: bool
+) -> None:
+    """What a program takes for memory of its own is; a write to what it returns is noticed without a look at the rest."""
+    model = lfpgraph.wrap(_Returns(of), "lfp-epsilon", engine="static")
+    x = torch.randn(3, 4)
+    model(x)
+    program = next(iter(wrapping_of(model).static.programs)).program  # type: ignore[union-attr]
+    values = [*model.layer.parameters(), x]
+    places = {p.untyped_storage()._cdata for p in values}
+    found = program.call_forward(*(v.detach() for v in values))
+    outputs, saved = found[: program.n_outputs], found[program.n_outputs :]
+    places |= {t.untyped_storage()._cdata for t in outputs}
+    shared = [t.untyped_storage()._cdata in places for t in saved]
+    assert not any(fresh and not_own for fresh, not_own in zip(program.is_fresh, shared))
+    assert not all_apart or program.is_fresh == [not not_own for not_own in shared]

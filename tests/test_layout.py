@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a room imports from those that stand before it in this table, and from no others.
 ROOMS = (
-    "errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence",
+    "errors", "kernels", "modes", "native", "numerics", "optional", "pages", "randomness", "registry", "silence",
     "rules.samples", "rules", "rules.lrp",
-    "graph", "tracing", "composites", "passes", "engine", "live", "wrapping",
+    "graph", "tracing", "composites", "passes", "engine", "live", "wrapping", "rewards", "explain",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
-    "rewards", "inputs", "training.resuming", "training", "explain", "reports", "audits",
+    "inputs", "training.resuming", "training", "reports", "audits",
     "models_zoo", "comparison", "demo", "experiments.common", "experiments.discrete", "experiments", "cli", "__main__",
 )  # fmt: skip
-GROUND = {"errors", "kernels", "modes", "numerics", "optional", "randomness", "registry", "silence"}
+GROUND = {"errors", "kernels", "modes", "native", "numerics", "optional", "pages", "randomness", "registry", "silence"}
 ONLY_THE_GROUND = {"inputs", "rules", "rules.samples"}  # these import nothing else
 PEOPLE_RUN = {
     "__main__",
@@ -151,7 +151,15 @@ PUBLIC_MODULES = {
     "models_zoo": ["ZOO", "build", "names"],
     "models_zoo.digits": ["cnn", "step_cnn", "vit"],
     "numerics": ["identity_signal", "stabilize"],
-    "onnx": ["OrtTrainer", "StepResult", "export", "export_forward", "export_training_step", "load"],
+    "onnx": [
+        "OrtTrainer",
+        "StepResult",
+        "export",
+        "export_attribution",
+        "export_forward",
+        "export_training_step",
+        "load",
+    ],
     "onnx.registry": ["decomposes", "translates"],
     "pictures": ["flow_drawing", "heatmap"],
     "policies": ["AdaptiveClip", "NormalizeByMax", "Policies", "SmallestWeights", "TopK", "WeightScaled"],

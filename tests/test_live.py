@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from .support.live import (  # noqa: F401  (fill CASES)
     states,
     tools,
 )
+from .support.live.odd import callers, hidden, inner, pythonic, values, writes  # noqa: F401
 from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
 
 
@@ -48,7 +49,14 @@ def _nothing_stays_on() -> Iterator[None]:
 
 
 SLOW = ("attention", "recurrent_states", "transformer_encoder")  # to trace
-TRACED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+
+
+def _marked(names: Sequence[str]) -> list[Any]:
+    """All cases; these are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in names else name for name in CASES]
+
+
+SELDOM = [name for name, case in CASES.items() if not case.often]
 
 
 @functools.cache
@@ -69,7 +77,7 @@ def test_gradient_is_autograds(name: str) -> None:
     assert_equal(run(CASES[name], "gradient", "live"), plain(name), 0.0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", _marked(SELDOM))
 def test_default_engine_is_autograds(name: str) -> None:
     """With rules that change nothing; the second and third step run statically where nothing is lost by it."""
     assert_equal(run(CASES[name], RECORDED, "auto"), plain(name), 1e-9)
@@ -82,7 +90,7 @@ def test_recorded_gradient_is_autograds(name: str, caplog: pytest.LogCaptureFixt
     _assert_said(caplog, CASES[name].says)
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", _marked([*SLOW, *SELDOM]))
 def test_static_gradient_is_autograds_or_refused(name: str) -> None:
     """The static engine is right, or says what it cannot keep; it is never silently another model."""
     try:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.engine.units import Unit
 from lfpgraph.kernels import halved, halved_factor
 from lfpgraph.live import amendments, kept, parameters
+from lfpgraph.live.call import answers_of
 from lfpgraph.live.record import Record
 from lfpgraph.numerics import epsilon_factor
 from lfpgraph.wrapping.calls import wrapping_of
@@ -63,17 +65,16 @@ def test_half_of_a_value_is_enough_for_its_factor(scale: float) -> None:
 
 
 def test_feedback_of_halves_and_remade_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Record] = []
+    seen: list[tuple[list[int], list[int]]] = []
     close = Record.close
 
     def closed(self: Record) -> None:
-        seen.append(self)
-        self.numbers = sorted(self.halved), sorted(self.remade)  # type: ignore[attr-defined]
+        seen.append((sorted(self.halved), sorted(self.remade)))
         close(self)
 
     monkeypatch.setattr(Record, "close", closed)
     plain, live, x = settled()
-    halves, remade = seen[-1].numbers  # type: ignore[attr-defined]
+    halves, remade = seen[-1]
     assert len(halves) == 2 and len(remade) == 2  # what each block adds; its activation
     static = gradients(lfpgraph.wrap(copy.deepcopy(plain), composite="lfp-epsilon", engine="static"), x)
     exact = gradients(lfpgraph.wrap(plain.double(), composite="lfp-epsilon", engine="static"), x.double())
@@ -191,3 +192,16 @@ def test_signals_that_others_hold_are_not_written_over() -> None:
     for name, parameter in live.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_a_rule_is_asked_once_where_units_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answers(unit: Unit) -> Any:
+        asked.append(str(unit.node.target))
+        return answers_of(unit)
+
+    monkeypatch.setattr("lfpgraph.live.schedule.answers_of", answers)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(3)))
+    lfpgraph.wrap(model, engine="live")(torch.randn(2, 4))
+    assert asked.count("aten.gelu.default") == 1

@@ -109,24 +109,33 @@ def test_a_roll_without_axes_equals_torch(tmp_path: Path) -> None:
     assert distance(trainer, model) <= 1e-6
 
 
-@pytest.mark.parametrize("reward", ["mse", "external"])
+@pytest.mark.parametrize("reward", ["mse", "external", "signal"])
 def test_other_rewards_equal_torch(reward: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x, y = CASES["mlp"].build(), torch.randn(6, 20), torch.randn(6, 5)
     # The external reward is divided by outputs, some of them near zero: too much for biases that take the plain signal.
-    composite, lr = ("lfp", 1e-2) if reward == "mse" else ("lfp-epsilon", 1e-4)
+    composite, lr = ("lfp-epsilon", 1e-4) if reward == "external" else ("lfp", 1e-2)
     trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx", reward, composite=composite))
     lfpgraph.wrap(model, composite)
     update = torch.optim.SGD(model.parameters(), lr)
     for _ in range(5):
         output = model(x)
-        loss = nn.functional.mse_loss(output, y) if reward == "mse" else lfpgraph.reward_loss(output, y)
+        losses = {
+            "mse": nn.functional.mse_loss,
+            "external": lfpgraph.reward_loss,
+            "signal": lambda o, s: -(o * s).sum(),
+        }
+        loss = losses[reward](output, y)
         update.zero_grad()
         loss.backward()
         update.step()
         metrics = trainer.step(x.numpy(), y.numpy(), lr).metrics
-    expected = {"loss": loss.item()} if reward == "mse" else {"reward": y.sum().item()}
-    assert metrics == pytest.approx(expected, rel=1e-5)
+    expected = {
+        "mse": {"loss": loss.item()},
+        "external": {"reward": y.sum().item()},
+        "signal": {"reward": -loss.item()},
+    }
+    assert metrics == pytest.approx(expected[reward], rel=1e-5)
     assert distance(trainer, model) <= 1e-5
 
 

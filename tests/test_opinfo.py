@@ -28,6 +28,13 @@ def test_a_sample_of_operations() -> None:
     assert {("live", "operation", o.name) for o in found} <= {("live", "operation", name) for _, _, name in known}
 
 
+def test_sparse_tensors_of_compressed_rows() -> None:
+    """The gradient passes; of a rule with an epsilon there is none, and that is said."""
+    op = next(op for op in differentiable() if op.formatted_name == "sparse_sampled_addmm")
+    (found,) = outcomes(op, most=1)
+    assert found.gradient == "equal" and found.feedback.startswith("refused") and "to_dense" in found.feedback
+
+
 def test_the_table_holds_what_is_promised() -> None:
     """At least 99 of 100 samples equal to autograd, and whatever is not is refused with an error of ours."""
     for engine, kind in MOST:

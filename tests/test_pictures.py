@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -174,7 +175,9 @@ def test_explain_on_the_command_line(
     np.save("series.npy", np.linspace(0, 1, 20)[None])
     np.save("words.npy", np.array(["a"]))
     call = ("explain", f"{name}:build", "--input", "eye.png", "--channels", "1", "--out", "r.html")
-    assert run_cli(monkeypatch, *call, "--target", "2:0", "--flow") == 0
+    assert run_cli(monkeypatch, *call, "--target", "2:0", "--flow", "--json", "r.json") == 0
+    found = json.loads(Path("r.json").read_text())
+    assert found["target"] == "2:0" and np.shape(found["relevance"]) == (1, 8, 8)
     page = Path("r.html").read_text()
     assert page.count("<svg") == 2 and "http://" not in re.sub(
         r"http://(www\.w3\.org|purl\.org|creativecommons)", "", page

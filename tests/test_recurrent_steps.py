@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from lfpgraph.rules.loops import LSTM, RECURRENT
+from lfpgraph.rules.recurrent_loops import walk_in_loop
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.native.compiler import c_compiler
+from lfpgraph.native.loops import loop_of_formula, place
 from lfpgraph.tracing.recurrent import steps_as_one
+
+from .support.opinfo import RECORDED
 
 CELLS = {
     "lstm": nn.LSTM,
@@ -56,8 +62,8 @@ def test_both_engines_equal_the_steps_one_by_one(cell: str, composite: str, monk
     model, x = Recurrent(cell).double(), torch.randn(2, 4, 3, dtype=torch.float64)
     engines = ("static", "live") if composite == "lfp" else ("live",)  # tracing takes long
     found = [_feedback(model, [x], composite, engine) for engine in engines]
-    for place in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
-        monkeypatch.setattr(f"{place}.takes_steps_as_one", lambda composite: False)
+    for module in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
+        monkeypatch.setattr(f"{module}.takes_steps_as_one", lambda composite: False)
     one_by_one = _feedback(model, [x], composite, "live")
     for feedback in found:
         _assert_equal(feedback, one_by_one)
@@ -84,6 +90,61 @@ def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     model, x = copy.deepcopy(model), x.clone().requires_grad_()
     nn.functional.cross_entropy(model(x), torch.tensor([0, 1])).backward()
     return {"input 0": x.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize(
+    ("cell", "composite"),
+    [
+        ("lstm", "lfp"),
+        ("lstm", "lfp-epsilon"),
+        ("gru", "lfp-0"),
+        ("gru", "lfp-centred"),
+        ("tanh", "lfp"),
+        ("relu", "lfp"),
+    ],
+)
+def test_a_loop_in_c_equals_torchs_operations(
+    cell: str, composite: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(cell, bias=composite != "lfp-0").double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    usual = _feedback(model, [x], composite, "live")
+    monkeypatch.setattr("lfpgraph.rules.recurrent_loops._LOOP", 1)
+    monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
+    with caplog.at_level("INFO", "lfpgraph"):
+        _assert_equal(_feedback(model, [x], composite, "live"), usual)
+    assert ran.called and "loop in C" not in caplog.text
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_in_c_are_exact(dtype: torch.dtype) -> None:
+    """Near zero, where tanh(x) / x is asked for, and far from it."""
+    sizes = torch.logspace(-30, 4, 400, dtype=torch.float64)
+    x = torch.cat([sizes, -sizes]).to(dtype)[None, :, None]
+    x = torch.cat([x, torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)[None, :, None]], 1)
+    for name in ("sigmoid", "tanh", "relu"):
+        loop, found = loop_of_formula(lambda x, name=name: [getattr(x, name)()], [1], dtype), torch.empty_like(x)
+        assert loop is not None
+        loop.on([place(x), place(found)], x.shape[1], 1)(0)
+        exact = getattr(x.double(), name)().to(dtype)
+        torch.testing.assert_close(
+            found,
+            exact,
+            rtol=4 * torch.finfo(dtype).eps,
+            atol=1e-38 if dtype is torch.float32 else 1e-300,
+            equal_nan=True,
+        )
+
+
+def test_a_compiler_that_fails_is_said_and_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level("INFO", "lfpgraph"):
+        assert loop_of_formula(lambda x: [x.tanh() * x + x], [1], torch.float64) is None
+    assert "no-such-compiler" in caplog.text
 
 
 def test_float32_gets_feedback_too() -> None:
@@ -114,6 +175,26 @@ def test_a_state_that_is_given_gets_its_signal() -> None:
     _assert_equal(static, live)
 
 
+class Learned(nn.Module):
+    """A layer that starts from a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
+        self.state = nn.ParameterList(torch.randn(1, 1, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x, tuple(s.expand(1, x.shape[1], 4) for s in self.state))[1][0][0])
+
+
+def test_a_learned_state_gets_the_feedback_of_the_steps_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Learned().double(), torch.randn(4, 2, 3, dtype=torch.float64)
+    found = _feedback(model, [x], "lfp", "live")
+    monkeypatch.setattr("lfpgraph.live.engine.takes_steps_as_one", lambda composite: False)
+    _assert_equal(found, _feedback(model, [x], "lfp", "live"))
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_second_derivative_of_the_operation(cell: str) -> None:
     torch.manual_seed(0)
@@ -129,3 +210,23 @@ def test_steps_as_one_belongs_to_its_thread_and_block() -> None:
         pass
     graph = lfpgraph.trace(nn.GRU(3, 4), (torch.randn(3, 2, 3),))
     assert not any("lfpgraph" in str(node.target) for node in graph.operations())
+
+
+class Coded(nn.Module):
+    """Looks codes up by what a recurrent layer and a step say, so autograd stops there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(3, 3), nn.LSTM(3, 4), nn.Linear(4, 2)
+        self.register_buffer("codes", torch.randn(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = (self.first(x) > 0).to(x.dtype)
+        return self.last(self.codes[torch.cdist(self.layer(steps)[0], self.codes).argmin(-1)])
+
+
+def test_what_no_signal_reaches_keeps_none() -> None:
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(Coded(), RECORDED, engine="live")
+    model(torch.randn(4, 2, 3)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["last.weight", "last.bias"]

@@ -238,9 +238,10 @@ RULE_FILES = sorted((ROOT / "rules").glob("*.py"))
 BORROWED = {
     "activations": {".views"},
     "indexing": {".views"},
-    "loops": {".recurrent", ".views", "threading"},
+    "loops": {".recurrent", ".recurrent_loops", ".views", "functools", "threading"},
     "norms": {".views"},
     "recurrent": {"torch.nn.functional"},
+    "recurrent_loops": {".recurrent", "functools", "lfpgraph.native.loops"},
     "reductions": {".views"},
     "statistics": {".views"},
     "sums": {".activations", ".linear", ".views"},

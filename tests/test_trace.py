@@ -9,12 +9,14 @@ import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.program import make_program
 from lfpgraph.errors import LiveOnlyError
+from lfpgraph.graph.calls import flatten_input
 from lfpgraph.graph.graph import ACTIVE, CONSTANT, WEIGHT
 
 from .support.helpers import assert_made, assert_same, gradients
@@ -35,6 +37,14 @@ def test_classes_of_a_language_model() -> None:
     assert parts["aten.linear.default"] == "network"
     assert "objective" in {graph.info[n].part for n in graph.operations()}
     assert graph.dynamic and graph.tracer == "export"
+
+
+def test_a_call_of_tensors_is_flattened_as_any_other() -> None:
+    x, y = torch.ones(2), torch.ones(3)
+    for args, kwargs in (((x,), {}), ((x, y), {"b": y, "a": x}), ((), {"a": x}), ((), {})):
+        leaves, spec = flatten_input(args, kwargs)
+        expected, structure = pytree.tree_flatten((args, kwargs))
+        assert spec == structure and all(a is b for a, b in zip(leaves, expected, strict=True))
 
 
 def test_networkx_carries_paths_and_lines() -> None:
@@ -79,6 +89,46 @@ def test_no_grad_region_passes_no_reward(engine: str) -> None:
     assert model.shown.weight.grad is not None and bool(model.shown.weight.grad.any())
     hidden = model.hidden.weight.grad
     assert hidden is None or not bool(hidden.any())
+
+
+class Stopped(nn.Module):
+    """Reads values that no gradient goes back from."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.how = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.how == "data":
+            assert bool(x.any())  # which torch.export cannot trace
+            return self.head(h * self.b.bias.data @ self.b.weight.data)
+        with {"no_grad": torch.no_grad, "inference": torch.inference_mode}.get(self.how, torch.enable_grad)():
+            stopped = self.b(h).sigmoid()
+        stopped = stopped.clone() if self.how == "inference" else stopped
+        if self.how == "itself":
+            h = h * 2 + 1
+            return self.head(h * h.detach())
+        if self.how == "frozen":  # no other way for the input
+            h = h.detach()
+            return self.head(h * self.b(h).sigmoid())
+        return self.head((h + stopped.detach()) * stopped.detach() if self.how == "detach" else (h + stopped) * stopped)
+
+
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
+@pytest.mark.parametrize("how", ["no_grad", "inference", "detach", "data", "itself", "frozen"])
+def test_stopped_values_are_constants_in_both_engines_and_in_a_record(how: str, composite: str) -> None:
+    torch.manual_seed(0)
+    model, x, reward = Stopped(how).double(), torch.randn(5, 6).double(), torch.randn(5, 3).double()
+    found = []
+    for engine in ("live", "static") if how != "data" else ("live",):
+        wrapped = lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine)
+        wrapped(x).backward(-reward)
+        found.append({n: -p.grad for n, p in wrapped.named_parameters() if p.grad is not None and bool(p.grad.any())})
+    if how == "data":
+        whole = lfpgraph.feedback(model, (x,), lambda out: reward * out, composite, fallback="retrace")
+        found.append({n: s for n, s in whole.items() if n != "input_0" and bool(s.any())})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
 
 
 def test_batch_and_sequence_sizes_on_one_trace() -> None:

@@ -79,3 +79,31 @@ def test_both_engines_as_if_nothing_was_written_in_place(view: str, write: str) 
     if write != "seen_through_another":
         twin.write = apart
         assert_same(found, gradients(lfpgraph.wrap(twin, engine="live"), x), 1e-9 if write != "a_part" else 1e-5)
+
+
+INVERSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "select": lambda h: h.unsqueeze(0).select(0, 0),
+    "view": lambda h: h.view(-1).view(h.shape),
+    "transpose": lambda h: h.mT.transpose(-2, -1),
+    "permute": lambda h: h.permute(2, 0, 1).permute(1, 2, 0),
+    "slice": lambda h: h[:],
+    "squeeze": lambda h: h.unsqueeze(-2).squeeze(-2)[None][0],
+}
+
+
+@pytest.mark.parametrize("name", INVERSE)
+def test_views_that_change_nothing_part_no_function(name: str) -> None:
+    torch.manual_seed(0)
+
+    def written_out(view: Callable[[Tensor], Tensor]) -> nn.Module:
+        return Net(lambda h, w: view((h + 0.5).relu()) * 2 + 0.3, lambda h, w: view(h * 0.5).sigmoid() * view(h))
+
+    viewed, plain, x = written_out(INVERSE[name]).double(), written_out(lambda h: h).double(), torch.randn(2, 3, 5)
+    plain.load_state_dict(viewed.state_dict())
+    expected = gradients(lfpgraph.wrap(plain, "lfp-epsilon", engine="live"), x.double())
+    static = lfpgraph.wrap(copy.deepcopy(viewed), "lfp-epsilon", engine="static")
+    assert_same(gradients(static, x.double()), expected, 1e-9)
+    live = lfpgraph.wrap(viewed, "lfp-epsilon", engine="live")
+    for _ in range(3):
+        assert_same(gradients(live, x.double()), expected, 1e-9)
+    assert lfpgraph.explain_wrap(live).plans == 1

@@ -16,7 +16,7 @@ from .comparing import compare as compare_command
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
-from .reports import coverage, graph, writable, zoo
+from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, check, coverage, graph, writable, zoo
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
-for _command in (coverage, graph, zoo, reproduce, explain, export):
+for _command in (coverage, check, graph, zoo, reproduce, explain, export):
     app.command()(_command)
 app.command("compare")(compare_command)
 
@@ -60,8 +60,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+    threads: Threads = 1,
+    json_file: JsonFile = None,
 ) -> None:
     """Train three models on scikit-learn's digits, by LFP and by backprop: a ViT, a CNN, a CNN of step functions."""
     from dataclasses import replace
@@ -86,11 +86,9 @@ def demo(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
-    data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
-    loss: Annotated[
-        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")
-    ] = "cross_entropy",
+    model: OwnModel,
+    data: OwnData,
+    loss: LossName = "cross_entropy",
     composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp",
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
@@ -102,8 +100,8 @@ def train(
     compare: Annotated[bool, typer.Option(help="Train a copy by backprop beside it.")] = True,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     save: Annotated[Path | None, typer.Option(help="Save the trained weights (.safetensors).")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+    threads: Threads = 0,
+    json_file: JsonFile = None,
 ) -> None:
     """Train your own model on your own data by LFP, beside backprop."""
     from ..composites.composite import get_composite

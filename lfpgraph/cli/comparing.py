@@ -8,28 +8,26 @@ from typing import Annotated
 
 import typer
 
-from .reports import writable
+from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, writable
 
 __all__ = ["compare"]
 
 
 def compare(
-    model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")],
-    data: Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")],
+    model: OwnModel,
+    data: OwnData,
     ways: Annotated[
         str, typer.Option(help="Composites, and backprop, fa, fa-refreshed, dfa, mezo; with commas between.")
     ] = "lfp,backprop,dfa,usf,mezo",
-    loss: Annotated[
-        str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")
-    ] = "cross_entropy",
+    loss: LossName = "cross_entropy",
     steps: Annotated[int | None, typer.Option(min=1, help="Budget of a run; 300 if none is given.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Or its budget in seconds.")] = None,
     rates: Annotated[str, typer.Option(help="The grid of rates, with commas between.")] = "1e-3,3e-3,1e-2",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: weights and batches.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 0,
+    threads: Threads = 0,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("comparison.html"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Train your model in several ways, from one start on the same batches, each at its own best rate."""
     import torch

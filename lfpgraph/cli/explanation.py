@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,12 +35,13 @@ def explain(
     ] = None,
     flow: Annotated[bool, typer.Option(help="Add a drawing of the flow of relevance between modules.")] = False,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("explanation.html"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write facts and relevance as JSON.")] = None,
 ) -> None:
     """Explain what a model makes of one image, text or array."""
     from ..explain import pictures
     from ..explain.attribution import attribute
 
-    writable(out)
+    writable(out, json_file)
     network, tokenizer = _model(model)
     network.eval()
     wanted = _target(target)
@@ -52,6 +54,9 @@ def explain(
         "relevance at the input": f"{float(relevance.sum()):.5g}",
         "predicted class": str(int(found.output[0].flatten().argmax())),
     }  # fmt: skip
+    if json_file is not None:
+        figures = {**facts, "tokens": tokens, "relevance": relevance[0].tolist()}
+        json_file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     parts = []
     if tokens is not None:
         parts.append(pictures.tokens_html(tokens, relevance[0]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ from .fake_models import LARGEST_REAL, ModelTarget, weightless
 from .functions import call_target, load_target
 from .transformers import builders_of, config_file, model_type, transformers_library
 
-__all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library"]
+__all__ = ["LARGEST_REAL", "ModelTarget", "builders_of", "resolve_model", "transformers_library", "real_model"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -75,3 +76,31 @@ def _zoo(target: str) -> ModelTarget:
             f"module:function{near(target, names)}"
         )
     return weightless(target, lambda: build(target))
+
+
+def real_model(target: str, shape: str | None) -> tuple[Any, Any]:
+    """The model of a TARGET with real weights, and an example of its inputs.
+
+    Args:
+        shape: of one float input without its batch, such as "1,8,8"; None works the inputs out.
+    """
+    import torch
+
+    from ..inputs.examples import example_inputs
+
+    found = resolve_model(target)
+    if found.rebuild is not None:
+        found = ModelTarget(found.name, *found.rebuild())
+    if shape is not None:
+        try:
+            sizes = [int(n) for n in shape.split(",")]
+        except ValueError:
+            raise TargetError(f"--shape {shape!r} is no list of numbers such as 1,8,8") from None
+        return found.model, torch.randn(2, *sizes)
+    args, kwargs = found.args, found.kwargs
+    if args is None:
+        args, kwargs = example_inputs(found.model)
+    given = {name: value for name, value in (kwargs or {}).items() if name != "labels"}
+    if args and given:
+        raise TargetError(f"{target}: inputs by position and by name together cannot be exported; give one kind")
+    return found.model, tuple(args) or given

@@ -1,4 +1,4 @@
-"""The command line's `lfpgraph export`: a model, its forward pass or its training step as an ONNX file."""
+"""The command line's `lfpgraph export`: a model, its forward pass, training step or relevance as an ONNX file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .reports import Target, writable
 
 __all__ = ["export"]
 
-_KINDS = ("model", "step", "forward")
+_KINDS = ("model", "step", "forward", "attribution")
 
 
 def export(
@@ -22,16 +22,19 @@ def export(
         str,
         typer.Option(
             help="model (with its weights, for inference), step (a feedback-training step, and the forward pass beside "
-            "it) or forward (the forward pass with the weights as inputs)."
+            "it), forward (the forward pass with the weights as inputs) or attribution (outputs and the relevance of "
+            "the inputs)."
         ),
     ] = "model",
     shape: Annotated[
         str | None, typer.Option(help="Shape of one float input without its batch, e.g. 1,8,8; else worked out.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights to load first (.safetensors).")] = None,
-    reward: Annotated[str, typer.Option(help="Of a step: softmax, mse or external.")] = "softmax",
+    reward: Annotated[str, typer.Option(help="Of a step: softmax, mse, external or signal.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Of a step: sgd, momentum or adam.")] = "adam",
-    composite: Annotated[str, typer.Option(help="Which rules to use in a step.")] = "lfp",
+    composite: Annotated[
+        str | None, typer.Option(help="Which rules to use: lfp in a step, epsilon-plus for relevance by default.")
+    ] = None,
     epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
     clip: Annotated[float, typer.Option(min=0.0, help="Of a step: largest norm of the feedback; 0 for none.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Lets a step draw dropout, from this seed.")] = None,
@@ -42,13 +45,14 @@ def export(
 ) -> None:
     """Write a model, or a whole training step that runs without torch, as an ONNX file."""
     from ..composites.composite import get_composite
+    from .models import real_model
 
     if what not in _KINDS:
         raise TargetError(f"--what {what!r} is not known; choose one of {', '.join(_KINDS)}")
-    rules = get_composite(composite)
+    rules = get_composite(composite or ("epsilon-plus" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
     writable(out)
-    model, example = _model(target, shape)
+    model, example = real_model(target, shape)
     if weights is not None:
         _load(model, weights)
     from .. import onnx
@@ -58,37 +62,14 @@ def export(
         onnx.export(model, out, example, external_data=external)
     elif what == "forward":
         onnx.export_forward(model, example, out, external_data=external)
+    elif what == "attribution":
+        onnx.export_attribution(model, example, out, rules, external_data=external)
     else:
         onnx.export_training_step(
             model, example, out, reward, optimizer, rules, clip=clip or None, seed=seed,
             parameters="outside" if outside else "inside", external_data=external,
         )  # fmt: skip
     typer.echo(f"{what}: {out}")
-
-
-def _model(target: str, shape: str | None) -> tuple[Any, Any]:
-    """The model of a TARGET with real weights, and an example of its inputs."""
-    import torch
-
-    from ..inputs.examples import example_inputs
-    from .models import ModelTarget, resolve_model
-
-    found = resolve_model(target)
-    if found.rebuild is not None:
-        found = ModelTarget(found.name, *found.rebuild())
-    if shape is not None:
-        try:
-            sizes = [int(n) for n in shape.split(",")]
-        except ValueError:
-            raise TargetError(f"--shape {shape!r} is no list of numbers such as 1,8,8") from None
-        return found.model, torch.randn(2, *sizes)
-    args, kwargs = found.args, found.kwargs
-    if args is None:
-        args, kwargs = example_inputs(found.model)
-    given = {name: value for name, value in (kwargs or {}).items() if name != "labels"}
-    if args and given:
-        raise TargetError(f"{target}: inputs by position and by name together cannot be exported; give one kind")
-    return found.model, tuple(args) or given
 
 
 def _load(model: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line's reports: `lfpgraph coverage`, `lfpgraph graph`, `lfpgraph zoo`."""
+"""Arguments that several commands take, and the reports: `lfpgraph coverage`, `check`, `graph` and `zoo`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ import typer
 
 from ..errors import TargetError
 
-__all__ = ["Target", "coverage", "graph", "report_on", "writable", "zoo"]
+__all__ = [
+    "JsonFile",
+    "LossName",
+    "OwnData",
+    "OwnModel",
+    "Target",
+    "Threads",
+    "check",
+    "coverage",
+    "graph",
+    "report_on",
+    "writable",
+    "zoo",
+]
 
 
 TARGET = (
@@ -19,6 +32,11 @@ TARGET = (
     "(model, inputs), a zoo name (lfpgraph zoo), an exported program (.pt2), or an ONNX file (.onnx)."
 )
 Target = Annotated[str, typer.Argument(help=TARGET)]
+OwnModel = Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")]
+OwnData = Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")]
+LossName = Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")]
+Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")]
 
 
 def coverage(
@@ -46,6 +64,28 @@ def coverage(
         if html is not None:
             typer.echo(f"report: {html}")
     if not report.covered:
+        raise typer.Exit(1)
+
+
+def check(
+    target: Target,
+    against: Annotated[str | None, typer.Option(help="Another implementation of the rules: lxt.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of one float input without its batch, e.g. 1,8,8; else worked out.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative difference that is right.")] = 1e-4,
+    json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Whether a model's graph computes what the model does, and its rules what another library's do. Exit status 1 if not."""
+    from dataclasses import asdict
+
+    from ..audits.checks import check as compare
+    from .models import real_model
+
+    model, example = real_model(target, shape)
+    found = compare(model.eval(), example, against)
+    typer.echo(json.dumps(asdict(found), indent=1) if json_out else found.table())
+    if not found.ok(tolerance):
         raise typer.Exit(1)
 
 

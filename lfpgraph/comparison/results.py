@@ -8,11 +8,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 import torch
 
+from ..pages import rendered
 from .runs import Run
 
 __all__ = ["Comparison", "WayResult"]
@@ -134,9 +134,6 @@ class Comparison:
 
     def to_html(self) -> str:
         """One page that needs no other file: the table, curves by steps and by seconds, angles layer by layer."""
-        import jinja2
-
-        page = resources.files("lfpgraph.comparison").joinpath("comparison.html").read_text(encoding="utf-8")
         trained = [way for way in self.ways if way.runs]
         layers = {name: None for way in trained for name in way.angles(0)}
         angles = {
@@ -144,18 +141,16 @@ class Comparison:
             for name in layers
         }
         rows = self.rows()
-        return (
-            jinja2.Environment(autoescape=True)
-            .from_string(page)
-            .render(
-                result=self,
-                rows=rows,
-                columns=self._columns(rows),
-                trained=[way.way for way in trained],
-                angles=angles,
-                curves=self._drawing(trained) if trained else "",
-                torch=torch.__version__,
-            )
+        return rendered(
+            "lfpgraph.comparison",
+            "comparison.html",
+            result=self,
+            rows=rows,
+            columns=self._columns(rows),
+            trained=[way.way for way in trained],
+            angles=angles,
+            curves=self._drawing(trained) if trained else "",
+            torch=torch.__version__,
         )
 
     def _drawing(self, trained: Sequence[WayResult]) -> str:

@@ -96,7 +96,8 @@ def _of_lookup(
     rest = tuple(range(lead + 1, total.dim() + 1))
     rows = call.inputs[1].reshape(-1).expand(scores.shape[0]) if lookup.kind == "pairs" else None
     seen = values if rows is None else values[rows]
-    gains = total.unsqueeze(lead) * seen
+    kept = seen.abs() <= torch.finfo(seen.dtype).max / 2  # a mask leaves out by the rest, which brings nothing
+    gains = torch.where(kept, total.unsqueeze(lead) * seen, 0.0)
     if signals[0] is not None:
         blind = total.unsqueeze(lead).expand_as(gains)
         if rows is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..pages import rendered
 from ..reports.table import table_of
 from .training import Result, Run
 
@@ -92,11 +92,11 @@ def _curves(result: Result) -> str:
 
 def write_report(results: list[Result], path: Path, title: str) -> Path:
     """Write one HTML file with the curves, the closing table and each model's operations."""
-    import jinja2
     import torch
 
-    source = resources.files("lfpgraph.demo").joinpath("report.html").read_text()
-    page = jinja2.Environment(autoescape=True).from_string(source)
     models = [{"name": r.name, "curves": _curves(r), "operations": r.operations} for r in results]
-    path.write_text(page.render(title=title, rows=rows_of(results), models=models, torch=torch.__version__))
+    page = rendered(
+        "lfpgraph.demo", "report.html", title=title, rows=rows_of(results), models=models, torch=torch.__version__
+    )
+    path.write_text(page, encoding="utf-8")
     return path

@@ -20,7 +20,8 @@ from ..graph.graph import ancestors, is_float, shape_of
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
-from ..passes.inplace import write_in_place
+from ..passes.inplace import storages, write_in_place
+from ..passes.nodes import is_fresh
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import join_products
@@ -68,6 +69,28 @@ class Program:
         outputs, nodes = graph.output_nodes, graph.placeholder_nodes
         behind = {i: ancestors([outputs[i]]) for i in self.signal_outputs}
         return [frozenset(i for i, before in behind.items() if nodes[place] in before) for place in self.wanted]
+
+    @cached_property
+    def is_fresh(self) -> list[bool]:
+        """For each value that forward saves, whether it is sure to lie in memory of its own, apart from inputs and outputs."""
+        results: Any = self.forward.graph.output_node().args[0]
+        outputs, saved = results[: self.n_outputs], results[self.n_outputs :]
+        storage = storages(self.forward.graph.nodes)
+        made = [node for node in outputs if isinstance(node, fx.Node) and node.op != "placeholder"]
+        taken = {storage[node] for node in made}
+        apart = all(map(is_fresh, made))
+        return [apart and isinstance(n, fx.Node) and is_fresh(n) and storage[n] not in taken for n in saved]
+
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """The positions of the placeholders of each kind, "written" those of the buffers that the model writes to."""
+        graph = self.plan.graph
+        found: dict[str, list[int]] = {kind: [] for kind in ("parameter", "buffer", "input", "constant", "written")}
+        for i, placeholder in enumerate(graph.placeholders):
+            found[placeholder.kind].append(i)
+            if placeholder.kind == "buffer" and placeholder.target in graph.mutations:
+                found["written"].append(i)
+        return found
 
     def print(self) -> str:
         """The Python code of both graphs."""
@@ -167,7 +190,7 @@ def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.
     return split(joint, n_values, n_outputs, share)
 
 
-def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Copies of both graphs that run faster; the graphs themselves write in place where that is safe."""
     for half in (forward, feedback):
         fuse_pairs(half.graph)
@@ -175,7 +198,7 @@ def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[fx.G
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()
-    return quick_module(forward), quick_module(feedback)
+    return quick_module(forward).forward, quick_module(feedback).forward
 
 
 def _takes_signal(plan: Plan, node: Any) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from torch.utils._pytree import tree_map
 
 from ..composites.composite import Composite
 from ..graph.graph import module_path
+from ..numerics import epsilon_factor
 from ..registry import GENERAL, Call, find_rule, rule
 from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
 from ..rules.recurrent import Slopes, walk
+from ..rules.recurrent_loops import is_worth_a_loop, walk_in_loop
 from ..rules.views import vjp
-from .slopes import slopes_program, step_graph
+from .slopes import Step, backward_loop, slopes_program, step_graph
 
 __all__ = ["takes_steps_as_one"]
 
@@ -28,6 +32,7 @@ _PARTS = (
     aten.sub.Tensor, aten.tanh.default,
 )  # fmt: skip
 _numbers = itertools.count()
+_made: deque[tuple[Any, Composite, Any]] = deque(maxlen=64)  # programs: layers that are alike share theirs
 _known: weakref.WeakValueDictionary[int, LoopRule] = weakref.WeakValueDictionary()
 
 _library = torch.library.Library("lfpgraph_loops", "DEF")
@@ -70,7 +75,7 @@ class LoopRule:
         arguments: Any = node.args
         w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
-        self.programs: dict[Any, Callable[..., Any]] = {}
+        self.kinds: tuple[str, ...] = ()  # of the states before the first step
         of = w.meta["val"]
         if of.device.type != "meta":  # traced now: within another trace of real values it could not be
             step_graph(*self.step, of.dtype, of.device)
@@ -81,33 +86,59 @@ class LoopRule:
         states, z = list(call.output[:-1]), call.output[-1]
         first, w, b = list(rest[: len(states)]), rest[len(states)], rest[len(states) + 1]
         form = getattr(call, "form", None)
+        pairs = list(zip(call.active, call.weightlike))[1 : len(states) + 1]
+        self.kinds = tuple("active" if a else "weight-like" if made else "constant" for a, made in pairs)
         answers = torch.ops.lfpgraph_loops.feedback(list(s[:-1]), x, first, states, z, w, self.number, form)
+        epsilon = self.composite.default.epsilon
+        if self.kinds[0] != "active" and epsilon:
+            call.stabilized = epsilon  # see `slopes.Step`
+            if "active" in self.kinds:
+                answers[2] = epsilon_factor(answers[2], first[1], epsilon)
         if getattr(call, "beside_gradient", False):
             answer_instead(z, answers)
         return list(answers) if b is not None else list(answers[:-1])
 
-    def slopes(self, form: float | None, w: Tensor) -> Callable[..., Slopes]:
-        """The slopes of some steps, for signals at the states that are in a form (None: raw), and weights like w."""
-        key = form, w.dtype, w.device
-        program = self.programs.get(key)
-        if program is None:
-            program = self.programs[key] = slopes_program((*self.step, w.dtype, w.device), self.composite, form)
+    def make(self, how: Callable[..., Any], form: float | None, w: Tensor) -> list[Any]:
+        """What a function of `slopes` makes for the steps behind the first, and for the first.
 
-        def run(*given: Tensor) -> Slopes:
-            shape = given[0].shape[:2]
-            found = program(*(t.flatten(0, 1) for t in given))
-            return Slopes(*tree_map(lambda k: k if k is None else k.unflatten(0, shape), found))
+        Args:
+            form: of the signals at the states, None for raw ones. w: a tensor like the weights.
+        """
+        found = []
+        for kinds in (("active",) * len(self.kinds), self.kinds):
+            step = Step(*self.step, w.dtype, w.device, kinds, self.kinds[0] != "active")
+            found.append(_once(how, step, self.composite, form))
+        return found
 
-        return run
+
+def _once(how: Callable[..., Any], step: Step, composite: Composite, form: float | None) -> Any:
+    """What a function makes, the same for layers that are alike."""
+    for key, known, made in list(_made):
+        if key == (how, step, form) and known == composite:
+            return made
+    made = how(step, composite, form)
+    _made.append(((how, step, form), composite, made))
+    return made
+
+
+def _on_steps(program: Callable[..., Any], *given: Tensor) -> Slopes:
+    """A program of rows, run on steps."""
+    shape = given[0].shape[:2]
+    found = program(*(t.flatten(0, 1) for t in given))
+    return Slopes(*tree_map(lambda k: k if k is None else k.unflatten(0, shape), found))
 
 
 def _feedback(
     signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor,
     rule: int, form: float | None,
 ) -> list[Tensor]:  # fmt: skip
+    given = signals, x, first, states, z, w
     with on_a_tape():
-        slopes = _known[rule].slopes(form, w)
-    s_x, ends, s_w, s_b = walk(slopes, signals, x, first, states, z, w)
+        loops = _known[rule].make(backward_loop, form, w) if is_worth_a_loop(x) else []
+        has_loops = loops != [] and None not in loops
+        programs = [] if has_loops else _known[rule].make(slopes_program, form, w)
+    slopes = [partial(_on_steps, program) for program in programs]
+    s_x, ends, s_w, s_b = walk_in_loop(loops, *given) if has_loops else walk(slopes, *given)
     return [s_x, *ends, s_w, s_b]
 
 

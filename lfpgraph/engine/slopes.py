@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,10 @@ from torch.nn.functional import linear
 
 from ..composites.composite import Composite
 from ..errors import RuleError
-from ..graph.graph import OpGraph, shape_of
+from ..graph.classes import classify
+from ..graph.graph import OpGraph, Placeholder, shape_of
+from ..kernels import DECOMPOSITIONS
+from ..native.loops import Loop, loop_of_graph
 from ..numerics import epsilon_factor, stabilize
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
@@ -33,38 +36,55 @@ from .propagate import run_backward
 from .static import functional_graph
 from .units import Unit
 
-__all__ = ["slopes_program", "step_graph"]
+__all__ = ["Step", "backward_loop", "slopes_program", "step_graph"]
 
 aten = torch.ops.aten
 
 
 class _Step(nn.Module):
-    """One step of a layer, as a model."""
+    """One step of a layer, as a model: both products, and what a cell makes of them."""
 
     def __init__(self, cell: str, width: int, biased: bool, **of: Any) -> None:
         super().__init__()
         self.cell = cell
         gates = {"lstm": 4, "gru": 3}.get(cell, 1) * width
+        self.w_x = nn.Parameter(torch.ones(gates, 1, **of))
         self.w = nn.Parameter(torch.ones(gates, width, **of))
         self.b = nn.Parameter(torch.ones(gates, **of)) if biased else None
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        return CELLS[self.cell](x, linear(state[0], self.w, self.b), *state)
+        return CELLS[self.cell](linear(x, self.w_x), linear(state[0], self.w, self.b), *state)
+
+
+class Step(NamedTuple):
+    """A step of a layer, and what is wanted of it.
+
+    Attributes:
+        kinds: of the states before it: "active", "weight-like" or "constant".
+        folded: signals at x are to have the epsilon factor of the product x, which is then not to be taken again.
+    """
+
+    cell: str
+    width: int
+    biased: bool
+    dtype: torch.dtype
+    device: torch.device
+    kinds: tuple[str, ...]
+    folded: bool
 
 
 @functools.lru_cache
 def step_graph(cell: str, width: int, biased: bool, dtype: torch.dtype, device: torch.device) -> OpGraph:
-    """The graph of one step; traced once."""
+    """The graph of a step whose states are inputs; traced once."""
     of: dict[str, Any] = {"dtype": dtype, "device": device}
-    model = _Step(cell, width, biased, **of)
     states = [torch.ones(3, width, **of) for _ in range(2 if cell == "lstm" else 1)]
-    return trace(model, (torch.ones(3, len(model.w), **of), *states))
+    return trace(_Step(cell, width, biased, **of), (torch.ones(3, 1, **of), *states))
 
 
-def slopes_program(step: tuple[Any, ...], composite: Composite, form: float | None) -> Callable[..., Any]:
+def slopes_program(step: Step, composite: Composite, form: float | None) -> Callable[..., Any]:
     """(x, z, states before), [rows, ...] each -> the slopes, in the order of `Slopes`."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-        planned = _PlannedStep(step_graph(*step), composite, form)
+        planned = _PlannedStep(step, composite, form)
         x, *states = (node.meta["val"] for node in planned.inputs)
         with x.fake_mode:
             z = torch.empty_like(x)
@@ -80,6 +100,18 @@ def slopes_program(step: tuple[Any, ...], composite: Composite, form: float | No
         return quick_module(program)
 
 
+def backward_loop(step: Step, composite: Composite, form: float | None) -> Loop | None:
+    """A step backward as `rules.recurrent_loops.walk_in_loop` takes it."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        planned = _PlannedStep(step, composite, form)
+        x, *states = (node.meta["val"] for node in planned.inputs)
+        with x.fake_mode:
+            given = [x, *map(torch.empty_like, (x, *states, *states, *states))]
+        program = functional_graph(planned.backward, given, DECOMPOSITIONS)
+    clean(program)
+    return loop_of_graph(program.graph, step.width, step.dtype)
+
+
 class _PlannedStep:
     """One step under a composite.
 
@@ -87,14 +119,21 @@ class _PlannedStep:
         form: of the signals that come to the states from outside.
     """
 
-    def __init__(self, graph: OpGraph, composite: Composite, form: float | None) -> None:
-        placeholders = dict(zip(graph.placeholder_nodes, graph.placeholders))
-        inputs = [n for n, p in placeholders.items() if p.kind == "input"]
-        self.inputs = sorted(inputs, key=lambda n: placeholders[n].target)  # x, and the states before
+    def __init__(self, step: Step, composite: Composite, form: float | None) -> None:
+        graph = step_graph(*step[:5])
+        places = dict(zip(graph.placeholder_nodes, graph.placeholders))
+        states = sorted((p.target, n) for n, p in places.items() if p.kind == "input")[1:]
+        for (i, node), kind in zip(states, step.kinds):
+            if kind != "active":
+                places[node] = Placeholder("parameter" if kind == "weight-like" else "buffer", f"state{i}")
+        graph = classify(replace(graph, placeholders=list(places.values()), info={}))
+        x, self.product = (n for n in graph.operations() if n.target is aten.linear.default)
+        self.inputs = [x, *(n for _, n in states)]  # the product x, and the states before
+        self.active = [n for (_, n), kind in zip(states, step.kinds) if kind == "active"]
         self.ends = [node for node in graph.output_nodes if isinstance(node, fx.Node)]  # the states after
-        self.product = next(n for n in graph.operations() if n.target is aten.linear.default)
-        self.plan = make_plan(graph, composite, {*self.inputs, *self.ends, self.product})
+        self.plan = make_plan(graph, composite, {*x.all_input_nodes, *self.inputs, *self.ends, self.product})
         self.form = form
+        self.epsilon = composite.default.epsilon if step.folded else 0.0  # of the factor on the product x
 
     def slopes(self, x: Tensor, z: Tensor, *before: Tensor) -> list[Tensor | None]:
         """What `Slopes` holds, for steps that are rows of the tensors."""
@@ -113,6 +152,22 @@ class _PlannedStep:
         pairs = [slope for pair in zip(of_h, of_c) for slope in pair]  # at x, z, h and c, of h and of c
         (scale_h, outer_h), (scale_c, outer_c) = self._scales(values[h], form_h), self._scales(values[c], form_c)
         return [c_h, *pairs[:4], None, *pairs[4:6], pairs[7], scale_h, outer_h, scale_c, outer_c]
+
+    def backward(self, x: Tensor, z: Tensor, *given: Tensor) -> list[Tensor | None]:
+        """The signals at x, at z, at h other than through the product (None for none), and at c.
+
+        Args:
+            given: the states before; the signals that come to the states after from the next step, and from outside.
+        """
+        n = len(self.ends)
+        before, carried, outer = given[:n], given[n : 2 * n], given[2 * n :]
+        c_h, x_h, x_c, z_h, z_c, _, h_h, h_c, c_c, *scales = self.slopes(x, z, *before)
+        pairs = zip(carried, scales[::2], outer, scales[1::2])
+        h, *rest = (_scaled(s, scale) + _scaled(from_outside, other) for s, scale, from_outside, other in pairs)
+        rest = [c if c_h is None else c + c_h * h for c in rest]
+        at_x, at_z, at_h = (_passed(slopes, (h, *rest)) for slopes in ((x_h, x_c), (z_h, z_c), (h_h, h_c)))
+        at_x, at_z = (torch.zeros_like(x) if s is None else s for s in (at_x, at_z))
+        return [at_x, at_z, at_h, *(torch.zeros_like(h) if c_c is None else c_c * c for c in rest)]
 
     def _form(self, end: fx.Node, inner: float | None) -> float | None:
         """The form of the sum of all signals at a state, where one comes from inside the step in the form `inner`."""
@@ -140,25 +195,47 @@ class _PlannedStep:
             What arrives at x, z and the states before; what arrives at the stops, with its form; the nodes' values.
         """
         values: dict[fx.Node, Any] = dict(zip(self.inputs, given))
-        arrived: dict[fx.Node, tuple[Tensor | None, float | None]] = dict.fromkeys((*stops, self.product), (None, None))
+        known = {self.inputs[0]: given[0], self.product: z}
+        arrived: dict[fx.Node, tuple[Tensor | None, float | None]] = dict.fromkeys((*stops, *known), (None, None))
         calls: list[Any] = []
         for unit in self.plan.units:
             if unit.node in arrived:
                 unit = replace(unit, rule=Rule(partial(_stop, arrived), needs_vjp=False))
-            if unit.node is self.product:
-                values[unit.node] = z
-                calls.append(_Known(unit, z))
+            if unit.node is self.inputs[0]:
+                unit = replace(unit, epsilon=self.epsilon)
+            if unit.node in known:
+                values[unit.node] = known[unit.node]
+                calls.append(_Known(unit, values[unit.node]))
             else:
                 calls.append(Call(unit, values))
                 values[unit.node] = calls[-1].output
         signals = {end: torch.ones_like(values[end])}
-        found = run_backward(self.plan, calls, values, signals, stabilized=form, observe=_see_raw, direction=-1)
-        x, *before = (found.get(node) for node in self.inputs)
-        return [x, arrived[self.product][0], *before], arrived, values
+        found = run_backward(self.plan, calls, values, signals, stabilized=form, observe=self._see_raw, direction=-1)
+        x, form_x = arrived[self.inputs[0]]
+        if form_x and not self.epsilon:
+            raise RuleError("a stabilized signal leaves a recurrent step whose states before it are activations")
+        return [x, arrived[self.product][0], *map(found.get, self.inputs[1:])], arrived, values
+
+    def _see_raw(self, unit: Unit, call: Any, s: Any, answers: Sequence[Tensor | None]) -> None:
+        """See that what leaves the step is in raw form, as `walk` takes it to be."""
+        if call.answered is not None and any(
+            node in self.active and answer is not None for node, answer in zip(unit.inputs, answers)
+        ):
+            raise RuleError(f"the rule of {unit.node.target} hands a stabilized signal out of a recurrent step")
+
+
+def _scaled(s: Tensor, scale: Tensor | None) -> Tensor:
+    return s if scale is None else s * scale
+
+
+def _passed(slopes: Sequence[Tensor | None], signals: Sequence[Tensor]) -> Tensor | None:
+    """The sum of the products, each signal as often as its slope has gates; None for nothing."""
+    found = [k * torch.cat([s] * (k.shape[1] // s.shape[1]), 1) for k, s in zip(slopes, signals) if k is not None]
+    return sum(found[1:], found[0]) if found else None
 
 
 class _Known:
-    """In place of the `Call` of the product with the state, whose output is known."""
+    """In place of the `Call` of a product, whose output is known."""
 
     def __init__(self, unit: Unit, output: Tensor) -> None:
         self.unit, self.output, self.inputs = unit, output, [None] * len(unit.inputs)
@@ -171,14 +248,6 @@ def _stop(arrived: dict[fx.Node, Any], call: Any, s: Tensor, *args: Any, **kwarg
     """In place of a rule: keep the signal, and hand on nothing."""
     arrived[call.unit.node] = s, call.form
     return [None] * len(call.inputs)
-
-
-def _see_raw(unit: Unit, call: Any, s: Any, answers: Sequence[Tensor | None]) -> None:
-    """See that what leaves the step is in raw form, as `walk` takes it to be."""
-    if call.answered is not None and any(
-        node.op == "placeholder" and answer is not None for node, answer in zip(unit.inputs, answers)
-    ):
-        raise RuleError(f"the rule of {unit.node.target} hands a stabilized signal out of a recurrent step")
 
 
 def _by_gate(graph: fx.Graph, gates: int) -> None:

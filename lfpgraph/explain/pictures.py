@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import AttributionError
+from ..pages import head
 
 if TYPE_CHECKING:
     import networkx
@@ -175,14 +176,8 @@ def figure_html(figure: Figure) -> str:
 def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
     """A self-contained HTML page of parts, with a table of facts."""
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    style = (
-        "body{font:15px sans-serif;max-width:60em;margin:2em auto;color:#222}th{text-align:left;padding-right:1em}"
-        ".tokens{line-height:2}.tokens span{padding:.15em .3em;border-radius:.2em}svg{max-width:100%}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-        f"<h1>{html.escape(title)}</h1><table>{rows}</table>{''.join(parts)}</html>\n"
-    )
+    style = ".tokens { line-height: 2; } .tokens span { padding: .15em .3em; border-radius: .2em; color: #222; }"
+    return f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n"
 
 
 def _maps(relevance: Tensor) -> Tensor:

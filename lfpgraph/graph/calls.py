@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..errors import LfpGraphError, TraceError
 
 __all__ = [
+    "are_tensors",
     "arguments_of",
     "fill_slots",
     "flatten_input",
@@ -38,6 +40,8 @@ def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ..
 
 def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
     """The leaves of a call's arguments and their pytree; a dataclass that holds tensors counts as a container."""
+    if are_tensors(args, kwargs):
+        return [*args, *kwargs.values()], _spec_of_tensors(len(args), tuple(kwargs))
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     unknown = {type(leaf) for leaf in leaves if _is_container(leaf)}
     if not unknown:
@@ -45,6 +49,16 @@ def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[
     for cls in unknown:
         pytree.register_dataclass(cls)
     return flatten_input(args, kwargs)
+
+
+def are_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether all arguments of a call are plain tensors."""
+    return all(type(x) is Tensor for x in args) and all(type(x) is Tensor for x in kwargs.values())
+
+
+@functools.lru_cache(256)
+def _spec_of_tensors(count: int, names: tuple[str, ...]) -> Any:
+    return pytree.tree_structure(((0,) * count, dict.fromkeys(names, 0)))
 
 
 def _is_container(leaf: Any) -> bool:
@@ -96,6 +110,8 @@ def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
 
     A number that a tracer does not know yet (a size, or read from a tensor) becomes a tensor, to be read again.
     """
+    if type(output) is Tensor:
+        return [output], [("tensor", 0)], _ONE
     flat, spec = pytree.tree_flatten(output)
     tensors: list[Tensor] = []
     described: list[Any] = []
@@ -106,6 +122,9 @@ def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
         else:
             described.append(("value", _opaque(leaf, tensors)))
     return tensors, described, spec
+
+
+_ONE = pytree.tree_structure(0)
 
 
 class _TensorSlot:

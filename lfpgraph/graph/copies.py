@@ -4,8 +4,8 @@ A comparison that several operations read is copied for each of them. `fired = u
 u = torch.where(fired, 0, u)` is two functions of u. Comparisons cost little, and reward passes one only inside a run that
 comes back to float.
 
-What only leads to where no reward comes from (a running mean, a mask or a detached value among the outputs) gets a copy, too:
-a normalisation is one whether or not its statistics are kept. A live run sees none of that.
+What only leads to where no reward comes from (a running mean, a mask among the outputs, a detached value) gets a copy, too: a
+normalisation is one whether or not its statistics are kept. A live run sees nothing of what is made under no_grad.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import fx
 
 from ..registry import COMPARISON, NOTHING
-from .graph import OpGraph, family_of, is_float
+from .graph import DETACH, OpGraph, family_of, is_float
 from .regions import may_join
 
 __all__ = ["copy_for_the_idle", "copy_shared_comparisons"]
 
 
-def copy_shared_comparisons(graph: OpGraph) -> None:
-    """Give every user of a comparison one of its own. In place; the graph computes the same."""
-    changed = False
+def copy_shared_comparisons(graph: OpGraph) -> dict[fx.Node, fx.Node]:
+    """Give every user of a comparison one of its own. In place; the graph computes the same. Returns of what each copy is one."""
+    copies: dict[fx.Node, fx.Node] = {}
     for node in reversed(list(graph.graph.nodes)):
         if family_of(node) is not COMPARISON or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
@@ -30,15 +30,16 @@ def copy_shared_comparisons(graph: OpGraph) -> None:
             with graph.graph.inserting_after(node):
                 own = graph.graph.node_copy(node, lambda source: source)
             user.replace_input_with(node, own)
-            changed = True
-    if changed:
+            copies[own] = node
+    if copies:
         graph.module.recompile()
+    return copies
 
 
-def copy_for_the_idle(graph: OpGraph) -> None:
-    """Give operations that no reward reaches their own copies of what might be part of a region. In place."""
+def copy_for_the_idle(graph: OpGraph) -> dict[fx.Node, fx.Node]:
+    """Give operations that no reward reaches their own copies of what might be part of a region. In place. Returns likewise."""
     reached = _reached(graph)
-    changed = False
+    copies: dict[fx.Node, fx.Node] = {}
     for node in reversed(list(graph.graph.nodes)):
         users = [user for user in node.users if user.op != "output"]
         idle = [user for user in users if user not in reached]
@@ -48,9 +49,10 @@ def copy_for_the_idle(graph: OpGraph) -> None:
             own = graph.graph.node_copy(node, lambda source: source)
         for user in idle:
             user.replace_input_with(node, own)
-        changed = True
-    if changed:
+        copies[own] = node
+    if copies:
         graph.module.recompile()
+    return copies
 
 
 def _may_be_inside(node: fx.Node, users: list[fx.Node]) -> bool:
@@ -73,5 +75,5 @@ def _reached(graph: OpGraph) -> set[fx.Node]:
         node = stack.pop()
         if node not in reached:
             reached.add(node)
-            stack += node.all_input_nodes
+            stack += [] if node.target in DETACH else node.all_input_nodes
     return reached

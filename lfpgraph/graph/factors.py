@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ..registry import SPLIT, VIEW
+from ..rules.loops import LSTM, RECURRENT, added_to_steps
 from .graph import ACTIVE, WEIGHT, OpGraph
 
 __all__ = ["is_added", "is_cut", "is_factor"]
@@ -48,6 +49,8 @@ def is_added(graph: OpGraph, node: fx.Node, operand: fx.Node) -> bool:
     """Whether an operation only adds an operand: as one of a sum, or as its bias."""
     if graph.info[node].family is SPLIT:
         return True
+    if node.target in (LSTM, RECURRENT):
+        return any(operand is argument for argument in added_to_steps(node.target, node.args))
     if not isinstance(node.target, OpOverload):
         return False
     names = [argument.name for argument in node.target._schema.arguments]

@@ -23,6 +23,7 @@ __all__ = [
     "ACTIVE",
     "CASTS",
     "CONSTANT",
+    "DETACH",
     "WEIGHT",
     "NodeInfo",
     "OpGraph",
@@ -47,6 +48,7 @@ CASTS = frozenset(
     {_aten._to_copy.default, _aten.to.dtype, _aten.to.dtype_layout}
 )  # a trace has the first, a live run any
 
+DETACH = frozenset({_aten.detach.default, _aten.detach_copy.default})
 _WRITES_STATISTICS = {
     torch.ops.aten._batch_norm_with_update_functional.default,
     torch.ops.aten._native_batch_norm_legit_functional.default,
@@ -55,7 +57,10 @@ _WRITES_STATISTICS = {
 
 @dataclass(frozen=True)
 class Placeholder:
-    """An input of the graph: `kind` is "parameter", "buffer", "constant" or "input"; `target` its dotted name or index."""
+    """An input of the graph; `target` is its dotted name or index.
+
+    Its kind is "parameter", "buffer", "constant", "input", or "unrecorded": made of inputs where no gradients are recorded.
+    """
 
     kind: str
     target: Any
@@ -135,6 +140,8 @@ class OpGraph:
 
     def rebuild(self, user_outputs: Sequence[Any]) -> Any:
         """The model's own output structure, of its tensor outputs."""
+        if len(self.out_leaves) == 1 and self.out_leaves[0] == ("tensor", 0) and self.out_spec.type is None:
+            return user_outputs[0]
         leaves = [
             user_outputs[item] if kind == "tensor" else fill_slots(item, user_outputs) for kind, item in self.out_leaves
         ]

@@ -21,6 +21,7 @@ from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
+from .notes import is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
@@ -39,11 +40,11 @@ def amend(
     for place, number in enumerate(outputs if taps else ()):
         tap(record, number, given, place, check, watch)
     own_reads = {number for number, _, _ in record.own_reads}
-    for place, placeholder, plain in schedule.parameters:
+    for place, how in schedule.parameters:
         leaf = record.leaves[place]
         edge = record.edge_of.get(leaf.value)
-        if edge is not None and not (plain and watch is None):
-            scale = Scale(schedule.plan, placeholder, plain, leaf.tensor, record.shapes[leaf.value], watch)
+        if edge is not None and not (how[1] and watch is None):
+            scale = Scale(schedule.plan, how, leaf.tensor, record.shapes[leaf.value], watch)
             alias = record.aliases.get(leaf.value)
             if alias is not None and alias._backward_hooks is None and alias.numel() < LARGE:
                 alias._backward_hooks = OrderedDict({0: scale.at_alias})  # `register_hook` without its handle
@@ -61,7 +62,7 @@ def amend(
         edges = [record.edge_of.get(n) for n in amendment.exits]
         if not any(edges):
             continue
-        if not _Hooks(amendment, schedule, record, given, check, watch).install(edges):
+        if not _Hooks(amendment, schedule, record, given, check, watch).install(record, edges):
             lost.append(schedule.plan.graph.describe(amendment.unit.node))
     return lost
 
@@ -80,33 +81,39 @@ class _Hooks:
     ) -> None:
         self.amendment, self.plan, self.given, self.check, self.watch = amendment, schedule.plan, given, check, watch
         self.numbers = schedule.live.value
-        kept = record.kept
-        self.values: dict[int, Any] = {
-            n: x for n in amendment.needs if (x := record.remade.get(n, kept[n])) is not None
-        }
-        self.halved = {n for n in record.halved if n in self.values}
-        if any(schedule.factors_alone.get(n) != record.halved[n] for n in self.halved):
+        kept, remade = record.kept, record.remade
+        self.values: dict[int, Any] = {n: x for n in amendment.needs if (x := remade.get(n, kept[n])) is not None}
+        self.halved = {n for n in record.halved if n in self.values} if record.halved else set()
+        if self.halved and any(schedule.factors_alone.get(n) != record.halved[n] for n in self.halved):
             self.values.clear()
         self.templates = {node: record.templates.get(step) for node, step in amendment.steps}
         self.cast = record.casts.get(amendment.steps[-1][1]) if amendment.steps else None
         self.complete = len(self.values) == len(amendment.needs) and None not in self.templates.values()
         self.answers: dict[int, Tensor | None] = {}
-        self.record = record
         halves = amendment.exits[0] in schedule.around[1] and amendment.exits[0] in schedule.factors_alone
         self.unshared = schedule.unshared if halves else None
 
-    def install(self, edges: list[Any]) -> bool:
+    def install(self, record: Record, edges: list[Any]) -> bool:
         """Whether the hooks could be put; without the values they look at they cannot."""
         if not self.complete:
             return False
-        amendment, record = self.amendment, self.record
+        amendment = self.amendment
+        for factor in amendment.factors.values():
+            if is_compressed(self.values[factor.measure]):
+                what = self.plan.graph.describe(amendment.unit.node)
+                raise RuleError(
+                    f"{what} gives a sparse tensor of compressed rows: no epsilon rule; use .to_dense() before"
+                )
+        alone = not amendment.computed and len(edges) == 1 and amendment.factors
+        if alone:
+            edges[0][0].register_prehook(self._factor(edges[0][1], amendment.factors[0]))
+            if not amendment.reaches_inside:
+                return True
         nodes: dict[Any, list[tuple[int, int]]] = {}
         for place, edge in enumerate(edges):
             if edge is not None:
                 nodes.setdefault(edge[0], []).append((place, edge[1]))
-        if not amendment.computed and len(edges) == 1 and amendment.factors:
-            edges[0][0].register_prehook(self._factor(edges[0][1], amendment.factors[0]))
-        elif amendment.factors or amendment.computed:
+        if not alone and (amendment.factors or amendment.computed):
             for node, places in nodes.items():
                 node.register_prehook(self._arrival(places, len(edges)))
         if amendment.reaches_inside:
@@ -124,7 +131,6 @@ class _Hooks:
                     marked.append((slot, i, i not in answered))
                     answered.add(i)
                 node.register_hook(self._departure(marked))
-        del self.record
         return True
 
     def _factor(self, slot: int, factor: Factor) -> Any:
@@ -133,12 +139,9 @@ class _Hooks:
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if signals[slot] is None or self._is_true():
                 return None
-            if (
-                self.unshared is not None
-                and factor.measure not in self.halved
-                and is_alone(self.values[factor.measure])
-            ):
-                self.unshared.add(factor.measure)  # the user keeps no output until here: next time half of it is enough
+            unshared = None if factor.measure in self.halved else self.unshared
+            if unshared is not None and is_alone(self.values[factor.measure]):
+                unshared.add(factor.measure)  # the user keeps no output until here: next time half of it is enough
             over = owned(signals, slot)  # before anything here refers to the signal
             s = self._settled(signals[slot], factor, over)
             if not self.amendment.plain:

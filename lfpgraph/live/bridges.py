@@ -17,17 +17,8 @@ from .notes import tensors_among
 from .values import Values, tensor_of
 
 __all__ = [
-    "LARGE",
-    "Bridge",
-    "Shadows",
-    "Sources",
-    "bridge",
-    "goes_on",
-    "is_bridge",
-    "nothing",
-    "slots_of",
-    "wake",
-]
+    "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",
+]  # fmt: skip
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -47,18 +38,23 @@ class Bridge(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None, *sources: Tensor) -> Tensor:
         ctx.kinds = [(s.shape, s.dtype, s.device) for s in sources]
         ctx.awake, ctx.function = False, function
+        ctx.set_materialize_grads(False)
         if function is not None:
             ctx.save_for_backward(*sources)
         return x.detach()  # no view of x, so it can be written to
 
     @staticmethod
-    def backward(ctx: Any, s: Tensor) -> Any:
+    def backward(ctx: Any, s: Tensor | None) -> Any:
+        if s is None and not ctx.awake:
+            return (None,) * (2 + len(ctx.kinds))
         own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
-        if not ctx.awake or torch.is_grad_enabled():
-            return (own, None, *(_true(ctx.function, saved[0], s) if saved else (None,) * len(ctx.kinds)))
-        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
-        return (own, None, *zeros)
+        if ctx.awake and not torch.is_grad_enabled():
+            zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
+            return (own, None, *zeros)
+        if s is None or not saved:
+            return (own, None, *(None for _ in ctx.kinds))
+        return (own, None, *_true(ctx.function, saved[0], s))
 
 
 def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -95,7 +91,7 @@ def slots_of(
         inputs: the edges of its inputs.
         values: the run; the way back ends at its values, but for those `inside` the unit.
     """
-    edges, covering = values.edges, values.covering
+    edges, covering, passed = values.edges, values.covering, {-1, *inside, *values.undone}
     found: dict[Any, list[tuple[int, int]]] = {}
     stack, seen = list(exits), set(exits)
     while stack:
@@ -106,7 +102,7 @@ def slots_of(
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif source not in seen and edges.get((source, index), -1) in (-1, *inside):
+            elif source not in seen and edges.get((source, index), -1) in passed:
                 seen.add(source)
                 stack.append(source)
     return found, seen
@@ -183,11 +179,10 @@ class Shadows:
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self._of: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of what the model sees: that, and its shadow
+        self.noted: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by the identity of what the model sees: that, and its shadow
         self._seen: dict[int, Tensor] = {}  # by the identity of a shadow: what the model sees
-
-    def __bool__(self) -> bool:
-        return bool(self._of)
 
     def given(self, args: Any, kwargs: Any, writes: bool) -> tuple[Any, Any] | None:
         """The arguments with shadows in their places; None if there are none. What such values are written to gets one, too."""
@@ -201,7 +196,7 @@ class Shadows:
 
     def of(self, x: Tensor, made: bool = False) -> Tensor:
         """A tensor's shadow: its own, or that part of the shadow of what it is a view of; else one is made, or it is x."""
-        found = self._of.get(id(x))
+        found = self.noted.get(id(x))
         if x.requires_grad:
             if found is not None:  # the model has made it a leaf of its own
                 self._forget(x)
@@ -210,7 +205,7 @@ class Shadows:
         if found is not None:
             return found[1]
         base = x._base
-        if base is not None and (made or id(base) in self._of):
+        if base is not None and (made or id(base) in self.noted):
             shadow = self.of(base, True).as_strided(x.size(), x.stride(), x.storage_offset())
         elif made:
             shadow = x.data
@@ -250,7 +245,7 @@ class Shadows:
 
     def show(self, tensors: Sequence[Any]) -> list[Tensor]:
         """From now on the model sees of these tensors, too, that autograd follows them; returns those that it follows."""
-        for x in tensors:
+        for x in tensors if self.noted else ():
             found = self._forget(x)
             if found is not None and found[1].requires_grad and not x.requires_grad:
                 _Shown.apply(x, found[1])
@@ -258,16 +253,16 @@ class Shadows:
         return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
 
     def close(self) -> None:
-        self._of.clear()
+        self.noted.clear()
         self._seen.clear()
 
     def _note(self, x: Tensor, shadow: Tensor) -> None:
         self._forget(x)
-        self._of[id(x)], self._seen[id(shadow)] = (x, shadow), x
+        self.noted[id(x)], self._seen[id(shadow)] = (x, shadow), x
 
     def _forget(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """What was noted of x, which is noted no longer: its shadow's identity may soon be another tensor's."""
-        if (found := self._of.pop(id(x), None)) is not None:
+        if (found := self.noted.pop(id(x), None)) is not None:
             self._seen.pop(id(found[1]), None)
         return found
 

@@ -5,6 +5,7 @@ And what it sees before the run is amended, when it is asked on tensors without 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,8 +152,8 @@ def likeness_of(unit: Unit) -> Any:
         return None
     arguments = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: seen.get(n))  # type: ignore[arg-type]
     how = (
-        id(unit.rule),
-        unit.handler,
+        None if unit.rule is None else (unit.rule.is_vjp, unit.rule.constants),
+        _made_of(unit.handler),
         unit.wanted,
         unit.active,
         unit.weightlike,
@@ -160,6 +161,18 @@ def likeness_of(unit: Unit) -> Any:
         unit.rectified is None,
     )
     return unit.node.target, how, repr(arguments)
+
+
+def _made_of(function: Any) -> Any:
+    """A function; of a partial one what it is made of, so that two that are made alike are equal."""
+    if not isinstance(function, functools.partial):
+        return function
+    made = function.func, tuple(map(_made_of, function.args)), tuple(function.keywords.items())
+    try:
+        hash(made)
+    except TypeError:  # a list, say, which may be another one by the next time
+        return function
+    return made
 
 
 class Multiple:
@@ -203,6 +216,12 @@ class _Asked(Call):
         return torch.empty_like(self.output)
 
     def run(self, tensors: Sequence[Any]) -> Any:
+        if not torch.is_grad_enabled() and all(_alike(x, given) for x, given in zip(tensors, self.inputs)):
+            several = isinstance(self.output, list)
+            outputs = [
+                torch.empty_like(z) if isinstance(z, Tensor) else z for z in (self.output if several else [self.output])
+            ]
+            return outputs if several else outputs[0]
         values = {n: n.meta["val"] for node in self.nodes for n in node.all_input_nodes}
         return execute(self._unit, values, tensors)
 
@@ -217,6 +236,10 @@ class _Asked(Call):
             (Multiple() if of_arrived else torch.empty_like(x)) if wanted else None
             for x, wanted in zip(self.inputs, self.wanted)
         ]
+
+
+def _alike(x: Any, y: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and x.dtype == y.dtype
 
 
 def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float, bool]:

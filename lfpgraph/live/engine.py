@@ -20,7 +20,7 @@ from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, refs_in
+from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
 from .operations import quick_steps
 from .parameters import Watch
 from .record import Record
@@ -66,6 +66,7 @@ class LiveEngine:
         adopt: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
+        self._changes = changes_gradients(composite)
         self.watch, self.path, self.adopt = watch or Watch(type(model).__name__), path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: dict[Any, Schedule] = {}  # by the kind of call: its mode, and which arguments it has
@@ -85,11 +86,11 @@ class LiveEngine:
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
         """
-        if not changes_gradients(self.composite):
+        if not self._changes:
             with running_plainly():
                 return call(*args, **kwargs)
         self.watch.begin()
-        if any(isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
+        if any(type(x) is not Tensor and isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
             args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
@@ -265,6 +266,11 @@ class _Leaves:
         found = self.engine.name(tensor)
         if found is not None:
             return found
+        for i, x in enumerate(self.args):
+            if x is tensor:
+                return "input", i
+            if not isinstance(x, Tensor):
+                break
         if self.inputs is None:
             self.inputs = {id(t): i for i, t in enumerate(tensors_in((self.args, self.kwargs)))}
         if id(tensor) in self.inputs:
@@ -281,19 +287,3 @@ class _Leaves:
         if tensor.requires_grad:
             return "input", -1
         return "constant", None
-
-
-def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list[Tensor]:
-    """The tensors in a value, through containers and the attributes of any objects but modules."""
-    seen = set() if seen is None else seen
-    if isinstance(value, Tensor):
-        return [value]
-    if depth > 6 or id(value) in seen or isinstance(value, nn.Module | type | str | bytes):
-        return []
-    seen.add(id(value))
-    if isinstance(value, Mapping):
-        return [t for item in list(value.values()) for t in tensors_in(item, depth + 1, seen)]
-    if isinstance(value, list | tuple | set):
-        return [t for item in value for t in tensors_in(item, depth + 1, seen)]
-    held = getattr(value, "__dict__", None)
-    return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []

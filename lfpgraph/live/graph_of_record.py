@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 
 from ..errors import InputError
 from ..graph.classes import classify
-from ..graph.copies import copy_shared_comparisons
+from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
 from ..registry import find_rule
 from .notes import Ref
@@ -58,7 +58,8 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         def node_of(ref: Any) -> Any:
             return nodes[int(ref)] if isinstance(ref, Ref) else ref
 
-        node = graph.call_function(op, _mapped(args, node_of), _mapped(kwargs, node_of))
+        node = graph.call_function(op)  # which would look through the arguments for numbers that only a tracer gives
+        node.args, node.kwargs = _mapped(args, node_of), _mapped(kwargs, node_of)
         node.meta["nn_module_stack"] = {
             "": (f"model.{record.paths[step]}" if record.paths[step] else "model", nn.Module)
         }
@@ -85,13 +86,12 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
     graph.eliminate_dead_code(
         is_impure_node=lambda node: node.op in ("placeholder", "output") or _is_part_of_loop(node)
     )
-    copy_shared_comparisons(found)
-    left = set(graph.nodes)
     values = {node: n for n, node in nodes.items()}
-    made = {(node.target, node.args): node for node in step_of}
-    for node in left - set(step_of):
-        if (original := made.get((node.target, node.args))) is not None:  # a comparison's copy
-            step_of[node], values[node] = step_of[original], values[original]
+    for node, original in (copy_for_the_idle(found) | copy_shared_comparisons(found)).items():
+        step_of[node] = step_of[original]
+        if original in values:
+            values[node] = values[original]
+    left = set(graph.nodes)
     return LiveGraph(
         classify(found),
         {node: n for node, n in values.items() if node in left},

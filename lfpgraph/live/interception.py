@@ -47,28 +47,35 @@ def recorder() -> Any:
     return getattr(_local, "recorder", None)
 
 
-@contextlib.contextmanager
-def recording(new: Recorder) -> Iterator[None]:
+class recording:
     """Let this thread's operations go to a recorder.
 
     A recording inside another one takes its place until it ends.
     """
-    _wrap_torch()
-    before, optimized = recorder(), torch._C._get_graph_executor_optimize()
-    _as_written(1)
-    _local.recorder = new
-    flat.RUNS += 1
-    torch._C._set_graph_executor_optimize(False)  # TorchScript would make one operation of many, from its third run on
-    _include(_KEY, True)
-    try:
-        with torch._C._EnablePythonDispatcher():
-            yield
-    finally:
+
+    def __init__(self, new: Recorder) -> None:
+        self._new = new
+
+    def __enter__(self) -> None:
+        _wrap_torch()
+        self._before, self._optimized = recorder(), torch._C._get_graph_executor_optimize()
+        _as_written(1)
+        _local.recorder = self._new
+        flat.RUNS += 1
+        torch._C._set_graph_executor_optimize(
+            False
+        )  # TorchScript would make one operation of many, from its third run on
+        _include(_KEY, True)
+        self._dispatcher = torch._C._EnablePythonDispatcher()
+        self._dispatcher.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._dispatcher.__exit__(*raised)
         flat.RUNS -= 1
-        _local.recorder = before
+        _local.recorder = self._before
         _as_written(-1)
-        torch._C._set_graph_executor_optimize(optimized)
-        _include(_KEY, before is not None)
+        torch._C._set_graph_executor_optimize(self._optimized)
+        _include(_KEY, self._before is not None)
 
 
 class _AsWritten:
@@ -103,18 +110,19 @@ def _as_written(change: int) -> None:
             frames._stance = frames._stance.before
 
 
-@contextlib.contextmanager
-def paused() -> Iterator[None]:
+class paused:
     """Run operations unseen, in a thread that records or not."""
-    if recorder() is None:
-        yield
-        return
-    _include(_KEY, False)
-    try:
-        with _NoPython():
-            yield
-    finally:
-        _include(_KEY, True)
+
+    def __enter__(self) -> None:
+        self._dispatcher = None if recorder() is None else _NoPython()
+        if self._dispatcher is not None:
+            _include(_KEY, False)
+            self._dispatcher.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.__exit__(*raised)
+            _include(_KEY, True)
 
 
 @contextlib.contextmanager
@@ -172,7 +180,7 @@ def seen(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _handler_of(op: OpOverload) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
-        current = recorder()
+        current = getattr(_local, "recorder", None)
         if current is None:  # another thread's tracer has switched the key on, and the handler is its business
             op._dispatch_cache.pop(_KEY, None)
             return op._op(*args, **kwargs)
@@ -190,6 +198,8 @@ def _handler_of(op: OpOverload) -> Callable[..., Any]:
 
 def _wrap_torch() -> None:
     global _wrapped
+    if _wrapped:
+        return
     with _lock:
         if _wrapped:
             return

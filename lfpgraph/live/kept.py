@@ -112,11 +112,6 @@ class Kept(Values):
             int, list[tuple[Tensor, int]]
         ] = {}  # by storage: what lies there, as far as `_lying` was read
 
-    def close(self) -> None:
-        super().close()
-        for held in (self.remade, self._stored):
-            held.clear()
-
     def _wants_leaf(self, number: int) -> bool:
         return self.expected is None or self.keep_all or number in self.expected.kept_values
 
@@ -201,7 +196,9 @@ def _saves_freely() -> bool:
 
 def is_alone(kept: Tensor | None) -> bool:
     """Whether nobody else holds the memory of a value that is kept, autograd for example."""
-    return kept is not None and torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
+    if kept is None or kept.layout is not torch.strided:
+        return False
+    return torch._C._storage_Use_Count(kept.untyped_storage()._cdata) == 2  # the tensor, and this
 
 
 def is_followed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

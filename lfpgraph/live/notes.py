@@ -20,10 +20,13 @@ __all__ = [
     "Notes",
     "Ref",
     "Unrecorded",
+    "alias_of",
     "as_inputs",
     "as_met",
+    "is_compressed",
     "refs_in",
     "tensors_among",
+    "tensors_in",
     "user_line",
 ]
 
@@ -65,8 +68,8 @@ def user_line() -> str:
 class Unrecorded:
     """Float tensors that were made of the model's input without being recorded: features of a frozen encoder, say.
 
-    Such a value is a leaf of the recorded run. If it was made of the model's input it is an activation like the input
-    itself; otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
+    Such a value is a leaf of the recorded run. If it was made of the model's input it may be an activation (`graph.classes`);
+    otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
     """
 
     def __init__(self) -> None:
@@ -95,6 +98,16 @@ def _is_float(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
+def is_compressed(x: Any) -> bool:
+    """Whether a value is a sparse tensor of compressed rows or columns, which has no strides and no memory of its own."""
+    return getattr(x, "layout", torch.strided) in (
+        torch.sparse_csr,
+        torch.sparse_csc,
+        torch.sparse_bsr,
+        torch.sparse_bsc,
+    )
+
+
 class NameLeaf(Protocol):
     """Says of a tensor that no operation made what it is, as (kind, name)."""
 
@@ -108,9 +121,9 @@ class NameLeaf(Protocol):
         """A float tensor that the run was given."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Leaf:
-    """A value that the run found: a parameter, a buffer, an input, or another tensor ("constant")."""
+    """A value that the run found; its kind is one of those of `graph.Placeholder`."""
 
     value: int
     kind: str
@@ -139,3 +152,29 @@ def tensors_among(args: Any, kwargs: Any) -> list[Tensor]:
         x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, list | tuple) else (value,))
     ]
     return [x for x in values if isinstance(x, Tensor)]
+
+
+def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list[Tensor]:
+    """The tensors in a value, through containers and the attributes of any objects but modules."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        return [value]
+    if depth > 6 or id(value) in seen or isinstance(value, nn.Module | type | str | bytes):
+        return []
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        return [t for item in list(value.values()) for t in tensors_in(item, depth + 1, seen)]
+    if isinstance(value, list | tuple | set):
+        return [t for item in value for t in tensors_in(item, depth + 1, seen)]
+    held = getattr(value, "__dict__", None)
+    return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []
+
+
+def alias_of(x: Tensor) -> Tensor:
+    """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
+    found = x.clone() if is_compressed(x) else x[...]
+    if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
+        nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+        with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
+            found = x[...]
+    return found

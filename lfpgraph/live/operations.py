@@ -100,31 +100,34 @@ class Quick:
     def __init__(self, key: tuple[Any, ...], args: Sequence[Any], number: int, keep: bool) -> None:
         self.op, self.count, self.number, self.keep = key[0], len(args), number, keep
         info, count = info_of(self.op), len(args)
-        self.tests = [
+        tests = [
             (i, _NO_TENSOR if kind == TENSOR and not isinstance(arg, Ref) else kind, want)
             for i, (kind, arg, want) in enumerate(zip(info.kinds, args, key[1:]))
         ]
-        ins = [want for _, kind, want in self.tests if kind == TENSOR]
+        self.tensors = [(i, want) for i, kind, want in tests if kind == TENSOR]
+        self.rest = [test for test in tests if test[1] != TENSOR]
+        ins = [want for _, want in self.tensors]
         rest = key[1 + count :]
         (self.dtype, self.dims, _), self.shape_is_first = rest[0], rest[1] if info.shaped else None
         self.first, self.others = (ins[0] if ins else None), ins[1:] if info.shaped else []
         self.alike = (rest[2] or (True,) * len(self.others)) if self.others else ()
 
-    def given(self, record: Any, op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def given(self, record: Any, args: tuple[Any, ...]) -> Sequence[Any] | None:
         """The arguments to run the operation with, if it is this step as far as can be seen before it runs; else None."""
-        if op is not self.op or len(args) != self.count:
+        if len(args) != self.count:
             return None
         given: list[Any] | None = None
-        for i, kind, want in self.tests:
+        aliases = record.aliases
+        for i, want in self.tensors:
             value = args[i]
-            if kind == TENSOR:
-                if not isinstance(value, Tensor) or record.number(value) != want:
-                    return None
-                alias = record.aliases.get(want)
-                if alias is not None:
-                    given = list(args) if given is None else given
-                    given[i] = alias
-            elif kind == SIZE:
+            if not isinstance(value, Tensor) or record.number(value) != want:
+                return None
+            if want in aliases:
+                given = list(args) if given is None else given
+                given[i] = aliases[want]
+        for i, kind, want in self.rest:
+            value = args[i]
+            if kind == SIZE:
                 if (value is None) is not want:
                     return None
             elif (kind == _NO_TENSOR and isinstance(value, Tensor)) or (
@@ -136,7 +139,7 @@ class Quick:
             first = shapes[self.first]
             if any((shapes[n] == first) is not alike for n, alike in zip(self.others, self.alike)):
                 return None
-        return args if given is None else tuple(given)
+        return args if given is None else given
 
     def is_result(self, record: Any, out: Any) -> bool:
         """Whether what came out is a new value, and looks as this step's."""

@@ -21,6 +21,8 @@ from .bridges import LARGE
 __all__ = ["Scale", "Watch", "is_differentiated", "owned", "refuse_batched", "replaced", "tap"]
 
 log = logging.getLogger("lfpgraph")
+_COMPARED = 2  # gradients of each parameter that are compared in value
+_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 class Watch:
@@ -95,12 +97,8 @@ class Watch:
             if watch is not None and key in watch._watched:
                 watch._expect(key, feedback)
 
-    def expects(self, parameter: Tensor) -> bool:
-        """Whether feedback is on its way to a parameter."""
-        return id(parameter) in self._fed
-
     def _expect(self, key: int, feedback: Tensor) -> None:
-        compare = self._compared.get(key, 0) < 2
+        compare = self._compared.get(key, 0) < _COMPARED
         self._fed.setdefault(key, []).append(feedback.detach() if compare else None)
 
     def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
@@ -112,9 +110,11 @@ class Watch:
             self._say(name, "has received a gradient that is no feedback")
             return
         seen = self._compared.get(key, 0)
+        if seen == _COMPARED:
+            return
         parameter = self._watched[key]()
         others = parameter is None or len(parameter._backward_hooks or ()) > 1  # the user's may have changed it before
-        if seen < 2 and not others:
+        if not others:
             self._compared[key] = seen + 1
             parts = [f for f in fed if f is not None]
             if len(parts) == len(fed) and not gradient.is_sparse and not _equal(gradient, parts):
@@ -194,16 +194,15 @@ class Scale:
     """
 
     def __init__(
-        self, plan: Plan, placeholder: fx.Node, plain: bool, parameter: Tensor, shape: torch.Size, watch: Watch | None
+        self, plan: Plan, how: tuple[fx.Node, bool, bool], parameter: Tensor, shape: torch.Size, watch: Watch | None
     ) -> None:
-        self.plan, self.placeholder, self.plain, self.parameter, self.watch = plan, placeholder, plain, parameter, watch
-        self.shape = shape
-        self.by_size = plan.scales_by_size(placeholder)
+        self.plan, self.parameter, self.shape, self.watch = plan, parameter, shape, watch
+        self.placeholder, self.plain, self.by_size = how
         self.is_inside = torch._C._current_graph_task_id() != -1
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
         """The feedback of the signal s; written over it, if it may be."""
-        refuse_batched(s)
+        refuse_batched()
         if self.is_inside and self.watch is not None:
             self.watch.inside.add(id(self.parameter))
         if self.plain:
@@ -246,9 +245,9 @@ class Scale:
         return after
 
 
-def refuse_batched(signal: Tensor) -> None:
-    """Refuse a signal that stands for many at once, of which torch's batched tensors do not know every operation of a rule."""
-    if torch._C._dispatch_keys(signal).has("Batched"):
+def refuse_batched() -> None:
+    """Refuse signals that stand for many at once, of which torch's batched tensors do not know every operation of a rule."""
+    if torch._C._dispatch_tls_is_dispatch_key_included(_VMAP):
         raise WrapError(
             "many backward passes at once are asked for (is_grads_batched=True, vectorize=True), and the rules of feedback do "
             "not run on such a batch; ask for them one after the other."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from ..tracing.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
 from .interception import paused, record_again
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
@@ -64,6 +65,21 @@ class Record(Kept):
         """Run an operation and note it."""
         ins: list[int]
         key: list[Any]
+        quick = self._quick[self.steps_done] if self.steps_done < len(self._quick) else None
+        if quick is not None and quick.op is op and not kwargs and self._is_plain():
+            given = quick.given(self, args)
+            if given is not None:
+                out = op._op(*given)
+                if quick.is_result(self, out):
+                    self._new(out)
+                    self.steps_done += 1
+                    if quick.keep:
+                        self._keep(quick.number, out)
+                    return out
+                ins, key = [], [op]
+                self._read(args, info_of(op).kinds, ins, key)
+                out = self._note(info_of(op), key, ins, args, kwargs, out, None)
+                return self.shadows.hide(out) if self._bridged else out
         if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             self._look_at(args)
             if info_of(op).writes:
@@ -75,22 +91,10 @@ class Record(Kept):
             return op._op(*args, **kwargs)
         if "out" in kwargs:
             return write_out(self, op, args, kwargs)
-        if self.shadows:
+        if self.shadows.noted:
             shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
             if shadowed is not None:
                 return self.shadows.seen(self.run(op, *shadowed), args, kwargs)
-        quick = self._quick[self.steps_done] if self.steps_done < len(self._quick) else None
-        if quick is not None and not kwargs and not torch._C._is_any_autocast_enabled():
-            given = quick.given(self, op, args)
-            if given is not None:
-                out = op._op(*given)
-                if quick.is_result(self, out):
-                    self._keep_step(out, quick.keep)
-                    return out
-                ins, key = [], [op]
-                self._read(args, info_of(op).kinds, ins, key)
-                out = self._note(info_of(op), key, ins, args, kwargs, out, None)
-                return self.shadows.hide(out) if self._bridged else out
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
@@ -102,6 +106,15 @@ class Record(Kept):
             return info.parts(*args, **kwargs)
         out = self.step(op, info, args, kwargs)
         return self.shadows.hide(out) if self._bridged else out
+
+    def _is_plain(self) -> bool:
+        """Whether an operation that comes now is recorded as it is given."""
+        return (
+            torch.is_grad_enabled()
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and not self.shadows.noted
+            and not torch._C._is_any_autocast_enabled()
+        )
 
     def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation as one step of the record."""
@@ -163,6 +176,9 @@ class Record(Kept):
         if isinstance(out, Tensor):
             if (not info.writes or out.requires_grad) and self.known(out) is not None:
                 return out  # what came in, as `x.contiguous()` and dropout that drops nothing may be
+            if info.node in UNDO and (given := given_back(info.node, args, kwargs, out, self)) is not None:
+                self.equate(out, given)
+                return out
             results: list[Any] = [out]
         elif isinstance(out, list | tuple) and any(isinstance(x, Tensor) for x in out):
             results = list(out)
@@ -209,13 +225,6 @@ class Record(Kept):
                 if number >= 0:
                     self._keep(number, x)
         return out
-
-    def _keep_step(self, out: Tensor, keep: bool) -> None:
-        """A step that is as expected is done."""
-        number = self._new(out)
-        self.steps_done += 1
-        if keep:
-            self._keep(number, out)
 
     def _noted(self, step: tuple[OpOverload, tuple[int, ...]], key: Any) -> int:
         """Count a step, and say which it was; from one that is not the expected one, note and keep everything."""
@@ -281,9 +290,7 @@ class Record(Kept):
                 leaf.tensor = leaf.tensor.detach()
 
     def close(self) -> None:
-        """Let go of the run's own tensors and autograd nodes."""
-        super().close()
+        """Let go of all: the run's own tensors, its autograd nodes and the call's arguments."""
         self.sources.close()
         self.shadows.close()
-        del self.sources, self.shadows  # they refer to the record, which refers to the call's arguments
-        self.templates = {}
+        vars(self).clear()

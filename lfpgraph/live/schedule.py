@@ -123,11 +123,21 @@ class Schedule:
     spared: set[int] = field(default_factory=set)
 
     @cached_property
-    def parameters(self) -> list[tuple[int, fx.Node, bool]]:
-        """For each parameter its place among the leaves, its placeholder, and whether it takes the plain signal."""
+    def parameters(self) -> list[tuple[int, tuple[fx.Node, bool, bool]]]:
+        """For each parameter its place among the leaves, and how its signal becomes feedback (`parameters.Scale`).
+
+        That is its placeholder, whether it takes the plain signal, and whether that is multiplied by its size and no more.
+        """
         graph, rulesets = self.plan.graph, self.plan.rulesets
         return [
-            (i, node, node not in rulesets or rulesets[node].takes_signal(node.meta["val"]))
+            (
+                i,
+                (
+                    node,
+                    node not in rulesets or rulesets[node].takes_signal(node.meta["val"]),
+                    self.plan.scales_by_size(node),
+                ),
+            )
             for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
             if placeholder.kind == "parameter"
         ]
@@ -260,7 +270,8 @@ def _needs(schedule: Schedule) -> None:
                 inner += [n for n in node.all_input_nodes if n in live.value and n not in unit.nodes]
         needs.update(live.value[n] for n in inner if n in live.value)
         amendment.needs = tuple(needs)
-        looks.update(needs)
+        for number in needs:
+            looks[number] += 1
         amendment.inputs = tuple(live.value.get(n, -1) for n in unit.inputs)
         amendment.inside = frozenset(live.value[n] for n in unit.nodes if n in live.value)
         schedule.kept_values.update(needs)

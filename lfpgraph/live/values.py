@@ -17,7 +17,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Leaf, NameLeaf, Unrecorded
+from .notes import Leaf, NameLeaf, Unrecorded, alias_of
 from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values", "tensor_of"]
@@ -35,7 +35,8 @@ class Values:
         shapes, dtypes, follows, kept: of each value, by number: its size and type, whether autograd follows it, and a
             detached copy where somebody is going to look at it.
         edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value; `covering`:
-            autograd nodes of writes that leave nothing of what was there, to which their first edge leads.
+            autograd nodes of writes that leave nothing of what was there, to which their first edge leads; `undone`: views of
+            which another gives back what they are of.
         leaves: what the run found, in order.
         seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
         begun: values that the run has made and that autograd follows from then on (`requires_grad_`).
@@ -53,29 +54,20 @@ class Values:
         self.edge_of: dict[int, tuple[Any, int]] = {}
         self.also: dict[int, list[tuple[Any, int]]] = defaultdict(list)
         self.covering: set[Any] = set()
+        self.undone: set[int] = set()
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.begun: list[int] = []
         self.own: list[str] = []
         self.checkpoints: list[Any] = []
         self.own_reads: list[tuple[int, Any, int]] = []
-        self.started = (
-            torch._C._autograd._get_sequence_nr()
-        )  # autograd nodes with a smaller number are older than the run
+        self.started = torch._C._autograd._get_sequence_nr()  # nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
         self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
-
-    def close(self) -> None:
-        """Let go of the run's own tensors and autograd nodes."""
-        held: list[Any] = [self.edges, self.edge_of, self.also, self.covering, self.aliases, self.seen, self._alive]
-        held += [self._ids, self._looked_at, self.kept, self.leaves, self.own_reads, self.begun, self.checkpoints]
-        held.append(self._lying)
-        for kept in held:
-            kept.clear()
 
     def look(self, number: int) -> Any:
         """What a plan may depend on of a value, sizes apart."""
@@ -114,8 +106,8 @@ class Values:
         self.follows.append(follows)
         self.kept.append(None)
         if follows and (node := x.grad_fn) is not None:
-            self.edges[node, x.output_nr] = number
-            self.edge_of[number] = (node, x.output_nr)
+            self.edge_of[number] = edge = (node, x.output_nr)
+            self.edges[edge] = number
             self.seen[number] = weakref.ref(x)
         else:
             self._ids[id(x)] = number
@@ -141,9 +133,13 @@ class Values:
         return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
 
     def _leaf(self, x: Tensor) -> int:
+        if _is_over(x):
+            number = self.number(torch._C._functorch.unwrap_if_dead(x))
+            self.equate(x, number)
+            return number
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
-            kind, name = "input", -1
+            kind, name = "unrecorded", -1
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
         if self._wants_leaf(number):
@@ -153,15 +149,14 @@ class Values:
             if x.requires_grad and x.grad_fn is None:
                 self._begin(x, number)
         elif x.requires_grad:
-            alias = _alias(x)
-            self.aliases[number] = alias
-            self.edges[alias.grad_fn, 0] = number
-            self.edge_of[number] = (alias.grad_fn, 0)
+            self.aliases[number] = alias = alias_of(x)
+            self.edge_of[number] = edge = (alias.grad_fn, 0)
+            self.edges[edge] = number
         return number
 
     def _begin(self, x: Tensor, number: int) -> None:
         """Note where autograd's nodes hand the signal of a value that it follows from here on."""
-        edge = _alias(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
+        edge = alias_of(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
         self.follows[number] = True
         self.edges[edge] = number
         self.edge_of[number] = edge
@@ -170,11 +165,11 @@ class Values:
         number = self.known(x)
         if number is None:
             return self.name_leaf(x)[0] == "input"
-        return all(leaf.value != number or leaf.kind == "input" for leaf in self.leaves)
+        return all(leaf.value != number or leaf.kind in ("input", "unrecorded") for leaf in self.leaves)
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
-        if _is_older(edge[0], self.started):
+        if _is_older(edge[0], self.started) or _is_over(x):
             return self._leaf(x)
         for given in self.name_leaf.givens():
             if self.known(given) is None:
@@ -271,6 +266,11 @@ class Values:
         return number
 
 
+def _is_over(x: Tensor) -> bool:
+    """Whether a tensor is the wrapper of another in a transform of torch.func that has ended."""
+    return torch._C._functorch.is_dead_tensor_wrapper(x)  # type: ignore[attr-defined, no-any-return]
+
+
 def _gives_feedback(node: Any) -> bool:
     """Whether an autograd node is that of a traced program."""
     return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
@@ -279,16 +279,6 @@ def _gives_feedback(node: Any) -> bool:
 def _is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
-
-
-def _alias(x: Tensor) -> Tensor:
-    """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x[...]
-    if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
-        nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
-        with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
-            found = x[...]
-    return found
 
 
 def tensor_of(args: Any, values: Values, number: int) -> Tensor:

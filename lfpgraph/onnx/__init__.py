@@ -11,13 +11,15 @@ from .runtime.trainer import OrtTrainer, StepResult
 
 if TYPE_CHECKING:
     from .imports.importer import load
+    from .step.attribution import export_attribution
     from .step.exporter import export_forward, export_training_step
     from .step.trained import export
 
-__all__ = ["OrtTrainer", "StepResult", "export", "export_forward", "export_training_step", "load"]
+__all__ = ["OrtTrainer", "StepResult", "export", "export_attribution", "export_forward", "export_training_step", "load"]
 
 _PLACES = {
     "export": "step.trained",
+    "export_attribution": "step.attribution",
     "export_forward": "step.exporter",
     "export_training_step": "step.exporter",
     "load": "imports.importer",

@@ -36,6 +36,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
             for overload in packet.overloads():
                 if overload in _OVERLOADS:
                     found[getattr(packet, overload)] = getattr(owner, name)
+    found[torch.ops.aten.linalg_vector_norm.default] = torch.linalg.vector_norm
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..graph.graph import shape_of
 from .nodes import is_elementwise, is_fresh, is_view
 
-__all__ = ["write_in_place"]
+__all__ = ["storages", "write_in_place"]
 
 aten = torch.ops.aten
 
@@ -26,7 +26,7 @@ def write_in_place(graph: fx.Graph) -> int:
     """Change the graph; returns how many operations write over an argument now."""
     nodes = list(graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
-    storage = _storages(nodes)
+    storage = storages(nodes)
     holds: dict[object, list[fx.Node]] = {}
     for node, held in storage.items():
         holds.setdefault(held, []).append(node)
@@ -57,7 +57,7 @@ def write_in_place(graph: fx.Graph) -> int:
     return written
 
 
-def _storages(nodes: Iterable[fx.Node]) -> dict[fx.Node, object]:
+def storages(nodes: Iterable[fx.Node]) -> dict[fx.Node, object]:
     """What holds each node's value: a node, or a node and the index of its result."""
     found: dict[fx.Node, object] = {}
     for node in nodes:

@@ -45,6 +45,7 @@ _FRESH = {
     aten.sum.dim_IntList,
     torch.ops.lfpgraph.scaled_product.default,
 }
+_OURS = {"lfpgraph_loops", "lfpgraph_steps"}  # so do operations of our own for recurrent layers
 # Elementwise by their tag, and yet the result may be the argument.
 _NOT_FRESH = {aten.alias.default, aten.conj_physical.default, aten.detach.default}
 
@@ -76,7 +77,7 @@ def is_fresh(node: fx.Node) -> bool:
     op = node.target
     if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload) or op in _NOT_FRESH:
         return False
-    return op in _FRESH or (is_elementwise(op) and not is_view(node))
+    return op in _FRESH or op.namespace in _OURS or (is_elementwise(op) and not is_view(node))
 
 
 def size_in_bytes(node: fx.Node) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..graph.graph import module_path, operation_name, source_line
+from ..pages import rendered
 from .classes import CLASSES, LEAKS, NodeClass
 from .table import MEANINGS, count, percent
 
@@ -32,20 +33,17 @@ def render(data: Mapping[str, Any], classes: Mapping[fx.Node, NodeClass], drawin
     Args:
         data, classes: as in `CoverageReport`.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True)
-    environment.filters.update(count=count, percent=percent)
-    folder = resources.files("lfpgraph.reports")
-    template = environment.from_string(folder.joinpath("coverage.html").read_text(encoding="utf-8"))
-    return template.render(
+    return rendered(
+        "lfpgraph.reports",
+        "coverage.html",
+        {"count": count, "percent": percent},
         data=data,
         classes=CLASSES,
         meanings=MEANINGS,
         colours=COLOURS,
         leak_meanings=LEAKS,
         drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("<", "\\u003c"),
-        script=folder.joinpath("graph.js").read_text(encoding="utf-8"),
+        script=resources.files("lfpgraph.reports").joinpath("graph.js").read_text(encoding="utf-8"),
         drawing_only=drawing_only,
     )
 

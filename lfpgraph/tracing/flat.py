@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import eager_transforms
 from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import CheckpointFunction
+from torch.utils import checkpoint
 
 from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
@@ -80,16 +81,21 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Mark this thread as tracing, one thread at a time; run its checkpoints plainly, since the reentrant kind has no gradients.
+    """Mark this thread as tracing, one thread at a time.
 
-    Its distributions do not look at their parameters' values meanwhile, unless one is asked to by `validate_args=True`.
+    Its checkpoints run plainly meanwhile: the reentrant kind has no gradients, and of one inside another torch.export loses
+    them. Inference mode is no_grad to it, since torch.export does not see the other. Its distributions do not look at their
+    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused.
     """
     wait_for_traces()
     with LOCK:
         before = getattr(_state, "depth", 0)
         _state.depth = before + 1
         if not before:
-            setattr(CheckpointFunction, "apply", _apply_or_run)  # noqa: B010
+            setattr(checkpoint.CheckpointFunction, "apply", _apply_or_run)  # noqa: B010
+            vars(checkpoint)[_GENERATOR] = _generate_or_run
+            setattr(torch.inference_mode, "__enter__", _enter_or_no_grad)  # noqa: B010
+            vars(eager_transforms).update({name: _refused(begin) for name, begin in _BEGIN.items()})
             validates = _Validates(Distribution._validate_args)
             setattr(Distribution, "_validate_args", validates)  # noqa: B010
         try:
@@ -97,15 +103,49 @@ def tracing() -> Iterator[None]:
         finally:
             _state.depth -= 1
             if not before:
-                del CheckpointFunction.apply
+                del checkpoint.CheckpointFunction.apply
+                vars(checkpoint)[_GENERATOR] = _generate
+                setattr(torch.inference_mode, "__enter__", _enter)  # noqa: B010
+                vars(eager_transforms).update(_BEGIN)
                 if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
                     Distribution._validate_args = validates.before
+
+
+_GENERATOR = "_checkpoint_without_reentrant_generator"
+_generate, _enter = vars(checkpoint)[_GENERATOR], torch.inference_mode.__enter__
+_BEGIN = {name: vars(eager_transforms)[name] for name in ("grad_increment_nesting", "jvp_increment_nesting")}
 
 
 def _apply_or_run(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
     if is_tracing():
         return function(*args)
-    return super(CheckpointFunction, CheckpointFunction).apply(function, preserve_rng_state, *args)
+    plain = checkpoint.CheckpointFunction
+    return super(plain, plain).apply(function, preserve_rng_state, *args)
+
+
+def _generate_or_run(*args: Any, **kwargs: Any) -> Iterator[None]:
+    return iter([None]) if is_tracing() else _generate(*args, **kwargs)
+
+
+def _enter_or_no_grad(mode: torch.inference_mode) -> None:
+    if not is_tracing():
+        return _enter(mode)
+    mode._inference_mode_context = torch.set_grad_enabled(not mode.mode)  # type: ignore[assignment]
+    return None
+
+
+def _refused(begin: Callable[[], Any]) -> Callable[[], Any]:
+    """What begins a derivative by torch.func: of a trace its operations would be activations, to which rules apply."""
+
+    def begin_unless_traced() -> Any:
+        if is_tracing():
+            raise TraceError(
+                "forward takes derivatives itself (torch.func), which a trace takes for activations. "
+                'wrap(model, engine="live") runs the model itself.'
+            )
+        return begin()
+
+    return begin_unless_traced
 
 
 class _Validates:

@@ -2,19 +2,21 @@
 
 Where a model writes in place to a view, the traced graph has no writes: what is written goes back into the shape of the
 tensor that the view is of, and comes out of it again for the next operation. Such a pair between two operations would hide
-that they form one activation function (Note [Implementation invariance]).
+that they form one activation function (Note [Implementation invariance]). A live run knows such values as one (`given_back`).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..graph.graph import shape_of
 
-__all__ = ["cancel_inverse_views"]
+__all__ = ["UNDO", "cancel_inverse_views", "given_back"]
 
 _aten = torch.ops.aten
 _RESHAPES = {
@@ -22,6 +24,7 @@ _RESHAPES = {
     _aten.unsqueeze.default, _aten.view.default,
 }  # fmt: skip
 _ORDERS = {_aten.permute.default, _aten.t.default, _aten.transpose.int}
+UNDO = frozenset({*_RESHAPES, *_ORDERS, _aten.select.int, _aten.slice.Tensor})
 
 
 def cancel_inverse_views(graph: fx.Graph) -> None:
@@ -56,10 +59,50 @@ def _undone(node: fx.Node) -> fx.Node | None:
     return None
 
 
+def given_back(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor, values: Any) -> int | None:
+    """The same of a live run: the value that a view gives back untouched, by number (`live.values`), or None.
+
+    What is known of the view before is what autograd's node of it has saved.
+    """
+    if out.grad_fn is None:
+        return None
+    number = values.edges.get(out.grad_fn.next_functions[0])
+    if number is None or (op is _aten.slice.Tensor and _says_whole(args[1:], kwargs)):
+        return number
+    first = values.edge_of[number][0]
+    source = values.edges.get(first.next_functions[0]) if first.next_functions else None
+    name, rank = first.name(), out.dim()
+    if source is None:
+        return None
+    if op in _RESHAPES and name.startswith(("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")):
+        undone = values.shapes[source] == out.shape
+    elif op is _aten.select.int and name.startswith("Unsqueeze"):
+        undone = _signed(first._saved_dim) % (rank + 1) == args[1] % (rank + 1)
+    elif op in _ORDERS and name.startswith(("Permute", "Transpose", "TBackward")):
+        saved = getattr(first, "_saved_dims", None)
+        pair = (first._saved_dim0, first._saved_dim1) if hasattr(first, "_saved_dim0") else (0, 1)
+        before = _ordered(rank, saved, pair)
+        after = _ordered(rank, args[1] if op is _aten.permute.default else None, args[1:] or (0, 1))
+        undone = [before[i] for i in after] == sorted(before)
+    else:
+        undone = False
+    if undone:
+        values.undone.add(number)
+    return source if undone else None
+
+
+def _signed(dim: int) -> int:
+    """A dimension as it was given: autograd saves negative ones without their sign."""
+    return dim - (1 << 64) if dim >= 1 << 63 else dim
+
+
 def _is_whole(node: fx.Node) -> bool:
     """Whether a slice is all of its dimension."""
-    after = dict(zip(("dim", "start", "end", "step"), node.args[1 + (node.target is _aten.slice_scatter.default) :]))
-    given = {"start": None, "end": None, "step": 1, **after, **node.kwargs}
+    return _says_whole(node.args[1 + (node.target is _aten.slice_scatter.default) :], node.kwargs)
+
+
+def _says_whole(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    given = {"start": None, "end": None, "step": 1, **dict(zip(("dim", "start", "end", "step"), args)), **kwargs}
     return bool(given["start"] in (None, 0) and given["end"] in (None, sys.maxsize) and given["step"] == 1)
 
 
@@ -77,12 +120,17 @@ def _dim(node: fx.Node, place: int) -> int:
 
 def _order(node: fx.Node) -> list[int]:
     """Of each dimension of a view that orders them anew, which one of its source it is."""
-    rank = node.meta["val"].dim()
-    dims = list(range(rank))
-    if node.target is _aten.permute.default:
-        return [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
-    pair = node.args[1:] if node.target is _aten.transpose.int else (0, 1)
+    dims: Any = node.args[1] if node.target is _aten.permute.default else None
+    pair: Any = node.args[1:] if node.target is _aten.transpose.int else (0, 1)
+    return _ordered(node.meta["val"].dim(), dims, pair)
+
+
+def _ordered(rank: int, dims: Sequence[int] | None, pair: Sequence[int]) -> list[int]:
+    """The same of a permutation, or of the exchange of a pair."""
+    if dims is not None:
+        return [_signed(i) % rank for i in dims]
+    order = list(range(rank))
     if rank > 1:
-        i, j = (int(d) % rank for d in pair)  # type: ignore[arg-type]
-        dims[i], dims[j] = j, i
-    return dims
+        i, j = (_signed(d) % rank for d in pair)
+        order[i], order[j] = j, i
+    return order

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..errors import TraceError
@@ -107,7 +107,10 @@ def _no_autograd() -> Iterator[None]:
 
     def grad(*args: Any, **kwargs: Any) -> Any:
         if torch._C._functorch.peek_interpreter_stack() is None:
-            raise TraceError("forward takes gradients itself (torch.autograd.grad); use torch.func.grad there.")
+            raise TraceError(
+                "forward takes gradients itself (torch.autograd.grad), which a record would hold as constants. "
+                'wrap(model, engine="live") runs the model itself.'
+            )
         return original(*args, **kwargs)
 
     torch.autograd.grad = grad
@@ -118,12 +121,15 @@ def _no_autograd() -> Iterator[None]:
 
 
 def _find_state(recorded: fx.GraphModule, state: Mapping[int, Tensor]) -> None:
-    """Let the arguments stand for constants of the graph that are the same tensors."""
+    """Let the arguments stand for constants of the graph that are the same tensors; `p.data` is detached from p."""
     arguments = [node for node in recorded.graph.nodes if node.op == "placeholder"]
     places = {_memory(tensor): arguments[i] for i, tensor in state.items() if tensor.numel()}
     for node in recorded.graph.nodes:
         value = getattr(recorded, str(node.target), None) if node.op == "get_attr" else None
         if isinstance(value, Tensor) and (argument := places.get(_memory(value))) is not None:
+            if not isinstance(value, nn.Parameter) and not any(map(_stays, node.users)):
+                with recorded.graph.inserting_before(node):
+                    argument = recorded.graph.call_function(_aten.detach.default, (argument,))
             node.replace_all_uses_with(argument)
 
 

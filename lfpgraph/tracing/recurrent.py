@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
-from ..rules.recurrent import CELLS, run_steps
+from ..rules.recurrent import run_steps
 
 __all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
 
@@ -28,20 +28,23 @@ RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS
 _local = threading.local()
 
 
-@contextlib.contextmanager
-def steps_as_one(wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Let recurrent layers that are taken apart in this thread run the steps behind their first by one operation.
+class steps_as_one:
+    """Let recurrent layers that are taken apart in this thread run their steps by one operation.
 
     Args:
         wanted: whether they are to; asked only where there is such a layer.
     """
-    before = getattr(_local, "wanted", None)
-    _local.wanted = wanted
-    _let_shapes_follow()
-    try:
-        yield
-    finally:
-        _local.wanted = before
+
+    def __init__(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        self._wanted = wanted
+
+    def __enter__(self) -> None:
+        _let_shapes_follow()
+        self._before = getattr(_local, "wanted", None)
+        _local.wanted = self._wanted
+
+    def __exit__(self, *raised: Any) -> None:
+        _local.wanted = self._before
 
 
 def _is_wanted() -> bool:
@@ -97,7 +100,7 @@ class _Layers:
                 ways.append((out.flip(0), end))
             x = torch.cat([out for out, _ in ways], -1) if len(ways) > 1 else ways[0][0]
             ends += [end for _, end in ways]
-        x = x.transpose(0, 1) if batch_first else x
+        x = x.transpose(0, 1).contiguous() if batch_first else x
         return (x, *(torch.stack(parts) for parts in zip(*ends)))
 
     def layer(
@@ -105,20 +108,14 @@ class _Layers:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The states h of all steps, in the order in which they run, and the last state."""
         (w_x, w), (b_x, b) = params[:2], params[2:] or (None, None)
-        x = linear(x, w_x, b_x)
-        x = x.transpose(0, 1) if batch_first else x
+        x = x.transpose(0, 1).contiguous() if batch_first else x
         x = x.flip(0) if backwards else x
-        one = _is_wanted() and not torch.is_autocast_enabled(x.device.type) and x.shape[0] != 1
-        if not one:
+        x = linear(x, w_x, b_x)
+        if not _is_wanted() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
-        # The first step is for itself: the state before it is most often a constant zero, and not an activation.
-        first = CELLS[self.cell](x[0], linear(state[0], w, b), *state)
-        if self.cell == "lstm":
-            rest = LSTM(x[1:], *first, w, b)[:2]
-        else:
-            rest = STEPS(x[1:], *first, w, b, self.cell)[:1]
-        return torch.cat([first[0].unsqueeze(0), rest[0]]), tuple(r[-1] for r in rest)
+        made = LSTM(x, *state, w, b)[:2] if self.cell == "lstm" else STEPS(x, *state, w, b, self.cell)[:1]
+        return made[0], tuple(end[-1] for end in made)
 
 
 def _packed(op: OpOverload) -> Callable[..., Any]:

@@ -39,13 +39,15 @@ class _Feedback(torch.autograd.Function):
         ctx.program = program
         ctx.check = check
         ctx.feed = feed
-        kinds = [placeholder.kind for placeholder in program.plan.graph.placeholders] if feed is not None else []
-        ctx.parameters = [v if kind == "parameter" else None for kind, v in zip(kinds, values)]
+        ctx.parameters = [] if feed is None else [(i, values[i]) for i in program.places["parameter"]]
         _save(ctx, saved, values, outputs)
         ctx.shapes = [(outputs[i].shape, outputs[i].dtype, outputs[i].device) for i in program.signal_outputs]
         outputs = [out.clone() if id(out) in inputs and isinstance(out, Tensor) else out for out in outputs]
-        signal = set(program.signal_outputs)
-        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in signal and isinstance(o, Tensor)))
+        if len(program.signal_outputs) < len(outputs):
+            signal = set(program.signal_outputs)
+            ctx.mark_non_differentiable(
+                *(o for i, o in enumerate(outputs) if i not in signal and isinstance(o, Tensor))
+            )
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -56,12 +58,11 @@ class _Feedback(torch.autograd.Function):
                 "a second derivative is asked for (create_graph=True), which a traced program does not have. "
                 'wrap(model, engine="live") gives it.'
             )
+        refuse_batched()
         program: Program = ctx.program
         inputs = _restore(ctx)
         for position, (shape, dtype, device) in zip(program.signal_outputs, ctx.shapes):
             g = gradients[position]
-            if g is not None:
-                refuse_batched(g)
             inputs.append(torch.zeros(shape, dtype=dtype, device=device) if g is None else g)
         if ctx.check:
             _check_finite(gradients, "the signal given to the outputs")
@@ -74,9 +75,10 @@ class _Feedback(torch.autograd.Function):
                 result[position] = s
         if ctx.check:
             _check_finite(result, "the feedback signal")
-        skipped = _skipped(ctx) if any(p is not None for p in ctx.parameters) else set()
-        for parameter, s in zip(ctx.parameters, result):
-            if parameter is not None and s is not None and id(parameter) not in skipped:
+        skipped = _skipped(ctx) if ctx.parameters else set()
+        for place, parameter in ctx.parameters:
+            s = result[place]
+            if s is not None and id(parameter) not in skipped:
                 ctx.feed(parameter, s)
         return (None, None, None, None, *result)
 
@@ -106,13 +108,15 @@ def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequen
     (offloading, say) are in force, all go through autograd.
     """
     program: Program = ctx.program
-    placeholders = program.plan.graph.placeholders
-    mutated = set(program.plan.graph.mutations)
-    changing = {id(v) for v, p in zip(values, placeholders) if p.kind == "buffer" and p.target in mutated}
+    changing = {id(values[i]) for i in program.places["written"]}
     known = {id(v) for v in (*values, *outputs)}
-    shared = _memory([*outputs, *(v for v, p in zip(values, placeholders) if p.kind == "input")])
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    watched = [isinstance(v, Tensor) and (hooked or id(v) in known or bool(_memory([v]) & shared)) for v in saved]
+    open_ = [not fresh and isinstance(v, Tensor) and id(v) not in known for v, fresh in zip(saved, program.is_fresh)]
+    shared = _memory([*outputs, *(values[i] for i in program.places["input"])]) if any(open_) else set()
+    watched = [
+        isinstance(v, Tensor) and (hooked or id(v) in known or (look and bool(_memory([v]) & shared)))
+        for v, look in zip(saved, open_)
+    ]
     ctx.save_for_backward(*(v.clone() if id(v) in changing else v for v, w in zip(saved, watched) if w))
     ctx.kept = [None if w else v for v, w in zip(saved, watched)]
     ctx.watched = watched

@@ -175,7 +175,7 @@ class Wrapping:
         choice.limit(module, len(self.static.programs.kept.get(kind, ())), self.traces, entry is not None)
         if choice.wants_static(module, kind, entry is not None, changed):
             try:
-                result = self.static.run(call)
+                result = self.static.run(call, entry if changed is None else None)
             except (TraceError, InputError) as error:
                 choice.live(module, str(error))
             else:

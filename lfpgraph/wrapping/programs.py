@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from ..engine.program import Program
 from ..errors import LfpGraphError, TraceError, one_line
-from ..graph.calls import flatten_input
+from ..graph.calls import are_tensors, flatten_input
 from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
@@ -91,7 +91,8 @@ class ModelCall:
             for name, t in self.state.items()
         )
         casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-        return (str(self.spec), leaves, tuple(self.modes), state, casts)
+        structure = (len(self.args), *self.kwargs) if are_tensors(self.args, self.kwargs) else str(self.spec)
+        return (structure, leaves, tuple(self.modes), state, casts)
 
     @property
     def sizes(self) -> str:
@@ -131,17 +132,21 @@ class Entry:
         sizes: those that it is right for.
         unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
             what other calls have saved of them can still be used.
+        untouched: by place among the model's outputs, the place among the graph's arguments of one that is returned as it is.
     """
 
     program: Program
     owner: nn.Module | None = None
     sizes: Sizes = field(init=False)
     unseen: set[str] = field(init=False)
+    untouched: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.graph)
         written = zip(self.graph.mutations, self.graph.output_nodes)
         self.unseen = {name for name, node in written if isinstance(node, fx.Node) and is_statistic(node)}
+        places = {node: i for i, node in enumerate(self.graph.placeholder_nodes)}
+        self.untouched = {i: places[node] for i, node in enumerate(self.graph.user_output_nodes) if node in places}
 
     @property
     def graph(self) -> OpGraph:
@@ -194,8 +199,8 @@ class Programs(Generic[E]):
         Args:
             observe: runs the model on a call that no program is known to be right for, and gives a guard.
         """
+        name = type(call.model).__name__
         with LOCK:
-            name = type(call.model).__name__
             entry = self.fitting(call)
             changed = None if entry is None else self.changed(entry)
             if changed is not None:

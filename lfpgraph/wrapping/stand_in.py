@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import WrapError
+from ..live.engine import tensors_in
 from ..live.interception import recorder, unrecorded
 from ..tracing import flat
 from ..tracing.flat import another_thread_traces, is_running_plainly
@@ -53,10 +54,11 @@ class CallStandIn:
         record = recorder()
         if record is None:
             return self.wrapping.run(self, args, kwargs)
-        if self.path == "" and self.wrapping.path:  # a part of a model: one operation for the run around it
+        if self.path == "" and self.wrapping.path and _takes_floats(args, kwargs):
+            # a part of a model: one operation for the run around it
             with unrecorded():
                 return self.wrapping.run(self, args, kwargs)
-        before, record.path = record.path, self.path
+        before, record.path = record.path, ".".join(filter(None, (self.wrapping.path, self.path)))
         try:
             return self.run_module(*args, **kwargs)
         finally:
@@ -102,6 +104,11 @@ class CallStandIn:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "compiled": None}  # as a module that is copied leaves what torch.compile made
+
+
+def _takes_floats(args: Any, kwargs: Any) -> bool:
+    """Whether a part is given activations; what a table of positions is used for, say, only the run around it sees."""
+    return any(x.is_floating_point() or x.is_complex() for x in tensors_in((args, kwargs)))
 
 
 def _is_part_of_a_run() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -73,9 +74,15 @@ class StaticEngine:
             return self.model.forward(*args, **kwargs)
         return self.run(call)
 
-    def run(self, call: ModelCall) -> Any:
-        """Run the program for a call, made first where there is none."""
-        return self._run(self.programs.find(call, self._make, self._observe), call)
+    def run(self, call: ModelCall, entry: Entry | None = None) -> Any:
+        """Run the program for a call, made first where there is none.
+
+        Args:
+            entry: a program that has just been found right for the call.
+        """
+        if entry is None or entry not in self.programs.guards:
+            entry = self.programs.find(call, self._make, self._observe)
+        return self._run(entry, call)
 
     def _observe(self, call: ModelCall) -> Guard:
         """Run the model's own forward on a call, and see that a program can stand for it."""
@@ -138,18 +145,20 @@ class StaticEngine:
             raise
 
     def _run(self, entry: Entry, call: ModelCall) -> Any:
-        graph, check = entry.graph, self.options.check
-        with no_autocast():
-            outputs = run_program(entry.program, call.values(graph), check, self.options.part, self.feed)
+        graph, check, values = entry.graph, self.options.check, call.values(entry.graph)
+        with no_autocast() if torch._C._is_any_autocast_enabled() else contextlib.nullcontext():
+            outputs = run_program(entry.program, values, check, self.options.part, self.feed)
         if call.expected is not None and not self.options.compile:
             self._compare(graph, call, graph.user_outputs(outputs), call.expected)
-        with torch.no_grad():
+        with torch.no_grad() if graph.mutations or graph.input_mutations else contextlib.nullcontext():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:
                     (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):
                 call.tensors[position].copy_(value)
-        results = graph.user_outputs(outputs)
+        results = list(graph.user_outputs(outputs))
+        for place, given in entry.untouched.items():
+            results[place] = values[given]
         for result in results if check else ():
             if isinstance(result, Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
                 raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")

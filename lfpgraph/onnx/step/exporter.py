@@ -23,7 +23,16 @@ from ..runtime.files import METADATA
 from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step
 
-__all__ = ["export_forward", "export_training_step", "input_names"]
+__all__ = [
+    "enter",
+    "export_forward",
+    "export_training_step",
+    "graph_inputs",
+    "input_names",
+    "name_results",
+    "open_axes",
+    "state_inputs",
+]
 
 log = logging.getLogger("lfpgraph")
 
@@ -47,7 +56,8 @@ def export_training_step(
 
     Inputs of the file: the model's own inputs by the names of `forward`'s arguments; `target` (class indices on the
     outputs' leading axes for "softmax", where -100 is left out; a tensor of the outputs' shape for "mse") or `reward` (of
-    the outputs' shape, for "external"); `lr`; the parameters and the buffers that change, by the model's own names;
+    the outputs' shape, for "external") or `signal` (for "signal"); `lr`; the parameters and the buffers that change, by the
+    model's own names;
     the optimizer's state, zeros at first. Outputs: `new/` and the name for each of those; the model's outputs as
     `output`, `output_1`...; metrics as `metric/loss`... The batch may have any size.
 
@@ -56,7 +66,8 @@ def export_training_step(
         example: a tensor, a tuple of arguments or a dict of keyword arguments, without labels.
         path: the file to write.
         reward: "softmax" for cross-entropy, "mse" for the mean squared error (both as a loss's negative gradient, the
-            mean over the batch), "external" for a reward given at each step.
+            mean over the batch), "external" for a reward of each output given at each step, "signal" for the reward per unit
+            of each output (minus the gradient of a loss there), which unlike a reward is sound where an output is near zero.
         optimizer: "sgd", "momentum" or "adam", with torch's numbers.
         composite: the rules.
         options: the optimizer's numbers, e.g. `{"momentum": 0.95}`.
@@ -139,7 +150,7 @@ def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     return names
 
 
-def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
+def open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
     """Readable names for open sizes: "batch" for the first axis of the first input, then the input's name and axis."""
     axes: dict[str, str] = {}
     for (kind, target), fake in zip(step.inputs, step.fakes):
@@ -151,7 +162,14 @@ def _open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
     return axes
 
 
-def _graph_inputs(
+def enter(b: Builder, name: str, fake: Tensor, axes: Mapping[str, str]) -> Value:
+    """Make a tensor an input of the file."""
+    b.reserve(name)
+    b.inputs.append(tensor_info(name, fake, axes))
+    return value_of(name, fake)
+
+
+def graph_inputs(
     b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool
 ) -> list[Value]:
     """Values for the step's placeholders; those that are inputs of the file are entered there.
@@ -159,16 +177,14 @@ def _graph_inputs(
     `given` names the parameters and buffers that are inputs; with `values` they have initializers, too. Every other
     tensor is an initializer alone.
     """
-    tensors, axes = state_tensors(model), _open_axes(step, names)
+    tensors, axes = state_tensors(model), open_axes(step, names)
     found = []
     for (kind, target), fake in zip(step.inputs, step.fakes):
         name = names[target] if kind == "input" else str(target)
         if kind == "input" or name in given:
-            b.reserve(name)
-            b.inputs.append(tensor_info(name, fake, axes))
+            found.append(enter(b, name, fake, axes))
             if kind != "input" and values:
                 b.initializer(name, tensors[name])
-            found.append(value_of(name, fake))
         else:
             constant = step.graph.constants[target] if kind == "constant" else tensors[target]
             found.append(Value(b.constant(constant), constant.dtype, tuple(constant.shape)))
@@ -178,16 +194,13 @@ def _graph_inputs(
 def _step_graph(
     model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
 ) -> tuple[Builder, dict[str, Any]]:
-    b, axes = Builder(type(model).__name__, seed), _open_axes(step, names)
+    b, axes = Builder(type(model).__name__, seed), open_axes(step, names)
     frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
     stored = [*step.parameters, *frozen, *step.buffers]
-    values = _graph_inputs(b, model, step, names, set(stored), inside)
-    target = "reward" if reward == "external" else "target"
+    values = graph_inputs(b, model, step, names, set(stored), inside)
+    target = {"external": "reward", "signal": "signal"}.get(reward, "target")
     extra = [target, "lr", *step.state]
-    for name, fake in zip(extra, step.fakes[len(step.inputs) :]):
-        b.reserve(name)
-        b.inputs.append(tensor_info(name, fake, axes))
-        values.append(value_of(name, fake))
+    values += [enter(b, name, fake, axes) for name, fake in zip(extra, step.fakes[len(step.inputs) :])]
     results = translate(b, step.module, values)
     open_names = {*names, target}
     changing = [*step.parameters, *step.buffers, *step.state]
@@ -210,7 +223,7 @@ def _step_graph(
         of = dict(zip([target for _, target in step.inputs], values))
         titles += [f"value/{name}" for name in stored]
         results += [of[name] for name in stored]
-    _name_results(b, titles, results, axes)
+    name_results(b, titles, results, axes)
     return b, described
 
 
@@ -219,7 +232,7 @@ def _hinted(value: Value) -> list[int]:
     return [n if isinstance(n, int) else int(n.node.hint) for n in value.shape]
 
 
-def _name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> None:
+def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> None:
     """Give results their names, by an Identity each, and enter them as outputs of the file."""
     for title, result in zip(titles, results):
         if isinstance(result, Value):
@@ -228,14 +241,21 @@ def _name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axe
             b.outputs.append(tensor_info(title, result, axes))
 
 
+def state_inputs(model: nn.Module, step: Step) -> set[str]:
+    """The names of a step's parameters and float buffers."""
+    tensors = state_tensors(model)
+    return {
+        name
+        for kind, name in step.inputs
+        if kind == "parameter" or (kind == "buffer" and tensors[name].is_floating_point())
+    }
+
+
 def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> Builder:
     with eval_mode(model):
         step = trace_forward(model, args, kwargs)
     b = Builder(type(model).__name__)
-    tensors = state_tensors(model)
-    given = {name for kind, name in step.inputs if kind == "parameter"}
-    given |= {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
-    results = translate(b, step.module, _graph_inputs(b, model, step, names, given, False))
+    results = translate(b, step.module, graph_inputs(b, model, step, names, state_inputs(model, step), False))
     titles = [f"output_{i}" if i else "output" for i in range(len(results))]
-    _name_results(b, titles, results, _open_axes(step, names))
+    name_results(b, titles, results, open_axes(step, names))
     return b

@@ -20,9 +20,14 @@ from ...tracing.tracer import trace
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm
 
-__all__ = ["REWARDS", "Step", "trace_forward", "trace_step"]
+__all__ = ["REWARDS", "Step", "static", "trace_forward", "trace_step", "traced"]
 
-REWARDS = {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",)}  # with their metrics
+REWARDS = {  # with their metrics
+    "softmax": ("loss", "accuracy"),
+    "mse": ("loss",),
+    "external": ("reward",),
+    "signal": ("reward",),
+}
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -55,7 +60,7 @@ class Step:
     aliases: dict[str, str] = field(default_factory=dict)
 
 
-def _traced(
+def traced(
     model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None
 ) -> tuple[OpGraph, list[tuple[str, Any]], list[int], list[Tensor], dict[str, str]]:
     """The graph with tied parameters as one: its inputs, for each placeholder its input, fakes of the inputs, aliases."""
@@ -95,7 +100,7 @@ def _draws(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule:
+def static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule:
     """A functional graph of a function of fake tensors, in operations that have translators."""
     module = functional_graph(function, fakes, decomposition_table())
     module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
@@ -104,13 +109,13 @@ def _static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModul
 
 def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None = None) -> Step:
     """The model's forward alone, in the mode the model is in; its inputs and results are the graph's."""
-    graph, inputs, places, fakes, aliases = _traced(model, args, kwargs, seed)
+    graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed)
 
     def run(*values: Any) -> list[Any]:
         env = fx.Interpreter(graph.module).run(*(values[i] for i in places))
         return list(env)[len(graph.mutations) :]
 
-    step = Step(_static(run, fakes), graph, inputs, fakes, aliases=aliases)
+    step = Step(static(run, fakes), graph, inputs, fakes, aliases=aliases)
     step.parameters = [name for kind, name in inputs if kind == "parameter"]
     step.buffers = list(graph.mutations)
     return step
@@ -123,14 +128,14 @@ def trace_step(
     """Trace forward, reward, feedback and optimizer as one graph.
 
     Args:
-        reward: "softmax", "mse" or "external". optimizer: a key of `OPTIMIZERS`. options: the optimizer's numbers.
+        reward: a key of `REWARDS`. optimizer: a key of `OPTIMIZERS`. options: the optimizer's numbers.
         clip: largest norm of all feedback together, as `clip_grad_norm_` has it.
         seed: of random operations, which are refused without one.
 
     Raises:
         OnnxError: the step cannot be one fixed graph. TraceError, NoRuleError, InputError: as for `wrap`.
     """
-    graph, inputs, places, fakes, aliases = _traced(model, args, kwargs, seed)
+    graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     trained = [i for i, (kind, name) in enumerate(inputs) if kind == "parameter" and tensors[name].requires_grad]
     wanted = {node for node, place in zip(graph.placeholder_nodes, places) if place in trained}
@@ -169,7 +174,7 @@ def trace_step(
         return [*moved, *outputs[:mutated], *new_state, *outputs[mutated:], *metrics.values()]
 
     all_fakes = [*fakes, target, rate, *state_fakes]
-    step = Step(_static(run, all_fakes), graph, inputs, all_fakes, aliases=aliases)
+    step = Step(static(run, all_fakes), graph, inputs, all_fakes, aliases=aliases)
     step.parameters = [inputs[i][1] for i in trained]
     step.buffers = list(graph.mutations)
     step.state = [name for name, _ in state]
@@ -201,6 +206,8 @@ def _feedback(plan: Plan, found: Any, places: list[int], i: int, value: Tensor) 
 
 def _signal(reward: str, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of the loss at the output (minus the signal of the reward), and the metrics."""
+    if reward == "signal":
+        return -target, {"reward": (target * out).sum()}
     if reward == "external":
         small = out.abs() <= 1e-6
         return -target / torch.where(small, stabilize(out, 1e-6), out), {"reward": target.sum()}

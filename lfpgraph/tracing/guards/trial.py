@@ -51,4 +51,5 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return copy if tensor.is_leaf else copy.clone()  # which may be written to

@@ -40,6 +40,7 @@ class Case:
         static: whether the static engine is to be right as well, and not only to say why it cannot.
         lfp: whether the model runs under feedback, too.
         same: whether feedback of its first call is to be that of `lfpgraph.feedback`.
+        often: whether it is traced in each run of the tests, and not only in long ones.
         says: what the log says of it, where feedback cannot be all that is asked for.
     """
 
@@ -48,6 +49,7 @@ class Case:
     static: bool = False
     lfp: bool = True
     same: bool = False
+    often: bool = True
     says: tuple[str, ...] = ()
 
 

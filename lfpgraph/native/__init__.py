@@ -1,0 +1,1 @@
+"""Elementwise formulas as loops in C, compiled when first used."""

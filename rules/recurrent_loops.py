@@ -1,0 +1,104 @@
+"""The steps of a recurrent layer as loops in C (`lfpgraph.native`), all but each product. The numbers are `recurrent`'s."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lfpgraph.native.loops import Loop, loop_of_formula, place
+
+from .recurrent import CELLS
+
+__all__ = ["is_worth_a_loop", "loop_of_cell", "run_in_loop", "walk_in_loop"]
+
+_LOOP = 1 << 14  # entries of the gates of all steps, from which on a loop in C is worth the half second of its making
+_BLOCK = (
+    1 << 17
+)  # entries of the gates whose signals are kept until they are multiplied, so that they stay in the cache
+
+
+def is_worth_a_loop(x: Tensor) -> bool:
+    """Whether the steps of an input's product are to run as a loop in C, where there is one; by its size alone."""
+    return x.device.type == "cpu" and x.numel() >= _LOOP
+
+
+@functools.cache
+def loop_of_cell(cell: str, dtype: torch.dtype) -> Loop | None:
+    """A step behind its product: (x, z, states before) -> states after."""
+    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    return loop_of_formula(CELLS[cell], [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype)
+
+
+def run_in_loop(
+    loop: Loop, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
+) -> None:
+    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
+    x, *state = map(_in_rows, (x, *state))
+    *states, z = made
+    ends = [place(x), place(z)], [place(s) for s in states]
+    first, others = (
+        loop.on([*ends[0], *before, *ends[1]], *state[0].shape)
+        for before in ([place(s) for s in state], [place(s, -1) for s in states])
+    )
+    h, w_t = state[0], w.t()
+    for t, (z_t, after) in enumerate(zip(z.unbind(0), states[0].unbind(0))):
+        if b is None:
+            torch.mm(h, w_t, out=z_t)
+        else:
+            torch.addmm(b, h, w_t, out=z_t)
+        (others if t else first)(t)
+        h = after
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def walk_in_loop(
+    loops: Sequence[Loop],
+    signals: Sequence[Tensor | None],
+    x: Tensor,
+    first: Sequence[Tensor],
+    states: Sequence[Tensor],
+    z: Tensor,
+    w: Tensor,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    """As `walk`.
+
+    Args:
+        loops: of x, z, the states before, what comes to the states from the next step, and from outside. They make the
+            signals at x, at z, and at the states before, other than through the product. Behind the first step, and of it.
+    """
+    x, z, *first = map(_in_rows, (x, z, *first))
+    states = [_in_rows(s) for s in states]
+    carried = [x.new_zeros(first[0].shape) for _ in states]
+    outer = [torch.zeros_like(k) if s is None else _in_rows(s) for s, k in zip(signals, carried)]
+    steps, size = len(x), max(1, _BLOCK // max(1, x[0].numel()))
+    s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(carried[0])
+    s_w, s_b = torch.zeros_like(w), w.new_zeros(w.shape[0])
+    (h, *others), rows = carried, s_z.unbind(0)
+    for start in reversed(range(0, steps, size)):
+        outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
+        given = [*map(place, (*carried, *outer))]
+        running, begun = (
+            loop.on([place(x), place(z), *before, *given, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
+            for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
+        )
+        end = min(start + size, steps)
+        for t in reversed(range(start, end)):
+            (running if t else begun)(t)
+            if loops[t == 0].has[2]:
+                torch.addmm(rest, rows[t - start], w, out=h)
+            else:
+                torch.mm(rows[t - start], w, out=h)
+        first_row = 0 if start else 1
+        if not start:
+            s_w.addmm_(rows[0].t(), first[0])
+        s_w.addmm_(
+            s_z[first_row : end - start].flatten(0, 1).t(), states[0][start + first_row - 1 : end - 1].flatten(0, 1)
+        )
+        s_b += s_z[: end - start].sum((0, 1))
+    return s_x, carried, s_w, s_b
