@@ -69,7 +69,7 @@ def test_compiled(kind: str, way: dict[str, Any]) -> None:
     if kind == "part.compile":
         model.blocks[0].compile(backend="eager")
         if way == WAYS["static"]:
-            with pytest.raises(LiveOnlyError, match="blocks.0 is compiled"):
+            with pytest.raises(LiveOnlyError, match="blocks.0 is compiled|__create_fn__ cannot be found"):  # torch 2.11
                 model(X)
             return
     assert_feedback(called, deep())
