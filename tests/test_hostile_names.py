@@ -10,7 +10,6 @@ from pathlib import Path
 import networkx as nx
 import pytest
 import torch
-from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.cli.app import main
@@ -18,21 +17,7 @@ from lfpgraph.errors import LfpGraphError
 from lfpgraph.reports.analysis import analyse, render
 from lfpgraph.reports.drawing import write_graph
 
-NAMES = (
-    "<script>alert(1)</script>", "<!--<script>", "</details>", "[/red]", "[link=http://a]b[/link]", "\x1b[31m\x07",
-    "\u202eabc", "a\nb", '"q"\\', "{{7*7}}", "x\x00y", "=cmd|'/c calc'!A1", "é 漢",
-)  # fmt: skip
-
-
-class Named(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict({name: nn.Linear(3, 3) for name in NAMES})
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts.values():
-            x = part(x).erfinv().tanh()
-        return x
+from .support.hostile_names import NAMES, Named
 
 
 @pytest.fixture(scope="module")

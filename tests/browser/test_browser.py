@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,8 +23,7 @@ from safetensors.torch import load_file
 import lfpgraph
 from lfpgraph.onnx import OrtTrainer
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "browser"
-SCREENSHOTS = Path(__file__).parents[2] / "runs" / "browser"
+from ..support.browser import EXAMPLE, SCREENSHOTS, node
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -51,12 +49,6 @@ def url(site: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
-
-
-def node(*arguments: str) -> str:
-    done = subprocess.run(["node", *arguments], cwd=EXAMPLE, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

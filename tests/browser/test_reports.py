@@ -14,8 +14,8 @@ from torch import nn
 import lfpgraph
 from lfpgraph.reports.drawing import write_graph
 
-from ..test_hostile_names import NAMES, Named
-from .test_browser import SCREENSHOTS, node
+from ..support.browser import SCREENSHOTS, node
+from ..support.hostile_names import NAMES, Named
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
