@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .notes import tensors_among
-from .values import Values, tensor_of
+from .values import Values, hands_on, tensor_of
 
 __all__ = [
     "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",
@@ -87,25 +87,30 @@ def slots_of(
     """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
 
     Args:
-        exits: the nodes of the unit's outputs.
-        inputs: the edges of its inputs.
+        exits, inputs: the nodes of the unit's outputs, and the edges of its inputs.
         values: the run; the way back ends at its values, but for those `inside` the unit.
     """
     edges, covering, passed = values.edges, values.covering, {-1, *inside, *values.undone}
     found: dict[Any, list[tuple[int, int]]] = {}
-    stack, seen = list(exits), set(exits)
+    stack = [(node, slot) for node, places in exits.items() for slot in _slots(node, [index for _, index in places])]
+    seen = set(stack)
     while stack:
-        node = stack.pop()
+        node, only = stack.pop()
         for slot, (source, index) in enumerate(node.next_functions):
-            if source is None or (slot == 0 and node in covering):
+            if source is None or (slot == 0 and node in covering) or only not in (None, slot):
                 continue
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif source not in seen and edges.get((source, index), -1) in passed:
-                seen.add(source)
-                stack.append(source)
-    return found, seen
+            elif edges.get((source, index), -1) in passed:
+                stack += (new := {(source, to) for to in _slots(source, [index])} - seen)
+                seen |= new
+    return found, {node for node, _ in seen}
+
+
+def _slots(node: Any, came_by: Sequence[int]) -> Sequence[int | None]:
+    """The slots of a node that what came in goes on by: the same where it hands on each, else all (None)."""
+    return came_by if hands_on(node) else [None]
 
 
 def goes_on(slot: int) -> bool:

@@ -20,7 +20,7 @@ from .interception import paused
 from .notes import Leaf, NameLeaf, Unrecorded, alias_of
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Values", "tensor_of"]
+__all__ = ["Values", "hands_on", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -174,7 +174,7 @@ class Values:
         for given in self.name_leaf.givens():
             if self.known(given) is None:
                 self._leaf(given)
-        if getattr(edge[0], "_forward_cls", None) is BackwardHookFunction:  # hands on what came in
+        if hands_on(edge[0]):
             source = edge[0].next_functions[edge[1]]
             number = self.edges.get(source)
             if number is None and not hasattr(source[0], "variable"):
@@ -274,6 +274,11 @@ def _is_over(x: Tensor) -> bool:
 def _gives_feedback(node: Any) -> bool:
     """Whether an autograd node is that of a traced program."""
     return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
+
+
+def hands_on(node: Any) -> bool:
+    """Whether an autograd node, that of a module's backward hooks, hands on each signal as it came in."""
+    return getattr(node, "_forward_cls", None) is BackwardHookFunction
 
 
 def _is_older(node: Any, started: int) -> bool:
