@@ -4,7 +4,7 @@ A comparison that several operations read is copied for each of them. `fired = u
 u = torch.where(fired, 0, u)` is two functions of u. Comparisons cost little, and reward passes one only inside a run that
 comes back to float.
 
-What only leads to where no reward comes from (a running mean, a mask among the outputs, a detached value) gets a copy, too: a
+What only leads to where no reward comes from (a running mean, a mask or a detached value among the outputs) gets a copy, too: a
 normalisation is one whether or not its statistics are kept. A live run sees nothing of what is made under no_grad.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..registry import COMPARISON, NOTHING
-from .graph import DETACH, OpGraph, family_of, is_float
+from .graph import OpGraph, family_of, is_float
 from .regions import may_join
 
 __all__ = ["copy_for_the_idle", "copy_shared_comparisons"]
@@ -75,5 +75,5 @@ def _reached(graph: OpGraph) -> set[fx.Node]:
         node = stack.pop()
         if node not in reached:
             reached.add(node)
-            stack += [] if node.target in DETACH else node.all_input_nodes
+            stack += node.all_input_nodes
     return reached
