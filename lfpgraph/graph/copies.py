@@ -10,11 +10,13 @@ normalisation is one whether or not its statistics are kept. A live run sees not
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
 from ..registry import COMPARISON, NOTHING
-from .graph import OpGraph, family_of, is_float
+from .graph import DETACH, OpGraph, family_of, is_float
 from .regions import may_join
 
 __all__ = ["copy_for_the_idle", "copy_shared_comparisons"]
@@ -38,20 +40,27 @@ def copy_shared_comparisons(graph: OpGraph) -> dict[fx.Node, fx.Node]:
 
 def copy_for_the_idle(graph: OpGraph) -> dict[fx.Node, fx.Node]:
     """Give operations that no reward reaches their own copies of what might be part of a region. In place. Returns likewise."""
-    reached = _reached(graph)
+    copies = _copied(graph, _reached(graph, frozenset()), len(graph.graph.nodes))
+    # Inside the network only where one other reads it: a membrane that a detached reset reads has several, and its past would follow.
+    copies |= _copied(graph, _reached(graph, DETACH), 1)
+    if copies:
+        graph.module.recompile()
+    return copies
+
+
+def _copied(graph: OpGraph, reached: set[fx.Node], most: int) -> dict[fx.Node, fx.Node]:
+    """Copy, for those that are not reached, what is read by at most so many that are."""
     copies: dict[fx.Node, fx.Node] = {}
     for node in reversed(list(graph.graph.nodes)):
         users = [user for user in node.users if user.op != "output"]
-        idle = [user for user in users if user not in reached]
-        if node not in reached or not idle or not _may_be_inside(node, [user for user in users if user in reached]):
+        idle, others = [u for u in users if u not in reached], [u for u in users if u in reached]
+        if node not in reached or not idle or len(others) > most or not _may_be_inside(node, others):
             continue
         with graph.graph.inserting_after(node):
             own = graph.graph.node_copy(node, lambda source: source)
         for user in idle:
             user.replace_input_with(node, own)
         copies[own] = node
-    if copies:
-        graph.module.recompile()
     return copies
 
 
@@ -62,8 +71,8 @@ def _may_be_inside(node: fx.Node, users: list[fx.Node]) -> bool:
     return joins and again and any(may_join(user.target, family_of(user)) for user in users)
 
 
-def _reached(graph: OpGraph) -> set[fx.Node]:
-    """Nodes that lead to an output with reward: one that is no detached value, and is made of inputs or parameters."""
+def _reached(graph: OpGraph, ends: frozenset[Any]) -> set[fx.Node]:
+    """Nodes that lead, not through `ends`, to an output with reward: no detached value, and made of inputs or parameters."""
     kinds = dict(zip(graph.placeholder_nodes, graph.placeholders))
     followed = {node for node, placeholder in kinds.items() if placeholder.kind in ("input", "parameter")}
     for node in graph.graph.nodes:
@@ -75,5 +84,5 @@ def _reached(graph: OpGraph) -> set[fx.Node]:
         node = stack.pop()
         if node not in reached:
             reached.add(node)
-            stack += node.all_input_nodes
+            stack += [] if node.target in ends else node.all_input_nodes
     return reached
