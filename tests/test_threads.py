@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import multiprocessing
 import sys
@@ -55,14 +57,15 @@ def in_threads(*jobs: Callable[[], Any]) -> list[Any]:
 
 
 def test_several_threads_trace() -> None:
-    def job(wide: int) -> Any:
-        model = Net(wide)
+    def job(model: nn.Module) -> Any:
         shares = lfpgraph.attribute(model.eval(), data(), 0)
         lfpgraph.wrap(model, engine="static")(data()).sum().backward()
         return [shares, *(p.grad for p in model.parameters())]
 
-    alone = [job(wide) for wide in (5, 6)]
-    together = in_threads(*(lambda wide=wide: job(wide) for wide in (5, 6)))  # type: ignore[misc]
+    models = [Net(wide) for wide in (5, 6)]  # before the threads, which share one generator
+    jobs = [functools.partial(job, copy.deepcopy(model)) for model in models]
+    alone = [job(model) for model in models]
+    together = in_threads(*jobs)
     for one, other in zip(alone, together):
         assert not isinstance(other, BaseException), other
         torch.testing.assert_close(one, other)
