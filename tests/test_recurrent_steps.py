@@ -11,10 +11,11 @@ import torch
 from lfpgraph.rules.loops import LSTM, RECURRENT
 from lfpgraph.rules.recurrent_loops import walk_in_loop
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lfpgraph
 from lfpgraph.native.compiler import c_compiler
-from lfpgraph.native.loops import loop_of_formula, place
+from lfpgraph.native.loops import loop_of_formula, loop_of_graph, place
 from lfpgraph.tracing.recurrent import steps_as_one
 
 from .support.opinfo import RECORDED
@@ -136,6 +137,17 @@ def test_functions_in_c_are_exact(dtype: torch.dtype) -> None:
             atol=1e-38 if dtype is torch.float32 else 1e-300,
             equal_nan=True,
         )
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+def test_a_loop_keeps_nan_in_the_larger_of_two() -> None:
+    x = torch.tensor([[[1.0], [torch.nan], [2.0]]])
+    y, found = torch.tensor([[[torch.nan], [1.0], [3.0]]]), torch.empty_like(x)
+    traced = make_fx(lambda a, b: [torch.maximum(a, b)], tracing_mode="fake")(x[0], y[0])
+    loop = loop_of_graph(traced.graph, 1, torch.float32)
+    assert loop is not None
+    loop.on([place(x), place(y), place(found)], 3, 1)(0)
+    assert torch.equal(found.isnan(), torch.maximum(x, y).isnan()) and found[0, 2] == 3
 
 
 def test_a_compiler_that_fails_is_said_and_done_without(

@@ -63,7 +63,7 @@ BY_ENTRY: dict[Any, Callable[..., Value]] = {
     aten.copysign.Tensor: _form("with_sign_of({}, {})"),
     aten.div.Tensor: _form("{} / {}"),
     aten.masked_fill.Scalar: _form("{1} ? {2} : {0}"),
-    aten.maximum.default: _form("{0} > {1} ? {0} : {1}"),
+    aten.maximum.default: _form("{0} > {1} || {0} != {0} ? {0} : {1}"),  # NaN is the largest
     aten.mul.Tensor: _product,
     aten.neg.default: _form("-{}"),
     aten.reciprocal.default: _form("1 / {}"),
