@@ -19,9 +19,9 @@ from torch.nn.functional import linear
 
 from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
-from ..rules.recurrent import run_steps
+from ..rules.recurrent import CELLS, run_steps
 
-__all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
+__all__ = ["FUSED_CELLS", "RECURRENT", "decomposition_of", "steps_as_one"]
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
@@ -65,6 +65,31 @@ def _let_shapes_follow() -> None:
 def _ours_or(usual: Callable[..., Any], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     run = ours if _is_wanted() and not kwargs else usual
     return run(*args, **kwargs)
+
+
+def _fused_lstm(
+    x: Tensor, z: Tensor, c: Tensor, b_x: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a GPU runs of an LSTM's step as one kernel, behind the products; its third result is for its own derivative."""
+    x, z = _plus(x, b_x), _plus(z, b)
+    return *CELLS["lstm"](x, z, c, c), torch.empty_like(x)  # type: ignore[return-value]
+
+
+def _fused_gru(
+    x: Tensor, z: Tensor, h: Tensor, b_x: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same of a GRU's step."""
+    return *CELLS["gru"](_plus(x, b_x), _plus(z, b), h), h.new_empty(h.shape[0], 5 * h.shape[1])  # type: ignore[return-value]
+
+
+def _plus(x: Tensor, b: Tensor | None) -> Tensor:
+    return x if b is None else x + b
+
+
+FUSED_CELLS: dict[OpOverload, Callable[..., Any]] = {
+    torch.ops.aten._thnn_fused_lstm_cell.default: _fused_lstm,
+    torch.ops.aten._thnn_fused_gru_cell.default: _fused_gru,
+}
 
 
 def decomposition_of(op: OpOverload) -> Callable[..., Any]:
