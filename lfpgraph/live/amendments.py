@@ -18,10 +18,10 @@ from torch import Tensor, fx
 from ..errors import NonFiniteError, RuleError
 from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
-from .bridges import LARGE, goes_on, is_alive, nothing, slots_of, wake
+from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
-from .notes import is_compressed
+from .notes import is_alive, is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule

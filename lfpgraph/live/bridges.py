@@ -17,7 +17,7 @@ from .notes import tensors_among
 from .values import Values, hands_on, tensor_of
 
 __all__ = [
-    "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_alive", "is_bridge", "nothing", "slots_of", "wake",
+    "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",
 ]  # fmt: skip
 
 LARGE = 1 << 18  # entries from which on less is kept
@@ -73,14 +73,6 @@ def bridge(x: Tensor, sources: Sequence[Tensor], function: Callable[[Tensor], Te
 def is_bridge(node: Any) -> bool:
     """Whether an autograd node is a bridge's."""
     return isinstance(node, Bridge._backward_cls)  # type: ignore[attr-defined]
-
-
-def is_alive(node: Any) -> bool:
-    """Whether autograd still has a node. Before torch 2.12, one of a custom Function goes with its outputs, and refuses all."""
-    try:
-        return not isinstance(node, torch._C._FunctionBase) or node.metadata is not None
-    except RuntimeError:
-        return False
 
 
 def wake(node: Any) -> None:
