@@ -21,7 +21,7 @@ from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
 from ..rules.recurrent import CELLS, run_steps
 
-__all__ = ["FUSED_CELLS", "RECURRENT", "decomposition_of", "steps_as_one"]
+__all__ = ["FUSED_CELLS", "RECURRENT", "are_steps_one", "decomposition_of", "steps_as_one"]
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
@@ -47,7 +47,8 @@ class steps_as_one:
         _local.wanted = self._before
 
 
-def _is_wanted() -> bool:
+def are_steps_one() -> bool:
+    """Whether the steps of recurrent layers that are taken apart in this thread are to be one operation."""
     wanted = getattr(_local, "wanted", None)
     return wanted is not None and wanted()
 
@@ -63,7 +64,7 @@ def _let_shapes_follow() -> None:
 
 
 def _ours_or(usual: Callable[..., Any], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    run = ours if _is_wanted() and not kwargs else usual
+    run = ours if are_steps_one() and not kwargs else usual
     return run(*args, **kwargs)
 
 
@@ -136,7 +137,7 @@ class _Layers:
         x = x.transpose(0, 1).contiguous() if batch_first else x
         x = x.flip(0) if backwards else x
         x = linear(x, w_x, b_x)
-        if not _is_wanted() or torch.is_autocast_enabled(x.device.type):
+        if not are_steps_one() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
         made = LSTM(x, *state, w, b)[:2] if self.cell == "lstm" else STEPS(x, *state, w, b, self.cell)[:1]
