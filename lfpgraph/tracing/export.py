@@ -21,6 +21,7 @@ from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
 from ..silence import quiet
 from .flat import FlatModel, tracing
+from .recurrent import autocast_noted
 from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy, without_idle_dropout
 
 __all__ = ["capture", "export_flat"]
@@ -136,7 +137,7 @@ def export_flat(
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
         table = decompositions(program.graph_module)
-        with few_kept_whole(program.graph_module, table):
+        with few_kept_whole(program.graph_module, table), autocast_noted():
             program = program.run_decompositions(dict(table))
             while further := decompositions(program.graph_module, done=table):  # parts may themselves have parts
                 table |= further
