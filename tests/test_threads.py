@@ -186,6 +186,13 @@ def test_modes(engine: str, mode: str) -> None:
     torch.testing.assert_close([p.grad for p in model.parameters()], want)
 
 
+def test_tensors_without_memory(engine: str) -> None:
+    """On the meta device a step works out shapes, as a plain model's does."""
+    model = lfpgraph.wrap(Net(), engine=engine).to("meta")
+    model(data().to("meta")).square().sum().backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly")
 def test_detect_anomaly() -> None:
     with torch.autograd.detect_anomaly():
