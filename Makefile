@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow test-clients lint types format bench gpu coverage package trust oracles mutants versions sweep finetune without-torch browser test-browser clean
+.PHONY: demo test test-slow test-clients lint types format bench gpu coverage package trust oracles mutants long-runs versions sweep finetune without-torch browser test-browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -66,6 +66,10 @@ oracles: $(STAMP)
 
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutants
+
+# Random graphs, programs and files, from where the last run stopped; tests/golden/long_runs.csv counts them.
+long-runs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.long_runs --seconds 3600
 
 # Each version has an environment of its own (gigabytes); a Python that is not there is left out.
 versions: $(STAMP)

@@ -111,7 +111,7 @@ def _blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """The tensors' common blocks, and a scratch of the same size with each."""
     count = tensors[0].numel()
     flat = [t.as_strided((count,), (1,)) for t in tensors]
-    memory = torch.empty(_BLOCK, dtype=tensors[0].dtype)
+    memory = torch.empty(_BLOCK, dtype=tensors[0].dtype, device=tensors[0].device)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         yield [*(t.narrow(0, start, size) for t in flat), memory.narrow(0, 0, size)]
@@ -253,8 +253,8 @@ def _scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     step = max(64, _BAND // max(columns, 1))
     if w.device.type != "cpu" or b.shape[0] > _SHORT or rows <= step or not w.is_contiguous():
         return KERNELS[torch.ops.lfpgraph.scale_by_size_.default](torch.mm(a, b), w)
-    out = torch.empty((rows, columns), dtype=a.dtype)
-    scratch = torch.empty((step, columns), dtype=w.dtype)
+    out = torch.empty((rows, columns), dtype=a.dtype, device=a.device)
+    scratch = torch.empty((step, columns), dtype=w.dtype, device=w.device)
     for start in range(0, rows, step):
         band = torch.mm(a[start : start + step], b, out=out[start : start + step])
         scale_by_size(band, w[start : start + step], out=band, scratch=scratch[: band.shape[0]])

@@ -21,7 +21,7 @@ from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
 from ..rules.recurrent import CELLS, run_steps
 
-__all__ = ["FUSED_CELLS", "RECURRENT", "are_steps_one", "decomposition_of", "steps_as_one"]
+__all__ = ["FUSED_CELLS", "RECURRENT", "are_steps_one", "autocast_noted", "decomposition_of", "steps_as_one"]
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
@@ -45,6 +45,22 @@ class steps_as_one:
 
     def __exit__(self, *raised: Any) -> None:
         _local.wanted = self._before
+
+
+@contextlib.contextmanager
+def autocast_noted() -> Iterator[None]:
+    """Have recurrent layers that are taken apart in this thread cast as the autocast that is on; where they are, it is off."""
+    _local.casts = {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
+    try:
+        yield
+    finally:
+        _local.casts = {}
+
+
+def _noted(x: Tensor) -> torch.dtype | None:
+    """The type that the noted autocast casts products of x to."""
+    dtype: torch.dtype | None = getattr(_local, "casts", {}).get(x.device.type)
+    return dtype if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else None
 
 
 def are_steps_one() -> bool:
@@ -136,8 +152,11 @@ class _Layers:
         (w_x, w), (b_x, b) = params[:2], params[2:] or (None, None)
         x = x.transpose(0, 1).contiguous() if batch_first else x
         x = x.flip(0) if backwards else x
+        dtype = _noted(x)
+        if dtype is not None:
+            x, w_x, w, b_x, b = (t if t is None else t.to(dtype) for t in (x, w_x, w, b_x, b))
         x = linear(x, w_x, b_x)
-        if not are_steps_one() or torch.is_autocast_enabled(x.device.type):
+        if dtype is not None or not are_steps_one() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
         made = LSTM(x, *state, w, b)[:2] if self.cell == "lstm" else STEPS(x, *state, w, b, self.cell)[:1]
@@ -154,6 +173,9 @@ def _one_by_one(op: OpOverload, given: dict[str, Any]) -> Any:
     """Layer by layer, each as torch takes it apart."""
     whole, packed = decomposition_table[op], op._overloadname == "data"
     layers, p, first = given["num_layers"], given["dropout"], next(iter(given))
+    dtype = _noted(given[first])
+    if dtype is not None:
+        given |= {first: given[first].to(dtype), "params": [w.to(dtype) for w in given["params"]]}
     if layers == 1 or p == 0 or not given["train"]:
         with _without_whole_kernels():
             return whole(*given.values())
