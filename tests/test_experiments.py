@@ -71,7 +71,9 @@ def test_runs_side_by_side_are_the_same_and_are_made_once(tmp_path: Path) -> Non
     one_by_one = cases(Runs())
     assert cases(Runs.side_by_side(2, file)) == one_by_one
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(lines) == 6 and all(line["found"]["step_seconds"] > 0 for line in lines)  # for each way two rates, and the better one on all of the set
+    assert len(lines) == 6 and all(
+        line["found"]["step_seconds"] > 0 for line in lines
+    )  # for each way two rates, and the better one on all of the set
     assert cases(Runs(file)) == one_by_one and len(file.read_text().splitlines()) == 6
     for line in lines:
         line["found"]["curve"] = [value + 1 for value in line["found"]["curve"]]

@@ -35,7 +35,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "BertForSequenceClassification": {
         **_TEXTS, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
     },
-    "GPT2ForSequenceClassification": {**_TEXTS, "n_positions": LENGTH, "n_embd": 128, "n_layer": 4, "n_head": 4},
+    "GPT2ForSequenceClassification": {
+        **_TEXTS, "n_positions": LENGTH, "n_embd": 128, "n_layer": 4, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0,
+    },
 }  # fmt: skip
 
 
