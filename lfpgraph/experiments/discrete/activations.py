@@ -114,7 +114,7 @@ def run(settings: Settings) -> Report:
 
     def one(name: str, way: Way, build: Callable[[], nn.Module]) -> tuple[list[Case], list[str]]:
         start = seeded(build)
-        return at_best(start(0), [way], RATES, train, test, settings, epochs=20, name=name, start=start)
+        return at_best(start(0), [way], RATES, train, test, settings, choosing=3, epochs=20, name=name, start=start)
 
     found = settings.runs.together([partial(one, *task) for task in todo])
     cases = [case for own, _ in found for case in own]

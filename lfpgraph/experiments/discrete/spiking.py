@@ -34,8 +34,9 @@ def run(settings: Settings) -> Report:
     def setting(steps: int, beta: float) -> tuple[list[Case], list[str]]:
         name, start = f"{steps} steps, beta {beta}", seeded(lambda: LifNet(steps=steps, beta=beta))
         how: dict[str, Any] = {"epochs": 10, "name": name, "score": _score, "start": start}
-        cases, notes = at_best(start(0), ways, RATES, train, test, settings, **how)
-        return cases + fit(start(0), [Way("backprop", None, _counts_loss)], train, test, settings, **how), notes
+        cases, notes = at_best(start(0), ways, RATES, train, test, settings, choosing=3, **how)
+        untrained = fit(start(0), [Way("backprop", None, _counts_loss)], train, test, settings, **how)
+        return cases + untrained, notes
 
     found = settings.runs.together([partial(setting, steps, beta) for steps in STEPS for beta in BETAS])
     cases = [case for own, _ in found for case in own]
