@@ -21,7 +21,8 @@ ROOMS = (
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping", "rewards", "explain",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
     "inputs", "training.resuming", "training", "reports", "audits",
-    "models_zoo", "comparison", "demo", "experiments.common", "experiments.discrete", "experiments", "cli", "__main__",
+    "models_zoo", "comparison", "demo", "experiments.common", "experiments.discrete", "experiments.transformers",
+    "experiments", "cli", "__main__",
 )  # fmt: skip
 GROUND = {"errors", "native", "kernels", "modes", "numerics", "optional", "pages", "randomness", "registry", "silence"}
 ONLY_THE_GROUND = {"inputs", "rules", "rules.samples"}  # these import nothing else
@@ -32,6 +33,7 @@ PEOPLE_RUN = {
     "experiments",
     "experiments.common",
     "experiments.discrete",
+    "experiments.transformers",
 }  # and only these import the zoo
 
 FILES = sorted(path for top in ("lfpgraph", "rules", "models_zoo") for path in (ROOT / top).rglob("*.py"))
