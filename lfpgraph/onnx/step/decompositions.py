@@ -32,6 +32,7 @@ _FURTHER = [
     aten.linalg_vector_norm,
     aten.max_pool2d_with_indices_backward,
     aten.native_batch_norm,
+    aten.var,
     aten.var_mean,
 ]
 # What torch would take apart, and its exporter has an operator for.
