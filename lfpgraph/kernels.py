@@ -22,15 +22,18 @@ from torch import Tensor
 __all__ = [
     "DECOMPOSITIONS",
     "KERNELS",
+    "SMALL",
     "epsilon_factor",
     "halved",
     "halved_factor",
     "identity_signal",
     "scale_by_size",
+    "scale_small",
 ]
 
 aten = torch.ops.aten
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
+SMALL = _BLOCK  # elements, up to which the formula is quicker than a choice between kernels
 _BAND = 1 << 19  # elements of a band of rows of a product
 _SHORT = 512  # rows summed over, up to which a product is bound by memory
 
@@ -144,6 +147,11 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
 @functools.cache
 def _zero(dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype, device="cpu")
+
+
+def scale_small(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:
+    """`s * max(abs(w), share * rms(w)) * unit` of a small w, where no gradients are recorded."""
+    return torch.mul(s, w.abs()) if share == 0 and unit == 1 else _scaled_by_floored(s, w, share, unit, None)
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:

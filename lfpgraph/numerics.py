@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS, floor_of
+from .kernels import DECOMPOSITIONS, KERNELS, SMALL, floor_of
 
 __all__ = [
     "ZERO_REWARD",
@@ -27,7 +27,6 @@ __all__ = [
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
-_SMALL = 1 << 17  # entries
 _ops = torch.ops.lfpgraph
 _TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
@@ -123,7 +122,7 @@ def is_small(s: Tensor, x: Tensor) -> bool:
     return (
         type(s) is Tensor
         and type(x) in _TENSORS
-        and s.numel() <= _SMALL
+        and s.numel() <= SMALL
         and not torch.is_grad_enabled()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ __all__ = [
     "as_met",
     "is_compressed",
     "refs_in",
+    "save_apart",
+    "storage_of",
     "tensors_among",
     "tensors_in",
     "user_line",
@@ -172,9 +174,36 @@ def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list
 
 def alias_of(x: Tensor) -> Tensor:
     """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x.clone() if is_compressed(x) else x[...]
+    found = x[...] if x.layout is torch.strided or not is_compressed(x) else x.clone()
     if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
         nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
             found = x[...]
     return found
+
+
+def storage_of(x: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
+
+
+def save_apart(node: Any, storage: int, known: Container[Any]) -> None:
+    """Let an autograd node, and those that lead to it from known edges, have copies of what they have saved in some memory.
+
+    It is about to be written to, which the plain model may do there: its nodes save nothing for a mask that it does not follow.
+    """
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        for name in dir(node):
+            if name.startswith("_raw_saved_"):
+                raw, saved = getattr(node, name), getattr(node, name.replace("_raw", ""))
+                pairs = zip(raw, saved) if isinstance(raw, tuple) else [(raw, saved)]
+                for place, x in pairs:
+                    if isinstance(x, Tensor) and storage_of(x) == storage:
+                        place.register_hooks(torch.clone, lambda copy: copy)
+        stack += [
+            source for source, index in node.next_functions if source is not None and (source, index) not in known
+        ]

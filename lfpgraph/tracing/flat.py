@@ -29,7 +29,15 @@ __all__ = [
     "wait_for_traces",
 ]
 
-_state = threading.local()
+
+class _State(threading.local):
+    """Of one thread: how many traces are running, one inside the other, and how many runs in which nothing is wrapped."""
+
+    depth = 0
+    plain = 0
+
+
+_state = _State()
 # Held while a model or a program is traced: torch.export and make_fx change torch's classes and flags for all threads.
 LOCK = threading.RLock()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
@@ -76,7 +84,7 @@ def another_thread_traces() -> bool:
 
 def is_tracing() -> bool:
     """Whether this thread is tracing a model, so that wrapped modules must run their own forward."""
-    return getattr(_state, "depth", 0) > 0
+    return _state.depth > 0
 
 
 @contextlib.contextmanager
@@ -89,7 +97,7 @@ def tracing() -> Iterator[None]:
     """
     wait_for_traces()
     with LOCK:
-        before = getattr(_state, "depth", 0)
+        before = _state.depth
         _state.depth = before + 1
         if not before:
             setattr(checkpoint.CheckpointFunction, "apply", _apply_or_run)  # noqa: B010
@@ -160,14 +168,14 @@ class _Validates:
 
 def is_running_plainly() -> bool:
     """Whether wrapped modules must run as they are in this thread: it is tracing, or only looks at what they do."""
-    return getattr(_state, "plain", 0) > 0 or is_tracing()
+    return _state.plain > 0 or is_tracing()
 
 
 @contextlib.contextmanager
 def running_plainly() -> Iterator[None]:
     """Let wrapped modules run as they are in this thread."""
     global RUNS
-    _state.plain = getattr(_state, "plain", 0) + 1
+    _state.plain = _state.plain + 1
     RUNS += 1
     try:
         yield

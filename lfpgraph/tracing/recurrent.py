@@ -25,7 +25,13 @@ __all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
-_local = threading.local()
+
+
+class _Local(threading.local):
+    wanted: Callable[[], bool] | None = None
+
+
+_local = _Local()
 
 
 class steps_as_one:
@@ -40,7 +46,7 @@ class steps_as_one:
 
     def __enter__(self) -> None:
         _let_shapes_follow()
-        self._before = getattr(_local, "wanted", None)
+        self._before = _local.wanted
         _local.wanted = self._wanted
 
     def __exit__(self, *raised: Any) -> None:
@@ -48,8 +54,7 @@ class steps_as_one:
 
 
 def _is_wanted() -> bool:
-    wanted = getattr(_local, "wanted", None)
-    return wanted is not None and wanted()
+    return _local.wanted is not None and _local.wanted()
 
 
 @functools.cache
