@@ -20,6 +20,7 @@ __all__ = [
     "epsilon_factor",
     "guarded",
     "identity_signal",
+    "is_zero",
     "scale_by_floored_size",
     "scale_by_size",
     "stabilize",
@@ -30,6 +31,14 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _ops = torch.ops.lfpgraph
 _TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
+
+
+def is_zero(w: Tensor) -> bool:
+    """Whether a tensor is wholly zero; of most, the first entry tells."""
+    w = w.detach()
+    if w.layout is torch.strided and w.numel() and bool(w[(0,) * w.dim()] != 0):
+        return False
+    return not bool(w.any())
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
-from ..numerics import scale_by_floored_size, scale_by_size
+from ..numerics import is_zero, scale_by_floored_size, scale_by_size
 from ..registry import ATTENTION, CONTRACTION, PRODUCT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 from ..rules.views import vjp
@@ -116,7 +116,7 @@ class Ruleset:
         may = self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)
         if not may or w.numel() == 0 or w.device.type == "meta" or isinstance(w, FakeTensor):
             return False
-        return w.untyped_storage().nbytes() == 0 or not bool(w.any())
+        return w.untyped_storage().nbytes() == 0 or is_zero(w)
 
     def feedback(self, w: Tensor, s: Tensor, asleep: bool, over: bool = False) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).

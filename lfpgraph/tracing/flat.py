@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +30,9 @@ __all__ = [
     "tracing",
     "wait_for_traces",
 ]
+
+
+log = logging.getLogger("lfpgraph")
 
 
 class _State(threading.local):
@@ -93,7 +98,8 @@ def tracing() -> Iterator[None]:
 
     Its checkpoints run plainly meanwhile: the reentrant kind has no gradients, and of one inside another torch.export loses
     them. Inference mode is no_grad to it, since torch.export does not see the other. Its distributions do not look at their
-    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused.
+    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused. Of a
+    hook that it sets on a tensor, which is not in a trace, the log has a line.
     """
     wait_for_traces()
     with LOCK:
@@ -104,6 +110,7 @@ def tracing() -> Iterator[None]:
             vars(checkpoint)[_GENERATOR] = _generate_or_run
             setattr(torch.inference_mode, "__enter__", _enter_or_no_grad)  # noqa: B010
             vars(eager_transforms).update({name: _refused(begin) for name, begin in _BEGIN.items()})
+            setattr(Tensor, "register_hook", _register_and_tell)  # noqa: B010
             validates = _Validates(Distribution._validate_args)
             setattr(Distribution, "_validate_args", validates)  # noqa: B010
         try:
@@ -115,12 +122,14 @@ def tracing() -> Iterator[None]:
                 vars(checkpoint)[_GENERATOR] = _generate
                 setattr(torch.inference_mode, "__enter__", _enter)  # noqa: B010
                 vars(eager_transforms).update(_BEGIN)
+                setattr(Tensor, "register_hook", _register)  # noqa: B010
                 if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
                     Distribution._validate_args = validates.before
 
 
 _GENERATOR = "_checkpoint_without_reentrant_generator"
 _generate, _enter = vars(checkpoint)[_GENERATOR], torch.inference_mode.__enter__
+_register, _told = Tensor.register_hook, set[str]()
 _BEGIN = {name: vars(eager_transforms)[name] for name in ("grad_increment_nesting", "jvp_increment_nesting")}
 
 
@@ -140,6 +149,20 @@ def _enter_or_no_grad(mode: torch.inference_mode) -> None:
         return _enter(mode)
     mode._inference_mode_context = torch.set_grad_enabled(not mode.mode)  # type: ignore[assignment]
     return None
+
+
+def _register_and_tell(x: Tensor, hook: Callable[[Tensor], Any]) -> Any:
+    """What a hook changes is missing in whatever is worked out from a trace: said once for each line that sets one."""
+    caller = sys._getframe(1)
+    line = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    if is_tracing() and "/torch/" not in line and line not in _told:
+        _told.add(line)
+        log.warning(
+            "forward sets a hook on a tensor (%s). A trace leaves it out, and so does all that is worked out from one; "
+            'wrap(model, engine="live") runs it.',
+            line,
+        )
+    return _register(x, hook)
 
 
 def _refused(begin: Callable[[], Any]) -> Callable[[], Any]:
