@@ -138,7 +138,7 @@ def floor_of(w: Tensor, share: float) -> Tensor:
 def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Tensor | None) -> Tensor:
     if _is_large([s, w]):
         return _run(_floored, (s, w, floor_of(w, share), unit), 2, torch.empty_like(s) if out is None else out)
-    if w.device.type != "cpu" or s.dtype != w.dtype:
+    if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
         return _floored(s, w, floor_of(w, share), unit, out=out)
     floor = _norm(w).item() * (share / math.sqrt(w.numel()))  # the same in fewer operations
     return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(floor), value=unit, out=out)

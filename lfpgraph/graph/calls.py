@@ -158,7 +158,7 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _twin(value: Any, state: dict[str, Any]) -> Any:
-    """A copy of an object with other attributes; of frozen ones too, and of a `SimpleNamespace`, whose dict may not be replaced."""
+    """A copy of an object with other attributes; of frozen ones too, and of namespaces, whose dict may not be replaced."""
     twin = copy.copy(value)
     try:
         object.__setattr__(twin, "__dict__", state)

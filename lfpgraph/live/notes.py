@@ -71,29 +71,32 @@ class Unrecorded:
     """Float tensors that were made of the model's input without being recorded: features of a frozen encoder, say.
 
     Such a value is a leaf of the recorded run. If it was made of the model's input it may be an activation (`graph.classes`);
-    otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
+    otherwise it is a constant (a table of angles made of positions, or what is made of weights alone). Whether a value that
+    it was made of was itself made of the input is seen when the run is planned.
     """
 
     def __init__(self) -> None:
-        self._made: dict[int, weakref.ref[Tensor]] = {}
+        self._made: dict[int, tuple[weakref.ref[Tensor], frozenset[int]]] = {}
 
     def __contains__(self, x: Tensor) -> bool:
-        found = self._made.get(id(x))
-        return found is not None and found() is x
+        return bool(self.made_of(x))
 
-    def note(self, args: tuple[Any, ...], out: Any, is_activation: Callable[[Tensor], bool]) -> None:
+    def made_of(self, x: Tensor) -> frozenset[int]:
+        """The numbers of the values that x was made of and that may be activations; -1 for an input."""
+        found = self._made.get(id(x))
+        return found[1] if found is not None and found[0]() is x else frozenset()
+
+    def note(self, args: tuple[Any, ...], out: Any, sources_of: Callable[[Tensor], frozenset[int]]) -> None:
         """Note what an operation has made of its arguments.
 
         Args:
-            is_activation: says of a float tensor that was not made here whether it is an input or was made of one.
+            sources_of: the same as `made_of`, of a float tensor that was not made here.
         """
-        for value in args:
-            for x in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(x, Tensor) and _is_float(x) and (x in self or is_activation(x)):
-                    for result in pytree.tree_leaves(out):
-                        if isinstance(result, Tensor) and _is_float(result):
-                            self._made[id(result)] = weakref.ref(result)
-                    return
+        floats = [x for x in tensors_among(args, {}) if _is_float(x)]
+        sources = frozenset[int]().union(*(self.made_of(x) or sources_of(x) for x in floats))
+        for result in pytree.tree_leaves(out) if sources else ():
+            if isinstance(result, Tensor) and _is_float(result):
+                self._made[id(result)] = weakref.ref(result), sources
 
 
 def _is_float(x: Tensor) -> bool:

@@ -80,7 +80,7 @@ class Record(Kept):
             if info_of(op).writes:
                 self.save_before_write(args)
             out = op._op(*args, **kwargs)
-            self.unrecorded.note(args, out, self._is_activation)
+            self.unrecorded.note(args, out, self._sources_of)
             return out
         if op is _EMPTY:
             return op._op(*args, **kwargs)

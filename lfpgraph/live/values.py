@@ -141,7 +141,7 @@ class Values:
             return number
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
-            kind, name = "unrecorded", -1
+            kind, name = "unrecorded", tuple(sorted(self.unrecorded.made_of(x)))
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
         if self.wanted is None or number in self.wanted:
@@ -165,11 +165,13 @@ class Values:
         self.edges[edge] = number
         self.edge_of[number] = edge
 
-    def _is_activation(self, x: Tensor) -> bool:
+    def _sources_of(self, x: Tensor) -> frozenset[int]:
+        """What a float tensor holds that may be an activation: the number of a value; -1 of an input that was not met yet."""
         number = self.known(x)
         if number is None:
-            return self.name_leaf(x)[0] == "input"
-        return all(leaf.value != number or leaf.kind in ("input", "unrecorded") for leaf in self.leaves)
+            return frozenset({-1}) if self.name_leaf(x)[0] == "input" else frozenset()
+        kinds = [leaf.kind for leaf in self.leaves if leaf.value == number]
+        return frozenset({number}) if not kinds or kinds[0] in ("input", "unrecorded") else frozenset()
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
