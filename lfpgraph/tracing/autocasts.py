@@ -38,7 +38,9 @@ def cast_inside(graph: fx.Graph) -> None:
                     values[node] = _run(node, values, cast=False)
                     changed.add(node)
                 dtype = _run(node, values, cast=True).dtype if _may_cast(node, values) else values[node].dtype
-            except Exception:  # autocast has made no cast here for the type that comes now: the check of the trace will tell
+            except (
+                Exception
+            ):  # autocast has made no cast here for the type that comes now: the check of the trace will tell
                 return
             if dtype != values[node].dtype and values[node].dtype in LOW_PRECISION:
                 wide[node] = dtype
