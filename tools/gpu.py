@@ -50,13 +50,7 @@ def steps(device: str, seconds: float) -> dict[str, Any]:
     for model in MODELS:
         sides = SIDES if model in COMPILED else SIDES[:3]
         arguments = ["-m", "benchmarks.step", "--model", model, "--device", device, "--side", *sides]
-        rows = _rows(_python(arguments, min(end - time.time(), 150)))
-        for row in rows:
-            row["memory"] = {}
-            for side in ("backprop", "lfp", "lfp-live"):
-                printed = _python(["-m", "benchmarks.memory", model, side, "--device", device], end - time.time())
-                for weighed in _rows(printed):
-                    row["memory"][side] = {key: weighed[key] for key in ("saved", "peak")}
+        rows = _rows(_python(arguments, min(end - time.time(), 120)))
         found += rows
         print(model, json.dumps(rows), flush=True)
         if time.time() > end:
