@@ -22,8 +22,11 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("backprop", "lfp", "lfp-live", "backprop-compiled", "lfp-compiled")
-MODELS = ("resnet50-large", "vit-s16-large", "gpt2-large", "bert-large-batch", "llama-1b", "resnet18", "lstm", "mlp")
-COMPILED = ("resnet50-large", "vit-s16-large", "gpt2-large", "mlp")  # compiling takes a minute or more
+MODELS = (
+    "vit-s16-large", "resnet50-large", "gpt2-large", "gpt2-large-bf16", "resnet50-large-bf16", "vit-s16-large-bf16", "mlp",
+    "llama-1b", "bert-large-batch", "lstm", "resnet18",
+)  # fmt: skip
+COMPILED = ("vit-s16-large", "gpt2-large-bf16", "mlp")  # compiling takes up to a minute
 
 
 def _python(arguments: list[str], seconds: float) -> str:
@@ -49,7 +52,7 @@ def steps(device: str, seconds: float) -> dict[str, Any]:
     end, found = time.time() + seconds, []
     for model in MODELS:
         sides = SIDES if model in COMPILED else SIDES[:3]
-        arguments = ["-m", "benchmarks.step", "--model", model, "--device", device, "--side", *sides]
+        arguments = ["-m", "benchmarks.step", "--model", model, "--device", device, "--repeats", "15", "--side", *sides]
         rows = _rows(_python(arguments, min(end - time.time(), 120)))
         found += rows
         print(model, json.dumps(rows), flush=True)
