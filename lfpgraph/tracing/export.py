@@ -20,9 +20,11 @@ from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
 from ..silence import quiet
+from .autocasts import cast_inside
 from .cells import cells_kept_whole, roll_up
 from .flat import FlatModel, tracing
 from .parts import take_apart, take_apart_all
+from .recurrent import autocast_noted
 from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy, without_idle_dropout
 
 __all__ = ["capture", "export_flat"]
@@ -137,10 +139,12 @@ def export_flat(
         without_idle_dropout(program.graph_module)
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
-        written = take_apart_all(program.graph_module)
-        program = _functional(program) if written is None else program
-        roll_up(program.graph_module.graph)
-        take_apart(program.graph_module, cells_kept_whole())
+        with autocast_noted():
+            written = take_apart_all(program.graph_module)
+            program = _functional(program) if written is None else program
+            roll_up(program.graph_module.graph)
+            take_apart(program.graph_module, cells_kept_whole())
+        cast_inside(program.graph_module.graph)
         tidy(program.graph_module)
     _refuse_parameters_as_constants(module, program.constants)
     return _to_graph(program, record, shapes is not None, placeholders, [node.name for node in written or ()])

@@ -19,7 +19,7 @@ from ..registry import find_rule, registered_rules
 from .cells import cells_kept_whole
 from .inverse_views import cancel_inverse_views
 from .origins import remember_places
-from .recurrent import RECURRENT, decomposition_of
+from .recurrent import FUSED_CELLS, RECURRENT, decomposition_of
 
 __all__ = [
     "OWN_PARTS",
@@ -61,9 +61,10 @@ def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 # What composite ops are made of, where torch's own way leaves something out.
-OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT}
+OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT} | FUSED_CELLS
 OWN_PARTS[_aten.cosine_similarity.default] = _cosine_similarity
 OWN_PARTS[_aten.copy.default] = _copied
+OWN_PARTS[_aten.cudnn_grid_sampler.default] = lambda x, grid: _aten.grid_sampler_2d.default(x, grid, 0, 0, True)
 
 
 def keep_no_grad(module: fx.GraphModule) -> None:
