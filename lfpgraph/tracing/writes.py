@@ -65,6 +65,8 @@ def _is_norm(node: fx.Node) -> bool:
 
 
 def _is_plain_norm(node: fx.Node) -> bool:
+    if len(node.args) != 9:  # some by name
+        return False
     _, _, _, mean, variance, training, momentum, eps, _ = node.args
     tracked = mean is not None and variance is not None
     numbers = isinstance(momentum, float) and isinstance(eps, float)
@@ -73,13 +75,10 @@ def _is_plain_norm(node: fx.Node) -> bool:
 
 def _is_plain(node: fx.Node, place: dict[fx.Node, int]) -> bool:
     """Whether a write is one of a known kind, to memory that no view is of, and in the dtype of what is written to."""
-    source, own = node.args[0], node.meta["val"]
-    if (
-        node.target not in _FORMS
-        or not isinstance(source, fx.Node)
-        or not (source.op == "placeholder" or _is_own(source))
-    ):
+    source = node.args[0] if node.target in _FORMS else None
+    if not isinstance(source, fx.Node) or not (source.op == "placeholder" or _is_own(source)):
         return False
+    own = node.meta["val"]
     if any(place[user] < place[node] and not _is_own(user) for user in source.users):
         return False
     others = [n.meta["val"] for n in node.all_input_nodes]
