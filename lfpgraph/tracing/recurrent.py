@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,20 @@ from torch.nn.functional import linear
 
 from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
-from ..rules.recurrent import run_steps
+from ..rules.recurrent import CELLS, run_steps
 
-__all__ = ["RECURRENT", "autocast_noted", "decomposition_of", "steps_as_one"]
+__all__ = ["FUSED_CELLS", "RECURRENT", "are_steps_one", "autocast_noted", "decomposition_of", "steps_as_one"]
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
-_local = threading.local()
+
+
+class _Local(threading.local):
+    wanted: Callable[[], bool] | None = None
+    casts: Mapping[str, torch.dtype] = {}
+
+
+_local = _Local()
 
 
 class steps_as_one:
@@ -40,7 +47,7 @@ class steps_as_one:
 
     def __enter__(self) -> None:
         _let_shapes_follow()
-        self._before = getattr(_local, "wanted", None)
+        self._before = _local.wanted
         _local.wanted = self._wanted
 
     def __exit__(self, *raised: Any) -> None:
@@ -59,13 +66,13 @@ def autocast_noted() -> Iterator[None]:
 
 def _noted(x: Tensor) -> torch.dtype | None:
     """The type that the noted autocast casts products of x to."""
-    dtype: torch.dtype | None = getattr(_local, "casts", {}).get(x.device.type)
+    dtype: torch.dtype | None = _local.casts.get(x.device.type)
     return dtype if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else None
 
 
-def _is_wanted() -> bool:
-    wanted = getattr(_local, "wanted", None)
-    return wanted is not None and wanted()
+def are_steps_one() -> bool:
+    """Whether the steps of recurrent layers that are taken apart in this thread are to be one operation."""
+    return _local.wanted is not None and _local.wanted()
 
 
 @functools.cache
@@ -79,8 +86,33 @@ def _let_shapes_follow() -> None:
 
 
 def _ours_or(usual: Callable[..., Any], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    run = ours if _is_wanted() and not kwargs else usual
+    run = ours if are_steps_one() and not kwargs else usual
     return run(*args, **kwargs)
+
+
+def _fused_lstm(
+    x: Tensor, z: Tensor, c: Tensor, b_x: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a GPU runs of an LSTM's step as one kernel, behind the products; its third result is for its own derivative."""
+    x, z = _plus(x, b_x), _plus(z, b)
+    return *CELLS["lstm"](x, z, c, c), torch.empty_like(x)  # type: ignore[return-value]
+
+
+def _fused_gru(
+    x: Tensor, z: Tensor, h: Tensor, b_x: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same of a GRU's step."""
+    return *CELLS["gru"](_plus(x, b_x), _plus(z, b), h), h.new_empty(h.shape[0], 5 * h.shape[1])  # type: ignore[return-value]
+
+
+def _plus(x: Tensor, b: Tensor | None) -> Tensor:
+    return x if b is None else x + b
+
+
+FUSED_CELLS: dict[OpOverload, Callable[..., Any]] = {
+    torch.ops.aten._thnn_fused_lstm_cell.default: _fused_lstm,
+    torch.ops.aten._thnn_fused_gru_cell.default: _fused_gru,
+}
 
 
 def decomposition_of(op: OpOverload) -> Callable[..., Any]:
@@ -130,7 +162,7 @@ class _Layers:
         if dtype is not None:
             x, w_x, w, b_x, b = (t if t is None else t.to(dtype) for t in (x, w_x, w, b_x, b))
         x = linear(x, w_x, b_x)
-        if dtype is not None or not _is_wanted() or torch.is_autocast_enabled(x.device.type):
+        if dtype is not None or not are_steps_one() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
         made = LSTM(x, *state, w, b)[:2] if self.cell == "lstm" else STEPS(x, *state, w, b, self.cell)[:1]
