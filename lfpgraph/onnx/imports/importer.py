@@ -19,7 +19,7 @@ from ...errors import OnnxError, one_line
 from ...silence import quiet
 from ...tracing.flat import is_tracing
 from ..registry import DTYPES
-from . import contrib, control, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
+from . import contrib, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import operator_of, read_model
 from .programs import Line, Program, Reader, refuse_unknown
 from .weights import Dequantised, dequantised, is_weight, weights_of

@@ -162,24 +162,6 @@ def cumsum(node: Node, x: Tensor, axis: Any) -> Any:
     return found.flip(at) if node.get("reverse", 0) else found
 
 
-@imports("NegativeLogLikelihoodLoss")
-def nll(node: Node, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Any:
-    return F.nll_loss(
-        x,
-        labels.long(),
-        weights,
-        ignore_index=node.get("ignore_index", -100),
-        reduction=str(node.get("reduction", "mean")),
-    )
-
-
-@imports("SoftmaxCrossEntropyLoss")
-def cross_entropy(node: Node, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Any:
-    chances = F.log_softmax(scores, 1)
-    loss = nll(node, chances, labels, weights)
-    return (loss, chances) if node.outputs > 1 else loss
-
-
 @imports("CumProd", known=True)
 def cumprod(node: Node, x: Tensor, axis: Any) -> Any:
     at = int(numbers(node, axis)[0])
