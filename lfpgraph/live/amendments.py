@@ -21,7 +21,7 @@ from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
-from .notes import is_compressed
+from .notes import is_alive, is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .schedule import Amendment, Factor, Schedule
@@ -59,7 +59,7 @@ def amend(
         record.keep_only(schedule.kept_values)
         schedule.unshared = {n for n in schedule.factors_alone if is_alone(record.kept[n])}
     for amendment in schedule.amendments:
-        edges = [record.edge_of.get(n) for n in amendment.exits]
+        edges = [edge if edge and is_alive(edge[0]) else None for edge in map(record.edge_of.get, amendment.exits)]
         if not any(edges):
             continue
         if not _Hooks(amendment, schedule, record, given, check, watch).install(record, edges):
