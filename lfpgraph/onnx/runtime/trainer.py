@@ -257,11 +257,13 @@ class OrtTrainer:
         return {name: fitting(item, inputs[name]) for name, item in zip(names, items)}
 
     def _run(self, session: Any, asked: Sequence[str], feeds: Mapping[str, Any], known: Mapping[str, Any]) -> list[Any]:
-        from onnxruntime import OrtValue
+        from onnxruntime import OrtValue, RunOptions
 
+        options = RunOptions()
+        options.only_execute_path_to_fetches = asked is not self._asked  # values alone need no step
         given = {name: OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
         try:
-            return list(session.run_with_ort_values(list(asked), {**given, **known}))
+            return list(session.run_with_ort_values(list(asked), {**given, **known}, options))
         except Exception as error:  # onnxruntime's own classes share no base
             raise OnnxError(f"onnxruntime could not run {self.path.name}: {one_line(error, 300)}") from error
 
