@@ -244,7 +244,8 @@ class OnnxModel(nn.Module):
             if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
                 raise OnnxError(f"input {info.name!r} has no shape in the file; give example inputs.")
             sizes = [
-                d.dim_value if d.HasField("dim_value") else batch if i == 0 else 8 for i, d in enumerate(kind.shape.dim)
+                d.dim_value if d.HasField("dim_value") and d.dim_value != -1 else batch if i == 0 else 8
+                for i, d in enumerate(kind.shape.dim)  # Paddle writes an open size as -1
             ]
             if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
