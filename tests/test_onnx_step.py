@@ -255,3 +255,11 @@ def test_an_operation_is_translated_as_registered(tmp_path: Path, monkeypatch: p
     model, x = Unknown(), torch.randn(3, 4)
     trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx", composite="gradient"))
     np.testing.assert_allclose(trainer.predict(x.numpy()), torch.cos(x @ model.weight).detach(), rtol=1e-5)
+
+
+def test_statistics_that_stay_are_inside_the_forward_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = CASES["norm_cnn"].build().eval(), CASES["norm_cnn"].batch(4)
+    trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx"))
+    assert not trainer.description["buffers"]
+    assert relative(torch.from_numpy(trainer.predict(x.numpy())), output_of(model(x)).detach()) <= 1e-5

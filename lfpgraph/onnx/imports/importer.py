@@ -266,7 +266,9 @@ def _taken(owner: nn.Module, name: str, last: bool) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whole numbers, or a single float: values that operators want to know while they are traced."""
-    return tensor.dtype == torch.int64 or (tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64))
+    return tensor.dtype in (torch.int32, torch.int64) or (
+        tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64)
+    )
 
 
 @dataclass

@@ -103,7 +103,8 @@ def export_training_step(
         save_file(values, path.with_name(described["values"]))
     b.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
-        export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
+        kept = {*described["parameters"], *described["frozen"], *described["buffers"]}
+        _forward_graph(model, args, kwargs, names, kept).save(path.with_name(described["forward"]), {}, external_data)
     log.info("wrote %s: %d nodes, %d parameters", path, len(b.nodes), len(step.parameters))
     return path
 
@@ -111,7 +112,7 @@ def export_training_step(
 def export_forward(model: nn.Module, example: Any, path: str | Path, *, external_data: bool | None = None) -> Path:
     """Write the forward pass in eval mode with parameters and float buffers as inputs, by the model's own names.
 
-    The companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
+    As the companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
     """
     path = Path(path)
     args, kwargs = arguments_of(example, InputError)
@@ -239,10 +240,13 @@ def state_inputs(model: nn.Module, step: Step) -> set[str]:
     }
 
 
-def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> Builder:
+def _forward_graph(
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str], kept: set[str] | None = None
+) -> Builder:
     with eval_mode(model):
         step = trace_forward(model, args, kwargs)
     b = Builder(type(model).__name__, open_axes(step, names))
-    results = translate(b, step.module, graph_inputs(b, model, step, names, state_inputs(model, step), False))
+    given = state_inputs(model, step) if kept is None else kept
+    results = translate(b, step.module, graph_inputs(b, model, step, names, given, False))
     name_results(b, [f"output_{i}" if i else "output" for i in range(len(results))], results)
     return b
