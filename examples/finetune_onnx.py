@@ -50,7 +50,9 @@ def main() -> None:
         return float((trainer.predict(held_out[0]).argmax(-1) == held_out[1]).mean())
 
     print(f"before: {100 * accuracy():.1f} % of {len(held_out[1])} lines held out")
-    history = trainer.fit(x, y, epochs=options.epochs, batch_size=16, lr=options.lr, seed=options.seed)
+    history = trainer.fit(
+        x, y, epochs=options.epochs, batch_size=16, lr=lambda done: options.lr * (1 - done), seed=options.seed
+    )
     print(f"after {options.epochs} epochs on {len(y)} lines: {100 * accuracy():.1f} %; loss {history[-1]['loss']:.3f}")
     trainer.save("trained.safetensors", optimizer=False)
 
