@@ -34,27 +34,34 @@ def lines(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> tuple[float, float]:
+    """The accuracy on lines held out, before and after."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser.add_argument("--save", help="a safetensors file for the trained weights")
+    options = parser.parse_args(arguments)
     trainer = OrtTrainer(options.step, threads=1)
     x, y = lines(options.samples, options.seed)
-    held_out = lines(400, options.seed + 1000)
+    held_out = lines(options.held_out, options.seed + 1000)
 
     def accuracy() -> float:
         return float((trainer.predict(held_out[0]).argmax(-1) == held_out[1]).mean())
 
-    print(f"before: {100 * accuracy():.1f} % of {len(held_out[1])} lines held out")
+    before = accuracy()
+    print(f"before: {100 * before:.1f} % of {len(held_out[1])} lines held out")
     history = trainer.fit(
         x, y, epochs=options.epochs, batch_size=16, lr=lambda done: options.lr * (1 - done), seed=options.seed
     )
-    print(f"after {options.epochs} epochs on {len(y)} lines: {100 * accuracy():.1f} %; loss {history[-1]['loss']:.3f}")
-    trainer.save("trained.safetensors", optimizer=False)
+    after = accuracy()
+    print(f"after {options.epochs} epochs on {len(y)} lines: {100 * after:.1f} %; loss {history[-1]['loss']:.3f}")
+    if options.save:
+        trainer.save(options.save, optimizer=False)
+    return before, after
 
 
 if __name__ == "__main__":
