@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Case:
         inputs: keyword arguments of forward, or one tensor.
         labels: of the classes; of each token for language models.
         twin: what backprop trains, where the model itself has no useful gradient.
+        half: whether forward runs under autocast to bfloat16.
     """
 
     model: nn.Module
@@ -32,10 +33,12 @@ class Case:
     labels: Tensor
     twin: nn.Module | None = None
     notes: str = field(default="")
+    half: bool = False
 
     def loss(self, model: Callable[..., Any]) -> Tensor:
         """Cross-entropy of one forward pass."""
-        out = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
+        with torch.autocast(self.labels.device.type, torch.bfloat16, enabled=self.half):
+            out = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
         logits = out if isinstance(out, Tensor) else out.logits
         return F.cross_entropy(logits.flatten(0, -2), self.labels.flatten())
 
@@ -44,7 +47,7 @@ class Case:
         inputs = self.inputs
         moved = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
         twin = None if self.twin is None else self.twin.to(device)
-        return Case(self.model.to(device), moved, self.labels.to(device), twin, self.notes)
+        return Case(self.model.to(device), moved, self.labels.to(device), twin, self.notes, self.half)
 
 
 def _images(model: nn.Module, n: int, c: int, size: int, classes: int) -> Case:
@@ -212,6 +215,9 @@ LARGE: dict[str, Callable[[], Case]] = {
     "vit-s16-large": lambda: _vit(batch=128),
     "gpt2-large": lambda: _gpt2(batch=16, length=512),
     "bert-large-batch": lambda: _bert(batch=128),
+    "resnet50-large-bf16": lambda: replace(LARGE["resnet50-large"](), half=True),
+    "vit-s16-large-bf16": lambda: replace(LARGE["vit-s16-large"](), half=True),
+    "gpt2-large-bf16": lambda: replace(LARGE["gpt2-large"](), half=True),
 }
 
 # How cost grows with batch, depth and width.

@@ -27,16 +27,19 @@ __all__ = [
     "DECOMPOSITIONS",
     "KERNELS",
     "LOW_PRECISION",
+    "SMALL",
     "epsilon_factor",
     "halved",
     "halved_factor",
     "identity_signal",
     "scale_by_size",
+    "scale_small",
 ]
 
 aten = torch.ops.aten
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
+SMALL = _BLOCK  # elements, up to which the formula is quicker than a choice between kernels
 _BAND = 1 << 19  # elements of a band of rows of a product
 _SHORT = 512  # rows summed over, up to which a product is bound by memory
 
@@ -147,7 +150,7 @@ def floor_of(w: Tensor, share: float) -> Tensor:
 def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Tensor | None) -> Tensor:
     if _is_large([s, w]):
         return _run(_floored, (s, w, floor_of(w, share), unit), 2, torch.empty_like(s) if out is None else out)
-    if w.device.type != "cpu" or s.dtype != w.dtype:
+    if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
         floor = floor_of(w, share)
         made = in_one_kernel("scale_by_floored_size", (s, w, floor), unit) if w.is_cuda else None
         return _floored(s, w, floor, unit, out=out) if made is None else made
@@ -158,6 +161,11 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
 @functools.cache
 def _zero(dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype, device="cpu")
+
+
+def scale_small(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:
+    """`s * max(abs(w), share * rms(w)) * unit` of a small w, where no gradients are recorded."""
+    return torch.mul(s, w.abs()) if share == 0 and unit == 1 else _scaled_by_floored(s, w, share, unit, None)
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:

@@ -13,23 +13,31 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, floor_of
+from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_of
 
 __all__ = [
     "ZERO_REWARD",
     "epsilon_factor",
     "guarded",
     "identity_signal",
+    "is_zero",
     "scale_by_floored_size",
     "scale_by_size",
     "stabilize",
 ]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
-_SMALL = 1 << 17  # entries
 _ops = torch.ops.lfpgraph
 _TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
+
+
+def is_zero(w: Tensor) -> bool:
+    """Whether a tensor is wholly zero; of most, the first entry tells."""
+    w = w.detach()
+    if w.layout is torch.strided and w.numel() and bool(w[(0,) * w.dim()] != 0):
+        return False
+    return not bool(w.any())
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
@@ -120,7 +128,7 @@ def is_small(s: Tensor, x: Tensor) -> bool:
     return (
         type(s) is Tensor
         and type(x) in _TENSORS
-        and s.numel() <= _SMALL
+        and s.numel() <= SMALL
         and not s.is_cuda
         and not torch.is_grad_enabled()
         and not torch._C._len_torch_dispatch_stack()

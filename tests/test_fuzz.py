@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lfpgraph.tracing.tracer import trace
-
 from tools import long_runs
 
 from .support.fuzz import random_module

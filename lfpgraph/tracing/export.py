@@ -20,6 +20,7 @@ from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
 from ..silence import quiet
+from .autocasts import cast_inside
 from .cells import cells_kept_whole, roll_up
 from .flat import FlatModel, tracing
 from .parts import take_apart, take_apart_all
@@ -143,6 +144,7 @@ def export_flat(
                 program = _functional(program)
             roll_up(program.graph_module)
             take_apart(program.graph_module, cells_kept_whole())
+        cast_inside(program.graph_module.graph)
         tidy(program.graph_module)
     _refuse_parameters_as_constants(module, program.constants)
     return _to_graph(program, record, shapes is not None, placeholders)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,14 @@ __all__ = ["FUSED_CELLS", "RECURRENT", "are_steps_one", "autocast_noted", "decom
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
-_local = threading.local()
+
+
+class _Local(threading.local):
+    wanted: Callable[[], bool] | None = None
+    casts: Mapping[str, torch.dtype] = {}
+
+
+_local = _Local()
 
 
 class steps_as_one:
@@ -40,7 +47,7 @@ class steps_as_one:
 
     def __enter__(self) -> None:
         _let_shapes_follow()
-        self._before = getattr(_local, "wanted", None)
+        self._before = _local.wanted
         _local.wanted = self._wanted
 
     def __exit__(self, *raised: Any) -> None:
@@ -59,14 +66,13 @@ def autocast_noted() -> Iterator[None]:
 
 def _noted(x: Tensor) -> torch.dtype | None:
     """The type that the noted autocast casts products of x to."""
-    dtype: torch.dtype | None = getattr(_local, "casts", {}).get(x.device.type)
+    dtype: torch.dtype | None = _local.casts.get(x.device.type)
     return dtype if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else None
 
 
 def are_steps_one() -> bool:
     """Whether the steps of recurrent layers that are taken apart in this thread are to be one operation."""
-    wanted = getattr(_local, "wanted", None)
-    return wanted is not None and wanted()
+    return _local.wanted is not None and _local.wanted()
 
 
 @functools.cache

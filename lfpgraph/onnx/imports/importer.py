@@ -22,8 +22,8 @@ from ..registry import DTYPES
 from . import contrib, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import operator_of, read_model
 from .programs import Line, Program, Reader, refuse_unknown
-from .weights import Dequantised, dequantised, is_weight, weights_of
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
+from .weights import Dequantised, dequantised, is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
 
