@@ -243,10 +243,8 @@ class OnnxModel(nn.Module):
             kind = info.type.tensor_type
             if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
                 raise OnnxError(f"input {info.name!r} has no shape in the file; give example inputs.")
-            sizes = [
-                d.dim_value if d.HasField("dim_value") and d.dim_value != -1 else batch if i == 0 else 8
-                for i, d in enumerate(kind.shape.dim)  # Paddle writes an open size as -1
-            ]
+            given = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]  # Paddle writes -1, too
+            sizes = [(batch if i == 0 else 8) if n == -1 else n for i, n in enumerate(given)]
             if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
             dtype = dtype_of(kind.elem_type)
