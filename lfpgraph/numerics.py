@@ -13,24 +13,31 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS, floor_of
+from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_of
 
 __all__ = [
     "ZERO_REWARD",
     "epsilon_factor",
     "guarded",
     "identity_signal",
+    "is_zero",
     "scale_by_floored_size",
     "scale_by_size",
     "stabilize",
 ]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
-_SMALL = 1 << 17  # entries
 _ops = torch.ops.lfpgraph
 _TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
+
+
+def is_zero(w: Tensor) -> bool:
+    """Whether a tensor is wholly zero; of most, the first entry tells."""
+    w = w.detach()
+    if w.layout is torch.strided and w.numel() and bool(w[(0,) * w.dim()] != 0):
+        return False
+    return not bool(w.any())
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
@@ -70,8 +77,6 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False,
     """
     if epsilon == 0:
         return s
-    if z.dtype in _LOW_PRECISION:
-        return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
     if z.is_complex():
         return s * (1 - epsilon / (z.abs() + epsilon))
     if is_small(s, z):
@@ -89,9 +94,9 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
         return kernels.identity_signal(s, x, z, epsilon)
     if x.is_complex() or z.is_complex():
         return _complex_identity(s, x, z, epsilon)
-    if z.dtype in _LOW_PRECISION or x.dtype in _LOW_PRECISION:
-        return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
+        if z.dtype in LOW_PRECISION or x.dtype in LOW_PRECISION:
+            return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
         return (s * z / x).masked_fill(x == 0, 0.0)
     return _call(_ops.identity_signal.default, s, x, z, epsilon)
 
@@ -123,7 +128,8 @@ def is_small(s: Tensor, x: Tensor) -> bool:
     return (
         type(s) is Tensor
         and type(x) in _TENSORS
-        and s.numel() <= _SMALL
+        and s.numel() <= SMALL
+        and not s.is_cuda
         and not torch.is_grad_enabled()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None

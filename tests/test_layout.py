@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a room imports from those that stand before it in this table, and from no others.
 ROOMS = (
-    "errors", "kernels", "modes", "native", "numerics", "optional", "pages", "randomness", "registry", "silence",
+    "errors", "native", "kernels", "modes", "numerics", "optional", "pages", "randomness", "registry", "silence",
     "rules.samples", "rules", "rules.lrp",
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping", "rewards", "explain",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
@@ -24,7 +24,7 @@ ROOMS = (
     "models_zoo", "comparison", "demo", "experiments.common", "experiments.discrete", "experiments.transformers",
     "experiments", "cli", "__main__",
 )  # fmt: skip
-GROUND = {"errors", "kernels", "modes", "native", "numerics", "optional", "pages", "randomness", "registry", "silence"}
+GROUND = {"errors", "native", "kernels", "modes", "numerics", "optional", "pages", "randomness", "registry", "silence"}
 ONLY_THE_GROUND = {"inputs", "rules", "rules.samples"}  # these import nothing else
 PEOPLE_RUN = {
     "__main__",

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
-from ..numerics import scale_by_floored_size, scale_by_size
+from ..numerics import is_zero, scale_by_floored_size, scale_by_size
 from ..registry import ATTENTION, CONTRACTION, PRODUCT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 from ..rules.views import vjp
@@ -100,9 +100,8 @@ class Ruleset:
         found = self.handlers.get(op) or (self.handlers.get(family.name) if family is not None else None)
         if found is None and self.products == "whole" and family in _PRODUCTS:
             return _WHOLE
-        if found is None or isinstance(found, Rule):
-            return found
-        return Rule(found, own_stabilizer=isinstance(found, LayerRule))
+        known = found is None or isinstance(found, Rule)
+        return found if known else Rule(found, own_stabilizer=isinstance(found, LayerRule))  # type: ignore[return-value,arg-type]
 
     def takes_signal(self, w: Tensor) -> bool:
         """Whether the feedback of the parameter w is its plain signal."""
@@ -110,34 +109,35 @@ class Ruleset:
 
     def leaves_zero(self, w: Tensor) -> bool:
         """Whether a parameter w that is wholly zero gets feedback of zero, unless it wakes."""
-        floor, relative = _floor_of(self.floor)
-        return not self.takes_signal(w) and (relative or floor == 0)
+        return not self.takes_signal(w) and not self.size_of(w)[2]
 
     def wakes(self, w: Tensor) -> bool:
         """Whether w is wholly zero, or its memory is away until the feedback (FSDP), and it is to get a signal all the same."""
-        if not (self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)) or w.numel() == 0:
+        may = self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)
+        if not may or w.numel() == 0 or w.device.type == "meta" or isinstance(w, FakeTensor):
             return False
-        if w.device.type == "meta" or isinstance(w, FakeTensor):
-            return False
-        return w.untyped_storage().nbytes() == 0 or not bool(w.any())
+        return w.untyped_storage().nbytes() == 0 or is_zero(w)
 
     def feedback(self, w: Tensor, s: Tensor, asleep: bool, over: bool = False) -> Tensor:
         """Feedback of a parameter w with the signal s, both of w's shape (LFP eq. 6).
 
-        Args:
-            asleep: `wakes(w)` when the plan was made: only then is w looked at for being wholly zero.
-            over: the result may be written over s.
+        Only a w that is `asleep`, so `wakes(w)` when the plan was made, is looked at for being wholly zero. With `over`, the
+        result may be written over s.
         """
         if self.takes_signal(w):
             return s
-        floor, relative = _floor_of(self.floor)
-        unit = math.sqrt(3 * math.prod(w.shape[1:])) if self.unit == "start" and w.dim() > 1 else 1.0
-        if floor > 0 and not relative:
+        share, unit, floor = self.size_of(w)
+        if floor:
             return s * w.abs().clamp_min(floor) * unit
         over = over and not asleep
-        plain = w.numel() == 0 or (unit == 1 and not relative)
-        found = scale_by_size(s, w, over) if plain else scale_by_floored_size(s, w, floor, unit, over)
+        found = scale_by_floored_size(s, w, share, unit, over) if (share, unit) != (0, 1) else scale_by_size(s, w, over)
         return torch.where(w.any(), found, s) if asleep else found
+
+    def size_of(self, w: Tensor) -> tuple[float, float, float]:
+        """Three numbers: the feedback of w is `max(abs(w), share * rms(w), floor) * unit * s`; of share and floor one is zero."""
+        floor, relative = _floor_of(self.floor)
+        unit = math.sqrt(3 * math.prod(w.shape[1:])) if self.unit == "start" and w.dim() > 1 and w.numel() else 1.0
+        return (floor if w.numel() else 0.0, unit, 0.0) if relative else (0.0, unit, floor)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ..numerics import is_zero
 from .composite import Composite
 
 __all__ = ["log_cut", "log_unmoved"]
@@ -22,7 +23,7 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: I
         awake: names of those that receive some all the same.
     """
     trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
-    moving = set(awake) | {name for name, p in trainable.items() if bool(p.any())}
+    moving = set(awake) | {name for name, p in trainable.items() if p.is_meta or not is_zero(p)}
     rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in moving}
     unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
     if unmoved:

@@ -7,7 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -19,13 +19,30 @@ from ..graph.factors import is_cut, is_factor
 from ..graph.graph import WEIGHT, OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
+from ..kernels import SMALL
 from ..registry import CONTRACTION, NORMALISATION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
 from ..rules.views import nothing
 from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["How", "Plan", "make_plan"]
 
 log = logging.getLogger("lfpgraph")
+
+
+class How(NamedTuple):
+    """How a parameter's signal becomes feedback.
+
+    Attributes:
+        placeholder: its node.
+        plain: whether its feedback is the signal itself.
+        share, unit: its feedback is `max(abs(w), share * rms(w)) * unit * s`, if it is `small`, and nothing else is to be done.
+    """
+
+    placeholder: fx.Node
+    plain: bool
+    share: float
+    unit: float
+    small: bool
 
 
 @dataclass(frozen=True)
@@ -74,11 +91,14 @@ class Plan:
         ruleset = self.rulesets.get(placeholder)
         return s if ruleset is None else ruleset.feedback(value, s, placeholder in self.asleep, over)
 
-    def scales_by_size(self, placeholder: fx.Node) -> bool:
-        """Whether the feedback of a placeholder is `abs(value) * s` and nothing else."""
-        ruleset = self.rulesets.get(placeholder)
-        plain = ruleset is None or placeholder in self.asleep or ruleset.takes_signal(placeholder.meta["val"])
-        return not plain and (ruleset.floor, ruleset.unit) == (0.0, "parameter")  # type: ignore[union-attr]
+    def how(self, placeholder: fx.Node) -> How:
+        """How the signal of a parameter becomes feedback."""
+        ruleset, w = self.rulesets.get(placeholder), placeholder.meta["val"]
+        if ruleset is None or ruleset.takes_signal(w):
+            return How(placeholder, True, 0.0, 1.0, False)
+        share, unit, floor = ruleset.size_of(w)
+        small = 0 < w.numel() <= SMALL and w.dtype in (torch.float32, torch.float64)
+        return How(placeholder, False, share, unit, small and not floor and placeholder not in self.asleep)
 
 
 def make_plan(

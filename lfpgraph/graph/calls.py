@@ -158,9 +158,12 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _twin(value: Any, state: dict[str, Any]) -> Any:
-    """A copy of an object with other attributes; of frozen ones too."""
+    """A copy of an object with other attributes; of frozen ones too, and of namespaces, whose dict may not be replaced."""
     twin = copy.copy(value)
-    object.__setattr__(twin, "__dict__", state)
+    try:
+        object.__setattr__(twin, "__dict__", state)
+    except AttributeError:
+        vars(twin).update(state)
     return twin
 
 

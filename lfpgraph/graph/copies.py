@@ -42,7 +42,8 @@ def copy_for_the_idle(graph: OpGraph) -> dict[fx.Node, fx.Node]:
     """Give operations that no reward reaches their own copies of what might be part of a region. In place. Returns likewise."""
     copies = _copied(graph, _reached(graph, frozenset()), len(graph.graph.nodes))
     # A membrane that a detached reset reads is read by several others; its copy would need one of all its past.
-    copies |= _copied(graph, _reached(graph, DETACH), 1)
+    if any(node.target in DETACH for node in graph.operations()):
+        copies |= _copied(graph, _reached(graph, DETACH), 1)
     if copies:
         graph.module.recompile()
     return copies

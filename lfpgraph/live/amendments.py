@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +20,10 @@ from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
-from .notes import is_compressed
+from .notes import is_alive, is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
+from .repeats.factors import LoneFactor, is_usual, must_be_true
 from .schedule import Amendment, Factor, Schedule
 
 __all__ = ["amend"]
@@ -43,11 +43,11 @@ def amend(
     for place, how in schedule.parameters:
         leaf = record.leaves[place]
         edge = record.edge_of.get(leaf.value)
-        if edge is not None and not (how[1] and watch is None):
+        if edge is not None and not (how.plain and watch is None):
             scale = Scale(schedule.plan, how, leaf.tensor, record.shapes[leaf.value], watch)
             alias = record.aliases.get(leaf.value)
-            if alias is not None and alias._backward_hooks is None and alias.numel() < LARGE:
-                alias._backward_hooks = OrderedDict({0: scale.at_alias})  # `register_hook` without its handle
+            if alias is not None and alias.numel() < LARGE:
+                alias._backward_hooks = {0: scale.at_alias}  # `register_hook` without its handle
                 edge[0]._register_hook_dict(alias)
             else:
                 edge[0].register_prehook(scale.before)
@@ -59,7 +59,18 @@ def amend(
         record.keep_only(schedule.kept_values)
         schedule.unshared = {n for n in schedule.factors_alone if is_alone(record.kept[n])}
     for amendment in schedule.amendments:
-        edges = [record.edge_of.get(n) for n in amendment.exits]
+        if (factor := amendment.lone) is not None:
+            edge = record.edge_of.get(amendment.exits[0])
+            value = (
+                None
+                if factor.measure in record.remade or factor.measure in record.halved
+                else record.kept[factor.measure]
+            )
+            if edge is not None and is_alive(edge[0]) and is_usual(value, LARGE):
+                hook = LoneFactor(edge[1], value, factor.epsilon, factor.positive, watch)
+                edge[0].register_prehook(hook)
+                continue
+        edges = [edge if edge and is_alive(edge[0]) else None for edge in map(record.edge_of.get, amendment.exits)]
         if not any(edges):
             continue
         if not _Hooks(amendment, schedule, record, given, check, watch).install(record, edges):
@@ -137,7 +148,7 @@ class _Hooks:
         """Before autograd goes on: the epsilon factor, where there is nothing else to do at the one output."""
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if signals[slot] is None or self._is_true():
+            if signals[slot] is None or must_be_true(bool(self.values), self.watch):
                 return None
             unshared = None if factor.measure in self.halved else self.unshared
             if unshared is not None and is_alone(self.values[factor.measure]):
@@ -150,25 +161,12 @@ class _Hooks:
 
         return before
 
-    def _is_true(self) -> bool:
-        """Whether this backward pass gives the true gradient; otherwise what the hooks look at must still be there."""
-        if is_differentiated():
-            if self.watch is not None:
-                self.watch.second()
-            return True
-        if not self.values:
-            raise RuntimeError(
-                "Trying to backward through the graph a second time, but what it saved has been freed; pass "
-                "retain_graph=True to the first backward call."
-            )
-        return False
-
     def _arrival(self, places: list[tuple[int, int]], count: int) -> Any:
         """Before autograd goes on: the epsilon factor; or the rule's own answers, worked out and put aside."""
         amendment = self.amendment
 
         def before(signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._is_true():
+            if must_be_true(bool(self.values), self.watch):
                 return None
             found = dict.fromkeys(range(count))
             new: dict[int, Tensor] = {}

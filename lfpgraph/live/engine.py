@@ -21,9 +21,9 @@ from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
-from .operations import quick_steps
 from .parameters import Watch
 from .record import Record
+from .repeats.steps import quick_steps
 from .schedule import Schedule, make_schedule
 
 __all__ = ["LiveEngine", "changes_gradients"]
@@ -74,7 +74,9 @@ class LiveEngine:
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
         self._planned = 0
-        self._names: dict[int, tuple[weakref.ref[Tensor], str, str]] = {}
+        self.names: dict[
+            int, tuple[weakref.ref[Tensor], tuple[str, str]]
+        ] = {}  # by identity: what tensors are in the model
 
     @property
     def plans(self) -> int:
@@ -202,24 +204,22 @@ class LiveEngine:
 
     def name(self, tensor: Tensor) -> tuple[str, str] | None:
         """What a tensor is in the model: ("parameter" or "buffer", its dotted name), or None."""
-        found = self._names.get(id(tensor))
-        if found is not None and found[0]() is tensor:
-            return found[1], found[2]
-        return None
+        found = self.names.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
 
     def has_no_name(self, parameter: Tensor) -> tuple[str, str]:
         """Note a parameter that has no place in the model, so that it is not looked for in every run."""
-        self._names[id(parameter)] = (weakref.ref(parameter), "parameter", "")
+        self.names[id(parameter)] = (weakref.ref(parameter), ("parameter", ""))
         return "parameter", ""
 
     def look_again(self) -> None:
         """Read the names of the model's parameters and buffers anew; of others that were met, keep what they were."""
         self.adopt()
-        self._names = {key: found for key, found in self._names.items() if found[0]() is not None}
+        self.names = {key: found for key, found in self.names.items() if found[0]() is not None}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
                 for part in _parts(tensor):
-                    self._names[id(part)] = (weakref.ref(part), kind, name)
+                    self.names[id(part)] = (weakref.ref(part), (kind, name))
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
@@ -263,9 +263,9 @@ class _Leaves:
         return next((t for t in tensors_in((self.args, self.kwargs)) if t.is_floating_point() or t.is_complex()), None)
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
-        found = self.engine.name(tensor)
-        if found is not None:
-            return found
+        known = self.engine.names.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
         for i, x in enumerate(self.args):
             if x is tensor:
                 return "input", i

@@ -16,7 +16,7 @@ from ..graph.classes import classify
 from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
 from ..registry import find_rule
-from .notes import Ref
+from .notes import Ref, refs_in
 from .record import Record
 
 __all__ = ["LiveGraph", "graph_of"]
@@ -46,13 +46,14 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
     graph = fx.Graph()
     nodes: dict[int, fx.Node] = {}
     placeholders = []
+    templates = record.all_templates()
+    constant = _made_of_no_input(record, templates)
     for i, leaf in enumerate(record.leaves):
         node = graph.placeholder(f"{leaf.kind}_{i}")
         node.meta["val"] = _meta(record, leaf.value)
         nodes[leaf.value] = node
-        placeholders.append(Placeholder(leaf.kind, leaf.name))
+        placeholders.append(Placeholder("constant" if leaf.value in constant else leaf.kind, leaf.name))
     step_of: dict[fx.Node, int] = {}
-    templates = record.all_templates()
     for step, ((op, outs), (args, kwargs)) in enumerate(zip(record.steps, templates)):
 
         def node_of(ref: Any) -> Any:
@@ -97,6 +98,22 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         {node: n for node, n in values.items() if node in left},
         {node: step for node, step in step_of.items() if node in left},
     )
+
+
+def _made_of_no_input(record: Record, templates: Sequence[Any]) -> set[int]:
+    """Leaves that were made unrecorded, of values that were made of parameters and the like alone."""
+    of_input = {-1} | {leaf.value for leaf in record.leaves if leaf.kind == "input"}
+    unrecorded = {leaf.value: leaf.name for leaf in record.leaves if leaf.kind == "unrecorded"}
+    if not unrecorded:
+        return set()
+
+    def is_of_input(number: int) -> bool:
+        return number in of_input or not of_input.isdisjoint(unrecorded.get(number, ()))
+
+    for (_, outs), arguments in zip(record.steps, templates):
+        if any(is_of_input(n) for n in refs_in(list(arguments))):
+            of_input.update(outs)
+    return {number for number in unrecorded if not is_of_input(number)}
 
 
 def _is_part_of_loop(node: fx.Node) -> bool:

@@ -29,7 +29,14 @@ _KEY = torch._C.DispatchKey.PreDispatch
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
 _include = torch._C._dispatch_tls_set_dispatch_key_included
 _NoPython = torch._C._DisablePythonDispatcher
-_local = threading.local()
+_mode_of = torch._C._get_dispatch_mode
+
+
+class _Local(threading.local):
+    recorder: Any = None
+
+
+_local = _Local()
 _lock = threading.Lock()
 _wrapped = False
 _recordings = 0  # running now, in all threads
@@ -44,7 +51,7 @@ class Recorder(Protocol):
 
 def recorder() -> Any:
     """This thread's recorder, or None."""
-    return getattr(_local, "recorder", None)
+    return _local.recorder
 
 
 class recording:
@@ -180,14 +187,14 @@ def seen(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _handler_of(op: OpOverload) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
-        current = getattr(_local, "recorder", None)
+        current = _local.recorder
         if current is None:  # another thread's tracer has switched the key on, and the handler is its business
             op._dispatch_cache.pop(_KEY, None)
             return op._op(*args, **kwargs)
         _include(_KEY, False)
         try:
             with _NoPython():
-                if torch._C._get_dispatch_mode(_FAKE) is not None:  # a compiler looks ahead
+                if _mode_of(_FAKE) is not None:  # a compiler looks ahead
                     return op._op(*args, **kwargs)
                 return current.run(op, args, kwargs)
         finally:

@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 
 from ..kernels import halved
 from .bridges import LARGE, bridge
-from .notes import NameLeaf
+from .notes import NameLeaf, save_apart, storage_of
 from .operations import OWN_VIEW, OpInfo, without_out
 from .values import Values, tensor_of
 
@@ -103,19 +103,22 @@ class Kept(Values):
     def __init__(self, name_leaf: NameLeaf, expected: Any = None, keep_all: bool = False) -> None:
         super().__init__(name_leaf)
         self.expected, self.keep_all = expected, keep_all
+        if expected is not None and not keep_all:
+            self.wanted = expected.kept_values
         self.steps_done = 0
         self.written: Tensor | None = None
         self.remade: dict[int, Remade] = {}
         self.halved: dict[int, float] = {}
+        self.saving_more: list[
+            Any
+        ] = []  # autograd nodes that save more than in the plain model, since shadows are followed
         self._overwritten: set[int] = set()  # values whose memory holds something else by now
         self._stored: dict[
             int, list[tuple[Tensor, int]]
         ] = {}  # by storage: what lies there, as far as `_lying` was read
 
-    def _wants_leaf(self, number: int) -> bool:
-        return self.expected is None or self.keep_all or number in self.expected.kept_values
-
-    def _keep(self, number: int, x: Tensor) -> None:
+    def keep(self, number: int, x: Tensor) -> None:
+        """Keep a detached copy of a value, or less than that."""
         if number in self.remade:
             return
         expected = None if self.keep_all else self.expected
@@ -137,11 +140,13 @@ class Kept(Values):
         written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
         if written is None:
             return
+        for node in self.saving_more:
+            save_apart(node, storage_of(written), self.edges)
         for x, number in self._lying:
             if x.layout is torch.strided:
-                self._stored.setdefault(_storage_of(x), []).append((x, number))
+                self._stored.setdefault(storage_of(x), []).append((x, number))
         self._lying.clear()
-        for x, number in self._stored.pop(_storage_of(written), ()):
+        for x, number in self._stored.pop(storage_of(written), ()):
             self._overwritten.add(number)
             if self.aliases.pop(number, None) is not None:
                 self._ids.pop(id(x), None)  # what is written to is another value, to be taken anew
@@ -179,13 +184,6 @@ class Kept(Values):
 def _is_large(x: Any) -> bool:
     """Whether it pays to keep less of a tensor than all."""
     return type(x) is Tensor and x.requires_grad and x.dtype == torch.float32 and x.numel() >= LARGE
-
-
-def _storage_of(x: Tensor) -> int:
-    """What tells the memory of a tensor from that of others."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
 
 
 def _saves_freely() -> bool:

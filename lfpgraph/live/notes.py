@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,8 +23,11 @@ __all__ = [
     "alias_of",
     "as_inputs",
     "as_met",
+    "is_alive",
     "is_compressed",
     "refs_in",
+    "save_apart",
+    "storage_of",
     "tensors_among",
     "tensors_in",
     "user_line",
@@ -69,29 +72,32 @@ class Unrecorded:
     """Float tensors that were made of the model's input without being recorded: features of a frozen encoder, say.
 
     Such a value is a leaf of the recorded run. If it was made of the model's input it may be an activation (`graph.classes`);
-    otherwise it is a constant (a table of angles made of positions, or what is made of weights alone).
+    otherwise it is a constant (a table of angles made of positions, or what is made of weights alone). Whether a value that
+    it was made of was itself made of the input is seen when the run is planned.
     """
 
     def __init__(self) -> None:
-        self._made: dict[int, weakref.ref[Tensor]] = {}
+        self._made: dict[int, tuple[weakref.ref[Tensor], frozenset[int]]] = {}
 
     def __contains__(self, x: Tensor) -> bool:
-        found = self._made.get(id(x))
-        return found is not None and found() is x
+        return bool(self.made_of(x))
 
-    def note(self, args: tuple[Any, ...], out: Any, is_activation: Callable[[Tensor], bool]) -> None:
+    def made_of(self, x: Tensor) -> frozenset[int]:
+        """The numbers of the values that x was made of and that may be activations; -1 for an input."""
+        found = self._made.get(id(x))
+        return found[1] if found is not None and found[0]() is x else frozenset()
+
+    def note(self, args: tuple[Any, ...], out: Any, sources_of: Callable[[Tensor], frozenset[int]]) -> None:
         """Note what an operation has made of its arguments.
 
         Args:
-            is_activation: says of a float tensor that was not made here whether it is an input or was made of one.
+            sources_of: the same as `made_of`, of a float tensor that was not made here.
         """
-        for value in args:
-            for x in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(x, Tensor) and _is_float(x) and (x in self or is_activation(x)):
-                    for result in pytree.tree_leaves(out):
-                        if isinstance(result, Tensor) and _is_float(result):
-                            self._made[id(result)] = weakref.ref(result)
-                    return
+        floats = [x for x in tensors_among(args, {}) if _is_float(x)]
+        sources = frozenset[int]().union(*(self.made_of(x) or sources_of(x) for x in floats))
+        for result in pytree.tree_leaves(out) if sources else ():
+            if isinstance(result, Tensor) and _is_float(result):
+                self._made[id(result)] = weakref.ref(result), sources
 
 
 def _is_float(x: Tensor) -> bool:
@@ -172,9 +178,44 @@ def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list
 
 def alias_of(x: Tensor) -> Tensor:
     """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x.clone() if is_compressed(x) else x[...]
+    found = x[...] if x.layout is torch.strided or not is_compressed(x) else x.clone()
     if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
         nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
             found = x[...]
     return found
+
+
+def is_alive(node: Any) -> bool:
+    """Whether autograd still has a node. Before torch 2.12, one of a custom Function goes with its outputs, and refuses all."""
+    try:
+        return not isinstance(node, torch._C._FunctionBase) or node.metadata is not None
+    except RuntimeError:
+        return False
+
+
+def storage_of(x: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
+
+
+def save_apart(node: Any, storage: int, known: Container[Any]) -> None:
+    """Let an autograd node, and those that lead to it from known edges, have copies of what they have saved in some memory.
+
+    It is about to be written to, which the plain model may do there: its nodes save nothing for a mask that it does not follow.
+    """
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        for name in dir(node):
+            if name.startswith("_raw_saved_"):
+                raw, saved = getattr(node, name), getattr(node, name.replace("_raw", ""))
+                pairs = zip(raw, saved) if isinstance(raw, tuple) else [(raw, saved)]
+                for place, x in pairs:
+                    if isinstance(x, Tensor) and storage_of(x) == storage:
+                        place.register_hooks(torch.clone, lambda copy: copy)
+        stack += [
+            source for source, index in node.next_functions if source is not None and (source, index) not in known
+        ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from ..registry import GENERAL, NOTHING, SELECTION, VIEW, find_rule, rule
 from ..rules.views import vjp
 from ..tracing.rewrite import OWN_PARTS, parts_of, takes_tensors
 from . import interception
-from .notes import Ref
 
 __all__ = [
     "OWN_BACKWARD",
@@ -27,16 +26,14 @@ __all__ = [
     "TENSOR",
     "TENSORS",
     "OpInfo",
-    "Quick",
     "autocast_of",
     "has_no_derivative",
     "info_of",
-    "quick_steps",
     "without_out",
 ]
 
 aten = torch.ops.aten
-TENSOR, TENSORS, STATIC, SIZE, _NO_TENSOR = range(5)
+TENSOR, TENSORS, STATIC, SIZE = range(4)
 # a mask made of these selects a value
 _POINTS_BACK = {aten.argmax.default, aten.argmin.default, aten.argsort.default, aten.multinomial.default}
 
@@ -87,86 +84,6 @@ class OpInfo:
     shaped: bool
     shaped_mask: bool
     looks_up: bool
-
-
-class Quick:
-    """A step of an expected run with one result that autograd follows, made ready for comparison with the step that comes.
-
-    Args:
-        key: the step's key. args: its arguments; all of them are positional. number: of its result.
-        keep: whether the result is kept.
-    """
-
-    def __init__(self, key: tuple[Any, ...], args: Sequence[Any], number: int, keep: bool) -> None:
-        self.op, self.count, self.number, self.keep = key[0], len(args), number, keep
-        info, count = info_of(self.op), len(args)
-        tests = [
-            (i, _NO_TENSOR if kind == TENSOR and not isinstance(arg, Ref) else kind, want)
-            for i, (kind, arg, want) in enumerate(zip(info.kinds, args, key[1:]))
-        ]
-        self.tensors = [(i, want) for i, kind, want in tests if kind == TENSOR]
-        self.rest = [test for test in tests if test[1] != TENSOR]
-        ins = [want for _, want in self.tensors]
-        rest = key[1 + count :]
-        (self.dtype, self.dims, _), self.shape_is_first = rest[0], rest[1] if info.shaped else None
-        self.first, self.others = (ins[0] if ins else None), ins[1:] if info.shaped else []
-        self.alike = (rest[2] or (True,) * len(self.others)) if self.others else ()
-
-    def given(self, record: Any, args: tuple[Any, ...]) -> Sequence[Any] | None:
-        """The arguments to run the operation with, if it is this step as far as can be seen before it runs; else None."""
-        if len(args) != self.count:
-            return None
-        given: list[Any] | None = None
-        aliases = record.aliases
-        for i, want in self.tensors:
-            value = args[i]
-            if not isinstance(value, Tensor) or record.number(value) != want:
-                return None
-            if want in aliases:
-                given = list(args) if given is None else given
-                given[i] = aliases[want]
-        for i, kind, want in self.rest:
-            value = args[i]
-            if kind == SIZE:
-                if (value is None) is not want:
-                    return None
-            elif (kind == _NO_TENSOR and isinstance(value, Tensor)) or (
-                value if type(value) is not list else tuple(value)
-            ) != want:
-                return None
-        if self.others:
-            shapes = record.shapes
-            first = shapes[self.first]
-            if any((shapes[n] == first) is not alike for n, alike in zip(self.others, self.alike)):
-                return None
-        return args if given is None else given
-
-    def is_result(self, record: Any, out: Any) -> bool:
-        """Whether what came out is a new value, and looks as this step's."""
-        if not isinstance(out, Tensor) or out.grad_fn is None or record.known(out) is not None:
-            return False
-        if out.dtype is not self.dtype or out.dim() != self.dims or len(record.shapes) != self.number:
-            return False
-        return self.shape_is_first is None or (out.shape == record.shapes[self.first]) is self.shape_is_first
-
-
-def quick_steps(
-    keys: Sequence[Any], steps: Sequence[Any], templates: Sequence[Any], follows: Sequence[bool], schedule: Any
-) -> list[Quick | None]:
-    """For each step of a run what is quickly compared, None where the step has to be noted in full."""
-    found: list[Quick | None] = []
-    for i, (key, (_, outs), (args, kwargs)) in enumerate(zip(keys, steps, templates)):
-        op = key[0]
-        plain = (
-            op not in (OWN_BACKWARD, OWN_VIEW) and not kwargs and len(outs) == 1 and outs[0] >= 0 and follows[outs[0]]
-        )
-        info = info_of(op)
-        plain = plain and not info.writes and info.open is None and TENSORS not in info.kinds[: len(args)]
-        if not plain or i in schedule.templates or i in schedule.spared:
-            found.append(None)
-        else:
-            found.append(Quick(key, args, outs[0], i in schedule.keeps))
-    return found
 
 
 _KNOWN: dict[OpOverload, OpInfo] = {}

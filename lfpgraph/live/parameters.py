@@ -6,19 +6,19 @@ import functools
 import logging
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from ..engine.plan import Plan
+from ..engine.plan import How, Plan
 from ..errors import NonFiniteError, WrapError
-from ..numerics import scale_by_size
+from ..kernels import scale_small
 from .bridges import LARGE
 
-__all__ = ["Scale", "Watch", "is_differentiated", "owned", "refuse_batched", "replaced", "tap"]
+__all__ = ["Scale", "Watch", "feed", "is_differentiated", "owned", "refuse_batched", "replaced", "tap"]
 
 log = logging.getLogger("lfpgraph")
 _COMPARED = 2  # gradients of each parameter that are compared in value
@@ -36,8 +36,6 @@ class Watch:
     def __init__(self, name: str) -> None:
         self.name = name
         self._watched: dict[int, weakref.ref[Tensor]] = {}
-        self._fed: dict[int, list[Tensor | None]] = {}
-        self._compared: dict[int, int] = {}
         self._said: set[str] = set()
         self._said_else: set[str] = set()
         self._handles: list[Any] = []
@@ -56,20 +54,16 @@ class Watch:
                 continue
             if parameter.requires_grad and parameter.is_leaf and (found is None or found() is not parameter):
                 self._watched[id(parameter)] = weakref.ref(parameter)
-                refs = _WATCHING.setdefault(id(parameter), [])
-                if all(ref() is not self for ref in refs):
-                    refs.append(weakref.ref(self, functools.partial(_forget, id(parameter))))
-                self._compared.pop(id(parameter), None)
-                self._handles.append(parameter.register_hook(_Arrival(self, name, id(parameter))))
+                arrival = _Arrival(self, name, parameter)
+                self._handles.append(parameter.register_hook(arrival))
+                key = id(parameter)
+                _ARRIVALS.setdefault(key, []).append(weakref.ref(arrival, functools.partial(_forget, key)))
 
     def close(self) -> None:
         """Stop watching."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for key in self._watched:
-            for ref in [ref for ref in _WATCHING.get(key, ()) if ref() is self]:
-                _forget(key, ref)
         self._watched.clear()
 
     def second(self) -> None:
@@ -89,43 +83,13 @@ class Watch:
         if torch._C._current_graph_task_id() == -1:
             self.inside.clear()
 
-    def feed(self, parameter: Tensor, feedback: Tensor) -> None:
-        """Note feedback that is on its way to a parameter, for all who watch it: a wrapped model may be inside another one."""
-        key = id(parameter)
-        for ref in _WATCHING.get(key, ()):
-            watch = ref()
-            if watch is not None and key in watch._watched:
-                watch._expect(key, feedback)
-
-    def _expect(self, key: int, feedback: Tensor) -> None:
-        compare = self._compared.get(key, 0) < _COMPARED
-        self._fed.setdefault(key, []).append(feedback.detach() if compare else None)
-
-    def arrived(self, name: str, key: int, gradient: Tensor | None) -> None:
-        """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
-        if gradient is None or self.away:
-            return
-        fed = self._fed.pop(key, None)
-        if fed is None:
-            self._say(name, "has received a gradient that is no feedback")
-            return
-        seen = self._compared.get(key, 0)
-        if seen == _COMPARED:
-            return
-        parameter = self._watched[key]()
-        others = parameter is None or len(parameter._backward_hooks or ()) > 1  # the user's may have changed it before
-        if not others:
-            self._compared[key] = seen + 1
-            parts = [f for f in fed if f is not None]
-            if len(parts) == len(fed) and not gradient.is_sparse and not _equal(gradient, parts):
-                self._say(name, "has received a gradient that is feedback only in part")
-
     def _say_once(self, what: str) -> None:
         if what not in self._said_else:
             self._said_else.add(what)
             log.warning("%s: %s", self.name, what)
 
-    def _say(self, name: str, what: str) -> None:
+    def say(self, name: str, what: str) -> None:
+        """Say once that a parameter's gradient is no feedback."""
         if not self._said:
             log.warning(
                 "%s: the parameter %s %s. The loss uses it, or a module that holds it, other than through the call of a "
@@ -135,31 +99,63 @@ class Watch:
         self._said.add(name)
 
 
-_WATCHING: dict[int, list[weakref.ref[Watch]]] = {}  # by the identity of a parameter, those who watch it
-
-
-def _forget(key: int, ref: weakref.ref[Watch]) -> None:
-    _WATCHING[key].remove(ref)
-    if not _WATCHING[key]:
-        del _WATCHING[key]
-
-
 class _Arrival:
-    """A hook of one parameter; does not keep the watch alive by more than the parameter."""
+    """A hook of one parameter; does not keep the watch alive by more than the parameter.
+
+    Attributes:
+        fed: what is on its way as feedback, of a parameter whose gradients are still compared; afterwards only that there is.
+        compared: how many gradients have been compared.
+    """
 
     __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
 
-    def __init__(self, watch: Watch, name: str, key: int) -> None:
-        self.watch, self.name, self.key = weakref.ref(watch), name, key
+    def __init__(self, watch: Watch, name: str, parameter: Tensor) -> None:
+        self.watch, self.name, self.parameter = weakref.ref(watch), name, weakref.ref(parameter)
+        self.fed: tuple[Tensor, ...] | bool = False
+        self.compared = 0
 
     def __call__(self, gradient: Tensor | None) -> None:
+        """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
         watch = self.watch()
-        if watch is not None:
-            watch.arrived(self.name, self.key, gradient)
+        if gradient is None or watch is None or watch.away:
+            return
+        fed, self.fed = self.fed, False
+        if not fed:
+            watch.say(self.name, "has received a gradient that is no feedback")
+        elif self.compared < _COMPARED:
+            parameter = self.parameter()
+            if (
+                parameter is not None and len(parameter._backward_hooks or ()) == 1
+            ):  # the user's may have changed it before
+                self.compared += 1
+                if isinstance(fed, tuple) and not gradient.is_sparse and not _equal(gradient, fed):
+                    watch.say(self.name, "has received a gradient that is feedback only in part")
 
 
-def _equal(gradient: Tensor, parts: list[Tensor]) -> bool:
-    if len(parts) == 1 and gradient.is_set_to(parts[0]):
+_ARRIVALS: dict[int, list[weakref.ref[_Arrival]]] = {}  # by the identity of a parameter
+
+
+def feed(parameter: Tensor, feedback: Tensor) -> None:
+    """Note feedback that is on its way to a parameter, for all who watch it: a wrapped model may be inside another one."""
+    for ref in _ARRIVALS.get(id(parameter), ()):
+        arrival = ref()
+        if arrival is None:
+            continue
+        if arrival.compared == _COMPARED:
+            arrival.fed = True
+        else:
+            before = arrival.fed if isinstance(arrival.fed, tuple) else ()
+            arrival.fed = (*before, feedback.detach())
+
+
+def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:
+    _ARRIVALS[key].remove(ref)
+    if not _ARRIVALS[key]:
+        del _ARRIVALS[key]
+
+
+def _equal(gradient: Tensor, parts: Sequence[Tensor]) -> bool:
+    if gradient.is_meta or (len(parts) == 1 and gradient.is_set_to(parts[0])):
         return True
     with torch.no_grad():
         total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)
@@ -193,31 +189,31 @@ class Scale:
     on what that run, which is one inside a backward pass, has given the parameter: that is feedback already.
     """
 
-    def __init__(
-        self, plan: Plan, how: tuple[fx.Node, bool, bool], parameter: Tensor, shape: torch.Size, watch: Watch | None
-    ) -> None:
-        self.plan, self.parameter, self.shape, self.watch = plan, parameter, shape, watch
-        self.placeholder, self.plain, self.by_size = how
+    __slots__ = ("plan", "how", "parameter", "shape", "watch", "is_inside")
+
+    def __init__(self, plan: Plan, how: How, parameter: Tensor, shape: torch.Size, watch: Watch | None) -> None:
+        self.plan, self.how, self.parameter, self.shape, self.watch = plan, how, parameter, shape, watch
         self.is_inside = torch._C._current_graph_task_id() != -1
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
         """The feedback of the signal s; written over it, if it may be."""
         refuse_batched()
+        parameter, how = self.parameter, self.how
         if self.is_inside and self.watch is not None:
-            self.watch.inside.add(id(self.parameter))
-        if self.plain:
+            self.watch.inside.add(id(parameter))
+        if how.plain:
             found = s
-        elif self.parameter.shape != self.shape:
+        elif parameter.shape != self.shape:
             raise WrapError(
-                f"a parameter of shape {list(self.shape)} in forward has shape {list(self.parameter.shape)} when its feedback is "
+                f"a parameter of shape {list(self.shape)} in forward has shape {list(parameter.shape)} when its feedback is "
                 "worked out, so abs(w) * s cannot be: what takes its memory away must give it back before."
             )
-        elif self.by_size:
-            found = scale_by_size(s, self.parameter.detach(), over)
+        elif how.small and type(s) is Tensor:
+            found = scale_small(s, parameter.detach(), how.share, how.unit)
         else:
-            found = self.plan.feedback(self.placeholder, self.parameter.detach(), s, over)
+            found = self.plan.feedback(how.placeholder, parameter.detach(), s, over)
         if self.watch is not None:
-            self.watch.feed(self.parameter, found)
+            feed(parameter, found)
         return found
 
     def before(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -229,7 +225,7 @@ class Scale:
 
     def at_alias(self, s: Tensor | None) -> Tensor | None:
         """The same as a hook on the alias itself."""
-        return None if s is None or is_differentiated() else self.feedback(s)
+        return None if s is None or torch.is_grad_enabled() else self.feedback(s)
 
     def at(self, slot: int) -> Any:
         """A hook on a function that hands a gradient to the parameter itself."""
@@ -238,7 +234,7 @@ class Scale:
             if signals[slot] is None or is_differentiated():
                 return None
             if self.watch is not None and id(self.parameter) in self.watch.inside:
-                self.watch.feed(self.parameter, signals[slot])
+                feed(self.parameter, signals[slot])
                 return None
             return replaced(signals, {slot: self.feedback(signals[slot])})
 
@@ -290,7 +286,7 @@ def _references(signals: tuple[Any, ...], i: int) -> Any:
 def _references_of_new() -> list[Any]:
     found: list[Any] = []
     with torch.enable_grad():
-        x = torch.zeros(2, 3, requires_grad=True)
+        x = torch.zeros(2, 3, requires_grad=True, device="cpu")
         for y in (x * 2, (x * 2).t()):
             node = y.grad_fn if y._base is None else y.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
             node.register_prehook(lambda signals: found.append(_references(signals, 0)))  # type: ignore[union-attr]

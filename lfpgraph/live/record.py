@@ -17,8 +17,9 @@ from ..tracing.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
 from .interception import paused, record_again
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
-from .notes import NameLeaf, Ref, user_line
-from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, Quick, autocast_of, has_no_derivative, info_of
+from .notes import NameLeaf, Ref, tensors_among, user_line
+from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
+from .repeats.steps import ANOTHER, Quick
 
 __all__ = ["Record"]
 
@@ -63,29 +64,23 @@ class Record(Kept):
 
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note it."""
-        ins: list[int]
-        key: list[Any]
         quick = self._quick[self.steps_done] if self.steps_done < len(self._quick) else None
-        if quick is not None and quick.op is op and not kwargs and self._is_plain():
-            given = quick.given(self, args)
-            if given is not None:
-                out = op._op(*given)
-                if quick.is_result(self, out):
-                    self._new(out)
-                    self.steps_done += 1
-                    if quick.keep:
-                        self._keep(quick.number, out)
-                    return out
-                ins, key = [], [op]
-                self._read(args, info_of(op).kinds, ins, key)
-                out = self._note(info_of(op), key, ins, args, kwargs, out, None)
-                return self.shadows.hide(out) if self._bridged else out
-        if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        plain = torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+        if (
+            plain
+            and quick is not None
+            and quick.op is op
+            and not (kwargs or self.shadows.noted or torch._C._is_any_autocast_enabled())
+        ):
+            out = quick.run(self, args)
+            if out is not ANOTHER:
+                return out
+        if not plain:
             self._look_at(args)
             if info_of(op).writes:
                 self.save_before_write(args)
             out = op._op(*args, **kwargs)
-            self.unrecorded.note(args, out, self._is_activation)
+            self.unrecorded.note(args, out, self._sources_of)
             return out
         if op is _EMPTY:
             return op._op(*args, **kwargs)
@@ -94,7 +89,9 @@ class Record(Kept):
         if self.shadows.noted:
             shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
             if shadowed is not None:
-                return self.shadows.seen(self.run(op, *shadowed), args, kwargs)
+                out = self.run(op, *shadowed)
+                self.saving_more += [x.grad_fn for x in tensors_among((out,), {}) if x.grad_fn is not None]
+                return self.shadows.seen(out, args, kwargs)
         info = info_of(op)
         if info.open is not None:
             return info.open(*args, **kwargs)
@@ -108,14 +105,13 @@ class Record(Kept):
         out = self.step(op, info, args, kwargs)
         return self.shadows.hide(out) if self._bridged else out
 
-    def _is_plain(self) -> bool:
-        """Whether an operation that comes now is recorded as it is given."""
-        return (
-            torch.is_grad_enabled()
-            and torch._C._functorch.peek_interpreter_stack() is None
-            and not self.shadows.noted
-            and not torch._C._is_any_autocast_enabled()
-        )
+    def note(self, op: OpOverload, args: tuple[Any, ...], out: Any) -> Any:
+        """Note an operation that has run with these arguments."""
+        ins: list[int] = []
+        key: list[Any] = [op]
+        self._read(args, info_of(op).kinds, ins, key)
+        out = self._note(info_of(op), key, ins, args, {}, out, None)
+        return self.shadows.hide(out) if self._bridged else out
 
     def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation as one step of the record."""
@@ -224,7 +220,7 @@ class Record(Kept):
         if every or step in self.expected.keeps:
             for number, x in zip(outs, results):
                 if number >= 0:
-                    self._keep(number, x)
+                    self.keep(number, x)
         return out
 
     def _noted(self, step: tuple[OpOverload, tuple[int, ...]], key: Any) -> int:
@@ -248,7 +244,7 @@ class Record(Kept):
         self.templates[step] = ([Ref(n) for n in sources], Ref(sources[0])), {}
         if self.expected is None or self.keep_all or step in self.expected.keeps:
             with paused():
-                self._keep(number, x)
+                self.keep(number, x)
         return number
 
     def recall(self) -> None:
@@ -260,7 +256,7 @@ class Record(Kept):
         self.paths |= expected.notes.paths
         self.lines |= expected.notes.lines
         self._known = expected.notes.templates[:done]
-        self.expected, self._quick = None, []
+        self.expected, self.wanted, self._quick = None, None, []
         for leaf in self.leaves:
             if self.kept[leaf.value] is None and leaf.value not in self._overwritten:
                 self.kept[leaf.value] = leaf.tensor.detach()

@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..engine.plan import Plan
+from ..engine.plan import How, Plan
 from ..engine.units import Unit
 from ..rules.activations import activation
 from .call import Multiple, answers_of, likeness_of
@@ -87,6 +87,14 @@ class Amendment:
         """Whether signals are changed where they arrive at the inputs."""
         return self.computed or bool(self.plain) or self.shares is not None
 
+    @cached_property
+    def lone(self) -> Factor | None:
+        """The plain epsilon factor of the one output, where nothing else is to be done."""
+        if self.reaches_inside or len(self.exits) != 1 or list(self.factors) != [0] or self.unit.zeroed_by:
+            return None
+        factor = self.factors[0]
+        return None if factor.mixed or factor.restated or not factor.epsilon else factor
+
 
 @dataclass
 class Schedule:
@@ -110,7 +118,7 @@ class Schedule:
     keys: list[Any]
     notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
     steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
-    quick: list[Any] = field(default_factory=list)  # `operations.quick_steps`
+    quick: list[Any] = field(default_factory=list)  # `repeats.steps.quick_steps`
     around: Any = None  # what else a run must have alike: its leaves, outputs and ends
     looks_at_outputs: bool = False  # whether a rule may look at the signals at the outputs
     unread: list[int] = field(default_factory=list)  # values that nothing in the run reads
@@ -123,21 +131,11 @@ class Schedule:
     spared: set[int] = field(default_factory=set)
 
     @cached_property
-    def parameters(self) -> list[tuple[int, tuple[fx.Node, bool, bool]]]:
-        """For each parameter its place among the leaves, and how its signal becomes feedback (`parameters.Scale`).
-
-        That is its placeholder, whether it takes the plain signal, and whether that is multiplied by its size and no more.
-        """
-        graph, rulesets = self.plan.graph, self.plan.rulesets
+    def parameters(self) -> list[tuple[int, How]]:
+        """For each parameter its place among the leaves, and how its signal becomes feedback."""
+        graph = self.plan.graph
         return [
-            (
-                i,
-                (
-                    node,
-                    node not in rulesets or rulesets[node].takes_signal(node.meta["val"]),
-                    self.plan.scales_by_size(node),
-                ),
-            )
+            (i, self.plan.how(node))
             for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
             if placeholder.kind == "parameter"
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class Values:
         self._ids: dict[int, int] = {}
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
+        self.wanted: Container[int] | None = None  # values that are going to be looked at; None for all
 
     def look(self, number: int) -> Any:
         """What a plan may depend on of a value, sizes apart."""
@@ -139,16 +141,18 @@ class Values:
             return number
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
-            kind, name = "unrecorded", -1
+            kind, name = "unrecorded", tuple(sorted(self.unrecorded.made_of(x)))
         number = self._new(x)
         self.leaves.append(Leaf(number, kind, name, x))
-        if self._wants_leaf(number):
+        if self.wanted is None or number in self.wanted:
             self.kept[number] = x.detach()
         self._lying.append((x, number))
+        if not self.follows[number]:
+            return number
         if kind != "parameter":
-            if x.requires_grad and x.grad_fn is None:
+            if x.grad_fn is None:
                 self._begin(x, number)
-        elif x.requires_grad:
+        else:
             self.aliases[number] = alias = alias_of(x)
             self.edge_of[number] = edge = (alias.grad_fn, 0)
             self.edges[edge] = number
@@ -161,11 +165,13 @@ class Values:
         self.edges[edge] = number
         self.edge_of[number] = edge
 
-    def _is_activation(self, x: Tensor) -> bool:
+    def _sources_of(self, x: Tensor) -> frozenset[int]:
+        """What a float tensor holds that may be an activation: the number of a value; -1 of an input that was not met yet."""
         number = self.known(x)
         if number is None:
-            return self.name_leaf(x)[0] == "input"
-        return all(leaf.value != number or leaf.kind in ("input", "unrecorded") for leaf in self.leaves)
+            return frozenset({-1}) if self.name_leaf(x)[0] == "input" else frozenset()
+        kinds = [leaf.kind for leaf in self.leaves if leaf.value == number]
+        return frozenset({number}) if not kinds or kinds[0] in ("input", "unrecorded") else frozenset()
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
@@ -216,10 +222,6 @@ class Values:
         if not is_view and not _gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
-
-    def _wants_leaf(self, number: int) -> bool:
-        """Whether the value of a leaf is going to be looked at."""
-        return True
 
     def _look_at(self, args: tuple[Any, ...]) -> None:
         """Note what an operation reads that is not recorded: inside a custom function, under no_grad, under vmap."""

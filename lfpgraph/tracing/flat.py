@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +31,18 @@ __all__ = [
     "wait_for_traces",
 ]
 
-_state = threading.local()
+
+log = logging.getLogger("lfpgraph")
+
+
+class _State(threading.local):
+    """Of one thread: how many traces are running, one inside the other, and how many runs in which nothing is wrapped."""
+
+    depth = 0
+    plain = 0
+
+
+_state = _State()
 # Held while a model or a program is traced: torch.export and make_fx change torch's classes and flags for all threads.
 LOCK = threading.RLock()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
@@ -76,7 +89,7 @@ def another_thread_traces() -> bool:
 
 def is_tracing() -> bool:
     """Whether this thread is tracing a model, so that wrapped modules must run their own forward."""
-    return getattr(_state, "depth", 0) > 0
+    return _state.depth > 0
 
 
 @contextlib.contextmanager
@@ -85,17 +98,19 @@ def tracing() -> Iterator[None]:
 
     Its checkpoints run plainly meanwhile: the reentrant kind has no gradients, and of one inside another torch.export loses
     them. Inference mode is no_grad to it, since torch.export does not see the other. Its distributions do not look at their
-    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused.
+    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused. Of a
+    hook that it sets on a tensor, which is not in a trace, the log has a line.
     """
     wait_for_traces()
     with LOCK:
-        before = getattr(_state, "depth", 0)
+        before = _state.depth
         _state.depth = before + 1
         if not before:
             setattr(checkpoint.CheckpointFunction, "apply", _apply_or_run)  # noqa: B010
             vars(checkpoint)[_GENERATOR] = _generate_or_run
             setattr(torch.inference_mode, "__enter__", _enter_or_no_grad)  # noqa: B010
             vars(eager_transforms).update({name: _refused(begin) for name, begin in _BEGIN.items()})
+            setattr(Tensor, "register_hook", _register_and_tell)  # noqa: B010
             validates = _Validates(Distribution._validate_args)
             setattr(Distribution, "_validate_args", validates)  # noqa: B010
         try:
@@ -107,12 +122,14 @@ def tracing() -> Iterator[None]:
                 vars(checkpoint)[_GENERATOR] = _generate
                 setattr(torch.inference_mode, "__enter__", _enter)  # noqa: B010
                 vars(eager_transforms).update(_BEGIN)
+                setattr(Tensor, "register_hook", _register)  # noqa: B010
                 if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
                     Distribution._validate_args = validates.before
 
 
 _GENERATOR = "_checkpoint_without_reentrant_generator"
 _generate, _enter = vars(checkpoint)[_GENERATOR], torch.inference_mode.__enter__
+_register, _told = Tensor.register_hook, set[str]()
 _BEGIN = {name: vars(eager_transforms)[name] for name in ("grad_increment_nesting", "jvp_increment_nesting")}
 
 
@@ -132,6 +149,20 @@ def _enter_or_no_grad(mode: torch.inference_mode) -> None:
         return _enter(mode)
     mode._inference_mode_context = torch.set_grad_enabled(not mode.mode)  # type: ignore[assignment]
     return None
+
+
+def _register_and_tell(x: Tensor, hook: Callable[[Tensor], Any]) -> Any:
+    """What a hook changes is missing in whatever is worked out from a trace: said once for each line that sets one."""
+    caller = sys._getframe(1)
+    line = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    if is_tracing() and "/torch/" not in line and line not in _told:
+        _told.add(line)
+        log.warning(
+            "forward sets a hook on a tensor (%s). A trace leaves it out, and so does all that is worked out from one; "
+            'wrap(model, engine="live") runs it.',
+            line,
+        )
+    return _register(x, hook)
 
 
 def _refused(begin: Callable[[], Any]) -> Callable[[], Any]:
@@ -160,14 +191,14 @@ class _Validates:
 
 def is_running_plainly() -> bool:
     """Whether wrapped modules must run as they are in this thread: it is tracing, or only looks at what they do."""
-    return getattr(_state, "plain", 0) > 0 or is_tracing()
+    return _state.plain > 0 or is_tracing()
 
 
 @contextlib.contextmanager
 def running_plainly() -> Iterator[None]:
     """Let wrapped modules run as they are in this thread."""
     global RUNS
-    _state.plain = getattr(_state, "plain", 0) + 1
+    _state.plain = _state.plain + 1
     RUNS += 1
     try:
         yield

@@ -18,7 +18,7 @@ from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
 from ..live.engine import LiveEngine, changes_gradients
-from ..live.parameters import Watch
+from ..live.parameters import Watch, feed
 from ..tracing.flat import wait_for_traces
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
@@ -41,13 +41,14 @@ def wrapping_of(model: nn.Module) -> Wrapping | None:
     return found.wrapping
 
 
-_local = threading.local()
+class _Local(threading.local):
+    """Of one thread: the wrapped models that it runs without gradients. Those that they take inside are their own business."""
+
+    def __init__(self) -> None:
+        self.unrecorded: list[Wrapping] = []
 
 
-def _unrecorded() -> list[Wrapping]:
-    """The wrapped models that this thread runs without gradients: those that they take inside are their own business."""
-    found: list[Wrapping] = vars(_local).setdefault("unrecorded", [])
-    return found
+_local = _Local()
 
 
 class Wrapping:
@@ -75,8 +76,8 @@ class Wrapping:
         self.watch, self.has_own_watch = (Watch(type(model).__name__), True) if watch is None else (watch, False)
         self.calls: dict[str, int] = {"live": 0, "static": 0}
         self.last, self.since = "", 1
-        feed = self.watch.feed if changes_gradients(composite) else None
-        self.static = StaticEngine(model, composite, options, path, like, feed)
+        told = feed if changes_gradients(composite) else None
+        self.static = StaticEngine(model, composite, options, path, like, told)
         self._live: dict[str, LiveEngine] = {}
         self._told = False
         self._thread: int | None = None
@@ -114,14 +115,14 @@ class Wrapping:
 
     def run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         """Call a module of the model from outside of any run of it."""
-        if wants_it_as_it_is() or self in _unrecorded():
+        if wants_it_as_it_is() or self in _local.unrecorded:
             return part.run_module(*args, **kwargs)
         if not torch.is_grad_enabled():
-            _unrecorded().append(self)
+            _local.unrecorded.append(self)
             try:
                 return part.run_module(*args, **kwargs)
             finally:
-                _unrecorded().pop()
+                _local.unrecorded.pop()
         static = self.choice.static and self.choice.settled and part.path == ""
         if not static and torch._C._current_graph_task_id() != -1 and in_checkpoint("_recomputation_hook"):
             # only to have what autograd saved: feedback goes through the first run

@@ -58,7 +58,8 @@ class CallStandIn:
             # a part of a model: one operation for the run around it
             with unrecorded():
                 return self.wrapping.run(self, args, kwargs)
-        before, record.path = record.path, ".".join(filter(None, (self.wrapping.path, self.path)))
+        whole = self.wrapping.path
+        before, record.path = record.path, f"{whole}.{self.path}" if whole and self.path else whole or self.path
         try:
             return self.run_module(*args, **kwargs)
         finally:

@@ -11,9 +11,11 @@ from torch import nn
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..errors import InputError, WrapError, check_choice
+from ..live.engine import changes_gradients
 from ..tracing.tracer import FALLBACKS
 from .calls import Wrapping, wrapping_of
 from .choice import ENGINES, Explanation
+from .readiness import make_ready
 from .regional import WrappingInParts, leaders_of
 from .stand_in import stand_in_of
 
@@ -87,6 +89,8 @@ def wrap(
     chosen = get_composite(composite)
     if not any(True for _ in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
+    if engine != "static" and changes_gradients(chosen):
+        make_ready()
     if not regional:
         Wrapping(model, chosen, options, engine).place()
         return model

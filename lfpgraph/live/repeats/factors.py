@@ -1,0 +1,69 @@
+"""The most frequent amendment, with little around it: the epsilon factor of a small output where nothing else is to be done."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+__all__ = ["LoneFactor", "is_usual", "must_be_true"]
+
+_TYPES = (torch.float32, torch.float64)
+
+
+def is_usual(value: Tensor | None, large: int) -> TypeGuard[Tensor]:
+    """Whether an epsilon factor that looks at this value is the plain formula.
+
+    Of a large one less than all may be kept, and a GPU has one kernel for the whole.
+    """
+    usual = type(value) is Tensor and value.dtype in _TYPES and value.numel() < large and not value.is_cuda
+    return usual and value.layout is torch.strided  # type: ignore[union-attr]
+
+
+@functools.cache
+def _number(x: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor, which torch adds in half of the time that it takes for Python's."""
+    return torch.tensor(x, dtype=dtype, device=device)
+
+
+class LoneFactor:
+    """A hook that multiplies a signal by the epsilon factor before autograd goes on; see `amendments`.
+
+    Args:
+        slot: of the signal among those of the autograd node. value: what the factor looks at. positive: it has no negative entry.
+        watch: is told of a second derivative.
+    """
+
+    __slots__ = ("slot", "value", "epsilon", "added", "positive", "watch")
+
+    def __init__(self, slot: int, value: Tensor, epsilon: float, positive: bool, watch: Any) -> None:
+        self.slot, self.epsilon, self.positive, self.watch = slot, epsilon, positive, watch
+        self.value: Tensor | None = value
+        self.added = _number(epsilon, value.dtype, value.device)
+
+    def __call__(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        s, value = signals[self.slot], self.value
+        if s is None or must_be_true(value is not None, self.watch):
+            return None
+        assert value is not None
+        size = torch.add(value if self.positive else value.abs(), self.added)
+        s = torch.addcdiv(s, s, size, value=-self.epsilon)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            self.value = None
+        return (s,) if len(signals) == 1 else (*signals[: self.slot], s, *signals[self.slot + 1 :])
+
+
+def must_be_true(has_values: bool, watch: Any) -> bool:
+    """Whether this backward pass gives the true gradient; otherwise what the hooks look at must still be there."""
+    if torch.is_grad_enabled():
+        if watch is not None:
+            watch.second()
+        return True
+    if not has_values:
+        raise RuntimeError(
+            "Trying to backward through the graph a second time, but what it saved has been freed; pass "
+            "retain_graph=True to the first backward call."
+        )
+    return False
