@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow test-clients lint types format bench coverage package trust oracles mutants versions sweep finetune without-torch browser test-browser clean
+.PHONY: demo test test-slow test-clients lint types format bench gpu coverage package trust oracles mutants long-runs versions sweep finetune without-torch browser test-browser clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -47,6 +47,11 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report --page docs/performance.md
 
+# On a machine with a GPU, with the torch that it has; in ten minutes. Needs no network where setuptools is installed.
+gpu:
+	$(PYTHON) -c "import lfpgraph.rules" 2>/dev/null || $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	$(PYTHON) -m tools.gpu --json gpu.json
+
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage --table docs/coverage.md
 
@@ -61,6 +66,10 @@ oracles: $(STAMP)
 
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutants
+
+# Random graphs, programs and files, from where the last run stopped; tests/golden/long_runs.csv counts them.
+long-runs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.long_runs --seconds 3600
 
 # Each version has an environment of its own (gigabytes); a Python that is not there is left out.
 versions: $(STAMP)

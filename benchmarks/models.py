@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from lfpgraph.models_zoo.torch_models import ResNet18
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DEPTHS", "MODELS", "SERIES", "Case", "build"]
+__all__ = ["DEPTHS", "LARGE", "MODELS", "SERIES", "Case", "build"]
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Case:
         inputs: keyword arguments of forward, or one tensor.
         labels: of the classes; of each token for language models.
         twin: what backprop trains, where the model itself has no useful gradient.
+        half: whether forward runs under autocast to bfloat16.
     """
 
     model: nn.Module
@@ -32,10 +33,12 @@ class Case:
     labels: Tensor
     twin: nn.Module | None = None
     notes: str = field(default="")
+    half: bool = False
 
     def loss(self, model: Callable[..., Any]) -> Tensor:
         """Cross-entropy of one forward pass."""
-        out = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
+        with torch.autocast(self.labels.device.type, torch.bfloat16, enabled=self.half):
+            out = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
         logits = out if isinstance(out, Tensor) else out.logits
         return F.cross_entropy(logits.flatten(0, -2), self.labels.flatten())
 
@@ -44,7 +47,7 @@ class Case:
         inputs = self.inputs
         moved = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
         twin = None if self.twin is None else self.twin.to(device)
-        return Case(self.model.to(device), moved, self.labels.to(device), twin, self.notes)
+        return Case(self.model.to(device), moved, self.labels.to(device), twin, self.notes, self.half)
 
 
 def _images(model: nn.Module, n: int, c: int, size: int, classes: int) -> Case:
@@ -80,11 +83,11 @@ def _vgg16_bn() -> Case:
     return _images(nn.Sequential(*layers), 4, 3, 224, 1000)
 
 
-def _resnet50() -> Case:
+def _resnet50(batch: int = 8, size: int = 128) -> Case:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(num_labels=1000)
-    return _hf_images(ResNetForImageClassification(config), 8, 128)
+    return _hf_images(ResNetForImageClassification(config), batch, size)
 
 
 def _hf_images(model: nn.Module, n: int, size: int) -> Case:
@@ -109,11 +112,11 @@ def _bert(depth: int = 12, batch: int = 8) -> Case:
     return Case(model, case.inputs, torch.randint(4, (batch,)))
 
 
-def _gpt2(depth: int = 12, batch: int = 4, width: int = 768) -> Case:
+def _gpt2(depth: int = 12, batch: int = 4, width: int = 768, length: int = 128) -> Case:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(n_layer=depth, n_embd=width, n_head=width // 64, use_cache=False)
-    return _tokens(GPT2LMHeadModel(config), batch, 128, 50000)
+    return _tokens(GPT2LMHeadModel(config), batch, length, 50000)
 
 
 def _llama_1b() -> Case:
@@ -206,6 +209,17 @@ MODELS: dict[str, Callable[[], Case]] = {
     "digits-vit": lambda: _digits("vit"),
 }
 
+# Batches that fill a GPU.
+LARGE: dict[str, Callable[[], Case]] = {
+    "resnet50-large": lambda: _resnet50(64, 224),
+    "vit-s16-large": lambda: _vit(batch=128),
+    "gpt2-large": lambda: _gpt2(batch=16, length=512),
+    "bert-large-batch": lambda: _bert(batch=128),
+    "resnet50-large-bf16": lambda: replace(LARGE["resnet50-large"](), half=True),
+    "vit-s16-large-bf16": lambda: replace(LARGE["vit-s16-large"](), half=True),
+    "gpt2-large-bf16": lambda: replace(LARGE["gpt2-large"](), half=True),
+}
+
 # How cost grows with batch, depth and width.
 SERIES: dict[str, dict[str, Callable[[], Case]]] = {
     "MLP, batch": {str(n): lambda n=n: _mlp(batch=n) for n in (1, 16, 256, 1024)},  # type: ignore[misc]
@@ -223,4 +237,4 @@ def build(name: str) -> Case:
     """A case by name, the same one each time; "series/value" for a point of `SERIES`."""
     torch.manual_seed(0)
     series, _, value = name.rpartition("/")
-    return (SERIES | DEPTHS)[series][value]() if series else MODELS[name]()
+    return (SERIES | DEPTHS)[series][value]() if series else (MODELS | LARGE)[name]()

@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,12 +70,23 @@ def measure(
             seconds[side].append(step(side))
     row["rounds"] = rounds
     row["step_s"] = {side: statistics.median(values) for side, values in seconds.items()}
+    if device == "cuda":
+        row["peak"] = {side: _peak(optimizer, run) for side, run in running.items()}
     row["ratio"] = {
         side: statistics.median(a / b for a, b in zip(values, seconds[_base(side)]))
         for side, values in seconds.items()
         if side != _base(side) and _base(side) in seconds
     }
     return row
+
+
+def _peak(optimizer: torch.optim.Optimizer, run: Callable[[], None]) -> int:
+    """Bytes that a step takes on the GPU at most, over what is there before it."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _base(side: str) -> str:

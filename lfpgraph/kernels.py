@@ -5,7 +5,9 @@ than a CPU, what exporters and compilers see (`DECOMPOSITIONS`), and what gives 
 tensor would pass through memory three or four times; there the formula runs in blocks that stay in the processor's
 cache, with the same result to the last bit.
 
-`NAME_` writes the result over the first argument. None of these operations records a derivative: call them through
+On a GPU, where torch can compile one, the formula is one kernel (`native.gpu`).
+
+`NAME_` may write the result over the first argument. None of these operations records a derivative: call them through
 `numerics`, which takes the plain formula where one is asked for.
 """
 
@@ -19,9 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .native.gpu import in_one_kernel
+
 __all__ = [
     "DECOMPOSITIONS",
     "KERNELS",
+    "LOW_PRECISION",
     "SMALL",
     "epsilon_factor",
     "halved",
@@ -32,6 +37,7 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 _BLOCK = 1 << 17  # elements; scratch, block and operands fit into a megabyte or two of cache
 SMALL = _BLOCK  # elements, up to which the formula is quicker than a choice between kernels
 _BAND = 1 << 19  # elements of a band of rows of a product
@@ -63,13 +69,19 @@ def _elementwise(arguments: str) -> Callable[[Callable[..., Tensor]], Callable[.
     n = arguments.count("Tensor")
 
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = formula.__name__
+
         def fresh(*args: Any) -> Tensor:
+            if args[0].is_cuda and (made := in_one_kernel(name, args[:n], *args[n : n + 1])) is not None:
+                return made
             return _run(formula, args, n, torch.empty_like(args[0])) if _is_large(args[:n]) else formula(*args)
 
         def over(*args: Any) -> Tensor:
+            if args[0].is_cuda:
+                return fresh(*args)
             return _run(formula, args, n, args[0]) if _is_large(args[:n]) else formula(*args, out=args[0])
 
-        name, written = formula.__name__, arguments.replace("Tensor", "Tensor(a!)", 1)
+        written = arguments.replace("Tensor", "Tensor(a!)", 1)
         operation = _define(f"{name}({arguments}) -> Tensor", fresh, formula, torch.Tag.pointwise)
         _define(f"{name}_({written}) -> Tensor(a!)", over, lambda first, *_: first, torch.Tag.pointwise)
         DECOMPOSITIONS[operation] = formula
@@ -102,7 +114,7 @@ def _blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """The tensors' common blocks, and a scratch of the same size with each."""
     count = tensors[0].numel()
     flat = [t.as_strided((count,), (1,)) for t in tensors]
-    memory = torch.empty(_BLOCK, dtype=tensors[0].dtype)
+    memory = torch.empty(_BLOCK, dtype=tensors[0].dtype, device=tensors[0].device)
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         yield [*(t.narrow(0, start, size) for t in flat), memory.narrow(0, 0, size)]
@@ -123,7 +135,7 @@ def _floored(
 
 
 def _norm(w: Tensor) -> Tensor:
-    wide = torch.float32 if w.dtype in (torch.float16, torch.bfloat16) else None
+    wide = torch.float32 if w.dtype in LOW_PRECISION else None
     if w.numel() <= _BLOCK:
         return torch.linalg.vector_norm(w, dtype=wide)
     # one sum over millions of float32 would lose digits
@@ -139,9 +151,11 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
     if _is_large([s, w]):
         return _run(_floored, (s, w, floor_of(w, share), unit), 2, torch.empty_like(s) if out is None else out)
     if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
-        return _floored(s, w, floor_of(w, share), unit, out=out)
-    floor = _norm(w).item() * (share / math.sqrt(w.numel()))  # the same in fewer operations
-    return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(floor), value=unit, out=out)
+        floor = floor_of(w, share)
+        made = in_one_kernel("scale_by_floored_size", (s, w, floor), unit) if w.is_cuda else None
+        return _floored(s, w, floor, unit, out=out) if made is None else made
+    size = _norm(w).item() * (share / math.sqrt(w.numel()))  # the same in fewer operations
+    return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(size), value=unit, out=out)
 
 
 @functools.cache
@@ -179,7 +193,10 @@ DECOMPOSITIONS[_by_floored] = scale_by_floored_size
 def epsilon_factor(
     s: Tensor, z: Tensor, epsilon: float, positive: bool, out: Tensor | None = None, scratch: Tensor | None = None
 ) -> Tensor:
-    """`s - s * epsilon / (abs(z) + epsilon)`. `positive`: z has no negative entry."""
+    """`s - s * epsilon / (abs(z) + epsilon)`, in float32 or better. `positive`: z has no negative entry."""
+    if z.dtype in LOW_PRECISION:
+        found = epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
+        return found if out is None else out.copy_(found)
     size = torch.add(z if positive else torch.abs(z, out=scratch), epsilon, out=scratch)
     return torch.addcdiv(s, s, size, value=-epsilon, out=out)
 
@@ -198,7 +215,10 @@ def rectified_factor(
 def identity_signal(
     s: Tensor, x: Tensor, z: Tensor, epsilon: float, out: Tensor | None = None, scratch: Tensor | None = None
 ) -> Tensor:
-    """`s * z / (x + epsilon * sign(x))` with sign(0) = 1."""
+    """`s * z / (x + epsilon * sign(x))` with sign(0) = 1, in float32 or better."""
+    if z.dtype in LOW_PRECISION or x.dtype in LOW_PRECISION:
+        found = identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
+        return found if out is None else out.copy_(found)
     unit = torch.full((), epsilon, dtype=x.dtype, device=x.device)
     size = torch.add(torch.copysign(unit, torch.add(x, 0.0, out=scratch), out=scratch), x, out=scratch)
     return torch.div(torch.mul(s, z, out=out), size, out=out)
@@ -241,8 +261,8 @@ def _scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     step = max(64, _BAND // max(columns, 1))
     if w.device.type != "cpu" or b.shape[0] > _SHORT or rows <= step or not w.is_contiguous():
         return KERNELS[torch.ops.lfpgraph.scale_by_size_.default](torch.mm(a, b), w)
-    out = torch.empty((rows, columns), dtype=a.dtype)
-    scratch = torch.empty((step, columns), dtype=w.dtype)
+    out = torch.empty((rows, columns), dtype=a.dtype, device=a.device)
+    scratch = torch.empty((step, columns), dtype=w.dtype, device=w.device)
     for start in range(0, rows, step):
         band = torch.mm(a[start : start + step], b, out=out[start : start + step])
         scale_by_size(band, w[start : start + step], out=band, scratch=scratch[: band.shape[0]])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS, SMALL, floor_of
+from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_of
 
 __all__ = [
     "ZERO_REWARD",
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 _ops = torch.ops.lfpgraph
 _TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
@@ -78,8 +77,6 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False,
     """
     if epsilon == 0:
         return s
-    if z.dtype in _LOW_PRECISION:
-        return epsilon_factor(s.float(), z.float(), epsilon, positive).to(s.dtype)
     if z.is_complex():
         return s * (1 - epsilon / (z.abs() + epsilon))
     if is_small(s, z):
@@ -97,9 +94,9 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
         return kernels.identity_signal(s, x, z, epsilon)
     if x.is_complex() or z.is_complex():
         return _complex_identity(s, x, z, epsilon)
-    if z.dtype in _LOW_PRECISION or x.dtype in _LOW_PRECISION:
-        return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
     if epsilon == 0:
+        if z.dtype in LOW_PRECISION or x.dtype in LOW_PRECISION:
+            return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
         return (s * z / x).masked_fill(x == 0, 0.0)
     return _call(_ops.identity_signal.default, s, x, z, epsilon)
 
@@ -132,6 +129,7 @@ def is_small(s: Tensor, x: Tensor) -> bool:
         type(s) is Tensor
         and type(x) in _TENSORS
         and s.numel() <= SMALL
+        and not s.is_cuda
         and not torch.is_grad_enabled()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None

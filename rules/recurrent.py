@@ -59,7 +59,7 @@ def run_steps(
     """
     found = []
     for step in x.unbind(0):
-        z = linear(state[0], w, b)
+        z = linear(state[0] if state[0].dtype == w.dtype else state[0].to(w.dtype), w, b)
         state = CELLS[cell](step, z, *state)
         found.append((state, z))
     return found

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from lfpgraph.comparison import zeroth_order
 from lfpgraph.comparison.comparing import held_back
 from lfpgraph.errors import InputError
-from lfpgraph.experiments import EXPERIMENTS, Settings, reproduce
+from lfpgraph.experiments import EXPERIMENTS, Runs, Settings, reproduce
 from lfpgraph.experiments.common import data
 from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit, spread_text
 from lfpgraph.experiments.common.models import LifNet, mlp, seeded
@@ -57,6 +57,38 @@ def test_each_way_gets_its_own_rate() -> None:
     assert [case.more["lr"] for case in wrong] == [1e-9, 1e-9]  # no second row
 
 
+def test_runs_side_by_side_are_the_same_and_are_made_once(tmp_path: Path) -> None:
+    """In processes of their own they find what they find one after the other; what the file has is not run again."""
+    train, test = data.flat_digits()
+    start, file = seeded(lambda: mlp([64, 8, 10])), tmp_path / "runs.jsonl"
+    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
+
+    def cases(runs: Runs) -> dict[str, list[float]]:
+        settings = Settings(1, runs=runs)
+        found, _ = tuned(start(0), ways, (1e-4, 1e-2), train, test, settings, epochs=1, name="MLP", start=start)
+        return {case.way: case.values for case in found}
+
+    one_by_one = cases(Runs())
+    assert cases(Runs.side_by_side(2, file)) == one_by_one
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 6 and all(
+        line["found"]["step_seconds"] > 0 for line in lines
+    )  # for each way two rates, and the better one on all of the set
+    assert cases(Runs(file)) == one_by_one and len(file.read_text().splitlines()) == 6
+    for line in lines:
+        line["found"]["curve"] = [value + 1 for value in line["found"]["curve"]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cases(Runs(file)) == {way: [value + 1 for value in values] for way, values in one_by_one.items()}
+
+
+def test_a_run_that_fails_in_its_process_is_told() -> None:
+    def fails() -> None:
+        raise ValueError("of this run")
+
+    with pytest.raises(RuntimeError, match="(?s)1 of 2 runs failed.*of this run"):
+        Runs.side_by_side(2).together([fails, lambda: None])
+
+
 LONG = [
     "activations",
     "convergence",
@@ -67,6 +99,7 @@ LONG = [
     "routing",
     "rule",
     "spiking",
+    "trainer",
     "transfer",
     "vit",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lfpgraph.tracing.tracer import trace
+from tools import long_runs
 
 from .support.fuzz import random_module
 from .support.helpers import RECORDED
@@ -56,6 +58,34 @@ def test_random_graph(seed: int) -> None:
 def test_many_random_graphs(start: int) -> None:
     """A hundred at a time; every failure of the hundred is told."""
     check_all(check, start)
+
+
+def test_long_runs_missed_nothing() -> None:
+    """What `make long-runs` has counted so far."""
+    rows = long_runs.known().values()
+    assert sum(row.tried for row in rows) >= 1400 and not any(row.missed for row in rows)
+
+
+def test_a_long_run_goes_on_where_the_last_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that failed stays in the table until it holds."""
+
+    def fails(seed: int) -> str:
+        assert seed != 7, "seven"
+        return "even" if seed % 2 == 0 else "odd"
+
+    def row() -> long_runs.Row:
+        (found,) = long_runs.known().values()
+        return found
+
+    monkeypatch.setattr(long_runs, "TABLE", tmp_path / "table.csv")
+    monkeypatch.setitem(long_runs.KINDS, "trial", (5, fails))
+    assert not long_runs.run(["trial"], 0.1)
+    tried, told = row().tried, row().told
+    assert tried % 100 == 0 and row().missed == [7] and told == {"even": tried // 2, "odd": tried // 2 - 1}
+    monkeypatch.setitem(long_runs.KINDS, "trial", (5, lambda seed: "odd"))
+    assert long_runs.run(["trial"], 0.1, again=True)
+    assert row().missed == [] and row().tried == tried == row().told.total()
+    assert long_runs.run(["trial"], 0.1) and row().first == 5 and row().tried > tried
 
 
 class NoGradWrite(nn.Module):

@@ -54,6 +54,10 @@ def test_export_and_coverage(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     # what has been loaded goes out again as a step
     assert run_cli(monkeypatch, "export", "m.onnx", "again.onnx", "--what", "step", "--optimizer", "sgd") == 0
     assert set(OrtTrainer("again.onnx").parameters()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    # and a part of it trains
+    part = ("--train-step", "part.onnx", "--trainable", "2.*", "--reward", "softmax")
+    assert run_cli(monkeypatch, "export", "m.onnx", *part) == 0
+    assert OrtTrainer("part.onnx").description["parameters"] == ["2.weight", "2.bias"]
 
 
 def test_bad_input_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +65,8 @@ def test_bad_input_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     for arguments, word in (
         (("export", "onnx_target:build", "m.onnx", "--what", "all"), "step"),
         (("export", "onnx_target:build", "m.onnx", "--shape", "a,b"), "numbers"),
+        (("export", "onnx_target:build", "m.onnx", "--trainable", "3.*"), "'3.*'"),
+        (("export", "onnx_target:build"), "--train-step"),
         (("export", "onnx_target:build", "m.onnx", "--weights", "none.safetensors"), "none.safetensors"),
         (("export", "onnx_target:build", str(here)), "folder"),
         (("coverage", "bad.onnx"), "no ONNX file"),

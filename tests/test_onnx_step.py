@@ -229,3 +229,29 @@ class Unknown(nn.Module):
 def test_an_operation_without_onnx_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(OnnxError, match=r"special_bessel_j0.*translates"):
         export_training_step(Unknown(), torch.randn(3, 4), tmp_path / "s.onnx", composite="lfp-epsilon")
+
+
+def test_a_softmax_at_the_end_is_not_taken_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, y = CASES["mlp"].build(), torch.randn(6, 20), np.arange(6) % 5
+    plain = OrtTrainer(export_training_step(model, x, tmp_path / "plain.onnx"))
+    ended = nn.Sequential(*model, nn.Softmax(-1))
+    trainer = OrtTrainer(export_training_step(ended, x, tmp_path / "ended.onnx"))
+    for _ in range(3):
+        expected, found = (t.step(x.numpy(), y, 0.1) for t in (plain, trainer))
+        assert found.metrics == pytest.approx(expected.metrics, rel=1e-5)
+    np.testing.assert_allclose(found.outputs[0].sum(-1), 1, rtol=1e-5)  # the outputs are still chances
+    assert distance(trainer, model) > 0
+    for name, value in plain.parameters().items():
+        np.testing.assert_allclose(trainer.parameters()[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_an_operation_is_translated_as_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxscript import opset20 as op
+
+    from lfpgraph.onnx.registry import TRANSLATORS
+
+    monkeypatch.setitem(TRANSLATORS, torch.ops.aten.special_bessel_j0.default, lambda x: op.Cos(x))
+    model, x = Unknown(), torch.randn(3, 4)
+    trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx", composite="gradient"))
+    np.testing.assert_allclose(trainer.predict(x.numpy()), torch.cos(x @ model.weight).detach(), rtol=1e-5)

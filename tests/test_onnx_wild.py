@@ -279,3 +279,19 @@ def test_what_cannot_load_names_operator_and_node() -> None:
     nodes = [node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)]
     with pytest.raises(OnnxError, match=r"Frobnicate \(deep\)"):
         load(file(nodes, {"x": floats(2, 2)}, ["y"], {"yes": np.array(True)}))
+
+
+def test_nodes_out_of_order_are_sorted_as_onnxruntime_does() -> None:
+    x = {"x": floats(3, 4)}
+    inner = branch("yes", [node("Mul", ["z", "z"], ["q"])], "q")
+    nodes = [node("If", ["c"], ["y"], then_branch=inner, else_branch=inner), node("Relu", ["a"], ["z"]),
+             node("MatMul", ["x", "w"], ["a"])]  # fmt: skip
+    proto = file(nodes, x, ["y"], {"w": floats(4, 4), "c": np.array(True)})
+    assert reached(check(proto, x), **x) == {"w"}
+
+
+def test_a_bias_that_is_the_mean_of_its_norm_too() -> None:
+    x = {"x": floats(2, 3, 4)}
+    nodes = [node("BatchNormalization", ["x", "ones", "zeros", "zeros", "ones"], ["y"])]
+    model = check(file(nodes, x, ["y"], {"ones": np.ones(3, np.float32), "zeros": np.zeros(3, np.float32)}), x)
+    assert reached(model, **x) == {"ones", "zeros"}

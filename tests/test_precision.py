@@ -94,3 +94,29 @@ def test_epsilon_is_not_lost_in_low_precision() -> None:
     for a, b in zip(low.parameters(), high.parameters()):
         assert a.grad is not None and b.grad is not None and a.grad.dtype == torch.bfloat16
         assert relative(a.grad, b.grad) < 0.03
+
+
+class Scored(nn.Module):
+    """A loss of log-probabilities in half precision, which autocast computes in float32 inside of the operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        scores = self.layer(x).log_softmax(-1).to(torch.bfloat16)
+        return nn.functional.nll_loss(scores, y) * 2
+
+
+def test_casts_inside_of_an_operation_are_traced() -> None:
+    torch.manual_seed(0)
+    model, x, y = Scored(), torch.randn(6, 4), torch.randint(5, (6,))
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), "gradient", engine="static")
+    losses = []
+    for one in (model, wrapped):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(one(x, y))
+        losses[-1].backward()
+    assert losses[1].dtype == torch.float32 and torch.equal(*losses)
+    assert lfpgraph.explain_wrap(wrapped).engine == "static"
+    assert relative(wrapped.layer.weight.grad, model.layer.weight.grad) < 1e-6

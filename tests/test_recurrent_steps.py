@@ -170,6 +170,18 @@ def test_float32_gets_feedback_too() -> None:
         torch.testing.assert_close(parameter.grad.double(), exact[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("cell", "options"), [("lstm", {}), ("gru", {"num_layers": 2, "dropout": 0.5}), ("tanh", {})])
+def test_under_autocast(cell: str, options: Any) -> None:
+    """Where torch takes a traced layer apart there is no autocast, and its products are to be cast all the same."""
+    torch.manual_seed(0)
+    model, x, found = Recurrent(cell, **options).eval(), torch.randn(2, 5, 3), []
+    for engine in ("live", "static"):
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(_feedback(model, [x], "lfp", engine))
+    for name, one in found[0].items():
+        assert (found[1][name] - one).norm() <= 0.02 * one.norm() + 1e-4, name
+
+
 def test_another_length_is_not_traced_again() -> None:
     model = Recurrent("gru")
     wrapped = lfpgraph.wrap(model, engine="static")

@@ -151,7 +151,7 @@ def _default(kind: str) -> Any:
 
     class Changed:
         def __enter__(self) -> None:
-            change(torch.bfloat16 if kind == "dtype" else "cpu")
+            change(torch.bfloat16 if kind == "dtype" else "meta")
 
         def __exit__(self, *_: Any) -> None:
             change(before)
@@ -178,16 +178,19 @@ MODES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(engine: str, mode: str) -> None:
-    want = gradients("live")
-    with MODES[mode]() if mode != "default dtype" else torch.device("cpu"):
-        model = lfpgraph.wrap(Net(), engine=engine)
+    want, model, x = gradients("live"), lfpgraph.wrap(Net(), engine=engine), data()
     with MODES[mode]():
         for _ in range(2):
             model.zero_grad()
-            model(data().float()).square().sum().backward()
-    if mode != "default dtype":  # that draws other inputs
-        torch.testing.assert_close([p.grad for p in model.parameters()], want)
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+            model(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], want)
+
+
+def test_tensors_without_memory(engine: str) -> None:
+    """On the meta device a step works out shapes, as a plain model's does."""
+    model = lfpgraph.wrap(Net(), engine=engine).to("meta")
+    model(data().to("meta")).square().sum().backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lfpgraph.errors import CheckpointError, DataError, TrainingError
-from lfpgraph.training.checkpoint import MODEL, TRAINING, checked_weights, find_checkpoint, read_state
+from lfpgraph.training.checkpoint import MODEL, NOTE, TRAINING, checked_weights, find_checkpoint, read_state
+from lfpgraph.training.resuming.tree import save_tree
 
 from .support.processes import start
 from .support.trainer_run import make_data, make_model, same, weights
@@ -32,6 +36,51 @@ def test_changed_checkpoints_are_taken_whole_or_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_five_thousand_changed_checkpoints(tmp_path: Path) -> None:
     tamper(5000, 1, tmp_path)
+
+
+def first_of(state: Any) -> Any:
+    """What the optimizer remembers of its first parameter."""
+    return state["optimizer"]["state"][0]
+
+
+FORGED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "lr infinite": (lambda s: s["optimizer"]["param_groups"][0].update(lr=math.inf), "optimizer.lr is inf"),
+    "lr negative": (lambda s: s["optimizer"]["param_groups"][0].update(lr=-1.0), "Invalid learning rate"),
+    "betas": (lambda s: s["optimizer"]["param_groups"][0].update(betas=(5.0, 5.0)), "Invalid beta parameter"),
+    "steps below zero": (lambda s: first_of(s).update(step=torch.tensor(-5.0)), "step of parameter 0"),
+    "average of NaN": (lambda s: first_of(s)["exp_avg"].fill_(math.nan), "exp_avg of parameter 0"),
+    "average of whole numbers": (
+        lambda s: first_of(s).update(exp_avg=first_of(s)["exp_avg"].long()),
+        "torch.int64, not",
+    ),
+    "an optimizer for the scheduler": (lambda s: s["scheduler"].update(optimizer="x"), "a value 'optimizer'"),
+    "a batch beyond the epoch": (lambda s: s["position"].update(batch=10**30), "beyond the end"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_with_a_digest_that_fits(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path)
+    path = find_checkpoint(tmp_path)
+    state, note = read_state(path), json.loads((path / NOTE).read_text())
+    FORGED[name][0](state)
+    save_tree(path / TRAINING, state)
+    note["sha256"][TRAINING] = hashlib.sha256((path / TRAINING).read_bytes()).hexdigest()
+    (path / NOTE).write_text(json.dumps(note))
+    with pytest.raises(CheckpointError, match=FORGED[name][1]):
+        plain_trainer(tmp_path).train(resume=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes with names are of Unix")
+@pytest.mark.parametrize("name", [MODEL, TRAINING, "log.jsonl"])
+def test_a_pipe_in_place_of_a_file(tmp_path: Path, name: str) -> None:
+    """Reading it would never end."""
+    make_checkpoint(tmp_path)
+    file = (tmp_path if name == "log.jsonl" else find_checkpoint(tmp_path)) / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match="no regular file"):
+        plain_trainer(tmp_path, loggers=("jsonl",)).train(resume=True)
 
 
 def swapped() -> nn.Module:
@@ -159,7 +208,7 @@ def test_logs_lose_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     lines = [json.dumps(record) for record in records]
     rows = ["step,epoch,loss", *(f"{r['step']},1,0.5" for r in records)]
     odd = [b"\xff\xfe\x00", *(text.encode() for text in TORN)]
-    wrong = [b'"', b"1", b"x,y,z", b'2,"1', b"1,1,1,1", b"\xff,\x00,3"]
+    wrong = [b'"', b"1", b"x,y,z", b'2,"1', b"1,1,1,1", b"\xff,\x00,3", b"9" * 5000 + b",1,1"]
     mixed = [lines[0].encode(), *odd, lines[1].encode(), lines[2].encode(), lines[3].encode(), b'{"step": 3, "ep']
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(mixed))
     table = [rows[0].encode(), rows[1].encode(), *wrong, *(row.encode() for row in rows[2:]), b"4,1"]

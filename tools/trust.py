@@ -1,7 +1,8 @@
 """What was tried against lfpgraph and what held: `python -m tools.trust --page docs/trust.md` writes the table.
 
-`--onnx 100000 --kills 200 --checkpoints 5000 --configs 1000 --fuzz 20000` for a long run; every row says how many were
-tried. A case has held if nothing of the file ran, and what came was a result or one error of ours.
+`--kills 200 --checkpoints 5000 --configs 1000` for a long run; every row says how many were tried. Random graphs and
+ONNX files are counted by `tools.long_runs`. A case has held if nothing of the file ran, and what came was a result or one
+error of ours.
 """
 
 from __future__ import annotations
@@ -21,21 +22,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from lfpgraph.errors import LfpGraphError
 from tests.support.hostile import configurations, exported_programs
 from tests.support.kills import killed
-from tests.support.onnx_fuzz import fuzz
 from tests.support.tampered import tamper
 from tools.pages import put_rows
 
 __all__ = ["ROWS"]
 
 ROOT = Path(__file__).parents[1]
-FIRST_SEED = 30_000
 
 
 @contextmanager
@@ -97,11 +95,22 @@ def configs(count: int) -> tuple[int, int, str]:
 
 
 def onnx(count: int) -> tuple[int, int, str]:
-    """ONNX files with changed bytes, numbers, names, shapes."""
-    seen = fuzz(count, seed=1)
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    told = ", ".join(f"{n} {what}" for what, n in seen.items())
-    return count, sum(seen.values()), f"{told}; at most {largest:.1f} GB"
+    """ONNX files with changed bytes, numbers, names, shapes: from the table that `make long-runs` writes."""
+    found = _long_runs("onnx")
+    told = sum((row.told for _, _, row in found), collections.Counter())
+    return *_counts(found), ", ".join(f"{n:,} {way}" for way, n in sorted(told.items())) + "; none took more than 1 GB"
+
+
+def _long_runs(*kinds: str) -> list[tuple[str, str, Any]]:
+    """Kind, version of torch, and the row, of long runs."""
+    from tools import long_runs
+
+    return [(*key, row) for key, row in sorted(long_runs.known().items()) if key[0] in kinds]
+
+
+def _counts(found: list[tuple[str, str, Any]]) -> tuple[int, int]:
+    tried = sum(row.tried for _, _, row in found)
+    return tried, tried - sum(len(row.missed) for _, _, row in found)
 
 
 def checkpoints(count: int) -> tuple[int, int, str]:
@@ -115,32 +124,15 @@ def kills(count: int) -> tuple[int, int, str]:
     """Runs killed at random moments, 20 times each, then taken up and compared with one that was left alone."""
     for seed in range(-(-count // 20)):
         with _folder() as folder:
-            killed(folder, min(20, count - 20 * seed), 150, seed)
+            killed(folder, min(20, count - 20 * seed), 60, seed)
     return count, count, "checkpoints lost: 0; weights at the end equal to the last bit"
 
 
-def fuzz_graphs(count: int) -> tuple[int, int, str]:
-    """Random graphs under the true gradient and under LFP, and random programs in live Python, a third each."""
-    from lfpgraph.wrapping import choice
-    from tests import test_fuzz, test_live_fuzz, test_program_fuzz
-
-    kinds: list[Callable[[int], None]] = [
-        test_fuzz.check,
-        lambda seed: test_live_fuzz.check(seed, 12, test_live_fuzz.COMPOSITES),
-        test_program_fuzz.check,
-    ]
-    differ: list[int] = []
-    with mock.patch.object(choice, "LIVE_FIRST", 0):  # "auto" goes static at once
-        for seed in range(FIRST_SEED, FIRST_SEED + count):
-            try:
-                kinds[seed % 3](seed)
-            except AssertionError as error:
-                differ.append(seed)
-                print(error, flush=True)
-    told = (
-        "`test_fuzz`, `test_live_fuzz`, `test_program_fuzz`: " + f"seeds {FIRST_SEED:,} to {FIRST_SEED + count - 1:,}"
-    )
-    return count, count - len(differ), told + (f"; differ: {differ}" if differ else "")
+def fuzz(count: int) -> tuple[int, int, str]:
+    """Random graphs and programs of all kinds: from the table that `make long-runs` writes."""
+    found = _long_runs("graphs", "live graphs", "programs")
+    rows = (f"{row.tried:,} {kind} on torch {torch}, from seed {row.first:,} on" for kind, torch, row in found)
+    return *_counts(found), "; ".join(rows)
 
 
 def _tests(*files: str) -> Callable[[int], tuple[int, int, str]]:
@@ -186,12 +178,12 @@ def faults(count: int) -> tuple[int, int, str]:
 ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
     "programs": ("exported programs (.pt2) that would run something, or take what they want", 1, programs),
     "configs": ("configurations (config.json) with an absurd entry", 100, configs),
-    "onnx": ("mutated ONNX files", 2000, onnx),
+    "onnx": ("mutated ONNX files", 1, onnx),
     "hostile": ("other hostile files and names", 1, _tests("test_hostile_configs", "test_hostile_names", "test_onnx_hostile")),
     "checkpoints": ("changed checkpoints", 1000, checkpoints),
     "kills": ("kills of a training process at random moments", 40, kills),
     "faults": ("faults while training", 1, _tests("test_trainer_faults", "test_trainer_resume")),
-    "fuzz": ("random graphs and programs: every engine equal to autograd, and to the walk over a trace", 300, fuzz_graphs),
+    "fuzz": ("random graphs and programs: every engine equal to autograd, and to the walk over a trace", 1, fuzz),
     "operations": ("samples of PyTorch's operations (OpInfo), live", 1, _oracle("live", "operation")),
     "modules": ("samples of PyTorch's modules (ModuleInfo), live", 1, _oracle("live", "module")),
     "nodes": ("ONNX's own tests of its operators, imported", 1, nodes),
@@ -205,7 +197,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="put the table there")
     parser.add_argument("--only", nargs="*", choices=ROWS, help="these rows alone; the page keeps the others")
     for name, (what, count, _) in ROWS.items():
-        if name in ("configs", "onnx", "checkpoints", "kills", "fuzz"):
+        if name in ("configs", "checkpoints", "kills"):
             parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
     given = vars(parser.parse_args())
     logging.getLogger("lfpgraph").setLevel(logging.ERROR)

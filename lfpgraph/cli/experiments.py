@@ -16,43 +16,59 @@ __all__ = ["reproduce"]
 
 
 def reproduce(
-    name: Annotated[str | None, typer.Argument(help="An experiment (see --list), or all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments (see --list), or all.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.png.")] = Path("experiments"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: weights and batches.")] = 3,
     effort: Annotated[float, typer.Option(min=0.0, help="Epochs, as a multiple of the usual number.")] = 1.0,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads of a run; 0 for torch's own choice.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    runs: Annotated[Path | None, typer.Option(help="File of finished runs; what is in it is not run again.")] = None,
+    device: Annotated[str, typer.Option(help="Where models are trained: cpu, cuda.")] = "cpu",
     json_out: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
     """Train by LFP and by backprop as the papers do, on data that ships; a table, a plot and a JSON file."""
     import json
+    from contextlib import nullcontext
+    from functools import partial
 
     import torch
     from rich.console import Console
 
-    from ..experiments import EXPERIMENTS, Settings
+    from ..experiments import EXPERIMENTS, Runs, Settings
     from ..experiments import reproduce as reproduce_one
 
-    if list_all or name is None:
+    if list_all or not names:
         if not list_all:
             raise TargetError(f"name an experiment, or all: {', '.join(EXPERIMENTS)}")
         for experiment in EXPERIMENTS.values():
             typer.echo(f"{experiment.name:12s}  {experiment.summary}")
         return
-    names = list(EXPERIMENTS) if name == "all" else [name]
+    todo = list(EXPERIMENTS) if names == ["all"] else names
+    for name in todo:
+        if name not in EXPERIMENTS:
+            raise TargetError(f"no experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}")
     if out.exists() and not out.is_dir():
         raise TargetError(f"cannot write into {out}: it is not a folder")
     torch.set_num_threads(threads or torch.get_num_threads())
-    console, found = Console(), []
-    for one in names:
-        with Console(stderr=True).status(f"{one}: tracing") as status:
-            settings = Settings(seeds, effort, lambda line, one=one: status.update(f"{one}: {line}"))  # type: ignore[misc]
-            report = reproduce_one(one, settings, out)
-        found.append(report.to_json())
-        if not json_out:
-            _show(console, report, out)
+    book = Runs.side_by_side(processes, runs, device)
+    # a spinner would be a thread, which a process that forks should not have
+    shown = nullcontext() if processes > 1 else Console(stderr=True).status("tracing")
+    with shown as status:
+
+        def one(name: str) -> Report:
+            def progress(line: str) -> None:
+                typer.echo(f"{name}: {line}", err=True) if status is None else status.update(f"{name}: {line}")
+
+            report = reproduce_one(name, Settings(seeds, effort, progress, runs=book), out)
+            if not json_out:
+                _show(Console(), report, out)
+            return report
+
+        found = book.together([partial(one, name) for name in todo])
     if json_out:
-        typer.echo(json.dumps(found if name == "all" else found[0], indent=1))
+        results = [report.to_json() for report in found]
+        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
 def _show(console: Any, report: Report, out: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import TargetError, one_line
+from ..errors import TargetError, near, one_line
 from .reports import Target, writable
 
 __all__ = ["export"]
@@ -17,7 +18,14 @@ _KINDS = ("model", "step", "forward", "attribution")
 
 def export(
     target: Target,
-    out: Annotated[Path, typer.Argument(help="The file to write, ending in .onnx.")],
+    out: Annotated[Path | None, typer.Argument(help="The file to write, ending in .onnx.")] = None,
+    train_step: Annotated[
+        Path | None, typer.Option(help="Write a step to this file: short for FILE --what step.")
+    ] = None,
+    trainable: Annotated[
+        list[str] | None,
+        typer.Option(help='Which parameters train, shell style, such as "decoder.*"; may be repeated. Else all.'),
+    ] = None,
     what: Annotated[
         str,
         typer.Option(
@@ -49,27 +57,43 @@ def export(
 
     if what not in _KINDS:
         raise TargetError(f"--what {what!r} is not known; choose one of {', '.join(_KINDS)}")
+    path, what = (out, what) if train_step is None else (train_step, "step")
+    if path is None or (out is not None and train_step is not None):
+        raise TargetError("give one file to write: OUT, or --train-step FILE")
     rules = get_composite(composite or ("epsilon-plus" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
-    writable(out)
+    writable(path)
     model, example = real_model(target, shape)
     if weights is not None:
         _load(model, weights)
+    if trainable:
+        _freeze(model, trainable)
     from .. import onnx
 
     external = external_data or None
     if what == "model":
-        onnx.export(model, out, example, external_data=external)
+        onnx.export(model, path, example, external_data=external)
     elif what == "forward":
-        onnx.export_forward(model, example, out, external_data=external)
+        onnx.export_forward(model, example, path, external_data=external)
     elif what == "attribution":
-        onnx.export_attribution(model, example, out, rules, external_data=external)
+        onnx.export_attribution(model, example, path, rules, external_data=external)
     else:
         onnx.export_training_step(
-            model, example, out, reward, optimizer, rules, clip=clip or None, seed=seed,
+            model, example, path, reward, optimizer, rules, clip=clip or None, seed=seed,
             parameters="outside" if outside else "inside", external_data=external,
         )  # fmt: skip
-    typer.echo(f"{what}: {out}")
+    typer.echo(f"{what}: {path}")
+
+
+def _freeze(model: Any, patterns: list[str]) -> None:
+    """Let only parameters train whose names fit one of the patterns."""
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        if not fnmatch.filter(parameters, pattern):
+            raise TargetError(f"no parameter is named like {pattern!r}{near(pattern, list(parameters))}")
+    for name, parameter in parameters.items():
+        fits = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        parameter.requires_grad_(fits and parameter.requires_grad)
 
 
 def _load(model: Any, path: Path) -> None:

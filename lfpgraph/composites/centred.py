@@ -56,7 +56,7 @@ def activations_of(graph: OpGraph, structure: Structure) -> list[_Function]:
 
 def is_zero_at_zero(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
     """Whether f(0) is zero whatever the data."""
-    found = values_on(entry, nodes, torch.zeros(1, dtype=torch.float64))
+    found = values_on(entry, nodes, torch.zeros(1, dtype=torch.float64, device="cpu"))
     return found is not None and not bool(found.any())
 
 

@@ -68,7 +68,7 @@ def learning_structure(
 
 def _bends(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
     """Whether f is finite for numbers of either sign, and f(2x) other than 2f(x), which tells what is no relu or the like."""
-    x = torch.linspace(-4, 4, 17, dtype=torch.float64)
+    x = torch.linspace(-4, 4, 17, dtype=torch.float64, device="cpu")
     once, twice = values_on(entry, nodes, x), values_on(entry, nodes, 2 * x)
     if once is None or twice is None or once.shape != x.shape or not bool((once + twice).isfinite().all()):
         return False

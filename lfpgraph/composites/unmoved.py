@@ -23,7 +23,7 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: I
         awake: names of those that receive some all the same.
     """
     trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
-    moving = set(awake) | {name for name, p in trainable.items() if not is_zero(p)}
+    moving = set(awake) | {name for name, p in trainable.items() if p.is_meta or not is_zero(p)}
     rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in moving}
     unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
     if unmoved:

@@ -76,6 +76,7 @@ class LoopRule:
         w, biased = arguments[-3:-1] if self.cell != "lstm" else arguments[-2:]
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
         self.kinds: tuple[str, ...] = ()  # of the states before the first step
+        self._programs: dict[Any, list[Any]] = {}  # asked for at each backward pass
         of = w.meta["val"]
         if of.device.type != "meta":  # traced now: within another trace of real values it could not be
             step_graph(*self.step, of.dtype, of.device)
@@ -104,11 +105,14 @@ class LoopRule:
         Args:
             form: of the signals at the states, None for raw ones. w: a tensor like the weights.
         """
-        found = []
-        for kinds in (("active",) * len(self.kinds), self.kinds):
-            step = Step(*self.step, w.dtype, w.device, kinds, self.kinds[0] != "active")
-            found.append(_once(how, step, self.composite, form))
-        return found
+        key = how, form, w.dtype, w.device, self.kinds
+        if key not in self._programs:
+            steps = (
+                Step(*self.step, w.dtype, w.device, kinds, self.kinds[0] != "active")
+                for kinds in (("active",) * len(self.kinds), self.kinds)
+            )
+            self._programs[key] = [_once(how, step, self.composite, form) for step in steps]
+        return self._programs[key]
 
 
 def _once(how: Callable[..., Any], step: Step, composite: Composite, form: float | None) -> Any:

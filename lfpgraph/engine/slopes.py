@@ -33,7 +33,7 @@ from .call import Call
 from .plan import make_plan
 from .program import clean
 from .propagate import run_backward
-from .static import functional_graph
+from .static import functional_graph, no_autocast
 from .units import Unit
 
 __all__ = ["Step", "backward_loop", "slopes_program", "step_graph"]
@@ -74,6 +74,7 @@ class Step(NamedTuple):
 
 
 @functools.lru_cache
+@no_autocast()
 def step_graph(cell: str, width: int, biased: bool, dtype: torch.dtype, device: torch.device) -> OpGraph:
     """The graph of a step whose states are inputs; traced once."""
     of: dict[str, Any] = {"dtype": dtype, "device": device}

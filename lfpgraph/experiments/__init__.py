@@ -2,5 +2,6 @@
 
 from .common.catalog import EXPERIMENTS, Experiment, reproduce
 from .common.harness import Report, Settings
+from .common.runs import Runs
 
-__all__ = ["EXPERIMENTS", "Experiment", "Report", "Settings", "reproduce"]
+__all__ = ["EXPERIMENTS", "Experiment", "Report", "Runs", "Settings", "reproduce"]

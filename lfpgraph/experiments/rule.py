@@ -17,7 +17,7 @@ from .common.drawing import bars
 from .common.harness import Report, Settings, Way
 from .common.models import mlp, seeded
 from .common.rates import chosen_rates
-from .language import characters, gpt2, loss_of
+from .transformers.language import characters, gpt2, loss_of
 
 __all__ = ["run"]
 

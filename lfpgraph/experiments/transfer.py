@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from ..demo.data import Arrays, digits
 from ..models_zoo.digits import cnn
 from .common.data import of_classes
 from .common.drawing import draw_curves
-from .common.harness import Case, Report, Settings, Way, fit
+from .common.harness import Case, Report, Settings, Way, accuracy, evaluate, fit
 from .common.models import seeded
 from .common.rates import tuned
 
@@ -50,7 +52,30 @@ def run(settings: Settings) -> Report:
         )
         cases += found
         notes += chosen
+        if not frozen:
+            cases += _kept(adapted, trained, found[: len(ways)], ways, first[1], second, settings)
     return Report("transfer", "accuracy", cases, draw_curves, (12, 4), notes)
+
+
+def _kept(
+    adapted: Callable[[int], nn.Module], trained: dict[int, nn.Module], tuned_cases: list[Case], ways: list[Way],
+    first: Arrays, second: list[Arrays], settings: Settings,
+) -> list[Case]:  # fmt: skip
+    """What is left of the first half: accuracy on it after the second, with the last layer that it had, which did not move on."""
+    found = {way.name: Case("first half afterwards", way.name) for way in ways}
+
+    def ask(case: Case, seed: int, model: nn.Module) -> None:
+        before, after = copy.deepcopy(trained[seed]), model.state_dict()
+        head = {name for name, _ in list(before.named_parameters())[-2:]}
+        before.load_state_dict(
+            {name: old if name in head else after[name] for name, old in before.state_dict().items()}
+        )
+        found[case.way].values.append(evaluate(before, first, accuracy))
+        found[case.way].curves.append(found[case.way].values[-1:])
+
+    at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, tuned_cases)]
+    fit(adapted(0), at_best, second[0], second[1], settings, epochs=8, name="first half", start=adapted, after=ask)
+    return list(found.values())
 
 
 def _classes(data: Arrays, kept: range) -> Arrays:

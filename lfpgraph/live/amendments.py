@@ -20,7 +20,7 @@ from ..numerics import epsilon_factor, guarded, stabilize
 from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
-from .notes import is_compressed
+from .notes import is_alive, is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
 from .repeats.factors import LoneFactor, is_usual, must_be_true
@@ -66,11 +66,11 @@ def amend(
                 if factor.measure in record.remade or factor.measure in record.halved
                 else record.kept[factor.measure]
             )
-            if edge is not None and is_usual(value, LARGE):
+            if edge is not None and is_alive(edge[0]) and is_usual(value, LARGE):
                 hook = LoneFactor(edge[1], value, factor.epsilon, factor.positive, watch)
                 edge[0].register_prehook(hook)
                 continue
-        edges = [record.edge_of.get(n) for n in amendment.exits]
+        edges = [edge if edge and is_alive(edge[0]) else None for edge in map(record.edge_of.get, amendment.exits)]
         if not any(edges):
             continue
         if not _Hooks(amendment, schedule, record, given, check, watch).install(record, edges):

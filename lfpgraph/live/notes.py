@@ -23,6 +23,7 @@ __all__ = [
     "alias_of",
     "as_inputs",
     "as_met",
+    "is_alive",
     "is_compressed",
     "refs_in",
     "save_apart",
@@ -183,6 +184,14 @@ def alias_of(x: Tensor) -> Tensor:
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():
             found = x[...]
     return found
+
+
+def is_alive(node: Any) -> bool:
+    """Whether autograd still has a node. Before torch 2.12, one of a custom Function goes with its outputs, and refuses all."""
+    try:
+        return not isinstance(node, torch._C._FunctionBase) or node.metadata is not None
+    except RuntimeError:
+        return False
 
 
 def storage_of(x: Tensor) -> int:

@@ -155,7 +155,7 @@ def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:
 
 
 def _equal(gradient: Tensor, parts: Sequence[Tensor]) -> bool:
-    if len(parts) == 1 and gradient.is_set_to(parts[0]):
+    if gradient.is_meta or (len(parts) == 1 and gradient.is_set_to(parts[0])):
         return True
     with torch.no_grad():
         total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)
@@ -286,7 +286,7 @@ def _references(signals: tuple[Any, ...], i: int) -> Any:
 def _references_of_new() -> list[Any]:
     found: list[Any] = []
     with torch.enable_grad():
-        x = torch.zeros(2, 3, requires_grad=True)
+        x = torch.zeros(2, 3, requires_grad=True, device="cpu")
         for y in (x * 2, (x * 2).t()):
             node = y.grad_fn if y._base is None else y.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
             node.register_prehook(lambda signals: found.append(_references(signals, 0)))  # type: ignore[union-attr]

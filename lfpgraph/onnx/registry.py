@@ -6,60 +6,49 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
 
-__all__ = ["DECOMPOSITIONS", "DTYPES", "SAME_NAMES", "TRANSLATORS", "decomposes", "translates"]
+__all__ = ["DECOMPOSITIONS", "DTYPES", "TRANSLATORS", "decomposes", "translates"]
 
-Translator = Callable[..., Any]
-TRANSLATORS: dict[Any, Translator] = {}
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
-# Operators of one tensor that torch calls by the same name in lower case.
-SAME_NAMES = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log",
-    "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh",
-)  # fmt: skip
+Function = Callable[..., Any]
+TRANSLATORS: dict[Any, Function] = {}
+DECOMPOSITIONS: dict[Any, Function] = {}
 DTYPES = {  # by ONNX's number
     1: torch.float32,
     2: torch.uint8,
     3: torch.int8,
+    4: torch.uint16,
     5: torch.int16,
     6: torch.int32,
     7: torch.int64,
     9: torch.bool,
     10: torch.float16,
     11: torch.float64,
+    12: torch.uint32,
+    13: torch.uint64,
     16: torch.bfloat16,
 }
 
 
-def translates(*operations: Any) -> Callable[[Translator], Translator]:
-    """Register a translator for operations; a packet (`aten.add`) stands for all its overloads.
-
-    It is called as `translator(builder, result, *args, **kwargs)`: `result` is the fake value of the node, tensor
-    arguments are `Value`s, open sizes names of tensors of shape [1]. It returns the output's name, or a list of names.
-    """
-
-    def register(translator: Translator) -> Translator:
+def _register(table: dict[Any, Function], operations: tuple[Any, ...]) -> Callable[[Function], Function]:
+    def register(function: Function) -> Function:
         for operation in operations:
-            overloads = [operation]
-            if isinstance(operation, OpOverloadPacket):
-                overloads = [getattr(operation, name) for name in operation.overloads()]
-            for overload in overloads:
-                if overload in TRANSLATORS:
-                    raise ValueError(f"{overload} has a translator already")
-                if isinstance(overload, OpOverload) and overload._schema.name.endswith("_"):
-                    continue
-                TRANSLATORS[overload] = translator
-        return translator
-
-    return register
-
-
-def decomposes(operation: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function of the operation's own signature that does its work in operations with translators."""
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        DECOMPOSITIONS[operation] = function
+            if operation in table:
+                raise ValueError(f"{operation} is registered twice")
+            table[operation] = function
         return function
 
     return register
+
+
+def translates(*operations: Any) -> Callable[[Function], Function]:
+    """Register a translator for operations that torch's own exporter cannot translate, or translates to more or slower nodes.
+
+    It has the operation's own signature and calls operators of `onnxscript.opset20`. Tensors are onnx_ir's values, with dtype
+    and shape; an open size is an int64 value without dimensions. It returns a value, or a list of values.
+    """
+    return _register(TRANSLATORS, operations)
+
+
+def decomposes(*operations: Any) -> Callable[[Function], Function]:
+    """Register a function of the operation's own signature that does its work in operations with translators."""
+    return _register(DECOMPOSITIONS, operations)

@@ -81,7 +81,9 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
         lowered = make_fx(module, decomposition_table=table, tracing_mode="real")(*examples)
         with V.set_fake_mode(mode):
             joint_graph_passes(lowered)
-        output_node(lowered).meta["user_visible_output_idxs"] = list(range(n_visible))
+        visible: Any = output_node(lowered).args[0]
+        seen = [i for i, result in enumerate(visible[:n_visible]) if isinstance(result, fx.Node)]
+        output_node(lowered).meta["user_visible_output_idxs"] = seen
         with TracingContext.report_output_strides() as strides:
             run = compile_fx_inner(lowered, list(examples))
     orders = [None if s is None else sorted(range(len(s)), key=lambda i: -int(s[i])) for s in strides or ()]

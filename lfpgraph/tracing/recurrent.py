@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from torch.nn.functional import linear
 
 from ..rules.loops import LSTM
 from ..rules.loops import RECURRENT as STEPS
-from ..rules.recurrent import run_steps
+from ..rules.recurrent import CELLS, run_steps
 
-__all__ = ["RECURRENT", "decomposition_of", "steps_as_one"]
+__all__ = ["FUSED_CELLS", "RECURRENT", "are_steps_one", "autocast_noted", "decomposition_of", "steps_as_one"]
 
 _CELLS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "tanh", "rnn_relu": "relu"}
 RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS for overload in ("data", "input")}
@@ -29,6 +29,7 @@ RECURRENT = {getattr(getattr(torch.ops.aten, name), overload) for name in _CELLS
 
 class _Local(threading.local):
     wanted: Callable[[], bool] | None = None
+    casts: Mapping[str, torch.dtype] = {}
 
 
 _local = _Local()
@@ -53,7 +54,24 @@ class steps_as_one:
         _local.wanted = self._before
 
 
-def _is_wanted() -> bool:
+@contextlib.contextmanager
+def autocast_noted() -> Iterator[None]:
+    """Have recurrent layers that are taken apart in this thread cast as the autocast that is on; where they are, it is off."""
+    _local.casts = {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
+    try:
+        yield
+    finally:
+        _local.casts = {}
+
+
+def _noted(x: Tensor) -> torch.dtype | None:
+    """The type that the noted autocast casts products of x to."""
+    dtype: torch.dtype | None = _local.casts.get(x.device.type)
+    return dtype if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else None
+
+
+def are_steps_one() -> bool:
+    """Whether the steps of recurrent layers that are taken apart in this thread are to be one operation."""
     return _local.wanted is not None and _local.wanted()
 
 
@@ -68,8 +86,33 @@ def _let_shapes_follow() -> None:
 
 
 def _ours_or(usual: Callable[..., Any], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    run = ours if _is_wanted() and not kwargs else usual
+    run = ours if are_steps_one() and not kwargs else usual
     return run(*args, **kwargs)
+
+
+def _fused_lstm(
+    x: Tensor, z: Tensor, c: Tensor, b_x: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a GPU runs of an LSTM's step as one kernel, behind the products; its third result is for its own derivative."""
+    x, z = _plus(x, b_x), _plus(z, b)
+    return *CELLS["lstm"](x, z, c, c), torch.empty_like(x)  # type: ignore[return-value]
+
+
+def _fused_gru(
+    x: Tensor, z: Tensor, h: Tensor, b_x: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same of a GRU's step."""
+    return *CELLS["gru"](_plus(x, b_x), _plus(z, b), h), h.new_empty(h.shape[0], 5 * h.shape[1])  # type: ignore[return-value]
+
+
+def _plus(x: Tensor, b: Tensor | None) -> Tensor:
+    return x if b is None else x + b
+
+
+FUSED_CELLS: dict[OpOverload, Callable[..., Any]] = {
+    torch.ops.aten._thnn_fused_lstm_cell.default: _fused_lstm,
+    torch.ops.aten._thnn_fused_gru_cell.default: _fused_gru,
+}
 
 
 def decomposition_of(op: OpOverload) -> Callable[..., Any]:
@@ -115,8 +158,11 @@ class _Layers:
         (w_x, w), (b_x, b) = params[:2], params[2:] or (None, None)
         x = x.transpose(0, 1).contiguous() if batch_first else x
         x = x.flip(0) if backwards else x
+        dtype = _noted(x)
+        if dtype is not None:
+            x, w_x, w, b_x, b = (t if t is None else t.to(dtype) for t in (x, w_x, w, b_x, b))
         x = linear(x, w_x, b_x)
-        if not _is_wanted() or torch.is_autocast_enabled(x.device.type):
+        if dtype is not None or not are_steps_one() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
             return torch.stack([made[0] for made, _ in found]), found[-1][0]
         made = LSTM(x, *state, w, b)[:2] if self.cell == "lstm" else STEPS(x, *state, w, b, self.cell)[:1]
@@ -133,6 +179,9 @@ def _one_by_one(op: OpOverload, given: dict[str, Any]) -> Any:
     """Layer by layer, each as torch takes it apart."""
     whole, packed = decomposition_table[op], op._overloadname == "data"
     layers, p, first = given["num_layers"], given["dropout"], next(iter(given))
+    dtype = _noted(given[first])
+    if dtype is not None:
+        given |= {first: given[first].to(dtype), "params": [w.to(dtype) for w in given["params"]]}
     if layers == 1 or p == 0 or not given["train"]:
         with _without_whole_kernels():
             return whole(*given.values())

@@ -16,9 +16,10 @@ from torch.export import exported_program
 from torch.nn import functional as F
 
 from ..registry import find_rule, registered_rules
+from .cells import cells_kept_whole
 from .inverse_views import cancel_inverse_views
 from .origins import remember_places
-from .recurrent import RECURRENT, decomposition_of
+from .recurrent import FUSED_CELLS, RECURRENT, decomposition_of
 
 __all__ = [
     "OWN_PARTS",
@@ -27,6 +28,7 @@ __all__ = [
     "free_detached",
     "keep_no_grad",
     "parts_of",
+    "region_body",
     "takes_tensors",
     "tidy",
     "without_idle_dropout",
@@ -59,9 +61,10 @@ def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 # What composite ops are made of, where torch's own way leaves something out.
-OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT}
+OWN_PARTS: dict[OpOverload, Callable[..., Any]] = {op: decomposition_of(op) for op in RECURRENT} | FUSED_CELLS
 OWN_PARTS[_aten.cosine_similarity.default] = _cosine_similarity
 OWN_PARTS[_aten.copy.default] = _copied
+OWN_PARTS[_aten.cudnn_grid_sampler.default] = lambda x, grid: _aten.grid_sampler_2d.default(x, grid, 0, 0, True)
 
 
 def keep_no_grad(module: fx.GraphModule) -> None:
@@ -71,11 +74,10 @@ def keep_no_grad(module: fx.GraphModule) -> None:
     a new value and lets everything after the region read that.
     """
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
+        body = region_body(module, node)
+        if body is None:
             continue
-        body = _body(module, node)
-        if body is not None:
-            remember_places(body)
+        remember_places(body)
         if node.args[0]:
             continue
         for user in list(node.users):
@@ -90,15 +92,18 @@ def keep_no_grad(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _body(module: fx.GraphModule, region: fx.Node) -> fx.GraphModule | None:
-    body = region.args[1]
+def region_body(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:
+    """What runs in a region with or without gradients, if the node is one."""
+    if node.op != "call_function" or getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
+        return None
+    body = node.args[1]
     inner = getattr(module, str(body.target), None) if isinstance(body, fx.Node) else None
     return inner if isinstance(inner, fx.GraphModule) else None
 
 
 def _passed_through(module: fx.GraphModule, region: fx.Node, item: fx.Node) -> fx.Node | None:
     """The region's argument that an item of its output is, untouched; None if the region computed it."""
-    inner = _body(module, region)
+    inner = region_body(module, region)
     if inner is None or item.target is not operator.getitem:
         return None
     node: Any = inner.graph.output_node().args[0][item.args[1]]  # type: ignore[index]
@@ -171,6 +176,7 @@ def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -
     """
     graphs = (m.graph for m in module.modules() if isinstance(m, fx.GraphModule))
     ops = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
+    ops -= cells_kept_whole().keys()
     if done is not None:
         ops = {op for op in ops if op not in done and takes_tensors(op)}
     found = {op: parts for op in ops if (parts := parts_of(op)) is not None}

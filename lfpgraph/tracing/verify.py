@@ -114,7 +114,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     dtype = expected.dtype if expected.dtype in _TOLERANCE else torch.float32
     wide_found, wide = found.to(dtype), expected.to(dtype)
-    if not found.numel() or not bool(torch.isfinite(wide).all()):
+    if not found.numel() or found.is_meta or not bool(torch.isfinite(wide).all()):
         return 0.0
     scale = float(wide.abs().max()) + 1e-12
     return float((wide_found - wide).abs().max()) / (scale * _TOLERANCE.get(expected.dtype, 5e-2))

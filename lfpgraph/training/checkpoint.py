@@ -140,6 +140,8 @@ def _digest(file: Path) -> str:
 
 def _check_digest(checkpoint: Path, name: str) -> None:
     """Compare a file with the digest that was noted when it was written; older versions have noted none."""
+    if (checkpoint / name).exists() and not (checkpoint / name).is_file():
+        raise ValueError("it is no regular file")  # reading a pipe or a device may never end
     noted = json.loads((checkpoint / NOTE).read_text()).get("sha256", {}).get(name)
     if noted is not None and noted != _digest(checkpoint / name):
         raise ValueError("it is not the file that was written (its digest is another)")

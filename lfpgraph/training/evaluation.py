@@ -30,14 +30,14 @@ def evaluate(
     utils = need("accelerate.utils", "trainer", "lfpgraph.Trainer")
     if metrics and objective.step is not None:
         raise TrainingError("metrics need outputs and labels, which step= does not show; give loss= or reward= instead")
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64, device="cpu")
     kept: list[tuple[Tensor, Tensor]] = []
     with eval_mode(model), keep_random_state(model, python=True), torch.no_grad(), accelerator.autocast():
         for batch, count in batches.start(0)[0]:
             if count == 0:
                 continue
             loss, outputs, labels = _loss(objective, model, utils.send_to_device(batch, accelerator.device))
-            total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+            total += torch.tensor([float(loss) * count, count], dtype=torch.float64, device="cpu")
             if metrics:
                 kept.append((outputs.float().cpu(), labels.cpu()))
     if accelerator.num_processes > 1:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,8 @@ def _lines(file: Path, after: int | None) -> list[str]:
         file.rename(kept)
         log.warning("%s held the log of another run: it is kept as %s", file, kept.name)
         return []
+    if not file.is_file() and not file.is_dir():
+        raise OSError(errno.EINVAL, f"{file.name} is no regular file")
     return [line for line in file.read_bytes().decode("utf-8", "surrogateescape").split("\n") if line.strip()]
 
 
@@ -113,7 +116,7 @@ class CsvLog:
         head = next((i for i, row in enumerate(cells) if "step" in row and len(set(row)) == len(row)), len(lines))
         for i, row in enumerate(cells):
             record = dict(zip(cells[head], row)) if i > head and len(row) == len(cells[head]) else {}
-            if record.get("step", "").isdecimal():
+            if re.fullmatch(r"\d{1,18}", record.get("step", "")):
                 self.rows += [record] if after is not None and int(record["step"]) <= after else []
             elif i != head:
                 odd.append(lines[i])

@@ -261,10 +261,12 @@ class Run:
             raise CheckpointError(f"{checkpoint} does not fit this run: {error}") from error
         except Exception as error:  # values of any kind, where others belong
             raise CheckpointError(f"{checkpoint} is damaged: {type(error).__name__}: {one_line(error)}") from error
-        if position.epoch > epochs or (steps is not None and position.step > steps):
+        batches = self.batches.count
+        ends = ((position.epoch, epochs), (position.step, steps), (position.batch, batches))
+        if any(end is not None and at > end for at, end in ends):
             raise CheckpointError(
-                f"{checkpoint} is at step {position.step} of epoch {position.epoch + 1}, beyond the end of this run "
-                f"(epochs={epochs}, max_steps={steps})"
+                f"{checkpoint} is at step {position.step}, batch {position.batch} of epoch {position.epoch + 1}, beyond the end "
+                f"of this run (epochs={epochs}, max_steps={steps}, {batches} batches in an epoch)"
             )
         self._load(checkpoint, state, weights)
         self.position, self.best = position, best

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CheckpointError, TrainingError, TrainingInterrupted
+from ..errors import CheckpointError, NonFiniteError, TrainingError, TrainingInterrupted
 from ..optional import need
 from ..randomness import set_random_state
 from ..wrapping.wrapper import is_wrapped, wrap
@@ -218,8 +218,16 @@ class Trainer:
         """Write a checkpoint of this moment; old ones beyond `keep` go.
 
         Raises:
-            CheckpointError: it cannot be written; the checkpoints before are as they were.
+            CheckpointError: it cannot be written; the checkpoints before are as they were. NonFiniteError: the last step has
+                made weights NaN or infinite, and `check_finite` is on; they take no good checkpoint's place.
         """
+        if self.settings.update.check_finite:
+            bad = [name for name, p in self.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
+            if bad:
+                raise NonFiniteError(
+                    f"step {self.run.position.step} has made {bad[0]} NaN or infinite, of a gradient that was finite (the "
+                    f"rate? the optimizer's epsilon?). It is not written; {kept(self.checkpoints)}."
+                )
         return self.run.save(self.settings.saving.keep)
 
     def _finished(self) -> bool:

@@ -43,7 +43,7 @@ def killed(tmp_path: Path, times: int, epochs: int, seed: int = 0) -> None:
         process = start(whole_run, folder, epochs)
         while process.is_alive() and checkpoint.latest(folder / "checkpoints") == newest:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.15))
+        time.sleep(draw.uniform(0, 0.06))
         seen = checkpoint.latest(folder / "checkpoints")
         assert process.is_alive(), "the run ended before it was killed often enough: give it more epochs"
         process.kill()

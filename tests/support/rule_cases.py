@@ -50,8 +50,10 @@ class Case:
 
 
 def seed() -> None:
-    """Seed the CPU only: `torch.manual_seed` records the stack for CUDA, which takes longer than a rule."""
+    """Seed what is in use: `torch.manual_seed` records the stack for a GPU that is not, which takes longer than a rule."""
     torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(0)
 
 
 def make_case(op: OpOverload, sample: Sample) -> Case:
@@ -111,7 +113,7 @@ def _make_case(op: OpOverload, sample: Sample) -> Case:
     for out in copied:
         value = out.meta["val"]
         draw = torch.randint(-8, 9, tuple(value.shape), generator=generator) / 4
-        signals.append(draw.to(value.dtype))
+        signals.append(draw.to(value.device, value.dtype))
     return Case(op, sample, entry, owner, tensors, copied, signals)
 
 

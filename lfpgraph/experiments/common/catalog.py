@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import TargetError
@@ -22,7 +22,8 @@ class Experiment:
 
     def run(self, settings: Settings) -> Report:
         """Train everything and return what was found."""
-        report: Report = importlib.import_module(f"..{self.module}", __package__).run(settings)
+        module = importlib.import_module(f"..{self.module}", __package__)
+        report: Report = module.run(replace(settings, experiment=self.name))
         return report
 
     @property
@@ -39,8 +40,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("convergence", "accuracy per step and per second: a CNN on digits"),
         Experiment("diffusion", "a diffusion model predicts the noise in digits"),
         Experiment("graphs", "GraphSAGE tells the community of a node of a generated graph"),
-        Experiment("language", "next-character loss of a small GPT-2 on Python's own standard library"),
-        Experiment("finetune", "the pretrained MiniLM learns from which library a docstring is: whole, and by LoRA"),
+        Experiment("transformers.language", "next-character loss of a small GPT-2 on Python's own standard library"),
+        Experiment(
+            "transformers.finetune",
+            "the pretrained MiniLM learns from which library a docstring is: whole, and by LoRA",
+        ),
         Experiment(
             "metric", "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits"
         ),
@@ -50,8 +54,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("discrete.routing", "a router that chooses experts by argmax: digits"),
         Experiment("rule", "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters"),
         Experiment("discrete.spiking", "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps"),
+        Experiment("transformers.trainer", "models of three kinds under transformers.Trainer's default settings"),
         Experiment("transfer", "half of the digits by backprop, then the other half by feedback"),
-        Experiment("vit", "a ViT of transformers, random weights, on digits"),
+        Experiment("transformers.vit", "a ViT of transformers, random weights, on digits"),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "diabetes",
     "flat_digits",
     "library_text",
+    "library_windows",
     "of_classes",
     "swirls",
 ]
@@ -106,24 +108,44 @@ def breast_cancer() -> tuple[Arrays, Arrays]:
     return split(torch.tensor(data.data), torch.tensor(data.target))
 
 
-def library_text(characters: int = 400_000) -> tuple[Tensor, int]:
+def library_text(characters: int = 400_000, package: str = "") -> tuple[Tensor, int]:
     """Sources of Python's standard library as character indices [length], and how many characters there are.
 
     Printable ASCII and the line end; anything else reads as a space.
+
+    Args:
+        package: of the library, whose sources alone are read; by default the modules that belong to none.
 
     Raises:
         InputError: this Python ships no sources.
     """
     import argparse
 
-    files = sorted(Path(argparse.__file__).parent.glob("*.py"))
+    folder = Path(argparse.__file__).parent / package
+    files = sorted(folder.rglob("*.py") if package else folder.glob("*.py"))
     text = ""
     for file in files:
         text += file.read_text(encoding="utf-8", errors="replace")
         if len(text) >= characters:
             break
     if len(text) < 10_000:
-        raise InputError(f"found {len(text)} characters of sources beside {argparse.__file__}; this Python ships none")
+        raise InputError(f"found {len(text)} characters of sources in {folder}; this Python ships none")
     known = ["\n", *map(chr, range(32, 127))]
     place = {c: i for i, c in enumerate(known)}
     return torch.tensor([place.get(c, 1) for c in text[:characters]]), len(known)
+
+
+def library_windows(packages: Sequence[str], length: int, training: int, held_out: int) -> tuple[Arrays, Arrays]:
+    """So many windows of characters [n, length] from the sources of each package, none over another, and the packages [n]."""
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    count = training + held_out
+    for package in packages:
+        text, _ = library_text(2 * count * length, package)
+        windows = text[: len(text) // length * length].view(-1, length)
+        if len(windows) < count:
+            raise InputError(f"{package} has {len(windows)} windows of {length} characters, {count} are needed")
+        windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:count]]
+        for part, own in zip(parts, (windows[held_out:], windows[:held_out])):
+            part.append(own)
+    train, test = ((torch.cat(part), torch.arange(len(part)).repeat_interleave(len(part[0]))) for part in parts)
+    return train, test

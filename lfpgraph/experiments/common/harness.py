@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ...composites.composite import Composite
 from ...demo.data import Arrays
 from ...rewards import reward_loss
 from ...wrapping.wrapper import wrap
+from .runs import Runs
 
 __all__ = ["Case", "Report", "Settings", "Way", "accuracy", "fit", "rewarded", "spread_text"]
 
@@ -26,12 +28,19 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to run: `seeds` of them from `first` on. `effort` multiplies the epochs; tests use little."""
+    """How much to run: `seeds` of them from `first` on. `effort` multiplies the epochs; tests use little.
+
+    Attributes:
+        runs: where and how.
+        experiment: its name, by which the file of runs knows it.
+    """
 
     seeds: int = 3
     effort: float = 1.0
     progress: Callable[[str], None] = lambda line: None
     first: int = 0
+    runs: Runs = Runs()
+    experiment: str = ""
 
     @property
     def numbers(self) -> range:
@@ -160,31 +169,46 @@ def fit(
     Returns:
         One case for each way.
     """
-    cases = []
     weights = {seed: copy.deepcopy((start(seed) if start else model).state_dict()) for seed in settings.numbers}
-    twin, wrapped = copy.deepcopy(model), None
-    for way in ways:
-        case = Case(name, way.name)
+    length, device = settings.epochs(epochs), settings.runs.device
+    twin, wrapped = copy.deepcopy(model).to(device), None
+
+    def trained(way: Way, seed: int) -> dict[str, Any]:
+        nonlocal twin, wrapped
         if way.composite is not wrapped:  # ways that differ in their rate alone share a trace
-            twin, wrapped = copy.deepcopy(model), way.composite
+            twin, wrapped = copy.deepcopy(model).to(device), way.composite
             if wrapped is not None:
                 wrap(twin, wrapped)
-        for seed in settings.numbers:
-            twin.load_state_dict(weights[seed])
-            curve = _train(twin, way, train, test, settings.epochs(epochs), batch_size, seed, score, case)
-            case.curves.append(curve)
-            case.values.append(curve[-1])
-            settings.progress(f"{name} {way.name} rate {way.lr:g} seed {seed}: {curve[-1]:.4f}")
-            if after is not None:
-                after(case, seed, twin)
-        cases.append(case)
-    return cases
+        twin.load_state_dict(weights[seed])
+        data = [(x.to(device), y.to(device)) for x, y in (train, test)]
+        curve, seconds = _train(twin, way, data[0], data[1], length, batch_size, seed, score)
+        settings.progress(f"{name} {way.name} rate {way.lr:g} seed {seed}: {curve[-1]:.4f}")
+        return {"curve": curve, "step_seconds": seconds}
+
+    def made(way: Way, seed: int) -> dict[str, Any]:
+        key = {"experiment": settings.experiment, "model": name, "way": way.name, "lr": way.lr, "seed": seed}
+        key |= {"epochs": length, "samples": len(train[0]), "batch_size": batch_size}
+        return settings.runs.make(key, partial(trained, way, seed))
+
+    pairs = [(way, seed) for way in ways for seed in settings.numbers]
+    alone = [] if after else settings.runs.together([partial(made, way, seed) for way, seed in pairs])
+    cases = {id(way): Case(name, way.name) for way in ways}
+    for i, (way, seed) in enumerate(pairs):
+        case = cases[id(way)]
+        run = trained(way, seed) if after else alone[i]
+        case.curves.append(run["curve"])
+        case.values.append(run["curve"][-1])
+        case.step_seconds.append(run["step_seconds"])
+        if after is not None:
+            after(case, seed, twin)
+    return list(cases.values())
 
 
 def _train(
     model: nn.Module, way: Way, train: Arrays, test: Arrays, epochs: int, batch_size: int, seed: int,
-    score: Callable[[Tensor, Tensor], float], case: Case,
-) -> list[float]:  # fmt: skip
+    score: Callable[[Tensor, Tensor], float],
+) -> tuple[list[float], float]:  # fmt: skip
+    """The score after every epoch, and the median of the seconds that a step took."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -209,8 +233,7 @@ def _train(
             schedule.step()
             seconds.append(time.perf_counter() - begin)
         curve.append(evaluate(model, test, score))
-    case.step_seconds.append(statistics.median(seconds))
-    return curve
+    return curve, statistics.median(seconds)
 
 
 @torch.no_grad()

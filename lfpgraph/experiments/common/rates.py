@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from ...comparison.comparing import held_back
 from ...demo.data import Arrays
 from .harness import Case, Settings, Way, fit
 
-__all__ = ["chosen_rates", "tuned"]
+__all__ = ["at_best", "chosen_rates", "tuned"]
 
 
 def chosen_rates(
@@ -39,8 +40,7 @@ def chosen_rates(
         mean = case.mean if math.isfinite(case.mean) else math.inf * (1 if lower_is_better else -1)
         return -mean if lower_is_better else mean
 
-    found = []
-    for way in ways:
+    def best_of(way: Way) -> Case:
         tries = [replace(way, lr=rate) for rate in rates]
         by_rate = dict(zip(rates, runs(tries, replace(settings, seeds=1))))
         best = sorted(by_rate, key=lambda rate: worth(by_rate[rate]), reverse=True)[:2]
@@ -52,35 +52,45 @@ def chosen_rates(
                 by_rate[rate].step_seconds += more.step_seconds
         rate = max(best, key=lambda rate: worth(by_rate[rate]))
         by_rate[rate].more |= {"lr": rate, "tried": {f"{r:g}": case.values for r, case in by_rate.items()}}
-        found.append(by_rate[rate])
-    return found
+        return by_rate[rate]
+
+    return settings.runs.together([partial(best_of, way) for way in ways])
 
 
-def tuned(
+def at_best(
     model: nn.Module, ways: Sequence[Way], rates: Sequence[float], train: Arrays, test: Arrays, settings: Settings, *,
     name: str = "", lower_is_better: bool = False, choosing: int | None = None, **how: Any,
 ) -> tuple[list[Case], list[str]]:  # fmt: skip
-    """Each way at its own best rate; if those differ, also all of them at the rate of the last one, backprop.
+    """Each way at its own best rate, on held-out data; and notes that say which rates were chosen.
 
     Args:
         choosing: with how many seeds the rates are chosen; as many as all else by default.
         how: what `fit` takes besides.
-
-    Returns:
-        The cases, on held-out data, and notes that say which rates were chosen.
     """
     few = replace(settings, seeds=min(choosing or settings.seeds, settings.seeds))
-    chosen = chosen_rates(model, ways, rates, train, few, name=name, lower_is_better=lower_is_better, **how)
-    at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
-    cases = fit(model, at_best, train, test, settings, name=name, **how)
-    common = at_best[-1].lr
-    others = [replace(way, lr=common) for way in at_best if way.lr != common]
+
+    def run(way: Way) -> Case:
+        (chosen,) = chosen_rates(model, [way], rates, train, few, name=name, lower_is_better=lower_is_better, **how)
+        (case,) = fit(model, [replace(way, lr=chosen.more["lr"])], train, test, settings, name=name, **how)
+        case.more |= chosen.more
+        return case
+
+    cases = settings.runs.together([partial(run, way) for way in ways])
+    return cases, [f"{name}, {c.way}: rate {c.more['lr']:g}, chosen on a validation part" for c in cases]
+
+
+def tuned(
+    model: nn.Module, ways: Sequence[Way], rates: Sequence[float], train: Arrays, test: Arrays, settings: Settings, *,
+    name: str = "", **how: Any,
+) -> tuple[list[Case], list[str]]:  # fmt: skip
+    """As `at_best`; and if the rates differ, also all ways at the rate of the last one, backprop."""
+    cases, notes = at_best(model, ways, rates, train, test, settings, name=name, **how)
+    common = cases[-1].more["lr"]
+    others = [replace(way, lr=common) for way, case in zip(ways, cases) if case.more["lr"] != common]
     label = f"{name}, all at {common:g}"
+    how = {key: value for key, value in how.items() if key not in ("lower_is_better", "choosing")}
     again = {case.way: case for case in fit(model, others, train, test, settings, name=label, **how)}
-    for case, before in zip(list(cases), chosen):
-        case.more |= before.more
-        if others:
-            cases.append(again.get(case.way, replace(case, model=label)))
-            cases[-1].more = {"lr": common}
-    notes = [f"{name}, {way.name}: rate {way.lr:g}, chosen on a validation part" for way in at_best]
+    for case in list(cases) if others else ():
+        cases.append(again.get(case.way, replace(case, model=label)))
+        cases[-1].more = {"lr": common}
     return cases, notes

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy, linear
 from ...composites.composite import get_composite
 from ..common.data import flat_digits
 from ..common.drawing import draw_bars
-from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.harness import Case, Report, Settings, Way
 from ..common.models import ACTIVATIONS, mlp, seeded
-from ..common.rates import chosen_rates
+from ..common.rates import at_best
 
 __all__ = ["Coarse", "run"]
 
@@ -88,7 +88,7 @@ class Coarse(nn.Module):
 def run(settings: Settings) -> Report:
     """`lfp`, the published rule and backprop on plain functions; what is written with straight-through; surrogate gradients.
 
-    Every way has its own best rate, chosen with one seed. The published rule has a wide epsilon where there are steps, as it
+    Every way has its own best rate. The published rule has a wide epsilon where there are steps, as it
     hands all reward to what is compared, however small that is.
     """
     ways = {
@@ -99,28 +99,23 @@ def run(settings: Settings) -> Report:
         "surrogate": Way("surrogate", "surrogate", cross_entropy),
     }
     wide = replace(ways["published"], composite=get_composite("lfp-epsilon").with_options(epsilon=0.1))
-    cases: list[Case] = []
-    notes = list[str]()
+    todo: list[tuple[str, Way, Callable[[], nn.Module]]] = []
     for name, layer in ACTIVATIONS.items():
         published = wide if name == "Heaviside" else ways["published"]
-        for way in (ways["LFP"], ways["backprop"], published):
-            _add(name, way, lambda layer=layer: mlp([64, 128, 64, 10], layer), settings, cases, notes)  # type: ignore[misc]
+        todo += [
+            (name, way, partial(mlp, [64, 128, 64, 10], layer)) for way in (ways["LFP"], ways["backprop"], published)
+        ]
     for name, (activation, weight) in KINDS.items():
         for way in (ways["LFP"], ways["backprop"], wide, ways["straight-through"], ways["surrogate"]):
             if way.name == "surrogate" and weight is not None:
                 continue  # it has a derivative for activations alone
-            build = partial(Coarse, activation, weight, through=way.name == "straight-through")
-            _add(name, way, build, settings, cases, notes)
-    return Report("activations", "accuracy", cases, draw_bars, (14, 4.5), notes)
-
-
-def _add(
-    name: str, way: Way, build: Callable[[], nn.Module], settings: Settings, cases: list[Case], notes: list[str]
-) -> None:
-    """Run one way at its best rate, and note both."""
+            todo.append((name, way, partial(Coarse, activation, weight, through=way.name == "straight-through")))
     train, test = flat_digits()
-    start = seeded(build)
-    how: dict[str, Any] = {"epochs": 20, "name": name, "start": start}
-    (chosen,) = chosen_rates(start(0), [way], RATES, train, replace(settings, seeds=1), **how)
-    cases += fit(start(0), [replace(way, lr=chosen.more["lr"])], train, test, settings, **how)
-    notes.append(f"{name}, {way.name}: rate {chosen.more['lr']:g}, chosen on a validation part")
+
+    def one(name: str, way: Way, build: Callable[[], nn.Module]) -> tuple[list[Case], list[str]]:
+        start = seeded(build)
+        return at_best(start(0), [way], RATES, train, test, settings, choosing=3, epochs=20, name=name, start=start)
+
+    found = settings.runs.together([partial(one, *task) for task in todo])
+    cases = [case for own, _ in found for case in own]
+    return Report("activations", "accuracy", cases, draw_bars, (14, 4.5), [note for _, own in found for note in own])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ..common.data import flat_digits
 from ..common.drawing import draw_curves
-from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.harness import Case, Report, Settings, Way
 from ..common.models import seeded
-from ..common.rates import chosen_rates
+from ..common.rates import at_best
 
 __all__ = ["Routed", "run"]
 
@@ -52,22 +51,20 @@ class Routed(nn.Module):
 def run(settings: Settings) -> Report:
     """`lfp` on the plain mask, and what backprop has: three ways to write the mask, and a router that stays as it is."""
     train, test = flat_digits()
-    cases: list[Case] = []
-    notes = ["backprop: no gradient reaches the router, so it is a frozen one"]
-    for name, composite, mask in (
-        ("LFP", "lfp", "hard"),
-        ("straight-through", None, "straight-through"),
-        ("Switch", None, "switch"),
-        ("LFP, Switch", "lfp", "switch"),
-        ("backprop", None, "frozen"),
-    ):
-        start = seeded(lambda mask=mask: Routed(mask))  # type: ignore[misc]
-        way = Way(name, composite, cross_entropy)
-        how: dict[str, Any] = {"epochs": 20, "name": "routing", "start": start}
-        (chosen,) = chosen_rates(start(0), [way], RATES, train, settings, **how)
-        rate = chosen.more["lr"]
-        (case,) = fit(start(0), [replace(way, lr=rate)], train, test, settings, **how)
-        case.more |= chosen.more
-        cases.append(case)
-        notes.append(f"{name}: rate {rate:g}, chosen on a validation part")
+
+    def one(name: str, composite: str | None, mask: str) -> tuple[list[Case], list[str]]:
+        start, way = seeded(lambda: Routed(mask)), Way(name, composite, cross_entropy)
+        return at_best(start(0), [way], RATES, train, test, settings, epochs=20, name="routing", start=start)
+
+    found = settings.runs.together(
+        [
+            partial(one, "LFP", "lfp", "hard"),
+            partial(one, "straight-through", None, "straight-through"),
+            partial(one, "Switch", None, "switch"),
+            partial(one, "LFP, Switch", "lfp", "switch"),
+            partial(one, "backprop", None, "frozen"),
+        ]
+    )
+    cases = [case for own, _ in found for case in own]
+    notes = ["backprop: no gradient reaches the router, so it is a frozen one", *(n for _, own in found for n in own)]
     return Report("routing", "accuracy", cases, draw_curves, (6, 4), notes)

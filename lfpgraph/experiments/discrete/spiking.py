@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ...rewards import RateCodedSpikes
@@ -14,7 +14,7 @@ from ..common.data import flat_digits
 from ..common.drawing import draw_bars
 from ..common.harness import Case, Report, Settings, Way, fit
 from ..common.models import LifNet, seeded
-from ..common.rates import chosen_rates
+from ..common.rates import at_best
 
 __all__ = ["run"]
 
@@ -24,26 +24,24 @@ RATES = (3e-3, 1e-2, 2e-2)
 
 
 def run(settings: Settings) -> Report:
-    """`lfp`, surrogate gradients and backprop, with the cross-entropy of spike counts; the rates are chosen with one seed."""
+    """`lfp`, surrogate gradients and backprop, with the cross-entropy of spike counts."""
     train, test = flat_digits()
     ways = [
         Way("LFP", "lfp", _counts_loss),
         Way("surrogate", "surrogate", _counts_loss),
     ]
-    cases: list[Case] = []
-    notes = ["backprop has no gradient to use: its row is the untrained network"]
-    for steps in STEPS:
-        for beta in BETAS:
 
-            def build(steps: int = steps, beta: float = beta) -> nn.Module:
-                return LifNet(steps=steps, beta=beta)
+    def setting(steps: int, beta: float) -> tuple[list[Case], list[str]]:
+        name, start = f"{steps} steps, beta {beta}", seeded(lambda: LifNet(steps=steps, beta=beta))
+        how: dict[str, Any] = {"epochs": 10, "name": name, "score": _score, "start": start}
+        cases, notes = at_best(start(0), ways, RATES, train, test, settings, choosing=3, **how)
+        untrained = fit(start(0), [Way("backprop", None, _counts_loss)], train, test, settings, **how)
+        return cases + untrained, notes
 
-            name, start = f"{steps} steps, beta {beta}", seeded(build)
-            how: dict[str, Any] = {"epochs": 10, "name": name, "score": _score, "start": start}
-            chosen = chosen_rates(start(0), ways, RATES, train, replace(settings, seeds=1), **how)
-            best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
-            cases += fit(start(0), [*best, Way("backprop", None, _counts_loss)], train, test, settings, **how)
-            notes += [f"{name}, {way.name}: rate {way.lr:g}, chosen on a validation part" for way in best]
+    found = settings.runs.together([partial(setting, steps, beta) for steps in STEPS for beta in BETAS])
+    cases = [case for own, _ in found for case in own]
+    notes = [note for _, chosen in found for note in chosen]
+    notes.append("backprop has no gradient to use: its row is the untrained network")
     return Report("spiking", "accuracy", cases, draw_bars, (10, 4.5), notes)
 
 

@@ -14,8 +14,12 @@ _TYPES = (torch.float32, torch.float64)
 
 
 def is_usual(value: Tensor | None, large: int) -> TypeGuard[Tensor]:
-    """Whether an epsilon factor that looks at this value is the plain formula; of a large one less than all may be kept."""
-    return type(value) is Tensor and value.dtype in _TYPES and value.numel() < large and value.layout is torch.strided
+    """Whether an epsilon factor that looks at this value is the plain formula.
+
+    Of a large one less than all may be kept, and a GPU has one kernel for the whole.
+    """
+    usual = type(value) is Tensor and value.dtype in _TYPES and value.numel() < large and not value.is_cuda
+    return usual and value.layout is torch.strided  # type: ignore[union-attr]
 
 
 @functools.cache

@@ -11,12 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from ..registry import DTYPES, SAME_NAMES
+from ..registry import DTYPES
 from .table import Known, Node, dtype_of, imports, numbers, tensor_of
 
+# Operators of one tensor that torch calls by the same name in lower case.
+_SAME_NAMES = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log",
+    "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh",
+)  # fmt: skip
 # Functions of the inputs alone.
 _PLAIN: dict[str, Callable[..., Any]] = {
-    **{kind: getattr(torch, kind.lower()) for kind in SAME_NAMES},
+    **{kind: getattr(torch, kind.lower()) for kind in _SAME_NAMES},
     "And": torch.logical_and,
     "BitwiseAnd": torch.bitwise_and,
     "BitwiseNot": torch.bitwise_not,

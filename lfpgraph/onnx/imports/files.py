@@ -6,6 +6,8 @@ the file itself or in one of the same folder.
 
 from __future__ import annotations
 
+import contextlib
+import graphlib
 import math
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -146,13 +148,14 @@ def operator_of(node: Any) -> str:
 
 def _check_order(graph: Any, around: Set[str] = frozenset(("",))) -> None:
     """Every value is made once, before it is read: no cycle, no name twice; subgraphs see the values `around` them."""
+    _sort(graph)
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in graph.node:
         for name in node.input:
             if name not in known and name not in around:
                 raise OnnxError(
                     f"{node.op_type} {node.name!r} reads {name!r}, which nothing before it makes: the graph has a cycle, "
-                    "nodes out of order or a value missing."
+                    "or a value is missing."
                 )
         for inner in _subgraphs(node):
             _check_order(inner, known | around)
@@ -165,6 +168,26 @@ def _check_order(graph: Any, around: Set[str] = frozenset(("",))) -> None:
             raise OnnxError(f"nothing makes the output {out.name!r}")
     if not graph.output:
         raise OnnxError("the ONNX graph has no output.")
+
+
+def _sort(graph: Any) -> None:
+    """Put nodes behind those that make what they read, as onnxruntime does; a cycle is left as it is."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    before = {i: {makers[name] for name in _reads(node) if name in makers} for i, node in enumerate(graph.node)}
+    if any(j >= i for i, sources in before.items() for j in sources):
+        with contextlib.suppress(graphlib.CycleError):
+            order = list(graphlib.TopologicalSorter(before).static_order())
+            nodes = [graph.node[i] for i in order]
+            del graph.node[:]
+            graph.node.extend(nodes)
+
+
+def _reads(node: Any) -> Iterator[str]:
+    yield from node.input
+    for inner in _subgraphs(node):
+        yield from (out.name for out in inner.output)
+        for other in inner.node:
+            yield from _reads(other)
 
 
 def _subgraphs(node: Any) -> list[Any]:

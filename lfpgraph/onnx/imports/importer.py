@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -20,16 +21,21 @@ from ...tracing.flat import is_tracing
 from ..registry import DTYPES
 from . import contrib, control, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import operator_of, read_model
-from .programs import Line, Program, Reader, is_weight, weights_of
+from .programs import Line, Program, Reader, refuse_unknown
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
+from .weights import Dequantised, dequantised, is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
+
+log = logging.getLogger("lfpgraph")
 
 _SMALL, _DEEPEST = 64, 50  # numbers of a constant that Python knows; modules one in another
 _MOST_ROUNDS = 2**20  # of all the loops of a file in one call
 
 
-def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None) -> OnnxModel:
+def load(
+    source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str] | None = None, dequantise: bool = False
+) -> OnnxModel:  # fmt: skip
     """An ONNX model as an `nn.Module`, with one submodule for each node.
 
     Initializers and Constant nodes, those of subgraphs too, keep their names. Parameters are those of a float type, with
@@ -42,13 +48,15 @@ def load(source: Any, *, trainable: Callable[[str, Tensor], bool] | Sequence[str
         source: a path, the bytes of a file, or a ModelProto.
         trainable: in place of that rule, a function of name and tensor, or patterns of names (shell style); only float
             initializers can train.
+        dequantise: quantised weights train too. Each becomes a float parameter `NAME.value`, which operators get in the units of
+            the stored numbers, so the outputs stay; activations are rounded as ever. Not those of MatMulNBits.
 
     Raises:
         OnnxError: the file is broken or hostile, or holds operators that are not known, all of them named.
     """
     proto, file = read_model(source)
     try:
-        return OnnxModel(proto, file, trainable)
+        return OnnxModel(proto, file, trainable, dequantise)
     except OnnxError:
         raise
     except Exception as error:
@@ -76,7 +84,7 @@ class OnnxModel(nn.Module):
         input_names, output_names: as the file has them, in the order of forward's arguments and results.
     """
 
-    def __init__(self, proto: Any, file: Path | None, trainable: Any) -> None:
+    def __init__(self, proto: Any, file: Path | None, trainable: Any, dequantise: bool) -> None:
         super().__init__()
         graph = proto.graph
         version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
@@ -89,10 +97,14 @@ class OnnxModel(nn.Module):
         reader = Reader(file)
         self._program = reader.program(graph)
         lines = list(self._program.everything())
-        _refuse_unknown(lines)
-        chosen = weights_of(reader.tensors, lines)
+        refuse_unknown(lines)
+        chosen, floats = weights_of(reader.tensors, lines), dequantised(reader.tensors, lines)
+        if dequantise:
+            chosen -= {held.source for held in floats.values()}
         for name, tensor in reader.tensors.items():
-            self._store(name, tensor, chosen, trainable)
+            self._store(name, tensor, chosen, trainable, floats.get(name) if dequantise else None)
+        if floats and not dequantise and not [*self.parameters()]:
+            log.warning("all weights of the file are quantised, so none trains; load(..., dequantise=True) trains them")
         self.steps = nn.ModuleDict()
         for position, line in enumerate(lines):
             self._add(position, line, version)
@@ -100,14 +112,16 @@ class OnnxModel(nn.Module):
         self._declared = [_whole_type(o) for o in graph.output]
         self._measured: set[Any] = set()
 
-    def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> None:
+    def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any, floats: Dequantised | None) -> None:
         """Keep an initializer as a parameter, a buffer or a known number."""
-        trains = tensor.is_floating_point() and is_weight(name, tensor, chosen, trainable)
+        trains = (floats or tensor.is_floating_point()) and is_weight(name, tensor, chosen, trainable)
         if not trains and tensor.dim() <= 1 and tensor.numel() <= _SMALL and _is_plain(tensor):
             self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
             return
         owner, path = self._place(name)
-        if trains:
+        if trains and floats:
+            owner.add_module(path[-1], floats)
+        elif trains:
             owner.register_parameter(path[-1], nn.Parameter(tensor))
         else:
             owner.register_buffer(path[-1], tensor)
@@ -151,7 +165,8 @@ class OnnxModel(nn.Module):
             raise OnnxError(f"the model takes {', '.join(self.input_names)}; {len(inputs) + len(named)} inputs came")
         env: dict[str, Any] = {"": None, **given, **named, **self.constants}
         for name, path in self.paths.items():
-            env[name] = attrgetter(path)(self)
+            held = attrgetter(path)(self)
+            env[name] = held() if isinstance(held, Dequantised) else held
         run = _Run(None)
         if not is_tracing() and not torch.compiler.is_exporting():
             sizes = "", tuple(_size_of(env[name]) for name in self.input_names)
@@ -282,13 +297,3 @@ def _whole_type(info: Any) -> torch.dtype | None:
 def _as_declared(value: Any, dtype: torch.dtype | None) -> Any:
     """Quantised values are whole numbers in a float tensor, so that feedback can pass; at an output they get their type."""
     return value.to(dtype) if dtype is not None and isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _refuse_unknown(lines: list[Line]) -> None:
-    unknown = {f"{operator_of(line.item)} ({line.item.name or 'no name'})" for line in lines
-               if operator_of(line.item) not in IMPORTERS}  # fmt: skip
-    if unknown:
-        raise OnnxError(
-            f"the ONNX file holds operators that cannot be imported, by operator and node: {', '.join(sorted(unknown))}. "
-            "They can be added with lfpgraph.onnx.imports.table.imports."
-        )

@@ -16,6 +16,7 @@ from .table import Node, axes_of, imports, numbers, tensor_of
 def batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Any:
     if node.get("training_mode", 0):
         raise OnnxError(f"BatchNormalization {node.name!r} is in training mode; export the model for inference.")
+    mean, var = mean.detach(), var.detach()  # exporters let equal tensors be one, a bias of zeros and a mean too
     return F.batch_norm(x, mean, var, scale, bias, False, 0.0, node.get("epsilon", 1e-5))
 
 

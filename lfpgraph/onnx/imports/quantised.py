@@ -19,11 +19,11 @@ from .sequences import recurrent
 from .table import IMPORTERS, Node, dtype_of, imports
 
 
-def _spread(node: Node, x: Tensor, values: Tensor, usual: int = 1) -> Tensor:
+def spread(axis: int, x: Tensor, values: Tensor) -> Tensor:
     """Scales or zero points of x: one for all, for each entry of an axis, or for each block."""
     if values.numel() == 1:
         return values.reshape(())
-    axis = node.get("axis", usual) % x.dim()
+    axis %= x.dim()
     if values.dim() > 1:
         block = math.ceil(x.shape[axis] / values.shape[axis])
         return values.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
@@ -32,20 +32,23 @@ def _spread(node: Node, x: Tensor, values: Tensor, usual: int = 1) -> Tensor:
 
 @imports("DequantizeLinear", "com.microsoft.DequantizeLinear")
 def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
-    shifted = x.to(torch.float32) if zero is None else x.to(torch.float32) - _spread(node, x, zero).to(torch.float32)
-    return shifted.to(scale.dtype) * _spread(node, x, scale)
+    axis, shifted = node.get("axis", 1), x.to(torch.float32)
+    if zero is not None:
+        shifted = shifted - spread(axis, x, zero).to(torch.float32)
+    return shifted.to(scale.dtype) * spread(axis, x, scale)
 
 
 @imports("QuantizeLinear", "com.microsoft.QuantizeLinear")
 def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Any:
     dtype = zero.dtype if zero is not None else dtype_of(node.get("output_dtype", 0) or 2)
-    return _quantized(x, _spread(node, x, scale), None if zero is None else _spread(node, x, zero), dtype, node)
+    axis = node.get("axis", 1)
+    return _quantized(x, spread(axis, x, scale), None if zero is None else spread(axis, x, zero), dtype, node)
 
 
 def _quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype, node: Node) -> Tensor:
     if dtype == torch.float32 and zero is not None:  # zero came from a quantised activation
         dtype = torch.uint8
-    if dtype not in (torch.uint8, torch.int8, torch.int16):
+    if dtype not in (torch.uint8, torch.int8, torch.int16, torch.uint16):
         raise OnnxError(f"{node.kind} {node.name!r} to {dtype} is not supported")
     limits, moved = torch.iinfo(dtype), torch.round(x / scale)
     return torch.clamp(moved if zero is None else moved + zero.to(moved.dtype), limits.min, limits.max)
@@ -114,12 +117,28 @@ def qlinear_matmul(
     return _quantized(found, ys / (a_s * b_s), yz, yz.dtype, node)
 
 
+@imports("com.microsoft.QGemm")
+def qgemm(
+    node: Node, a: Tensor, a_s: Tensor, az: Tensor, b: Tensor, b_s: Tensor, bz: Tensor, bias: Any = None, ys: Any = None,
+    yz: Any = None
+) -> Any:  # fmt: skip
+    """The bias is whole numbers, too, in the units of the product."""
+    a, b = _shifted(a, az), _shifted(b, bz, 0 if node.get("transB", 0) else 1)
+    found = (a.t() if node.get("transA", 0) else a) @ (b.t() if node.get("transB", 0) else b)
+    found = (found if bias is None else found + bias).to(torch.float32)
+    scale = node.get("alpha", 1.0) * a_s * b_s
+    return found * scale if ys is None else _quantized(found, ys / scale, yz, yz.dtype, node)
+
+
 def _on_floats(kind: str, pairs: int) -> Any:
     """A quantised form of another operator: its inputs, then scale and zero point of the output, dequantised around it."""
 
     def run(node: Node, *given: Any) -> Any:
-        inputs = [dequantize(node, *given[3 * i : 3 * i + 3]) for i in range(pairs)]
-        found = IMPORTERS[kind](node, *inputs)
+        if node.get("channels_last", 0):
+            raise OnnxError(f"{node.kind} {node.name!r} with channels last is not supported")
+        plain = Node("", node.name, node.version)
+        inputs = [dequantize(plain, *given[3 * i : 3 * i + 3]) for i in range(pairs)]
+        found = IMPORTERS[kind](Node(kind, node.name, node.version, node.attributes), *inputs)
         scale, zero = given[3 * pairs], given[3 * pairs + 1]
         return _quantized(found, scale, zero, torch.uint8 if zero is None else zero.dtype, node)
 
@@ -133,6 +152,8 @@ for _kind, _pairs in {
     "LeakyRelu": 1,
     "GlobalAveragePool": 1,
     "AveragePool": 1,
+    "ReduceMean": 1,
+    "Softmax": 1,
 }.items():
     imports(f"com.microsoft.QLinear{_kind}")(_on_floats(_kind, _pairs))
 

@@ -1,162 +1,108 @@
 """An ONNX graph under construction: equal nodes become one, and sizes may stay open.
 
-It knows nothing of models; `translation` fills it.
+It knows nothing of models; `translation` fills it. Values are onnx_ir's; a size is a Python number or, where it is open, an int64
+value without dimensions. Python numbers and lists among an operator's inputs become constants, as in torch's own exporter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes import common
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
+from onnxscript.values import Opset
 from torch import Tensor
+from torch.onnx._internal.exporter._building import OpRecorder
+from torch.onnx._internal.exporter._tensors import SymbolicTensor
 
 from ...errors import OnnxError
-from ..registry import DTYPES
 
-__all__ = ["OPSET", "Builder", "Value", "onnx_type"]
+__all__ = ["OPSET", "Builder", "settled"]
 
 OPSET = 20
 IR_VERSION = 9
 _LARGEST = 2_000_000_000  # bytes of tensors in one file; protobuf holds at most 2 GiB
-_RANDOM = {"RandomUniformLike", "RandomNormalLike"}
-_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+_SMALL = 1024  # elements of a constant that is stored once, and bytes of a tensor that stays inside the file
 
 
-def onnx_type(dtype: torch.dtype) -> int:
-    """ONNX's number for a dtype.
-
-    Raises:
-        KeyError: ONNX has none.
-    """
-    return _NUMBERS[dtype]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of the ONNX graph, with what the trace knows of it; `shape` holds numbers and symbols."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[Any, ...]
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
+def settled(size: Any) -> Any:
+    """A size as a number where tracing has found that it can be no other."""
+    if isinstance(size, int):
+        return int(size)
+    expression = size.node.expr
+    return int(expression) if expression.is_number else size
 
 
-class Builder:
-    """Collects nodes. A size is a Python number or, where it is open, the name of an int64 tensor of shape [1]."""
+_Recorder: Any = OpRecorder  # its base class has a method that mypy takes for an abstract one
 
-    def __init__(self, name: str, seed: int | None = None) -> None:
-        self.name = name
-        self.nodes: list[onnx.NodeProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self.initializers: dict[str, Tensor] = {}
-        self.seed = seed
-        self._known: dict[Any, tuple[str, ...]] = {}
-        self._taken: set[str] = set()
-        self._count = 0
 
-    def reserve(self, name: str) -> str:
-        """Take a name for an input, an initializer or an output.
+class Builder(_Recorder):
+    """Collects nodes; `axes` gives readable names to open sizes, `seed` begins the numbers of operators that draw."""
 
-        Raises:
-            ValueError: it is taken.
-        """
-        if name in self._taken:
-            raise ValueError(f"the name {name!r} is used twice")
-        self._taken.add(name)
-        return name
+    def __init__(self, name: str, axes: Mapping[str, str], seed: int | None = None) -> None:
+        super().__init__(Opset("", OPSET), {})
+        self.graph = ir.Graph([], [], nodes=[], name=name)
+        self.axes, self.seed = axes, seed
+        self._known: dict[Any, Any] = {}
 
-    def fresh(self, hint: str) -> str:
-        """A name that nothing has."""
-        while True:
-            self._count += 1
-            name = f"{hint}_{self._count}"
-            if name not in self._taken:
-                return self.reserve(name)
+    def _call_op(self, *call: Any) -> Any:
+        """Add a node, or find an equal one."""
+        outputs = super()._call_op(*call)
+        node = self.nodes[-1]
+        attributes = tuple(sorted((a.name, _key(a.value)) for a in node.attributes.values()))
+        found = self._known.setdefault((node.op_identifier(), *map(id, node.inputs), attributes), outputs)
+        if found is not outputs:
+            for place in range(len(node.inputs)):
+                node.replace_input_with(place, None)
+            self.nodes.pop()
+        return found
 
-    def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """Add an operator (or find an equal one); its output's name, or a tuple of them.
+    def next_seed(self) -> float:
+        """Another seed for each operator that draws."""
+        return float((self.seed or 0) + len(self.nodes))
 
-        Inputs are values, names, or None for an optional one left out.
-        """
-        names = ["" if item is None else item.name if isinstance(item, Value) else str(item) for item in inputs]
-        while names and not names[-1]:
-            names.pop()
-        key = (kind, tuple(names), outputs, tuple(sorted((k, repr(v)) for k, v in attributes.items())))
-        if key in self._known and kind not in _RANDOM:
-            found = self._known[key]
-        else:
-            if kind in _RANDOM and self.seed is not None:
-                attributes["seed"] = float(self.seed + len(self.nodes))
-            found = tuple(self.fresh(kind.lower()) for _ in range(outputs))
-            self.nodes.append(helper.make_node(kind, names, list(found), **attributes))
-            self._known[key] = found
-        return found[0] if outputs == 1 else found
+    def describe(self, value: Any, fake: Any) -> Any:
+        """Give a value the dtype and the shape of what it stands for: a fake tensor, or a size."""
+        tensor = isinstance(fake, Tensor)
+        whole = isinstance(fake, int | torch.SymInt)
+        value.dtype = from_torch_dtype(fake.dtype if tensor else torch.int64 if whole else torch.float32)
+        sizes = [settled(n) for n in fake.shape] if tensor else []
+        value.shape = ir.Shape([n if isinstance(n, int) else self.axes.get(str(n), str(n)) for n in sizes])
+        return value
 
-    def constant(self, value: Any, dtype: torch.dtype | None = None) -> str:
-        """An initializer of a tensor, number or list; equal small ones are stored once."""
-        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(value)
-        tensor = tensor.to(dtype or tensor.dtype).contiguous()
-        small = tensor.numel() <= 1024
-        key = ("constant", tensor.dtype, tuple(tensor.shape), tensor_bytes(tensor)) if small else None
-        if key is not None and key in self._known:
-            return self._known[key][0]
-        name = self.fresh("constant")
-        self.initializer(name, tensor)
-        if key is not None:
-            self._known[key] = (name,)
-        return name
+    def input(self, name: str, fake: Tensor) -> Any:
+        """An input of the file."""
+        value = self.describe(SymbolicTensor(self.opset, name), fake)
+        self.graph.inputs.append(value)
+        return value
 
-    def initializer(self, name: str, tensor: Tensor) -> None:
-        """An initializer of a given name, which must be reserved."""
-        self.initializers[name] = tensor.detach().cpu().contiguous()
+    def initializer(self, value: Any, tensor: Tensor) -> None:
+        """Give a value the tensor that it holds, or holds unless a caller gives another."""
+        value.const_value = TorchTensor(tensor.detach().cpu().contiguous(), name=value.name)
+        self.graph.register_initializer(value)
 
-    def ints(self, *values: int) -> str:
-        """A constant int64 vector."""
-        return self.constant(torch.tensor(values, dtype=torch.int64))
+    def constant(self, tensor: Tensor) -> Any:
+        """A value for a tensor; equal small ones are stored once."""
+        tensor = tensor.detach().cpu().contiguous()
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() <= _SMALL else id(tensor)
+        key = tensor.dtype, tuple(tensor.shape), content
+        if key not in self._known:
+            name = f"constant_{len(self.graph.initializers)}"
+            self._known[key] = self.describe(SymbolicTensor(self.opset, name), tensor)
+            self.initializer(self._known[key], tensor)
+        return self._known[key]
 
-    def cast(self, value: Any, source: torch.dtype, target: torch.dtype) -> Any:
-        """The value as another dtype."""
-        return value if source == target else self.op("Cast", value, to=onnx_type(target))
+    def output(self, name: str, value: Any) -> None:
+        """Make a value an output of the file under a name."""
+        end = ir.node("Identity", [value], outputs=[ir.Value(name=name, type=value.type, shape=value.shape)])
+        self.nodes.append(end)
+        self.graph.outputs.append(end.outputs[0])
 
-    def size(self, value: Value, axis: int) -> Any:
-        """The size of an axis: a number, or the name of a tensor of shape [1]."""
-        known = value.shape[axis]
-        if isinstance(known, int):
-            return known
-        axis %= value.rank
-        return self.op("Shape", value, start=axis, end=axis + 1)
-
-    def vector(self, size: Any) -> str:
-        """A size as an int64 tensor of shape [1]."""
-        return size if isinstance(size, str) else self.ints(size)
-
-    def permute(self, value: Any, order: Sequence[int]) -> Any:
-        """The axes in another order; the value itself where that is their own."""
-        order = list(order)
-        return value if order == sorted(order) else self.op("Transpose", value, perm=order)
-
-    def sizes(self, items: Sequence[Any], guess: bool = False) -> str:
-        """A shape as an int64 vector; with `guess`, a single open size is left to Reshape as -1."""
-        items = list(items)
-        unknown = [i for i, item in enumerate(items) if not isinstance(item, int)]
-        if guess and len(unknown) == 1 and 0 not in items and -1 not in items:
-            items[unknown[0]] = -1
-            unknown = []
-        if not unknown:
-            return self.ints(*items)
-        return self.op("Concat", *map(self.vector, items), axis=0)
-
-    def save(self, path: Path, metadata: dict[str, str], external: bool | None = None) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str], external: bool | None = None) -> None:
         """Write the nodes that are used, as a file.
 
         Args:
@@ -165,63 +111,35 @@ class Builder:
         Raises:
             OnnxError: the file cannot be written.
         """
-        nodes = _used(self.nodes, {out.name for out in self.outputs})
-        wanted = {n for node in nodes for n in node.input} | {i.name for i in self.inputs}
-        tensors = {n: t for n, t in self.initializers.items() if n in wanted}
-        outside = external or (external is None and sum(t.nbytes for t in tensors.values()) > _LARGEST)
+        self.graph.extend(self.nodes)
+        functions = [ir.serde.deserialize_function(f.to_function_proto()) for f in self.functions.values()]
+        model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="lfpgraph", functions=functions)
+        for work in (
+            common.InlinePass(),
+            common.LiftConstantsToInitializersPass(True, 0),
+            common.RemoveUnusedNodesPass(),
+        ):
+            work(model)
+        self.graph.opset_imports.clear()  # functions of torch name older opsets, of which nothing used has changed
+        self.graph.opset_imports[""] = OPSET
+        for node in self.graph:  # names of nodes and types of what is inside are no use in the file
+            node.name = None
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.type = value.shape = None
+        model.metadata_props.update(metadata)
+        tensors = [value.const_value for value in self.graph.initializers.values()]
+        outside = external or (external is None and sum(t.nbytes for t in tensors if t is not None) > _LARGEST)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.with_name(f"{path.name}.data") if outside else None
-            initializers = _stored(tensors, data)
-            graph = helper.make_graph(nodes, self.name, self.inputs, self.outputs, initializers)
-            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="lfpgraph")
-            model.ir_version = IR_VERSION
-            for key, text in metadata.items():
-                model.metadata_props.add(key=key, value=text)
-            path.write_bytes(model.SerializeToString())
+            data = f"{path.name}.data" if outside else None
+            ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL)
         except OSError as error:
             raise OnnxError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _stored(tensors: dict[str, Tensor], data: Path | None) -> list[TensorProto]:
-    """Tensors as ONNX stores them; with `data`, the large ones in that file, each at a multiple of 4096 bytes."""
-    if data is None:
-        return [to_proto(name, tensor) for name, tensor in tensors.items()]
-    found = []
-    with data.open("wb") as file:
-        for name, tensor in tensors.items():
-            if tensor.nbytes < 1024:
-                found.append(to_proto(name, tensor))
-                continue
-            file.seek(-(-file.tell() // 4096) * 4096)
-            proto = TensorProto(
-                name=name, data_type=onnx_type(tensor.dtype), dims=tensor.shape, data_location=TensorProto.EXTERNAL
-            )
-            for key, value in (("location", data.name), ("offset", file.tell()), ("length", tensor.nbytes)):
-                proto.external_data.add(key=key, value=str(value))
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            found.append(proto)
-    return found
-
-
-def _used(nodes: Sequence[Any], wanted: set[str]) -> list[Any]:
-    kept = []
-    wanted = set(wanted)
-    for node in reversed(nodes):
-        if any(name in wanted for name in node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The memory of a contiguous tensor on the CPU."""
-    return bytes(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
-
-
-def to_proto(name: str, tensor: Tensor) -> TensorProto:
-    """A tensor as ONNX stores it."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return helper.make_tensor(name, TensorProto.BFLOAT16, list(tensor.shape), tensor_bytes(tensor), raw=True)
-    return numpy_helper.from_array(np.asarray(tensor.numpy()), name)
+def _key(value: Any) -> Any:
+    """What an attribute is equal by."""
+    if isinstance(value, ir.TensorProtocol):
+        return (value.dtype, tuple(value.shape), value.tobytes()) if value.size <= _SMALL else id(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,33 +1,41 @@
-"""A functional ATen graph to ONNX nodes: one walk, one translator for each operation."""
+"""A functional ATen graph to ONNX nodes: one walk, one translator for each operation, most of them torch's own.
+
+Torch's exporter has a registry of functions that write an operation in ONNX's operators; `translators` holds the few that it
+lacks or that are better written otherwise. Operands must have the dtype in which torch computes, which is seen to here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
-from onnx import helper
+from onnx_ir.tensor_adapters import from_torch_dtype
+from onnxscript import evaluator
 from torch import Tensor, fx
 
-from ...errors import OnnxError
+from ...errors import OnnxError, one_line
 from ..registry import TRANSLATORS
-from . import arithmetic, elementwise, operands, places, shapes, slices, sums  # noqa: F401  (they fill the registry)
-from .builder import Builder, Value, onnx_type
+from . import translators  # noqa: F401  (it fills the registry)
+from .builder import Builder, settled
+from .functions import op, torchs
 
-__all__ = ["tensor_info", "translate", "value_of"]
+__all__ = ["translate"]
 
-
-def value_of(name: str, fake: Tensor) -> Value:
-    """A value of a known name for a fake tensor."""
-    return Value(name, fake.dtype, tuple(_settled(n) for n in fake.shape))
-
-
-def _settled(size: Any) -> Any:
-    """A size as a number where tracing has found that it can be no other."""
-    if isinstance(size, int):
-        return int(size)
-    expression = size.node.expr
-    return int(expression) if expression.is_number else size
+aten = torch.ops.aten
+_SUMS = {
+    aten.cat,
+    aten.cumsum,
+    aten.mean,
+    aten.prod,
+    aten.sum,
+    aten._softmax,
+    aten._log_softmax,
+}  # in their result's dtype
+_ORDERS = {aten.lt, aten.le, aten.gt, aten.ge}
 
 
 def translate(b: Builder, module: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
@@ -35,55 +43,100 @@ def translate(b: Builder, module: fx.GraphModule, inputs: Sequence[Any]) -> list
 
     Args:
         module: functional; its placeholders stand for `inputs` in order.
-        inputs: a `Value` (or a Python number) for each placeholder.
+        inputs: a value (or a Python number) for each placeholder.
 
     Returns:
-        What the graph returns: a `Value` for each tensor, or None.
+        What the graph returns: a value for each tensor, or None.
 
     Raises:
         OnnxError: operations without a translator, all of them named.
     """
-    _refuse_unknown(module.graph)
-    env: dict[fx.Node, Any] = {}
-    given = iter(inputs)
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            env[node] = next(given)
-        elif node.op == "get_attr":
-            tensor = getattr(module, node.target)
-            env[node] = Value(b.constant(tensor), tensor.dtype, tuple(tensor.shape))
-        elif node.op == "call_function":
-            env[node] = _call(b, node, env)
-    results = list(module.graph.nodes)[-1].args[0]
-    return [env[r] if isinstance(r, fx.Node) else None for r in results]
-
-
-def _refuse_unknown(graph: fx.Graph) -> None:
-    unknown = sorted({str(n.target) for n in graph.nodes if n.op == "call_function" and n.target not in TRANSLATORS})
-    if unknown:
+    targets = {n.target for n in module.graph.nodes if n.op == "call_function" and n.target is not operator.getitem}
+    if unknown := sorted(str(t) for t in targets if t not in TRANSLATORS and torchs(t) is None):
         raise OnnxError(
             f"no ONNX form is known for {', '.join(unknown)}; register one with lfpgraph.onnx.registry.translates"
         )
+    env: dict[fx.Node, Any] = {}
+    given = iter(inputs)
+    with evaluator.default_as(b):
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(given)
+            elif node.op == "get_attr":
+                env[node] = b.constant(getattr(module, node.target))
+            elif node.op == "call_function":
+                env[node] = _call(b, node, env)
+    results = list(module.graph.nodes)[-1].args[0]
+    return [env[r] if isinstance(r, fx.Node) and isinstance(r.meta["val"], Tensor) else None for r in results]
 
 
-def _call(b: Builder, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
-    result = node.meta.get("val")
-    if isinstance(result, int | torch.SymInt) and not isinstance(result, bool) and isinstance(_settled(result), int):
-        return _settled(result)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])  # type: ignore[misc]
+def _call(b: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    result, target = node.meta.get("val"), node.target
+    if isinstance(result, int | torch.SymInt) and not isinstance(result, bool) and isinstance(settled(result), int):
+        return settled(result)
+    if target is operator.getitem:
+        return env[node.args[0]][node.args[1]]  # type: ignore[index]
+    own = TRANSLATORS.get(target)
+    args, kwargs = fx.node.map_arg((_operands(node, env), node.kwargs), lambda n: env[n])  # type: ignore[misc]
+    if own is None:
+        args, kwargs = (
+            _plain(args),
+            {name: -1 if name == "dtype" and v is None else _plain(v) for name, v in kwargs.items()},
+        )
     try:
-        found = TRANSLATORS[node.target](b, result, *args, **kwargs)
-    except (NotImplementedError, KeyError) as error:
-        raise OnnxError(f"{node.target} ({node.name}) has no ONNX form: {error}") from error
-    if isinstance(result, Tensor):
-        return value_of(found.name if isinstance(found, Value) else found, result)
-    if isinstance(result, list | tuple):
-        return [value_of(name, part) if isinstance(part, Tensor) else name for name, part in zip(found, result)]
-    return found
+        found = (own or torchs(target))(*args, **kwargs)
+    except Exception as error:  # torch's functions raise what they like
+        raise OnnxError(
+            f"{target} ({node.name}) has no ONNX form: {one_line(getattr(error, '__cause__', None) or error)}"
+        ) from error
+    if not isinstance(result, list | tuple):
+        return b.describe(found, result)
+    return [b.describe(*pair) if isinstance(pair[1], Tensor) else pair[0] for pair in zip(found, result)]
 
 
-def tensor_info(name: str, value: Any, axes: Mapping[str, str]) -> Any:
-    """ONNX's description of an input or output like `value`; `axes` gives readable names to open sizes."""
-    sizes = [_settled(n) for n in value.shape]
-    shape = [n if isinstance(n, int) else axes.get(str(n), str(n)) for n in sizes]
-    return helper.make_tensor_value_info(name, onnx_type(value.dtype), shape)
+def _operands(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """A node's arguments, operands among them as the dtype in which torch computes."""
+    dtype = _meeting_dtype(node)
+
+    def met(argument: fx.Node, dtype: torch.dtype | None = dtype) -> Any:
+        value = env[argument]
+        if dtype is None or not isinstance(value, ir.Value) or value.dtype == from_torch_dtype(dtype):
+            return argument
+        found = op.Cast(value, to=from_torch_dtype(dtype))
+        found.dtype, found.shape = from_torch_dtype(dtype), value.shape
+        return found
+
+    args: Any = fx.node.map_arg(node.args, met)  # type: ignore[arg-type]
+    return (met(node.args[0], torch.bool), *args[1:]) if node.target is aten.where.self else args  # type: ignore[arg-type]
+
+
+def _meeting_dtype(node: fx.Node) -> torch.dtype | None:
+    """In which dtype torch computes an operation; None where operands keep their own."""
+    packet, result = getattr(node.target, "overloadpacket", None), node.meta.get("val")
+    if packet is None or not isinstance(result, Tensor):
+        return None
+    if packet in _SUMS:
+        return result.dtype
+    if packet is aten._to_copy or torch.Tag.pointwise not in node.target.tags:  # type: ignore[union-attr]
+        return None
+    if packet.__name__.startswith("logical"):
+        return torch.bool
+    if result.dtype != torch.bool:
+        return result.dtype
+    met = functools.reduce(torch.result_type, [_probe(a) for a in node.args]) if len(node.args) > 1 else None
+    met = met or node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    return torch.int32 if met == torch.bool and packet in _ORDERS else met
+
+
+def _probe(argument: Any) -> Any:
+    value = argument.meta["val"] if isinstance(argument, fx.Node) else argument
+    return value if isinstance(value, Tensor | int | float) else 1.0 if isinstance(value, torch.SymFloat) else 1
+
+
+def _plain(value: Any) -> Any:
+    """An argument as torch's functions take it."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return from_torch_dtype(value)
+    return str(value) if isinstance(value, torch.device | torch.layout | torch.memory_format) else value

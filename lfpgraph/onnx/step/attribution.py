@@ -21,7 +21,7 @@ from ...modes import eval_mode
 from ..operators.builder import Builder
 from ..operators.translation import translate
 from ..runtime.files import METADATA
-from .exporter import enter, graph_inputs, input_names, name_results, open_axes, state_inputs
+from .exporter import graph_inputs, input_names, name_results, open_axes, state_inputs
 from .trace import Step, static, traced
 
 __all__ = ["export_attribution"]
@@ -70,15 +70,14 @@ def export_attribution(
     rules = get_composite(composite)
     with eval_mode(model):
         step, readings = _traced(model, args, kwargs, rules, target)
-    b = Builder(type(model).__name__)
-    axes = open_axes(step, names)
+    b = Builder(type(model).__name__, open_axes(step, names))
     values = graph_inputs(b, model, step, names, state_inputs(model, step) if parameters == "inputs" else set(), False)
     if target == "weights":
-        values.append(enter(b, "weights", step.fakes[-1], axes))
+        values.append(b.input("weights", step.fakes[-1]))
     results = translate(b, step.module, values)
     explained = [f"relevance/{names[index]}" for index in readings]
     titles = [f"output_{i}" if i else "output" for i in range(len(results) - len(explained))]
-    name_results(b, [*titles, *explained], results, axes)
+    name_results(b, [*titles, *explained], results)
     described = {"composite": rules.name, "target": target, "outputs": titles, "relevance": explained, "format": 1}
     b.save(path, {METADATA.replace("training_step", "attribution"): json.dumps(described)}, external_data)
     return path

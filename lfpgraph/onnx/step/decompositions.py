@@ -16,6 +16,7 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 
 from ... import kernels
 from ...errors import OnnxError
+from ..operators import translators  # noqa: F401  (it fills the registry)
 from ..registry import DECOMPOSITIONS, TRANSLATORS, decomposes
 from . import decompositions_windows  # noqa: F401  (it fills the table)
 
@@ -31,13 +32,20 @@ _FURTHER = [
     aten.linalg_vector_norm,
     aten.max_pool2d_with_indices_backward,
     aten.native_batch_norm,
+    aten.var,
+    aten.var_mean,
 ]
+# What torch would take apart, and its exporter has an operator for.
+_WHOLE = {
+    aten._unsafe_index_put, aten.arange, aten.clamp_max, aten.clamp_min, aten.empty_like, aten.floor_divide, aten.sum,
+    aten.tril, aten.triu,
+}  # fmt: skip
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
-    """Decompositions for make_fx: ours, those of our own operations, then torch's for what no translator takes."""
+    """Decompositions for make_fx: ours, those of our own operations, then torch's for what is not translated as a whole."""
     torchs = {**core_aten_decompositions(), **get_decompositions(_FURTHER)}
-    table = {op: how for op, how in torchs.items() if op not in TRANSLATORS}
+    table = {op: how for op, how in torchs.items() if op not in TRANSLATORS and op.overloadpacket not in _WHOLE}
     return {**table, **kernels.DECOMPOSITIONS, **DECOMPOSITIONS}
 
 

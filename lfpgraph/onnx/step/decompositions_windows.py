@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators.operands import each_of
+from ..operators.translators import each_of
 from ..registry import decomposes
 
 aten = torch.ops.aten

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -17,14 +16,13 @@ from ...composites.composite import Composite, get_composite
 from ...errors import InputError, OnnxError, check_choice
 from ...graph.calls import arguments_of, state_tensors
 from ...modes import eval_mode
-from ..operators.builder import Builder, Value
-from ..operators.translation import tensor_info, translate, value_of
+from ..operators.builder import Builder
+from ..operators.translation import translate
 from ..runtime.files import METADATA
 from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step
 
 __all__ = [
-    "enter",
     "export_forward",
     "export_training_step",
     "graph_inputs",
@@ -162,45 +160,37 @@ def open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
     return axes
 
 
-def enter(b: Builder, name: str, fake: Tensor, axes: Mapping[str, str]) -> Value:
-    """Make a tensor an input of the file."""
-    b.reserve(name)
-    b.inputs.append(tensor_info(name, fake, axes))
-    return value_of(name, fake)
-
-
 def graph_inputs(
     b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool
-) -> list[Value]:
+) -> list[Any]:
     """Values for the step's placeholders; those that are inputs of the file are entered there.
 
     `given` names the parameters and buffers that are inputs; with `values` they have initializers, too. Every other
     tensor is an initializer alone.
     """
-    tensors, axes = state_tensors(model), open_axes(step, names)
+    tensors = state_tensors(model)
     found = []
     for (kind, target), fake in zip(step.inputs, step.fakes):
         name = names[target] if kind == "input" else str(target)
         if kind == "input" or name in given:
-            found.append(enter(b, name, fake, axes))
+            found.append(b.input(name, fake))
             if kind != "input" and values:
-                b.initializer(name, tensors[name])
+                b.initializer(found[-1], tensors[name])
         else:
-            constant = step.graph.constants[target] if kind == "constant" else tensors[target]
-            found.append(Value(b.constant(constant), constant.dtype, tuple(constant.shape)))
+            found.append(b.constant(step.graph.constants[target] if kind == "constant" else tensors[target]))
     return found
 
 
 def _step_graph(
     model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
 ) -> tuple[Builder, dict[str, Any]]:
-    b, axes = Builder(type(model).__name__, seed), open_axes(step, names)
+    b = Builder(type(model).__name__, open_axes(step, names), seed)
     frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
     stored = [*step.parameters, *frozen, *step.buffers]
     values = graph_inputs(b, model, step, names, set(stored), inside)
     target = {"external": "reward", "signal": "signal"}.get(reward, "target")
     extra = [target, "lr", *step.state]
-    values += [enter(b, name, fake, axes) for name, fake in zip(extra, step.fakes[len(step.inputs) :])]
+    values += [b.input(name, fake) for name, fake in zip(extra, step.fakes[len(step.inputs) :])]
     results = translate(b, step.module, values)
     open_names = {*names, target}
     changing = [*step.parameters, *step.buffers, *step.state]
@@ -209,7 +199,7 @@ def _step_graph(
     described = {
         "inputs": [names[index] for kind, index in step.inputs if kind == "input"],
         "target": target,
-        "example": {v.name: _hinted(v) for v in values[: len(step.inputs) + 1] if v.name in open_names},
+        "example": {v.name: _hinted(fake) for v, fake in zip(values, step.fakes) if v.name in open_names},
         "parameters": step.parameters,
         "frozen": frozen,
         "buffers": step.buffers,
@@ -223,22 +213,20 @@ def _step_graph(
         of = dict(zip([target for _, target in step.inputs], values))
         titles += [f"value/{name}" for name in stored]
         results += [of[name] for name in stored]
-    name_results(b, titles, results, axes)
+    name_results(b, titles, results)
     return b, described
 
 
-def _hinted(value: Value) -> list[int]:
+def _hinted(fake: Tensor) -> list[int]:
     """The shape that the example had."""
-    return [n if isinstance(n, int) else int(n.node.hint) for n in value.shape]
+    return [n if isinstance(n, int) else int(n.node.hint) for n in fake.shape]
 
 
-def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any], axes: Mapping[str, str]) -> None:
-    """Give results their names, by an Identity each, and enter them as outputs of the file."""
+def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any]) -> None:
+    """Enter results as outputs of the file, under their names."""
     for title, result in zip(titles, results):
-        if isinstance(result, Value):
-            b.reserve(title)
-            b.nodes.append(helper.make_node("Identity", [result.name], [title]))
-            b.outputs.append(tensor_info(title, result, axes))
+        if result is not None:
+            b.output(title, result)
 
 
 def state_inputs(model: nn.Module, step: Step) -> set[str]:
@@ -254,8 +242,7 @@ def state_inputs(model: nn.Module, step: Step) -> set[str]:
 def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> Builder:
     with eval_mode(model):
         step = trace_forward(model, args, kwargs)
-    b = Builder(type(model).__name__)
+    b = Builder(type(model).__name__, open_axes(step, names))
     results = translate(b, step.module, graph_inputs(b, model, step, names, state_inputs(model, step), False))
-    titles = [f"output_{i}" if i else "output" for i in range(len(results))]
-    name_results(b, titles, results, open_axes(step, names))
+    name_results(b, [f"output_{i}" if i else "output" for i in range(len(results))], results)
     return b

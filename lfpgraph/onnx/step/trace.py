@@ -28,6 +28,7 @@ REWARDS = {  # with their metrics
     "external": ("reward",),
     "signal": ("reward",),
 }
+aten = torch.ops.aten
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
@@ -151,6 +152,8 @@ def trace_step(
         raise OnnxError("the model has no float output with at least one dimension to give the reward to.")
     if rewarded not in plan.wanted:
         raise OnnxError("no reward can reach a parameter from the model's first float output; see lfpgraph.coverage.")
+    if reward == "softmax":
+        rewarded = _scores(plan, rewarded)
     trained = _reached(plan, places, trained, rewarded)
     output = rewarded.meta["val"]
     rule = OPTIMIZERS[optimizer]
@@ -180,6 +183,13 @@ def trace_step(
     step.state = [name for name, _ in state]
     step.metrics = list(REWARDS[reward])
     return step
+
+
+def _scores(plan: Plan, output: fx.Node) -> fx.Node:
+    """What an output that is itself a softmax over its last axis is made of, so that no softmax is taken twice."""
+    source = output.args[0] if output.args else None
+    last = output.target is aten.softmax.int and output.args[1] in (-1, output.meta["val"].dim() - 1)
+    return source if last and any(unit.node is source for unit in plan.units) else output  # type: ignore[return-value]
 
 
 def _reached(plan: Plan, places: list[int], trained: list[int], rewarded: fx.Node) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,8 +70,8 @@ def check_state(
                 done = state[what].get("last_epoch")
                 if key in mine and not (isinstance(done, int) and 0 <= done <= mine[key]):
                     raise CheckpointError(f"its schedule of {mine[key]} steps is at step {done!r}")
-            hidden = [key for key in state[what] if key not in mine and hasattr(type(holder), str(key))]
-            if hidden:  # loading would put a value in place of a method
+            hidden = [key for key in state[what] if key not in mine and hasattr(holder, str(key))]
+            if hidden:  # loading would put a value in place of a method, or of the optimizer
                 raise CheckpointError(f"its {what} has a value {hidden[0]!r}, which {type(holder).__name__} has not")
             _check_moved(mine, state[what], what)
     for own_state in state["each"]:
@@ -110,6 +112,13 @@ def _check_optimizer(state: Any, model: nn.Module, optimizer: Optimizer) -> None
         places |= dict(zip(theirs["params"], group["params"]))
         shared = {key: value for key, value in theirs.items() if key in group and key != "params"}
         _check_alike(group, shared, "optimizer")
+        for key, value in shared.items():
+            if (
+                isinstance(value, float)
+                and isinstance(group[key], float)
+                and math.isfinite(group[key]) > math.isfinite(value)
+            ):
+                raise CheckpointError(f"its optimizer.{key} is {value}")
         lost = [key for key in group if key not in theirs and (key == "lr" or key not in optimizer.defaults)]
         if lost:  # others are of a newer torch, and have their defaults
             raise CheckpointError(f"its optimizer has no {lost[0]!r}, which this one has")
@@ -126,6 +135,10 @@ def _check_optimizer(state: Any, model: nn.Module, optimizer: Optimizer) -> None
                 raise CheckpointError(f"its {where} is no tensor")
             if isinstance(value, Tensor) and held[key].shape != value.shape:
                 raise CheckpointError(f"its {where} is {list(held[key].shape)}, not {list(value.shape)}")
+            if isinstance(value, Tensor) and held[key].is_floating_point() != value.is_floating_point():
+                raise CheckpointError(f"its {where} is {held[key].dtype}, not {value.dtype}")
+            if isinstance(value, Tensor) and (held[key].isnan().any() or (key == "step" and held[key] < 0)):
+                raise CheckpointError(f"its {where} is NaN, or a number of steps below zero")
             _check_alike(value, held[key], where)
 
 
@@ -154,10 +167,12 @@ def _memory_of(optimizer: Optimizer, saved: Sequence[Any]) -> tuple[dict[Tensor,
 def _trial(optimizer: Optimizer, settings: Sequence[dict[str, Any]]) -> tuple[dict[Tensor, dict[str, Any]], bool]:
     twins: dict[Tensor, Tensor] = {}
     groups = []
+    given = inspect.signature(type(optimizer)).parameters
     for group, changed in zip(optimizer.param_groups, settings):
         made = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"]]
         twins.update(zip(made, group["params"]))
         groups.append({**group, **changed, "params": made, "foreach": False, "fused": False})
+        type(optimizer)(**{key: value for key, value in groups[-1].items() if key in given})  # looks at its settings
     trial = type(optimizer)(groups)  # type: ignore[call-arg]
     from_start = bool(trial.state)
     for parameter in twins:

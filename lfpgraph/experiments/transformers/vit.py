@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch.nn.functional import cross_entropy
 
-from ..demo.data import digits
-from ..models_zoo.digits import vit
-from .common.drawing import draw_curves
-from .common.harness import Report, Settings, Way
-from .common.models import seeded
-from .common.rates import tuned
+from ...demo.data import digits
+from ...models_zoo.digits import vit
+from ..common.drawing import draw_curves
+from ..common.harness import Report, Settings, Way
+from ..common.models import seeded
+from ..common.rates import tuned
 
 __all__ = ["run"]
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import random
 import warnings
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..demo.data import Arrays
-from ..optional import need
-from .common.drawing import draw_bars
-from .common.harness import Case, Report, Settings, Way
-from .common.rates import tuned
-from .common.texts import LIBRARIES, docstrings, package_folder
+from ...demo.data import Arrays
+from ...optional import need
+from ..common.drawing import draw_bars
+from ..common.harness import Case, Report, Settings, Way
+from ..common.models import seeded
+from ..common.rates import tuned
+from ..common.texts import LIBRARIES, docstrings, package_folder
 
 __all__ = ["run"]
 
 KINDS = {
     "all weights": (1e-4, 3e-4, 1e-3),
-    "LoRA, head frozen": (2e-3, 5e-3, 1e-2),
-    "LoRA, head trained": (2e-3, 5e-3, 1e-2),
+    "LoRA, head frozen": (2e-3, 5e-3, 1e-2, 2e-2),
+    "LoRA, head trained": (2e-3, 5e-3, 1e-2, 2e-2),
 }
 LENGTH = 32  # tokens of a text
 
@@ -30,19 +33,15 @@ def run(settings: Settings) -> Report:
     """The real MiniLM (22 M parameters): all weights, or LoRA of rank 4 with the new head trained or frozen as it was drawn."""
     train, test = _data()
     ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
-    cases, notes = list[Case](), list[str]()
-    for kind, rates in KINDS.items():
 
-        def start(seed: int, kind: str = kind) -> nn.Module:
-            torch.manual_seed(seed)
-            return _Classifier(kind)
+    def one(kind: str) -> tuple[list[Case], list[str]]:
+        start = seeded(lambda: _Classifier(kind))
+        how: dict[str, Any] = {"choosing": 3, "epochs": 2, "name": kind, "start": start, "batch_size": 32}
+        return tuned(start(0), ways, KINDS[kind], train, test, settings, **how)
 
-        found, chosen = tuned(
-            start(0), ways, rates, train, test, settings, choosing=3, epochs=2, name=kind, start=start, batch_size=32
-        )  # fmt: skip
-        cases += found
-        notes += chosen
-    return Report("finetune", "accuracy", cases, draw_bars, (9, 4), notes)
+    found = settings.runs.together([partial(one, kind) for kind in KINDS])
+    cases = [case for own, _ in found for case in own]
+    return Report("finetune", "accuracy", cases, draw_bars, (9, 4), [note for _, own in found for note in own])
 
 
 def _folder() -> str:
@@ -72,7 +71,9 @@ class _Classifier(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         transformers = need("transformers", "hf", "the experiment finetune")
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(_folder(), num_labels=len(LIBRARIES))
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            _folder(), num_labels=len(LIBRARIES), dtype=torch.float32
+        )
         self.model = model if kind == "all weights" else _with_adapters(model, kind.endswith("frozen"))
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -1,0 +1,154 @@
+"""Operations of an exported graph taken apart, each kind once: a loop over time holds the same one hundreds of times.
+
+torch's own way, `run_decompositions`, runs through all of them one by one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from .cells import cells_kept_whole
+from .rewrite import parts_of, region_body, takes_tensors
+
+__all__ = ["is_functional", "take_apart", "take_apart_all"]
+
+_aten = torch.ops.aten
+_WHOLE = {_aten.dropout.default: lambda x, p, train: torch.native_dropout(x, p, train)[0]}  # whose rule is a live run's
+_MAY_WRITE = {_aten.batch_norm.default, _aten._batch_norm_impl_index.default, _aten.instance_norm.default}  # statistics
+
+
+def take_apart(module: fx.GraphModule, parts: Mapping[Any, Callable[..., Any]]) -> bool:
+    """Replace operations by what they are made of, as far down as to operations that have a rule.
+
+    Args:
+        parts: the operations, and what computes each of them by others.
+
+    Returns:
+        Whether it was done. It is not, and nothing is changed, where one of them is made of operations that write in place.
+    """
+    known: dict[Any, fx.GraphModule] = {}
+    found = []
+    for node in module.graph.nodes:
+        if node.target in parts:
+            leaves, spec = tree_flatten((node.args, node.kwargs))
+            key = node.target, spec, *(_look(leaf) for leaf in leaves)
+            made_of = known.get(key) or _trace(parts[node.target], leaves, spec)
+            if made_of is None:
+                return False
+            known[key] = made_of
+            found.append((node, made_of))
+    for node, made_of in found:
+        given = [leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+        _paste(module.graph, node, made_of, given, lambda _, node=node: node.meta)
+    module.recompile()
+    return True
+
+
+def take_apart_all(module: fx.GraphModule) -> bool:
+    """The same of all operations without a rule, and of regions of no_grad.
+
+    Returns:
+        Whether it was done. It is not, and nothing is changed, where anything writes in place.
+    """
+    if torch._C._is_any_autocast_enabled():  # which casts inside of what is taken apart
+        return False
+    regions = {node: body for node in module.graph.nodes if (body := region_body(module, node)) is not None}
+    graphs = [module.graph, *(body.graph for body in regions.values())]
+    held = {node.args[1] for node in regions}
+    if not all(is_functional(graph, {*regions, *held}) for graph in graphs):
+        return False
+    parts = {op: made_of for graph in graphs for op, made_of in _without_rule(graph).items()}
+    if not all(take_apart(body, parts) for body in (*regions.values(), module)):
+        return False
+    for node, body in regions.items():
+        _paste(module.graph, node, body, node.args[2:], lambda inner: inner.meta)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return True
+
+
+def _without_rule(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
+    """The operations on tensors of a graph that are to be taken apart, and what each is made of."""
+    ops = {n.target for n in graph.nodes if isinstance(n.target, OpOverload) and _is_tensor(n.meta.get("val"))}
+    ops -= cells_kept_whole().keys()
+    return {op: of for op in ops if takes_tensors(op) and (of := _WHOLE.get(op) or parts_of(op)) is not None}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_is_tensor, value)))
+
+
+def is_functional(graph: fx.Graph, known: Container[fx.Node] = ()) -> bool:
+    """Whether a graph holds, beside nodes that are known, operations and sizes alone, and none writes in place."""
+    for node in graph.nodes:
+        op = node.target
+        if node in known:
+            continue
+        if node.op == "call_function" and isinstance(op, OpOverload):
+            if op._schema.is_mutable or op in _MAY_WRITE:
+                return False
+        elif node.op == "call_function" and not (op is operator.getitem or _is_size(node)):
+            return False
+        elif node.op == "get_attr":
+            return False
+    return True
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _look(leaf: Any) -> Any:
+    """What a trace can see of an argument."""
+    value = leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, str(value.shape), str(value.stride()), str(value.storage_offset())
+    return type(value), repr(value)
+
+
+def _trace(parts: Callable[..., Any], leaves: list[Any], spec: Any) -> fx.GraphModule | None:
+    """The graph of a function whose placeholders are the nodes among the arguments; None where it writes in place."""
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
+
+    def run(*given: Any) -> Any:
+        filled = list(leaves)
+        for place, value in zip(places, given):
+            filled[place] = value
+        args, kwargs = tree_unflatten(filled, spec)
+        with torch._C.DisableTorchFunction():  # by which the tracer would take a composite operation for whole again
+            return parts(*args, **kwargs)
+
+    values = [leaves[place].meta["val"] for place in places]
+    with next(value.fake_mode for value in values if isinstance(value, Tensor)):
+        own = [value.detach() if isinstance(value, Tensor) else value for value in values]  # told apart by identity
+        traced = make_fx(run, tracing_mode="real", pre_dispatch=True)(*own)
+    return traced if is_functional(traced.graph) and take_apart(traced, _without_rule(traced.graph)) else None
+
+
+def _paste(
+    graph: fx.Graph, node: fx.Node, made_of: fx.GraphModule, given: Sequence[Any], place: Callable[[fx.Node], Any]
+) -> None:
+    """Put a copy of a graph in place of a node; `place` says what is known of each of its nodes but the value."""
+    placeholders = [inner for inner in made_of.graph.nodes if inner.op == "placeholder"]
+    here: dict[fx.Node, Any] = dict(zip(placeholders, given))
+    with graph.inserting_before(node):
+        for inner in made_of.graph.nodes:
+            if inner.op == "call_function":
+                here[inner] = graph.node_copy(inner, here.__getitem__)
+                here[inner].meta = place(inner) | {"val": inner.meta["val"]}
+    results = fx.node.map_arg(made_of.graph.output_node().args[0], here.__getitem__)
+    if isinstance(results, list | tuple):
+        for item in list(node.users):
+            item.replace_all_uses_with(results[item.args[1]])  # type: ignore[arg-type,index]
+            graph.erase_node(item)
+    else:
+        node.replace_all_uses_with(results)  # type: ignore[arg-type]
+    graph.erase_node(node)

@@ -1,0 +1,97 @@
+"""Loops over recurrent cells that a model writes itself: taken apart once, or made one operation for all steps."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from lfpgraph.rules.loops import LSTM, RECURRENT
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.tracing.cells import cells_kept_whole
+from lfpgraph.tracing.recurrent import steps_as_one
+
+CELLS = {
+    "lstm": nn.LSTMCell,
+    "gru": nn.GRUCell,
+    "tanh": nn.RNNCell,
+    "relu": lambda *sizes, **options: nn.RNNCell(*sizes, nonlinearity="relu", **options),
+}
+
+
+class Loop(nn.Module):
+    """Two layers of cells, step by step, with dropout between them; all states of the second, and the last ones, are read."""
+
+    def __init__(self, cell: str, dropout: float = 0.0, feeds_back: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = CELLS[cell](3, 4), CELLS[cell](4, 4)
+        self.dropout, self.head, self.feeds_back = nn.Dropout(dropout), nn.Linear(4, 2), feeds_back
+
+    def forward(self, x: Tensor) -> Tensor:
+        lower = upper = None
+        found = []
+        for t in range(x.shape[1]):
+            lower = self.first(x[:, t], lower)
+            h = self.dropout(lower[0] if isinstance(lower, tuple) else lower)
+            upper = self.second(h + found[-1] if self.feeds_back and found else h, upper)
+            found.append(upper[0] if isinstance(upper, tuple) else upper)
+        ends = lower if isinstance(lower, tuple) else (lower,)
+        return self.head(torch.stack(found, 1).tanh().mean(1) + found[-1]) + sum(e.mean() for e in ends)
+
+
+def _feedback(model: nn.Module, x: Tensor, composite: str, engine: str) -> tuple[dict[str, Tensor], Any]:
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine)
+    x = x.clone().requires_grad_()
+    torch.manual_seed(5)
+    nn.functional.cross_entropy(wrapped(x), torch.tensor([0, 1])).backward()
+    return {"input": x.grad} | {n: p.grad for n, p in wrapped.named_parameters()}, wrapped
+
+
+def _operations(model: nn.Module, x: Tensor, as_one: bool) -> list[Any]:
+    with steps_as_one(lambda: as_one):
+        return [node.target for node in lfpgraph.trace(model, (x,)).operations()]
+
+
+def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-9, msg=f"{name} differs")
+
+
+@pytest.mark.parametrize(
+    ("cell", "composite", "dropout"),
+    [("lstm", "lfp", 0.5), ("gru", "lfp-epsilon", 0.0), ("tanh", "lfp", 0.0), ("relu", "lfp-epsilon", 0.5)],
+)
+def test_a_loop_has_the_numbers_of_its_steps(cell: str, composite: str, dropout: float) -> None:
+    torch.manual_seed(0)
+    model, x = Loop(cell, dropout).double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    live, _ = _feedback(model, x, composite, "live")
+    rolled, wrapped = _feedback(model, x, composite, "static")
+    _assert_equal(rolled, live)
+    (plan,) = lfpgraph.wrapping.calls.wrapping_of(wrapped).all_plans()
+    assert sum(unit.node.target in (LSTM, RECURRENT) for unit in plan.units) == 2
+
+
+def test_cells_taken_apart_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cell in CELLS:
+        model, x = Loop(cell, 0.5).eval(), torch.randn(2, 3, 3)
+        monkeypatch.undo()
+        graph = lfpgraph.trace(model, (x,))
+        for module in ("parts", "rewrite", "export"):
+            monkeypatch.setattr(f"lfpgraph.tracing.{module}.cells_kept_whole", dict)
+        monkeypatch.setattr("lfpgraph.tracing.export.take_apart_all", lambda module: False)
+        theirs = lfpgraph.trace(model, (x,))
+        assert torch.equal(*(g.module(*g.values_of_call(model, (x,), {}))[0] for g in (graph, theirs))), cell
+        assert not {node.target for node in graph.operations()} & cells_kept_whole().keys()
+
+
+def test_a_loop_is_rolled_up_where_its_inputs_are_there_before() -> None:
+    x = torch.randn(2, 5, 3)
+    by_steps = _operations(Loop("gru"), x, False)
+    assert RECURRENT not in by_steps
+    rolled = _operations(Loop("gru"), x, True)
+    assert rolled.count(RECURRENT) == 2 and len(rolled) < len(by_steps) / 3
+    fed_back = _operations(Loop("gru", feeds_back=True), x, True)
+    assert fed_back.count(RECURRENT) == 1  # the second layer reads its own state

@@ -1,0 +1,195 @@
+"""Long runs of random cases, a hundred at a time: `python -m tools.long_runs [KIND ...] --seconds 3600 --processes 2`.
+
+`tests/golden/long_runs.csv` says which seeds have run, on which torch, and which of them failed; a run goes on behind the
+last seed of its kind, so it may be stopped at any moment. `--again` runs those that failed once more. What is counted stays
+counted when the code changes: the table tells how much was tried so far, a failure is told the moment it is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import csv
+import logging
+import multiprocessing
+import resource
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["KINDS", "TABLE", "Row", "known", "run"]
+
+TABLE = Path(__file__).parents[1] / "tests" / "golden" / "long_runs.csv"
+BLOCK = 100
+_LONGEST = 120  # seconds of processor time of one case
+_MOST = 2**20  # kilobytes that a process may come to hold by files from elsewhere
+
+
+@dataclass
+class Row:
+    """The seeds of a kind that have run on one torch: `tried` of them from `first` on.
+
+    Attributes:
+        missed: the seeds that failed.
+        told: how many went which way, where there are several that are right.
+    """
+
+    first: int
+    tried: int = 0
+    missed: list[int] = field(default_factory=list)
+    told: collections.Counter[str] = field(default_factory=collections.Counter)
+
+
+def _graph(seed: int) -> str:
+    from tests.test_fuzz import check
+
+    check(seed)
+    return ""
+
+
+def _live_graph(seed: int) -> str:
+    from tests.test_live_fuzz import COMPOSITES, check
+
+    check(seed, 12, COMPOSITES)
+    return ""
+
+
+def _program(seed: int) -> str:
+    from tests.test_program_fuzz import check
+
+    check(seed)
+    return ""
+
+
+def _onnx(seed: int) -> str:
+    from tests.support.onnx_fuzz import outcome
+
+    found = outcome(seed)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < _MOST, "more than 1 GB"
+    return found
+
+
+# By kind: the first seed, and what a case is. Seeds below are those of the tests.
+KINDS: dict[str, tuple[int, Callable[[int], str]]] = {
+    "graphs": (30_000, _graph),
+    "live graphs": (30_000, _live_graph),
+    "programs": (30_000, _program),
+    "onnx": (0, _onnx),
+}
+
+
+def known() -> dict[tuple[str, str], Row]:
+    """What has run so far, by kind and version of torch."""
+    if not TABLE.exists():
+        return {}
+    with TABLE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["kind"], row["torch"]): Row(
+            int(row["first"]),
+            int(row["tried"]),
+            [*map(int, row["missed"].split())],
+            collections.Counter(dict(_counted(entry) for entry in row["told"].split(", ") if entry)),
+        )
+        for row in rows
+    }
+
+
+def _counted(entry: str) -> tuple[str, int]:
+    count, _, way = entry.partition(" ")
+    return way, int(count)
+
+
+def _write(rows: dict[tuple[str, str], Row]) -> None:
+    lines = [
+        [*key, row.first, row.tried, " ".join(map(str, row.missed)), ", ".join(f"{n} {w}" for w, n in sorted(row.told.items()))]
+        for key, row in sorted(rows.items())
+    ]  # fmt: skip
+    with TABLE.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["kind", "torch", "first", "tried", "missed", "told"], *lines])
+
+
+def _prepare() -> None:
+    """Of a process that runs cases: one thread, no log, static at the first call, and an end to what never ends."""
+    from lfpgraph.wrapping import choice
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no end after {_LONGEST} s of processor time")
+
+    choice.LIVE_FIRST = 0
+    torch.set_num_threads(1)
+    logging.getLogger("lfpgraph").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGVTALRM, stop)
+
+
+def _cases(kind: str, seeds: Sequence[int]) -> list[tuple[int, str, str]]:
+    """Of each seed: how it went, and what was wrong."""
+    found = []
+    for seed in seeds:
+        signal.setitimer(signal.ITIMER_VIRTUAL, _LONGEST)
+        try:
+            found.append((seed, KINDS[kind][1](seed), ""))
+        except Exception as error:
+            found.append((seed, "", f"{type(error).__name__}: {error}"))
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    return found
+
+
+def _blocks(kinds: Sequence[str], rows: dict[tuple[str, str], Row], again: bool) -> Iterator[tuple[str, list[int]]]:
+    """The next seeds, kind by kind in turn, without an end; or those that failed."""
+    version = torch.__version__.partition("+")[0]
+    for kind in kinds:
+        rows.setdefault((kind, version), Row(KINDS[kind][0]))
+    if again:
+        yield from ((kind, list(rows[kind, version].missed)) for kind in kinds)
+        return
+    following = {kind: rows[kind, version].first + rows[kind, version].tried for kind in kinds}
+    while True:
+        for kind in kinds:
+            yield kind, [*range(following[kind], following[kind] + BLOCK)]
+            following[kind] += BLOCK
+
+
+def run(kinds: Sequence[str], seconds: float, processes: int = 1, again: bool = False) -> bool:
+    """Run cases for so long, and note them in the table hundred by hundred; whether all held."""
+    rows, version = known(), torch.__version__.partition("+")[0]
+    end, held = time.monotonic() + seconds, True
+    blocks = _blocks(kinds, rows, again)
+    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _prepare)
+    waiting: collections.deque[tuple[str, Any]] = collections.deque()
+    with pool:
+        while True:
+            while len(waiting) < 2 * processes and time.monotonic() < end and (block := next(blocks, None)):
+                waiting.append((block[0], pool.submit(_cases, *block)))
+            if not waiting:
+                return held
+            kind, done = waiting.popleft()  # in their order, so that the table has no gaps
+            row = rows[kind, version]
+            for seed, way, wrong in done.result():
+                row.tried += not again
+                row.missed = sorted({*row.missed, seed} if wrong else {*row.missed} - {seed})
+                row.told.update([way] if way else [])
+                if wrong:
+                    held = False
+                    print(f"{kind}, seed {seed}: {wrong}", flush=True)
+            _write(rows)
+            print(f"{kind}: {row.tried:,} from seed {row.first:,} on, {len(row.missed)} missed", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all in turn by default")
+    parser.add_argument("--seconds", type=float, default=600, help="no new hundred is begun after this time (600)")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="those that failed")
+    given = parser.parse_args()
+    raise SystemExit(not run(given.kinds or list(KINDS), given.seconds, given.processes, given.again))
