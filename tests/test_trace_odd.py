@@ -300,6 +300,13 @@ def test_a_weak_proxy_is_no_module() -> None:
     model(torch.ones(2, 3)).sum().backward()
 
 
+def test_parameters_that_forward_writes_to_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 2))
+    found = lfpgraph.feedback(model, torch.arange(3), lambda out: out)
+    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
+    assert "0.weight" not in found and [text.startswith("forward writes to 0.weight") for text in said] == [True]
+
+
 def test_hooks_that_a_trace_leaves_out_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
     def hooked(self: Odd, x: Tensor) -> Tensor:
         x.register_hook(lambda s: 2 * s)
