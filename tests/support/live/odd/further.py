@@ -119,3 +119,22 @@ def hook_that_removes_itself():
             return out * 3
 
     return Model(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+@case(often=False)
+def cut_off_in_place():
+    """What a step has left is detached in place before the next one reads it, and an activation in the middle, too."""
+
+    class Model(Parts):
+        state = None
+
+        def forward(self, x):
+            if self.state is not None:
+                self.state.detach_()
+            h = self.a(x)
+            k = self.a(x + 1)
+            k.detach_()
+            self.state = self.b(h.relu() + k * self.a.bias) + (0 if self.state is None else 0.5 * self.state)
+            return self.state
+
+    return Model(), lambda model, i: train(model, data(5, 6, seed=i))
