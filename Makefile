@@ -50,7 +50,7 @@ bench: $(STAMP)
 # On a machine with a GPU, with the torch that it has; in ten minutes. Needs no network where setuptools is installed.
 gpu:
 	$(PYTHON) -c "import lfpgraph.rules" 2>/dev/null || $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
-	$(PYTHON) -m tools.gpu --json gpu.json
+	$(PYTHON) -m tools.gpu --json docs/gpu.json --page docs/gpu.md
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage --table docs/coverage.md

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from tools.pages import put_table
+
 ROOT = Path(__file__).parents[1]
 SIDES = ("backprop", "lfp", "lfp-live", "backprop-compiled", "lfp-compiled")
 MODELS = (
@@ -93,9 +95,42 @@ def versions() -> dict[str, str]:
     return found
 
 
+def put(found: dict[str, Any], page: Path) -> None:
+    """Write a run's tables into the page."""
+    run, rows = found.get("tests", {}), found.get("steps", {}).get("rows", [])
+    kinds = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    lines = [
+        "| | |",
+        "| --- | --- |",
+        f"| day | {found['date']} |",
+        f"| device | {found['device']} |",
+        f"| versions | {kinds} |",
+    ]
+    if run:
+        bad = sorted({*run.get("failure", ()), *run.get("error", ())})
+        skipped = len(run.get("skipped", ()))
+        lines.append(f"| tests | {run.get('passed', 0)} of {run.get('tests', '?')} passed, {skipped} skipped |")
+        lines += [f"| failed | `{name}` |" for name in bad]
+    put_table(page, "run", lines)
+    table = ["| model | side | step (ms) | over backprop | peak (GB) |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        for side in SIDES:
+            if side in row["errors"]:
+                table.append(f"| {row['model']} | {side} | {row['errors'][side].replace('|', '/')[:160]} | | |")
+            elif side in row["step_s"]:
+                ratio = f"{row['ratio'][side]:.2f}" if side in row["ratio"] else ""
+                peak = f"{row['peak'][side] / 1e9:.1f}" if side in row.get("peak", {}) else ""
+                table.append(f"| {row['model']} | {side} | {row['step_s'][side] * 1e3:.1f} | {ratio} | {peak} |")
+    missed = found.get("steps", {}).get("not_measured", [])
+    put_table(
+        page, "steps", [*table, *([f"| {', '.join(missed)} | | not measured in the time | | |"] if missed else [])]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", default="gpu.json")
+    parser.add_argument("--page", help="docs/gpu.md")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
     parser.add_argument("--processes", type=int, default=8, help="that run tests")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: to try this out")
@@ -118,6 +153,8 @@ def main() -> None:
     if options.only != "tests":
         found["steps"] = steps(options.device, left())
     path.write_text(json.dumps(found | {"seconds": round(time.time() - start)}, indent=1) + "\n")
+    if options.page:
+        put(found, Path(options.page))
     summary = found.get("tests", {})
     print(f"{name}: {summary.get('passed')} of {summary.get('tests')} tests passed; written to {path}")
     if summary and (not summary["finished"] or summary["failure"] or summary["error"]):

@@ -66,8 +66,10 @@ def _examples(module: fx.GraphModule) -> list[Any]:
 def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) -> tuple[Boxed, list[list[int] | None]]:
     """The compiled graph, and for each of its results the order of its axes in memory, None for a number.
 
-    The first `n_visible` results keep the traced layout; for the others inductor chooses.
+    The first `n_visible` results keep the traced layout; for the others inductor chooses the order of their axes. It may not
+    put room between rows, as it does on a GPU: the feedback takes what forward saves as lying densely.
     """
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -76,7 +78,8 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
 
     mode = next(v.fake_mode for v in examples if hasattr(v, "fake_mode"))
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with quiet(), torch.no_grad(), open_sizes, tracing(TracingContext(mode)), mode:
+    dense = config.patch(comprehensive_padding=False)
+    with quiet(), torch.no_grad(), open_sizes, dense, tracing(TracingContext(mode)), mode:
         table = {**select_decomp_table(), **DECOMPOSITIONS}
         lowered = make_fx(module, decomposition_table=table, tracing_mode="real")(*examples)
         with V.set_fake_mode(mode):
