@@ -120,3 +120,17 @@ def test_a_rule_that_looks_at_the_graph_is_traced_for_each_unit(monkeypatch: pyt
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     lfpgraph.wrap(model, composite, engine="static")(torch.randn(3, 4)).sum().backward()
     assert len(set(looks)) == 3
+
+
+def test_a_rule_may_draw_random_numbers_for_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn when the signal is there, not in the forward pass; some fused attention's own derivative counts as such a rule."""
+    monkeypatch.setattr(program, "repeats", lambda _: True)
+
+    def rule(call: Any, s: Tensor, *_: Any) -> Any:
+        x, *rest = call.vjp(s)
+        return [None if x is None else x * torch.bernoulli(s[:, :1].abs().clamp(0.5, 0.5)), *rest]
+
+    composite = lfpgraph.Composite("drawn", lfpgraph.Ruleset(handlers={torch.ops.aten.linear.default: rule}))
+    model, x = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), torch.randn(40, 4, requires_grad=True)
+    lfpgraph.wrap(model, composite, engine="static")(x).sum().backward()
+    assert x.grad is not None and 0 < int((x.grad == 0).all(1).sum()) < 40

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.graph import ancestors
+from ..passes.nodes import users_of
 from ..passes.partition import random_nodes
 from .call import Call
 from .plan import Plan
@@ -54,11 +55,13 @@ class Pattern:
 
     Attributes:
         module: placeholders are the values that the unit reads, the signals of the outputs, and those that arrive.
+        n_reads: how many of the placeholders are values; the others are signals.
         n_outputs: how many of its results are the unit's outputs; `answers` says for the others to which input they go.
         form: the epsilon of the answers, where they are in stabilized form. looked: its rule looked at the graph around it.
     """
 
     module: fx.GraphModule
+    n_reads: int
     n_outputs: int
     answers: list[int] = field(default_factory=list)
     form: float | None = None
@@ -69,7 +72,8 @@ class Pattern:
         self.placeholders = [node for node in nodes if node.op == "placeholder"]
         self.results: list[Any] = list(nodes[-1].args[0])
         ahead = ancestors([r for r in self.results[: self.n_outputs] if isinstance(r, fx.Node)])
-        ahead |= random_nodes([n for n in nodes if n.op == "call_function"])
+        of_signals = users_of(self.placeholders[self.n_reads :], nodes)
+        ahead |= {n for n in random_nodes([n for n in nodes if n.op == "call_function"]) if n not in of_signals}
         ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
         body = [n for n in nodes if n.op in ("call_function", "get_attr")]
         self.forward, self.backward = ([n for n in body if (n in ahead) is is_ahead] for is_ahead in (True, False))
@@ -155,7 +159,7 @@ class Patterns:
             return outputs + [fit(self.plan, call, i, answers[i]) for i in facts["answers"]]  # type: ignore[arg-type]
 
         examples = [*(self.values[node] for node in reads), *self.signals, *(a.value for a in arrived)]
-        return Pattern(self._graph(run, examples), **facts)
+        return Pattern(self._graph(run, examples), len(reads), **facts)
 
     def _graph(self, run: Callable[..., Any], examples: Sequence[Any]) -> fx.GraphModule:
         """Trace on copies: units that are alike have the same fake values, and a tracer tells arguments by identity."""
@@ -180,7 +184,7 @@ class Patterns:
                 assert arrived_in_all is not None
                 return [self.plan.feedback(node, value, arrived_in_all)]
 
-            self.kept[key] = Pattern(self._graph(run, [self.values[node], *(a.value for a in arrived)]), 0, [0])
+            self.kept[key] = Pattern(self._graph(run, [self.values[node], *(a.value for a in arrived)]), 1, 0, [0])
         return self.kept[key]
 
 
