@@ -265,7 +265,7 @@ def test_statistics_that_stay_are_inside_the_forward_file(tmp_path: Path) -> Non
     assert relative(torch.from_numpy(trainer.predict(x.numpy())), output_of(model(x)).detach()) <= 1e-5
 
 
-@pytest.mark.parametrize(("how", "most"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)])
+@pytest.mark.parametrize(("how", "most"), [("float16", 1e-3), ("int8", 2e-2)])
 def test_frozen_parameters_may_take_less_room(how: str, most: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x, y = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 5)), torch.randn(6, 64), np.arange(6) % 5
@@ -277,4 +277,4 @@ def test_frozen_parameters_may_take_less_room(how: str, most: float, tmp_path: P
         found, expected = (t.step(x.numpy(), y, 0.1).metrics["loss"] for t in (trainer, other))
     assert found == pytest.approx(expected, rel=10 * most) and set(trainer.parameters()) == {"2.weight", "2.bias"}
     saved = whole.stat().st_size - path.stat().st_size
-    assert saved > {"float32": 0, "float16": 0.45, "int8": 0.7}[how] * model[0].weight.nbytes
+    assert saved > {"float16": 0.45, "int8": 0.7}[how] * model[0].weight.nbytes

@@ -115,6 +115,7 @@ def _write(rows: dict[tuple[str, str], Row]) -> None:
     lines = [
         [*key, row.first, row.tried, " ".join(map(str, row.missed)), ", ".join(f"{n} {w}" for w, n in sorted(row.told.items()))]
         for key, row in sorted(rows.items())
+        if row.tried
     ]  # fmt: skip
     with TABLE.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([["kind", "torch", "first", "tried", "missed", "told"], *lines])

@@ -132,7 +132,8 @@ def fuzz(count: int) -> tuple[int, int, str]:
     """Random graphs and programs of all kinds: from the table that `make long-runs` writes."""
     found = _long_runs("graphs", "live graphs", "programs")
     rows = (f"{row.tried:,} {kind} on torch {torch}, from seed {row.first:,} on" for kind, torch, row in found)
-    return *_counts(found), "; ".join(rows)
+    missed = [f"{kind} {seed}" for kind, _, row in found for seed in row.missed]
+    return *_counts(found), "; ".join(rows) + (f"; missed: {', '.join(missed)}" if missed else "")
 
 
 def _tests(*files: str, marks: str = "not slow") -> Callable[[int], tuple[int, int, str]]:
