@@ -137,8 +137,7 @@ class _PlannedStep:
 
     def slopes(self, x: Tensor, z: Tensor, *before: Tensor) -> list[Tensor | None]:
         """What `Slopes` holds, for steps that are rows of the tensors."""
-        given, (h, *rest) = (x, *before), self.ends
-        form_h = self._form(h, None)
+        given, (h, *rest), form_h = (x, *before), self.ends, self._form(self.ends[0], None)
         of_h, passed, values = self._probe(given, z, h, form_h, stops=rest)
         if not rest:
             x_h, z_h, h_h = of_h
