@@ -18,6 +18,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
+# All that make test leaves out, in under an hour on two cores.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal
 

@@ -55,6 +55,18 @@ def test_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert example("lightning_module").main(["--epochs", "2"]) > 0.85
 
 
+def test_finetune_onnx(tmp_path: Path) -> None:
+    """On a small file in place of the pretrained one: lines are drawn, the step trains, the weights are saved."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    layers = [torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(432, 2), torch.nn.Softmax(-1)]
+    model = torch.nn.Sequential(*layers)
+    lfpgraph.onnx.export_training_step(model, torch.randn(2, 3, 48, 192), tmp_path / "step.onnx", optimizer="adam")
+    few = ["--samples", "16", "--held-out", "16", "--epochs", "2", "--save", str(tmp_path / "new.safetensors")]
+    scores = example("finetune_onnx").main([str(tmp_path / "step.onnx"), *few])
+    assert all(0 <= score <= 1 for score in scores) and (tmp_path / "new.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_lora() -> None:
     """Adapters trained by LFP do about what backprop's do, and far more than the head alone."""

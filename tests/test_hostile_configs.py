@@ -29,6 +29,12 @@ WRONG: dict[str, Any] = {
     "sizes below zero": {**TINY, "hidden_size": -16},
     "layers as a list": {**TINY, "num_hidden_layers": [1]},
     "absurd labels": {**TINY, "num_labels": 10**9},
+    "a number of 5,000 digits": json.dumps(TINY)[:-1] + ', "layers": ' + "9" * 5000 + "}",
+    "half a character": '{"model_type": "be\\ud800rt"}',
+    "labels as a list": {**TINY, "id2label": ["a", "b"]},
+    "a class": {**TINY, "__class__": "evil"},
+    "methods": {**TINY, "to_dict": 1, "validate": 0},
+    "no heads": {**TINY, "num_attention_heads": 0},
     "a dtype of none": {**TINY, "dtype": "evil"},
 }
 

@@ -33,7 +33,7 @@ from .support.live import (  # noqa: F401  (fill CASES)
     states,
     tools,
 )
-from .support.live.odd import callers, hidden, inner, pythonic, values, writes  # noqa: F401
+from .support.live.odd import callers, further, hidden, inner, pythonic, values, writes  # noqa: F401
 from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
 
 

@@ -13,6 +13,7 @@ import torch
 from lfpgraph.errors import OnnxError
 
 from .support.helpers import run_cli
+from .support.onnx_files import small_mlp
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -182,3 +183,21 @@ except lfpgraph.LfpGraphError as error:
     done = subprocess.run([sys.executable, "-c", code, str(step)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "lfpgraph[onnx]" in done.stdout
+
+
+def test_a_part_of_a_file_learns_a_new_label_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = small_mlp()
+    proto.graph.node[-1].output[0] = "scores"
+    proto.graph.node.append(onnx.helper.make_node("Softmax", ["scores"], ["y"], axis=1))
+    onnx.save(proto, tmp_path / "file.onnx")
+    arguments = ("--train-step", str(tmp_path / "step.onnx"), "--trainable", "fc2.*", "--reward", "softmax")
+    assert run_cli(monkeypatch, "export", str(tmp_path / "file.onnx"), *arguments) == 0
+    trainer = OrtTrainer(tmp_path / "step.onnx")
+    start, x = trainer.parameters(), np.random.default_rng(1).normal(size=(288, 8)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    history = trainer.fit(x[:192], y[:192], epochs=20, batch_size=16, lr=5e-2, validation=(x[192:], y[192:]))
+    assert history[-1]["val_accuracy"] > 0.75 > history[0]["val_accuracy"]
+    moved = {name for name, value in trainer.parameters().items() if not np.array_equal(value, start[name])}
+    assert moved == {"fc2.weight", "fc2.bias"}

@@ -16,7 +16,7 @@ def check(count: int, fewest: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = collections.Counter(map(outcome, range(count)))
     assert min(seen[way] for way in ("refused", "failed", "ran")) > fewest
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4_000_000  # kB
 
 
 def test_mutated_files_give_our_own_errors() -> None:

@@ -267,7 +267,7 @@ def test_numbers_of_parts_that_make_no_sense() -> None:
         helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0),
     ]
     for nodes, shape, message in (
-        ([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=4)], [2, 3, 8], "cannot share"),
+        ([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=4)], [2, 3, 8], "Attention"),
         ([helper.make_node("Scan", ["x"], ["y"], body=body, num_scan_inputs=9)], [2, 3], "9 of its 1 inputs"),
         (parts, [10**6, 1], "parts"),
     ):

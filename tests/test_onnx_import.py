@@ -251,3 +251,21 @@ def test_the_module_is_like_any_other(tmp_path: Path) -> None:
         lfpgraph.feedback(model, x, torch.ones(3, 3), composite)["fc1.weight"],
         lfpgraph.feedback(model, x, torch.ones(3, 3), "lfp-epsilon")["fc1.weight"],
     )
+
+
+def test_a_shape_of_few_bits_keeps_the_batch_open(tmp_path: Path) -> None:
+    """Paddle's exporter puts shapes together from int32 constants, and writes open sizes as -1."""
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Slice", ["s", "zero", "one"], ["n"]),
+             helper.make_node("Cast", ["eight"], ["e"], to=onnx.TensorProto.INT64),
+             helper.make_node("Concat", ["n", "e"], ["w"], axis=0),
+             helper.make_node("Reshape", ["x", "w"], ["r"]), helper.make_node("MatMul", ["r", "k"], ["y"])]  # fmt: skip
+    values = {
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "eight": np.array([8], np.int32),
+        "k": np.ones((8, 3), np.float32),
+    }
+    model = load(make(nodes, {"x": [-1, 2, 4]}, ["y"], values))
+    assert model.example()[0].shape == (2, 2, 4)
+    path = lfpgraph.onnx.export_training_step(model, model.example(), tmp_path / "s.onnx")
+    assert lfpgraph.onnx.OrtTrainer(path).predict(np.ones((5, 2, 4))).shape == (5, 3)

@@ -70,7 +70,10 @@ def outputs(path: Path) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, {"x": X})[0]
 
 
-@pytest.mark.parametrize("way", ["dynamic channels", "pairs channels", "operators", "16 bits"])
+SLOW = [pytest.param(way, marks=pytest.mark.slow) for way in ("dynamic", "pairs", "16 bits")]
+
+
+@pytest.mark.parametrize("way", ["dynamic channels", "pairs channels", "operators", *SLOW])
 def test_the_quantisers_files_run_and_train(way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     path, x = quantised(way, tmp_path), torch.from_numpy(X)

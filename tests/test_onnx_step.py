@@ -255,3 +255,26 @@ def test_an_operation_is_translated_as_registered(tmp_path: Path, monkeypatch: p
     model, x = Unknown(), torch.randn(3, 4)
     trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx", composite="gradient"))
     np.testing.assert_allclose(trainer.predict(x.numpy()), torch.cos(x @ model.weight).detach(), rtol=1e-5)
+
+
+def test_statistics_that_stay_are_inside_the_forward_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = CASES["norm_cnn"].build().eval(), CASES["norm_cnn"].batch(4)
+    trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx"))
+    assert not trainer.description["buffers"]
+    assert relative(torch.from_numpy(trainer.predict(x.numpy())), output_of(model(x)).detach()) <= 1e-5
+
+
+@pytest.mark.parametrize(("how", "most"), [("float16", 1e-3), ("int8", 2e-2)])
+def test_frozen_parameters_may_take_less_room(how: str, most: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 5)), torch.randn(6, 64), np.arange(6) % 5
+    model[0].requires_grad_(False)
+    whole, path = (export_training_step(model, x, tmp_path / f"{k}.onnx", frozen=k) for k in ("inputs", how))
+    trainer, other = OrtTrainer(path), OrtTrainer(whole)
+    assert relative(torch.from_numpy(trainer.predict(x.numpy())), model(x).detach()) <= most
+    for _ in range(3):
+        found, expected = (t.step(x.numpy(), y, 0.1).metrics["loss"] for t in (trainer, other))
+    assert found == pytest.approx(expected, rel=10 * most) and set(trainer.parameters()) == {"2.weight", "2.bias"}
+    saved = whole.stat().st_size - path.stat().st_size
+    assert saved > {"float16": 0.45, "int8": 0.7}[how] * model[0].weight.nbytes

@@ -298,14 +298,3 @@ def test_a_weak_proxy_is_no_module() -> None:
     model, other = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3))), nn.Linear(2, 2)
     vars(model)["trainer"] = weakref.proxy(other)
     model(torch.ones(2, 3)).sum().backward()
-
-
-def test_hooks_that_a_trace_leaves_out_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    def hooked(self: Odd, x: Tensor) -> Tensor:
-        x.register_hook(lambda s: 2 * s)
-        return x * self.scale
-
-    for _ in range(2):
-        lfpgraph.feedback(Odd(hooked), torch.randn(3, 4), lambda out: out)
-    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
-    assert sum("sets a hook on a tensor" in text for text in said) == 1

@@ -55,9 +55,9 @@ class Line:
                 ]
 
 
-def run(engine: str, kind: str, most: int | None = None) -> Iterator[Line]:
-    """Run the samples, `most` of each."""
-    for info in differentiable() if kind == "operation" else modules():
+def run(engine: str, kind: str, most: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Line]:
+    """Run the samples, `most` of each; of all operations one part of several."""
+    for info in (differentiable() if kind == "operation" else modules())[part::parts]:
         found: dict[str, Line] = {}
         for outcome in (outcomes if kind == "operation" else module_outcomes)(info, most, engine):
             found.setdefault(outcome.name, Line(engine, kind, outcome.name)).add(outcome)

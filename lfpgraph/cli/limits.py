@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from ..errors import TargetError, first_line
+from ..errors import TargetError, first_line, one_line
 
 __all__ = ["limited", "told"]
 
@@ -79,4 +79,5 @@ def _memory(more: int) -> Iterator[None]:
 def told(error: Exception) -> str:
     """An error of somebody else's code in a message of ours."""
     line = first_line(error) or ("it asks for too much" if isinstance(error, MemoryError) else "")
+    line = one_line(error, 300) if line.endswith(":") else line  # what is wrong stands below
     return f"{type(error).__name__}: {line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .plan import make_plan
 from .propagate import run_backward, run_forward
 
 __all__ = ["feedback"]
+
+log = logging.getLogger("lfpgraph")
 
 
 def feedback(
@@ -51,6 +54,11 @@ def feedback(
     options = Options(on_missing, fallback, check=check)
     args, kwargs = arguments_of(inputs, InputError)
     graph = trace(model, args, kwargs, fallback=options.fallback)
+    written = sorted({p.target for p in graph.placeholders if p.kind == "parameter"} & set(graph.mutations))
+    if written:
+        log.warning(
+            "forward writes to %s, whose feedback a trace does not have; wrap(model) gives it, live", ", ".join(written)
+        )
     values = graph.values_of_call(model, args, kwargs)
     kinds = list(zip(graph.placeholder_nodes, graph.placeholders))
     wanted = {n for n, p in kinds if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta.get("val")))}

@@ -215,7 +215,6 @@ def clean(traced: fx.GraphModule) -> None:
             node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
         _shorten(node)
     traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)
-    traced.recompile()
 
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:

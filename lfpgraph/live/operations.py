@@ -145,20 +145,20 @@ def _functional(op: OpOverload) -> OpOverload:
     packet = getattr(aten, name.removesuffix("_"), None) if op.namespace == "aten" and name.endswith("_") else None
     if packet is None:
         return op
-    found = getattr(packet, op._overloadname, None)
-    if found is not None:
-        return found  # type: ignore[no-any-return]
-    wanted = [(a.name, str(a.type)) for a in op._schema.arguments]
-    overloads = (getattr(packet, name) for name in packet.overloads())
-    return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), op)
+    return _overload(packet, [str(a.type) for a in op._schema.arguments], op._overloadname) or op
 
 
 def without_out(op: OpOverload) -> OpOverload | None:
     """The operation that returns what another one writes to the tensor `out`."""
-    packet = op._overloadpacket
-    wanted = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
-    overloads = (getattr(packet, name) for name in packet.overloads())
-    return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), None)
+    wanted = [str(a.type) for a in op._schema.arguments if not a.is_out]
+    return _overload(op._overloadpacket, wanted)
+
+
+def _overload(packet: Any, wanted: list[str], likely: str = "default") -> OpOverload | None:
+    """The overload that takes arguments of these types: `pow.Scalar` takes others than `pow_.Scalar`."""
+    names = sorted(packet.overloads(), key=lambda name: name != likely)
+    overloads = (getattr(packet, name) for name in names)
+    return next((o for o in overloads if [str(a.type) for a in o._schema.arguments] == wanted), None)
 
 
 def _opener(op: OpOverload) -> Callable[..., Any] | None:

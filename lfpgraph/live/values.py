@@ -135,7 +135,7 @@ class Values:
         return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
 
     def _leaf(self, x: Tensor) -> int:
-        if _is_over(x):
+        if torch._C._functorch.is_dead_tensor_wrapper(x):  # type: ignore[attr-defined]
             number = self.number(torch._C._functorch.unwrap_if_dead(x))
             self.equate(x, number)
             return number

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear
 from torch.utils._pytree import tree_leaves
 
@@ -19,10 +20,10 @@ from ..rules.loops import LSTM, RECURRENT
 from ..rules.recurrent import CELLS
 from .recurrent import are_steps_one
 
-__all__ = ["cells_kept_whole", "roll_up"]
+__all__ = ["cells_kept_whole", "emit", "roll_up"]
 
 _aten = torch.ops.aten
-_NAMES = {
+_NAMES: dict[Any, str] = {
     _aten.lstm_cell.default: "lstm",
     _aten.gru_cell.default: "gru",
     _aten.rnn_tanh_cell.default: "tanh",
@@ -47,9 +48,8 @@ def cells_kept_whole() -> dict[Any, Callable[..., Any]]:
     return {} if torch._C._is_any_autocast_enabled() else _PARTS
 
 
-def roll_up(module: fx.GraphModule) -> None:
+def roll_up(graph: fx.Graph) -> None:
     """Let cells of the same weights, each of which starts from the state that the one before it leaves, be one operation."""
-    graph = module.graph
     chains = _chains(graph)
     if not chains or not are_steps_one():
         return
@@ -62,7 +62,6 @@ def roll_up(module: fx.GraphModule) -> None:
             _read_whole(graph, node)
     _sort(graph, draws)
     graph.eliminate_dead_code()
-    module.recompile()
 
 
 def _arguments(cell: fx.Node) -> list[Any]:
@@ -134,19 +133,19 @@ def _roll(graph: fx.Graph, chain: Sequence[fx.Node]) -> None:
     given = [_arguments(cell) for cell in chain]
     (_, states, w_x, w, b_x, b), cell = given[0], _NAMES[chain[0].target]
     with graph.inserting_before(chain[0]):
-        emit = partial(_emit, graph, chain[0])
+        make = partial(emit, graph, chain[0])
         xs = [x for x, *_ in given]
         whole = _whole(xs)
-        x = emit(_aten.stack.default, xs) if whole is None else _turned(emit, *whole, 0)
-        x = emit(_aten.linear.default, x, w_x, b_x)
-        made = emit(LSTM, x, *states, w, b) if cell == "lstm" else emit(RECURRENT, x, *states, w, b, cell)
+        x = make(_aten.stack.default, xs) if whole is None else _turned(make, *whole, 0)
+        x = make(_aten.linear.default, x, w_x, b_x)
+        made = make(LSTM, x, *states, w, b) if cell == "lstm" else make(RECURRENT, x, *states, w, b, cell)
         for i in range(len(states)):
             after = [[u for u in c.users if u.args[1] == i] if cell == "lstm" else [c] for c in chain]
             read = [t for t, nodes in enumerate(after) if any(node.users for node in nodes)]
-            all_steps = emit(operator.getitem, made, i)
-            steps = emit(_aten.unbind.int, all_steps) if len(read) > 2 else None
+            all_steps = make(operator.getitem, made, i)
+            steps = make(_aten.unbind.int, all_steps) if len(read) > 2 else None
             for t in read:
-                step = emit(_aten.select.int, all_steps, 0, t) if steps is None else emit(operator.getitem, steps, t)
+                step = make(_aten.select.int, all_steps, 0, t) if steps is None else make(operator.getitem, steps, t)
                 for node in after[t]:
                     node.replace_all_uses_with(step)
     for node in reversed(chain):
@@ -155,11 +154,11 @@ def _roll(graph: fx.Graph, chain: Sequence[fx.Node]) -> None:
         graph.erase_node(node)
 
 
-def _emit(graph: fx.Graph, like: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+def emit(graph: fx.Graph, like: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A new node, with the place in the model of another."""
     node = graph.call_function(op, args, kwargs)
     values = fx.node.map_arg(args, lambda n: n.meta["val"])
-    mode = next(value.fake_mode for value in tree_leaves(values) if isinstance(value, Tensor))
+    mode = next(value.fake_mode for value in tree_leaves(values) if isinstance(value, FakeTensor))
     with torch.no_grad(), mode:
         node.meta = like.meta | {"val": op(*values, **kwargs)}
     return node
@@ -191,11 +190,11 @@ def _part_of(node: fx.Node) -> tuple[fx.Node, int, int] | None:
     return source, dim % source.meta["val"].dim(), place
 
 
-def _turned(emit: Callable[..., fx.Node], source: fx.Node, dim: int, to: int) -> fx.Node:
+def _turned(make: Callable[..., fx.Node], source: fx.Node, dim: int, to: int) -> fx.Node:
     """A tensor with one of its dimensions moved to another place."""
     order = [d for d in range(source.meta["val"].dim()) if d != dim]
     order.insert(to, dim)
-    return source if dim == to else emit(_aten.permute.default, source, order)
+    return source if dim == to else make(_aten.permute.default, source, order)
 
 
 def _read_whole(graph: fx.Graph, node: fx.Node) -> None:
@@ -206,8 +205,8 @@ def _read_whole(graph: fx.Graph, node: fx.Node) -> None:
         return
     dim = (dims[0] if dims else 0) % node.meta["val"].dim()  # type: ignore[operator]
     with graph.inserting_before(node):
-        emit = partial(_emit, graph, node)
-        made = emit(_aten.clone.default, _turned(emit, *whole, dim), memory_format=torch.contiguous_format)
+        make = partial(emit, graph, node)
+        made = make(_aten.clone.default, _turned(make, *whole, dim), memory_format=torch.contiguous_format)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
 
@@ -220,8 +219,8 @@ def _sort(graph: fx.Graph, draws: Sequence[fx.Node]) -> None:
     for before, draw in pairwise(draws):
         ahead[draw].add(before)
     after: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
-    for node, before in ahead.items():
-        for n in before:
+    for node, sources in ahead.items():
+        for n in sources:
             after[n].append(node)
     ready = [i for i, node in enumerate(nodes) if not ahead[node]]
     end = graph.output_node()

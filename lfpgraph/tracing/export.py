@@ -140,14 +140,14 @@ def export_flat(
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
         with autocast_noted():
-            if not take_apart_all(program.graph_module):
-                program = _functional(program)
-            roll_up(program.graph_module)
+            written = take_apart_all(program.graph_module)
+            program = _functional(program) if written is None else program
+            roll_up(program.graph_module.graph)
             take_apart(program.graph_module, cells_kept_whole())
         cast_inside(program.graph_module.graph)
         tidy(program.graph_module)
     _refuse_parameters_as_constants(module, program.constants)
-    return _to_graph(program, record, shapes is not None, placeholders)
+    return _to_graph(program, record, shapes is not None, placeholders, [node.name for node in written or ()])
 
 
 def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -213,21 +213,29 @@ _KINDS = {
 
 
 def _to_graph(
-    program: torch.export.ExportedProgram, record: Any, dynamic: bool, arguments: list[Placeholder] | None
+    program: torch.export.ExportedProgram,
+    record: Any,
+    dynamic: bool,
+    arguments: list[Placeholder] | None,
+    written: Sequence[str],
 ) -> OpGraph:
+    """A program in our form; its first outputs are what the placeholders `written` hold in the end."""
     constants = {name.removeprefix("model."): value for name, value in program.constants.items()}
     placeholders = _placeholders(program, arguments, constants)
     names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     named = dict(zip(names, placeholders))
     state: dict[int, Any] = {}  # places of changed buffers and parameters among the outputs, and their names
     inputs: dict[int, Any] = {}
-    for place, out in enumerate(program.graph_signature.output_specs):
+    for place, name in enumerate(written):
+        (inputs if named[name].kind == "input" else state)[place] = named[name].target
+    for place, out in enumerate(program.graph_signature.output_specs, len(written)):
         if out.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             state[place] = str(out.target).removeprefix("model.")
         elif out.kind == OutputKind.USER_INPUT_MUTATION:
             changed = named[str(out.target)]
             (inputs if changed.kind == "input" else state)[place] = changed.target
-    results = [i for i in range(len(program.graph_signature.output_specs)) if i not in state and i not in inputs]
+    n_outputs = len(written) + len(program.graph_signature.output_specs)
+    results = [i for i in range(n_outputs) if i not in state and i not in inputs]
     _reorder(program.graph_module, [*state, *inputs, *results])
     return OpGraph(
         module=program.graph_module,

@@ -98,8 +98,8 @@ def tracing() -> Iterator[None]:
 
     Its checkpoints run plainly meanwhile: the reentrant kind has no gradients, and of one inside another torch.export loses
     them. Inference mode is no_grad to it, since torch.export does not see the other. Its distributions do not look at their
-    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused. Of a
-    hook that it sets on a tensor, which is not in a trace, the log has a line.
+    parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused, and
+    so is what is cut off in place. Of a hook that it sets on a tensor, which is not in a trace, the log has a line.
     """
     wait_for_traces()
     with LOCK:
@@ -111,6 +111,7 @@ def tracing() -> Iterator[None]:
             setattr(torch.inference_mode, "__enter__", _enter_or_no_grad)  # noqa: B010
             vars(eager_transforms).update({name: _refused(begin) for name, begin in _BEGIN.items()})
             setattr(Tensor, "register_hook", _register_and_tell)  # noqa: B010
+            setattr(Tensor, "detach_", _detach_or_refuse)  # noqa: B010
             validates = _Validates(Distribution._validate_args)
             setattr(Distribution, "_validate_args", validates)  # noqa: B010
         try:
@@ -123,13 +124,14 @@ def tracing() -> Iterator[None]:
                 setattr(torch.inference_mode, "__enter__", _enter)  # noqa: B010
                 vars(eager_transforms).update(_BEGIN)
                 setattr(Tensor, "register_hook", _register)  # noqa: B010
+                setattr(Tensor, "detach_", _detach)  # noqa: B010
                 if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
                     Distribution._validate_args = validates.before
 
 
 _GENERATOR = "_checkpoint_without_reentrant_generator"
 _generate, _enter = vars(checkpoint)[_GENERATOR], torch.inference_mode.__enter__
-_register, _told = Tensor.register_hook, set[str]()
+_register, _detach, _told = Tensor.register_hook, Tensor.detach_, set[str]()
 _BEGIN = {name: vars(eager_transforms)[name] for name in ("grad_increment_nesting", "jvp_increment_nesting")}
 
 
@@ -163,6 +165,15 @@ def _register_and_tell(x: Tensor, hook: Callable[[Tensor], Any]) -> Any:
             line,
         )
     return _register(x, hook)
+
+
+def _detach_or_refuse(x: Tensor) -> Tensor:
+    """A tracer does not see that a tensor is cut off in place; that on real values does not even see what there is to cut."""
+    if is_tracing() and (x.requires_grad or (type(x) is Tensor and x.is_floating_point())):
+        raise TraceError(
+            'forward calls detach_(), which a trace loses. Write x = x.detach(), or wrap(model, engine="live"), which runs it.'
+        )
+    return _detach(x)
 
 
 def _refused(begin: Callable[[], Any]) -> Callable[[], Any]:

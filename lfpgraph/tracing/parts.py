@@ -1,6 +1,6 @@
 """Operations of an exported graph taken apart, each kind once: a loop over time holds the same one hundreds of times.
 
-torch's own way, `run_decompositions`, runs through all of them one by one.
+torch's own way, `run_decompositions`, runs through all of them one by one. What is changed here is not compiled again.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._export.utils import _get_decomp_for_cia
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .cells import cells_kept_whole
 from .rewrite import parts_of, region_body, takes_tensors
+from .writes import return_writes
 
 __all__ = ["is_functional", "take_apart", "take_apart_all"]
 
 _aten = torch.ops.aten
-_WHOLE = {_aten.dropout.default: lambda x, p, train: torch.native_dropout(x, p, train)[0]}  # whose rule is a live run's
-_MAY_WRITE = {_aten.batch_norm.default, _aten._batch_norm_impl_index.default, _aten.instance_norm.default}  # statistics
 
 
 def take_apart(module: fx.GraphModule, parts: Mapping[Any, Callable[..., Any]]) -> bool:
@@ -45,33 +46,47 @@ def take_apart(module: fx.GraphModule, parts: Mapping[Any, Callable[..., Any]]) 
                 return False
             known[key] = made_of
             found.append((node, made_of))
+    sizes = _Sizes(module.graph)
     for node, made_of in found:
         given = [leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
-        _paste(module.graph, node, made_of, given, lambda _, node=node: node.meta)
-    module.recompile()
+        _paste(sizes, node, made_of, given, node.meta)
     return True
 
 
-def take_apart_all(module: fx.GraphModule) -> bool:
-    """The same of all operations without a rule, and of regions of no_grad.
+def take_apart_all(module: fx.GraphModule) -> list[fx.Node] | None:
+    """The same of all operations without a rule, and of regions of no_grad; writes in place become operations.
 
     Returns:
-        Whether it was done. It is not, and nothing is changed, where anything writes in place.
+        The placeholders that are written to; what they hold in the end becomes the first outputs. None, and the graph
+        computes what it did, where there are writes that only torch can take away.
     """
-    if torch._C._is_any_autocast_enabled():  # which casts inside of what is taken apart
-        return False
+    written = (
+        None if torch._C._is_any_autocast_enabled() else return_writes(module.graph)
+    )  # it casts inside of what is here
+    if written is None:
+        return None
+    end = module.graph.output_node()
+    if _are_taken_apart(module):
+        end.args = ((*written.values(), *end.args[0]),)  # type: ignore[misc]
+        return list(written)
+    for node, value in written.items():
+        with module.graph.inserting_before(end):
+            module.graph.call_function(_aten.copy_.default, (node, value)).meta = dict(value.meta)
+    return None
+
+
+def _are_taken_apart(module: fx.GraphModule) -> bool:
+    """Take apart what has no rule, and open regions of no_grad; False, and nothing is changed, where anything writes."""
     regions = {node: body for node in module.graph.nodes if (body := region_body(module, node)) is not None}
     graphs = [module.graph, *(body.graph for body in regions.values())]
-    held = {node.args[1] for node in regions}
-    if not all(is_functional(graph, {*regions, *held}) for graph in graphs):
+    known = {*regions, *(node.args[1] for node in regions)}
+    if not all(is_functional(graph, known) for graph in graphs):
         return False
     parts = {op: made_of for graph in graphs for op, made_of in _without_rule(graph).items()}
     if not all(take_apart(body, parts) for body in (*regions.values(), module)):
         return False
     for node, body in regions.items():
-        _paste(module.graph, node, body, node.args[2:], lambda inner: inner.meta)
-    module.graph.eliminate_dead_code()
-    module.recompile()
+        _paste(_Sizes(module.graph), node, body, node.args[2:])
     return True
 
 
@@ -79,7 +94,19 @@ def _without_rule(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
     """The operations on tensors of a graph that are to be taken apart, and what each is made of."""
     ops = {n.target for n in graph.nodes if isinstance(n.target, OpOverload) and _is_tensor(n.meta.get("val"))}
     ops -= cells_kept_whole().keys()
-    return {op: of for op in ops if takes_tensors(op) and (of := _WHOLE.get(op) or parts_of(op)) is not None}
+    return {op: of for op in ops if takes_tensors(op) and (of := _of_view(op) or parts_of(op)) is not None}
+
+
+def _of_view(op: OpOverload) -> Callable[..., Any] | None:
+    """What a composite operation does that may return its argument or a view of it, which its name does not say.
+
+    It has a rule for live runs. Dropout has one, too; here its mask is a result, so that it can be kept.
+    """
+    if op is _aten.dropout.default:
+        return lambda x, p, train: torch.native_dropout(x, p, train)[0]
+    composite = op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    views = any(result.alias_info is not None for result in op._schema.returns)
+    return _get_decomp_for_cia(op) if composite and views and op is not _aten.reshape.default else None
 
 
 def _is_tensor(value: Any) -> bool:
@@ -93,8 +120,10 @@ def is_functional(graph: fx.Graph, known: Container[fx.Node] = ()) -> bool:
         if node in known:
             continue
         if node.op == "call_function" and isinstance(op, OpOverload):
-            if op._schema.is_mutable or op in _MAY_WRITE:
+            if op._schema.is_mutable or op in (_aten.batch_norm.default, _aten._batch_norm_impl_index.default):
                 return False
+            if op is _aten.instance_norm.default and node.args[3] is not None:
+                return False  # it keeps statistics
         elif node.op == "call_function" and not (op is operator.getitem or _is_size(node)):
             return False
         elif node.op == "get_attr":
@@ -104,6 +133,30 @@ def is_functional(graph: fx.Graph, known: Container[fx.Node] = ()) -> bool:
 
 def _is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+class _Sizes:
+    """Nodes that are open sizes of a graph's arguments: an activation asked for its size would have one reader more."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph, self.made = graph, dict[Any, fx.Node]()
+        self.arguments = [node for node in graph.nodes if node.op == "placeholder"]
+        self.places: dict[Any, tuple[fx.Node, int]] = {}
+        for node in self.arguments:
+            value = node.meta["val"]
+            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+                if isinstance(size, torch.SymInt):
+                    self.places.setdefault(size.node.expr, (node, dim))
+
+    def find(self, size: Any) -> fx.Node | None:
+        """The node of a size, None where no argument has it."""
+        expr = size.node.expr if isinstance(size, torch.SymInt) else None
+        if expr in self.places and expr not in self.made:
+            node, dim = self.places[expr]
+            with self.graph.inserting_after(self.arguments[-1]):
+                self.made[expr] = self.graph.call_function(_aten.sym_size.int, (node, dim))
+            self.made[expr].meta["val"] = node.meta["val"].shape[dim]
+        return self.made.get(expr)
 
 
 def _look(leaf: Any) -> Any:
@@ -127,23 +180,26 @@ def _trace(parts: Callable[..., Any], leaves: list[Any], spec: Any) -> fx.GraphM
             return parts(*args, **kwargs)
 
     values = [leaves[place].meta["val"] for place in places]
-    with next(value.fake_mode for value in values if isinstance(value, Tensor)):
+    with next(value.fake_mode for value in values if isinstance(value, FakeTensor)):
         own = [value.detach() if isinstance(value, Tensor) else value for value in values]  # told apart by identity
         traced = make_fx(run, tracing_mode="real", pre_dispatch=True)(*own)
     return traced if is_functional(traced.graph) and take_apart(traced, _without_rule(traced.graph)) else None
 
 
 def _paste(
-    graph: fx.Graph, node: fx.Node, made_of: fx.GraphModule, given: Sequence[Any], place: Callable[[fx.Node], Any]
+    sizes: _Sizes, node: fx.Node, made_of: fx.GraphModule, given: Sequence[Any], place: Mapping[str, Any] | None = None
 ) -> None:
-    """Put a copy of a graph in place of a node; `place` says what is known of each of its nodes but the value."""
+    """Put a copy of a graph in place of a node; `place` is known of each of its nodes in place of what they say."""
+    graph = sizes.graph
     placeholders = [inner for inner in made_of.graph.nodes if inner.op == "placeholder"]
     here: dict[fx.Node, Any] = dict(zip(placeholders, given))
     with graph.inserting_before(node):
         for inner in made_of.graph.nodes:
-            if inner.op == "call_function":
+            if inner.target is _aten.sym_size.int and (size := sizes.find(inner.meta["val"])) is not None:
+                here[inner] = size
+            elif inner.op == "call_function":
                 here[inner] = graph.node_copy(inner, here.__getitem__)
-                here[inner].meta = place(inner) | {"val": inner.meta["val"]}
+                here[inner].meta = dict(inner.meta if place is None else place) | {"val": inner.meta.get("val")}
     results = fx.node.map_arg(made_of.graph.output_node().args[0], here.__getitem__)
     if isinstance(results, list | tuple):
         for item in list(node.users):

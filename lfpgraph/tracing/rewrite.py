@@ -89,7 +89,6 @@ def keep_no_grad(module: fx.GraphModule) -> None:
                 user.replace_all_uses_with(outside)
                 continue
             _put_after(module.graph, user, _aten.detach.default)
-    module.recompile()
 
 
 def region_body(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:
@@ -132,17 +131,17 @@ def free_detached(module: fx.GraphModule) -> None:
         if node.target is not _aten.detach.default or len(node.args[0].users) != 1 or not _is_written(node):
             continue
         _put_after(module.graph, node, _aten.clone.default)
-    module.recompile()
 
 
 def without_idle_dropout(module: fx.GraphModule) -> None:
     """Let dropout that drops nothing be its input, as it is when the model runs; torch would make it a copy."""
     for inner in (m for m in module.modules() if isinstance(m, fx.GraphModule)):
-        for node in list(inner.graph.nodes):
-            if node.target in _DROPOUT and (node.args[1] == 0 or not node.args[2]):
-                node.replace_all_uses_with(node.args[0])
-                inner.graph.erase_node(node)
-        inner.recompile()
+        idle = [n for n in inner.graph.nodes if n.target in _DROPOUT and (n.args[1] == 0 or not n.args[2])]
+        for node in idle:
+            node.replace_all_uses_with(node.args[0])
+            inner.graph.erase_node(node)
+        if idle:
+            inner.recompile()
 
 
 def _put_after(graph: fx.Graph, node: fx.Node, op: OpOverload) -> None:

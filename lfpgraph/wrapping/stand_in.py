@@ -37,6 +37,7 @@ class CallStandIn:
 
     def __init__(self, module: nn.Module, path: str, wrapping: Any) -> None:
         self.module, self.path, self.wrapping = module, path, wrapping
+        self.whole_path = ".".join(filter(None, (wrapping.path, path)))
         self.compiled: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,10 +59,9 @@ class CallStandIn:
             # a part of a model: one operation for the run around it
             with unrecorded():
                 return self.wrapping.run(self, args, kwargs)
-        whole = self.wrapping.path
-        before, record.path = record.path, f"{whole}.{self.path}" if whole and self.path else whole or self.path
+        before, record.path = record.path, self.whole_path
         try:
-            return self.run_module(*args, **kwargs)
+            return type(self.module)._call_impl(self.module, *args, **kwargs)
         finally:
             record.path = before
 

@@ -28,7 +28,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to run: `seeds` of them from `first` on. `effort` multiplies the epochs; tests use little.
+    """How much to run: `seeds` of them from `first` on. `effort` multiplies the epochs; of less than one, the samples.
 
     Attributes:
         runs: where and how.
@@ -169,6 +169,9 @@ def fit(
     Returns:
         One case for each way.
     """
+    if epochs * settings.effort < 1:
+        rows = max(batch_size, round(len(train[0]) * epochs * settings.effort))
+        train = train[0][:rows], train[1][:rows]
     weights = {seed: copy.deepcopy((start(seed) if start else model).state_dict()) for seed in settings.numbers}
     length, device = settings.epochs(epochs), settings.runs.device
     twin, wrapped = copy.deepcopy(model).to(device), None

@@ -150,19 +150,3 @@ def multi_head(
         parts = bias.split([q.shape[-1], bias.shape[0] - q.shape[-1] - v.shape[-1], v.shape[-1]])
         q, k, v = (x + part for x, part in zip((q, k, v), parts))
     return _attended(node, q, k, v, mask, more)
-
-
-@imports("RotaryEmbedding")
-def rotary(node: Node, x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Any:
-    """Turns pairs of entries by the angles of their position: of x [n, heads, length, width], or [n, length, width]."""
-    heads = node.get("num_heads", 0)
-    wide = x.unflatten(-1, (heads, -1)) if x.dim() == 3 else x.transpose(1, 2)  # [n, length, heads, width]
-    count = node.get("rotary_embedding_dim", 0) or wide.shape[-1]
-    turned, rest = wide[..., :count], wide[..., count:]
-    angles = [(t if places is None else t[places.long()]).unsqueeze(2)[..., : count // 2] for t in (cos, sin)]
-    interleaved = bool(node.get("interleaved", 0))
-    a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
-    pair = angles[0] * a - angles[1] * b, angles[1] * a + angles[0] * b
-    found = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
-    found = torch.cat([found, rest], -1)
-    return found.flatten(2) if x.dim() == 3 else found.transpose(1, 2)

@@ -115,7 +115,7 @@ def _with_bodies(proto: Any) -> Any:
     """The file with operators that have no function here written out in others, where ONNX itself says how."""
     version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     wanted = set()
-    for kind in {node.op_type for node in proto.graph.node if operator_of(node) == node.op_type} - set(IMPORTERS):
+    for kind in {node.op_type for node in _nodes(proto.graph) if operator_of(node) == node.op_type} - set(IMPORTERS):
         if onnx.defs.has(kind, version, ""):
             schema: Any = onnx.defs.get_schema(kind, version, "")
             if schema.has_function or schema.has_context_dependent_function:
@@ -124,10 +124,11 @@ def _with_bodies(proto: Any) -> Any:
         return proto
     typed = onnx.ModelProto()
     typed.CopyFrom(proto)
-    for t in proto.graph.initializer:  # the inliner asks for the type of each value
+    typed.graph.value_info.append(onnx.helper.make_tensor_value_info("", TensorProto.FLOAT, None))
+    for t in proto.graph.initializer:  # the inliner asks for the type of each value, of one left out too
         typed.graph.value_info.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
     try:
-        return onnx.inliner.inline_selected_functions(typed, list(wanted), False, True)
+        return _with_bodies(onnx.inliner.inline_selected_functions(typed, list(wanted), False, True))
     except RuntimeError:
         return proto  # a type is not known; the operator is refused by its name
 
@@ -168,6 +169,13 @@ def _check_order(graph: Any, around: Set[str] = frozenset(("",))) -> None:
             raise OnnxError(f"nothing makes the output {out.name!r}")
     if not graph.output:
         raise OnnxError("the ONNX graph has no output.")
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for inner in _subgraphs(node):
+            yield from _nodes(inner)
 
 
 def _sort(graph: Any) -> None:

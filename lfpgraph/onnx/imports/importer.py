@@ -19,7 +19,7 @@ from ...errors import OnnxError, one_line
 from ...silence import quiet
 from ...tracing.flat import is_tracing
 from ..registry import DTYPES
-from . import contrib, control, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
+from . import contrib, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import operator_of, read_model
 from .programs import Line, Program, Reader, refuse_unknown
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
@@ -243,9 +243,8 @@ class OnnxModel(nn.Module):
             kind = info.type.tensor_type
             if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
                 raise OnnxError(f"input {info.name!r} has no shape in the file; give example inputs.")
-            sizes = [
-                d.dim_value if d.HasField("dim_value") else batch if i == 0 else 8 for i, d in enumerate(kind.shape.dim)
-            ]
+            given = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]  # Paddle writes -1, too
+            sizes = [(batch if i == 0 else 8) if n == -1 else n for i, n in enumerate(given)]
             if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
             dtype = dtype_of(kind.elem_type)
@@ -265,7 +264,9 @@ def _taken(owner: nn.Module, name: str, last: bool) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whole numbers, or a single float: values that operators want to know while they are traced."""
-    return tensor.dtype == torch.int64 or (tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64))
+    return tensor.dtype in (torch.int32, torch.int64) or (
+        tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64)
+    )
 
 
 @dataclass

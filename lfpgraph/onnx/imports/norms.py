@@ -81,9 +81,10 @@ def lrn(node: Node, x: Tensor) -> Any:
 @imports("Softmax", "LogSoftmax")
 def softmax(node: Node, x: Tensor) -> Any:
     function: Any = torch.softmax if node.kind == "Softmax" else torch.log_softmax
-    if node.version >= 13:
-        return function(x, node.get("axis", -1))
-    axis = node.get("axis", 1) % x.dim()  # before opset 13 all axes from this one on are one
+    axis = node.get("axis", -1 if node.version >= 13 else 1) % x.dim()
+    if node.version >= 13 or axis == x.dim() - 1:
+        return function(x, axis)
+    # before opset 13 all axes from this one on are one
     return function(x.flatten(axis), -1).reshape(x.shape)
 
 
@@ -152,40 +153,13 @@ def arg_extreme(node: Node, x: Tensor) -> Any:
     return x.shape[axis] - 1 - function(x.flip(axis), axis, keepdim=keep)
 
 
-@imports("CumSum", known=True)
-def cumsum(node: Node, x: Tensor, axis: Any) -> Any:
-    at = int(numbers(node, axis)[0])
+@imports("CumSum", "CumProd", known=True)
+def cumulated(node: Node, x: Any, axis: Any) -> Any:
+    x, at = tensor_of(x), int(numbers(node, axis)[0])
     turned = x.flip(at) if node.get("reverse", 0) else x
-    found = torch.cumsum(turned, at).to(x.dtype)
+    function: Any = torch.cumsum if node.kind == "CumSum" else torch.cumprod
     if node.get("exclusive", 0):
-        found = found - turned
-    return found.flip(at) if node.get("reverse", 0) else found
-
-
-@imports("NegativeLogLikelihoodLoss")
-def nll(node: Node, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Any:
-    return F.nll_loss(
-        x,
-        labels.long(),
-        weights,
-        ignore_index=node.get("ignore_index", -100),
-        reduction=str(node.get("reduction", "mean")),
-    )
-
-
-@imports("SoftmaxCrossEntropyLoss")
-def cross_entropy(node: Node, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Any:
-    chances = F.log_softmax(scores, 1)
-    loss = nll(node, chances, labels, weights)
-    return (loss, chances) if node.outputs > 1 else loss
-
-
-@imports("CumProd", known=True)
-def cumprod(node: Node, x: Tensor, axis: Any) -> Any:
-    at = int(numbers(node, axis)[0])
-    turned = x.flip(at) if node.get("reverse", 0) else x
-    if node.get("exclusive", 0):
-        count = turned.shape[at]
-        turned = torch.cat([torch.ones_like(turned.narrow(at, 0, 1)), turned.narrow(at, 0, count - 1)], at)
-    found = torch.cumprod(turned, at).to(x.dtype)
+        first = torch.full_like(turned.narrow(at, 0, 1), int(node.kind == "CumProd"))
+        turned = torch.cat([first, turned.narrow(at, 0, turned.shape[at] - 1)], at)
+    found = function(turned, at).to(x.dtype)
     return found.flip(at) if node.get("reverse", 0) else found

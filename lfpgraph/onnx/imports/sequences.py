@@ -1,7 +1,12 @@
-"""ONNX operators over sequences in torch: attention, and recurrent layers unrolled over time."""
+"""What runs step by step: recurrent layers unrolled over time, ONNX's control flow as Python, and sequences as lists.
+
+A function of control flow gets, after its node, `run(body, values)`, which runs a subgraph and returns its outputs. A
+condition that Python knows decides while a model is traced; one that depends on data decides in each run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,110 +15,115 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from .table import Node, dtype_of, imports
+from .table import Known, Node, imports, numbers, tensor_of
 
-_ATTRIBUTES = {
-    "is_causal",
-    "kv_num_heads",
-    "left_window_size",
-    "q_num_heads",
-    "qk_matmul_output_mode",
-    "right_window_size",
-    "scale",
-    "softcap",
-    "softmax_precision",
-}
+Run = Callable[[Any, list[Any]], list[Any]]
+_MOST_PARTS = 2**14  # of one tensor in a sequence
 
 
-@imports("Attention")
-def attention(
-    node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past_k: Tensor | None = None,
-    past_v: Tensor | None = None, lengths: Tensor | None = None,
-) -> Any:  # fmt: skip
-    """Heads apart [n, heads, length, width], or side by side [n, length, heads * width] with their number given.
-
-    Further outputs are keys and values with those of the past before them, and the scores.
-    """
-    unknown = sorted(set(node.attributes) - _ATTRIBUTES)
-    if unknown:
-        raise OnnxError(f"Attention {node.name!r}: {unknown} are not supported")
-    joined = q.dim() == 3
-    if joined:
-        q = _apart(q, node.get("q_num_heads"))
-        k, v = (_apart(x, node.get("kv_num_heads")) for x in (k, v))
-    if past_k is not None and past_v is not None:
-        k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
-    present = k, v
-    if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise OnnxError(f"Attention {node.name!r}: {q.shape[1]} heads of queries cannot share {k.shape[1]} of keys")
-    if k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scale, cap = node.get("scale"), node.get("softcap", 0.0)
-    plain = _is_triangle(node, q, k, mask, past_k, lengths)
-    seen = None if plain else _seen(node, q, k, mask, past_k, lengths)
-    if node.outputs < 4 and not cap:
-        out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=plain, scale=scale)
-        scores = None
-    else:
-        out, scores = _written_out(node, q, k, v, _seen(node, q, k, mask, past_k, lengths))
-    out = out.transpose(1, 2).flatten(2) if joined else out
-    return (out, *present, scores)[: node.outputs] if node.outputs > 1 else out
+def _outputs(found: list[Any]) -> Any:
+    return tuple(found) if len(found) > 1 else found[0]
 
 
-def _apart(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+@imports("If", known=True)
+def if_(node: Node, run: Run, condition: Any) -> Any:
+    taken = "then_branch" if numbers(node, condition)[0] else "else_branch"
+    return _outputs(run(node.get(taken), []))
 
 
-def _is_triangle(node: Node, q: Tensor, k: Tensor, *others: Tensor | None) -> bool:
-    """Whether each query sees as many keys as it has steps before it, and nothing else decides."""
-    windows = max(node.get("left_window_size", -1), node.get("right_window_size", -1))
-    alone = all(other is None for other in others) and windows < 0 and bool(node.get("is_causal", 0))
-    return alone and bool(q.shape[-2] == k.shape[-2])
+@imports("Loop", known=True)
+def loop(node: Node, run: Run, most: Any = None, going: Any = None, *state: Any) -> Any:
+    rounds = None if most is None else numbers(node, most)[0]
+    goes, body, kept = True if going is None else numbers(node, going)[0], node.get("body"), list(state)
+    rows: list[list[Any]] = []
+    while goes and (rounds is None or len(rows) < rounds):
+        number, yes = Known([len(rows)], True), Known([True], True, torch.bool)
+        going, *found = run(body, [number, yes, *kept])
+        goes, kept = numbers(node, going)[0], found[: len(state)]
+        rows.append([tensor_of(x) for x in found[len(state) :]])
+    return _outputs([*kept, *_stacked(node, rows, len(body.outputs) - 1 - len(state))])
 
 
-def _seen(
-    node: Node, q: Tensor, k: Tensor, mask: Tensor | None, past: Tensor | None, lengths: Tensor | None
-) -> Tensor | None:
-    """Which keys each query sees, or what is added to the scores; None for all of them."""
-    rows, columns = q.shape[-2], k.shape[-2]
-    keys = torch.arange(columns)
-    before: Any = 0 if past is None else past.shape[2]  # how many keys come before those of the queries
-    if lengths is not None:
-        before = lengths.reshape(-1, 1, 1, 1) - rows
-    ahead = keys - torch.arange(rows).unsqueeze(1) - before  # how far a key lies ahead of a query
-    left, right = node.get("left_window_size", -1), node.get("right_window_size", -1)
-    parts = [ahead <= 0] if node.get("is_causal", 0) else []
-    parts += [ahead >= -left] if left >= 0 else []
-    parts += [ahead <= right] if right >= 0 else []
-    parts += [keys < lengths.reshape(-1, 1, 1, 1)] if lengths is not None else []
-    if mask is not None:
-        short, whole = columns - mask.shape[-1], mask.dtype == torch.bool
-        if not isinstance(short, int) or short > 0:
-            mask = F.pad(mask, (0, short), value=False if whole else float("-inf"))
-        parts += [mask] if whole else []
-    seen = None
-    for part in parts:
-        seen = part if seen is None else seen & part
-    if mask is None or mask.dtype == torch.bool:
-        return seen
-    return mask if seen is None else torch.where(seen, mask, float("-inf"))
+@imports("Scan", known=True)
+def scan(node: Node, run: Run, *inputs: Any) -> Any:
+    if node.version < 9:
+        raise OnnxError(f"Scan {node.name!r} of opset 8 is not supported; convert the file to opset 9 or newer.")
+    count, body = node.get("num_scan_inputs"), node.get("body")
+    first = len(inputs) - count
+    if first < 0 or count < 1:
+        raise OnnxError(f"Scan {node.name!r} goes over {count} of its {len(inputs)} inputs")
+    kept, rows = list(inputs[:first]), []
+    axes, turned = node.get("scan_input_axes", [0] * count), node.get("scan_input_directions", [0] * count)
+    series = [tensor_of(x).movedim(axis, 0) for x, axis in zip(inputs[first:], axes)]
+    series = [x.flip(0) if back else x for x, back in zip(series, turned)]
+    for t in range(series[0].shape[0]):
+        found = run(body, [*kept, *(x[t] for x in series)])
+        kept = found[:first]
+        rows.append([tensor_of(x) for x in found[first:]])
+    made = _stacked(node, rows, len(body.outputs) - first)
+    axes, turned = node.get("scan_output_axes", [0] * len(made)), node.get("scan_output_directions", [0] * len(made))
+    return _outputs([*kept, *((x.flip(0) if back else x).movedim(0, a) for x, a, back in zip(made, axes, turned))])
 
 
-def _written_out(node: Node, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The attention, and what the node wants to know of its scores: as they are, capped, masked, or their softmax."""
-    root = (q.shape[-1] ** -0.5 if node.get("scale") is None else node.get("scale")) ** 0.5
-    mode, cap = node.get("qk_matmul_output_mode", 0), node.get("softcap", 0.0)
-    found = [(q * root) @ (k * root).transpose(-1, -2)]
-    found.append(torch.tanh(found[0] / cap) * cap if cap else found[0])
-    masked = found[1]
-    if seen is not None:
-        masked = torch.where(seen, masked, float("-inf")) if seen.dtype == torch.bool else masked + seen
-    precise = node.get("softmax_precision")
-    weights = torch.softmax(masked if precise is None else masked.to(dtype_of(precise)), -1).to(q.dtype)
-    if seen is not None:  # a query that sees no key gets nothing
-        some = seen if seen.dtype == torch.bool else seen > float("-inf")
-        weights = torch.where(some.any(-1, keepdim=True), weights, 0.0)
-    return weights @ v, (*found, masked, weights)[mode]
+def _stacked(node: Node, rows: list[list[Any]], count: int) -> list[Any]:
+    if count and not rows:
+        raise OnnxError(f"{node.kind} {node.name!r} ran no round, so the shape of what it collects is not known.")
+    return [torch.stack(parts) for parts in zip(*rows)] if count else []
+
+
+@imports("SequenceEmpty", "SequenceConstruct")
+def sequence(node: Node, *items: Any) -> Any:
+    return list(items)
+
+
+@imports("SequenceInsert", known=True)
+def insert(node: Node, items: list[Any], item: Any, place: Any = None) -> Any:
+    at = len(items) if place is None else int(numbers(node, place)[0])
+    return [*items[:at], tensor_of(item), *items[at:]]
+
+
+@imports("SequenceErase", known=True)
+def erase(node: Node, items: list[Any], place: Any = None) -> Any:
+    at = (len(items) - 1 if place is None else int(numbers(node, place)[0])) % len(items)
+    return [*items[:at], *items[at + 1 :]]
+
+
+@imports("SequenceAt", known=True)
+def at(node: Node, items: list[Any], place: Any) -> Any:
+    return items[int(numbers(node, place)[0])]
+
+
+@imports("SequenceLength")
+def length(node: Node, items: list[Any]) -> Any:
+    return Known([len(items)], True)
+
+
+@imports("ConcatFromSequence")
+def concat_sequence(node: Node, items: list[Any]) -> Any:
+    return (torch.stack if node.get("new_axis", 0) else torch.cat)(items, node.get("axis"))
+
+
+@imports("SplitToSequence", known=True)
+def split_sequence(node: Node, x: Any, sizes: Any = None) -> Any:
+    x, axis = tensor_of(x), node.get("axis", 0)
+    one = sizes.scalar if isinstance(sizes, Known) else sizes is None or not sizes.dim()
+    wanted = [1] if sizes is None else numbers(node, sizes)
+    if one and x.shape[axis] > _MOST_PARTS * max(wanted[0], 0):
+        raise OnnxError(f"SplitToSequence {node.name!r} asks for more than {_MOST_PARTS:,} parts, or for empty ones")
+    if sizes is None:
+        parts = list(torch.split(x, 1, axis))
+        return parts if node.get("keepdims", 1) else [part.squeeze(axis) for part in parts]
+    return list(torch.split(x, wanted[0] if one else wanted, axis))
+
+
+@imports("Optional", "OptionalGetElement")
+def optional(node: Node, item: Any = None) -> Any:
+    return item
+
+
+@imports("OptionalHasElement")
+def has_element(node: Node, item: Any = None) -> Any:
+    return Known([item is not None], True, torch.bool)
 
 
 _FUNCTIONS: dict[

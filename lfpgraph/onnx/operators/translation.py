@@ -23,7 +23,7 @@ from . import translators  # noqa: F401  (it fills the registry)
 from .builder import Builder, settled
 from .functions import op, torchs
 
-__all__ = ["translate"]
+__all__ = ["packed", "translate"]
 
 aten = torch.ops.aten
 _SUMS = {
@@ -68,6 +68,18 @@ def translate(b: Builder, module: fx.GraphModule, inputs: Sequence[Any]) -> list
                 env[node] = _call(b, node, env)
     results = list(module.graph.nodes)[-1].args[0]
     return [env[r] if isinstance(r, fx.Node) and isinstance(r.meta["val"], Tensor) else None for r in results]
+
+
+def packed(b: Builder, tensor: Tensor, how: str) -> Any:
+    """A value for a tensor that is stored as float32, as float16, or as int8 with a scale for each row; vectors stay."""
+    if how == "float32" or tensor.dtype != torch.float32 or tensor.dim() < 2:
+        return b.constant(tensor)
+    with evaluator.default_as(b):
+        if how == "float16":
+            return b.describe(op.Cast(b.constant(tensor.half()), to=from_torch_dtype(torch.float32)), tensor)
+        scale = tensor.detach().abs().flatten(1).amax(1).clamp_min(1e-30) / 127
+        whole = torch.round(tensor.detach() / scale.reshape(-1, *[1] * (tensor.dim() - 1))).to(torch.int8)
+        return b.describe(op.DequantizeLinear(b.constant(whole), b.constant(scale), axis=0), tensor)
 
 
 def _call(b: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:

@@ -58,7 +58,8 @@ class OrtTrainer:
         self._changing = [*text["parameters"], *text["buffers"], *text["state"]]
         self._asked = [name for name in self._outputs if not name.startswith("value/")]
         self._values: dict[str, Any] = {}
-        self._set(self._initial_values())
+        beside = text.get("values")
+        self._set(read_tensors(companion(self.path, beside)) if beside else {})
         self.reset_optimizer()
 
     def __repr__(self) -> str:
@@ -95,7 +96,7 @@ class OrtTrainer:
         """
         session = self._forward
         inputs = {i.name: i for i in session.get_inputs()}
-        known = {name: value for name, value in self._values.items() if name in inputs}
+        known = {name: value for name, value in self._known().items() if name in inputs}
         names = [name for name in self.description["inputs"] if name in inputs]
         found = []
         for part in batches_of(self._arrays(x, inputs, names), np.arange(length_of(x)), batch_size):
@@ -196,7 +197,7 @@ class OrtTrainer:
         With `optimizer=False` the file is a plain state dict that torch's `load_state_dict(strict=False)` takes.
         """
         save_file = safetensors_function("save_file")
-        tensors = {name: np.array(self._values[name].numpy()) for name in self._stored}
+        tensors = {name: np.array(value.numpy()) for name, value in self._known().items() if name in self._stored}
         if optimizer:
             tensors |= {f"optimizer/{name}": value for name, value in self.optimizer_state().items()}
         try:
@@ -220,14 +221,14 @@ class OrtTrainer:
         self.reset_optimizer()
         self._set(state)
 
-    def _initial_values(self) -> dict[str, np.ndarray]:
-        """From the file itself, or from the safetensors file beside it."""
-        beside = self.description.get("values")
-        if beside:
-            return read_tensors(companion(self.path, beside))
-        feeds = {name: self._blank(i) for name, i in self._inputs.items() if name not in self._stored}
-        asked = [f"value/{name}" for name in self._stored]
-        return dict(zip(self._stored, (v.numpy() for v in self._run(self._session, asked, feeds, {}))))
+    def _known(self) -> dict[str, Any]:
+        """All values; those that no step has changed yet come from the file, by a run, since its runtime has no other way."""
+        missing = [name for name in self._stored if name not in self._values]
+        if missing:
+            feeds = {name: self._blank(i) for name, i in self._inputs.items() if name not in self._stored}
+            found = self._run(self._session, [f"value/{name}" for name in missing], feeds, {})
+            self._set({name: value.numpy() for name, value in zip(missing, found)})
+        return self._values
 
     def _blank(self, described: Any) -> np.ndarray:
         """Zeros for an input, of the shape that the example had when the step was exported."""
@@ -242,7 +243,7 @@ class OrtTrainer:
             self._values[name] = OrtValue.ortvalue_from_numpy(value.copy())
 
     def _named(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        found = {name: np.array(self._values[name].numpy()) for name in names}
+        found = {name: np.array(value.numpy()) for name, value in self._known().items() if name in names}
         tied = {other: found[name] for other, name in self.description["aliases"].items() if name in found}
         return {**found, **tied}
 

@@ -17,7 +17,7 @@ from ...errors import InputError, OnnxError, check_choice
 from ...graph.calls import arguments_of, state_tensors
 from ...modes import eval_mode
 from ..operators.builder import Builder
-from ..operators.translation import translate
+from ..operators.translation import packed, translate
 from ..runtime.files import METADATA
 from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step
@@ -32,6 +32,7 @@ __all__ = [
     "state_inputs",
 ]
 
+FROZEN = ("inputs", "float32", "float16", "int8")
 log = logging.getLogger("lfpgraph")
 
 
@@ -47,6 +48,7 @@ def export_training_step(
     clip: float | None = None,
     seed: int | None = None,
     parameters: str = "inside",
+    frozen: str = "inputs",
     forward: bool = True,
     external_data: bool | None = None,
 ) -> Path:
@@ -73,6 +75,8 @@ def export_training_step(
         seed: lets dropout be drawn by onnxruntime, from this seed; without one, a model that draws is refused.
         parameters: "inside" keeps their values as initializers that may be overridden; "outside" writes them to
             `<stem>.safetensors` beside the file.
+        frozen: "inputs" makes frozen parameters inputs of the file as the others are; "float32", "float16" or "int8" (a scale for
+            each row) keep their values inside the file alone, stored so.
         forward: also write `<stem>.forward.onnx`, the forward pass in eval mode, for predictions; it holds no values.
         external_data: keep large tensors in `<name>.data` beside the file; None does so from 2 GB on.
 
@@ -85,11 +89,12 @@ def export_training_step(
     """
     path = Path(path)
     args, kwargs = arguments_of(example, InputError)
+    check_choice("frozen", frozen, FROZEN, OnnxError)
     chosen = _optimizer_options(reward, optimizer, parameters, options)
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
     names = input_names(model, args, kwargs)
     inside = parameters == "inside"
-    b, described = _step_graph(model, step, names, reward, seed, inside)
+    b, described = _step_graph(model, step, names, reward, seed, inside, frozen)
     described |= {"optimizer": optimizer, "options": chosen, "clip": clip, "format": 1}
     described["composite"] = get_composite(composite).name
     if forward:
@@ -103,7 +108,10 @@ def export_training_step(
         save_file(values, path.with_name(described["values"]))
     b.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
-        export_forward(model, example, path.with_name(described["forward"]), external_data=external_data)
+        kept = {*described["parameters"], *described["frozen"], *described["buffers"]}
+        _forward_graph(model, args, kwargs, names, kept, frozen).save(
+            path.with_name(described["forward"]), {}, external_data
+        )
     log.info("wrote %s: %d nodes, %d parameters", path, len(b.nodes), len(step.parameters))
     return path
 
@@ -111,7 +119,7 @@ def export_training_step(
 def export_forward(model: nn.Module, example: Any, path: str | Path, *, external_data: bool | None = None) -> Path:
     """Write the forward pass in eval mode with parameters and float buffers as inputs, by the model's own names.
 
-    The companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
+    As the companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
     """
     path = Path(path)
     args, kwargs = arguments_of(example, InputError)
@@ -161,12 +169,12 @@ def open_axes(step: Step, names: Sequence[str]) -> dict[str, str]:
 
 
 def graph_inputs(
-    b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool
+    b: Builder, model: nn.Module, step: Step, names: Sequence[str], given: set[str], values: bool, how: str = "float32"
 ) -> list[Any]:
     """Values for the step's placeholders; those that are inputs of the file are entered there.
 
     `given` names the parameters and buffers that are inputs; with `values` they have initializers, too. Every other
-    tensor is an initializer alone.
+    tensor is an initializer alone, parameters stored as `how` says.
     """
     tensors = state_tensors(model)
     found = []
@@ -176,18 +184,21 @@ def graph_inputs(
             found.append(b.input(name, fake))
             if kind != "input" and values:
                 b.initializer(found[-1], tensors[name])
+        elif kind == "parameter":
+            found.append(packed(b, tensors[target], how))
         else:
             found.append(b.constant(step.graph.constants[target] if kind == "constant" else tensors[target]))
     return found
 
 
 def _step_graph(
-    model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool
+    model: nn.Module, step: Step, names: Sequence[str], reward: str, seed: int | None, inside: bool, how: str
 ) -> tuple[Builder, dict[str, Any]]:
     b = Builder(type(model).__name__, open_axes(step, names), seed)
-    frozen = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
+    still = [name for kind, name in step.inputs if kind == "parameter" and name not in step.parameters]
+    frozen = still if how == "inputs" else []
     stored = [*step.parameters, *frozen, *step.buffers]
-    values = graph_inputs(b, model, step, names, set(stored), inside)
+    values = graph_inputs(b, model, step, names, set(stored), inside, how)
     target = {"external": "reward", "signal": "signal"}.get(reward, "target")
     extra = [target, "lr", *step.state]
     values += [b.input(name, fake) for name, fake in zip(extra, step.fakes[len(step.inputs) :])]
@@ -239,10 +250,18 @@ def state_inputs(model: nn.Module, step: Step) -> set[str]:
     }
 
 
-def _forward_graph(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]) -> Builder:
+def _forward_graph(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    names: Sequence[str],
+    kept: set[str] | None = None,
+    how: str = "float32",
+) -> Builder:
     with eval_mode(model):
         step = trace_forward(model, args, kwargs)
     b = Builder(type(model).__name__, open_axes(step, names))
-    results = translate(b, step.module, graph_inputs(b, model, step, names, state_inputs(model, step), False))
+    given = state_inputs(model, step) if kept is None else kept
+    results = translate(b, step.module, graph_inputs(b, model, step, names, given, False, how))
     name_results(b, [f"output_{i}" if i else "output" for i in range(len(results))], results)
     return b

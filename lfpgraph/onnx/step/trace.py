@@ -13,7 +13,7 @@ from ...composites.composite import Composite
 from ...engine.plan import Plan, make_plan
 from ...engine.propagate import run_backward, run_forward
 from ...engine.static import functional_graph, on_fakes
-from ...errors import InputError, OnnxError
+from ...errors import InputError, OnnxError, one_line
 from ...graph.graph import OpGraph
 from ...numerics import stabilize
 from ...tracing.tracer import trace
@@ -103,7 +103,10 @@ def _draws(node: fx.Node) -> bool:
 
 def static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule:
     """A functional graph of a function of fake tensors, in operations that have translators."""
-    module = functional_graph(function, fakes, decomposition_table())
+    try:
+        module = functional_graph(function, fakes, decomposition_table())
+    except RuntimeError as error:  # torch's own, of sizes that hang on values
+        raise OnnxError(f"the step has no fixed graph: {type(error).__name__}: {one_line(error, 300)}") from error
     module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return module
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
-from ...graph.calls import flatten_input
+from ...graph.calls import flatten_input, flatten_output
 from ...randomness import keep_random_state
 from ..flat import running_plainly
+from ..verify import differ
 from .observation import Observation
 
 __all__ = ["try_out"]
@@ -24,14 +25,19 @@ def try_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """Observe the model's forward on a call, and return what came of it, too.
 
     Arguments, buffers and random generators are copies or put back. What the model's Python writes stays, but then the
-    observation names it. A model that prepares itself in its first call is run again. That it goes another way while it is
-    traced (`Observation.shortcut`) is for the caller to judge.
+    observation names it. A model that prepares itself in its first call is run again, and has to return the same. That it
+    goes another way while it is traced (`Observation.shortcut`) is for the caller to judge.
     """
+    first: list[Tensor] | None = None
     for _ in range(_RUNS):
         with keep_random_state(model, args, kwargs, python=True):
             seen, result = _observed(model, args, kwargs)
+        tensors = flatten_output(result)[0]
+        if first is not None and (len(tensors) != len(first) or differ(tensors, first) > 1):
+            seen.why_live = seen.why_live or "its first call returns something else than the next one"
         if not seen.may_settle:
             break
+        first = tensors
     return seen, result
 
 

@@ -1,4 +1,7 @@
-"""Loops over recurrent cells that a model writes itself: taken apart once, or made one operation for all steps."""
+"""Graphs that need no second trace by torch: writes of layers, composite operations, and loops over recurrent cells.
+
+A loop that a model writes itself is taken apart once, or made one operation for all steps.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.tracing.cells import cells_kept_whole
+from lfpgraph.tracing.parts import take_apart_all
 from lfpgraph.tracing.recurrent import steps_as_one
 
 CELLS = {
@@ -81,7 +85,7 @@ def test_cells_taken_apart_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         graph = lfpgraph.trace(model, (x,))
         for module in ("parts", "rewrite", "export"):
             monkeypatch.setattr(f"lfpgraph.tracing.{module}.cells_kept_whole", dict)
-        monkeypatch.setattr("lfpgraph.tracing.export.take_apart_all", lambda module: False)
+        monkeypatch.setattr("lfpgraph.tracing.export.take_apart_all", lambda module: None)
         theirs = lfpgraph.trace(model, (x,))
         assert torch.equal(*(g.module(*g.values_of_call(model, (x,), {}))[0] for g in (graph, theirs))), cell
         assert not {node.target for node in graph.operations()} & cells_kept_whole().keys()
@@ -95,3 +99,65 @@ def test_a_loop_is_rolled_up_where_its_inputs_are_there_before() -> None:
     assert rolled.count(RECURRENT) == 2 and len(rolled) < len(by_steps) / 3
     fed_back = _operations(Loop("gru", feeds_back=True), x, True)
     assert fed_back.count(RECURRENT) == 1  # the second layer reads its own state
+
+
+class Writes(nn.Module):
+    """Writes into activations and buffers; one norm runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm2d(3), nn.Linear(3, 2)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.norm(x).relu_())
+        h += x
+        self.seen.mul_(0.5).add_(h.detach().mean((0, 2, 3)))
+        with torch.no_grad():
+            scale = h.std()
+        return nn.functional.silu(
+            self.last(torch.cosine_similarity(h, x, -1).mean(-1)) * scale + self.seen[:2], inplace=True
+        )
+
+
+class WritesToView(nn.Module):
+    """Writes to what a view is of, which torch's own way follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1.0)
+        h = x * 2.0
+        flat = h.flatten()
+        h.mul_(3.0)
+        return flat.exp() * self.calls
+
+
+@pytest.mark.parametrize(
+    ("make", "is_ours"),
+    [
+        (Writes, True),
+        (lambda: Writes().eval(), True),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU(inplace=True)), True),
+        (lambda: nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), nn.Hardtanh(inplace=True)), False),
+        (WritesToView, False),
+    ],
+    ids=["train", "eval", "no statistics", "instance norm", "view"],
+)
+def test_writes_become_operations_as_torch_has_them(make: Any, is_ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(2, 3, 4, 3)
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        "lfpgraph.tracing.export.take_apart_all",
+        lambda module: [found := take_apart_all(module), seen.append(found is not None)][0],
+    )
+    ours = lfpgraph.trace(model, (x,))
+    assert seen == [is_ours]
+    monkeypatch.setattr("lfpgraph.tracing.export.take_apart_all", lambda module: None)
+    theirs = lfpgraph.trace(model, (x,))
+    assert ours.mutations == theirs.mutations
+    found, expected = (g.module(*g.values_of_call(model, (x,), {})) for g in (ours, theirs))
+    assert len(found) == len(expected) and all(map(torch.equal, found, expected))
