@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
 __all__ = ["Runs"]
 
 T = TypeVar("T")
-_FORK = "fork"  # tasks are closures over models and data, which only a fork takes along
+_FORK: Final = "fork"  # tasks are closures over models and data, which only a fork takes along
 
 
 @dataclass(frozen=True)
