@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,18 @@ import lfpgraph
 from lfpgraph.errors import TraceError
 from lfpgraph.wrapping import readiness
 
-from .test_trace_odd import Odd
+
+class Odd(nn.Module):
+    """A linear layer before and after something odd."""
+
+    def __init__(self, odd: Callable[[Odd, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.odd = odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.odd(self, self.first(x)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("fallback", ["error", "retrace"])
