@@ -160,7 +160,8 @@ class _Layers:
         x = x.flip(0) if backwards else x
         dtype = _noted(x)
         if dtype is not None:
-            x, w_x, w, b_x, b = (t if t is None else t.to(dtype) for t in (x, w_x, w, b_x, b))
+            x, w_x, w = (t.to(dtype) for t in (x, w_x, w))
+            b_x, b = (None if t is None else t.to(dtype) for t in (b_x, b))
         x = linear(x, w_x, b_x)
         if dtype is not None or not are_steps_one() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)
