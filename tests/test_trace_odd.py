@@ -298,32 +298,3 @@ def test_a_weak_proxy_is_no_module() -> None:
     model, other = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 3))), nn.Linear(2, 2)
     vars(model)["trainer"] = weakref.proxy(other)
     model(torch.ones(2, 3)).sum().backward()
-
-
-@pytest.mark.parametrize("fallback", ["error", "retrace"])
-def test_detaching_in_place_is_refused(fallback: str) -> None:
-    def cut(self: Odd, x: Tensor) -> Tensor:
-        x.detach_()
-        return x * self.scale
-
-    with pytest.raises(TraceError, match="detach_"):
-        lfpgraph.feedback(Odd(cut), torch.randn(3, 4), lambda out: out, fallback=fallback)
-    assert torch.randn(2, requires_grad=True).mul(2).detach_().grad_fn is None
-
-
-def test_parameters_that_forward_writes_to_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 2))
-    found = lfpgraph.feedback(model, torch.arange(3), lambda out: out)
-    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
-    assert "0.weight" not in found and [text.startswith("forward writes to 0.weight") for text in said] == [True]
-
-
-def test_hooks_that_a_trace_leaves_out_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    def hooked(self: Odd, x: Tensor) -> Tensor:
-        x.register_hook(lambda s: 2 * s)
-        return x * self.scale
-
-    for _ in range(2):
-        lfpgraph.feedback(Odd(hooked), torch.randn(3, 4), lambda out: out)
-    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
-    assert sum("sets a hook on a tensor" in text for text in said) == 1

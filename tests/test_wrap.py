@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -295,22 +294,3 @@ def test_calls_are_counted_once() -> None:
         model = lfpgraph.wrap(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), composite, engine="live")
         model(torch.ones(2, 3))
         assert lfpgraph.explain_wrap(model).live_calls == 1
-
-
-def test_the_first_wrap_draws_nothing_and_says_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What a process does once before a live run is done in `wrap`, unseen."""
-    from lfpgraph.wrapping import readiness
-
-    runs: list[int] = []
-    run_one = readiness._run_one
-    monkeypatch.setattr(readiness, "_run_one", lambda: runs.append(1) or run_one())
-    monkeypatch.setattr(readiness, "_ready", False)
-    caplog.set_level(logging.INFO, "lfpgraph")
-    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
-    state = torch.get_rng_state()
-    for model in models:
-        lfpgraph.wrap(model, engine="live")
-    assert runs == [1] and caplog.records == []
-    assert torch.equal(state, torch.get_rng_state())

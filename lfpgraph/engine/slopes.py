@@ -45,8 +45,7 @@ class _Step(nn.Module):
 
     def __init__(self, cell: str, width: int, biased: bool, **of: Any) -> None:
         super().__init__()
-        self.cell = cell
-        gates = {"lstm": 4, "gru": 3}.get(cell, 1) * width
+        self.cell, gates = cell, {"lstm": 4, "gru": 3}.get(cell, 1) * width
         self.w_x = nn.Parameter(torch.ones(gates, 1, **of))
         self.w = nn.Parameter(torch.ones(gates, width, **of))
         self.b = nn.Parameter(torch.ones(gates, **of)) if biased else None

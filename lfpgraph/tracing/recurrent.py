@@ -161,7 +161,7 @@ class _Layers:
         dtype = _noted(x)
         if dtype is not None:
             x, w_x, w = (t.to(dtype) for t in (x, w_x, w))
-            b_x, b = (None if t is None else t.to(dtype) for t in (b_x, b))
+            b_x, b = (t if t is None else t.to(dtype) for t in (b_x, b))
         x = linear(x, w_x, b_x)
         if dtype is not None or not are_steps_one() or torch.is_autocast_enabled(x.device.type):
             found = run_steps(self.cell, x, state, w, b)

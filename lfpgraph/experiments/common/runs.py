@@ -49,7 +49,7 @@ class Runs:
         """
         if self.slots is None or len(tasks) < 2:
             return [task() for task in tasks]
-        context = get_context(_FORK)
+        context: Any = get_context(_FORK)
         started = []
         for task in tasks:
             receiver, sender = context.Pipe(duplex=False)

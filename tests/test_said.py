@@ -1,0 +1,73 @@
+"""What is refused or said once: writes and hooks that a trace would lose; and what is not to be seen at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.errors import TraceError
+
+
+class Odd(nn.Module):
+    """A linear layer before and after something odd."""
+
+    def __init__(self, odd: Callable[[Odd, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.odd = nn.Linear(4, 4), nn.Linear(4, 3), odd
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.odd(self, self.first(x)))
+
+
+@pytest.mark.parametrize("fallback", ["error", "retrace"])
+def test_detaching_in_place_is_refused(fallback: str) -> None:
+    def cut(self: Odd, x: Tensor) -> Tensor:
+        x.detach_()
+        return x * self.scale
+
+    with pytest.raises(TraceError, match="detach_"):
+        lfpgraph.feedback(Odd(cut), torch.randn(3, 4), lambda out: out, fallback=fallback)
+    assert torch.randn(2, requires_grad=True).mul(2).detach_().grad_fn is None
+
+
+def test_parameters_that_forward_writes_to_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 2))
+    found = lfpgraph.feedback(model, torch.arange(3), lambda out: out)
+    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
+    assert "0.weight" not in found and [text.startswith("forward writes to 0.weight") for text in said] == [True]
+
+
+def test_hooks_that_a_trace_leaves_out_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    def hooked(self: Odd, x: Tensor) -> Tensor:
+        x.register_hook(lambda s: 2 * s)
+        return x * self.scale
+
+    for _ in range(2):
+        lfpgraph.feedback(Odd(hooked), torch.randn(3, 4), lambda out: out)
+    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
+    assert sum("sets a hook on a tensor" in text for text in said) == 1
+
+
+def test_the_first_wrap_draws_nothing_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a process does once before a live run is done in `wrap`, unseen."""
+    from lfpgraph.wrapping import readiness
+
+    runs: list[int] = []
+    run_one = readiness._run_one
+    monkeypatch.setattr(readiness, "_run_one", lambda: runs.append(1) or run_one())
+    monkeypatch.setattr(readiness, "_ready", False)
+    caplog.set_level(logging.INFO, "lfpgraph")
+    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    state = torch.get_rng_state()
+    for model in models:
+        lfpgraph.wrap(model, engine="live")
+    assert runs == [1] and caplog.records == []
+    assert torch.equal(state, torch.get_rng_state())
