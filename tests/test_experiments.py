@@ -116,6 +116,7 @@ def test_experiment_runs(name: str, tmp_path: Path) -> None:
 def test_long_experiment_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few steps for a trace to pay: models stay live."""
     monkeypatch.setattr("lfpgraph.wrapping.choice.LIVE_FIRST", 10**6)
+    monkeypatch.setattr("lfpgraph.experiments.transformers.language.BUDGETS", (2, 4))
     _check(name, tmp_path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -199,7 +198,7 @@ class _PlannedStep:
         calls: list[Any] = []
         for unit in self.plan.units:
             if unit.node in arrived:
-                unit = replace(unit, rule=Rule(partial(_stop, arrived), needs_vjp=False))
+                unit = replace(unit, rule=Rule(functools.partial(_stop, arrived), needs_vjp=False))
             if unit.node is self.inputs[0]:
                 unit = replace(unit, epsilon=self.epsilon)
             if unit.node in known:
