@@ -161,3 +161,18 @@ def test_writes_become_operations_as_torch_has_them(make: Any, is_ours: bool, mo
     assert ours.mutations == theirs.mutations
     found, expected = (g.module(*g.values_of_call(model, (x,), {})) for g in (ours, theirs))
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+class Placed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(3)
+        return torch.ops.aten._unsafe_masked_index(x, places > 0, [places], 0.0) * 2
+
+
+def test_parts_may_change_the_lists_that_they_are_given() -> None:
+    """As torch's own of a lookup under a mask do, for which fx's lists are too strict."""
+    x = torch.randn(4, requires_grad=True)
+    model = nn.Sequential(nn.Linear(4, 4), Placed())
+    lfpgraph.wrap(model, "gradient", engine="static")(x).sum().backward()
+    expected = torch.autograd.grad(model[1](model[0](y := x.detach().requires_grad_())).sum(), y)[0]
+    torch.testing.assert_close(x.grad, expected)

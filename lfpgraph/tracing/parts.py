@@ -177,13 +177,18 @@ def _trace(parts: Callable[..., Any], leaves: list[Any], spec: Any) -> fx.GraphM
             filled[place] = value
         args, kwargs = tree_unflatten(filled, spec)
         with torch._C.DisableTorchFunction():  # by which the tracer would take a composite operation for whole again
-            return parts(*args, **kwargs)
+            return parts(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
     values = [leaves[place].meta["val"] for place in places]
     with next(value.fake_mode for value in values if isinstance(value, FakeTensor)):
         own = [value.detach() if isinstance(value, Tensor) else value for value in values]  # told apart by identity
         traced = make_fx(run, tracing_mode="real", pre_dispatch=True)(*own)
     return traced if is_functional(traced.graph) and take_apart(traced, _without_rule(traced.graph)) else None
+
+
+def _plain(value: Any) -> Any:
+    """An argument whose lists may be changed, as some of torch's own functions do: those of a graph may not."""
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _paste(
