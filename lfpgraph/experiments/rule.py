@@ -65,7 +65,7 @@ def run(settings: Settings) -> Report:
         )
         cases += found
         notes += [f"{name}, {case.way}: rate {case.more['lr']:g}" for case in found]
-    return Report("rule", "loss or error", cases, _draw, (9, 8), notes)
+    return Report("rule", "loss or error", cases, _draw, (11, 14), notes)
 
 
 def _error(outputs: Any, labels: Any) -> float:

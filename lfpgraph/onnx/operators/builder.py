@@ -122,6 +122,10 @@ class Builder(_Recorder):
             work(model)
         self.graph.opset_imports.clear()  # functions of torch name older opsets, of which nothing used has changed
         self.graph.opset_imports[""] = OPSET
+        alike = [n for n in self.graph if n.op_type == "CastLike"]  # of which onnxruntime-web complains
+        for node, kind in [(n, x.dtype) for n in alike if (x := n.inputs[1]) is not None and x.dtype is not None]:
+            node.op_type, node.attributes["to"] = "Cast", ir.AttrInt64("to", kind.value)
+            node.resize_inputs(1)
         for node in self.graph:  # names of nodes and types of what is inside are no use in the file
             node.name = None
             for value in node.outputs:
