@@ -64,7 +64,9 @@ def test_step(name: str) -> None:
     try:
         _check(_step(copy.deepcopy(there), args_there, kwargs_there), _step(copy.deepcopy(model), args, kwargs), 1e-3)
     except AssertionError:
-        return  # it draws random numbers in eval mode too, or chooses by what rounding decides
+        pytest.skip(
+            "gradients hold; feedback is not compared with a CPU's, where plain gradients differ (random draws)"
+        )
     except RuntimeError as error:
         assert "can only be called in training mode" in str(error)  # cuDNN's recurrent layers; ours can
     expected = _step(lfpgraph.wrap(model), args, kwargs)
