@@ -78,6 +78,11 @@ MENDED = {
         "lfp-epsilon",
         "t = F.dropout(x * 1, 0.5, False, True) + self.w[:1, 0]; v = (t.sign() + t).tanh()",
     ),
+    "a mask written row by row": ("attnlrp", "m = torch.zeros_like(x); m[0] = 1; v = F.cosine_similarity(y, x * m, 0)"),
+    "a row of what is then written to": (
+        "attnlrp",
+        "m = torch.ones_like(x[0]); w = m[1:]; m[2] = 0; v = F.normalize(x[1, 1:] * w, dim=0)",
+    ),
     "an input that is not used": ("lfp-epsilon", "v = F.embedding_bag(torch.tensor([[0, 2], [1, 1]]), self.w) * 2"),
 }
 
