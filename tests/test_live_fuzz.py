@@ -18,7 +18,7 @@ from .support.seeds import check_all
 from .support.ways import compare, walked, wrapped
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
-QUICK, MANY = 64, 800
+QUICK, MANY = 64, 400
 
 
 def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
