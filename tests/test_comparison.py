@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 
 import lfpgraph
 from lfpgraph.comparison import Method, zeroth_order
-from lfpgraph.comparison.comparing import held_back
+from lfpgraph.comparison.examples import held_back
 from lfpgraph.comparison.memory import LiveBytes
 from lfpgraph.comparison.runs import _schedule, angle
 from lfpgraph.errors import CompositeError, InputError
