@@ -74,11 +74,11 @@ class Adapter(nn.Module):
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """Images averaged to a smaller size, or repeated to a larger one."""
-    size = [int(n) for n in size]
-    if list(x.shape[2:]) == size:
+    height, width = size
+    if x.shape[2:] == (height, width):
         return x
-    smaller = all(a >= b for a, b in zip(x.shape[2:], size))
-    return adaptive_avg_pool2d(x, size) if smaller else interpolate(x, size)
+    smaller = x.shape[2] >= height and x.shape[3] >= width
+    return adaptive_avg_pool2d(x, (height, width)) if smaller else interpolate(x, (height, width))
 
 
 class Head(nn.Module):

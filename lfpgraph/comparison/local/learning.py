@@ -9,7 +9,7 @@ A block's backward pass runs as soon as its forward pass is over, so the activat
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class LocalLosses(Learner):
 
     def gradients(self, inputs: Any, labels: Tensor) -> None:
         for head in self.heads:
-            head.follow()
+            cast(Head, head).follow()
         flow = self.blocks.flow(inputs)
         last = len(self.blocks) - 1
         for k in range(last):
