@@ -13,6 +13,7 @@ from ..errors import CompositeError, near
 from ..wrapping.wrapper import wrap
 from . import forward_only, local
 from .learners import Learner, Loss
+from .stochastic import SmoothDraws, ThroughDraws, Unbiased
 
 __all__ = ["METHODS", "RATES", "Method", "method_named"]
 
@@ -62,6 +63,9 @@ METHODS: dict[str, Method] = {
         Method("tpsgd", learner=local.TargetProjection),
         Method("forward-forward", learner=local.ForwardForward),
         Method("forward-gnn", learner=local.ForwardGNN),
+        Method("unbiased", learner=Unbiased),
+        Method("through-draws", learner=ThroughDraws),
+        Method("smooth-draws", learner=SmoothDraws),
         Method("noprop", learner=forward_only.NoProp),
         Method("mezo", optimizer="SGD", rates=(1e-4, 1e-3, 1e-2), clip=None, learner=forward_only.MeZO),
         Method("es", learner=forward_only.EvolutionStrategy),
