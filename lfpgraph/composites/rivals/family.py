@@ -13,6 +13,13 @@
 | `direct-feedback-alignment` | as `surrogate` | fixed random, from the output | all of it |
 | `drtp` | as `surrogate` | fixed random, from the target | all of it |
 
+At a threshold h = (a > 0) the signal of a is that of h times f'(a), with
+
+- `surrogate`: `f'(a) = (k / 2) / (1 + (pi k a / 2)^2)`, k = 2, the derivative of an arctangent (Fang et al. 2021, snntorch);
+- `straight-through`: `f'(a) = 1` (Bengio, Leonard and Courville 2013);
+- `sltt`: as `surrogate`; of a membrane `u_t = beta u_{t-1} + W x_t` the weights learn by `dW = sum_t du_t x_t^T` with
+  `du_t = ds_t f'(u_t - 1)`, where backpropagation through time adds `beta du_{t+1}` (Meng et al. 2023, equation 11).
+
 Everything else gets its true derivative, and no parameter is scaled by its weight, so signals are gradients with the
 other sign. A reset path carries none, as in snntorch.
 """
