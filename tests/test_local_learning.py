@@ -234,8 +234,8 @@ def test_noprop(convolutions: bool) -> None:
     model, twin = _equal(convolutions), _equal(convolutions)
     learner = forward_only.NoProp(model, cross_entropy, next(_data(convolutions))[0])
     count, width = (2, 4) if convolutions else (3, 12)
-    stem, tail = twin[:2], twin[2 + 2 * count :]
-    blocks = [twin[2 + 2 * t : 4 + 2 * t] for t in range(count)]
+    stem, tail = twin[:1], twin[1 + 2 * count :]
+    blocks = [twin[1 + 2 * t : 3 + 2 * t] for t in range(count)]
     u = fixed_random(torch.Size([CLASSES, width]), 0, torch.zeros((), dtype=torch.float64)) * math.sqrt(3 * width)
     assert 0.5 < u.square().mean() < 2
 

@@ -38,7 +38,7 @@ class NoProp(Learner):
 
     def __init__(self, model: nn.Module, loss: Loss, inputs: Any) -> None:
         super().__init__(model, loss, inputs)
-        self._blocks = ByMode(model)
+        self._blocks = ByMode(model, early=True)
         blocks = self._blocks(inputs)
         if blocks.graph.mutations:
             raise InputError("noprop keeps no running statistics, so it cannot train a model with batch norms")

@@ -200,14 +200,14 @@ class Flow:
 class ByMode:
     """A model's blocks in the mode that it is in, training or eval, each traced once."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, early: bool) -> None:
+        self.model, self.early = model, early
         self.known: dict[bool, Blocks] = {}
 
     def __call__(self, inputs: Any) -> Blocks:
         mode = self.model.training
         if mode not in self.known:
-            self.known[mode] = Blocks(self.model, inputs)
+            self.known[mode] = Blocks(self.model, inputs, self.early)
             if len({len(blocks) for blocks in self.known.values()}) > 1:
                 raise InputError(f"{type(self.model).__name__} has other points to cut at in eval mode")
         return self.known[mode]

@@ -33,7 +33,7 @@ class ForwardForward(Learner):
 
     def __init__(self, model: nn.Module, loss: Loss, inputs: Any) -> None:
         super().__init__(model, loss, inputs)
-        self.blocks = ByMode(model)
+        self.blocks = ByMode(model, early=False)
         self.classes = self.blocks(with_labels(inputs, None, 1)).shapes()[-1][-1]
 
     def gradients(self, inputs: Any, labels: Tensor) -> None:
