@@ -219,6 +219,39 @@ def test_forward_forward(convolutions: bool) -> None:
     torch.testing.assert_close(learner.outputs(x), asked(x).detach())
 
 
+@both
+def test_counter_current(convolutions: bool) -> None:
+    """The feedback layers are linear, but for images a product over channels behind a change of size."""
+    model, twin = _model(convolutions), _model(convolutions)
+    learner = local.CounterCurrent(model, cross_entropy, next(_data(convolutions))[0])
+    blocks = _parts(twin, early=False)
+    first, second = (_copied(layer) for layer in learner.heads)
+
+    def feedback() -> tuple[Tensor, Tensor]:
+        top = torch.relu(linear(torch.eye(CLASSES, dtype=torch.float64), *second))
+        below = top.detach()
+        if convolutions:
+            top = top.reshape(CLASSES, 5, 2, 2)
+            grown = top.detach().repeat_interleave(2, 2).repeat_interleave(2, 3)
+            return torch.relu(torch.einsum("nchw,dc->ndhw", grown, first[0]) + first[1][:, None, None]), top
+        return torch.relu(linear(below, *first)), top
+
+    def step(h: Tensor, y: Tensor) -> None:
+        signals = feedback()
+        for k, block in enumerate(blocks):
+            new = block(h)
+            h = new.detach()
+            if k == 2:
+                _move([*block.parameters()], cross_entropy(new, y))
+                continue
+            a, b = new.flatten(1), signals[k].flatten(1)
+            cosines = (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1))
+            loss = (cosines - one_hot(y, CLASSES)).pow(2).mean()
+            _move([*block.parameters(), *(first, second)[k]], loss)
+
+    _compared(learner, twin, _data(convolutions), step)
+
+
 def _equal(convolutions: bool) -> nn.Sequential:
     torch.manual_seed(0)
     if not convolutions:

@@ -61,6 +61,7 @@ METHODS: dict[str, Method] = {
         Method("auglocal", learner=local.AugLocal),
         Method("man", learner=local.MomentumAuxiliary),
         Method("tpsgd", learner=local.TargetProjection),
+        Method("counter-current", learner=local.CounterCurrent),
         Method("forward-forward", learner=local.ForwardForward),
         Method("forward-gnn", learner=local.ForwardGNN),
         Method("unbiased", learner=Unbiased),

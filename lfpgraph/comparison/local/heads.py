@@ -96,9 +96,6 @@ class Head(nn.Module):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         return self.last(x)
 
-    def follow(self) -> None:
-        """A step is over, and the model's weights have moved."""
-
 
 class Copy(nn.Module):
     """A block of the model with weights of its own, behind an adapter. Images are halved first where the block takes it."""
@@ -174,5 +171,6 @@ class Averaged(Head):
 
     @torch.no_grad()
     def follow(self) -> None:
+        """Move the average towards the weights that the next block has now."""
         for name, average in zip(self.copy.names, self.copy.weights):
             average.lerp_(self.source[name].detach(), 1 - self.momentum)

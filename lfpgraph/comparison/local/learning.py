@@ -21,7 +21,15 @@ from ..learners import Learner, Loss
 from .blocks import Blocks, Flow
 from .heads import Averaged, Head, LaterLayers
 
-__all__ = ["AugLocal", "ForwardGNN", "LocalLosses", "MomentumAuxiliary", "TargetProjection", "one_hot"]
+__all__ = [
+    "AugLocal",
+    "ForwardGNN",
+    "LocalLosses",
+    "MomentumAuxiliary",
+    "TargetProjection",
+    "labelled",
+    "one_hot",
+]
 
 
 class LocalLosses(Learner):
@@ -59,8 +67,7 @@ class LocalLosses(Learner):
         return [p for p in self.heads.parameters() if not p.requires_grad]
 
     def gradients(self, inputs: Any, labels: Tensor) -> None:
-        for head in self.heads:
-            cast(Head, head).follow()
+        self.follow()
         flow = self.blocks.flow(inputs)
         last = len(self.blocks) - 1
         for k in range(last):
@@ -69,6 +76,9 @@ class LocalLosses(Learner):
             _backward(self.local_loss(k, x, labels, flow))
             del x
         _backward(self.loss(flow.run(last), labels))
+
+    def follow(self) -> None:
+        """A step begins: let heads follow the model."""
 
     def local_loss(self, k: int, x: Tensor, labels: Tensor, flow: Flow) -> Tensor:
         """L_k, of the block's activation."""
@@ -108,6 +118,10 @@ class MomentumAuxiliary(LocalLosses):
     def head(self, k: int, x: Tensor, flow: Flow) -> Head:
         return Averaged(self.blocks, k, x, flow, self.momentum)
 
+    def follow(self) -> None:
+        for head in self.heads:
+            cast(Averaged, head).follow()
+
 
 def one_hot(labels: Tensor, outputs: int) -> Tensor:
     """Targets [n, c] of labels: classes become rows of zeros and a one, numbers stay.
@@ -122,6 +136,20 @@ def one_hot(labels: Tensor, outputs: int) -> Tensor:
     return nn.functional.one_hot(labels, outputs).float()
 
 
+def labelled(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat rows of an activation, those that have a label, and their labels.
+
+    Raises:
+        InputError: rows and labels are not equally many.
+    """
+    if len(x) != len(labels):
+        raise InputError(f"this way of training needs a label for each row: {len(x)} rows, {len(labels)} labels")
+    if labels.is_floating_point():
+        return x.flatten(1), labels
+    rows = labels != IGNORED
+    return (x.flatten(1), labels) if bool(rows.all()) else (x[rows].flatten(1), labels[rows])
+
+
 class _Headless(LocalLosses):
     """Ways whose local loss is of the activation itself. Cut behind activations."""
 
@@ -129,15 +157,6 @@ class _Headless(LocalLosses):
 
     def reset(self) -> None:
         """There is nothing to forget."""
-
-    def _counted(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows that have a label, flat."""
-        if len(x) != len(labels):
-            raise InputError(f"this way of training needs a label for each row: {len(x)} rows, {len(labels)} labels")
-        if labels.is_floating_point():
-            return x.flatten(1), labels
-        rows = labels != IGNORED
-        return (x.flatten(1), labels) if bool(rows.all()) else (x[rows].flatten(1), labels[rows])
 
 
 class TargetProjection(_Headless):
@@ -147,7 +166,7 @@ class TargetProjection(_Headless):
     """
 
     def local_loss(self, k: int, x: Tensor, labels: Tensor, flow: Flow) -> Tensor:
-        h, labels = self._counted(x, labels)
+        h, labels = labelled(x, labels)
         y = one_hot(labels, self.blocks.shapes()[-1][-1]).to(h)
         matrix = fixed_random(torch.Size([h.shape[1], y.shape[1]]), k, h)
         return (y @ matrix.mT - h).square().sum(1).mean()
@@ -163,7 +182,7 @@ class ForwardGNN(_Headless):
     """
 
     def local_loss(self, k: int, x: Tensor, labels: Tensor, flow: Flow) -> Tensor:
-        h, labels = self._counted(x, labels)
+        h, labels = labelled(x, labels)
         if labels.is_floating_point():
             raise InputError("forward-gnn needs classes as labels")
         y = one_hot(labels, self.blocks.shapes()[-1][-1]).to(h)
