@@ -107,17 +107,14 @@ def table(task: str, folder: Path, ways: list[str]) -> str:
             continue
         scores = [run["accuracy"] for run in one["runs"]]
         angles = [_mean(one["runs"][0]["angles"][i]) for i in (0, -1)]
-        step = one["peak_bytes"] / base["peak_bytes"]
+        share = one["peak_bytes"] / base["peak_bytes"]
         whole = (one["peak_bytes"] + one["kept_bytes"]) / (base["peak_bytes"] + base["kept_bytes"])
         mean = statistics.fmean(scores)
-        time = statistics.median(run["step_s"] for run in one["runs"]) / statistics.median(
-            r["step_s"] for r in base["runs"]
+        took = times[way] / times["backprop"]
+        text = (
+            f"| `{way}` | {100 * mean:.1f} ± {100 * statistics.stdev(scores):.1f} % | {one['rate']:g} | {took:.1f} | "
         )
-        rows[way] = (
-            mean,
-            f"| `{way}` | {100 * mean:.1f} ± {100 * statistics.stdev(scores):.1f} % | {one['rate']:g} | {times[way] / times['backprop']:.1f} | "
-            f"{step:.2f} ({whole:.2f}) | {angles[0]:.0f}°, {angles[1]:.0f}° |",
-        )
+        rows[way] = mean, text + f"{share:.2f} ({whole:.2f}) | {angles[0]:.0f}°, {angles[1]:.0f}° |"
     head = "| way | held-out accuracy | rate | time of a step | memory of a step | angle, first and last |"
     return "\n".join([head, "|---|---|---|---|---|---|", *(row for _, row in sorted(rows.values(), reverse=True))])
 
