@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..composites.composite import Composite
+from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..errors import AttributionError
 from ..graph.calls import arguments_of, flatten_input
@@ -100,7 +100,7 @@ def attribute(
     options = Options(on_missing, fallback, error=AttributionError)
     if isinstance(composite, str) and composite == INTEGRATED:
         composite, steps = "gradient-x-input", 32 if steps is None else steps
-    if steps is not None or baseline is not None:
+    if steps is not None or baseline is not None or get_composite(composite).compares:
         if names or parameters:
             raise AttributionError(
                 "a baseline and a path (so integrated gradients) give relevance to inputs alone; leave record and "

@@ -26,6 +26,7 @@ from ..wrapping.programs import Entry, ModelCall, Programs
 from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
 from .readings import Reading, readings_of
+from .references import add_references, floats_of
 from .target import refuse_nan, target_signals
 
 __all__ = ["Explainer", "Found", "explainer_of"]
@@ -112,7 +113,7 @@ class Explainer:
 
     def _make(self, call: ModelCall) -> _Kept:
         """Plan a graph that another composite has had traced, or trace."""
-        key = (call.kind, self.composite.merge_norms, self.signals)
+        key = (call.kind, self.composite.merge_norms, self.signals, self.composite.compares)
         for graph, lookups in self.graphs.get(key, []):
             if Sizes(graph).accepts(call.tensors):
                 return self._planned(graph, call, lookups)
@@ -126,6 +127,8 @@ class Explainer:
         lookups = cut_lookups(graph) if self.signals else []
         if self.composite.merge_norms:
             merge_norms(graph)
+        if self.composite.compares:
+            add_references(graph)
         return self._planned(graph, call, lookups)
 
     def _planned(self, graph: OpGraph, call: ModelCall, lookups: list[Lookup]) -> _Kept:
@@ -144,11 +147,20 @@ def _values_at(
 ) -> tuple[list[Any], dict[int, tuple[int, Tensor]]]:
     """The placeholders' values at a point of a path, and each embedding's ids and way, by its place among the tensors."""
     state = {name: _plain(value) for name, value in call.state.items()}
-    values = graph.values([*call.tensors, *(torch.empty(0) for _ in lookups)], state)
+    starts = [call.tensors[p.target] for p in graph.placeholders if p.kind == "input" and p.target < len(call.tensors)]
+    starts = [t for t in starts if t.is_floating_point()] if point.starts is None else list(point.starts)
+    made = len(lookups) + (len(starts) + len(lookups) if graph.references else 0)
+    values = graph.values([*call.tensors, *(torch.empty(0) for _ in range(made))], state)
+    places = {node: i for i, node in enumerate(graph.placeholder_nodes)}
     ways = {}
     for i, lookup in enumerate(lookups):
-        values[len(values) - len(lookups) + i], way = lookup.way(graph, values, point)
+        place = places[lookup.cut]
+        values[place], way = lookup.way(graph, values, point)
+        starts.append(values[place] - way)
         ways[len(call.tensors) + i] = lookup.ids, way
+    if graph.references:
+        for node, start in zip(floats_of(graph), starts):
+            values[places[graph.references[node]]] = start
     return values, ways
 
 
