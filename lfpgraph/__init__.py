@@ -13,6 +13,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .audits.checks import CheckReport, check
     from .audits.conserved import Conservation, conservation
     from .audits.flow import relevance_flow
+    from .audits.patching import Patching, patching
     from .comparison import compare
     from .composites import centred, hebbian, lrp, rivals, spiking
     from .composites.composite import (
@@ -58,6 +59,7 @@ __all__ = [
     "CoverageReport",
     "LfpGraphError",
     "OpGraph",
+    "Patching",
     "Ruleset",
     "Trainer",
     "centred",
@@ -74,6 +76,7 @@ __all__ = [
     "lrp",
     "metrics",
     "onnx",
+    "patching",
     "pictures",
     "policies",
     "prune",

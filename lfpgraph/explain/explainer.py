@@ -29,7 +29,7 @@ from .readings import Reading, readings_of
 from .references import add_references, floats_of
 from .target import refuse_nan, target_signals
 
-__all__ = ["Explainer", "Found", "explainer_of"]
+__all__ = ["Explainer", "Found", "explainer_of", "values_at"]
 
 _MOST = 8  # kept for each model
 _SHARE = 1.0  # cheap operations are computed again rather than kept (see `passes.recompute`)
@@ -136,13 +136,13 @@ class Explainer:
         if self.signals:
             readings = [reading for reading in readings if reading.kind == "input"]
         nodes = [reading.node for reading in readings]
-        values, _ = _values_at(graph, lookups, call, Point())
+        values, _ = values_at(graph, lookups, call, Point())
         plan = make_plan(graph, self.composite, set(nodes), self.options.on_missing, values)
         program = make_program(plan, values, share=_SHARE, rewards=None if self.signals else nodes)
         return _Kept(program, readings=readings, lookups=lookups)
 
 
-def _values_at(
+def values_at(
     graph: OpGraph, lookups: Sequence[Lookup], call: ModelCall, point: Point
 ) -> tuple[list[Any], dict[int, tuple[int, Tensor]]]:
     """The placeholders' values at a point of a path, and each embedding's ids and way, by its place among the tensors."""
@@ -168,7 +168,7 @@ def _values_at(
 def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point) -> Found:
     """Run the program for one call, and sort the rewards by what they belong to."""
     graph, program = entry.graph, entry.program
-    values, ways = _values_at(graph, entry.lookups, call, point)
+    values, ways = values_at(graph, entry.lookups, call, point)
     results = program.call_forward(*values)
     outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
     del results, values
