@@ -27,6 +27,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .engine.direct import feedback
     from .explain import pictures
     from .explain.attribution import Attribution, attribute
+    from .explain.generation import Generation, explain_generation
     from .explain.importances import bits_by_importance, importance, prune, quantise
     from .explain.target import Contrast
     from .graph.graph import OpGraph
@@ -57,6 +58,7 @@ __all__ = [
     "compare",
     "Composite",
     "CoverageReport",
+    "Generation",
     "LfpGraphError",
     "OpGraph",
     "Patching",
@@ -66,6 +68,7 @@ __all__ = [
     "composite_names",
     "conservation",
     "coverage",
+    "explain_generation",
     "explain_wrap",
     "feedback",
     "from_reward_function",

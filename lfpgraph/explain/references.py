@@ -40,7 +40,8 @@ def add_references(graph: OpGraph) -> None:
         if draws(node) or node.target is torch.ops.aten._local_scalar_dense.default:
             what = "draws random numbers (call model.eval())" if draws(node) else "reads a number off a tensor"
             raise AttributionError(
-                f"{graph.describe(node)} {what}, so the runs at the input and at the baseline cannot be compared"
+                f"{graph.describe(node)} {what}, so the runs at the input and at the baseline cannot be compared; "
+                "or name another composite, such as attnlrp"
             )
         if isinstance(node.meta.get("val"), Tensor | list | tuple):
             with graph.graph.inserting_before(node):
