@@ -60,6 +60,12 @@ PAPERS: dict[str, tuple[PolicyGradient, Any]] = {
         PolicyGradient.grpo(0.1, 0.3, kl=0.04),
         lambda p, o, q, a, m: means(clipped((p - o).exp(), a, 0.1, 0.3) + 0.04 * k3(p, q), m, "sequences"),
     ),
+    "grpo, weighted divergence": (
+        PolicyGradient.grpo(kl=0.04, kl_weighted=True),
+        lambda p, o, q, a, m: means(
+            clipped((p - o).exp(), a, 0.2, 0.2) + 0.04 * (p - o).exp() * k3(p, q), m, "sequences"
+        ),
+    ),
     "grpo, two sides": (
         PolicyGradient.grpo(most=1.5),
         lambda p, o, q, a, m: means(
@@ -240,6 +246,7 @@ def test_what_does_not_vary_has_no_correlation() -> None:
         (lambda p: PolicyGradient("self", low=0.2), "reference='old'"),
         (lambda p: PolicyGradient(low=0.2, cap=2.0), "give one or the others"),
         (lambda p: PolicyGradient.grpo(most=1.1), "larger than the bound above, 1.2"),
+        (lambda p: PolicyGradient.gspo(kl=0.1, kl_weighted=True), "ratio of tokens"),
         (lambda p: PolicyGradient.ppo(level="product"), "needs mean='sums'"),
         (lambda p: PolicyGradient.ppo(length=3), "needs mean='sums'"),
         (lambda p: PolicyGradient.grpo(kl=0.1).loss(p), "reference="),

@@ -71,6 +71,8 @@ class PolicyGradient:
         mean: over "tokens" of the batch; over "sequences", of each the mean; "sums", over sequences of their sums.
         length: sums are divided by it.
         kl: weight of the divergence.
+        kl_weighted: the divergence of each token counts by its ratio to the old policy, so that it is that of what the policy
+            would say now (DeepSeek-AI 2025, arXiv 2512.02556; TRL's `use_bias_correction_kl`).
 
     Raises:
         RewardError: a setting or shape that does not fit, or a policy that a setting needs and was not given.
@@ -85,6 +87,7 @@ class PolicyGradient:
     mean: str = "tokens"
     length: float = 1.0
     kl: float = 0.0
+    kl_weighted: bool = False
 
     def __post_init__(self) -> None:
         check_choice("reference", self.reference, ("self", "old", "one"), RewardError)
@@ -98,6 +101,8 @@ class PolicyGradient:
             raise RewardError("bounds are those of a ratio to the old policy: they need reference='old'")
         if self.cap is not None and any(bounds[name] is not None for name in ("low", "high", "most")):
             raise RewardError("a cap takes the place of low, high and most: give one or the others")
+        if self.kl_weighted and (self.reference != "old" or self.level != "token"):
+            raise RewardError("kl_weighted needs a ratio of tokens to the old policy: reference='old', level='token'")
         if self.most is not None and self.most <= 1 + (self.high or 0.0):
             raise RewardError(f"most={self.most:g} must be larger than the bound above, {1 + (self.high or 0.0):g}")
         if self.level == "product" and self.mean != "sums":
@@ -200,8 +205,11 @@ class PolicyGradient:
             value = signal * log_p
         if self.kl and reference is not None:
             gap = _fitting(reference, log_p, "reference") - log_p
-            signal = signal - self.kl * (1 - gap.exp())
-            value = value - self.kl * (gap.exp() - gap - 1)
+            apart, slope = gap.exp() - gap - 1, 1 - gap.exp()
+            if self.kl_weighted:
+                weight = torch.ones_like(log_p) if old is None else (log_p - _fitting(old, log_p, "old")).exp()
+                apart, slope = weight * apart, weight * (slope + apart)
+            signal, value = signal - self.kl * slope, value - self.kl * apart
         share = self._share(inside, log_p)
         if weights is not None:
             share = share * _fitting(weights, log_p, "weights")
