@@ -18,6 +18,7 @@ from ...comparison.learners import output_of
 from ...composites.composite import Composite
 from ...demo.data import Arrays
 from ...rewards import reward_loss
+from ...training.policies import Policy
 from ...wrapping.wrapper import wrap
 from .runs import Runs
 
@@ -57,6 +58,7 @@ class Way:
 
     Attributes:
         gradients: sets each parameter's `.grad` by itself, given the model, a batch and its labels, in place of backward.
+        policy: makes the update policy of a run.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Way:
     clip: float | None = 1.0
     optimizer: str = "AdamW"
     gradients: Callable[[nn.Module, Tensor, Tensor], None] | None = None
+    policy: Callable[[], Policy] | None = None
 
 
 @dataclass
@@ -219,6 +222,7 @@ def _train(
     steps = epochs * -(-len(train[0]) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, way.lr, total_steps=steps + 1, cycle_momentum=False)
     curve, seconds = [], []
+    held = None if way.policy is None else way.policy().attach(optimizer, model)
     for _ in range(epochs):
         model.train()
         for rows in torch.randperm(len(train[0]), generator=generator).split(batch_size):
@@ -231,11 +235,13 @@ def _train(
                 if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
                     objective.backward()
             if way.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, way.clip)
+                nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], way.clip)
             optimizer.step()
             schedule.step()
             seconds.append(time.perf_counter() - begin)
         curve.append(evaluate(model, test, score))
+    if held is not None:
+        held.remove()
     return curve, statistics.median(seconds)
 
 
