@@ -32,7 +32,6 @@ __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register
 
 _PRODUCTS = (CONTRACTION, PRODUCT, ATTENTION)
 _WHOLE = Rule(vjp, is_vjp=True)
-_LARGER = 3.0  # feedback of a matrix over its signal, as torch's layers start; see docs/experiments.md, rule
 
 
 @functools.lru_cache
@@ -64,9 +63,9 @@ class Ruleset:
             plain signal, so that a bias of zero can move.
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
-        unit: "start" divides `max(abs(w), floor) * s_w` of a matrix by a third of the root mean square of a weight as torch's
-            layers start it, `1 / sqrt(3 n)` with n the number of entries for each of its rows; or by its own where that is
-            less. So the feedback is as large as the signal, or a few times larger. "parameter" leaves it as it is.
+        unit: "start" divides `max(abs(w), floor) * s_w` of a matrix by the root mean square of a weight as torch's layers start
+            it, `1 / sqrt(3 n)` with n the number of entries for each of its rows, or by its own where that is less. So the
+            feedback is about as large as the signal. "parameter" leaves it as it is.
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
         products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
@@ -142,7 +141,7 @@ class Ruleset:
         """
         floor, relative = _floor_of(self.floor)
         has_unit = self.unit == "start" and w.dim() > 1 and w.numel() > 0
-        unit = _LARGER * math.sqrt(3 * math.prod(w.shape[1:])) if has_unit else 1.0
+        unit = math.sqrt(3 * math.prod(w.shape[1:])) if has_unit else 1.0
         return (floor if w.numel() else 0.0, unit, 0.0) if relative else (0.0, unit, floor)
 
 

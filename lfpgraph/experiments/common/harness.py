@@ -183,11 +183,12 @@ def fit(
         return copy.deepcopy((start(seed) if start else model).state_dict())
 
     length, device = settings.epochs(epochs), settings.runs.device
-    twin, wrapped = copy.deepcopy(model).to(device), None
+    twin: Any = None
+    wrapped: Any = None
 
     def trained(way: Way, seed: int) -> dict[str, Any]:
         nonlocal twin, wrapped
-        if way.composite is not wrapped:  # ways that differ in their rate alone share a trace
+        if twin is None or way.composite is not wrapped:  # ways that differ in their rate alone share a trace
             twin, wrapped = copy.deepcopy(model).to(device), way.composite
             if wrapped is not None:
                 wrap(twin, wrapped)

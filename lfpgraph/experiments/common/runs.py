@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from ...errors import InputError
+
 __all__ = ["Runs"]
 
 T = TypeVar("T")
@@ -30,11 +32,13 @@ class Runs:
             goes on from there.
         slots: a semaphore with as many places as runs may go on at once; None for one after the other in this process.
         device: where models are trained.
+        kept_only: refuse to make a run that is not in the file.
     """
 
     file: Path | None = None
     slots: Any = None
     device: str = "cpu"
+    kept_only: bool = False
 
     @classmethod
     def side_by_side(cls, processes: int, file: Path | None = None, device: str = "cpu") -> Runs:
@@ -74,12 +78,19 @@ class Runs:
         return found
 
     def make(self, key: dict[str, Any], task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the run with this key found: as the file has it, or by running it, as soon as there is a place."""
+        """What the run with this key found: as the file has it, or by running it, as soon as there is a place.
+
+        Raises:
+            InputError: the run is not in the file, and only those that are may be taken.
+        """
+        found: dict[str, Any]
         for line in self.file.read_text(encoding="utf-8").splitlines() if self.file and self.file.exists() else ():
             known = json.loads(line)
             if known["run"] == key:
-                found: dict[str, Any] = known["found"]
+                found = known["found"]
                 return found
+        if self.kept_only:
+            raise InputError(f"{self.file} holds no run {key}")
         with self.slots or nullcontext():
             found = task()
         if self.file is not None:

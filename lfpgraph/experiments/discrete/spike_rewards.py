@@ -19,7 +19,7 @@ from .spiking import RATES
 
 __all__ = ["run"]
 
-SETTINGS = ((5, 0.3), (15, 0.9))  # steps and beta
+SETTINGS = ((15, 0.9),)  # steps and beta
 
 
 def run(settings: Settings) -> Report:
