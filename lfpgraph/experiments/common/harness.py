@@ -59,7 +59,6 @@ class Way:
 
     Attributes:
         optimizer: a class of torch.optim by name, or what makes one of the model's named parameters and a rate.
-        policy: acts on the feedback before it is clipped.
         gradients: sets each parameter's `.grad` by itself, given the model, a batch and its labels, in place of backward.
         policy: makes the update policy of a run.
     """
@@ -70,7 +69,6 @@ class Way:
     lr: float = 3e-3
     clip: float | None = 1.0
     optimizer: str | Callable[[Sequence[tuple[str, Tensor]], float], torch.optim.Optimizer] = "AdamW"
-    policy: Policy | None = None
     gradients: Callable[[nn.Module, Tensor, Tensor], None] | None = None
     policy: Callable[[], Policy] | None = None
 
@@ -247,8 +245,6 @@ def _train(
                 objective = way.objective(output_of(model, train[0][rows]), train[1][rows])
                 if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
                     objective.backward()
-            if way.policy is not None:
-                way.policy(named)
             if way.clip is not None:
                 nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], way.clip)
             optimizer.step()
