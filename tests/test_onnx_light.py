@@ -17,7 +17,17 @@ ort = pytest.importorskip("onnxruntime")
 from lfpgraph.onnx import export, load  # noqa: E402
 
 FOLDER = Path(onnx.__file__).parent / "backend/test/data/light"
-NAMES = ("squeezenet", "shufflenet", "inception_v1", "inception_v2", "resnet50", "densenet121", "zfnet512", "vgg19", "bvlc_alexnet")
+NAMES = (
+    "squeezenet",
+    "shufflenet",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "densenet121",
+    "zfnet512",
+    "vgg19",
+    "bvlc_alexnet",
+)
 
 
 def _run(path: Path, x: torch.Tensor) -> torch.Tensor:
@@ -56,3 +66,8 @@ def test_loads_learns_and_goes_out_again(name: str, tmp_path: Path) -> None:
     lfpgraph.unwrap(model)
     export(model, tmp_path / "trained.onnx", (x,))
     assert torch.allclose(_run(tmp_path / "trained.onnx", x), model(x), rtol=1e-3, atol=1e-5)
+    for which in ("input", "output"):  # as the file had them
+        before, after = (
+            [v.name for v in getattr(onnx.load(p).graph, which)] for p in (path, tmp_path / "trained.onnx")
+        )
+        assert [name for name in before if name in after] == after
