@@ -46,7 +46,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.report --page docs/performance.md
+	$(BIN)/python -m benchmarks.report
 
 # On a machine with a GPU, with the torch that it has; in ten minutes. Needs no network where setuptools is installed.
 gpu:
