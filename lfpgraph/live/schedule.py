@@ -119,6 +119,7 @@ class Schedule:
     notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
     steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
     quick: list[Any] = field(default_factory=list)  # `repeats.steps.quick_steps`
+    simple: Any = None  # `repeats.replay.simple`
     around: Any = None  # what else a run must have alike: its leaves, outputs and ends
     looks_at_outputs: bool = False  # whether a rule may look at the signals at the outputs
     unread: list[int] = field(default_factory=list)  # values that nothing in the run reads

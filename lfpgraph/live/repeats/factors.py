@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = ["LoneFactor", "is_usual", "must_be_true"]
 
+_grad, _keeps = torch.is_grad_enabled, torch._C._autograd._get_current_graph_task_keep_graph
 _TYPES = (torch.float32, torch.float64)
 
 
@@ -36,23 +37,33 @@ class LoneFactor:
         watch: is told of a second derivative.
     """
 
-    __slots__ = ("slot", "value", "epsilon", "added", "positive", "watch")
+    __slots__ = ("slot", "value", "epsilon", "added", "positive", "watch", "told")
 
     def __init__(self, slot: int, value: Tensor, epsilon: float, positive: bool, watch: Any) -> None:
         self.slot, self.epsilon, self.positive, self.watch = slot, epsilon, positive, watch
         self.value: Tensor | None = value
+        self.told: list[Any] = []  # hooks of parameters whose feedback is on its way with the signal
         self.added = _number(epsilon, value.dtype, value.device)
 
     def __call__(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        s, value = signals[self.slot], self.value
-        if s is None or must_be_true(value is not None, self.watch):
+        s = self.of_one(signals[self.slot])
+        if s is None:
             return None
-        assert value is not None
-        size = torch.add(value if self.positive else value.abs(), self.added)
-        s = torch.addcdiv(s, s, size, value=-self.epsilon)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            self.value = None
         return (s,) if len(signals) == 1 else (*signals[: self.slot], s, *signals[self.slot + 1 :])
+
+    def of_one(self, s: Tensor | None) -> Tensor | None:
+        """The same as a hook on the tensor."""
+        value = self.value
+        if s is None or _grad() or value is None:
+            if s is None or must_be_true(value is not None, self.watch):
+                return None
+        assert value is not None
+        for arrival in self.told:
+            arrival.fed = arrival.fed or True
+        size = torch.add(value if self.positive else value.abs(), self.added)
+        if not _keeps():
+            self.value = None
+        return torch.addcdiv(s, s, size, value=-self.epsilon)
 
 
 def must_be_true(has_values: bool, watch: Any) -> bool:
