@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-__all__ = ["LoneFactor", "is_usual", "must_be_true"]
+__all__ = ["Factor", "LoneFactor", "is_usual", "must_be_true"]
 
 _grad, _keeps = torch.is_grad_enabled, torch._C._autograd._get_current_graph_task_keep_graph
 _TYPES = (torch.float32, torch.float64)
+
+
+@dataclass
+class Factor:
+    """What a signal is multiplied by when it has arrived at an output.
+
+    Attributes:
+        epsilon: of the epsilon factor; 0 for none.
+        measure: the number of the value that the factor looks at.
+        positive: whether that value has no negative entry.
+        mixed: whether signals of both forms meet there, so that the guarded factor is needed.
+        restated: from which epsilon a stabilized signal has to be restated as one of `epsilon`; None if it need not be.
+    """
+
+    epsilon: float
+    measure: int = -1
+    positive: bool = False
+    mixed: bool = False
+    restated: float | None = None
 
 
 def is_usual(value: Tensor | None, large: int) -> TypeGuard[Tensor]:

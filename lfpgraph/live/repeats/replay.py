@@ -18,8 +18,8 @@ from ..interception import PRE_DISPATCH, include, without_python
 from ..notes import NameLeaf, alias_of
 from ..parameters import Scale, Watch, watching
 from ..record import Record
-from ..schedule import Factor, Schedule
-from .factors import LoneFactor, is_usual
+from ..schedule import Schedule
+from .factors import Factor, LoneFactor, is_usual
 from .modules import OneOperation
 from .steps import ANOTHER, Quick, note_made
 
