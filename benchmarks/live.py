@@ -99,10 +99,12 @@ def section(rows: list[dict[str, Any]], guards: list[dict[str, Any]]) -> str:
         f"Made by `python -m benchmarks.live --page docs/performance.md` (one thread, torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}; float32, `engine='live'`). A step is forward and backward, in processor "
         "time; the sides take turns, each with its own copy of the model, and figures are medians. First: the first step of "
-        f"backprop, and then of `lfp`, over a later one. Peak (`{COMPOSITE}`): how far resident memory rises during a step, gradients included, each "
+        "backprop, and then of `lfp`, over a later one. "
+        f"Peak (`{COMPOSITE}`): how far resident memory rises during a step, gradients included, each "
         "side in a process of its own.",
         "",
-        "| model | backprop ms | `lfp` ms | ratio | `lfp-epsilon` ms | ratio | first | of `lfp` | peak of backprop MB | live MB | ratio |",
+        "| model | backprop ms | `lfp` ms | ratio | `lfp-epsilon` ms | ratio | first | of `lfp` "
+        "| peak of backprop MB | live MB | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

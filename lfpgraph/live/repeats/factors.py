@@ -9,10 +9,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-__all__ = ["Factor", "LoneFactor", "is_usual", "must_be_true"]
+__all__ = ["USUAL", "Factor", "LoneFactor", "is_usual", "must_be_true"]
 
 _grad, _keeps = torch.is_grad_enabled, torch._C._autograd._get_current_graph_task_keep_graph
-_TYPES = (torch.float32, torch.float64)
+USUAL = (torch.float32, torch.float64)
 
 
 @dataclass
@@ -39,7 +39,7 @@ def is_usual(value: Tensor | None, large: int) -> TypeGuard[Tensor]:
 
     Of a large one less than all may be kept, and a GPU has one kernel for the whole.
     """
-    usual = type(value) is Tensor and value.dtype in _TYPES and value.numel() < large and not value.is_cuda
+    usual = type(value) is Tensor and value.dtype in USUAL and value.numel() < large and not value.is_cuda
     return usual and value.layout is torch.strided  # type: ignore[union-attr]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..notes import NameLeaf, alias_of
 from ..parameters import Scale, Watch, watching
 from ..record import Record
 from ..schedule import Schedule
-from .factors import Factor, LoneFactor, is_usual
+from .factors import USUAL, Factor, LoneFactor, is_usual
 from .modules import OneOperation
 from .steps import ANOTHER, Quick, note_made
 
@@ -32,11 +33,13 @@ _is_over = torch._C._functorch.is_dead_tensor_wrapper  # type: ignore[attr-defin
 
 
 class _Scaled(NamedTuple):
-    """What makes a parameter's signal feedback, and as a tensor holds its hooks; none where the parameter is large."""
+    """A parameter that was met, and what makes its signal feedback, also as a tensor holds its hooks (of a large one: None)."""
 
+    parameter: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
     scale: Scale
     hooks: dict[int, Any] | None
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
     if check or outside or record.begun or record.own or not lone or not all(schedule.quick):
         return None
     if schedule.looks_at_outputs or not all(factor for _, factor in lone):
+        return None
+    if any(leaf.tensor.is_cuda for leaf in record.leaves) or any(
+        f and record.dtypes[f.measure] not in USUAL for _, f in lone
+    ):
         return None
     leaves = {}
     for leaf, (kind, name, (dtype, dims, follows)) in zip(record.leaves, schedule.around[0]):
@@ -116,6 +123,7 @@ class Replay:
         self.shapes: list[Any] = [None] * count
         self.kept: list[Tensor | None] = [None] * count
         self.aliases: dict[int, Tensor] = {}
+        self._scaled: list[tuple[Tensor, _Scaled]] = []
         self._record: Record | None = None
         self._started = torch._C._autograd._get_sequence_nr()
 
@@ -150,19 +158,14 @@ class Replay:
         """Whether a tensor that the run has not met is what was found in its place; it is met then."""
         simple, shape = self.simple, x.shape
         found = simple.scales.get(number)
-        if (
-            found is None
-            or found.scale.parameter is not x
-            or found.scale.shape != shape
-            or found.dtype is not x.dtype
-            or not x.requires_grad
-        ):
+        if found is None or found[0] is not x or found[1] != shape or found[2] is not x.dtype or not x.requires_grad:
             if not self._is_found(number, x):
                 return False
             found = simple.scales.get(number)
-        if found is not None and not (number in simple.bare and not any(a.compares for a in watching(x))):
+        if found is not None and (number not in simple.bare or any(a.compares for a in watching(x))):
             self.aliases[number] = alias = x[...]
             self.edges[number] = alias.grad_fn, 0
+            self._scaled.append((alias, found))
         self.tensors[number], self.shapes[number] = x, shape
         if number in self.schedule.kept_values:
             self.kept[number] = x.detach()
@@ -181,7 +184,8 @@ class Replay:
         how = simple.parameters.get(number)
         if how is not None:
             scale = Scale(self.schedule.plan, how, x, x.shape, self.watch)
-            simple.scales[number] = _Scaled(scale, {0: scale.at_alias} if x.numel() < LARGE else None, dtype)
+            hooks = {0: scale.at_alias} if x.numel() < LARGE else None
+            simple.scales[number] = _Scaled(x, x.shape, dtype, scale, hooks)
         return True
 
     def record(self) -> Record:
@@ -220,13 +224,14 @@ class Replay:
             return False
         if not all(is_usual(kept[factor.measure], LARGE) for _, factor in simple.factors):
             return False
-        for number, alias in self.aliases.items():
-            node, (scale, hooks, _) = edges[number][0], simple.scales[number]
+        for alias, (_, _, _, scale, hooks) in self._scaled:
+            node: Any = alias.grad_fn
             if hooks is None:
                 node.register_prehook(scale.before)
             else:
                 alias._backward_hooks = hooks  # `register_hook` without its handle
                 node._register_hook_dict(alias)
+        carrier = _local.carrier
         for number, factor in simple.factors:
             node, slot = edges[number]
             hook = LoneFactor(slot, kept[factor.measure], factor.epsilon, factor.positive, self.watch)
@@ -234,11 +239,11 @@ class Replay:
                 if n not in self.aliases:
                     hook.told += watching(self.tensors[n])
             if slot == 0 and self.tensors[number]() is None and sys.getrefcount(node) == _MINE:
-                _carrier._backward_hooks = {0: hook.of_one}
-                node._register_hook_dict(_carrier)
+                carrier._backward_hooks = {0: hook.of_one}
+                node._register_hook_dict(carrier)
             else:
                 node.register_prehook(hook)
-        _carrier._backward_hooks = None
+        carrier._backward_hooks = None
         return True
 
     def _number(self, x: Tensor, among: Sequence[int]) -> int:
@@ -259,5 +264,10 @@ class Replay:
 # Note [A hook on a tensor that is gone]: torch takes a fifth of the time for a hook on a tensor that it takes for one on a
 # node. The two differ for those who hold the tensor or the node alone: their own hooks, and gradients asked for there, come
 # in between. Where nobody does, a hook goes by way of any other tensor.
-_carrier = torch.empty(0, device="cpu")
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.carrier = torch.empty(0, device="cpu")
+
+
+_local = _Local()
 _MINE = 3  # references to a node that nobody else holds: of `edges`, of a variable, of the question

@@ -136,7 +136,8 @@ class Quick:
             return run.record().note(self.op, args, out)
         number = self.number
         if self.keep:
-            if shape.numel() >= LARGE:  # of which less may be kept
+            if shape.numel() >= LARGE:  # of which less may be kept, and what is saved otherwise does not count
+                run.schedule.simple = None
                 return run.record().note(self.op, args, out)
             run.kept[number] = out.detach()
         edges[number], tensors[number], run.shapes[number] = (node, out.output_nr), weakref.ref(out), shape
