@@ -26,7 +26,9 @@ def explain(
     target: Annotated[
         str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
     ] = "predicted",
-    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "epsilon-plus",
+    composite: Annotated[
+        str | None, typer.Option(help="Which rules to use; by default deeplift for numbers, cp-lrp for a text.")
+    ] = None,
     size: Annotated[int | None, typer.Option(min=1, max=2**14, help="Side to which an image is scaled.")] = None,
     mean: Annotated[float, typer.Option(callback=finite, help="Subtracted from pixels between 0 and 1.")] = 0.0,
     std: Annotated[float, typer.Option(min=1e-9, callback=finite, help="Divides pixels after that.")] = 1.0,
@@ -51,7 +53,7 @@ def explain(
         found = attribute(network, inputs, wanted, composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
     facts = {
-        "model": model, "input": input_, "target": target, "rules": composite,
+        "model": model, "input": input_, "target": target, "rules": found.composite,
         "explained value": f"{float(found.explained.sum()):.5g}",
         "relevance at the input": f"{float(relevance.sum()):.5g}",
         "predicted class": str(int(found.output[0].flatten().argmax())),
@@ -68,7 +70,7 @@ def explain(
     if flow:
         from ..audits.flow import relevance_flow
 
-        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite))
+        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite or "attnlrp"))
         parts.append("<h2>Flow of relevance</h2>" + pictures.figure_html(drawing))
     out.write_text(pictures.page("Explanation", parts, facts), encoding="utf-8")
     typer.echo(f"explained {facts['explained value']}, at the input {facts['relevance at the input']}; report: {out}")
