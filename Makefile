@@ -20,7 +20,7 @@ test: $(STAMP)
 
 # All that make test leaves out, in under an hour on two cores.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal --durations=40
 
 # Trainers and adapters of other libraries, in an environment of their own; writes the table of docs/clients.md.
 CLIENTS := .venv-clients/.installed
