@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import enum
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -12,13 +15,23 @@ import torch
 from torch import Tensor, nn
 
 
-def _without_fakes(name: str, *args: Any, **kwargs: Any) -> Any:
-    """torchvision's wheel is linked to CUDA; beside a torch without it, its own operators cannot be given fakes."""
-    return (lambda f: f) if str(name).startswith("torchvision::") else _register(name, *args, **kwargs)
+class _Nothing(types.ModuleType):
+    """A part of torchvision, whose wheel is linked to CUDA: timm names what handles pictures as it is imported, and trains without."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "InterpolationMode":
+            return enum.Enum(name, "NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS")
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (nn.Module,), {})
 
 
-_register = torch.library.register_fake
-with mock.patch("torch.library.register_fake", _without_fakes):
+_PARTS = ("", ".datasets", ".models.feature_extraction", ".ops.misc", ".transforms", ".transforms.functional", ".utils")
+_NOTHING = {f"torchvision{part}": _Nothing(f"torchvision{part}") for part in (*_PARTS, ".models", ".ops")}
+_NOTHING["torchvision"].transforms = _NOTHING["torchvision.transforms"]  # type: ignore[attr-defined]
+with mock.patch.dict(sys.modules, {name: sys.modules.get(name, made) for name, made in _NOTHING.items()}):
     import timm
     from timm.data.mixup import Mixup
     from timm.loss import SoftTargetCrossEntropy

@@ -37,6 +37,7 @@ def first_gradients(kind: str, folder: Path, way: str, when: str = "before", **g
     trainer, first = trl_runs.make(kind, model, folder, **given)
     if when == "after":
         wrapped(trainer.model, way)
+    transformers.set_seed(3)  # what is sampled, whatever was drawn for the model's twin
     trainer.train()
     return first.gradients
 
@@ -46,6 +47,7 @@ def by_logits(kind: str, folder: Path, composite: Any = FINE, **given: Any) -> d
     model = loaded(kind, folder / "model", given.pop("make", None))
     trainer, first = trl_runs.make(kind, model, folder, **given)
     trl_runs.unfuse(trainer.model, trl_runs.statically(trainer.model, composite))
+    transformers.set_seed(3)
     trainer.train()
     return first.gradients
 
