@@ -55,7 +55,7 @@ def run(kind: str, way: str, steps: int = 1) -> tuple[dict[str, Tensor], list[fl
 @pytest.mark.client("peft", "{kind}")
 @pytest.mark.parametrize("kind", KINDS)
 def test_tuner(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    check_first_step(lambda way: run(kind, way)[0], caplog, 1e-7)
+    check_first_step(lambda way: run(kind, way)[0], caplog, 1e-5 if kind in SINGLE else 1e-7)
     (_, before, _), (_, after, model) = (run(kind, way, 12) for way in ("plain", "wrapped"))
     falls = [losses[0] - losses[-1] for losses in (before, after)]
     print(kind, falls)
@@ -66,7 +66,7 @@ def test_tuner(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with torch.no_grad():
         expected = model(**given).logits
         model.save_pretrained(tmp_path)
-        loaded = peft.PeftModel.from_pretrained(llama(0), tmp_path).double().eval()
+        loaded = peft.PeftModel.from_pretrained(llama(0), tmp_path).to(expected.dtype).eval()
         torch.testing.assert_close(loaded(**given).logits, expected, rtol=1e-5, atol=1e-6)
         if kind not in UNMERGED:
             torch.testing.assert_close(model.merge_and_unload()(**given).logits, expected, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,6 @@ import sys
 import types
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _Nothing(types.ModuleType):
-    """A part of torchvision, whose wheel is linked to CUDA: timm names what handles pictures as it is imported, and trains without."""
+    """A part of torchvision, whose wheel is linked to CUDA: timm names it as it is imported, and trains without."""
 
     __path__: list[str] = []
 
@@ -31,13 +30,18 @@ class _Nothing(types.ModuleType):
 _PARTS = ("", ".datasets", ".models.feature_extraction", ".ops.misc", ".transforms", ".transforms.functional", ".utils")
 _NOTHING = {f"torchvision{part}": _Nothing(f"torchvision{part}") for part in (*_PARTS, ".models", ".ops")}
 _NOTHING["torchvision"].transforms = _NOTHING["torchvision.transforms"]  # type: ignore[attr-defined]
-with mock.patch.dict(sys.modules, {name: sys.modules.get(name, made) for name, made in _NOTHING.items()}):
-    import timm
-    from timm.data.mixup import Mixup
-    from timm.loss import SoftTargetCrossEntropy
-    from timm.optim import create_optimizer_v2
-    from timm.task import ClassificationTask, LogitDistillationTask
-    from timm.utils import ModelEmaV3, NativeScaler
+_ours = {name: made for name, made in _NOTHING.items() if name not in sys.modules}
+sys.modules.update(_ours)
+
+import timm  # noqa: E402
+from timm.data.mixup import Mixup  # noqa: E402
+from timm.loss import SoftTargetCrossEntropy  # noqa: E402
+from timm.optim import create_optimizer_v2  # noqa: E402
+from timm.task import ClassificationTask, LogitDistillationTask  # noqa: E402
+from timm.utils import ModelEmaV3, NativeScaler  # noqa: E402
+
+for _name in _ours:
+    del sys.modules[_name]
 
 from .checks import check_first_step, grads_of, wrapped  # noqa: E402
 

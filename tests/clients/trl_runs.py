@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import types
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,8 @@ def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
             log_sum_sq_probs=squares,
         )  # fmt: skip
 
-    model.forward = types.MethodType(forward, model)
+    # with the signature of the model's own, which `generate` reads
+    model.forward = functools.wraps(fused)(functools.partial(forward, model))
 
 
 def statically(model: nn.Module, composite: Any) -> Callable[..., Tensor]:
