@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils import _pytree as pytree
 
 from ..graph.calls import parts_of
@@ -25,14 +26,19 @@ __all__ = [
     "alias_of",
     "as_inputs",
     "as_met",
+    "gives_feedback",
+    "hands_on",
     "is_alive",
     "is_compressed",
+    "is_older",
+    "is_over",
     "refs_in",
     "save_apart",
     "storage_of",
     "tensors_among",
     "tensors_in",
     "user_line",
+    "version_of",
 ]
 
 
@@ -223,3 +229,28 @@ def save_apart(node: Any, storage: int, known: Container[Any]) -> None:
         stack += [
             source for source, index in node.next_functions if source is not None and (source, index) not in known
         ]
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor's memory has been written to; of those made for inference torch does not count it."""
+    return 0 if x.is_inference() else x._version
+
+
+def is_over(x: Tensor) -> bool:
+    """Whether a tensor is the wrapper of another in a transform of torch.func that has ended."""
+    return torch._C._functorch.is_dead_tensor_wrapper(x)  # type: ignore[attr-defined, no-any-return]
+
+
+def gives_feedback(node: Any) -> bool:
+    """Whether an autograd node is that of a traced program."""
+    return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
+
+
+def hands_on(node: Any) -> bool:
+    """Whether an autograd node, that of a module's backward hooks, hands on each signal as it came in."""
+    return getattr(node, "_forward_cls", None) is BackwardHookFunction
+
+
+def is_older(node: Any, started: int) -> bool:
+    """Whether an autograd node was made before a run began; nodes of leaves have no time."""
+    return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
