@@ -67,12 +67,12 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 def train(
     name: str, way: str, steps: int = 1, optimizer: str = "adamw", amp: bool = False, every: int = 1, task: Any = None,
-    mixed: bool = True,
+    mixed: bool = True, rate: float = 2e-3,
 ) -> tuple[dict[str, Tensor], list[float]]:  # fmt: skip
     """The loop of timm's train.py."""
     model = wrapped(model_of(name), way)
     mean = ModelEmaV3(model, decay=0.9)
-    update = create_optimizer_v2(model, opt=optimizer, lr=2e-3, weight_decay=0.05, layer_decay=0.75)
+    update = create_optimizer_v2(model, opt=optimizer, lr=rate, weight_decay=0.05, layer_decay=0.75)
     scaler = NativeScaler(device="cpu") if amp else None
     mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=4)
     run: Callable[[Tensor, Tensor], Tensor] = lambda x, y: SoftTargetCrossEntropy()(model(x), y)  # noqa: E731
@@ -113,7 +113,9 @@ def test_model(name: str, caplog: pytest.LogCaptureFixture) -> None:
     check_first_step(lambda way: train(name, way)[0], caplog)
     falls = {}
     for way in ("plain", "wrapped"):
-        losses = train(name, way, 40, mixed=False, task=lambda model: ClassificationTask(model, verbose=False))[1]
+        losses = train(
+            name, way, 40, mixed=False, rate=1e-2, task=lambda model: ClassificationTask(model, verbose=False)
+        )[1]
         falls[way] = losses[0] - sum(losses[-5:]) / 5
     print(name, falls)
     assert falls["wrapped"] > 0.8 * falls["plain"] > 0
