@@ -287,5 +287,6 @@ class _Leaves:
         if tensor.requires_grad:
             return "input", -1
         given = tensors_in((self.args, self.kwargs)) if type(tensor) is not Tensor else []
-        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if torch._C._is_alias_of(part, x)]
+        is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if is_alias(part, x)]
         return ("input", same[0]) if same else ("constant", None)
