@@ -201,3 +201,41 @@ def test_refusals() -> None:
         with_labels(torch.arange(3), None, 2)
     with pytest.raises(InputError, match="which has 2"):
         with_labels(torch.randn(3, 2), None, 4)
+
+
+def test_blocks_are_the_model() -> None:
+    """Its outputs and statistics, with a mask that crosses a cut, weights made of parameters, another way for small batches."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b, self.c = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.scale = nn.Parameter(torch.rand(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = (x > 0).all(1, keepdim=True)
+            before = torch.relu(self.norm(self.a(x)))
+            on = before.detach() > 0.5
+            h = torch.relu(self.b(before * torch.exp(self.scale))) * torch.exp(self.scale)
+            return self.c(torch.where(on | seen, h, 2 * h)) * (2 if len(x) > 2 else 1)
+
+    torch.manual_seed(0)
+    model, twin = Net().double(), Net().double()
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    blocks = local.Blocks(model, x)
+    assert len(blocks) == 3 and [b.late for b in blocks.blocks] == [False, True, False]
+    for given in (x, x[:1]):
+        model.train(len(given) > 1), twin.train(len(given) > 1)
+        blocks = blocks if model.training else local.Blocks(model, x)
+        flow = blocks.flow(given)
+        for k in range(3):
+            found = flow.run(k)
+            flow.hand_over(k, found)
+        torch.testing.assert_close(found, twin(given))
+        torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    assert len(blocks.others) == 1
+    found.sum().backward()
+    assert model.c.weight.grad is not None and model.b.weight.grad is None
+    with pytest.raises(InputError, match="is no head"):
+        local.MomentumAuxiliary(model, cross_entropy, x)
