@@ -4,7 +4,6 @@ from .comparing import compare
 from .forward_only import zeroth_order
 from .learners import Learner
 from .methods import METHODS, Method, method_named
-
 from .results import Comparison, WayResult
 
 __all__ = ["METHODS", "Comparison", "Learner", "Method", "WayResult", "compare", "method_named", "zeroth_order"]

@@ -195,12 +195,11 @@ def _check(
         raise InputError(f"compare needs ways, each once: {', '.join(names) or 'none given'}")
     if steps is not None and seconds is not None:
         raise InputError("a budget is a number of steps or of seconds, not both")
-    if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
-        raise InputError(f"a budget must be above zero: steps={steps}, seconds={seconds}")
+    if (steps is not None and steps < 1) or (seconds is not None and not 0 < seconds < math.inf):
+        raise InputError(f"a budget must be finite and above zero: steps={steps}, seconds={seconds}")
     if not rates or seeds < 1 or batch_size < 1:
         raise InputError(f"rates={list(rates)}, seeds={seeds}, batch_size={batch_size}: each needs at least one")
-    odd = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
-    if odd:
-        raise InputError(f"a rate must be a number above zero, not {odd[0]:g}")
+    if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise InputError(f"rates must be finite and above zero, not {', '.join(map(str, wrong))}")
     if len(train) < 4 and train.rows and len(rates) > 1:
         raise InputError(f"{len(train)} samples leave none to choose a rate on: give one rate")
