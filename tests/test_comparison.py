@@ -224,7 +224,7 @@ def test_inputs_by_name() -> None:
 def test_refusals_of_data_and_rates() -> None:
     x, y = _data()
     for rate in (-1.0, math.nan, 0.0):
-        with pytest.raises(InputError, match="a rate must be a number above zero"):
+        with pytest.raises(InputError, match="rates must be finite and above zero"):
             lfpgraph.compare(_net, (x, y), (x, y), ["lfp"], rates=[rate])
     with pytest.raises(InputError, match="What belongs together as a whole"):
         lfpgraph.compare(_net, ((x, torch.zeros(2, 7)), y), (x, y), ["lfp"])
