@@ -175,7 +175,10 @@ class Flow:
         self.blocks = blocks
         self.state = state_tensors(blocks.model)
         graph = blocks.graph
-        self.values: dict[fx.Node, Any] = dict(zip(graph.placeholder_nodes, graph.values(tensors, self.state)))
+        state = self.state | {
+            name: self.state[name].clone() for name in graph.mutations
+        }  # backward reads what was there before
+        self.values: dict[fx.Node, Any] = dict(zip(graph.placeholder_nodes, graph.values(tensors, state)))
         self._updates: list[tuple[str, Tensor]] = []
         with torch.no_grad():
             self._keep(blocks.first, blocks.first.run(self.values, {}))
