@@ -15,11 +15,11 @@ from .support.helpers import relative
 class Words(nn.Module):
     """Learnt positions, and one attention with rotary angles; no biases."""
 
-    def __init__(self) -> None:
+    def __init__(self, rotary: bool) -> None:
         super().__init__()
         self.words, self.places, self.out = nn.Embedding(9, 8), nn.Embedding(6, 8), nn.Linear(8, 3, bias=False)
         self.q, self.k, self.v = (nn.Linear(8, 8, bias=False) for _ in range(3))
-        self.rotary = True
+        self.rotary = rotary
 
     def turned(self, x: Tensor) -> Tensor:
         angles = torch.arange(x.shape[-2])[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
@@ -36,12 +36,12 @@ class Words(nn.Module):
 def test_positions_are_handed_to_tokens() -> None:
     """Tokens have the whole explained value then, each sample its own; before, positions had some of it."""
     torch.manual_seed(0)
-    model, ids = Words().double().eval(), torch.randint(9, (4, 5))
+    model, ids = Words(rotary=True).double().eval(), torch.randint(9, (4, 5))
     found = lfpgraph.attribute(model, ids, 1, positions="tokens")
     assert relative(found.sum(1), model(ids)[:, 1].detach()) < 1e-6
     few = lfpgraph.attribute(model, ids[2:, :4], 1, positions="tokens")  # by the same program
     assert relative(few.sum(1), model(ids[2:, :4])[:, 1].detach()) < 1e-6
-    model.rotary = False
+    model = Words(rotary=False).double().eval()
     before = lfpgraph.attribute(model, ids, 1, "attnlrp", record="places")
     found = lfpgraph.attribute(model, ids, 1, positions="tokens")
     assert relative((found - before.inputs).sum(0), before.nodes["places"].sum(-1)) < 1e-9

@@ -149,6 +149,11 @@ def test_adds_up_through_attention_from_token_ids(causal: bool) -> None:
         assert relative(found.sum(1), moved) < 1e-9
 
 
+class Picks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x[x > 0].sum()
+
+
 def test_what_is_refused() -> None:
     model, x = images(nn.Flatten(), nn.Linear(100, 3))
     with pytest.raises(CompositeError, match="explains .* and does not train"):
@@ -160,6 +165,8 @@ def test_what_is_refused() -> None:
         lfpgraph.attribute(model, x, 1, "deeplift", steps=3)
     with pytest.raises(AttributionError, match="leave record and parameters out"):
         lfpgraph.attribute(model, x, 1, "deeplift", parameters=True)
+    with pytest.raises(AttributionError, match="has as many results as its inputs say, so the runs"):
+        lfpgraph.attribute(Picks(), torch.randn(2, 3), 1)
     model = nn.Sequential(nn.Linear(10, 3), nn.Dropout())
     with pytest.raises(AttributionError, match=r"draws random numbers \(call model.eval\(\)\)"):
         lfpgraph.attribute(model, torch.randn(2, 10), 1, "deeplift")
