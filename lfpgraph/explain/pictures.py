@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import AttributionError
-from ..pages import head
+from ..pages import encodable, head
 
 if TYPE_CHECKING:
     import networkx
@@ -186,7 +186,7 @@ def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
     """A self-contained HTML page of parts, with a table of facts."""
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     style = ".tokens { line-height: 2; } .tokens span { padding: .15em .3em; border-radius: .2em; color: #222; }"
-    return f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n"
+    return encodable(f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n")
 
 
 def _maps(relevance: Tensor) -> Tensor:
