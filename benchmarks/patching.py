@@ -1,7 +1,7 @@
 """How well one pass tells what patching finds: `python -m benchmarks.patching --seeds 3`.
 
 Two models. "gpt2-small": GPT-2 small's shape (12 layers, 768 wide, 12 heads) with random weights as transformers draws them.
-"induction": 4 layers, 128 wide, trained here to repeat what followed a token before. Clean and corrupt inputs differ in one
+"induction": 2 layers, 64 wide, trained here to repeat what followed a token before. Clean and corrupt inputs differ in one
 token; the metric is the difference of two logits at the last position. Sites: the residual stream (blocks' outputs), MLPs' and
 attentions' outputs, each at every position, each patched by a run of its own; heads; Pearson's correlation over all of them.
 """
@@ -21,6 +21,7 @@ import lfpgraph
 
 METHODS = ("deeplift", "relp", "attnlrp", "gradient")
 WORDS = 64
+MODULES = ("transformer.h.[0-9]", "transformer.h.[0-9][0-9]", "*.mlp", "*.attn")
 
 
 def gpt2(layers: int, width: int, heads: int, words: int) -> nn.Module:
@@ -43,7 +44,7 @@ def repeats(count: int, length: int, words: int = WORDS) -> Tensor:
 def trained(seed: int, steps: int) -> nn.Module:
     """A small GPT-2 that has learned to repeat."""
     torch.manual_seed(seed)
-    model = gpt2(4, 128, 4, WORDS).train()
+    model = gpt2(2, 64, 4, WORDS).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         ids = repeats(64, 8 + step % 5)
@@ -83,16 +84,16 @@ def measure(kind: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     given = ({"input_ids": clean}, {"input_ids": corrupt}, metric)
     found: dict[str, dict[str, float]] = {}
     for sites in ("positions", "heads"):
-        exact = lfpgraph.patching(model, *given, sites, "exact")
+        exact = lfpgraph.patching(model, *given, sites, "exact", modules=MODULES)
         parts = {"heads": lambda name: True}
         if sites == "positions":
             parts = {
                 "residual stream": lambda name: name.split(".")[-1].isdigit(),
-                "MLP": lambda name: name.endswith(".mlp") or name.endswith("mlp.c_proj"),
-                "attention": lambda name: name.endswith("attn.c_proj"),
+                "MLP": lambda name: name.endswith(".mlp"),
+                "attention": lambda name: name.endswith(".attn"),
             }
         for method in METHODS:
-            estimate = lfpgraph.patching(model, *given, sites, method)
+            estimate = lfpgraph.patching(model, *given, sites, method, modules=MODULES)
             for part, fits in parts.items():
                 chosen = [{n: e for n, e in p.effects.items() if fits(n)} for p in (estimate, exact)]
                 a, b = (torch.cat([e.flatten() for e in effects.values()]) for effects in chosen)

@@ -68,6 +68,8 @@ def test_tune() -> None:
     relevance = lfpgraph.attribute(model, x, 1, found.composite)
     curves = lfpgraph.metrics.perturbation_curves(lambda t: model(t)[:, 1], x, relevance, steps=16)
     assert found.score == pytest.approx(float(curves.abpc.mean()))
+    axis = lfpgraph.pictures.perturbation_drawing(curves, "lrp").axes[0]
+    assert axis.get_title() == f"lrp: area {found.score:.4g}" and len(axis.lines) == 2
 
     def flat(model: nn.Module, inputs: Any, target: Any, relevance: Tensor) -> Tensor:
         return -relevance.flatten(1).std(1).mean()  # best if all places have the same

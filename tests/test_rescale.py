@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import AttributionError, CompositeError
+from lfpgraph.errors import AttributionError, CompositeError, RuleError
 
 from .support.helpers import relative
 from .support.peers import peer
@@ -161,6 +161,8 @@ def test_what_is_refused() -> None:
     for call in (lfpgraph.conservation, lfpgraph.relevance_flow):
         with pytest.raises(CompositeError, match="compares the input with a baseline"):
             call(model, x, 1, "deeplift")
+    with pytest.raises(RuleError, match="cannot stand for a part of a composite that looks at one run"):
+        lfpgraph.attribute(model, x, 1, lfpgraph.get_composite("lrp-0").override("1", "deeplift"))
     with pytest.raises(AttributionError, match="in one pass; leave steps out"):
         lfpgraph.attribute(model, x, 1, "deeplift", steps=3)
     with pytest.raises(AttributionError, match="leave record and parameters out"):

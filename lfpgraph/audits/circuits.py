@@ -99,6 +99,7 @@ def patching(
     sites: str | Sequence[str] = "nodes",
     method: str | Composite = "deeplift",
     *,
+    modules: str | Sequence[str] = "*",
     on_missing: str = "derive",
     fallback: str = "error",
 ) -> Patching:
@@ -114,6 +115,7 @@ def patching(
             "edges": what a module writes, as one other module reads it through sums and views; or names of modules or nodes.
         method: "exact" runs the model for each site. Estimates in one pass: "deeplift" (slopes between both runs), "relp"
             (relevance: `cp-lrp`), "gradient" (attribution patching), or any other composite.
+        modules: for nodes, heads and positions, which modules: patterns of their names (shell style, `*` crosses dots).
         on_missing: as for `wrap`. fallback: as for `lfpgraph.trace`.
 
     Raises:
@@ -128,7 +130,8 @@ def patching(
         "gradient" if method == "exact" else _METHODS.get(name, name) if isinstance(method, str) else method
     )
     with torch.no_grad(), torch.inference_mode(False):
-        runs = Runs(model, clean, corrupt, composite, sites, options)
+        patterns = [modules] if isinstance(modules, str) else list(modules)
+        runs = Runs(model, clean, corrupt, composite, sites, patterns, options)
         before, after = runs.measure(metric, runs.outputs(runs.env)), runs.measure(metric, runs.outputs(runs.other))
         if sites == "edges":
             effects = runs.exact_edges(metric, before) if method == "exact" else runs.edges(metric)

@@ -57,10 +57,9 @@ def hand_positions(graph: OpGraph) -> None:
                 continue
             tokens = next((t for n, target in ids if (t := _tokens(x, term, n, target)) is not None), None)
             if tokens is not None:
-                args = list(node.args)
-                args[1 - i] = _added(graph, node, aten.expand_as.default, (term, x), ACTIVE)
-                args[1 - i].meta[TOKENS] = tokens
-                node.args = tuple(args)
+                placed = _added(graph, node, aten.expand_as.default, (term, x), ACTIVE)
+                placed.meta[TOKENS] = tokens
+                node.args = tuple(placed if place == 1 - i else arg for place, arg in enumerate(node.args))
                 found += 1
     if not found:
         raise AttributionError(
