@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-METHODS = ("deeplift", "relp", "attnlrp", "gradient")
+METHODS = ("deeplift", "relp", "gradient")
 WORDS = 64
 MODULES = ("transformer.h.[0-9]", "transformer.h.[0-9][0-9]", "*.mlp", "*.attn")
 
@@ -63,9 +63,9 @@ def pair(kind: str, seed: int) -> tuple[Tensor, Tensor, Any]:
     """A clean and a corrupt text, and the metric."""
     torch.manual_seed(100 + seed)
     if kind == "gpt2-small":
-        clean = torch.randint(1, 1000, (1, 12))
+        clean = torch.randint(1, 1000, (1, 8))
         corrupt = clean.clone()
-        corrupt[0, 5] = 7
+        corrupt[0, 3] = 7
         return clean, corrupt, lambda out: out.logits[:, -1, 11] - out.logits[:, -1, 12]
     clean = repeats(8, 8)[:, :-1]  # what comes next stands at place 7
     corrupt = clean.clone()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
@@ -133,13 +133,16 @@ def patching(
         patterns = [modules] if isinstance(modules, str) else list(modules)
         runs = Runs(model, clean, corrupt, composite, sites, patterns, options)
         before, after = runs.measure(metric, runs.outputs(runs.env)), runs.measure(metric, runs.outputs(runs.other))
+        effects: dict[Any, Tensor] = {}
         if sites == "edges":
             effects = runs.exact_edges(metric, before) if method == "exact" else runs.edges(metric)
         elif method == "exact":
-            effects = {
-                s.name: s.exact(runs.of(s.node), lambda v, s=s: runs.rerun({s.node: v}, metric) - before)
-                for s in runs.sites
-            }
+            for site in runs.sites:
+
+                def change(value: Tensor, node: fx.Node = site.node) -> Tensor:
+                    return runs.rerun({node: value}, metric) - before
+
+                effects[site.name] = site.exact(runs.of(site.node), change)
         else:
             signals = runs.signals(metric)
             effects = {s.name: s.effect(*runs.of(s.node), signals.get(s.node), len(before)) for s in runs.sites}

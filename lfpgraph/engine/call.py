@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx
 
 from .. import registry
-from ..errors import RuleError
 from ..graph.graph import is_float
 from ..registry import Signals
 from .signals import reward_of
@@ -56,19 +55,12 @@ class Call(registry.Call):
 
     @property
     def reference(self) -> list[Any]:
-        return [self._values[node] for node in self._references()[:-1]]
+        nodes = self.unit.references[:-1]
+        return [self._values[node] for node in nodes] if nodes else super().reference
 
     @property
     def reference_output(self) -> Any:
-        return self._values[self._references()[-1]]
-
-    def _references(self) -> tuple[fx.Node, ...]:
-        if not self.unit.references:
-            raise RuleError(
-                f"the rule of {self.op} compares two runs, as those of deeplift do; it cannot stand for a part of a composite "
-                "that looks at one run"
-            )
-        return self.unit.references
+        return self._values[self.unit.references[-1]] if self.unit.references else super().reference_output
 
     def reward(self, s: Tensor) -> Tensor:
         return reward_of(s, self.output, self.form)

@@ -127,13 +127,13 @@ class Explainer:
     def _make(self, call: ModelCall, condition: Mapping[str, Any]) -> _Kept:
         """Plan a graph that another composite has had traced, or trace."""
         key = (call.kind, self.composite.merge_norms, self.signals, self.composite.compares)
-        key += (self.positions, shapes_of(condition))
-        for graph, lookups in self.graphs.get(key, []):
+        kept = self.graphs.setdefault((*key, self.positions, shapes_of(condition)), [])
+        for graph, lookups in kept:
             if Sizes(graph).accepts(call.tensors):
                 return self._planned(graph, call, lookups)
         entry = self.programs.trace(call, self.options.fallback, functools.partial(self._prepare, condition=condition))
         if entry.graph.tracer == "export":
-            self.graphs.setdefault(key, []).append((entry.graph, entry.lookups))
+            kept.append((entry.graph, entry.lookups))
         return entry
 
     def _prepare(self, graph: OpGraph, call: ModelCall, condition: Mapping[str, Any]) -> _Kept:
@@ -235,6 +235,7 @@ def explainer_of(
     if not all(isinstance(name, str) for name in record):
         raise AttributionError(f"record={list(record)!r} must be names of modules or nodes")
     kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
+    key: tuple[Any, ...]
     key = (composite if isinstance(composite, str) else id(composite), options, record, parameters, signals)
     key += (positions, shapes_of(condition or {}))
     if key not in kept:
