@@ -81,6 +81,7 @@ def measure(kind: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(seed)
     model = gpt2(12, 768, 12, 1000) if kind == "gpt2-small" else trained(seed, steps)
     clean, corrupt, metric = pair(kind, seed)
+    print(f"{kind}, seed {seed}: {positions_of(model, clean)}", flush=True)
     given = ({"input_ids": clean}, {"input_ids": corrupt}, metric)
     found: dict[str, dict[str, float]] = {}
     for sites in ("positions", "heads"):
@@ -99,6 +100,18 @@ def measure(kind: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
                 a, b = (torch.cat([e.flatten() for e in effects.values()]) for effects in chosen)
                 found.setdefault(part, {})[method] = float(torch.corrcoef(torch.stack([a, b]))[0, 1])
     return found
+
+
+def positions_of(model: nn.Module, ids: Tensor) -> str:
+    """How much of the last prediction's relevance the first token has, and all tokens, without positions and with them."""
+    said = []
+    for positions in (None, "tokens"):
+        how: Any = {"composite": "attnlrp", "details": True, "positions": positions}
+        found = lfpgraph.attribute(model, {"input_ids": ids}, lambda out: out.logits[:, -1].amax(-1), **how)
+        relevance = found.inputs["input_ids"]
+        first = (relevance[:, 0].abs() / relevance.abs().sum(1)).mean()
+        said.append(f"{float(first):.1%} and {float((relevance.sum(1) / found.explained).median()):.1%}")
+    return f"the first token's share of absolute relevance, and tokens' part of what is explained: {' ; with positions '.join(said)}"
 
 
 def main() -> None:
