@@ -111,7 +111,7 @@ def positions_of(model: nn.Module, ids: Tensor) -> str:
         relevance = found.inputs["input_ids"]
         first = (relevance[:, 0].abs() / relevance.abs().sum(1)).mean()
         said.append(f"{float(first):.1%} and {float((relevance.sum(1) / found.explained).median()):.1%}")
-    return f"the first token's share of absolute relevance, and tokens' part of what is explained: {' ; with positions '.join(said)}"
+    return f"the first token's share, and all tokens' part of what is explained: {', with positions '.join(said)}"
 
 
 def main() -> None:
