@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
 
-__all__ = ["flow_drawing", "heatmap", "series", "spectrogram", "tokens_html", "tokens_text"]
+__all__ = ["flow_drawing", "heatmap", "perturbation_drawing", "series", "spectrogram", "tokens_html", "tokens_text"]
 
 COLOURS = "seismic"  # blue for negative, white for zero, red for positive
 RED, BLUE = "#b2182b", "#2166ac"
@@ -102,6 +102,29 @@ def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = 
     below.set_xlabel("frame")
     if title:
         figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def perturbation_drawing(curves: Any, title: str = "") -> Figure:
+    """The check of an explanation: the score as features go, most relevant first (low is good) and least relevant first.
+
+    Args:
+        curves: from `lfpgraph.metrics.perturbation_curves` or `token_perturbation`; the mean over samples is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    lines = {"most relevant first": (curves.morf, RED), "least relevant first": (curves.lerf, BLUE)}
+    figure = Figure(figsize=(4, 2.6), layout="constrained")
+    axis = figure.subplots()
+    means = {name: values.detach().double().cpu().mean(0).numpy() for name, (values, _) in lines.items()}
+    portion = [100 * i / (curves.morf.shape[1] - 1) for i in range(curves.morf.shape[1])]
+    for name, (_, colour) in lines.items():
+        axis.plot(portion, means[name], color=colour, label=name)
+    axis.fill_between(portion, *means.values(), color="gray", alpha=0.2)
+    axis.set_xlabel("features replaced, %")
+    axis.set_ylabel("score")
+    axis.set_title(f"{title}{': ' if title else ''}area {float(curves.abpc.mean()):.4g}", fontsize=9)
+    axis.legend(fontsize=8)
     return figure
 
 
