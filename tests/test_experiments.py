@@ -91,12 +91,18 @@ def test_a_run_that_fails_in_its_process_is_told() -> None:
 
 LONG = [
     "activations",
+    "captions",
     "convergence",
     "diffusion",
+    "fields",
+    "forecasting",
     "graphs",
+    "hybrids",
     "language",
     "finetune",
+    "policies",
     "routing",
+    "sequences",
     "rule",
     "spiking",
     "trainer",

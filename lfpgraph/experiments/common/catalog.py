@@ -62,6 +62,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("rewards", "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer"),
         Experiment("discrete.routing", "a router that chooses experts by argmax: digits"),
         Experiment("rule", "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters"),
+        Experiment("architectures.sequences", "a PV-RNN goes on with curves that it has seen one half of"),
         Experiment("discrete.spiking", "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps"),
         Experiment("transformers.trainer", "models of three kinds under transformers.Trainer's default settings"),
         Experiment("transfer", "half of the digits by backprop, then the other half by feedback"),
