@@ -93,6 +93,7 @@ LONG = [
     "activations",
     "captions",
     "convergence",
+    "deltanet",
     "diffusion",
     "fields",
     "forecasting",

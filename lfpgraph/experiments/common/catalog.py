@@ -39,6 +39,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("boundaries", "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)"),
         Experiment("architectures.captions", "a CNN and an LSTM describe digits in four words"),
         Experiment("convergence", "accuracy per step and per second: a CNN on digits"),
+        Experiment(
+            "transformers.deltanet", "a hybrid of gated DeltaNet and attention on Python's own standard library"
+        ),
         Experiment("diffusion", "a diffusion model predicts the noise in digits"),
         Experiment("architectures.fields", "three planes of features tell which points are inside of a gyroid"),
         Experiment(
