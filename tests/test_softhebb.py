@@ -60,7 +60,6 @@ def test_ten_steps_are_the_papers(convolutions: bool, anti: bool, engine: str) -
 @pytest.mark.parametrize(
     ("kind", "engines"),
     [
-        ("vit-b16", ["live"]),
         ("lstm-classifier", ["live"]),
         ("gcn", ["live", "static"]),
         *(

@@ -59,7 +59,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "metric", "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits"
         ),
-        Experiment("policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"),
+        Experiment(
+            "discrete.policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"
+        ),
         Experiment("optimizers", "AdamW, SGD, Madam, Muon, adaptive clipping: an MLP on digits"),
         Experiment(
             "f1", "rewarded by a program that knows nothing but the F1 score: an MLP tells nines from other digits"

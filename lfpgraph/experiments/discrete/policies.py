@@ -7,12 +7,12 @@ from functools import partial
 
 from torch.nn.functional import cross_entropy
 
-from ..training.policies import ElectronicSynapses, NormalizeByMax, Policy, SaRA
-from .common.data import flat_digits
-from .common.drawing import draw_bars
-from .common.harness import Case, Report, Settings, Way
-from .common.models import mlp, seeded
-from .common.rates import at_best
+from ...training.policies import ElectronicSynapses, NormalizeByMax, Policy, SaRA
+from ..common.data import flat_digits
+from ..common.drawing import draw_bars
+from ..common.harness import Case, Report, Settings, Way
+from ..common.models import mlp, seeded
+from ..common.rates import at_best
 
 __all__ = ["POLICIES", "run"]
 
