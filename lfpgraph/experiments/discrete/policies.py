@@ -19,11 +19,8 @@ __all__ = ["POLICIES", "run"]
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 POLICIES: dict[str, Callable[[], Policy] | None] = {
     "none": None,
-    "256 levels": partial(ElectronicSynapses, 256),
     "32 levels": partial(ElectronicSynapses, 32),
-    "32 levels, v = 3": partial(ElectronicSynapses, 32, 3.0),
     "32 levels, v = 3, one way": partial(ElectronicSynapses, 32, 3.0, unidirectional=True),
-    "32 levels, steps rounded": partial(ElectronicSynapses, 32, rounding="nearest"),
     "SaRA, 10 %": partial(SaRA, 0.1, progressive=210),
 }
 
@@ -37,9 +34,13 @@ def run(settings: Settings) -> Report:
         ways = [
             Way(way, composite, cross_entropy, policy=policy) for way, composite in (("LFP", "lfp"), ("backprop", None))
         ]
-        found, chosen = at_best(start(0), ways, RATES, train, test, settings, epochs=20, name=name, start=start)
+        found, chosen = at_best(
+            start(0), ways, RATES, train, test, settings, epochs=20, name=name, start=start, choosing=1
+        )
         cases += found
         notes += chosen
     local = Way("SoftHebb", "softhebb", cross_entropy, policy=partial(NormalizeByMax, exclude="4.*"))
-    found, chosen = at_best(start(0), [local], RATES, train, test, settings, epochs=20, name="none", start=start)
+    found, chosen = at_best(
+        start(0), [local], RATES, train, test, settings, epochs=20, name="none", start=start, choosing=1
+    )
     return Report("policies", "accuracy", cases + found, draw_bars, (11, 4), notes + chosen)
