@@ -23,7 +23,7 @@ CANDIDATES = ("convolution", "attention", "convolution at half size", "attention
 def run(settings: Settings) -> Report:
     """Accuracy on held-out digits, and what each layer weighs its candidates by in the end."""
     train, test = digits()
-    start = seeded(lambda: SearchedHybrid(1, 16, 2, 2, 10))
+    start = seeded(lambda: SearchedHybrid(1, 16, 2, 2, 10, stride=1))
     cases, notes = list[Case](), list[str]()
 
     def weigh(case: Case, seed: int, model: nn.Module) -> None:
