@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -22,8 +23,8 @@ def hybrid(size: int, width: int = 32) -> nn.Module:
     """One layer of gated DeltaNet and one of gated attention, each with an MLP and no experts."""
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": width // 2}
-    delta = {f"linear_{what}_head_dim": width // 2 for what in ("key", "value")}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": width // 2}
+    delta: dict[str, Any] = {f"linear_{what}_head_dim": width // 2 for what in ("key", "value")}
     delta |= {f"linear_num_{what}_heads": 2 for what in ("key", "value")}
     return Qwen3NextForCausalLM(
         Qwen3NextConfig(
