@@ -16,7 +16,7 @@ from ..common.models import seeded
 __all__ = ["continued", "curves_in_time", "run"]
 
 RATES = (1e-2, 3e-2, 1e-1)
-TRAINED, STEPS, KNOWN, DIVERGENCE = 32, 12, 6, 1e-3
+TRAINED, LENGTH, KNOWN, DIVERGENCE = 32, 12, 6, 1e-3
 
 
 def curves_in_time(count: int, seed: int) -> Tensor:
@@ -24,7 +24,7 @@ def curves_in_time(count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     speed = 0.4 + 0.3 * torch.randint(2, (count, 1), generator=generator)
     twice = 1 + torch.randint(2, (count, 1), generator=generator)
-    angle = torch.arange(STEPS) * speed + 6.28 * torch.rand(count, 1, generator=generator)
+    angle = torch.arange(LENGTH) * speed + 6.28 * torch.rand(count, 1, generator=generator)
     return 0.8 * torch.stack([angle.sin(), (twice * angle).cos()], 2)
 
 
@@ -68,7 +68,7 @@ def run(settings: Settings) -> Report:
     """The error of how new curves go on; rates are chosen by curves of a third set."""
     train, chosen_by, test = (curves_in_time(n, seed) for n, seed in ((TRAINED, 0), (16, 1), (16, 2)))
     data = torch.arange(TRAINED).float(), train
-    start = seeded(lambda: PVRNN(TRAINED, STEPS, 32, 4, 2))
+    start = seeded(lambda: PVRNN(TRAINED, LENGTH, 32, 4, 2))
     how = {"epochs": 80, "batch_size": 16, "score": _apart, "start": start}
 
     def measured(way: Way, curves: Tensor, settings: Settings, name: str) -> Case:
@@ -92,7 +92,7 @@ def run(settings: Settings) -> Report:
         notes.append(
             f"{case.way}: rate {rate:g}, chosen on a validation part; curves trained on, wholly seen: {seen:.4f}"
         )
-    still = mse_loss(test[:, KNOWN - 1 : KNOWN].expand(-1, STEPS - KNOWN, -1), test[:, KNOWN:]).item()
+    still = mse_loss(test[:, KNOWN - 1 : KNOWN].expand(-1, LENGTH - KNOWN, -1), test[:, KNOWN:]).item()
     notes.append(
         f"staying where the first half ends: {still:.3f}; the mean of all: {float(test[:, KNOWN:].square().mean()):.3f}"
     )
