@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import subprocess
 import sys
 from functools import cache
@@ -60,7 +62,7 @@ def f1(outputs: Tensor, labels: Tensor) -> float:
 def _told(outputs: Tensor, labels: Tensor) -> Tensor:
     """One guess for each sample, a tenth of them blind, and the program's answers as the reward of the batch."""
     guesses = _REWARD.sample(outputs, explore=0.1)
-    program = _program()
+    program = _program(os.getpid())
     assert program.stdin is not None and program.stdout is not None
     program.stdin.write(json.dumps([guesses.tolist(), labels.tolist()]) + "\n")
     program.stdin.flush()
@@ -69,5 +71,10 @@ def _told(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 @cache
-def _program() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _program(asker: int) -> subprocess.Popen[str]:
+    """The program that a process asks; it ends with that process."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(program.communicate)
+    return program

@@ -24,8 +24,8 @@ _USUAL = (1e-3, 3e-3, 1e-2, 3e-2)
 # Optimizer and what else a way of training has, and its rates.
 KINDS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "AdamW": ({}, _USUAL),
-    "AdamW, adaptive clipping": ({"policy": AdaptiveClip(0.04), "clip": None}, _USUAL),
-    "AdamW, divided by the maximum": ({"policy": NormalizeByMax(), "clip": None}, _USUAL),
+    "AdamW, adaptive clipping": ({"policy": partial(AdaptiveClip, 0.04), "clip": None}, _USUAL),
+    "AdamW, divided by the maximum": ({"policy": NormalizeByMax, "clip": None}, _USUAL),
     "SGD": ({"optimizer": "SGD"}, (3e-2, 1e-1, 3e-1, 1.0)),
     "Madam": ({"optimizer": lambda named, lr: Madam([p for _, p in named], lr)}, (3e-3, 1e-2, 3e-2, 1e-1)),
     "Muon": ({"optimizer": lambda named, lr: muon(named, lr)}, _USUAL),

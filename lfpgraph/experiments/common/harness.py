@@ -59,8 +59,8 @@ class Way:
 
     Attributes:
         optimizer: a class of torch.optim by name, or what makes one of the model's named parameters and a rate.
-        policy: acts on the feedback before it is clipped.
         gradients: sets each parameter's `.grad` by itself, given the model, a batch and its labels, in place of backward.
+        policy: makes the update policy of a run.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Way:
     lr: float = 3e-3
     clip: float | None = 1.0
     optimizer: str | Callable[[Sequence[tuple[str, Tensor]], float], torch.optim.Optimizer] = "AdamW"
-    policy: Policy | None = None
     gradients: Callable[[nn.Module, Tensor, Tensor], None] | None = None
+    policy: Callable[[], Policy] | None = None
 
 
 @dataclass
@@ -160,7 +160,7 @@ def fit(
     name: str = "",
     batch_size: int = 64,
     score: Callable[[Tensor, Tensor], float] = accuracy,
-    after: Callable[[Case, int, nn.Module], None] | None = None,
+    after: Callable[[int, nn.Module], dict[str, Any]] | None = None,
     start: Callable[[int], nn.Module] | None = None,
 ) -> list[Case]:
     """Train a model in each way, from the same weights and with the same batches, once for every seed.
@@ -168,7 +168,8 @@ def fit(
     Args:
         model: what `start(seed)` builds; its weights are replaced for each seed, so that it is traced once.
         score: of outputs and labels of the test set, after every epoch.
-        after: called as `after(case, seed, model)` when a run is over, with the trained model, still wrapped.
+        after: called as `after(seed, model)` when a run is over, with the trained model, still wrapped. What it returns is kept
+            with the run, and `more` of the case has a list of it for each key, an entry a seed.
         start: returns a fresh model for a seed (only its weights are taken).
 
     Returns:
@@ -196,24 +197,28 @@ def fit(
         data = [(x.to(device), y.to(device)) for x, y in (train, test)]
         curve, seconds = _train(twin, way, data[0], data[1], length, batch_size, seed, score)
         settings.progress(f"{name} {way.name} rate {way.lr:g} seed {seed}: {curve[-1]:.4f}")
-        return {"curve": curve, "step_seconds": seconds}
+        return {"curve": curve, "step_seconds": seconds, **({"after": after(seed, twin)} if after else {})}
 
     def made(way: Way, seed: int) -> dict[str, Any]:
         key = {"experiment": settings.experiment, "model": name, "way": way.name, "lr": way.lr, "seed": seed}
-        key |= {"epochs": length, "samples": len(train[0]), "batch_size": batch_size}
+        key |= {
+            "epochs": length,
+            "samples": len(train[0]),
+            "batch_size": batch_size,
+            **({"after": True} if after else {}),
+        }
         return settings.runs.make(key, partial(trained, way, seed))
 
     pairs = [(way, seed) for way in ways for seed in settings.numbers]
-    alone = [] if after else settings.runs.together([partial(made, way, seed) for way, seed in pairs])
+    runs = settings.runs.together([partial(made, way, seed) for way, seed in pairs])
     cases = {id(way): Case(name, way.name) for way in ways}
-    for i, (way, seed) in enumerate(pairs):
+    for (way, _), run in zip(pairs, runs):
         case = cases[id(way)]
-        run = trained(way, seed) if after else alone[i]
         case.curves.append(run["curve"])
         case.values.append(run["curve"][-1])
         case.step_seconds.append(run["step_seconds"])
-        if after is not None:
-            after(case, seed, twin)
+        for key, value in run.get("after", {}).items():
+            case.more.setdefault(key, []).append(value)
     return list(cases.values())
 
 
@@ -233,6 +238,7 @@ def _train(
     steps = epochs * -(-len(train[0]) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, way.lr, total_steps=steps + 1, cycle_momentum=False)
     curve, seconds = [], []
+    held = None if way.policy is None else way.policy().attach(optimizer, model)
     for _ in range(epochs):
         model.train()
         for rows in torch.randperm(len(train[0]), generator=generator).split(batch_size):
@@ -244,14 +250,14 @@ def _train(
                 objective = way.objective(output_of(model, train[0][rows]), train[1][rows])
                 if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
                     objective.backward()
-            if way.policy is not None:
-                way.policy(named)
             if way.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, way.clip)
+                nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], way.clip)
             optimizer.step()
             schedule.step()
             seconds.append(time.perf_counter() - begin)
         curve.append(evaluate(model, test, score))
+    if held is not None:
+        held.remove()
     return curve, statistics.median(seconds)
 
 
