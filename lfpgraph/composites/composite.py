@@ -1,7 +1,4 @@
-"""Composites: which rule and which epsilon each part of a model gets.
-
-"Composite" is the field's word (zennit, LXT) for a mapping from operations to rules.
-"""
+"""Composites, as the field calls them (zennit, LXT): which rule and which epsilon each part of a model gets."""
 
 from __future__ import annotations
 
@@ -159,6 +156,7 @@ class Composite:
         structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
             reward passes (see `graph.structure`); None for the usual regions.
         online: run the model again inside feedback, step by step of an unrolled loop, and keep nothing (see `online`).
+        compares: its rules compare the run with one at a reference point, `attribute`'s baseline (see `rules.lrp.rescale`).
     """
 
     name: str
@@ -168,6 +166,7 @@ class Composite:
     prefix: str = ""
     structure: Callable[[OpGraph], Structure] | None = None
     online: bool = False
+    compares: bool = False
 
     @property
     def rulesets(self) -> list[Ruleset]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..comparison.comparing import held_back
+from ..comparison.examples import held_back
 from ..demo.data import Arrays, digits
 from ..models_zoo.digits import cnn, vit
 from ..training import suggest_lr

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...comparison.runs import output_of
+from ...comparison.learners import output_of
 from ...composites.composite import Composite
 from ...demo.data import Arrays
 from ...rewards import reward_loss
