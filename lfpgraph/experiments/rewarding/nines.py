@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..rewards import ScalarReward, reward_loss
-from .common.data import flat_digits
-from .common.drawing import draw_curves
-from .common.harness import Report, Settings, Way
-from .common.models import mlp, seeded
-from .common.rates import tuned
+from ...rewards import ScalarReward, reward_loss
+from ..common.data import flat_digits
+from ..common.drawing import draw_curves
+from ..common.harness import Report, Settings, Way
+from ..common.models import mlp, seeded
+from ..common.rates import tuned
 
-__all__ = ["f1", "run"]
+__all__ = ["f1_score", "run"]
 
 # The program: it reads guesses and labels, a line of JSON for each batch, and answers with what the F1 score of the batch would
 # lose, were one guess the other; a number for each guess.
@@ -47,12 +47,21 @@ def run(settings: Settings) -> Report:
     ways = [Way("LFP", "lfp", _told), Way("the same by backprop", None, _told), Way("backprop", None, cross_entropy)]
     start = seeded(lambda: mlp([64, 32, 2]))
     cases, notes = tuned(
-        start(0), ways, (1e-3, 3e-3, 1e-2, 3e-2), train, test, settings, epochs=20, name="nines", start=start, score=f1
+        start(0),
+        ways,
+        (1e-3, 3e-3, 1e-2, 3e-2),
+        train,
+        test,
+        settings,
+        epochs=20,
+        name="nines",
+        start=start,
+        score=f1_score,
     )
-    return Report("f1", "F1", cases, draw_curves, (10, 4), notes)
+    return Report("nines", "F1", cases, draw_curves, (10, 4), notes)
 
 
-def f1(outputs: Tensor, labels: Tensor) -> float:
+def f1_score(outputs: Tensor, labels: Tensor) -> float:
     """The F1 score of the second class; 1 where there is none and none is guessed."""
     guesses = outputs.argmax(-1)
     total = (guesses.sum() + labels.sum()).item()
