@@ -23,7 +23,7 @@ from ..common.rates import tuned
 __all__ = ["f1_score", "run"]
 
 # The program: it reads guesses and labels, a line of JSON for each batch, and answers with what the F1 score of the batch would
-# lose, were one guess the other; a number for each guess.
+# lose, were one guess the other; a number for each guess, 0 for one that is wrong (a punishment for blind guesses never ends).
 PROGRAM = """
 import json, sys
 
@@ -34,7 +34,8 @@ for line in sys.stdin:
     guesses, labels = json.loads(line)
     hits, guessed, real = sum(g * y for g, y in zip(guesses, labels)), sum(guesses), sum(labels)
     whole = score(hits, guessed, real)
-    answers = [whole - score(hits + (1 - 2 * g) * y, guessed + 1 - 2 * g, real) for g, y in zip(guesses, labels)]
+    others = [score(hits + (1 - 2 * g) * y, guessed + 1 - 2 * g, real) for g, y in zip(guesses, labels)]
+    answers = [max(0.0, whole - other) for other in others]
     print(json.dumps(answers), flush=True)
 """
 _REWARD = ScalarReward(baseline="none")
