@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -26,9 +27,9 @@ def run(settings: Settings) -> Report:
     start = seeded(lambda: SearchedHybrid(1, 16, 2, 2, 10, stride=1))
     cases, notes = list[Case](), list[str]()
 
-    def weigh(case: Case, seed: int, model: nn.Module) -> None:
+    def weigh(seed: int, model: nn.Module) -> dict[str, Any]:
         choices = model.get_parameter("choices").detach().softmax(1)
-        case.more.setdefault("choices", []).append([[round(float(v), 3) for v in row] for row in choices])
+        return {"choices": [[round(float(v), 3) for v in row] for row in choices]}
 
     for way in (Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)):
         (chosen,) = chosen_rates(
