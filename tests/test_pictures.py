@@ -94,7 +94,7 @@ def test_relevance_flows_along_both_ways_of_a_residual() -> None:
     axis = pictures.flow_drawing(flow).axes[0]
     widths = sorted(round(patch.get_linewidth(), 4) for patch in axis.patches)
     assert widths == pytest.approx([0.4 + 9 * size for size in (0.25, 0.75, 0.75, 1.0)], abs=1e-3)
-    assert any(text.get_text().startswith("branch   30") for text in axis.texts)
+    assert any(text.get_text().startswith("branch Linear   30") for text in axis.texts)
 
 
 def test_flow_adds_up_and_is_cut_to_size() -> None:

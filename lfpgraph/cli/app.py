@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,10 @@ from .comparing import compare as compare_command
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
-from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, check, coverage, graph, writable, zoo
+from .reports import (
+    STDOUT, Command, JsonFile, LossName, OwnData, OwnModel, Threads, UsageError, check, coverage, give_json, graph,
+    writable, zoo,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -25,8 +27,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
 for _command in (coverage, check, graph, zoo, reproduce, explain, export):
-    app.command()(_command)
-app.command("compare")(compare_command)
+    app.command(cls=Command)(_command)
+app.command("compare", cls=Command)(compare_command)
 
 
 def _version(asked: bool) -> None:
@@ -47,15 +49,23 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; our own errors become one line and exit status 1."""
+    """Run the command line; our own errors become one line and exit status 1, wrong arguments one and status 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        place = getattr(error.ctx, "command_path", "lfpgraph")  # type: ignore[attr-defined]
+        said = printable(" ".join(error.format_message().split())).rstrip(".")  # type: ignore[attr-defined]
+        print(f"lfpgraph: {said}; {place} --help lists what there is", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        print("lfpgraph: stopped", file=sys.stderr)
+        sys.exit(130)
     except LfpGraphError as error:
         print(f"lfpgraph: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
@@ -84,7 +94,7 @@ def demo(
     _finish(results, out, json_file, "lfpgraph demo: digits")
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     model: OwnModel,
     data: OwnData,
@@ -143,6 +153,7 @@ def _threads(count: int) -> Iterator[None]:
 def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, loss: str) -> list[Result]:
     """Run `compare` on every case under one progress display."""
     import torch
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..demo.training import compare
@@ -151,8 +162,9 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
     function = loss_named(loss)
     metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    results = []
-    with Progress(*columns, TextColumn("{task.fields[live]}")) as progress:
+    console, results = Console(stderr=True), []
+    live = TextColumn("{task.fields[live]}")
+    with Progress(*columns, live, console=console, disable=not console.is_terminal) as progress:
         for name, build, options in cases:
             torch.manual_seed(options.seed)
             model = call_target(build, name)
@@ -182,12 +194,11 @@ def _finish(results: list[Result], out: Path, json_file: Path | None, title: str
 
     from ..demo.report import closing_table, write_report
 
-    console = Console()
-    console.print(closing_table(results))
     write_report(results, out, title)
-    typer.echo(f"report: {out}")
-    if json_file is not None:
-        json_file.write_text(json.dumps([result.to_json() for result in results], indent=1))
+    give_json(json_file, lambda: [result.to_json() for result in results])
+    if json_file != STDOUT:
+        Console().print(closing_table(results))
+        typer.echo(f"report: {out}")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..errors import AttributionError
-from ..pages import head
 
 if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
 
-__all__ = ["flow_drawing", "heatmap", "series", "spectrogram", "tokens_html", "tokens_text"]
+__all__ = [
+    "curves", "flow_drawing", "heatmap", "series", "side_by_side", "spectrogram", "tokens_html", "tokens_text",
+]  # fmt: skip
 
 COLOURS = "seismic"  # blue for negative, white for zero, red for positive
 RED, BLUE = "#b2182b", "#2166ac"
@@ -50,6 +51,58 @@ def heatmap(
             axes[0][i].set_title(titles[i], fontsize=8)
     for axis in axes.flat:
         axis.set_axis_off()
+    return figure
+
+
+def side_by_side(relevance: Tensor, image: Tensor, marks: Sequence[tuple[float, float]] = ()) -> Figure:
+    """One image, its relevance, and the relevance laid over the image, large, with the scale of the colours.
+
+    Args:
+        relevance: [c, h, w] (summed over channels) or [h, w].
+        image: [c, h, w].
+        marks: (row, column) of places that get a number, from 1 on.
+    """
+    from matplotlib.figure import Figure
+
+    values, shown = _maps(relevance[None] if relevance.dim() == 3 else relevance)[0], _pixels(image[None])[0]
+    if values.shape != shown.shape[:2]:
+        raise AttributionError(f"relevance {list(relevance.shape)} does not fit the image {list(image.shape)}")
+    figure = Figure(figsize=(12, 4.3), layout="constrained")
+    size = float(values.abs().max()) or 1.0
+    axes = figure.subplots(1, 3)
+    grey = shown if shown.ndim == 2 else shown.mean(-1)
+    for axis, title in zip(axes, ("input", "relevance", "both")):
+        axis.set_title(title, fontsize=12)
+        axis.set_axis_off()
+    axes[0].imshow(shown, cmap="gray", interpolation="nearest")
+    scale = {"cmap": COLOURS, "vmin": -size, "vmax": size, "interpolation": "nearest"}
+    drawn = axes[1].imshow(values.numpy(), **scale)
+    axes[2].imshow(grey, cmap="gray", interpolation="nearest")
+    axes[2].imshow(values.numpy(), alpha=(values.abs() / size).sqrt().numpy() * 0.85, **scale)
+    for number, (row, column) in enumerate(marks, 1):
+        axes[2].annotate(
+            str(number), (column, row), ha="center", va="center", fontsize=9,
+            bbox={"boxstyle": "circle,pad=0.2", "fc": "white", "alpha": 0.85, "lw": 0.5},
+        )  # fmt: skip
+    figure.colorbar(drawn, ax=axes, label="relevance: against (blue), for (red)", fraction=0.03, pad=0.01)
+    return figure
+
+
+def curves(most: Tensor, least: Tensor) -> Figure:
+    """What is left of a score [steps + 1] as inputs are taken away, the most relevant first and the least relevant first."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    axis = figure.subplots()
+    steps = len(most) - 1
+    shares = [100 * i / steps for i in range(steps + 1)]
+    down, up = (line.detach().double().cpu().numpy() for line in (most, least))
+    axis.fill_between(shares, down, up, color="#8882")
+    axis.plot(shares, down, "o-", color=RED, markersize=3, label="most relevant first")
+    axis.plot(shares, up, "o-", color=BLUE, markersize=3, label="least relevant first")
+    axis.set(xlabel="taken away (%)", ylabel="what is explained")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     return figure
 
 
@@ -152,7 +205,10 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
         )  # fmt: skip
     for name, row in rows.items():
         handed, kept = flow.nodes[name]["relevance"], flow.nodes[name]["kept"]
-        text = f"{name}   {handed:.3g}" + (f" ({kept:+.2g})" if abs(kept) > 0.005 * largest else "")
+        kind = flow.nodes[name].get("kind", "")
+        text = (
+            f"{name} {kind}".rstrip() + f"   {handed:.3g}" + (f" ({kept:+.2g})" if abs(kept) > 0.005 * largest else "")
+        )
         axis.text(0.06, row, text, fontsize=8, va="center")
         axis.plot(0, row, "o", color="black", markersize=4)
     axis.set_xlim(-0.5, 1.8)
@@ -171,13 +227,6 @@ def figure_html(figure: Figure) -> str:
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
-    """A self-contained HTML page of parts, with a table of facts."""
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    style = ".tokens { line-height: 2; } .tokens span { padding: .15em .3em; border-radius: .2em; color: #222; }"
-    return f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n"
 
 
 def _maps(relevance: Tensor) -> Tensor:
