@@ -14,8 +14,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "command-line.md"
 _HEAD = """# The command line
 
 `lfpgraph COMMAND --help` says the same. What is wrong in a call is one line on stderr: status 2 for arguments that cannot be,
-1 for what is found wrong later (a file, a model, a name), or where a report is not good. Files are tried before the work. Everywhere,
-`--json` prints figures in place of tables, and `--json FILE` writes them beside what is printed.
+1 for what is found wrong later (a file, a model, a name), or where a report is not good. Files are tried before the work.
+Everywhere, `--json` prints figures in place of tables, and `--json FILE` writes them beside what is printed.
 
 Made from the commands by `python -m tools.commands_page`.
 """

@@ -32,7 +32,7 @@ def explained_as(target: Any, output: Tensor) -> Callable[[nn.Module, Any], Tens
     """What was explained, as a function of the model and of other inputs: one number for each of their samples.
 
     Args:
-        target: see `lfpgraph.attribute`; no function. output: what the model returned for the inputs that were explained [1, ...].
+        target: see `lfpgraph.attribute`; no function. output: what the model returned for what was explained [1, ...].
     """
     weights = weights_of(target, output)
 
