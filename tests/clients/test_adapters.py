@@ -87,7 +87,7 @@ def test_quantus(name: str) -> None:
 
 @pytest.mark.client("inseq", '`inseq.load_model(model, "lfpgraph")`', "relevance")
 def test_inseq() -> None:
-    """For each generated token the relevance that `attribute` gives for its logit."""
+    """For each generated token, the relevance that `attribute` gives for its logit."""
     inseq = pytest.importorskip("inseq")
     import lfpgraph.adapters.inseq  # noqa: F401  (the method is known from here on)
 
@@ -109,17 +109,18 @@ def test_inseq() -> None:
         torch.testing.assert_close(sequence.target_attributions[:place, place - first], mine, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.client("transformer-lens", "`record=` its hook points", "relevance")
+@pytest.mark.client("transformer-lens", "`record=` the modules behind its hook points", "relevance")
 def test_transformer_lens() -> None:
     lens = pytest.importorskip("transformer_lens")
     inner = gpt2().eval()
     model = lens.TransformerBridge.boot_transformers("gpt2", hf_model=inner, tokenizer=tokenizer(), device="cpu")
-    ids, place = torch.randint(50, (1, 6)), "blocks.1.hook_in"
-    found = lfpgraph.attribute(model, ids, (-1, 3), "gradient-x-input", record=[place], fallback="retrace")
-    kept = {}
-    model.add_hook(place, lambda x, hook: kept.setdefault("x", x).retain_grad())
+    ids, kept = torch.randint(50, (1, 6)), {}
+    model.add_hook("blocks.1.hook_in", lambda x, hook: kept.setdefault("x", x).retain_grad())
     model(ids)[0, -1, 3].backward()
-    torch.testing.assert_close(found.nodes[place], kept["x"] * kept["x"].grad, rtol=1e-3, atol=1e-5)
+    model.reset_hooks()
+    inputs, place = {"input_ids": ids, "use_cache": False}, "transformer.h.0"  # what comes out of it
+    found = lfpgraph.attribute(model.original_model, inputs, (-1, 3), "gradient-x-input", record=place)
+    torch.testing.assert_close(found.nodes[place], kept["x"] * kept["x"].grad, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.client("nnsight", "`record=` the places that it saves", "relevance")
