@@ -112,12 +112,16 @@ def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor
 
 
 def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
-    """Run one of our operations, or its formula where autograd is to record it; past the dispatcher where nobody traces."""
+    """Run one of our operations; past the dispatcher where nobody traces.
+
+    Its formula is run where autograd is to record it, and on tensors of classes of their own (distributed ones, say), which
+    know torch's operations alone.
+    """
     found: Tensor
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
-    elif is_eager(*args):
-        found = KERNELS[operation](*args)
+    elif is_unseen():
+        found = (KERNELS if _PLAIN.issuperset(map(type, args)) else DECOMPOSITIONS)[operation](*args)
     else:
         found = operation(*args)
     return found
@@ -138,6 +142,9 @@ def is_small(s: Tensor, x: Tensor) -> bool:
 
 def is_eager(*args: Any) -> bool:
     """Whether plain tensors meet no tracer and no transform."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return _PLAIN.issuperset(map(type, args))
+    return is_unseen() and _PLAIN.issuperset(map(type, args))
+
+
+def is_unseen() -> bool:
+    """Whether no tracer and no transform sees what runs."""
+    return not torch._C._len_torch_dispatch_stack() and torch._C._functorch.peek_interpreter_stack() is None

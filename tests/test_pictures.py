@@ -179,8 +179,10 @@ def test_explain_on_the_command_line(
     found = json.loads(Path("r.json").read_text())
     assert found["target"] == "2:0" and np.shape(found["relevance"]) == (1, 8, 8)
     page = Path("r.html").read_text()
-    assert page.count("<svg") == 2 and "http://" not in re.sub(
-        r"http://(www\.w3\.org|purl\.org|creativecommons)", "", page
+    assert (
+        page.count("<svg") == 3
+        and re.search(r"row \d, column \d \(", page)
+        and "http://" not in re.sub(r"http://(www\.w3\.org|purl\.org|creativecommons)", "", page)
     )
     assert (
         run_cli(monkeypatch, "explain", f"{name}:series", "--input", "series.npy", "--target", "1", "--out", "s.html")

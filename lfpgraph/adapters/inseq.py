@@ -32,7 +32,7 @@ class RelevanceAttribution(_Rules):
 
     def get_attribution_args(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`composite`, `baseline` and `steps` are ours; the rest is inseq's."""
-        ours = {name: kwargs.pop(name) for name in ("composite", "baseline", "steps") if name in kwargs}
+        ours: dict[str, Any] = {name: kwargs.pop(name) for name in ("composite", "baseline", "steps") if name in kwargs}
         return ours, kwargs
 
     def attribute_step(self, attribute_fn_main_args: dict[str, Any], attribution_args: dict[str, Any] = {}) -> Any:  # noqa: B006

@@ -10,7 +10,8 @@ import typer
 from torch import Tensor, nn
 
 from ..errors import AttributionError, TargetError, first_line
-from .reports import STDOUT, JsonFile, give_json, writable
+from .functions import own_code
+from .reports import STDOUT, JsonFile, finite, give_json, writable
 from .transformers import transformers_library
 
 __all__ = ["explain"]
@@ -25,9 +26,9 @@ def explain(
         str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
     ] = "predicted",
     composite: Annotated[str, typer.Option(help="Which rules to use.")] = "epsilon-plus",
-    size: Annotated[int | None, typer.Option(min=1, help="Side to which an image is scaled.")] = None,
-    mean: Annotated[float, typer.Option(help="Subtracted from pixels between 0 and 1.")] = 0.0,
-    std: Annotated[float, typer.Option(help="Divides pixels after that.")] = 1.0,
+    size: Annotated[int | None, typer.Option(min=1, max=2**14, help="Side to which an image is scaled.")] = None,
+    mean: Annotated[float, typer.Option(callback=finite, help="Subtracted from pixels between 0 and 1.")] = 0.0,
+    std: Annotated[float, typer.Option(min=1e-9, callback=finite, help="Divides pixels after that.")] = 1.0,
     channels: Annotated[int, typer.Option(min=1, max=3, help="Channels of an image: 1 or 3.")] = 3,
     show: Annotated[
         str | None, typer.Option(help="How to draw an array: image, spectrogram or series; else by its dimensions.")
@@ -40,7 +41,7 @@ def explain(
     json_file: JsonFile = None,
 ) -> None:
     """Explain what a model makes of one image, text or array."""
-    from ..explain import page, pictures
+    from ..explain import pictures, sheet
     from ..explain.attribution import attribute
 
     writable(out, json_file)
@@ -49,7 +50,8 @@ def explain(
     wanted = _target(target)
     inputs, tokens = _inputs(input_, tokenizer, size, mean, std, channels)
     kind = "text" if tokens is not None else _kind(show, inputs)
-    found = attribute(network, inputs, wanted, composite, details=True)
+    with own_code(f"explaining {model!r}"):
+        found = attribute(network, inputs, wanted, composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
     facts = {
         "model": model, "input": input_, "target": target, "rules": composite,
@@ -57,22 +59,23 @@ def explain(
         "relevance at the input": f"{float(relevance.sum()):.5g}",
         "predicted class": str(int(found.output[0].flatten().argmax())),
     }  # fmt: skip
-    noted = page.places(relevance[0], kind, tokens)
+    noted = sheet.places(relevance[0], kind, tokens)
     curves, replaced = None, "Not checked."
     if checked:
-        value = page.explained_as(wanted, found.output)
-        curves, replaced = _curves(lambda x: value(network, x), inputs, relevance, kind, tokenizer)
+        value = sheet.explained_as(wanted, found.output)
+        with own_code(f"running {model!r} on a part of its input"):
+            curves, replaced = _curves(lambda x: value(network, x), inputs, relevance, kind, tokenizer)
     if tokens is not None:
         drawn = pictures.tokens_html(tokens, relevance[0])
     else:
         drawn = f'<div class="figure">{pictures.figure_html(_drawn(kind, relevance, inputs, noted))}</div>'
-    parts = [page.section(drawn, noted, curves, replaced)]
+    parts = [sheet.section(drawn, noted, curves, replaced)]
     if flow:
         from ..audits.flow import relevance_flow
 
         drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite))
         parts.append(f'<h2>Flow of relevance</h2><div class="figure">{pictures.figure_html(drawing)}</div>')
-    out.write_text(page.page(f"Explanation: {input_[:80]}", parts, facts), encoding="utf-8")
+    out.write_text(sheet.page(f"Explanation: {input_[:80]}", parts, facts), encoding="utf-8")
     lines = {} if curves is None else {"most": curves.morf[0].tolist(), "least": curves.lerf[0].tolist()}
     figures = {**facts, "tokens": tokens, "relevance": relevance[0].tolist(), "places": noted, "curves": lines}
     give_json(json_file, lambda: figures)
@@ -92,10 +95,10 @@ def _kind(show: str | None, inputs: Tensor) -> str:
 
 def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, Any]]) -> Any:
     """The picture of an array's relevance; the longer dimension of a spectrogram is time."""
-    from ..explain import page, pictures
+    from ..explain import pictures, sheet
 
     if kind == "image":
-        side = page.grid_of(inputs.shape)
+        side = sheet.grid_of(inputs.shape)
         marks = [(side * (row + 0.5) - 0.5, side * (column + 0.5) - 0.5) for row, column in (p["at"] for p in noted)]
         return pictures.side_by_side(relevance[0], inputs[0], marks)
     if kind == "series":
@@ -107,7 +110,7 @@ def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, A
 def _curves(score: Any, inputs: Any, relevance: Tensor, kind: str, tokenizer: Any) -> tuple[Any, str]:
     """What is left of the explained value as the input is taken away, and what stands in for it; or None, and why."""
     from ..audits.faithfulness import perturbation_curves, token_perturbation
-    from ..explain.page import grid_of
+    from ..explain.sheet import grid_of
 
     if kind != "text":
         channels = inputs.dim() > (3 if kind == "image" else 2)
@@ -180,6 +183,8 @@ def _inputs(
     text: str, tokenizer: Any, size: int | None, mean: float, std: float, channels: int
 ) -> tuple[Any, list[str] | None]:
     path = Path(text) if len(text) < 1000 and "\n" not in text else Path("")
+    if path.suffix.lower() in (*IMAGES, ".npy") and not path.is_file():  # reading a pipe may never end
+        raise AttributionError(f"no such file: {path}")
     if path.suffix.lower() in IMAGES:
         return _image(path, size, mean, std, channels), None
     if path.suffix.lower() == ".npy":
@@ -202,8 +207,8 @@ def _image(path: Path, size: int | None, mean: float, std: float, channels: int)
     try:
         with Image.open(path) as opened:
             image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError) as error:
-        raise AttributionError(f"{path} cannot be read as an image: {error}") from error
+    except Exception as error:  # of whatever a damaged file makes, or one that unpacks to more than memory holds
+        raise AttributionError(f"{path} cannot be read as an image: {first_line(error)}") from error
     if size is not None:
         image = image.resize((size, size))
     pixels = torch.from_numpy(np.array(image)).float() / 255
@@ -216,8 +221,8 @@ def _array(path: Path) -> Tensor:
 
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise AttributionError(f"{path} cannot be read as an array: {error}") from error
+    except Exception as error:  # of whatever a damaged file makes, or one that says it is larger than memory
+        raise AttributionError(f"{path} cannot be read as an array: {first_line(error)}") from error
     if values.dtype.kind not in "fiu" or values.size == 0:
         raise AttributionError(f"{path} holds {values.dtype} of shape {list(values.shape)}; numbers are needed")
     return torch.from_numpy(values).float()

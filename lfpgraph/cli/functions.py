@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..demo.data import Arrays
-from ..errors import TargetError
+from ..errors import LfpGraphError, TargetError, one_line
 
-__all__ = ["call_target", "datasets", "load_target", "loss_named", "optimizer_named"]
+__all__ = ["call_target", "datasets", "load_target", "loss_named", "optimizer_named", "own_code"]
 
 
 def load_target(target: str) -> Callable[[], Any]:
@@ -34,7 +36,7 @@ def load_target(target: str) -> Callable[[], Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise TargetError(f"{target!r}: no module named {error.name!r}; run from the folder that holds it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end Python when it is imported
         raise TargetError(f"{target!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -51,8 +53,27 @@ def call_target(function: Callable[[], Any], target: str) -> Any:
     """
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TargetError(f"{target!r} failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """Where the user's model, data and loss are used: an error that is none of ours becomes one, and says where it arose.
+
+    Raises:
+        TargetError: in place of it.
+    """
+    try:
+        yield
+    except LfpGraphError:
+        raise
+    except (Exception, SystemExit) as error:
+        others = [Path(torch.__file__).parent, Path(__file__).parents[1]]
+        frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        own = [f"{path.name}:{line}" for path, line in frames if not any(map(path.is_relative_to, others))]
+        place = f" ({own[-1]})" if own else ""
+        raise TargetError(f"{what} failed{place}: {type(error).__name__}: {one_line(error, 400)}") from error
 
 
 def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TargetError, near, one_line
-from .reports import STDOUT, JsonFile, Target, give_json, writable
+from .reports import STDOUT, Epsilon, JsonFile, Target, finite, give_json, writable
 
 __all__ = ["export"]
 
@@ -43,9 +43,13 @@ def export(
     composite: Annotated[
         str | None, typer.Option(help="Which rules to use: lfp in a step, epsilon-plus for relevance by default.")
     ] = None,
-    epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
-    clip: Annotated[float, typer.Option(min=0.0, help="Of a step: largest norm of the feedback; 0 for none.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Lets a step draw dropout, from this seed.")] = None,
+    epsilon: Epsilon = None,
+    clip: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Of a step: largest norm of the feedback; 0 for none.")
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Lets a step draw dropout, from this seed.")
+    ] = None,
     outside: Annotated[bool, typer.Option(help="Keep a step's values in a .safetensors file beside it.")] = False,
     external_data: Annotated[
         bool, typer.Option(help="Keep large tensors in a file beside it, whatever their size; from 2 GB on they are.")

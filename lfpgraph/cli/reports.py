@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +17,18 @@ from ..errors import TargetError
 __all__ = [
     "STDOUT",
     "Command",
+    "Epsilon",
     "JsonFile",
     "LossName",
     "OwnData",
     "OwnModel",
+    "Seed",
     "Target",
     "Threads",
     "UsageError",
     "check",
     "coverage",
+    "finite",
     "give_json",
     "graph",
     "report_on",
@@ -41,7 +45,8 @@ Target = Annotated[str, typer.Argument(help=TARGET)]
 OwnModel = Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")]
 OwnData = Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")]
 LossName = Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")]
-Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="torch threads; 0 for torch's own choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches.")]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="[FILE]", help="Write the figures as JSON to FILE; without FILE print them alone."),
@@ -86,6 +91,18 @@ def give_json(where: Path | None, figures: Callable[[], Any]) -> None:
             where.write_text(text + "\n", encoding="utf-8")
 
 
+def finite(value: float | None) -> float | None:
+    """A number of the command line, which may be neither infinite nor none at all."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+Epsilon = Annotated[
+    float | None, typer.Option(min=0.0, callback=finite, help="The composite's epsilon, if not its own.")
+]
+
+
 def coverage(
     target: Target,
     composite: Annotated[str, typer.Option(help="Whose rules are reported.")] = "lfp",
@@ -119,18 +136,22 @@ def check(
     shape: Annotated[
         str | None, typer.Option(help="Shape of one float input without its batch, e.g. 1,8,8; else worked out.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative difference that is right.")] = 1e-4,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Largest relative difference that is right.")
+    ] = 1e-4,
     json_file: JsonFile = None,
 ) -> None:
     """Whether a model's graph computes what the model does, and its rules what another library's do. Exit status 1 if not."""
     from dataclasses import asdict
 
     from ..audits.checks import check as compare
+    from .functions import own_code
     from .models import real_model
 
     writable(json_file)
     model, example = real_model(target, shape)
-    found = compare(model.eval(), example, against)
+    with own_code(f"running {target!r}"):
+        found = compare(model.eval(), example, against)
     give_json(json_file, lambda: asdict(found))
     if json_file != STDOUT:
         typer.echo(found.table())
@@ -159,21 +180,23 @@ def report_on(target: str, composite: str = "lfp", quiet: bool = False) -> Any:
 
 
 def writable(*files: Path | None) -> None:
-    """Refuse a path that cannot be written before the work, not after it."""
-    for file in files:
-        if file is None or file == STDOUT:
-            continue
-        if file.is_dir():
-            raise TargetError(f"cannot write {file}: it is a folder")
+    """Refuse a path that cannot be written before the work, not after it; and one that is given twice."""
+    seen: set[Path] = set()
+    for file in (file for file in files if file not in (None, STDOUT)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                file.touch()
-                file.unlink()
-            elif file.is_file():
+            if file.is_dir():
+                raise TargetError(f"cannot write {file}: it is a folder")
+            new = not file.exists()
+            if new or file.is_file():  # no pipe, whose reader would take this for all
                 file.open("ab").close()
-        except OSError as error:
-            raise TargetError(f"cannot write {file}: {error.strerror}") from error
+            if new:
+                file.unlink()
+        except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
+            raise TargetError(f"cannot write {file}: {getattr(error, 'strerror', error)}") from error
+        if file.resolve() in seen:
+            raise TargetError(f"cannot write {file} twice: give each of the files a name of its own")
+        seen.add(file.resolve())
 
 
 def graph(

@@ -161,10 +161,12 @@ def _check(
         raise InputError(f"compare needs ways, each once: {', '.join(names) or 'none given'}")
     if steps is not None and seconds is not None:
         raise InputError("a budget is a number of steps or of seconds, not both")
-    if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
-        raise InputError(f"a budget must be above zero: steps={steps}, seconds={seconds}")
+    if (steps is not None and steps < 1) or (seconds is not None and not 0 < seconds < math.inf):
+        raise InputError(f"a budget must be finite and above zero: steps={steps}, seconds={seconds}")
     if not rates or seeds < 1 or batch_size < 1:
         raise InputError(f"rates={list(rates)}, seeds={seeds}, batch_size={batch_size}: each needs at least one")
+    if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise InputError(f"rates must be finite and above zero, not {', '.join(map(str, wrong))}")
     for part in (train, test):
         if len(part[0]) != len(part[1]) or len(part[0]) == 0:
             raise InputError(f"inputs and labels must be equally many and not none: {len(part[0])} and {len(part[1])}")

@@ -22,7 +22,7 @@ from ..graph.structure import Structure
 from ..kernels import SMALL
 from ..registry import CONTRACTION, NORMALISATION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
 from ..rules.views import nothing
-from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
+from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit, stopped_at
 
 __all__ = ["How", "Plan", "make_plan"]
 
@@ -77,6 +77,11 @@ class Plan:
         pairs = zip(self.graph.placeholder_nodes, self.graph.placeholders)
         plain = {n for n, ruleset in self.rulesets.items() if ruleset.vectors == "signal" != ruleset.scale}
         return [p.target for n, p in pairs if n in plain and is_cut(self.graph, n)]
+
+    @property
+    def stopped(self) -> dict[str, str]:
+        """The names of parameters that train and that no reward reaches, with the operation where it stops."""
+        return stopped_at(self.graph, self.units, self.wanted & self.rulesets.keys())
 
     def used(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Of a model's parameters those that the run uses, as far as can be seen before the backward pass."""

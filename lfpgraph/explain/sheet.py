@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..pages import head
+from ..pages import encodable, head
 from . import pictures
 from .target import weights_of
 
@@ -126,4 +126,4 @@ def section(wide: str, found: Sequence[Mapping[str, Any]], curves: Any, replaced
 def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
     """A self-contained HTML page of parts, with a table of facts."""
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    return f"{head(title, _STYLE)}{''.join(parts)}<h2>Facts</h2><table>{rows}</table></body></html>\n"
+    return encodable(f"{head(title, _STYLE)}{''.join(parts)}<h2>Facts</h2><table>{rows}</table></body></html>\n")
