@@ -114,7 +114,7 @@ $(DOCS): pyproject.toml constraints.txt constraints-docs.txt
 
 docs: $(DOCS)
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
-	@echo "open runs/docs/index.html"
+	@echo "open runs/docs/index.html, or, to search: .venv-docs/bin/python -m http.server --directory runs/docs"
 
 clean:
 	rm -rf .venv .venv-clients .venv-docs .venv-versions .venv-without-torch onnx_steps build dist *.egg-info

@@ -193,7 +193,7 @@ def test_explain_on_the_command_line(
         "out of range": (*call, "--target", "7"),
         "none of: a class": (*call, "--target", "x"),
         "needs a tokenizer": ("explain", f"{name}:build", "--input", "some text", "--target", "1"),
-        "cannot be read as an image": ("explain", f"{name}:build", "--input", "none.png"),
+        "no such file: none.png": ("explain", f"{name}:build", "--input", "none.png"),
         "numbers are needed": ("explain", f"{name}:build", "--input", "words.npy"),
         "itself does not run on these inputs": (*call, "--size", "9"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,12 @@ def heatmap(
         titles: one for each sample.
         colours: a diverging colour map of matplotlib.
     """
-    from matplotlib.figure import Figure
-
     maps = _maps(relevance)
     shown = None if images is None else _pixels(images)
     if shown is not None and len(shown) != len(maps):
         raise AttributionError(f"{len(maps)} heatmaps but {len(shown)} images")
     rows = 1 if shown is None else 2
-    figure = Figure(figsize=(1.7 * len(maps), 1.9 * rows), layout="constrained")
+    figure = _drawing(figsize=(1.7 * len(maps), 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, len(maps), squeeze=False)
     for i, values in enumerate(maps):
         if shown is not None:
@@ -62,12 +61,10 @@ def side_by_side(relevance: Tensor, image: Tensor, marks: Sequence[tuple[float, 
         image: [c, h, w].
         marks: (row, column) of places that get a number, from 1 on.
     """
-    from matplotlib.figure import Figure
-
     values, shown = _maps(relevance[None] if relevance.dim() == 3 else relevance)[0], _pixels(image[None])[0]
     if values.shape != shown.shape[:2]:
         raise AttributionError(f"relevance {list(relevance.shape)} does not fit the image {list(image.shape)}")
-    figure = Figure(figsize=(12, 4.3), layout="constrained")
+    figure = _drawing(figsize=(12, 4.3), layout="constrained")
     size = float(values.abs().max()) or 1.0
     axes = figure.subplots(1, 3)
     grey = shown if shown.ndim == 2 else shown.mean(-1)
@@ -90,9 +87,7 @@ def side_by_side(relevance: Tensor, image: Tensor, marks: Sequence[tuple[float, 
 
 def curves(most: Tensor, least: Tensor) -> Figure:
     """What is left of a score [steps + 1] as inputs are taken away, the most relevant first and the least relevant first."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    figure = _drawing(figsize=(4.2, 3), layout="constrained")
     axis = figure.subplots()
     steps = len(most) - 1
     shares = [100 * i / steps for i in range(steps + 1)]
@@ -108,12 +103,10 @@ def curves(most: Tensor, least: Tensor) -> Figure:
 
 def series(relevance: Tensor, values: Tensor, title: str = "", colours: str = COLOURS) -> Figure:
     """A series [length] or [channels, length] as lines, each step coloured by its relevance (of the same shape)."""
-    from matplotlib.figure import Figure
-
     lines, shades = (t.detach().double().cpu().reshape(-1, t.shape[-1]) for t in (values, relevance))
     if lines.shape != shades.shape:
         raise AttributionError(f"relevance {list(relevance.shape)} does not fit the series {list(values.shape)}")
-    figure = Figure(figsize=(7, 1.2 + 0.9 * len(lines)), layout="constrained")
+    figure = _drawing(figsize=(7, 1.2 + 0.9 * len(lines)), layout="constrained")
     size = float(shades.abs().max()) or 1.0
     for axis, line, shade in zip(figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0], lines, shades):
         low, high = float(line.min()), float(line.max()) + 1e-9
@@ -135,14 +128,12 @@ def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = 
         time: the dimension of time.
         colours: a diverging colour map of matplotlib.
     """
-    from matplotlib.figure import Figure
-
     if relevance.shape != values.shape or values.dim() != 2:
         raise AttributionError(
             f"relevance {list(relevance.shape)} and spectrogram {list(values.shape)} must both be [frequencies, frames]"
         )
     sound, shades = (t.detach().double().cpu().movedim(time, -1).numpy() for t in (values, relevance))
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    figure = _drawing(figsize=(7, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     size = float(abs(shades).max()) or 1.0
     above.imshow(sound, cmap="gray", origin="lower", aspect="auto", interpolation="nearest")
@@ -186,13 +177,12 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
     Args:
         flow: from `lfpgraph.relevance_flow`.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
     order = sorted(flow, key=lambda name: flow.nodes[name]["order"])
     rows = {name: -i for i, name in enumerate(order)}
     largest = max((abs(r) for _, _, r in flow.edges(data="relevance")), default=0.0) or 1.0
-    figure = Figure(figsize=(7, 0.8 + 0.42 * len(order)), layout="constrained")
+    figure = _drawing(figsize=(7, 0.8 + 0.42 * len(order)), layout="constrained")
     axis = figure.subplots()
     for source, user, relevance in flow.edges(data="relevance"):
         skipped = rows[source] - rows[user] - 1
@@ -217,6 +207,26 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
     if title:
         axis.set_title(title, fontsize=9)
     return figure
+
+
+@functools.cache
+def _drawings() -> Any:
+    """matplotlib's figure, which also shows itself in a notebook."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=80)
+            return buffer.getvalue()
+
+    return Drawing
+
+
+def _drawing(**how: Any) -> Figure:
+    return _drawings()(**how)  # type: ignore[no-any-return]
 
 
 def figure_html(figure: Figure) -> str:

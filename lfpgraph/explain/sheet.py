@@ -19,8 +19,8 @@ __all__ = ["explained_as", "grid_of", "page", "places", "places_html", "section"
 
 SHOWN = 5
 _STYLE = """
-.side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-.side > .wide { flex: 5 1 36rem; } .side > .narrow { flex: 2 1 18rem; }
+.side { display: flex; flex-wrap: wrap; gap: 3rem; align-items: flex-start; }
+.side > .narrow { flex: 1 1 20rem; max-width: 32rem; }
 .figure { background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .4rem; margin: .4rem 0; }
 .figure svg { width: 100%; height: auto; display: block; }
 .tokens { line-height: 2.3; font-size: 1.15rem; } .tokens span { padding: .15em .3em; border-radius: .2em; color: #222; }
@@ -108,7 +108,7 @@ def places_html(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def section(wide: str, found: Sequence[Mapping[str, Any]], curves: Any, replaced: str) -> str:
-    """The picture at the left; at the right the places, and the curves of what happens without them.
+    """The picture, and below it the places and the curves of what happens without them.
 
     Args:
         curves: `PerturbationCurves` of one sample, or None. replaced: what stood in for what was taken away; or why there
@@ -119,8 +119,8 @@ def section(wide: str, found: Sequence[Mapping[str, Any]], curves: Any, replaced
         drawn = pictures.figure_html(pictures.curves(curves.morf[0], curves.lerf[0]))
         area = f"Area between the curves: {float(curves.abpc[0]):.4g}, in units of what is explained; 0 is chance."
         check = f'<div class="figure">{drawn}</div><p>{area}</p>{check}'
-    right = f"<h2>Most relevant places</h2>{places_html(found)}<h2>Is it true?</h2>{check}"
-    return f'<div class="side"><div class="wide">{wide}</div><div class="narrow">{right}</div></div>'
+    left = f"<div><h2>Most relevant places</h2>{places_html(found)}</div>"
+    return f'{wide}<div class="side">{left}<div class="narrow"><h2>Is it true?</h2>{check}</div></div>'
 
 
 def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
