@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_of
+from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_and_unit
 
 __all__ = [
     "ZERO_REWARD",
@@ -61,9 +61,13 @@ def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0, over: bool = False) -> Tensor:
-    """Return `s * max(abs(w), share * rms(w)) * unit`, for a w of at least one entry; written over s if asked for."""
+    """Return `s * max(abs(w), share * rms(w)) * max(unit, 1 / rms(w))`, for a w of at least one entry; over s if asked for.
+
+    Without the last factor where the unit is 1.
+    """
     if w.is_complex():
-        return s * torch.maximum(w.abs(), floor_of(w, share)) * unit
+        floor, own = floor_and_unit(w, share, unit)
+        return s * torch.maximum(w.abs(), floor) * (1.0 if own is None else own)
     operation = _ops.scale_by_floored_size_ if over and s.dtype == w.dtype else _ops.scale_by_floored_size
     return _call(operation.default, s, w, share, unit)
 

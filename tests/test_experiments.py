@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lfpgraph.comparison import zeroth_order
-from lfpgraph.comparison.comparing import held_back
+from lfpgraph.comparison.examples import held_back
 from lfpgraph.errors import InputError
 from lfpgraph.experiments import EXPERIMENTS, Runs, Settings, reproduce
 from lfpgraph.experiments.common import data

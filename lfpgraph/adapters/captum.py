@@ -20,7 +20,7 @@ class Relevance(Attribution):
         model, composite: as for `lfpgraph.attribute`; options go to it as well.
     """
 
-    def __init__(self, model: nn.Module, composite: str | Composite = "epsilon-plus", **options: Any) -> None:
+    def __init__(self, model: nn.Module, composite: str | Composite | None = None, **options: Any) -> None:
         super().__init__(model)
         self.composite, self.options = composite, options
 

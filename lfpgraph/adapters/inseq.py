@@ -56,7 +56,7 @@ class RelevanceAttribution(_Rules):
             return function(asked, **dict(zip(names, values)))
 
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        found = attribute(outer.model, inputs, explained, **{"composite": "attnlrp", **attribution_args})
+        found = attribute(outer.model, inputs, explained, **attribution_args)
         source, prefix = (found["input_ids"], found["decoder_input_ids"]) if named else (None, found["input_ids"])
         wanted = not named or len(attribute_fn_main_args["inputs"]) > 1
         return CoarseFeatureAttributionStepOutput(

@@ -18,7 +18,7 @@ def explain(
     model: nn.Module,
     inputs: Any,
     targets: Any,
-    composite: str | Composite = "epsilon-plus",
+    composite: str | Composite | None = None,
     device: Any = None,
     **options: Any,
 ) -> np.ndarray:

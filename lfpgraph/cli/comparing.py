@@ -16,7 +16,10 @@ def compare(
     model: OwnModel,
     data: OwnData,
     ways: Annotated[
-        str, typer.Option(help="Composites, and backprop, fa, fa-refreshed, dfa, mezo; with commas between.")
+        str,
+        typer.Option(
+            help="Composites, and ways of lfpgraph.comparison.METHODS (docs/methods.md); with commas between."
+        ),
     ] = "lfp,backprop,dfa,usf,mezo",
     loss: LossName = "cross_entropy",
     steps: Annotated[int | None, typer.Option(min=1, help="Budget of a run; 300 if none is given.")] = None,
@@ -35,14 +38,14 @@ def compare(
 
     from ..comparison import compare as compare_ways
     from ..errors import TargetError
-    from .functions import call_target, datasets, load_target, loss_named, own_code
+    from .functions import call_target, examples, load_target, loss_named, own_code
 
     try:
         grid = [float(rate) for rate in rates.split(",")]
     except ValueError:
         raise TargetError(f"--rates {rates!r} must be numbers with commas between") from None
     build = load_target(model)
-    train, test = datasets(call_target(load_target(data), data), data)
+    train, test = examples(call_target(load_target(data), data), data)
     writable(out, json_file)
     torch.set_num_threads(threads or torch.get_num_threads())
     console = Console(stderr=True)

@@ -25,7 +25,9 @@ def explain(
     target: Annotated[
         str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
     ] = "predicted",
-    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "epsilon-plus",
+    composite: Annotated[
+        str | None, typer.Option(help="Which rules to use; by default deeplift for numbers, cp-lrp for a text.")
+    ] = None,
     size: Annotated[int | None, typer.Option(min=1, max=2**14, help="Side to which an image is scaled.")] = None,
     mean: Annotated[float, typer.Option(callback=finite, help="Subtracted from pixels between 0 and 1.")] = 0.0,
     std: Annotated[float, typer.Option(min=1e-9, callback=finite, help="Divides pixels after that.")] = 1.0,
@@ -54,7 +56,7 @@ def explain(
         found = attribute(network, inputs, wanted, composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
     facts = {
-        "model": model, "input": input_, "target": target, "rules": composite,
+        "model": model, "input": input_, "target": target, "rules": found.composite,
         "explained value": f"{float(found.explained.sum()):.5g}",
         "relevance at the input": f"{float(relevance.sum()):.5g}",
         "predicted class": str(int(found.output[0].flatten().argmax())),
@@ -73,7 +75,7 @@ def explain(
     if flow:
         from ..audits.flow import relevance_flow
 
-        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite))
+        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite or "attnlrp"))
         parts.append(f'<h2>Flow of relevance</h2><div class="figure">{pictures.figure_html(drawing)}</div>')
     out.write_text(sheet.page(f"Explanation: {input_[:80]}", parts, facts), encoding="utf-8")
     lines = {} if curves is None else {"most": curves.morf[0].tolist(), "least": curves.lerf[0].tolist()}
@@ -103,8 +105,8 @@ def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, A
         return pictures.side_by_side(relevance[0], inputs[0], marks)
     if kind == "series":
         return pictures.series(relevance[0], inputs[0])
-    sheet, sound = (t[0].squeeze(0) if t.dim() > 3 else t[0] for t in (relevance, inputs))
-    return pictures.spectrogram(sheet, sound, time=0 if sheet.shape[0] > sheet.shape[-1] else -1)
+    shades, sound = (t[0].squeeze(0) if t.dim() > 3 else t[0] for t in (relevance, inputs))
+    return pictures.spectrogram(shades, sound, time=0 if shades.shape[0] > shades.shape[-1] else -1)
 
 
 def _curves(score: Any, inputs: Any, relevance: Tensor, kind: str, tokenizer: Any) -> tuple[Any, str]:

@@ -41,7 +41,7 @@ def export(
     reward: Annotated[str, typer.Option(help="Of a step: softmax, mse, external or signal.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Of a step: sgd, momentum or adam.")] = "adam",
     composite: Annotated[
-        str | None, typer.Option(help="Which rules to use: lfp in a step, epsilon-plus for relevance by default.")
+        str | None, typer.Option(help="Which rules to use: lfp in a step, attnlrp for relevance by default.")
     ] = None,
     epsilon: Epsilon = None,
     clip: Annotated[
@@ -65,7 +65,7 @@ def export(
     path, what = (out, what) if train_step is None else (train_step, "step")
     if path is None or (out is not None and train_step is not None):
         raise TargetError("give one file to write: OUT, or --train-step FILE")
-    rules = get_composite(composite or ("epsilon-plus" if what == "attribution" else "lfp"))
+    rules = get_composite(composite or ("attnlrp" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
     writable(path, json_file)
     model, example = real_model(target, shape)

@@ -34,6 +34,8 @@ class Unit:
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
         zeroed_by: weights that, as long as one is wholly zero, make the output zero and are to learn.
+        references: the nodes of the inputs, and at last of the (first) output, in the run at the reference point; for rules
+            that compare two runs.
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -50,6 +52,7 @@ class Unit:
     ends_layer: bool = False
     rectified: fx.Node | None = None
     zeroed_by: tuple[fx.Node, ...] = ()
+    references: tuple[fx.Node, ...] = ()
 
     @property
     def node(self) -> fx.Node:
@@ -155,7 +158,7 @@ def op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, ways: Ways) -> Unit
         return unit(entry if entry is not None and entry.is_vjp else _VJP, GENERAL, "gradient")
     rule = ruleset.rule(node.target, family) or entry
     if rule is None:
-        return unit(_VJP, GENERAL, "derived")
+        return unit(ruleset.rule("derived", None) or _VJP, GENERAL, "derived")
     return unit(rule, family or GENERAL, "rule")
 
 
@@ -171,7 +174,7 @@ def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ru
         active=(*none, True),
         weightlike=(*none, False),
         wanted=(*none, wanted),
-        rule=Rule(choice, needs_vjp=False) if wanted else None,
+        rule=(ruleset.rule("mask", None) or Rule(choice, needs_vjp=False)) if wanted else None,
         family=ACTIVATION,
         option_epsilon=ruleset.epsilon,
         origin="rule" if wanted else "none",

@@ -181,7 +181,7 @@ def module_tree(
             home(paths[0][:common]).members.append(written[region])
         written[region].members.append(node)
     for branch in known.values():
-        _fold(branch)
+        _fold(branch, branch is root)
         _cut(branch)
     return root
 
@@ -190,7 +190,7 @@ def _path(node: fx.Node) -> tuple[str, ...]:
     return tuple(part for part in module_path(node).split(".", DEEPEST) if part)
 
 
-def _fold(branch: Branch) -> None:
+def _fold(branch: Branch, root: bool) -> None:
     """Put neighbours that are equal into one branch each."""
     folded: list[Branch | fx.Node] = []
     for _, run in itertools.groupby(branch.members, key=lambda m: m.form() if isinstance(m, Branch) else m):
@@ -205,6 +205,8 @@ def _fold(branch: Branch) -> None:
         branch.members = folded
     else:  # all of it is equal: the branch itself is the fold
         branch.times = folded[0].times
+        kind = folded[0].members[0].name.partition(" ")[2]  # type: ignore[union-attr]
+        branch.name = f"{branch.name.partition(' ')[0]} {kind}" if kind and not root else branch.name
 
 
 def _cut(branch: Branch) -> None:

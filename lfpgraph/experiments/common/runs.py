@@ -34,11 +34,13 @@ class Runs:
             goes on from there.
         slots: a semaphore with as many places as runs may go on at once; None for one after the other in this process.
         device: where models are trained.
+        kept_only: refuse to make a run that is not in the file.
     """
 
     file: Path | None = None
     slots: Any = None
     device: str = "cpu"
+    kept_only: bool = False
 
     @classmethod
     def side_by_side(cls, processes: int, file: Path | None = None, device: str = "cpu") -> Runs:
@@ -81,10 +83,16 @@ class Runs:
         return found
 
     def make(self, key: dict[str, Any], task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the run with this key found: as the file has it, or by running it, as soon as there is a place."""
+        """What the run with this key found: as the file has it, or by running it, as soon as there is a place.
+
+        Raises:
+            InputError: the run is not in the file, and only those that are may be taken.
+        """
         for run, known in self._over():
             if run == key:
                 return known
+        if self.kept_only:
+            raise InputError(f"{self.file} holds no run {key}")
         with self.slots or nullcontext():
             found = task()
         if self.file is not None:
