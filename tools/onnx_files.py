@@ -129,8 +129,8 @@ def row(path: Path, package: str) -> dict[str, str]:
     given = tuple(inputs.values())
 
     def rules() -> str:
-        report = lfpgraph.coverage(load(path), *given)
-        return f"{report.covered:.0%}" if isinstance(report.covered, float) else str(report.covered)
+        report = lfpgraph.coverage(load(path), given)
+        return f"{report.data['summary']['covered_fraction']:.0%}"
 
     def kept() -> str:
         walked = lfpgraph.conservation(load(path), given, _all_of)
