@@ -75,20 +75,22 @@ def _attribute(composite: Any, **how: Any) -> Method:
 
 def _ours(kind: str, black: float) -> list[Side]:
     text = kind in ("text", "planted")
-    names = ["gradient-x-input", "attnlrp", "cp-lrp"]
+    names = ["deeplift", "gradient-x-input", "attnlrp", "cp-lrp"]
     if kind == "cnn":
-        names = ["gradient-x-input", "gamma", "epsilon-plus", "epsilon-plus-flat", "epsilon-alpha2-beta1"]
+        names = ["deeplift", "gradient-x-input", "gamma", "epsilon-plus", "epsilon-plus-flat", "epsilon-alpha2-beta1"]
     found = [Side(name, "lfpgraph", _attribute(name)) for name in names]
     if kind != "cnn":
         for name in ("attnlrp", "cp-lrp"):
             wide = lfpgraph.get_composite(name).with_options(epsilon=0.1)
             found.append(Side(f"{name}, epsilon 0.1", "lfpgraph", _attribute(wide)))
+        wide = lfpgraph.get_composite("cp-lrp").with_options(epsilon=0.2)
+        found.append(Side("cp-lrp, epsilon 0.2", "lfpgraph", _attribute(wide)))
     # A token's baseline is the embedding of padding, which is zero in these models: the rules' own.
     starts = [(0.0, "0")] if text else [(0.0, "0"), (black, "black")]
     start, word = starts[-1]
     best = ["epsilon-plus", "gamma"] if kind == "cnn" else ["attnlrp"]
     if not text:
-        for name in ["gradient-x-input", *best]:
+        for name in ["deeplift", "gradient-x-input", *best]:
             found.append(Side(name, "lfpgraph", _attribute(name, baseline=start), 1, word))
     few = _attribute("gradient-x-input", baseline=start, steps=2)
     found.append(Side("gradient-x-input, 2 steps", "lfpgraph", few, 3, word))

@@ -13,6 +13,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .audits.checks import CheckReport, check
     from .audits.conserved import Conservation, conservation
     from .audits.flow import relevance_flow
+    from .audits.patching import Patching, patching
     from .comparison import compare
     from .composites import centred, hebbian, lrp, rivals, spiking
     from .composites.composite import (
@@ -26,6 +27,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .engine.direct import feedback
     from .explain import pictures
     from .explain.attribution import Attribution, attribute
+    from .explain.generation import Generation, explain_generation
     from .explain.importances import bits_by_importance, importance, prune, quantise
     from .explain.target import Contrast
     from .graph.graph import OpGraph
@@ -56,14 +58,17 @@ __all__ = [
     "compare",
     "Composite",
     "CoverageReport",
+    "Generation",
     "LfpGraphError",
     "OpGraph",
+    "Patching",
     "Ruleset",
     "Trainer",
     "centred",
     "composite_names",
     "conservation",
     "coverage",
+    "explain_generation",
     "explain_wrap",
     "feedback",
     "from_reward_function",
@@ -74,6 +79,7 @@ __all__ = [
     "lrp",
     "metrics",
     "onnx",
+    "patching",
     "pictures",
     "policies",
     "prune",

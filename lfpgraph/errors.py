@@ -129,7 +129,7 @@ def near(name: object, names: Iterable[str]) -> str:
     return f"; near it: {', '.join(close)}" if close else ""
 
 
-def one_line(error: Exception, most: int = 200) -> str:
+def one_line(error: BaseException, most: int = 200) -> str:
     """A message of any length as one line of at most so many characters, to be quoted in another."""
     return " ".join(str(error).split())[:most]
 

@@ -127,11 +127,11 @@ def scale_by_size(s: Tensor, w: Tensor, out: Tensor | None = None, scratch: Tens
 
 
 def _floored(
-    s: Tensor, w: Tensor, floor: Tensor, unit: float, out: Tensor | None = None, scratch: Tensor | None = None
+    s: Tensor, w: Tensor, floor: Tensor, unit: Tensor | None, out: Tensor | None = None, scratch: Tensor | None = None
 ) -> Tensor:
     """`s * max(abs(w), floor) * unit`."""
     size = torch.maximum(torch.abs(w, out=scratch), floor, out=scratch)
-    return torch.mul(s, size if unit == 1 else torch.mul(size, unit, out=scratch), out=out)
+    return torch.mul(s, size if unit is None else torch.mul(size, unit, out=scratch), out=out)
 
 
 def _norm(w: Tensor) -> Tensor:
@@ -142,20 +142,33 @@ def _norm(w: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.linalg.vector_norm(w, dim=-1, dtype=wide))
 
 
-def floor_of(w: Tensor, share: float) -> Tensor:
-    """`share * rms(w)`."""
-    return (_norm(w) * (share / math.sqrt(w.numel()))).to(w.real.dtype if w.is_complex() else w.dtype)
+def _rms(w: Tensor) -> Tensor:
+    return (_norm(w) / math.sqrt(w.numel())).to(w.real.dtype if w.is_complex() else w.dtype)
+
+
+def floor_and_unit(w: Tensor, share: float, unit: float) -> tuple[Tensor, Tensor | None]:
+    """`share * rms(w)`, and the larger one of `unit` and `1 / rms(w)`; None where the unit is 1."""
+    rms = _rms(w)
+    return rms * share, None if unit == 1 else rms.clamp_min(_tiny(rms.dtype)).reciprocal().clamp_min(unit)
+
+
+@functools.cache
+def _tiny(dtype: torch.dtype) -> float:
+    """The least root mean square that is divided by, so that the feedback of zeros is zero."""
+    return torch.finfo(dtype).tiny
 
 
 def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Tensor | None) -> Tensor:
     if _is_large([s, w]):
-        return _run(_floored, (s, w, floor_of(w, share), unit), 2, torch.empty_like(s) if out is None else out)
+        args = (s, w, *floor_and_unit(w, share, unit))
+        return _run(_floored, args, 2, torch.empty_like(s) if out is None else out)
     if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
-        floor = floor_of(w, share)
-        made = in_one_kernel("scale_by_floored_size", (s, w, floor), unit) if w.is_cuda else None
-        return _floored(s, w, floor, unit, out=out) if made is None else made
-    size = _norm(w).item() * (share / math.sqrt(w.numel()))  # the same in fewer operations
-    return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(size), value=unit, out=out)
+        constants = (share, unit, 1.0 if unit == 1 else _tiny(w.dtype))
+        made = in_one_kernel("scale_by_floored_size", (s, w, _rms(w)), *constants) if w.is_cuda else None
+        return _floored(s, w, *floor_and_unit(w, share, unit), out=out) if made is None else made
+    rms = _norm(w).item() / math.sqrt(w.numel())  # the same in fewer operations
+    unit = unit if unit == 1 else max(unit, 1 / max(rms, _tiny(w.dtype)))
+    return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(share * rms), value=unit, out=out)
 
 
 @functools.cache
@@ -164,13 +177,13 @@ def _zero(dtype: torch.dtype) -> Tensor:
 
 
 def scale_small(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:
-    """`s * max(abs(w), share * rms(w)) * unit` of a small w, where no gradients are recorded."""
+    """`scale_by_floored_size`, or `scale_by_size`, of a small w, where no gradients are recorded."""
     return torch.mul(s, w.abs()) if share == 0 and unit == 1 else _scaled_by_floored(s, w, share, unit, None)
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:
-    """`s * max(abs(w), share * rms(w)) * unit`."""
-    return _floored(s, w, floor_of(w, share), unit)
+    """`s * max(abs(w), share * rms(w)) * max(unit, 1 / rms(w))`; without the last factor where the unit is 1."""
+    return _floored(s, w, *floor_and_unit(w, share, unit))
 
 
 _FLOORED = "w, float share, float unit"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_of
+from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_and_unit
 
 __all__ = [
     "ZERO_REWARD",
@@ -61,9 +61,13 @@ def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0, over: bool = False) -> Tensor:
-    """Return `s * max(abs(w), share * rms(w)) * unit`, for a w of at least one entry; written over s if asked for."""
+    """Return `s * max(abs(w), share * rms(w)) * max(unit, 1 / rms(w))`, for a w of at least one entry; over s if asked for.
+
+    Without the last factor where the unit is 1.
+    """
     if w.is_complex():
-        return s * torch.maximum(w.abs(), floor_of(w, share)) * unit
+        floor, own = floor_and_unit(w, share, unit)
+        return s * torch.maximum(w.abs(), floor) * (1.0 if own is None else own)
     operation = _ops.scale_by_floored_size_ if over and s.dtype == w.dtype else _ops.scale_by_floored_size
     return _call(operation.default, s, w, share, unit)
 
@@ -112,12 +116,16 @@ def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor
 
 
 def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
-    """Run one of our operations, or its formula where autograd is to record it; past the dispatcher where nobody traces."""
+    """Run one of our operations; past the dispatcher where nobody traces.
+
+    Its formula is run where autograd is to record it, and on tensors of classes of their own (distributed ones, say), which
+    know torch's operations alone.
+    """
     found: Tensor
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
-    elif is_eager(*args):
-        found = KERNELS[operation](*args)
+    elif is_unseen():
+        found = (KERNELS if _PLAIN.issuperset(map(type, args)) else DECOMPOSITIONS)[operation](*args)
     else:
         found = operation(*args)
     return found
@@ -138,6 +146,9 @@ def is_small(s: Tensor, x: Tensor) -> bool:
 
 def is_eager(*args: Any) -> bool:
     """Whether plain tensors meet no tracer and no transform."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return _PLAIN.issuperset(map(type, args))
+    return is_unseen() and _PLAIN.issuperset(map(type, args))
+
+
+def is_unseen() -> bool:
+    """Whether no tracer and no transform sees what runs."""
+    return not torch._C._len_torch_dispatch_stack() and torch._C._functorch.peek_interpreter_stack() is None

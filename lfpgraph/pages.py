@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-__all__ = ["head", "rendered"]
+__all__ = ["encodable", "head", "rendered"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -39,4 +39,9 @@ def rendered(package: str, name: str, filters: dict[str, Callable[..., str]] | N
     environment.filters.update(filters or {})
     environment.globals["head"] = lambda *args: markupsafe.Markup(head(*args))
     source = resources.files(package).joinpath(name).read_text(encoding="utf-8")
-    return environment.from_string(source).render(**values)
+    return encodable(environment.from_string(source).render(**values))
+
+
+def encodable(text: str) -> str:
+    """A text that a file can hold: halves of characters, which names may have, are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -42,6 +42,8 @@ class Call(Protocol):
         rectified: the output is read by a relu alone, so its negative entries hand nothing on.
         given: the signals at the model's outputs.
         direction: 1 where signals are rewards, -1 where they are gradients.
+        reference, reference_output: `inputs` and `output` (the first of several) of the run at the reference point, for a
+            composite that compares two runs; what does not depend on the model's inputs is the same object in both.
     """
 
     op: Any
@@ -60,6 +62,8 @@ class Call(Protocol):
     rectified: bool
     given: list[Tensor]
     direction: int
+    reference: list[Any]
+    reference_output: Any
 
     def vjp(self, s: Any, again: bool = False) -> Signals:
         """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others.

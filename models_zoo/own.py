@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from . import cnn, diffusion, other_kinds, torch_models
+from . import cnn, diffusion, forecasting, hybrids, other_kinds, torch_models
 from .registry import Entry, images, tensors
 
 __all__ = ["OWN"]
@@ -42,6 +43,19 @@ def _batch(published: tuple[int, ...], tiny: tuple[int, ...], scale: float = 1.0
     return tensors(lambda make, size: (scale * make.floats(2, *(published if size == "published" else tiny)),))
 
 
+def _series(make: Any, size: str) -> tuple[Tensor]:
+    values = 0.5 + make.uniform(2, 24 if size == "published" else 6)
+    return (torch.cat([make.integers(0, 4, 2, 1).to(values), values], 1),)
+
+
+def _captioned(make: Any, size: str) -> tuple[Tensor]:
+    pixels, words = (32 * 32, 16) if size == "published" else (8 * 8, 4)
+    pictures = make.floats(2, pixels)
+    return (torch.cat([pictures, make.integers(0, 10, 2, words).to(pictures)], 1),)
+
+
+_sequences = tensors(lambda make, size: (make.integers(0, 3, 2),))
+_places = tensors(lambda make, size: (make.uniform(64, 3) * 2 - 1,))
 _same = tensors(lambda make, size: (make.floats(2, 1, 28, 28),))
 _points = tensors(lambda make, size: (make.uniform(64, 2) * 2 - 1,))
 _rays = tensors(lambda make, size: (make.uniform(64, 3), make.uniform(64, 3)))
@@ -91,6 +105,26 @@ OWN = [
     Entry("gat", "graph", _by_size(other_kinds.GAT, lambda: other_kinds.GAT(20, 4, 2, 3)), tensors(_masked_graph)),
     Entry("siren", "neural field", _by_size(other_kinds.Siren, lambda: other_kinds.Siren(16, 3)), _points),
     Entry("nerf", "neural field", _by_size(other_kinds.NeRF, lambda: other_kinds.NeRF(16, 6)), _rays),
+    Entry("triplane", "neural field", _by_size(hybrids.TriPlane, lambda: hybrids.TriPlane(4, 8, 16, 2)), _places),
+    Entry(
+        "es-rnn",
+        "recurrent",
+        _by_size(forecasting.ESRNN, lambda: forecasting.ESRNN(4, 3, 4, 8)),
+        tensors(_series),
+    ),
+    Entry("pv-rnn", "recurrent", _by_size(forecasting.PVRNN, lambda: forecasting.PVRNN(3, 5, 8, 2, 2)), _sequences),
+    Entry(
+        "captioner",
+        "vision-language",
+        _by_size(forecasting.Captioner, lambda: forecasting.Captioner(8, 4, 12, 16, 4)),
+        tensors(_captioned),
+    ),
+    Entry(
+        "bossnas-hybrid",
+        "hybrid CNN-transformer",
+        _by_size(hybrids.SearchedHybrid, lambda: hybrids.SearchedHybrid(3, 8, 2, 2, 5)),
+        images(224, 16),
+    ),
     Entry(
         "lif-mlp",
         "spiking",

@@ -105,20 +105,20 @@ def test_one_trace_serves_all_calls(net: Any) -> None:
     """Other batch sizes and other composites trace nothing; weights are read anew; the model is not kept alive."""
     model = copy.deepcopy(net[0])
     model.append(Looks())
-    first = lfpgraph.attribute(model, net[1], 0)
+    first = lfpgraph.attribute(model, net[1], 0, "epsilon-plus")
     runs = model[7].runs
     for n in (4, 2, 7):
         x = torch.randn(n, 1, 6, 6, dtype=torch.float64)
         with Operations() as seen:
-            lfpgraph.attribute(model, x, 0)
+            lfpgraph.attribute(model, x, 0, "epsilon-plus")
         masks = [args[-1] for name, args in seen.calls if name == "aten::convolution_backward"]
         assert masks and all(mask == [True, False, False] for mask in masks)  # no gradients of weights on the way
     other = lfpgraph.attribute(model, net[1], 0, "epsilon")  # of the graph that the other composite has had traced
     assert model[7].runs == runs and not torch.allclose(first, other)
-    changed = lfpgraph.attribute(model, net[1], 0)
+    changed = lfpgraph.attribute(model, net[1], 0, "epsilon-plus")
     with torch.no_grad():
         model[6].weight.mul_(2)
-    assert not torch.allclose(lfpgraph.attribute(model, net[1], 0), changed)  # weights are read anew
+    assert not torch.allclose(lfpgraph.attribute(model, net[1], 0, "epsilon-plus"), changed)  # weights are read anew
     alive = weakref.ref(model)
     del model
     gc.collect()

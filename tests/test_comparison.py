@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader
 
 import lfpgraph
-from lfpgraph.comparison import Method, zeroth_order
-from lfpgraph.comparison.comparing import held_back
+from lfpgraph.comparison import Learner, Method, zeroth_order
+from lfpgraph.comparison.examples import Examples, held_back
 from lfpgraph.comparison.memory import LiveBytes
 from lfpgraph.comparison.runs import _schedule, angle
 from lfpgraph.errors import CompositeError, InputError
+from lfpgraph.models_zoo.other_kinds import GCN
 
 from .support.helpers import run_cli
 
@@ -173,3 +175,59 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(way["runs"]) == 2 and way["peak_bytes"] > 0 for way in found["ways"])
     assert "3.weight" in (tmp_path / "comparison.html").read_text()
     assert run_cli(monkeypatch, *names[:-1], "much") == 1
+
+
+def test_a_graph_as_one_batch() -> None:
+    """Several inputs, labels that do not count, rates chosen on labels that are held back; a way that fails ends no other."""
+    torch.manual_seed(0)
+    x = torch.randn(120, 8)
+    labels = x[:, :3].argmax(1)
+    edges = (labels[:, None] == labels).nonzero()[::9].T
+    parts = [labels.clone(), labels.clone()]
+    parts[0][80:], parts[1][:80] = -100, -100
+    train, test = (DataLoader([((x, edges), y)], batch_size=None) for y in parts)  # type: ignore[arg-type]
+    broken = Method("broken", learner=_Broken)
+    ways = ("backprop", broken, "lfp", "auglocal", "noprop")
+    found = lfpgraph.compare(lambda: GCN(8, 16, 3), train, test, ways, steps=30, rates=[1e-5, 3e-2])
+    plain, failed, lfp, local, noprop = found.ways
+    assert plain.rate == 3e-2 and plain.qualities[0] > 0.5 and local.qualities[0] > 0.5 and lfp.qualities[0] > 0.5
+    assert failed.failure == "RuntimeError: out of luck" and "needs equal blocks" in noprop.failure
+    assert plain.kept_bytes > 3 * sum(4 * p.numel() for p in GCN(8, 16, 3).parameters())
+
+
+class _Broken(Learner):
+    def gradients(self, inputs: object, labels: Tensor) -> None:
+        raise RuntimeError("out of\nluck")
+
+
+class _Named(nn.Module):
+    """Takes its inputs by name, and returns a loss first, then a dict with states and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"loss": a.sum(), "out": self.net(a + b), "states": b}
+
+
+def test_inputs_by_name() -> None:
+    (x, y), model = _data(), _Named()
+    data = {"a": x, "b": torch.zeros_like(x)}, y
+    ways = lfpgraph.compare(model, data, data, ("backprop", "mezo"), steps=20, rates=[3e-2, 1e-2]).ways
+    assert ways[0].qualities[0] > 0.5 and not ways[1].failure
+    batch, labels = next(Examples.of(data, "data").batches(0, 7))
+    assert batch["a"].shape == (7, 4) and len(labels) == 7
+
+
+def test_refusals_of_data_and_rates() -> None:
+    x, y = _data()
+    for rate in (-1.0, math.nan, 0.0):
+        with pytest.raises(InputError, match="a rate must be a number above zero"):
+            lfpgraph.compare(_net, (x, y), (x, y), ["lfp"], rates=[rate])
+    with pytest.raises(InputError, match="What belongs together as a whole"):
+        lfpgraph.compare(_net, ((x, torch.zeros(2, 7)), y), (x, y), ["lfp"])
+    with pytest.raises(InputError, match="does not run on the first batch"):
+        lfpgraph.compare(_net, (x[:, :3], y), (x, y), ["lfp"])
+    with pytest.raises(InputError, match="must be a pair"):
+        lfpgraph.compare(_net, [1, 2, 3], (x, y), ["lfp"])

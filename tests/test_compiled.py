@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.errors import DataDependentError
+from lfpgraph.passes.inductor import _laid_out
+from lfpgraph.passes.nodes import hint
 
 from .support.helpers import assert_made, assert_same, gradients
 from .support.loop_models import cnn, dropping, mlp
@@ -105,3 +107,14 @@ def test_transformer_of_any_length(caplog: pytest.LogCaptureFixture) -> None:
             ids = torch.randint(0, 50, (n, length))
             assert_same(gradients(model, input_ids=ids), gradients(twin, input_ids=ids), 1e-8, 1e-11)
     assert_made(model, "static", 1 + ("batch of one" in caplog.text))
+
+
+def test_saved_tensors_with_room_between_their_rows() -> None:
+    """As inductor lays them out on a GPU; sizes left open stay open."""
+    graph = lfpgraph.trace(mlp(), torch.randn(6, 8))
+    (x,) = (n.meta["val"] for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input")
+    with x.fake_mode:
+        saved = x.new_empty(x.shape[0], 4, 10)
+        padded, turned, expanded = (_laid_out(saved, strides) for strides in ([48, 12, 1], [10, 60, 1], [0, 10, 1]))
+    assert padded.shape == saved.shape and padded.stride() == (48, 12, 1) and expanded.stride() == (0, 10, 1)
+    assert isinstance(turned.stride()[1], torch.SymInt) and hint(turned.stride()[1]) == 60 and turned.stride()[0] == 10

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 import lfpgraph
 
@@ -69,3 +72,48 @@ def test_sharded_blocks_train_as_on_one_process(regional: bool, tmp_path: Path) 
         torch.testing.assert_close(
             found["weights"][name], p.detach(), rtol=1e-12, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def shard(model: nn.Module, mesh: Any) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(model, mesh=mesh)  # type: ignore[return-value]
+
+
+def parallel(model: nn.Module, mesh: Any) -> nn.Module:
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+MADE_BEFORE = {
+    "fully_shard": shard,
+    "tensor parallel": parallel,
+    "DDP": lambda model, mesh: DistributedDataParallel(model),
+}
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
+@pytest.mark.parametrize("made", MADE_BEFORE)
+def test_wrapped_after_it_was_distributed(made: str, composite: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By hand, with parameters that are distributed tensors, on one process: the feedback is the plain model's."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    try:
+        found = []
+        for make in (lambda model, mesh: model, MADE_BEFORE[made]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).double()
+            model = lfpgraph.wrap(make(model, init_device_mesh("cpu", (1,))), composite)
+            model(torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4)).square().sum().backward()
+            grads = [p.grad for p in model.parameters()]
+            found.append([g.full_tensor() if isinstance(g, DTensor) else g for g in grads])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert caplog.records == []
+    through_a_function = (
+        made == "tensor parallel" and composite == "lfp-epsilon"
+    )  # of its own, on which epsilon counts again
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3 if through_a_function else 1e-12, atol=1e-12)

@@ -17,7 +17,7 @@ from .support.helpers import RECORDED
 from .support.seeds import check_all
 from .support.ways import compare, expected, programmed, walked, wrapped
 
-QUICK, MANY = 100, 1200
+QUICK, MANY = 100, 600
 
 
 def check(seed: int) -> None:

@@ -53,7 +53,7 @@ def test_files(report: lfpgraph.CoverageReport, tmp_path: Path) -> None:
 
 
 def test_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("lfpgraph.cli.app.app", lambda: (_ for _ in ()).throw(LfpGraphError("a\n\x1b[2J b")))
+    monkeypatch.setattr("lfpgraph.cli.app.app", lambda **_: (_ for _ in ()).throw(LfpGraphError("a\n\x1b[2J b")))
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "lfpgraph: a \\x1b[2J b\n"

@@ -89,13 +89,14 @@ def test_mixed_layouts_types_and_shapes_take_the_plain_formula() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(5,), (7, 3), (600, 400)])
-@pytest.mark.parametrize("unit", [1.0, 3.0])
+@pytest.mark.parametrize("unit", [1.0, 0.1, 3.0])
 def test_floor_in_units_of_the_root_mean_square(shape: tuple[int, ...], dtype: torch.dtype, unit: float) -> None:
     """What is written over the signal, in blocks or not, is the formula."""
     torch.manual_seed(0)
     s, w = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
     wide = w.double()
-    expected = s.double() * torch.maximum(wide.abs(), 0.5 * wide.square().mean().sqrt()) * unit
+    rms = wide.square().mean().sqrt()
+    expected = s.double() * torch.maximum(wide.abs(), 0.5 * rms) * (1 if unit == 1 else max(unit, 1 / rms))
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     found = scale_by_floored_size(s, w, 0.5, unit)
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
@@ -107,6 +108,17 @@ def test_a_floor_for_complex_weights() -> None:
     s, w = torch.randn(6, dtype=torch.complex128), torch.randn(6, dtype=torch.complex128)
     floor = 0.5 * w.abs().square().mean().sqrt()
     torch.testing.assert_close(scale_by_floored_size(s, w, 0.5, 3.0), s * torch.maximum(w.abs(), floor) * 3)
+    torch.testing.assert_close(scale_by_floored_size(s, w, 0.5, 0.1), s * torch.maximum(w.abs(), floor) / (2 * floor))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(7, 3), (600, 400)])
+def test_feedback_in_its_own_units_is_finite(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Of zeros it is zero, of small numbers as large as the signal."""
+    zero, small, s = (torch.full(shape, value, dtype=dtype) for value in (0.0, 1e-4, 1.0))
+    assert not scale_by_floored_size(s, zero, 0.1, 3.0).any()
+    torch.testing.assert_close(scale_by_floored_size(s, small, 0.1, 3.0), s, rtol=2e-2, atol=0)
+    assert scale_by_floored_size(s, torch.full_like(s, torch.finfo(dtype).tiny), 0.1, 3.0).isfinite().all()
 
 
 def test_autograd_records_the_formula() -> None:

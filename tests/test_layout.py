@@ -21,7 +21,8 @@ ROOMS = (
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping", "rewards", "explain",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
     "inputs", "training.resuming", "training", "reports", "audits",
-    "models_zoo", "comparison", "demo", "experiments.common", "experiments.discrete", "experiments.transformers",
+    "models_zoo", "comparison", "demo", "experiments.common", "experiments.architectures",
+    "experiments.discrete", "experiments.transformers",
     "experiments", "cli", "__main__",
 )  # fmt: skip
 GROUND = {"errors", "native", "kernels", "modes", "numerics", "optional", "pages", "randomness", "registry", "silence"}
@@ -31,6 +32,7 @@ PEOPLE_RUN = {
     "cli",
     "demo",
     "experiments",
+    "experiments.architectures",
     "experiments.common",
     "experiments.discrete",
     "experiments.transformers",

@@ -212,17 +212,23 @@ def test_a_floor_relative_to_the_parameter(engine):
     same(feedback(model, LFP.with_options(floor="rms"), x), feedback(model, LFP.with_options(floor="1 rms"), x))
 
 
+@pytest.mark.parametrize("size", [0.05, 1.0])
 @pytest.mark.parametrize("floor", [0.0, 0.05, "0.3 rms"])
-def test_a_matrix_in_units_of_its_norm(floor, engine):
-    """Times the root of the number of entries; not so plain signals: of vectors, and of zero matrices without a floor."""
+def test_a_matrix_in_units_of_its_size(floor, size, engine):
+    """Over what torch's layers start with, or over its own size if that is less; not so vectors and zero matrices."""
     torch.manual_seed(0)
     model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
-    nn.init.zeros_(model.second.weight)
-    nn.init.ones_(model.second.bias)
+    with torch.no_grad():
+        model.first.weight.normal_().mul_(size)
+        model.second.weight.zero_()
+        model.second.bias.fill_(1.0)
+        w = model.first.weight.abs().clamp_min(floor if floor == 0.05 else 0.0)
+    units = {"first.weight": min(15**-0.5, w.square().mean().sqrt().item())}
+    if floor == 0.05:
+        units["second.weight"] = 0.05
     without = feedback(model, PLAIN.with_options(floor=floor), x, engine)
     found = feedback(model, LFP.with_options(floor=floor), x, engine)
-    scaled = {"first.weight"} | ({"second.weight"} if floor == 0.05 else set())
-    same(found, {n: g * ((3 * g[0].numel()) ** 0.5 if n in scaled else 1) for n, g in without.items()})
+    same(found, {n: g / units.get(n, 1) for n, g in without.items()})
     with pytest.raises(CompositeError, match="unit"):
         LFP.with_options(unit="entries")
 

@@ -18,7 +18,7 @@ from .support.seeds import check_all
 from .support.ways import compare, walked, wrapped
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
-QUICK, MANY = 64, 800
+QUICK, MANY = 64, 400
 
 
 def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
@@ -77,6 +77,11 @@ MENDED = {
     "the same, written": (
         "lfp-epsilon",
         "t = F.dropout(x * 1, 0.5, False, True) + self.w[:1, 0]; v = (t.sign() + t).tanh()",
+    ),
+    "a mask written row by row": ("attnlrp", "m = torch.zeros_like(x); m[0] = 1; v = F.cosine_similarity(y, x * m, 0)"),
+    "a row of what is then written to": (
+        "attnlrp",
+        "m = torch.ones_like(x[0]); w = m[1:]; m[2] = 0; v = F.normalize(x[1, 1:] * w, dim=0)",
     ),
     "an input that is not used": ("lfp-epsilon", "v = F.embedding_bag(torch.tensor([[0, 2], [1, 1]]), self.w) * 2"),
 }

@@ -66,7 +66,7 @@ def test_parameters_as_inputs_are_those_explained(tmp_path: Path) -> None:
     other, _ = norm_cnn()
     state = {n: v.numpy() for n, v in other.state_dict().items() if v.is_floating_point()}
     found = run(path, {"input": x.numpy(), **state})["relevance/input"]
-    assert relative(torch.from_numpy(found), lfpgraph.attribute(other, x, "predicted")) < 1e-5
+    assert relative(torch.from_numpy(found), lfpgraph.attribute(other, x, "predicted", "attnlrp")) < 1e-5
 
 
 @pytest.mark.parametrize("target", ["best", 4, True])

@@ -27,7 +27,7 @@ from .support.seeds import check_all
 from .support.ways import Grads, Inputs, compare, leaves, walked
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
-QUICK, MANY = 24, 1000
+QUICK, MANY = 24, 500
 # The log's one line for what docs/design.md names under "Limits": a write to a part of what no one sees whole.
 LIMIT = "is used as it is"
 

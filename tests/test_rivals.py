@@ -190,3 +190,29 @@ def test_direct_feedback_says_what_it_cannot_reach() -> None:
 def test_unknown_choices(options: dict[str, str]) -> None:
     with pytest.raises(CompositeError, match="choose one of"):
         rival("mine", **options)  # type: ignore[arg-type]
+
+
+def test_direct_feedback_where_time_comes_first() -> None:
+    """An LSTM's activations [t, n, d]: the projection of the output's signal at every time."""
+    torch.manual_seed(0)
+    rnn, head, first = nn.LSTM(4, 5).double(), nn.Linear(5, 3).double(), nn.Linear(2, 4).double()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.rnn, self.head = first, rnn, head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(self.first(x))[0].mean(0))
+
+    x, y = torch.randn(6, 8, 2, dtype=torch.float64), torch.randint(3, (8,))
+    model = lfpgraph.wrap(Net(), "direct-feedback-alignment")
+    outputs = model(x)
+    nn.functional.cross_entropy(outputs, y).backward()
+    error = (outputs.softmax(1) - nn.functional.one_hot(y, 3)) / 8
+    # at every time the signal of an activation is B^T e, for one B: so both gradients are B^T times what is known
+    known = torch.cat([error.T @ x.sum(0), 6 * error.T.sum(1, keepdim=True)], 1).detach()
+    found = torch.cat([first.weight.grad, first.bias.grad[:, None]], 1)
+    nothing = torch.linalg.svd(known).Vh[-1]  # errors of a sample sum to zero, so there is a combination that vanishes
+    assert (known @ nothing).norm() < 1e-9 < (known @ torch.ones_like(nothing)).norm()
+    assert (found @ nothing).norm() < 1e-9 < found.norm()

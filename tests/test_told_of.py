@@ -71,3 +71,17 @@ def test_the_first_wrap_draws_nothing_and_says_nothing(
         lfpgraph.wrap(model, engine="live")
     assert runs == [1] and caplog.records == []
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_reward_that_stops_at_whole_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    """As in a layer that quantises what it is given: what lies before it, and only that, is named, with the place."""
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(Odd(lambda self, x: (10 * x).to(torch.int8).float() * self.scale))
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        model(torch.randn(3, 4)).sum().backward()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert (
+        said.startswith("2 parameters that train receive no reward (first.weight, first.bias)")
+        and "aten.to.dtype" in said
+    )
+    assert model.first.weight.grad is None and model.last.weight.grad is not None

@@ -11,6 +11,7 @@ import argparse
 import collections
 import concurrent.futures
 import csv
+import gc
 import logging
 import multiprocessing
 import resource
@@ -129,6 +130,8 @@ def _prepare() -> None:
         raise TimeoutError(f"no end after {_LONGEST} s of processor time")
 
     choice.LIVE_FIRST = 0
+    gc.freeze()  # and a collector that does not walk over torch again and again
+    gc.set_threshold(20_000, 20, 50)
     torch.set_num_threads(1)
     logging.getLogger("lfpgraph").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
 """What was tried against lfpgraph and what held: `python -m tools.trust --page docs/trust.md` writes the table.
 
-`--kills 200 --checkpoints 5000 --configs 1000` for a long run; every row says how many were tried. Random graphs and
+`--checkpoints 5000 --configs 1000` for a long run; every row says how many were tried. Random graphs and
 ONNX files are counted by `tools.long_runs`. A case has held if nothing of the file ran, and what came was a result or one
 error of ours.
 """
@@ -181,8 +181,10 @@ ROWS: dict[str, tuple[str, int, Callable[[int], tuple[int, int, str]]]] = {
     "configs": ("configurations (config.json) with an absurd entry", 100, configs),
     "onnx": ("mutated ONNX files", 1, onnx),
     "hostile": ("other hostile files and names", 1, _tests("test_hostile_configs", "test_hostile_names", "test_onnx_hostile")),
+    "commands": ("command lines that cannot work: one line each, and soon", 1, _tests("test_hostile_commands")),
+    "pages": ("pages with hostile names, in headless Chromium: nothing runs", 1, _tests("browser/test_reports", marks="")),
     "checkpoints": ("changed checkpoints", 1000, checkpoints),
-    "kills": ("kills of a training process at random moments", 40, kills),
+    "kills": ("kills of a training process at random moments", 200, kills),
     "faults": ("faults while training", 1, _tests("test_trainer_faults", "test_trainer_resume")),
     "fuzz": ("random graphs and programs: every engine equal to autograd, and to the walk over a trace", 1, fuzz),
     "operations": ("samples of PyTorch's operations (OpInfo), live", 1, _oracle("live", "operation")),
@@ -208,6 +210,9 @@ def main() -> None:
     for name in given["only"] or ROWS:
         what, count, function = ROWS[name]
         tried, held, note = function(given.get(name, count))
+        if tried == 0:
+            print(f"{what}: nothing of it can run here, so its row stays as it is", flush=True)
+            continue
         row = f"| {what} | {tried:,} | {held:,} | {note} |"
         print(row, flush=True)
         if given["page"] is not None:

@@ -86,14 +86,15 @@ def conservation(
     model: nn.Module,
     inputs: Any,
     target: Any = None,
-    composite: str | Composite = "epsilon-plus",
+    composite: str | Composite = "attnlrp",
     *,
     on_missing: str = "derive",
     fallback: str = "error",
 ) -> Conservation:
     """Follow an output's relevance operation by operation and say where it stays.
 
-    The walk of `attribute`, run step by step; arguments and exceptions are the same.
+    The walk of `attribute`, run step by step; arguments and exceptions are the same. Composites that compare two runs
+    ("deeplift") are refused: their relevance adds up to a difference of outputs.
     """
     tally = _Tally()
     walked = walk(model, inputs, target, composite, tally, on_missing=on_missing, fallback=fallback)

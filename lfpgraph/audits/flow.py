@@ -28,7 +28,7 @@ def relevance_flow(
     model: nn.Module,
     inputs: Any,
     target: Any = None,
-    composite: str | Composite = "epsilon-plus",
+    composite: str | Composite = "attnlrp",
     *,
     most: int = 24,
     on_missing: str = "derive",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,7 +18,9 @@ from .comparing import compare as compare_command
 from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
-from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, check, coverage, graph, writable, zoo
+from .reports import (
+    Epsilon, JsonFile, LossName, OwnData, OwnModel, Seed, Threads, check, coverage, finite, graph, writable, zoo,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..demo.training import Options, Result
@@ -46,20 +50,53 @@ def _options(
     """Feedback training for any PyTorch model."""
 
 
+# What typer raises for a call that it cannot read; which class that is depends on its version.
+_WrongCall: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main() -> None:
-    """Run the command line; our own errors become one line and exit status 1."""
+    """Run the command line: 1 is the exit status of our own errors and the system's, 2 of a wrong call; each is one line."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's letters are few
     try:
-        app()
+        status = app(prog_name="lfpgraph", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what goes wrong with it at Python's end cannot be caught
     except LfpGraphError as error:
-        print(f"lfpgraph: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(1)
+        _stop(str(error), 1)
+    except _WrongCall as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "lfpgraph"
+        _stop(f"{error.format_message().rstrip('.')}; try {command} --help", 2)  # type: ignore[attr-defined]
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # whoever reads has read enough
+            _stop(f"{error.filename or 'cannot read or write'}: {error.strerror or error}", 1)
+        _let_go()
+        status = 1
+    sys.exit(status or 0)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    words = [word if len(word) <= 300 else f"{word[:100]}...{word[-100:]}" for word in message.split()]
+    print(f"lfpgraph: {printable(' '.join(words))}", file=sys.stderr)
+    _let_go()
+    sys.exit(status)
+
+
+def _let_go() -> None:
+    """Leave nothing that an output does not take, or Python would try again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    seed: Seed = 0,
     threads: Threads = 1,
     json_file: JsonFile = None,
 ) -> None:
@@ -90,13 +127,13 @@ def train(
     data: OwnData,
     loss: LossName = "cross_entropy",
     composite: Annotated[str, typer.Option(help="Which rules to use.")] = "lfp",
-    epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
+    epsilon: Epsilon = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
-    lr: Annotated[float, typer.Option(min=0.0)] = 1e-3,
+    lr: Annotated[float, typer.Option(min=0.0, callback=finite)] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "AdamW",
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
-    seed: Annotated[int, typer.Option()] = 0,
+    clip: Annotated[float, typer.Option(min=0.0, callback=finite, help="Largest gradient norm; 0 for none.")] = 1.0,
+    seed: Seed = 0,
     compare: Annotated[bool, typer.Option(help="Train a copy by backprop beside it.")] = True,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     save: Annotated[Path | None, typer.Option(help="Save the trained weights (.safetensors).")] = None,
@@ -106,7 +143,7 @@ def train(
     """Train your own model on your own data by LFP, beside backprop."""
     from ..composites.composite import get_composite
     from ..demo.training import Options
-    from .functions import call_target, datasets, load_target, optimizer_named
+    from .functions import call_target, datasets, load_target, optimizer_named, own_code
 
     rules = get_composite(composite)
     if epsilon is not None:
@@ -123,7 +160,8 @@ def train(
     if save is not None:
         from safetensors.torch import save_model
 
-        save_model(results[0].model, str(save))
+        with own_code(f"writing {save}"):
+            save_model(results[0].model, str(save))
     _finish(results, out, json_file, f"lfpgraph train: {model}")
 
 
@@ -146,7 +184,7 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..demo.training import compare
-    from .functions import call_target, loss_named
+    from .functions import call_target, loss_named, own_code
 
     function = loss_named(loss)
     metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"
@@ -164,7 +202,8 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
             def show(result: Result, task: Any = task) -> None:
                 progress.update(task, advance=1, live=_live(result))
 
-            results.append(compare(name, model, train, test, function, options, show, metric))
+            with own_code(f"training {name!r}"):
+                results.append(compare(name, model, train, test, function, options, show, metric))
     return results
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, writable
+from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, finite, writable
 
 __all__ = ["compare"]
 
@@ -17,11 +17,14 @@ def compare(
     model: OwnModel,
     data: OwnData,
     ways: Annotated[
-        str, typer.Option(help="Composites, and backprop, fa, fa-refreshed, dfa, mezo; with commas between.")
+        str,
+        typer.Option(
+            help="Composites, and ways of lfpgraph.comparison.METHODS (docs/methods.md); with commas between."
+        ),
     ] = "lfp,backprop,dfa,usf,mezo",
     loss: LossName = "cross_entropy",
     steps: Annotated[int | None, typer.Option(min=1, help="Budget of a run; 300 if none is given.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.0, help="Or its budget in seconds.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.0, callback=finite, help="Or its budget in seconds.")] = None,
     rates: Annotated[str, typer.Option(help="The grid of rates, with commas between.")] = "1e-3,3e-3,1e-2",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: weights and batches.")] = 1,
@@ -36,19 +39,19 @@ def compare(
 
     from ..comparison import compare as compare_ways
     from ..errors import TargetError
-    from .functions import call_target, datasets, load_target, loss_named
+    from .functions import call_target, examples, load_target, loss_named, own_code
 
     try:
         grid = [float(rate) for rate in rates.split(",")]
     except ValueError:
         raise TargetError(f"--rates {rates!r} must be numbers with commas between") from None
     build = load_target(model)
-    train, test = datasets(call_target(load_target(data), data), data)
+    train, test = examples(call_target(load_target(data), data), data)
     writable(out, json_file)
     torch.set_num_threads(threads or torch.get_num_threads())
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console) as bar:
+    with own_code(f"training {model!r}"), Progress(*columns, console=console) as bar:
         task = bar.add_task("preparing", total=None)
         result = compare_ways(
             lambda: call_target(build, model), train, test, [way.strip() for way in ways.split(",")],

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import TargetError
+from ..errors import TargetError, first_line
+from .reports import finite, writable
 
 if TYPE_CHECKING:
     from ..experiments import Report
@@ -20,8 +21,12 @@ def reproduce(
     list_all: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.png.")] = Path("experiments"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: weights and batches.")] = 3,
-    effort: Annotated[float, typer.Option(min=0.0, help="Epochs, as a multiple of the usual number.")] = 1.0,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads of a run; 0 for torch's own choice.")] = 1,
+    effort: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Epochs, as a multiple of the usual number.")
+    ] = 1.0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="torch threads of a run; 0 for torch's own choice.")
+    ] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     runs: Annotated[Path | None, typer.Option(help="File of finished runs; what is in it is not run again.")] = None,
     device: Annotated[str, typer.Option(help="Where models are trained: cpu, cuda.")] = "cpu",
@@ -50,6 +55,12 @@ def reproduce(
             raise TargetError(f"no experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}")
     if out.exists() and not out.is_dir():
         raise TargetError(f"cannot write into {out}: it is not a folder")
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # a device's own library raises what it likes
+        raise TargetError(f"--device {device!r} cannot be used: {first_line(error)}") from error
+    if runs is not None:
+        writable(runs)
     torch.set_num_threads(threads or torch.get_num_threads())
     book = Runs.side_by_side(processes, runs, device)
     # a spinner would be a thread, which a process that forks should not have

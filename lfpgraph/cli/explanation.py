@@ -11,7 +11,8 @@ import typer
 from torch import Tensor, nn
 
 from ..errors import AttributionError, TargetError, first_line
-from .reports import writable
+from .functions import own_code
+from .reports import finite, writable
 from .transformers import transformers_library
 
 __all__ = ["explain"]
@@ -25,10 +26,12 @@ def explain(
     target: Annotated[
         str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
     ] = "predicted",
-    composite: Annotated[str, typer.Option(help="Which rules to use.")] = "epsilon-plus",
-    size: Annotated[int | None, typer.Option(min=1, help="Side to which an image is scaled.")] = None,
-    mean: Annotated[float, typer.Option(help="Subtracted from pixels between 0 and 1.")] = 0.0,
-    std: Annotated[float, typer.Option(help="Divides pixels after that.")] = 1.0,
+    composite: Annotated[
+        str | None, typer.Option(help="Which rules to use; by default deeplift for numbers, cp-lrp for a text.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, max=2**14, help="Side to which an image is scaled.")] = None,
+    mean: Annotated[float, typer.Option(callback=finite, help="Subtracted from pixels between 0 and 1.")] = 0.0,
+    std: Annotated[float, typer.Option(min=1e-9, callback=finite, help="Divides pixels after that.")] = 1.0,
     channels: Annotated[int, typer.Option(min=1, max=3, help="Channels of an image: 1 or 3.")] = 3,
     show: Annotated[
         str | None, typer.Option(help="How to draw an array: image, spectrogram or series; else by its dimensions.")
@@ -46,10 +49,11 @@ def explain(
     network.eval()
     wanted = _target(target)
     inputs, tokens = _inputs(input_, tokenizer, size, mean, std, channels)
-    found = attribute(network, inputs, wanted, composite, details=True)
+    with own_code(f"explaining {model!r}"):
+        found = attribute(network, inputs, wanted, composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
     facts = {
-        "model": model, "input": input_, "target": target, "rules": composite,
+        "model": model, "input": input_, "target": target, "rules": found.composite,
         "explained value": f"{float(found.explained.sum()):.5g}",
         "relevance at the input": f"{float(relevance.sum()):.5g}",
         "predicted class": str(int(found.output[0].flatten().argmax())),
@@ -66,7 +70,7 @@ def explain(
     if flow:
         from ..audits.flow import relevance_flow
 
-        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite))
+        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite or "attnlrp"))
         parts.append("<h2>Flow of relevance</h2>" + pictures.figure_html(drawing))
     out.write_text(pictures.page("Explanation", parts, facts), encoding="utf-8")
     typer.echo(f"explained {facts['explained value']}, at the input {facts['relevance at the input']}; report: {out}")
@@ -135,6 +139,8 @@ def _inputs(
     text: str, tokenizer: Any, size: int | None, mean: float, std: float, channels: int
 ) -> tuple[Any, list[str] | None]:
     path = Path(text) if len(text) < 1000 and "\n" not in text else Path("")
+    if path.suffix.lower() in (*IMAGES, ".npy") and not path.is_file():  # reading a pipe may never end
+        raise AttributionError(f"no such file: {path}")
     if path.suffix.lower() in IMAGES:
         return _image(path, size, mean, std, channels), None
     if path.suffix.lower() == ".npy":
@@ -157,8 +163,8 @@ def _image(path: Path, size: int | None, mean: float, std: float, channels: int)
     try:
         with Image.open(path) as opened:
             image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError) as error:
-        raise AttributionError(f"{path} cannot be read as an image: {error}") from error
+    except Exception as error:  # of whatever a damaged file makes, or one that unpacks to more than memory holds
+        raise AttributionError(f"{path} cannot be read as an image: {first_line(error)}") from error
     if size is not None:
         image = image.resize((size, size))
     pixels = torch.from_numpy(np.array(image)).float() / 255
@@ -171,8 +177,8 @@ def _array(path: Path) -> Tensor:
 
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise AttributionError(f"{path} cannot be read as an array: {error}") from error
+    except Exception as error:  # of whatever a damaged file makes, or one that says it is larger than memory
+        raise AttributionError(f"{path} cannot be read as an array: {first_line(error)}") from error
     if values.dtype.kind not in "fiu" or values.size == 0:
         raise AttributionError(f"{path} holds {values.dtype} of shape {list(values.shape)}; numbers are needed")
     return torch.from_numpy(values).float()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
 
 from ..demo.data import Arrays
-from ..errors import TargetError
+from ..errors import LfpGraphError, TargetError, one_line
 
-__all__ = ["call_target", "datasets", "load_target", "loss_named", "optimizer_named"]
+__all__ = ["call_target", "datasets", "examples", "load_target", "loss_named", "optimizer_named", "own_code"]
 
 
 def load_target(target: str) -> Callable[[], Any]:
@@ -34,7 +37,7 @@ def load_target(target: str) -> Callable[[], Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise TargetError(f"{target!r}: no module named {error.name!r}; run from the folder that holds it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end Python when it is imported
         raise TargetError(f"{target!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -51,8 +54,27 @@ def call_target(function: Callable[[], Any], target: str) -> Any:
     """
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TargetError(f"{target!r} failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """Where the user's model, data and loss are used: an error that is none of ours becomes one, and says where it arose.
+
+    Raises:
+        TargetError: in place of it.
+    """
+    try:
+        yield
+    except LfpGraphError:
+        raise
+    except (Exception, SystemExit) as error:
+        others = [Path(torch.__file__).parent, Path(__file__).parents[1]]
+        frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        own = [f"{path.name}:{line}" for path, line in frames if not any(map(path.is_relative_to, others))]
+        place = f" ({own[-1]})" if own else ""
+        raise TargetError(f"{what} failed{place}: {type(error).__name__}: {one_line(error, 400)}") from error
 
 
 def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -96,6 +118,45 @@ def datasets(value: Any, target: str) -> tuple[Arrays, Arrays]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TargetError(f"{target!r} must return (train, test), not {type(value).__name__}")
     return _arrays(value[0], target), _arrays(value[1], target)
+
+
+def examples(value: Any, target: str) -> tuple[Any, Any]:
+    """As `datasets`, for models of any inputs: a part may be a DataLoader, inputs a tuple or a dict of arrays.
+
+    Raises:
+        TargetError: anything else.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TargetError(f"{target!r} must return (train, test), not {type(value).__name__}")
+    return _examples(value[0], target), _examples(value[1], target)
+
+
+def _examples(part: Any, target: str) -> Any:
+    if isinstance(part, DataLoader):
+        return part
+    if (
+        not isinstance(part, tuple | list)
+        and hasattr(part, "__getitem__")
+        and hasattr(part, "__len__")
+        and len(part) > 0
+    ):
+        first = part[0]
+        if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], tuple | Mapping):
+            part = default_collate([part[i] for i in range(len(part))])
+    several = isinstance(part, tuple | list) and len(part) == 2 and _are_several(part[0])
+    if not several:
+        return _arrays(part, target)
+    items = part[0].items() if isinstance(part[0], Mapping) else enumerate(part[0])
+    pairs = {key: _arrays((value, part[1]), target) for key, value in items}
+    inputs = {key: x for key, (x, _) in pairs.items()}
+    return (inputs if isinstance(part[0], Mapping) else tuple(inputs.values())), next(iter(pairs.values()))[1]
+
+
+def _are_several(inputs: Any) -> bool:
+    """Whether inputs are arrays for several arguments of a model: in a dict, or in a tuple."""
+    if isinstance(inputs, Mapping):
+        return len(inputs) > 0
+    return isinstance(inputs, tuple | list) and len(inputs) > 0 and all(getattr(x, "ndim", 0) for x in inputs)
 
 
 def _arrays(part: Any, target: str) -> Arrays:

@@ -8,6 +8,7 @@ hub is never run.
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def real_model(target: str, shape: str | None) -> tuple[Any, Any]:
         try:
             sizes = [int(n) for n in shape.split(",")]
         except ValueError:
-            raise TargetError(f"--shape {shape!r} is no list of numbers such as 1,8,8") from None
+            sizes = []
+        if not sizes or min(sizes) < 1 or math.prod(sizes) > LARGEST_REAL:
+            raise TargetError(f"--shape {shape[:80]!r} is no list of sizes such as 1,8,8")
         return found.model, torch.randn(2, *sizes)
     args, kwargs = found.args, found.kwargs
     if args is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TargetError, near, one_line
-from .reports import Target, writable
+from .reports import Epsilon, Target, finite, writable
 
 __all__ = ["export"]
 
@@ -41,11 +41,15 @@ def export(
     reward: Annotated[str, typer.Option(help="Of a step: softmax, mse, external or signal.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Of a step: sgd, momentum or adam.")] = "adam",
     composite: Annotated[
-        str | None, typer.Option(help="Which rules to use: lfp in a step, epsilon-plus for relevance by default.")
+        str | None, typer.Option(help="Which rules to use: lfp in a step, attnlrp for relevance by default.")
     ] = None,
-    epsilon: Annotated[float | None, typer.Option(min=0.0, help="The composite's epsilon, if not its own.")] = None,
-    clip: Annotated[float, typer.Option(min=0.0, help="Of a step: largest norm of the feedback; 0 for none.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Lets a step draw dropout, from this seed.")] = None,
+    epsilon: Epsilon = None,
+    clip: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Of a step: largest norm of the feedback; 0 for none.")
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Lets a step draw dropout, from this seed.")
+    ] = None,
     outside: Annotated[bool, typer.Option(help="Keep a step's values in a .safetensors file beside it.")] = False,
     external_data: Annotated[
         bool, typer.Option(help="Keep large tensors in a file beside it, whatever their size; from 2 GB on they are.")
@@ -60,7 +64,7 @@ def export(
     path, what = (out, what) if train_step is None else (train_step, "step")
     if path is None or (out is not None and train_step is not None):
         raise TargetError("give one file to write: OUT, or --train-step FILE")
-    rules = get_composite(composite or ("epsilon-plus" if what == "attribution" else "lfp"))
+    rules = get_composite(composite or ("attnlrp" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
     writable(path)
     model, example = real_model(target, shape)

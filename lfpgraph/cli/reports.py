@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +13,17 @@ import typer
 from ..errors import TargetError
 
 __all__ = [
+    "Epsilon",
     "JsonFile",
     "LossName",
     "OwnData",
     "OwnModel",
+    "Seed",
     "Target",
     "Threads",
     "check",
     "coverage",
+    "finite",
     "graph",
     "report_on",
     "writable",
@@ -35,8 +39,21 @@ Target = Annotated[str, typer.Argument(help=TARGET)]
 OwnModel = Annotated[str, typer.Argument(help="module:function that returns an nn.Module.")]
 OwnData = Annotated[str, typer.Argument(help="module:function that returns (train, test), each a dataset or (x, y).")]
 LossName = Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")]
-Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 for torch's own choice.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="torch threads; 0 for torch's own choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")]
+
+
+def finite(value: float | None) -> float | None:
+    """A number of the command line, which may be neither infinite nor none at all."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+Epsilon = Annotated[
+    float | None, typer.Option(min=0.0, callback=finite, help="The composite's epsilon, if not its own.")
+]
 
 
 def coverage(
@@ -73,17 +90,21 @@ def check(
     shape: Annotated[
         str | None, typer.Option(help="Shape of one float input without its batch, e.g. 1,8,8; else worked out.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative difference that is right.")] = 1e-4,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Largest relative difference that is right.")
+    ] = 1e-4,
     json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Whether a model's graph computes what the model does, and its rules what another library's do. Exit status 1 if not."""
     from dataclasses import asdict
 
     from ..audits.checks import check as compare
+    from .functions import own_code
     from .models import real_model
 
     model, example = real_model(target, shape)
-    found = compare(model.eval(), example, against)
+    with own_code(f"running {target!r}"):
+        found = compare(model.eval(), example, against)
     typer.echo(json.dumps(asdict(found), indent=1) if json_out else found.table())
     if not found.ok(tolerance):
         raise typer.Exit(1)
@@ -110,15 +131,23 @@ def report_on(target: str, composite: str = "lfp", quiet: bool = False) -> Any:
 
 
 def writable(*files: Path | None) -> None:
-    """Refuse a path that cannot be written before the work, not after it."""
-    for file in files:
-        if file is not None:
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise TargetError(f"cannot write {file}: {error.strerror}") from error
+    """Refuse a path that cannot be written before the work, not after it; and one that is given twice."""
+    seen: set[Path] = set()
+    for file in filter(None, files):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_dir():
                 raise TargetError(f"cannot write {file}: it is a folder")
+            new = not file.exists()
+            if new or file.is_file():  # no pipe, whose reader would take this for all
+                file.open("ab").close()
+            if new:
+                file.unlink()
+        except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
+            raise TargetError(f"cannot write {file}: {getattr(error, 'strerror', error)}") from error
+        if file.resolve() in seen:
+            raise TargetError(f"cannot write {file} twice: give each of the files a name of its own")
+        seen.add(file.resolve())
 
 
 def graph(

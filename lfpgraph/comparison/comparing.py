@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +16,25 @@ from torch.nn.functional import cross_entropy, nll_loss
 
 from ..composites.composite import Composite
 from ..errors import InputError, LfpGraphError, one_line
-from ..wrapping.wrapper import is_wrapped, wrap
-from .memory import LiveBytes
-from .methods import RATES, Loss, Method, method_named
+from ..wrapping.wrapper import is_wrapped
+from .examples import IGNORED, Examples
+from .learners import Learner, Loss, output_of
+from .memory import LiveBytes, held_bytes
+from .methods import RATES, Method, method_named
 from .results import Comparison, WayResult
-from .runs import Budget, Run, Task, backward
+from .runs import Budget, Run, Task, optimizer_of, step
 from .runs import train as train_once
 
-__all__ = ["compare", "held_back"]
+__all__ = ["compare"]
 
-Arrays = tuple[Tensor, Tensor]
+log = logging.getLogger("lfpgraph")
 Progress = Callable[[str, float, int], None]
-
-
-def held_back(data: Arrays, share: float = 0.25) -> tuple[Arrays, Arrays]:
-    """A training set in two: what is still trained on, and the validation part. The split is the same at every call."""
-    order = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(1))
-    validation, rest = order[: round(len(order) * share)], order[round(len(order) * share) :]
-    return (data[0][rest], data[1][rest]), (data[0][validation], data[1][validation])
 
 
 def compare(
     model: nn.Module | Callable[[], nn.Module],
-    train: Arrays,
-    test: Arrays,
+    train: Any,
+    test: Any,
     ways: Sequence[str | Composite | Method] = ("lfp", "backprop", "dfa", "usf", "mezo"),
     *,
     loss: Loss = cross_entropy,
@@ -58,7 +55,10 @@ def compare(
 
     Args:
         model: what is trained, or a function that builds it, which is then called once for each seed. It is not changed.
-        train, test: pairs of inputs and labels, on the model's device.
+        train, test: pairs of inputs and labels, on the model's device. Inputs are a tensor, a tuple of positional or a dict of
+            keyword arguments, whose tensors have as many rows as there are labels. Or a DataLoader of such pairs, whose batches
+            stay as they are (a graph and its edges: `DataLoader([((features, edges), labels)], batch_size=None)`); a class of
+            -100 marks a row that does not count.
         ways: names of composites or of `METHODS`; composites or methods themselves.
         loss: of outputs and labels. With classes as labels, quality is accuracy; else it is the loss.
         steps, seconds: the budget of a run, one of the two; 300 steps if none is given. Seconds count steps alone.
@@ -71,13 +71,17 @@ def compare(
         InputError: nothing to compare, two budgets or none above zero, a wrapped model.
     """
     methods = [method_named(way) for way in ways]
-    _check(methods, train, test, steps, seconds, rates, seeds, batch_size)
+    given, held_out = Examples.of(train, "train"), Examples.of(test, "test")
+    _check(methods, given, steps, seconds, rates, seeds, batch_size)
     budget = Budget(steps if steps is not None or seconds is not None else 300, seconds)
-    classes = loss in (cross_entropy, nll_loss) and train[1].dim() == 1 and not train[1].is_floating_point()
-    score = _accuracy if classes else lambda outputs, labels: float(loss(outputs, labels))
-    task = Task(train, test, loss, score, batch_size)
+    classes = loss in (cross_entropy, nll_loss) and given.has_classes
+    score = _right if classes else lambda outputs, labels: (float(loss(outputs, labels)) * len(labels), len(labels))
+    task = Task(given, held_out, loss, score, batch_size)
     starts = {seed: _start(model, seed) for seed in range(first_seed, first_seed + seeds)}
+    _try_out(starts[first_seed], task)
     grids = [method.rates or tuple(rates) for method in methods]
+    if any(len(grid) > 1 for grid in grids):
+        chosen_on = given.held_back()
     total, done = sum(len(grid) * (len(grid) > 1) + seeds for grid in grids), 0
     results = []
     for method, grid in zip(methods, grids):
@@ -89,26 +93,27 @@ def compare(
         result = WayResult(method.name)
         results.append(result)
         try:
-            twin, trained = _prepared(starts[first_seed], method, task, result)
+            twin, learner = _prepared(starts[first_seed], method, task, grid[0], result)
 
             def run(rate: float, on: Task, seed: int, angles: bool = False) -> Run:
                 nonlocal done
-                trained.load_state_dict(starts[seed].state_dict())  # noqa: B023
-                found = train_once(trained, twin, method, rate, on, budget, seed, show, angles)  # noqa: B023
+                learner.model.load_state_dict(starts[seed].state_dict())  # noqa: B023
+                found = train_once(learner, twin, method, rate, on, budget, seed, show, angles)  # noqa: B023
                 done += 1
                 return found
 
             rate = grid[0]
             if len(grid) > 1:
-                parts = held_back(train)
-                result.tried = {
-                    r: run(r, replace(task, train=parts[0], test=parts[1]), first_seed).quality for r in grid
-                }
+                part = replace(task, train=chosen_on[0], test=chosen_on[1])
+                result.tried = {r: run(r, part, first_seed).quality for r in grid}
                 rate = max(grid, key=lambda r: _worth(result.tried[r], classes))  # noqa: B023
             result.rate = rate
             result.runs = [run(rate, task, seed, angles=True) for seed in starts]
         except LfpGraphError as error:
             result.failure = one_line(error)
+        except Exception as error:  # of one way; the others go on
+            log.info("%s cannot train %s", method.name, name, exc_info=True)
+            result.failure = one_line(error) and f"{type(error).__name__}: {one_line(error)}" or type(error).__name__
         done = before + len(grid) * (len(grid) > 1) + seeds
     return Comparison(name, "accuracy" if classes else "loss", str(budget), batch_size, results)
 
@@ -119,8 +124,11 @@ def _worth(quality: float, higher_is_better: bool) -> float:
     return quality if higher_is_better else -quality
 
 
-def _accuracy(outputs: Tensor, labels: Tensor) -> float:
-    return float((outputs.argmax(-1) == labels).float().mean()) if bool(outputs.isfinite().all()) else math.nan
+def _right(outputs: Tensor, labels: Tensor) -> tuple[float, int]:
+    """How many are right, of how many; classes are the second dimension, as in cross_entropy."""
+    counted = labels != IGNORED
+    right = (outputs.argmax(1) == labels) & counted
+    return (float(right.sum()) if bool(outputs.isfinite().all()) else math.nan), int(counted.sum())
 
 
 def _start(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -133,40 +141,65 @@ def _start(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
     return found
 
 
-def _prepared(start: nn.Module, method: Method, task: Task, result: WayResult) -> tuple[nn.Module, nn.Module]:
-    """An unwrapped copy and a wrapped one that has run; the time that took and the memory of a step go into the result."""
+def _try_out(model: nn.Module, task: Task) -> None:
+    """See that the model and the loss run, so that what is wrong with them is not said of each way.
+
+    Raises:
+        InputError: they do not.
+    """
+    twin = copy.deepcopy(model).train()
+    inputs, labels = next(task.batches(0))
+    random = torch.get_rng_state()
+    try:
+        task.loss(output_of(twin, inputs), labels)
+    except LfpGraphError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} or the loss does not run on the first batch: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    finally:
+        torch.set_rng_state(random)
+
+
+def _prepared(
+    start: nn.Module, method: Method, task: Task, rate: float, result: WayResult
+) -> tuple[nn.Module, Learner]:
+    """An unwrapped copy, and what trains another one; the time that took and the memory of a step go into the result."""
     twin, model = copy.deepcopy(start), copy.deepcopy(start)
     model.train()
     begin = time.perf_counter()
-    if method.composite is not None:
-        wrap(model, method.composite)
-    x, labels = next(task.batches(0))
+    batch = next(task.batches(0))
+    learner = method.learner_of(model, task.loss, batch[0])
+    optimizer = optimizer_of(learner, method, rate)
     for _ in range(2):
-        backward(model, method, task.loss, x, labels)
-        model.zero_grad(set_to_none=True)
+        step(learner, method, optimizer, rate, batch)
+    optimizer.zero_grad(set_to_none=True)
     result.prepare_seconds = time.perf_counter() - begin
+    state = [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor)]
+    held = [*model.parameters(), *model.buffers(), *learner.more_parameters(), *learner.kept(), *state]
+    result.kept_bytes = held_bytes(held)
     with LiveBytes() as live:
-        backward(model, method, task.loss, x, labels)
-    model.zero_grad(set_to_none=True)
+        step(learner, method, optimizer, rate, batch)
+    optimizer.zero_grad(set_to_none=True)
     result.peak_bytes = live.peak
-    return twin, model
+    return twin, learner
 
 
 def _check(
-    methods: list[Method], train: Arrays, test: Arrays, steps: int | None, seconds: float | None,
-    rates: Sequence[float], seeds: int, batch_size: int,
+    methods: list[Method], train: Examples, steps: int | None, seconds: float | None, rates: Sequence[float],
+    seeds: int, batch_size: int,
 ) -> None:  # fmt: skip
     names = [method.name for method in methods]
     if not names or len(set(names)) < len(names):
         raise InputError(f"compare needs ways, each once: {', '.join(names) or 'none given'}")
     if steps is not None and seconds is not None:
         raise InputError("a budget is a number of steps or of seconds, not both")
-    if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
-        raise InputError(f"a budget must be above zero: steps={steps}, seconds={seconds}")
+    if (steps is not None and steps < 1) or (seconds is not None and not 0 < seconds < math.inf):
+        raise InputError(f"a budget must be finite and above zero: steps={steps}, seconds={seconds}")
     if not rates or seeds < 1 or batch_size < 1:
         raise InputError(f"rates={list(rates)}, seeds={seeds}, batch_size={batch_size}: each needs at least one")
-    for part in (train, test):
-        if len(part[0]) != len(part[1]) or len(part[0]) == 0:
-            raise InputError(f"inputs and labels must be equally many and not none: {len(part[0])} and {len(part[1])}")
-    if len(train[0]) < 4 and len(rates) > 1:
-        raise InputError(f"{len(train[0])} samples leave none to choose a rate on: give one rate")
+    if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise InputError(f"rates must be finite and above zero, not {', '.join(map(str, wrong))}")
+    if len(train) < 4 and train.rows and len(rates) > 1:
+        raise InputError(f"{len(train)} samples leave none to choose a rate on: give one rate")

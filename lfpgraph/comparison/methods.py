@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..composites.composite import Composite, composite_names, get_composite
 from ..errors import CompositeError, near
-from .perturbation import zeroth_order
+from ..wrapping.wrapper import wrap
+from . import forward_only, local
+from .learners import Learner, Loss
+from .stochastic import SmoothDraws, ThroughDraws, Unbiased
 
 __all__ = ["METHODS", "RATES", "Method", "method_named"]
 
 RATES = (1e-3, 3e-3, 1e-2)
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,32 +29,47 @@ class Method:
         optimizer: a class of torch.optim.
         rates: a grid of its own, where the usual one does not fit.
         clip: the largest norm of all gradients together; None for none.
-        gradients: given the loss, makes a function of model, batch and labels that sets each parameter's `.grad`.
+        learner: makes what sets the gradients, of model, loss and the inputs of a batch.
     """
 
     name: str
-    composite: str | Composite | None
+    composite: str | Composite | None = None
     optimizer: str = "AdamW"
     rates: tuple[float, ...] | None = None
     clip: float | None = 1.0
-    gradients: Callable[[Loss], Callable[[nn.Module, Tensor, Tensor], None]] | None = None
+    learner: Callable[[nn.Module, Loss, Any], Learner] = Learner
+
+    def learner_of(self, model: nn.Module, loss: Loss, inputs: Any) -> Learner:
+        """What trains a model in this way; a composite wraps the model.
+
+        Raises:
+            LfpGraphError: the way cannot train this model.
+        """
+        if self.composite is not None:
+            wrap(model, self.composite)
+        return self.learner(model, loss, inputs)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("backprop", None),
+        Method("backprop"),
         Method("fa", "feedback-alignment"),
         Method("fa-refreshed", "feedback-alignment-refreshed"),
         Method("dfa", "direct-feedback-alignment"),
-        Method(
-            "mezo",
-            None,
-            optimizer="SGD",
-            rates=(1e-4, 1e-3, 1e-2),
-            clip=None,
-            gradients=lambda loss: zeroth_order(1e-3, loss),
-        ),
+        Method("local", learner=local.LocalLosses),
+        Method("auglocal", learner=local.AugLocal),
+        Method("man", learner=local.MomentumAuxiliary),
+        Method("tpsgd", learner=local.TargetProjection),
+        Method("counter-current", learner=local.CounterCurrent),
+        Method("forward-forward", learner=local.ForwardForward),
+        Method("forward-gnn", learner=local.ForwardGNN),
+        Method("unbiased", learner=Unbiased),
+        Method("through-draws", learner=ThroughDraws),
+        Method("smooth-draws", learner=SmoothDraws),
+        Method("noprop", learner=forward_only.NoProp),
+        Method("mezo", optimizer="SGD", rates=(1e-4, 1e-3, 1e-2), clip=None, learner=forward_only.MeZO),
+        Method("es", learner=forward_only.EvolutionStrategy),
     )
 }
 

@@ -20,13 +20,20 @@ __all__ = ["Comparison", "WayResult"]
 
 @dataclass
 class WayResult:
-    """One way: the rate that was chosen, what each rate tried reached, a run for each seed; or why it cannot train this model."""
+    """One way: the rate that was chosen, what each rate tried reached, a run for each seed; or why it cannot train this model.
+
+    Attributes:
+        kept_bytes: of all that is kept between steps: weights, heads, the optimizer's state.
+        peak_bytes: the most bytes of tensors that a whole step makes and that are alive at once: activations, gradients, the
+            optimizer's own.
+    """
 
     way: str
     rate: float = math.nan
     tried: dict[float, float] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     prepare_seconds: float = math.nan
+    kept_bytes: int = 0
     peak_bytes: int = 0
     failure: str = ""
 
@@ -72,7 +79,8 @@ class Comparison:
             "steps": str(run.curve[-1][0]),
             "s of training": f"{run.curve[-1][1]:.1f}",
             "s to prepare": f"{way.prepare_seconds:.1f}",
-            "peak MiB of a step": f"{way.peak_bytes / 2**20:.2f}",
+            "MiB kept": f"{way.kept_bytes / 2**20:.2f}",
+            "MiB of a step": f"{way.peak_bytes / 2**20:.2f}",
             "angle to the gradient, start, end": ", ".join("none" if a is None else f"{a:.0f}°" for a in angles),
         }
 
@@ -109,6 +117,7 @@ class Comparison:
                 "rate": _number(way.rate),
                 "tried": {f"{rate:g}": _number(value) for rate, value in way.tried.items()},
                 "prepare_s": _number(way.prepare_seconds),
+                "kept_bytes": way.kept_bytes,
                 "peak_bytes": way.peak_bytes,
                 "runs": [
                     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 import time
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .methods import Loss, Method
+from .examples import Batch, Examples
+from .learners import Learner, Loss
+from .methods import Method
 
-__all__ = ["Budget", "Run", "Task", "angle", "backward", "output_of", "train"]
+__all__ = ["Budget", "Run", "Task", "angle", "step", "train"]
 
 POINTS = 10  # how often a run is looked at
 WARM_UP = 0.1  # share of the budget in which the rate rises
@@ -36,20 +39,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt. `score` is of outputs and labels."""
+    """What is learnt. `score` is of outputs and labels: a sum, and over how many."""
 
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: Examples
+    test: Examples
     loss: Loss
-    score: Callable[[Tensor, Tensor], float]
+    score: Callable[[Tensor, Tensor], tuple[float, int]]
     batch_size: int
 
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, seed: int) -> Iterator[Batch]:
         """Batches without end, the same for every way."""
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            for rows in torch.randperm(len(self.train[0]), generator=generator).split(self.batch_size):
-                yield self.train[0][rows], self.train[1][rows]
+        return self.train.batches(seed, self.batch_size)
 
 
 @dataclass
@@ -73,24 +73,31 @@ class Run:
         return self.curve[-1][2]
 
 
-def output_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's output, or its logits."""
-    out = model(x)
-    return out if isinstance(out, Tensor) else out.logits
+def step(
+    learner: Learner, method: Method, optimizer: torch.optim.Optimizer, rate: float, batch: Batch,
+    look: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """One step; `look` is called when the gradients are there."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    learner.gradients(*batch)
+    look()
+    if method.clip is not None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], method.clip)
+    optimizer.step()
 
 
-def backward(model: nn.Module, method: Method, loss: Loss, x: Tensor, labels: Tensor) -> None:
-    """Set the gradients of a model that is wrapped as the method wants it."""
-    if method.gradients is not None:
-        method.gradients(loss)(model, x, labels)
-        return
-    objective = loss(output_of(model, x), labels)
-    if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
-        objective.backward()
+def optimizer_of(learner: Learner, method: Method, rate: float) -> torch.optim.Optimizer:
+    """An optimizer for the model and what is trained beside it."""
+    parameters = [p for p in [*learner.model.parameters(), *learner.more_parameters()] if p.requires_grad]
+    kind = getattr(torch.optim, method.optimizer)
+    fused = "fused" in inspect.signature(kind).parameters and all(p.is_floating_point() for p in parameters)
+    return kind(parameters, lr=rate, **({"fused": True} if fused else {}))  # fused: it makes no copies of all weights
 
 
 def train(
-    model: nn.Module, twin: nn.Module, method: Method, rate: float, task: Task, budget: Budget, seed: int,
+    learner: Learner, twin: nn.Module, method: Method, rate: float, task: Task, budget: Budget, seed: int,
     progress: Callable[[float], None], angles: bool,
 ) -> Run:  # fmt: skip
     """Train a model from where it is.
@@ -101,37 +108,43 @@ def train(
         angles: measure them.
     """
     torch.manual_seed(seed)
+    model = learner.model
+    model.train()
+    learner.reset()
+    torch.manual_seed(seed)  # whatever was drawn for a way, what the model draws is the same in all
     run, elapsed, looks = Run(seed, rate), 0.0, 0
     durations: list[float] = []
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = getattr(torch.optim, method.optimizer)(parameters, lr=rate)
+    optimizer = optimizer_of(learner, method, rate)
     batches = task.batches(seed)
-    model.train()
     while (spent := budget.spent(len(durations), elapsed)) < 1:
-        x, labels = next(batches)
-        look = spent >= looks / POINTS
-        if look:
-            run.curve.append((len(durations), elapsed, _evaluate(model, task)))
+        batch, watch = next(batches), _Watch()
+        if spent >= looks / POINTS:
+            run.curve.append((len(durations), elapsed, _evaluate(learner, task)))
             looks = math.floor(spent * POINTS + 1e-9) + 1
-        random = torch.get_rng_state() if look and angles else None
+            if angles:
+                watch = _Watch(lambda random: run.angles.append(_angles(model, twin, task.loss, batch, random)))  # noqa: B023
         begin = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        backward(model, method, task.loss, x, labels)
-        pause = time.perf_counter()
-        if random is not None:
-            run.angles.append(_angles(model, twin, task.loss, x, labels, random))
-        resumed = time.perf_counter()
-        if method.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, method.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * _schedule(spent)
-        optimizer.step()
-        durations.append(time.perf_counter() - begin - (resumed - pause))
+        step(learner, method, optimizer, rate * _schedule(spent), batch, watch)
+        durations.append(time.perf_counter() - begin - watch.seconds)
         elapsed += durations[-1]
         progress(min(budget.spent(len(durations), elapsed), 1.0))
-    run.curve.append((len(durations), elapsed, _evaluate(model, task)))
+    run.curve.append((len(durations), elapsed, _evaluate(learner, task)))
     run.step_seconds = statistics.median(durations)
     return run
+
+
+class _Watch:
+    """Looks at gradients in the middle of a step, and says how long that took."""
+
+    def __init__(self, look: Callable[[Tensor], None] | None = None) -> None:
+        self.look, self.seconds = look, 0.0
+        self.random = torch.get_rng_state() if look is not None else None
+
+    def __call__(self) -> None:
+        if self.look is not None and self.random is not None:
+            begin = time.perf_counter()
+            self.look(self.random)
+            self.seconds = time.perf_counter() - begin
 
 
 def _schedule(spent: float) -> float:
@@ -141,24 +154,24 @@ def _schedule(spent: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP))
 
 
-@torch.no_grad()
-def _evaluate(model: nn.Module, task: Task) -> float:
-    """The score on the whole held-out set, in eval mode."""
-    model.eval()
-    parts = [output_of(model, x) for x in task.test[0].split(1024)]
-    model.train()
-    return task.score(torch.cat(parts), task.test[1])
+def _evaluate(learner: Learner, task: Task) -> float:
+    """The mean score on the whole held-out set, in eval mode."""
+    learner.model.eval()
+    random = torch.get_rng_state()
+    scores = [task.score(learner.outputs(inputs), labels) for inputs, labels in task.test.parts(1024)]
+    torch.set_rng_state(random)
+    learner.model.train()
+    count = sum(number for _, number in scores)
+    return sum(total for total, _ in scores) / count if count else math.nan
 
 
-def _angles(
-    model: nn.Module, twin: nn.Module, loss: Loss, x: Tensor, labels: Tensor, random: Tensor
-) -> dict[str, float | None]:
+def _angles(model: nn.Module, twin: nn.Module, loss: Loss, batch: Batch, random: Tensor) -> dict[str, float | None]:
     """Of each matrix: the angle between what the method gave it and its true gradient, with the same draws."""
     twin.load_state_dict(model.state_dict())
     twin.zero_grad(set_to_none=True)
     after = torch.get_rng_state()
     torch.set_rng_state(random)
-    backward(twin, Method("gradient", None), loss, x, labels)
+    Learner(twin, loss, batch[0]).gradients(*batch)
     torch.set_rng_state(after)
     true = dict(twin.named_parameters())
     pairs = [(name, p.grad, true[name].grad) for name, p in model.named_parameters() if p.dim() > 1 and p.requires_grad]

@@ -1,7 +1,4 @@
-"""Composites: which rule and which epsilon each part of a model gets.
-
-"Composite" is the field's word (zennit, LXT) for a mapping from operations to rules.
-"""
+"""Composites, as the field calls them (zennit, LXT): which rule and which epsilon each part of a model gets."""
 
 from __future__ import annotations
 
@@ -63,9 +60,9 @@ class Ruleset:
             plain signal, so that a bias of zero can move.
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
-        unit: "start" multiplies `max(abs(w), floor) * s_w` of a matrix by `sqrt(3 n)`, with n the number of entries for each of
-            its rows: that is over the root mean square of a weight as torch's layers start it. So the feedback is
-            about as large as the signal. "parameter" leaves it as it is.
+        unit: "start" divides `max(abs(w), floor) * s_w` of a matrix by the root mean square of a weight as torch's layers start
+            it, `1 / sqrt(3 n)` with n the number of entries for each of its rows, or by its own where that is less. So the
+            feedback is about as large as the signal. "parameter" leaves it as it is.
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
         products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
@@ -128,15 +125,20 @@ class Ruleset:
             return s
         share, unit, floor = self.size_of(w)
         if floor:
-            return s * w.abs().clamp_min(floor) * unit
+            size = w.abs().clamp_min(floor)
+            return s * size if unit == 1 else scale_by_floored_size(s, size, 0.0, unit)
         over = over and not asleep
         found = scale_by_floored_size(s, w, share, unit, over) if (share, unit) != (0, 1) else scale_by_size(s, w, over)
         return torch.where(w.any(), found, s) if asleep else found
 
     def size_of(self, w: Tensor) -> tuple[float, float, float]:
-        """Three numbers: the feedback of w is `max(abs(w), share * rms(w), floor) * unit * s`; of share and floor one is zero."""
+        """A share, a unit and a floor: the feedback of w is `max(abs(w), share * rms(w), floor) * max(unit, 1 / rms(w)) * s`.
+
+        Of share and floor one is zero; where the unit is 1, the factor with it is left out.
+        """
         floor, relative = _floor_of(self.floor)
-        unit = math.sqrt(3 * math.prod(w.shape[1:])) if self.unit == "start" and w.dim() > 1 and w.numel() else 1.0
+        has_unit = self.unit == "start" and w.dim() > 1 and w.numel() > 0
+        unit = math.sqrt(3 * math.prod(w.shape[1:])) if has_unit else 1.0
         return (floor if w.numel() else 0.0, unit, 0.0) if relative else (0.0, unit, floor)
 
 
@@ -154,6 +156,7 @@ class Composite:
         structure: reads the graph and says which runs are one unit, which rules single operations get, and where no
             reward passes (see `graph.structure`); None for the usual regions.
         online: run the model again inside feedback, step by step of an unrolled loop, and keep nothing (see `online`).
+        compares: its rules compare the run with one at a reference point, `attribute`'s baseline (see `rules.lrp.rescale`).
     """
 
     name: str
@@ -163,6 +166,7 @@ class Composite:
     prefix: str = ""
     structure: Callable[[OpGraph], Structure] | None = None
     online: bool = False
+    compares: bool = False
 
     @property
     def rulesets(self) -> list[Ruleset]:

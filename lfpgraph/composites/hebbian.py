@@ -34,23 +34,28 @@ def hebb(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     return [mine if weight else g for g, mine, weight in zip(passed, learned, call.weightlike)]
 
 
+def neurons_of(call: Call) -> int:
+    """The dimension of a layer's output along which its neurons lie."""
+    z = call.output
+    by_rows = call.op in COLUMNS or z.dim() < 2  # [..., o]; convolutions have [n, o, ...]
+    return z.dim() - 1 if by_rows or call.op is aten.linear.default else z.dim() - call.inputs[1].dim() + 1
+
+
 def oja(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """As `hebb`, less `abs(M) * z^2 * w` for w and b."""
-    z = call.output
-    by_rows = call.op in _COLUMNS or z.dim() < 2  # [..., o]; convolutions have [n, o, ...]
-    channel = z.dim() - 1 if by_rows or call.op is aten.linear.default else z.dim() - call.inputs[1].dim() + 1
+    z, channel = call.output, neurons_of(call)
     decay = (s * z * z * z).abs().sum([d for d in range(z.dim()) if d != channel])  # abs(M) * z^2 by neuron [o]
     signals: Signals = []
     for g, w, weight in zip(hebb(call, s), call.inputs, call.weightlike):
         if weight and g is not None:
-            last = w.dim() == 1 or call.op in _COLUMNS  # biases [o], and matrices that are [i, o]
+            last = w.dim() == 1 or call.op in COLUMNS  # biases [o], and matrices that are [i, o]
             g = g - w * (decay if last else decay.reshape(-1, *[1] * (w.dim() - 1)))
         signals.append(g)
     return signals
 
 
-_COLUMNS = (aten.mm.default, aten.addmm.default)
-_LAYERS = (*_COLUMNS, aten.linear.default, *CHANNEL_CONVOLUTIONS)
+COLUMNS = (aten.mm.default, aten.addmm.default)
+LAYERS = (*COLUMNS, aten.linear.default, *CHANNEL_CONVOLUTIONS)
 
 
 def _plain_for_transposed(rule: Handler) -> Handler:
@@ -67,6 +72,6 @@ def hebbian_composites() -> list[Composite]:
     """Hebb's rule and Oja's, for layers."""
     found = []
     for name, rule in (("hebb", hebb), ("oja", oja)):
-        handlers: dict[Any, Any] = dict.fromkeys(_LAYERS, _plain_for_transposed(rule))
+        handlers: dict[Any, Any] = dict.fromkeys(LAYERS, _plain_for_transposed(rule))
         found.append(Composite(name, Ruleset(scale="signal", handlers=handlers)))
     return found

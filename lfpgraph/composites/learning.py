@@ -3,8 +3,9 @@
 - Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it
   (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products. Reward is not conserved there.
 - Matrices take `max(abs(w), c rms(w)) * s` (`Ruleset.floor`), so that weights near zero move; c was chosen by experiment `rule`.
-- That is divided by the size at which torch's layers start a weight (`Ruleset.unit`), so that the feedback is about as large
-  as the gradient: clipping by a common norm acts on matrices and not on vectors alone, and SGD bears backprop's rates.
+- That is divided by the size at which torch's layers start a weight, or by the matrix's own if that is less (`Ruleset.unit`),
+  so that the feedback is about as large as the gradient: clipping by a common norm acts on matrices and not on vectors
+  alone, and SGD bears backprop's rates.
 - Vectors (biases, scales of norms) take the plain signal (`Ruleset.vectors="signal"`), so a bias of zero moves.
 - Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
   right sign, and takes no derivative. A function with f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope.

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from ..registry import Handler, Rule
+from ..graph.graph import OpGraph
+from ..graph.regions import find_regions
+from ..graph.structure import Structure
+from ..registry import ACTIVATION, Handler, Rule
 from ..rules.linear import CONVOLUTIONS, DENSE
 from ..rules.lrp import products as lrp
-from ..rules.lrp import transformer
+from ..rules.lrp import rescale, transformer
 from .composite import Composite, Ruleset
 
 __all__ = ["CONVOLUTIONS", "DENSE", "deep_taylor", "epsilon_gamma_box", "layer_composite"]
@@ -77,6 +80,17 @@ def deep_taylor(low: float | tuple[float, ...] = -3.0, high: float | tuple[float
     return layer_composite("deep-taylor", convolution=lrp.ZPlus(), dense=lrp.ZPlus(), first=lrp.Box(low=low, high=high))
 
 
+def _activations(graph: OpGraph) -> Structure:
+    """Activations written out are one function each; norms are not, since their operations' multipliers add up by themselves."""
+    return Structure([region for region in find_regions(graph) if region.family is ACTIVATION])
+
+
+def deeplift() -> Composite:
+    """DeepLIFT's rescale rule (Shrikumar et al. 2017) for every operation: differences from the run at the baseline."""
+    rules = Ruleset(epsilon=0.0, handlers=rescale.HANDLERS)
+    return Composite("deeplift", rules, merge_norms=True, structure=_activations, compares=True)
+
+
 def lrp_composites() -> list[Composite]:
     """The composites of LRP for attribution, and for training where a rule serves both."""
     zplus, alpha2_beta1, flat, gamma = lrp.ZPlus(), lrp.AlphaBeta(), lrp.Flat(), lrp.Gamma()
@@ -96,6 +110,7 @@ def lrp_composites() -> list[Composite]:
         layer_composite("epsilon-alpha2-beta1-flat", convolution=alpha2_beta1, first=flat),
         epsilon_gamma_box(),
         deep_taylor(),
+        deeplift(),
     ]
     for name, handler in everywhere.items():
         composites.append(layer_composite(name, convolution=handler, dense=handler))

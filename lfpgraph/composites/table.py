@@ -9,6 +9,7 @@ from .interop import lxt_composite
 from .learning import learning_structure
 from .lrp import lrp_composites
 from .rivals.family import rival_composites
+from .softhebb import softhebb
 from .spiking import spiking_structure
 
 __all__ = ["COMPOSITES"]
@@ -30,6 +31,7 @@ COMPOSITES: list[Composite] = [
     Composite("lfp-centred", _LFP, structure=centred_structure),
     Composite("lfp-snn", _LFP, structure=spiking_structure),
     *hebbian_composites(),
+    softhebb(),
     *rival_composites(),
     *_LRP,
     lxt_composite(next(composite for composite in _LRP if composite.name == "attnlrp")),

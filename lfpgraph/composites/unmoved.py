@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ..numerics import is_zero
 from .composite import Composite
 
-__all__ = ["log_cut", "log_unmoved"]
+__all__ = ["log_cut", "log_stopped", "log_unmoved"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -44,4 +44,16 @@ def log_cut(names: Sequence[str]) -> None:
             "%d parameters are vectors that the model cuts into matrices (%s), so they take the plain signal of vectors, "
             "and not abs(w) times it. Keep each matrix in a parameter of its own; to shard them, use FSDP2 (fully_shard).",
             len(names), ", ".join(repr(name) for name in names[:3]),
+        )  # fmt: skip
+
+
+def log_stopped(stopped: Mapping[str, str]) -> None:
+    """Say in the log which parameters no reward reaches, and where it stops on the way to them."""
+    if stopped:
+        names = list(stopped)
+        log.warning(
+            "%d parameters that train receive no reward (%s): whole numbers are made of what they give, or quantised "
+            "layers take it in unseen by autograd, as at %s. Backprop would give them nothing either. Quantise weights alone, or "
+            "freeze these parameters.",
+            len(names), ", ".join(names[:3]) + (", ..." if len(names) > 3 else ""), stopped[names[0]],
         )  # fmt: skip

@@ -53,6 +53,14 @@ class Call(registry.Call):
             arguments: Any = (unit.node.args, unit.node.kwargs)
             self.args, self.kwargs = fx.node.map_arg(arguments, values.__getitem__)
 
+    @property
+    def reference(self) -> list[Any]:
+        return [self._values[node] for node in self.unit.references[:-1]]
+
+    @property
+    def reference_output(self) -> Any:
+        return self._values[self.unit.references[-1]]
+
     def reward(self, s: Tensor) -> Tensor:
         return reward_of(s, self.output, self.form)
 

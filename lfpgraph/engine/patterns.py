@@ -202,7 +202,12 @@ def _reads(unit: Unit) -> list[fx.Node]:
     """The nodes whose values a unit reads, each once."""
     inside = set(unit.nodes)
     found = [n for node in unit.nodes for n in node.all_input_nodes if n not in inside]
-    found += [*unit.inputs, *unit.zeroed_by, *([unit.rectified] if unit.rectified is not None else [])]
+    found += [
+        *unit.inputs,
+        *unit.zeroed_by,
+        *unit.references,
+        *([unit.rectified] if unit.rectified is not None else []),
+    ]
     return list(dict.fromkeys(n for n in found if n not in inside))
 
 
@@ -215,7 +220,11 @@ def _unit_key(unit: Unit, reads: list[fx.Node]) -> Any:
         tuple((n.target, _frozen(n.args, places), _frozen(n.kwargs, places)) for n in unit.nodes),
         rule and (_function(rule.handler), rule.needs_vjp, rule.own_stabilizer, rule.constants, id(rule.family)),
         (unit.active, unit.weightlike, unit.wanted, unit.epsilon, unit.option_epsilon, unit.ends_layer, unit.origin),
-        (id(unit.family), *(places[n] for n in (*unit.inputs, *unit.zeroed_by)), places.get(unit.rectified)),  # type: ignore[arg-type]
+        (
+            id(unit.family),
+            *(places[n] for n in (*unit.inputs, *unit.zeroed_by, *unit.references)),
+            places.get(unit.rectified),
+        ),  # type: ignore[arg-type]
     )
 
 

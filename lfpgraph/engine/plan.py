@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..composites.composite import Composite, Ruleset
-from ..errors import NoRuleError
+from ..errors import CompositeError, NoRuleError
 from ..graph.depths import layer_places
 from ..graph.factors import is_cut, is_factor
 from ..graph.graph import WEIGHT, OpGraph, module_path
@@ -22,7 +22,7 @@ from ..graph.structure import Structure
 from ..kernels import SMALL
 from ..registry import CONTRACTION, NORMALISATION, PRODUCT, RECTIFIER, REDUCTION, SPLIT, Rule, find_rule
 from ..rules.views import nothing
-from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit
+from .units import Unit, Ways, all_still, is_differentiable, op_unit, region_unit, stopped_at
 
 __all__ = ["How", "Plan", "make_plan"]
 
@@ -78,6 +78,11 @@ class Plan:
         plain = {n for n, ruleset in self.rulesets.items() if ruleset.vectors == "signal" != ruleset.scale}
         return [p.target for n, p in pairs if n in plain and is_cut(self.graph, n)]
 
+    @property
+    def stopped(self) -> dict[str, str]:
+        """The names of parameters that train and that no reward reaches, with the operation where it stops."""
+        return stopped_at(self.graph, self.units, self.wanted & self.rulesets.keys())
+
     def used(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Of a model's parameters those that the run uses, as far as can be seen before the backward pass."""
         used = {p.target for p in self.graph.placeholders if p.kind == "parameter"}
@@ -121,7 +126,13 @@ def make_plan(
 
     Raises:
         NoRuleError: operations without a rule that cannot be derived, all of them listed.
+        CompositeError: the composite compares two runs, and the graph has but one.
     """
+    if composite.compares and not graph.references:
+        raise CompositeError(
+            f"composite {composite.name!r} compares the input with a baseline, which only lfpgraph.attribute runs, too "
+            "(baseline=); choose another composite here"
+        )
     units, reached = _choose_units(graph, composite, wanted)
     _settle_missing(graph, units, on_missing)
     _settle_epsilon(graph, units)
@@ -171,6 +182,9 @@ def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) ->
             still.add(node)
         if any(unit.wanted) and (unit.rule is not None or node.target is operator.getitem):
             reached.add(node)
+            if composite.compares:
+                first = next((n for n in node.users if n.target is operator.getitem and n.args[1] == 0), node)
+                unit.references = tuple(graph.references.get(n, n) for n in (*unit.inputs, first))
         units.append(unit)
     return units, reached
 

@@ -12,7 +12,7 @@ one is multiplied by `x / (x + eps * sign(x))`, which makes it stabilized.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ def run_backward(
     stabilized: float | None = None,
     record: dict[fx.Node, Any] | None = None,
     direction: int = 1,
+    read: Callable[[Sum, Any], Any] = Sum.reward,
 ) -> dict[fx.Node, Tensor | None]:
     """Hand signals back from graph nodes to the wanted placeholders.
 
@@ -65,8 +66,9 @@ def run_backward(
         check: raise NonFiniteError at the first operation that hands on NaN or infinity.
         observe: called as `observe(unit, call, s, answers)` at every unit that a signal arrives at, for reports.
         stabilized: the epsilon of `signals`, where they are in stabilized form (Note [Two forms of a signal]).
-        record: its keys are nodes; the reward that arrives at each is put in as its value.
+        record: its keys are nodes; what `read` makes of what arrives at each and of the node's value is put in as its value.
         direction: 1 where the signals come from rewards, -1 where they are gradients of a loss.
+        read: for `record`; the reward by default.
 
     Returns:
         The signal of every wanted placeholder, None where none arrived.
@@ -84,7 +86,7 @@ def run_backward(
         if arrived is None:
             continue
         if unit.node in record:
-            record[unit.node] = arrived.reward(call.output)
+            record[unit.node] = read(arrived, call.output)
         if unit.node.target is operator.getitem:
             source, index = unit.node.args
             pending.setdefault(source, Sum()).add_item(index, arrived)  # type: ignore[arg-type]
@@ -104,7 +106,7 @@ def run_backward(
     wanted = [node for node in plan.graph.placeholder_nodes if node in plan.wanted]
     for node in wanted:
         if node in pending and node in record:
-            record[node] = pending[node].reward(values[node])
+            record[node] = read(pending[node], values[node])
     return {node: pending[node].total() if node in pending else None for node in wanted}
 
 

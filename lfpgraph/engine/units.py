@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..composites.composite import Ruleset
 from ..graph.graph import ACTIVE, WEIGHT, OpGraph, is_float, is_statistic
@@ -16,7 +17,7 @@ from ..registry import ACTIVATION, GENERAL, NORMALISATION, NOTHING, VIEW, Family
 from ..rules.activations import activation, choice
 from ..rules.views import vjp
 
-__all__ = ["Unit", "Ways", "all_still", "is_differentiable", "op_unit", "region_unit"]
+__all__ = ["Unit", "Ways", "all_still", "is_differentiable", "op_unit", "region_unit", "stopped_at"]
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Unit:
         rectified: the relu that alone reads the output, which may stand for it in the epsilon factor.
         ends_layer: a scale or bias that closes a layer written out, so that its answers are stabilized already.
         zeroed_by: weights that, as long as one is wholly zero, make the output zero and are to learn.
+        references: the nodes of the inputs, and at last of the (first) output, in the run at the reference point; for rules
+            that compare two runs.
         origin: "rule", "region", "gradient" (weight-like or objective part), "derived", "none" or "uncovered".
     """
 
@@ -49,6 +52,7 @@ class Unit:
     ends_layer: bool = False
     rectified: fx.Node | None = None
     zeroed_by: tuple[fx.Node, ...] = ()
+    references: tuple[fx.Node, ...] = ()
 
     @property
     def node(self) -> fx.Node:
@@ -154,7 +158,7 @@ def op_unit(graph: OpGraph, node: fx.Node, ruleset: Ruleset, ways: Ways) -> Unit
         return unit(entry if entry is not None and entry.is_vjp else _VJP, GENERAL, "gradient")
     rule = ruleset.rule(node.target, family) or entry
     if rule is None:
-        return unit(_VJP, GENERAL, "derived")
+        return unit(ruleset.rule("derived", None) or _VJP, GENERAL, "derived")
     return unit(rule, family or GENERAL, "rule")
 
 
@@ -170,7 +174,7 @@ def _mask_unit(graph: OpGraph, node: fx.Node, inputs: list[fx.Node], ruleset: Ru
         active=(*none, True),
         weightlike=(*none, False),
         wanted=(*none, wanted),
-        rule=Rule(choice, needs_vjp=False) if wanted else None,
+        rule=(ruleset.rule("mask", None) or Rule(choice, needs_vjp=False)) if wanted else None,
         family=ACTIVATION,
         option_epsilon=ruleset.epsilon,
         origin="rule" if wanted else "none",
@@ -221,3 +225,32 @@ def is_differentiable(node: fx.Node) -> bool:
         return any(g is not None for g in found)
     except (RuntimeError, NotImplementedError, TypeError):
         return False
+
+
+def stopped_at(graph: OpGraph, units: Sequence[Unit], asked: set[fx.Node]) -> dict[str, str]:
+    """Of these placeholders the targets of those that no reward reaches, with the operation where it stops.
+
+    That is where whole numbers are made of what they give, or where a quantised layer takes it in unseen by autograd.
+    Rules for steps and choices, which give some to what a comparison reads, count as ways.
+    """
+    alive = {node for node in graph.output_nodes if isinstance(node, fx.Node)}
+    for unit in reversed(units):
+        if unit.node in alive and (unit.rule is not None or unit.node.target is operator.getitem):
+            alive.update(n for n, w in zip(unit.inputs, unit.wanted) if w)
+    pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
+    unseen = next((user for n, p in pairs if p.kind == "unrecorded" for user in n.users), None)
+    ends = {p.target: _first_of_whole_numbers(n) if n.users else unseen for n, p in pairs if n in asked - alive}
+    return {name: graph.describe(end) for name, end in ends.items() if end is not None}
+
+
+def _first_of_whole_numbers(start: fx.Node) -> fx.Node | None:
+    """The first node behind this one that makes whole numbers of floating-point ones."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        node = waiting.pop(0)
+        val = node.meta.get("val")
+        if isinstance(val, Tensor) and not (val.is_floating_point() or val.is_complex() or val.dtype is torch.bool):
+            return node
+        waiting += [user for user in node.users if user not in seen]
+        seen.update(node.users)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,16 +13,18 @@ from ..demo.data import Arrays
 from .common.data import blobs, circles, swirls
 from .common.harness import Case, Report, Settings, Way, fit
 from .common.models import mlp, seeded
+from .common.rates import chosen_rates
 
 __all__ = ["run"]
 
 SETS = {"blobs": blobs, "circles": circles, "swirls": swirls}
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _GRID = 80
 
 
 def run(settings: Settings) -> Report:
     """A ReLU MLP of two hidden layers for each set; the first seed's boundary and weights are kept for the figure."""
-    ways = [Way("LFP", "lfp-epsilon", cross_entropy, lr=1e-2), Way("backprop", None, cross_entropy, lr=1e-2)]
+    ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
     cases: list[Case] = []
     for name, make in SETS.items():
         train, test = make()
@@ -35,7 +38,12 @@ def run(settings: Settings) -> Report:
                 case.more |= {"grid": _grid(model, train[0]), "weights": _histogram(weights)}
                 case.more["points"] = [train[0][:300].tolist(), train[1][:300].tolist()]
 
-        cases += fit(start(0), ways, train, test, settings, epochs=60, name=name, after=keep, start=start)
+        chosen = chosen_rates(start(0), ways, RATES, train, settings, epochs=60, name=name, start=start)
+        at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
+        found = fit(start(0), at_best, train, test, settings, epochs=60, name=name, after=keep, start=start)
+        for case, way in zip(found, at_best):
+            case.more["lr"] = way.lr
+        cases += found
     notes = [
         f"{c.model}, {c.way}: weights below 0.01: {_mean(c, 'near_zero'):.1%}, kurtosis {_mean(c, 'kurtosis'):.1f}"
         for c in cases

@@ -57,6 +57,7 @@ def run(settings: Settings) -> Report:
             own.curves.append(curve)
             own.values.append(statistics.fmean(v for v, at in zip(curve, points) if at in WORTH.get(name, points)))
             own.more.setdefault("near_zero", []).append(_near_zero(plain))
+            own.more.setdefault("moved", []).append(_moved(start(seed), plain))
 
     chosen = chosen_rates(start(0), ways, RATES, train, settings, epochs=20, start=start)
     at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
@@ -67,8 +68,9 @@ def run(settings: Settings) -> Report:
             f"{at:g}: {100 * statistics.fmean(v):.1f} %" for at, v in zip(POINTS[case.model], zip(*case.curves))
         )
         notes.append(f"{case.model}, {case.way}, {means}")
+        near, moved = (100 * statistics.fmean(case.more[key]) for key in ("near_zero", "moved"))
         notes.append(
-            f"{case.way}: {100 * statistics.fmean(case.more['near_zero']):.1f} % of the weights are below 0.01"
+            f"{case.way}: {near:.1f} % of the weights are below 0.01; {moved:.1f} % hold nine tenths of the way"
         )
     cases = trained + sorted(found.values(), key=lambda c: (c.model, c.way))
     return Report("pruning", "accuracy", cases, _draw, (13, 4), list(dict.fromkeys(notes)))
@@ -126,6 +128,13 @@ def _feedback(model: nn.Module, train: Arrays) -> dict[str, Tensor]:
 def _near_zero(model: nn.Module) -> float:
     flat = torch.cat([p.detach().abs().flatten() for p in _weights(model).values()])
     return (flat < 1e-2).float().mean().item()
+
+
+def _moved(before: nn.Module, after: nn.Module) -> float:
+    """The share of the weights that hold nine tenths of the way that all have gone (of its square)."""
+    ways = [(p.detach() - q.detach()).flatten() for p, q in zip(_weights(after).values(), _weights(before).values())]
+    gone = torch.cat(ways).square().sort(descending=True).values.cumsum(0)
+    return (gone < 0.9 * gone[-1]).float().mean().item()
 
 
 def accuracy_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float, test: Arrays) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..composites.composite import Composite
+from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..errors import AttributionError
 from ..graph.calls import arguments_of, flatten_input
@@ -32,6 +32,7 @@ class Attribution:
         parameters: of each parameter, of its shape, summed over the batch; empty unless asked for.
         explained: the value that was explained, for each sample [n].
         output: the model's first float output.
+        composite: the name of the rules.
     """
 
     inputs: Any
@@ -39,13 +40,14 @@ class Attribution:
     parameters: dict[str, Tensor]
     explained: Tensor
     output: Tensor
+    composite: str = ""
 
 
 def attribute(
     model: nn.Module,
     inputs: Any,
     target: Any = None,
-    composite: str | Composite = "epsilon-plus",
+    composite: str | Composite | None = None,
     *,
     record: str | Sequence[str] = (),
     parameters: bool = False,
@@ -68,8 +70,9 @@ def attribute(
             a tuple of indices behind the batch, such as (position, token); "predicted"; `Contrast(a, b)`; a float tensor
             of weights of the output's shape; or a function of the model's output that returns a tensor, whose derivative
             is taken. None where the model returns one value for each sample.
-        composite: the rules; a name (`lfpgraph.composite_names()`) or a `Composite`. "gradient-x-input" and
-            "integrated-gradients" are there for comparison.
+        composite: the rules; a name (`lfpgraph.composite_names()`) or a `Composite`. None takes what docs/faithfulness.md has
+            found best in one pass: "deeplift" for float inputs, "cp-lrp" for token ids, "attnlrp" where nodes or parameters
+            are wanted; with steps "gradient-x-input". "integrated-gradients" is that with 32 steps.
         record: paths of modules (whose output is meant) or names of graph nodes, whose relevance is wanted too.
         parameters: relevance of parameters is wanted too.
         details: return an `Attribution` in any case.
@@ -98,9 +101,11 @@ def attribute(
     names = tuple(record) if isinstance(record, list | tuple) else (record,)
     args, kwargs = arguments_of(inputs, AttributionError)
     options = Options(on_missing, fallback, error=AttributionError)
+    if composite is None:
+        composite = _best(flatten_input(args, kwargs)[0], bool(names) or parameters, steps is not None)
     if isinstance(composite, str) and composite == INTEGRATED:
         composite, steps = "gradient-x-input", 32 if steps is None else steps
-    if steps is not None or baseline is not None:
+    if steps is not None or baseline is not None or get_composite(composite).compares:
         if names or parameters:
             raise AttributionError(
                 "a baseline and a path (so integrated gradients) give relevance to inputs alone; leave record and "
@@ -120,7 +125,18 @@ def attribute(
         for o, s in zip(found.outputs, found.signals)
         if s is not None and o.dim() > 0
     )
-    return Attribution(relevance, found.nodes, found.parameters, explained, found.explained)  # type: ignore[arg-type]
+    rules = get_composite(composite).name
+    return Attribution(relevance, found.nodes, found.parameters, explained, found.explained, rules)  # type: ignore[arg-type]
+
+
+def _best(leaves: Sequence[Any], inside: bool, along: bool) -> str:
+    """The composite that has been measured as most faithful for a question, in one pass or along a path."""
+    if along:
+        return "gradient-x-input"
+    if inside:
+        return "attnlrp"
+    kinds = {leaf.is_floating_point() for leaf in leaves if isinstance(leaf, Tensor) and leaf.dtype != torch.bool}
+    return "deeplift" if kinds == {True} else "cp-lrp"
 
 
 def _like(inputs: Any, args: Any, kwargs: Any, found: Found) -> Any:

@@ -26,9 +26,10 @@ from ..wrapping.programs import Entry, ModelCall, Programs
 from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
 from .readings import Reading, readings_of
+from .references import add_references, floats_of
 from .target import refuse_nan, target_signals
 
-__all__ = ["Explainer", "Found", "explainer_of"]
+__all__ = ["Explainer", "Found", "explainer_of", "values_at"]
 
 _MOST = 8  # kept for each model
 _SHARE = 1.0  # cheap operations are computed again rather than kept (see `passes.recompute`)
@@ -112,7 +113,7 @@ class Explainer:
 
     def _make(self, call: ModelCall) -> _Kept:
         """Plan a graph that another composite has had traced, or trace."""
-        key = (call.kind, self.composite.merge_norms, self.signals)
+        key = (call.kind, self.composite.merge_norms, self.signals, self.composite.compares)
         for graph, lookups in self.graphs.get(key, []):
             if Sizes(graph).accepts(call.tensors):
                 return self._planned(graph, call, lookups)
@@ -126,6 +127,8 @@ class Explainer:
         lookups = cut_lookups(graph) if self.signals else []
         if self.composite.merge_norms:
             merge_norms(graph)
+        if self.composite.compares:
+            add_references(graph)
         return self._planned(graph, call, lookups)
 
     def _planned(self, graph: OpGraph, call: ModelCall, lookups: list[Lookup]) -> _Kept:
@@ -133,22 +136,31 @@ class Explainer:
         if self.signals:
             readings = [reading for reading in readings if reading.kind == "input"]
         nodes = [reading.node for reading in readings]
-        values, _ = _values_at(graph, lookups, call, Point())
+        values, _ = values_at(graph, lookups, call, Point())
         plan = make_plan(graph, self.composite, set(nodes), self.options.on_missing, values)
         program = make_program(plan, values, share=_SHARE, rewards=None if self.signals else nodes)
         return _Kept(program, readings=readings, lookups=lookups)
 
 
-def _values_at(
+def values_at(
     graph: OpGraph, lookups: Sequence[Lookup], call: ModelCall, point: Point
 ) -> tuple[list[Any], dict[int, tuple[int, Tensor]]]:
     """The placeholders' values at a point of a path, and each embedding's ids and way, by its place among the tensors."""
     state = {name: _plain(value) for name, value in call.state.items()}
-    values = graph.values([*call.tensors, *(torch.empty(0) for _ in lookups)], state)
+    starts = [call.tensors[p.target] for p in graph.placeholders if p.kind == "input" and p.target < len(call.tensors)]
+    starts = [t for t in starts if t.is_floating_point()] if point.starts is None else list(point.starts)
+    made = len(lookups) + (len(starts) + len(lookups) if graph.references else 0)
+    values = graph.values([*call.tensors, *(torch.empty(0) for _ in range(made))], state)
+    places = {node: i for i, node in enumerate(graph.placeholder_nodes)}
     ways = {}
     for i, lookup in enumerate(lookups):
-        values[len(values) - len(lookups) + i], way = lookup.way(graph, values, point)
+        place = places[lookup.cut]
+        values[place], way = lookup.way(graph, values, point)
+        starts.append(values[place] - way)
         ways[len(call.tensors) + i] = lookup.ids, way
+    if graph.references:
+        for node, start in zip(floats_of(graph), starts):
+            values[places[graph.references[node]]] = start
     return values, ways
 
 
@@ -156,7 +168,7 @@ def _values_at(
 def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point) -> Found:
     """Run the program for one call, and sort the rewards by what they belong to."""
     graph, program = entry.graph, entry.program
-    values, ways = _values_at(graph, entry.lookups, call, point)
+    values, ways = values_at(graph, entry.lookups, call, point)
     results = program.call_forward(*values)
     outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
     del results, values

@@ -25,10 +25,12 @@ class Point:
         portion: how far along, 1 for the inputs themselves.
         references: the token ids at the start, by position among the call's tensors. Where there are none the embedding
             starts at zero.
+        starts: the reference's float inputs, in order, for rules that compare two runs.
     """
 
     portion: float = 1.0
     references: Mapping[int, Tensor] | None = None
+    starts: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Lookup:
 
     Attributes:
         ids: position of the token ids among the call's tensors.
-        source: their placeholder; `node`: the lookup, whose users read the new input now.
+        source: their placeholder; `node`: the lookup, whose users read the new input, `cut`, now.
     """
 
     ids: int
     source: fx.Node
     node: fx.Node
+    cut: fx.Node
 
     def way(self, graph: OpGraph, values: Sequence[Any], point: Point) -> tuple[Tensor, Tensor]:
         """The embedding at a point of the path, and its difference from the reference, for these values of the placeholders.
@@ -79,13 +82,15 @@ def cut_lookups(graph: OpGraph) -> list[Lookup]:
     The new inputs come after all others: their positions go on from the number of the call's tensors.
     """
     inputs = [(n, p) for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"]
-    found = [Lookup(p.target, n, e) for n, p in inputs if not is_float(n.meta.get("val")) for e in lookups_of(graph, n)]
-    for place, lookup in enumerate(found, len(inputs)):
+    wholes = [(n, p) for n, p in inputs if not is_float(n.meta.get("val"))]
+    found: list[Lookup] = []
+    for source, placeholder, node in [(n, p, e) for n, p in wholes for e in lookups_of(graph, n)]:
         with graph.graph.inserting_after(graph.placeholder_nodes[-1]):
-            cut = graph.graph.placeholder(f"embedded_{lookup.node.name}")
-        cut.meta["val"] = lookup.node.meta["val"]
-        graph.placeholders.append(Placeholder("input", place))
-        lookup.node.replace_all_uses_with(cut)
+            cut = graph.graph.placeholder(f"embedded_{node.name}")
+        cut.meta["val"] = node.meta["val"]
+        graph.placeholders.append(Placeholder("input", len(inputs) + len(found)))
+        node.replace_all_uses_with(cut)
+        found.append(Lookup(placeholder.target, source, node, cut))
     if found:
         graph.module.recompile()
         graph.info.clear()

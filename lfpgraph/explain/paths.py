@@ -55,7 +55,11 @@ def along_path(
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
     ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
     explainer = explainer_of(model, composite, options, signals=True)
-    found = explainer.explain(model, *call, target, Point(1.0, references))
+    if explainer.composite.compares and steps is not None:
+        raise AttributionError(
+            f"composite {explainer.composite.name!r} compares the input with the baseline in one pass; leave steps out"
+        )
+    found = explainer.explain(model, *call, target, Point(1.0, references, starts))
     signals = found.inputs
     if steps is not None:
         if isinstance(target, str) and target == "predicted":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import AttributionError
-from ..pages import head
+from ..pages import encodable, head
 
 if TYPE_CHECKING:
     import networkx
@@ -117,11 +117,20 @@ def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
 
 def tokens_text(tokens: Sequence[str], relevance: Tensor) -> str:
     """The same tokens for a terminal, in 24-bit colours."""
-    parts = []
-    for token, _, (red, green, blue) in _tokens(tokens, relevance):
-        safe = "".join(c if c.isprintable() else "?" for c in token)
-        parts.append(f"\x1b[48;2;{red};{green};{blue}m\x1b[30m{safe}\x1b[0m")
-    return " ".join(parts)
+    values = [value for _, value, _ in _tokens(tokens, relevance)]
+    size = max(map(abs, values), default=0.0) or 1.0
+    return " ".join(shade_text(token, value / size) for token, value in zip(tokens, values))
+
+
+def shade_text(word: str, strength: float) -> str:
+    """A word for a terminal, on the shade of a strength between -1 and 1."""
+    red, green, blue = shade(strength)
+    return f"\x1b[48;2;{red};{green};{blue}m\x1b[30m{printable(word)}\x1b[0m"
+
+
+def printable(word: str) -> str:
+    """A word without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in word)
 
 
 def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
@@ -177,7 +186,7 @@ def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
     """A self-contained HTML page of parts, with a table of facts."""
     rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     style = ".tokens { line-height: 2; } .tokens span { padding: .15em .3em; border-radius: .2em; color: #222; }"
-    return f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n"
+    return encodable(f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n")
 
 
 def _maps(relevance: Tensor) -> Tensor:
@@ -208,10 +217,10 @@ def _tokens(tokens: Sequence[str], relevance: Tensor) -> list[tuple[str, float, 
     if len(values) != len(tokens):
         raise AttributionError(f"{len(tokens)} tokens but relevance of {len(values)}")
     size = float(values.abs().max()) if len(values) else 1.0
-    return [(t, float(v), _shade(float(v) / (size or 1.0))) for t, v in zip(tokens, values)]
+    return [(t, float(v), shade(float(v) / (size or 1.0))) for t, v in zip(tokens, values)]
 
 
-def _shade(strength: float) -> tuple[int, int, int]:
+def shade(strength: float) -> tuple[int, int, int]:
     """Red for 1, white for 0, blue for -1."""
     pale = round(255 * (1 - min(abs(strength), 1.0)))
     return (255, pale, pale) if strength >= 0 else (pale, pale, 255)

@@ -13,7 +13,7 @@ from ..errors import AttributionError, InputError, near
 from ..graph.graph import OpGraph, is_float, module_path
 from ..registry import CAST, VIEW
 
-__all__ = ["Reading", "lookups_of", "readings_of"]
+__all__ = ["Reading", "ends_of", "lookups_of", "named", "readings_of"]
 
 aten = torch.ops.aten
 
@@ -72,7 +72,7 @@ def named(graph: OpGraph, name: str) -> fx.Node:
     for node in nodes:
         if node.name == name and is_float(node.meta.get("val")):
             return node
-    ends = _ends(graph, name)
+    ends = ends_of(graph, name)
     if ends:
         return ends[-1]
     modules = sorted(
@@ -83,6 +83,7 @@ def named(graph: OpGraph, name: str) -> fx.Node:
     )
 
 
-def _ends(graph: OpGraph, module: str) -> list[fx.Node]:
+def ends_of(graph: OpGraph, module: str) -> list[fx.Node]:
+    """The float results of a module that others use."""
     inside = {n for n in graph.operations() if f"{module_path(n)}.".startswith(f"{module}.")}
     return [n for n in graph.operations() if n in inside and is_float(n.meta.get("val")) and set(n.users) - inside]

@@ -59,7 +59,8 @@ _WRITES_STATISTICS = {
 class Placeholder:
     """An input of the graph; `target` is its dotted name or index.
 
-    Its kind is "parameter", "buffer", "constant", "input", or "unrecorded": made of inputs where no gradients are recorded.
+    Its kind is "parameter", "buffer", "constant", "input", "reference": a float input's value at the reference point, or
+    "unrecorded": made of inputs where no gradients are recorded.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class OpGraph:
         tracer: "export" or "values" (specialised to one call's values, for one use only).
         info: what is known of each node, once it is classified.
         input_mutations: positions of the inputs that the outputs after the buffers update, in order.
+        references: for nodes that depend on a float input, the node of the run at a reference point, where there is one.
     """
 
     module: fx.GraphModule
@@ -110,6 +112,7 @@ class OpGraph:
     tracer: str
     info: dict[fx.Node, NodeInfo] = field(default_factory=dict)
     input_mutations: list[int] = field(default_factory=list)
+    references: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -151,7 +154,7 @@ class OpGraph:
         """The placeholders' values, from a call's tensors and the model's parameters and buffers by name."""
         result: list[Any] = []
         for placeholder in self.placeholders:
-            if placeholder.kind == "input":
+            if placeholder.kind in ("input", "reference"):
                 result.append(tensors[placeholder.target])
             elif placeholder.kind == "constant":
                 result.append(self.constants[placeholder.target])

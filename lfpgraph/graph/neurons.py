@@ -57,11 +57,13 @@ class Neurons:
     Attributes:
         resets: pairs (operation, operand): the operand is made of a membrane's own spikes, and comes back to it.
         earlier: pairs (operation, operand): the operand brings an earlier state of the membrane that the operation makes.
+        times: how many states of its neuron come before a membrane.
     """
 
     thresholds: list[Threshold]
     resets: set[tuple[fx.Node, fx.Node]]
     earlier: set[tuple[fx.Node, fx.Node]]
+    times: dict[fx.Node, int]
 
     @property
     def membranes(self) -> set[fx.Node]:
@@ -72,11 +74,11 @@ def find_neurons(graph: OpGraph, regions: list[Region] | None = None) -> Neurons
     """Thresholds, reset paths and paths through time of a classified graph, whose usual regions may be given."""
     thresholds = _thresholds(graph, find_regions(graph) if regions is None else regions)
     if not thresholds:
-        return Neurons([], set(), set())
+        return Neurons([], set(), set(), {})
     membranes = {t.entry: i for i, t in enumerate(thresholds)}
     exits = {t.exit: t.entry for t in thresholds}
     inside = {node for t in thresholds for node in t.nodes}
-    return Neurons(thresholds, _resets(graph, membranes, exits, inside), _earlier(graph, membranes, inside))
+    return Neurons(thresholds, _resets(graph, membranes, exits, inside), *_earlier(graph, membranes, inside))
 
 
 def _thresholds(graph: OpGraph, regions: list[Region]) -> list[Threshold]:
@@ -136,8 +138,10 @@ def _resets(
     return found
 
 
-def _earlier(graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]) -> set[tuple[fx.Node, fx.Node]]:
-    """Operands on the way to a membrane that depend on the same neuron's membrane at an earlier time, in any way."""
+def _earlier(
+    graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]
+) -> tuple[set[tuple[fx.Node, fx.Node]], dict[fx.Node, int]]:
+    """Operands on the way to a membrane that depend on the same neuron's membrane at an earlier time, in any way; and times."""
     carried: dict[fx.Node, set[fx.Node]] = {}
     neuron: dict[fx.Node, fx.Node] = {}
     seen: dict[fx.Node, int] = {}  # bits of the neurons that a node depends on
@@ -172,7 +176,11 @@ def _earlier(graph: OpGraph, membranes: dict[fx.Node, int], inside: set[fx.Node]
                 cut(node, own)
             seen[node] |= own
             carried[node] = {node}
-    return found
+    states: dict[fx.Node, int] = {}
+    times = {}
+    for membrane, first in neuron.items():
+        times[membrane] = states[first] = states.get(first, -1) + 1
+    return found, times
 
 
 def spiking_regions(graph: OpGraph, neurons: Neurons) -> tuple[list[Region], list[Region]]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .notes import tensors_among
-from .values import Values, hands_on, tensor_of
+from .notes import hands_on, tensors_among
+from .values import Values, tensor_of
 
 __all__ = [
     "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",

@@ -20,7 +20,7 @@ from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
+from .notes import Notes, as_inputs, as_met, parts_of, refs_in, tensors_in
 from .parameters import Watch
 from .record import Record
 from .repeats.replay import Replay, simple
@@ -294,4 +294,6 @@ class _Leaves:
             return self.engine.has_no_name(tensor)
         if tensor.requires_grad:
             return "input", -1
-        return "constant", None
+        given = tensors_in((self.args, self.kwargs)) if type(tensor) is not Tensor else []
+        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if torch._C._is_alias_of(part, x)]
+        return ("input", same[0]) if same else ("constant", None)

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 __all__ = [
     "Leaf",
@@ -23,14 +25,20 @@ __all__ = [
     "alias_of",
     "as_inputs",
     "as_met",
+    "gives_feedback",
+    "hands_on",
     "is_alive",
     "is_compressed",
+    "is_older",
+    "is_over",
+    "parts_of",
     "refs_in",
     "save_apart",
     "storage_of",
     "tensors_among",
     "tensors_in",
     "user_line",
+    "version_of",
 ]
 
 
@@ -85,7 +93,9 @@ class Unrecorded:
     def made_of(self, x: Tensor) -> frozenset[int]:
         """The numbers of the values that x was made of and that may be activations; -1 for an input."""
         found = self._made.get(id(x))
-        return found[1] if found is not None and found[0]() is x else frozenset()
+        if found is not None and found[0]() is x:
+            return found[1]
+        return frozenset[int]().union(*(self.made_of(part) for part in parts_of(x)))
 
     def note(self, args: tuple[Any, ...], out: Any, sources_of: Callable[[Tensor], frozenset[int]]) -> None:
         """Note what an operation has made of its arguments.
@@ -98,6 +108,13 @@ class Unrecorded:
         for result in pytree.tree_leaves(out) if sources else ():
             if isinstance(result, Tensor) and _is_float(result):
                 self._made[id(result)] = weakref.ref(result), sources
+
+
+def parts_of(x: Tensor) -> list[Tensor]:
+    """The tensors that a tensor of a class of its own is made of, such as one process's share of a distributed one."""
+    if type(x) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(x):
+        return []
+    return [part for name in x.__tensor_flatten__()[0] if isinstance(part := getattr(x, name), Tensor)]
 
 
 def _is_float(x: Tensor) -> bool:
@@ -219,3 +236,28 @@ def save_apart(node: Any, storage: int, known: Container[Any]) -> None:
         stack += [
             source for source, index in node.next_functions if source is not None and (source, index) not in known
         ]
+
+
+def version_of(x: Tensor) -> int:
+    """How often a tensor's memory has been written to; of those made for inference torch does not count it."""
+    return 0 if x.is_inference() else x._version
+
+
+def is_over(x: Tensor) -> bool:
+    """Whether a tensor is the wrapper of another in a transform of torch.func that has ended."""
+    return torch._C._functorch.is_dead_tensor_wrapper(x)  # type: ignore[attr-defined, no-any-return]
+
+
+def gives_feedback(node: Any) -> bool:
+    """Whether an autograd node is that of a traced program."""
+    return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
+
+
+def hands_on(node: Any) -> bool:
+    """Whether an autograd node, that of a module's backward hooks, hands on each signal as it came in."""
+    return getattr(node, "_forward_cls", None) is BackwardHookFunction
+
+
+def is_older(node: Any, started: int) -> bool:
+    """Whether an autograd node was made before a run began; nodes of leaves have no time."""
+    return not hasattr(node, "variable") and bool(node._sequence_nr() < started)

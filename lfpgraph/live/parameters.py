@@ -159,7 +159,7 @@ def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:
 
 
 def _equal(gradient: Tensor, parts: Sequence[Tensor]) -> bool:
-    if gradient.is_meta or (len(parts) == 1 and gradient.is_set_to(parts[0])):
+    if gradient.is_meta or (len(parts) == 1 and type(gradient) is Tensor and gradient.is_set_to(parts[0])):
         return True
     with torch.no_grad():
         total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)

@@ -17,7 +17,7 @@ from ..tracing.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
 from .interception import paused, record_again
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
-from .notes import NameLeaf, Ref, tensors_among, user_line
+from .notes import NameLeaf, Ref, storage_of, tensors_among, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .repeats.steps import ANOTHER, Quick
 
@@ -198,6 +198,8 @@ class Record(Kept):
         elif changed:
             out = type(out)(x if r is None else r for x, r in zip(out, results))
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
+        if info.writes and outs[0] >= 0 and not self.follows[outs[0]]:
+            self.writers[storage_of(results[0])] = outs[0]
         shapes = self.shapes
         first = shapes[ins[0]] if ins else None
         shaped = info.shaped or (info.shaped_mask and not any(n >= 0 and self.follows[n] for n in outs))

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Leaf, NameLeaf, Unrecorded, alias_of
+from .notes import (
+    Leaf, NameLeaf, Unrecorded, alias_of, gives_feedback, hands_on, is_older, is_over, storage_of, version_of,
+)  # fmt: skip
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Values", "hands_on", "tensor_of"]
+__all__ = ["Values", "tensor_of"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -67,6 +68,10 @@ class Values:
         self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
+        self._versions: dict[int, int] = {}  # how often the memory of these had been written to
+        self.writers: dict[
+            int, int
+        ] = {}  # by storage: the number of what was last written there, where nothing follows it
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
         self.wanted: Container[int] | None = None  # values that are going to be looked at; None for all
@@ -84,10 +89,20 @@ class Values:
         found = self._ids.get(id(x))
         if found is None:
             return self._leaf(x)
-        if not self.follows[found] and x.requires_grad:
-            self.begun.append(found)
-            self._begin(x, found)
+        if not self.follows[found]:
+            if x.requires_grad:
+                self.begun.append(found)
+                self._begin(x, found)
+            elif version_of(x) != self._versions[id(x)]:
+                return self._written_to(x, found)
         return found
+
+    def _written_to(self, x: Tensor, before: int) -> int:
+        """The number of what a tensor that nothing follows holds since its memory was written to through another one."""
+        writer = self.writers.get(storage_of(x))
+        sources = [before] if writer is None or writer == before else [before, writer]
+        self._versions[id(x)] = version_of(x)  # `made_unseen` is not to find it changed once more
+        return self.made_unseen(OWN_VIEW, sources, x)
 
     def known(self, x: Tensor) -> int | None:
         """The number of a tensor's present value if the run has met it."""
@@ -112,8 +127,7 @@ class Values:
             self.edges[edge] = number
             self.seen[number] = weakref.ref(x)
         else:
-            self._ids[id(x)] = number
-            self._alive.append(x)  # its identity must not pass on to another tensor
+            self._known_by_identity(x, number)
         return number
 
     def equate(self, x: Tensor, number: int) -> None:
@@ -122,8 +136,11 @@ class Values:
             self.edges[node, x.output_nr] = number
             self.also[number].append((node, x.output_nr))
         else:
-            self._ids[id(x)] = number
-            self._alive.append(x)
+            self._known_by_identity(x, number)
+
+    def _known_by_identity(self, x: Tensor, number: int) -> None:
+        self._ids[id(x)], self._versions[id(x)] = number, version_of(x)
+        self._alive.append(x)  # its identity must not pass on to another tensor
 
     def forget(self, x: Tensor) -> None:
         """Take a tensor that nothing follows for one not met yet."""
@@ -175,7 +192,7 @@ class Values:
 
     def _unknown(self, x: Tensor, edge: tuple[Any, int]) -> int:
         """A value that no recorded operation made: by a custom function, through a view, or outside of the run."""
-        if _is_older(edge[0], self.started) or _is_over(x):
+        if is_older(edge[0], self.started) or is_over(x):
             return self._leaf(x)
         for given in self.name_leaf.givens():
             if self.known(given) is None:
@@ -205,10 +222,10 @@ class Values:
                     continue
                 number = self.edges.get((source, index))
                 if number is None and hasattr(source, "variable"):
-                    if _gives_feedback(node):
+                    if gives_feedback(node):
                         continue
                     number = self._own_leaf(source, node, slot)
-                if number is None and _is_older(source, self.started):
+                if number is None and is_older(source, self.started):
                     continue
                 if number is None:
                     stack.append(source)
@@ -219,7 +236,7 @@ class Values:
             return self._leaf(x)
         found += [n for n in dict.fromkeys(self._inputs_of(seen)) if n not in found]
         is_view = all(name.startswith(("CopySlices", "AsStrided", "Expand")) or "View" in name for name in names)
-        if not is_view and not _gives_feedback(edge[0]):
+        if not is_view and not gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)
 
@@ -266,26 +283,6 @@ class Values:
         if is_parameter and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
-
-
-def _is_over(x: Tensor) -> bool:
-    """Whether a tensor is the wrapper of another in a transform of torch.func that has ended."""
-    return torch._C._functorch.is_dead_tensor_wrapper(x)  # type: ignore[attr-defined, no-any-return]
-
-
-def _gives_feedback(node: Any) -> bool:
-    """Whether an autograd node is that of a traced program."""
-    return getattr(getattr(node, "_forward_cls", None), "gives_feedback", False) is True
-
-
-def hands_on(node: Any) -> bool:
-    """Whether an autograd node, that of a module's backward hooks, hands on each signal as it came in."""
-    return getattr(node, "_forward_cls", None) is BackwardHookFunction
-
-
-def _is_older(node: Any, started: int) -> bool:
-    """Whether an autograd node was made before a run began; nodes of leaves have no time."""
-    return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
 
 
 def tensor_of(args: Any, values: Values, number: int) -> Tensor:

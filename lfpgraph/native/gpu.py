@@ -18,24 +18,27 @@ __all__ = ["in_one_kernel"]
 
 log = logging.getLogger("lfpgraph")
 
-# Of one element, in C++; T is float32 for numbers of half precision. `%s` are the constants.
+# Of one element, in C++; T is float32 for numbers of half precision. `%(0)s` is the first constant.
 _FORMULAS = {
     "scale_by_size": "(T s, T w) { return s * (w < T(0) ? -w : w); }",
-    "scale_by_floored_size": "(T s, T w, T f) { T a = w < T(0) ? -w : w; return s * (a != a || a > f ? a : f) * T(%s); }",
-    "epsilon_factor": "(T s, T z) { return s - s * T(%s) / ((z < T(0) ? -z : z) + T(%s)); }",
-    "rectified_factor": "(T s, T z) { return z <= T(0) ? T(0) : s - s * T(%s) / (z + T(%s)); }",
-    "identity_signal": "(T s, T x, T z) { return s * z / (x + (x < T(0) ? -T(%s) : T(%s))); }",
+    "scale_by_floored_size": (
+        "(T s, T w, T r) { T a = w < T(0) ? -w : w, f = r * T(%(0)s), u = T(1) / (r > T(%(2)s) ? r : T(%(2)s));"
+        " return s * (a != a || a > f ? a : f) * (u > T(%(1)s) ? u : T(%(1)s)); }"
+    ),
+    "epsilon_factor": "(T s, T z) { return s - s * T(%(0)s) / ((z < T(0) ? -z : z) + T(%(0)s)); }",
+    "rectified_factor": "(T s, T z) { return z <= T(0) ? T(0) : s - s * T(%(0)s) / (z + T(%(0)s)); }",
+    "identity_signal": "(T s, T x, T z) { return s * z / (x + (x < T(0) ? -T(%(0)s) : T(%(0)s))); }",
 }
 _failed: list[str] = []
 
 
-def in_one_kernel(name: str, tensors: Sequence[Tensor], constant: float | None = None) -> Tensor | None:
+def in_one_kernel(name: str, tensors: Sequence[Tensor], *constants: float) -> Tensor | None:
     """A formula of tensors on a GPU in one kernel; None where there is no such kernel for them."""
     first = tensors[0]
     if _failed or not all(t.is_cuda and t.dtype == first.dtype for t in tensors) or first.is_complex():
         return None
     try:
-        return _kernel(name, constant)(*tensors)  # type: ignore[no-any-return]
+        return _kernel(name, *constants)(*tensors)  # type: ignore[no-any-return]
     except (AttributeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -45,7 +48,6 @@ def in_one_kernel(name: str, tensors: Sequence[Tensor], constant: float | None =
 
 
 @functools.cache
-def _kernel(name: str, constant: float | None) -> Callable[..., Any]:
-    formula = _FORMULAS[name]
-    text = formula % ((repr(constant),) * formula.count("%s")) if constant is not None else formula
+def _kernel(name: str, *constants: float) -> Callable[..., Any]:
+    text = _FORMULAS[name] % {str(i): repr(constant) for i, constant in enumerate(constants)}
     return torch.cuda.jiterator._create_jit_fn(f"template <typename T> T {name}{text}")

@@ -39,13 +39,13 @@ def compile_program(
         Forward, called with the values, and feedback, called with one list that it empties.
     """
     values = _examples(forward)
-    run_forward, orders = _compile(forward, values, n_outputs)
+    run_forward, strides = _compile(forward, values, n_outputs)
     fit_values = [_fit(value) for value in values]
     saved = _examples(feedback)
-    for i, order in enumerate(orders[n_outputs:]):
-        if order is not None and _order(saved[i]) != order:
-            saved[i] = _in_order(saved[i], order)
-    n_saved = len(orders) - n_outputs
+    for i, stride in enumerate(strides[n_outputs:]):
+        if stride is not None:
+            saved[i] = _laid_out(saved[i], stride)
+    n_saved = len(strides) - n_outputs
     results = feedback.graph.output_node().args[0]
     run_feedback, _ = _compile(feedback, saved, len(results))  # type: ignore[arg-type]
 
@@ -64,12 +64,11 @@ def _examples(module: fx.GraphModule) -> list[Any]:
 
 
 def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) -> tuple[Boxed, list[list[int] | None]]:
-    """The compiled graph, and for each of its results the order of its axes in memory, None for a number.
+    """The compiled graph, and for each of its results the strides at the traced sizes, None for a number.
 
-    The first `n_visible` results keep the traced layout; for the others inductor chooses the order of their axes. It may not
-    put room between rows, as it does on a GPU: the feedback takes what forward saves as lying densely.
+    The first `n_visible` results keep the traced layout; for the others inductor chooses the order of their axes, and on a GPU
+    it may leave room between rows.
     """
-    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -78,8 +77,7 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
 
     mode = next(v.fake_mode for v in examples if hasattr(v, "fake_mode"))
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    dense = config.patch(comprehensive_padding=False)
-    with quiet(), torch.no_grad(), open_sizes, dense, tracing(TracingContext(mode)), mode:
+    with quiet(), torch.no_grad(), open_sizes, tracing(TracingContext(mode)), mode:
         table = {**select_decomp_table(), **DECOMPOSITIONS}
         lowered = make_fx(module, decomposition_table=table, tracing_mode="real")(*examples)
         with V.set_fake_mode(mode):
@@ -89,8 +87,7 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
         output_node(lowered).meta["user_visible_output_idxs"] = seen
         with TracingContext.report_output_strides() as strides:
             run = compile_fx_inner(lowered, list(examples))
-    orders = [None if s is None else sorted(range(len(s)), key=lambda i: -int(s[i])) for s in strides or ()]
-    return run, orders  # type: ignore[return-value]
+    return run, [None if s is None else [int(n) for n in s] for s in strides or ()]  # type: ignore[return-value]
 
 
 def _order(value: Any) -> list[int] | None:
@@ -98,6 +95,18 @@ def _order(value: Any) -> list[int] | None:
     if not isinstance(value, Tensor):
         return None
     return sorted(range(value.dim()), key=lambda i: -hint(value.stride()[i]))
+
+
+def _laid_out(value: Tensor, strides: Sequence[int]) -> Tensor:
+    """A fake tensor like `value` with these strides, which are those at the traced sizes."""
+    axes = [i for i in range(value.dim()) if hint(value.shape[i]) != 1 and strides[i]]
+    found: dict[int, int | torch.SymInt] = {}
+    dense: int | torch.SymInt = 1
+    for i in sorted(axes, key=lambda i: strides[i]):
+        # Room between rows is left for fixed sizes alone.
+        found[i] = dense if hint(dense) == strides[i] else strides[i]
+        dense = found[i] * value.shape[i]
+    return value.new_empty_strided(value.shape, [found.get(i, strides[i]) for i in range(value.dim())])
 
 
 def _in_order(value: Tensor, order: Sequence[int]) -> Tensor:

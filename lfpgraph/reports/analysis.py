@@ -8,6 +8,7 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
+from ..graph.cuts import cut_points
 from ..graph.graph import ACTIVE, OpGraph, maker_of, module_path, source_line
 from ..registry import CAST, SPLIT, VIEW
 from .covered import CoverageReport
@@ -103,15 +104,8 @@ def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
     if not outputs:
         return []
     flow = flow.subgraph(nx.ancestors(flow, outputs[0]) | {outputs[0]})
-    dominators = nx.immediate_dominators(flow, _ROOT)
-    chain = []
-    node = outputs[0]
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        chain.append(node)
-        node = dominators[node]
     in_region = {node for unit in report.plan.units if unit.is_region for node in unit.nodes}
-    joins = {node for node in chain if flow.in_degree(node) > 1 and node not in in_region}
-    edges = [a for a, b in zip(chain, [None, *chain]) if b is None or a in joins or _block(a) != _block(b)]
+    edges = cut_points(flow, _ROOT, outputs[0], in_region)
     weights = {n: p.target for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
     total_flops = sum(report.flops.values()) or 1
     rows = []
@@ -122,13 +116,6 @@ def _cuts(report: CoverageReport, flow: nx.DiGraph) -> list[dict[str, Any]]:
         flops = sum(report.flops[n] for n in behind)
         rows.append({**_place(cut), "parameters_behind": names, "flops_behind": flops / total_flops})
     return rows
-
-
-def _block(node: fx.Node) -> str:
-    """The module path up to its last number: the block of a stack that a node is in."""
-    parts = module_path(node).split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[0] + 1]) if numbers else parts[0]
 
 
 def _parameters_behind(graph: fx.Graph, weights: Mapping[fx.Node, str], inside: set[Any]) -> list[str]:

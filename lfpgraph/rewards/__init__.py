@@ -5,6 +5,7 @@ detached. Rewards are in the units of the reward function; r_o = -o * dL/do make
 Source: LFP (Weber et al. 2025, section 3.3) and lfprop's reward functions.
 """
 
+from .advantages import SASR, HybridPostTraining, generalized_advantages, group_advantages
 from .classification import (
     BinarySigmoid,
     BoundedSoftmax,
@@ -17,23 +18,34 @@ from .classification import (
     Softmax,
 )
 from .loss import reward_loss
+from .policy_gradient import PolicyGradient, log_probs_of
 from .programs import Callback, PairwisePreference, ScalarReward
 from .regression import AbsoluteError, SquaredError
+from .representations import Contrast, Correlation, Energy
 
 __all__ = [
+    "SASR",
     "AbsoluteError",
     "BinarySigmoid",
     "BoundedSoftmax",
     "Callback",
+    "Contrast",
     "CorrectClassification",
+    "Correlation",
+    "Energy",
+    "HybridPostTraining",
     "MaximizeNeuron",
     "MinimizeNeuron",
     "Misclassification",
     "PairwisePreference",
+    "PolicyGradient",
     "RateCodedSpikes",
     "ScalarReward",
     "Sigmoid",
     "Softmax",
     "SquaredError",
+    "generalized_advantages",
+    "group_advantages",
+    "log_probs_of",
     "reward_loss",
 ]

@@ -13,6 +13,7 @@ from ..graph.calls import input_tensors
 from ..graph.classes import classify
 from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import NodeInfo, OpGraph, Placeholder
+from ..graph.masks import simplify_masks
 from ..graph.sizes import Sizes
 from .export import capture
 from .fallback import capture_values
@@ -58,6 +59,7 @@ def trace(
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):
             log.warning("%s takes another way for a batch of one, which is traced for itself", type(model).__name__)
             graph = capture(model, args, kwargs, dynamic, enlarge=False)
+        simplify_masks(graph)
         if compare and is_real(model, args, kwargs):
             refuse_difference(graph, model, args, kwargs, disagreement(graph, model, args, kwargs))
     except InputError:

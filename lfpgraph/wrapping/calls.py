@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..composites.composite import Composite
-from ..composites.unmoved import log_cut, log_unmoved
+from ..composites.unmoved import log_cut, log_stopped, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
@@ -152,6 +152,7 @@ class Wrapping:
             self._told = True
             log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_awake)
             log_cut(plans[-1].names_cut)
+            log_stopped(plans[-1].stopped)
 
     def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         module, choice = part.module, self.choice

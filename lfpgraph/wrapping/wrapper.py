@@ -10,7 +10,7 @@ from torch import nn
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
-from ..errors import InputError, WrapError, check_choice
+from ..errors import CompositeError, InputError, WrapError, check_choice
 from ..live.engine import changes_gradients
 from ..tracing.tracer import FALLBACKS
 from .calls import Wrapping, wrapping_of
@@ -87,6 +87,8 @@ def wrap(
         )
     options = Options(on_missing, "error", compile, memory, check, part=bool(regional), error=WrapError)
     chosen = get_composite(composite)
+    if chosen.compares:
+        raise CompositeError(f"composite {chosen.name!r} explains (lfpgraph.attribute) and does not train")
     if not any(True for _ in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameters, so there is nothing to train.")
     if engine != "static" and changes_gradients(chosen):

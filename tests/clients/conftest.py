@@ -17,6 +17,7 @@ os.environ.update(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from packaging.version import Version  # noqa: E402
 
 _rows: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
 
@@ -42,34 +43,52 @@ def _quiet() -> Iterator[None]:
     assert torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled()
 
 
+def _rows_of(item: pytest.Item) -> Iterator[tuple[str, str, str]]:
+    callspec = getattr(item, "callspec", None)
+    for mark in item.iter_markers("client"):
+        package, what, write = (*mark.args, "", "")[:3]
+        yield package, what.format(**callspec.params) if callspec is not None else what, write
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     report = yield
     if report.when == "call" or report.failed:
-        callspec = getattr(item, "callspec", None)
-        for mark in item.iter_markers("client"):
-            package, what, write = (*mark.args, "", "")[:3]
-            if callspec is not None:
-                what = what.format(**callspec.params)
-            _rows[package, what, write].append(report.passed)
+        for row in _rows_of(item):
+            _rows[row].append(report.passed)
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     page = session.config.getoption("--page")
     if page is not None:
-        _write(Path(page))
+        whole = session.config.args == ["tests/clients"] and not session.config.getoption("keyword")
+        _write(Path(page), {row[:2] for item in session.items for row in _rows_of(item)} if whole else None)
 
 
-def _write(page: Path) -> None:
-    """Put the table between the page's two marks; rows of tests that did not run now stay as they were."""
+HEAD = [
+    "| client | since | up to | what | works | to write besides `lfpgraph.wrap(model)` |",
+    "|---|---|---|---|---|---|",
+]
+
+
+def _write(page: Path, all_rows: set[tuple[str, str]] | None) -> None:
+    """Put the table between the page's two marks; rows of tests that did not run now stay as they were.
+
+    Args:
+        all_rows: package and words of all rows there are, if this was a whole run: others go.
+    """
     begin, end = "<!-- table -->", "<!-- end of table -->"
     before, _, rest = page.read_text().partition(begin)
     table, _, after = rest.partition(end)
-    rows = {tuple(line.split(" | ")[::2][:2]): line for line in table.strip().splitlines()[2:]}
+    rows: dict[tuple[str, str], list[str]] = {}
+    for line in table.strip().splitlines()[2:]:
+        package, since, until, what, *others = line.strip("| ").split(" | ")
+        if all_rows is None or (package, what) in all_rows:
+            rows[package, what] = [since, until, *others]
     for (package, what, write), passed in _rows.items():
-        works = "yes" if all(passed) else "no"
-        line = f"| {package} | {version(package).partition('+')[0]} | {what} | {works} | {write or 'nothing'} |"
-        rows[tuple(line.split(" | ")[::2][:2])] = line
-    head = ["| client | tried with | what | works | to write besides `lfpgraph.wrap(model)` |", "|---|---|---|---|---|"]
-    page.write_text("\n".join([before + begin, *head, *(rows[key] for key in sorted(rows)), end + after]))
+        own = version(package).partition("+")[0]
+        versions = sorted({own, *rows.get((package, what), [])[:2]}, key=Version) if all(passed) else [own]
+        rows[package, what] = [versions[0], versions[-1], "yes" if all(passed) else "no", write or "nothing"]
+    lines = ["| " + " | ".join([k[0], v[0], v[1], k[1], *v[2:]]) + " |" for k, v in sorted(rows.items())]
+    page.write_text("\n".join([before + begin, *HEAD, *lines, end + after]))

@@ -70,6 +70,29 @@ KINDS: dict[str, Callable[[], Any]] = {
     "PVeRA": _of(peft.PveraConfig),
     "GLoRA": _of(peft.GloraConfig),
     "UniLoRA": _of(peft.UniLoraConfig),
+    "AdaMSS": _of(peft.AdamssConfig, r=8, num_subspaces=2),
+    "CPT": lambda: peft.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[3, 40, 50, 90], cpt_mask=[1, 1, 1, 1], cpt_tokens_type_mask=[1, 2, 3, 4]
+    ),
+    "HiRA": _of(peft.HiraConfig, r=4),
+    "Cartridge": _prompt(peft.CartridgeConfig),
+    "TinyLoRA": _of(peft.TinyLoraConfig),
+    "PSOFT": _of(peft.PsoftConfig, r=4),
+    "PEANuT": _of(peft.PeanutConfig, r=4),
+    "Shadow": lambda: peft.ShadowConfig(task_type="CAUSAL_LM", r=4),
+    "Supertuning": _of(peft.SupertuningConfig),
+    "DEFT": _of(peft.DeftConfig, r=4),
+    "LoRA, BD-LoRA": _of(peft.LoraConfig, r=4, use_bdlora=peft.BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)),
+    "LoRA, KaSA": _of(peft.LoraConfig, r=4, kasa_config=peft.KasaConfig()),
+    "LoRA, MonteCLoRA": _of(peft.LoraConfig, r=4, monteclora_config=peft.MontecloraConfig()),
+    "LoRA, VeLoRA": _of(peft.LoraConfig, r=4, velora_config=peft.VeloraConfig(num_groups=4)),
+    "LoRA, LoftQ": _of(peft.LoraConfig, r=4, init_lora_weights="loftq", loftq_config=peft.LoftQConfig()),
+    "LoRA, orthogonal": _of(peft.LoraConfig, r=4, init_lora_weights="orthogonal"),
+    "LoRA, target_parameters": _of(
+        peft.LoraConfig, r=4, target_modules=[], target_parameters=["q_proj.weight", "v_proj.weight"]
+    ),
+    "LoRA, layer_replication": _of(peft.LoraConfig, r=4, layer_replication=[(0, 2), (1, 2)]),
+    "aLoRA": _of(peft.LoraConfig, r=4, alora_invocation_tokens=[3, 40]),
 }
 
 

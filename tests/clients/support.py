@@ -1,35 +1,24 @@
-"""What all tests of clients share: a tokenizer made on the spot, small models, texts, and the gradients of a first step."""
+"""What all tests of clients share: a tokenizer made on the spot, small models, texts, and a trainer's first step."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 
-import lfpgraph
+from .checks import grads_of
 
-__all__ = ["CHAT", "FINE", "FirstStep", "difference", "gpt2", "grads_of", "llama", "qwen3", "texts", "tokenizer"]
+__all__ = ["CHAT", "FirstStep", "gpt2", "llama", "qwen3", "texts", "tokenizer"]
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# The true gradient by the way that feedback goes: recorded, planned, amended by rules that change nothing.
-lfpgraph.register_composite(
-    lfpgraph.Composite(
-        "recorded", lfpgraph.Ruleset(rules=False, epsilon=0.0, scale="signal"),
-        overrides=(("no.such.module", lfpgraph.Ruleset()),),
-    )
-)  # fmt: skip
-_epsilon = lfpgraph.get_composite("lfp-epsilon")
-# Where two ways are compared of which one has no place for an epsilon (a fused head, a loop of one's own).
-FINE = replace(_epsilon, default=replace(_epsilon.default, epsilon=1e-10))
 _TOPICS = ("assert", "class", "for", "if", "import", "return", "try", "while", "with", "lambda", "yield", "FORMATTING")
 
 
@@ -93,11 +82,6 @@ def qwen3(seed: int = 0, **options: Any) -> Any:
     return _decoder("Qwen3", seed, {"head_dim": 8, **options})
 
 
-def grads_of(model: nn.Module) -> dict[str, Tensor]:
-    """The gradients of a model, where it has any."""
-    return {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 class FirstStep(transformers.TrainerCallback):
     """Keeps the gradients that the optimizer is given at its first step, and stops there unless told otherwise."""
 
@@ -112,12 +96,3 @@ class FirstStep(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= self.steps:
             control.should_training_stop = True
-
-
-def difference(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
-    """The largest difference between gradients of one name, over the largest entry of the one wanted."""
-    assert got.keys() == want.keys(), got.keys() ^ want.keys()
-    scale = max(float(g.abs().max()) for g in want.values())
-    return max(
-        float((got[n] - want[n]).abs().max()) / max(float(want[n].abs().max()), 1e-4 * scale, 1e-30) for n in want
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 import lfpgraph
 
 from .peft_kinds import KINDS, adapted
-from .support import difference, grads_of, llama
+from .checks import check_first_step, grads_of, wrapped
+from .support import llama
 
 TASKS = {"multitask prompt tuning", "poly"}  # which are told a task with each row
-MERGED = {"LoRA", "rsLoRA", "DoRA", "AdaLoRA", "IA3", "VeRA", "LoHa", "LoKr", "OFT", "BOFT", "FourierFT", "HRA", "MiSS"}
-ADDED = {"BEFT"}  # zeros that are only added, which LFP leaves where they are
-WAKE = "*beft_bias*"
+UNMERGED: set[str] = set()  # PEFT itself cannot merge these
 
 
 def batch(kind: str) -> dict[str, Tensor]:
@@ -29,12 +27,8 @@ def batch(kind: str) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids, **tasks}
 
 
-def run(
-    kind: str, composite: Any, engine: str = "auto", steps: int = 1
-) -> tuple[dict[str, Tensor], list[float], nn.Module]:
-    model = adapted(kind).double()
-    if composite is not None:
-        lfpgraph.wrap(model, composite, engine=engine)
+def run(kind: str, way: str, steps: int = 1) -> tuple[dict[str, Tensor], list[float], nn.Module]:
+    model = wrapped(adapted(kind).double(), way)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     found: list[float] = []
     first: dict[str, Tensor] = {}
@@ -54,50 +48,63 @@ def run(
 @pytest.mark.client("peft", "{kind}")
 @pytest.mark.parametrize("kind", KINDS)
 def test_tuner(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plain, before, _ = run(kind, None, steps=12)
-    assert difference(run(kind, "gradient")[0], plain) == 0
-    assert difference(run(kind, "recorded", "live")[0], plain) < 1e-7
-    composite = lfpgraph.get_composite("lfp-epsilon")
-    with caplog.at_level(logging.WARNING, "lfpgraph"):
-        if kind in ADDED:
-            run(kind, composite)
-            (said,) = [r.getMessage() for r in caplog.records if r.name == "lfpgraph"]
-            assert 'scale="signal"' in said
-            composite = composite.override(WAKE, scale="signal")
-            caplog.clear()
-        feedback, after, model = run(kind, composite, steps=12)
-    assert [r.getMessage() for r in caplog.records if r.name == "lfpgraph"] == []
-    assert set(feedback) == set(plain)
-    assert before[0] - after[-1] > 0.25 * (before[0] - before[-1]) > 0, (before, after)
+    check_first_step(lambda way: run(kind, way)[0], caplog, 1e-7)
+    (_, before, _), (_, after, model) = (run(kind, way, 12) for way in ("plain", "wrapped"))
+    falls = [losses[0] - losses[-1] for losses in (before, after)]
+    print(kind, falls)
+    assert falls[1] > 0.8 * falls[0] > 0
 
     model.eval()
     given = {k: v for k, v in batch(kind).items() if k != "labels"}
     with torch.no_grad():
         expected = model(**given).logits
-        if kind in ("LoRA", "VeRA", "prompt tuning", "IA3"):
-            model.save_pretrained(tmp_path)
-            loaded = peft.PeftModel.from_pretrained(llama(0), tmp_path).double().eval()
-            torch.testing.assert_close(loaded(**given).logits, expected, rtol=1e-5, atol=1e-6)
-        if kind in MERGED:
+        model.save_pretrained(tmp_path)
+        loaded = peft.PeftModel.from_pretrained(llama(0), tmp_path).double().eval()
+        torch.testing.assert_close(loaded(**given).logits, expected, rtol=1e-5, atol=1e-6)
+        if kind in UNMERGED:
+            with pytest.raises((AttributeError, NotImplementedError, TypeError)):
+                model.merge_and_unload()
+        else:
             torch.testing.assert_close(model.merge_and_unload()(**given).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.client("peft", "a warning where nothing that trains can move (BEFT under `lfp-epsilon`)")
+def test_nothing_moves(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        model = lfpgraph.wrap(adapted("BEFT"), "lfp-epsilon")
+        model(**batch("BEFT")).loss.backward()
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "lfpgraph"]
+    assert 'scale="signal"' in said
+
+
 @pytest.mark.client("peft", "X-LoRA: a mixture of saved adapters")
-def test_xlora(tmp_path: Path) -> None:
+def test_xlora(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ("0", "1")  # PEFT 0.21 fails, wrapped or not, where adapters have other names
-    for name in names:
-        adapted("LoRA", 0).save_pretrained(tmp_path / name)
-    found = []
-    for composite in (None, "gradient", "lfp-epsilon"):
-        base = llama(0, use_cache=False)
+    for seed, name in enumerate(names):
+        adapter = adapted("LoRA", seed)
+        for weight in (p for n, p in adapter.named_parameters() if "lora_B" in n):
+            nn.init.normal_(weight, std=0.1)  # adapters that do something, so that a mixture of them can learn
+        adapter.save_pretrained(tmp_path / name)
+
+    def train(way: str, steps: int) -> tuple[dict[str, Tensor], list[float]]:
         torch.manual_seed(1)
         config = peft.XLoraConfig(
             task_type="CAUSAL_LM", hidden_size=32, xlora_depth=1, adapters={n: str(tmp_path / n) for n in names},
         )  # fmt: skip
-        model = peft.get_peft_model(base, config)
-        if composite is not None:
-            lfpgraph.wrap(model, composite)
-        model(**batch("X-LoRA")).loss.backward()
-        found.append(grads_of(model))
-    assert found[0] and difference(found[1], found[0]) < 1e-6
-    assert set(found[2]) == set(found[0])
+        model = wrapped(peft.get_peft_model(llama(0, use_cache=False), config), way)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        first: dict[str, Tensor] = {}
+        losses = []
+        for _ in range(steps):
+            loss = model(**batch("X-LoRA")).loss
+            optimizer.zero_grad()
+            loss.backward()
+            first = first or grads_of(model)
+            optimizer.step()
+            losses.append(loss.item())
+        return first, losses
+
+    check_first_step(lambda way: train(way, 1)[0], caplog, 1e-4, None)
+    (_, before), (_, after) = (train(way, 30) for way in ("plain", "wrapped"))
+    print(before[0] - before[-1], after[0] - after[-1])
+    assert after[0] - after[-1] > 0.8 * (before[0] - before[-1]) > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, qua
 
 import lfpgraph
 
-from .support import difference, grads_of, llama
+from .checks import check_first_step, grads_of, wrapped
+from .support import llama
 
 
 def of_bitsandbytes(folder: Path, **options: Any) -> nn.Module:
@@ -43,14 +43,10 @@ BASES: dict[str, Any] = {
 }
 
 
-def run(
-    base: str, folder: Path, composite: str | None, engine: str = "auto", steps: int = 1
-) -> tuple[dict[str, Tensor], list[float], nn.Module]:
+def run(base: str, folder: Path, way: str, steps: int = 1) -> tuple[dict[str, Tensor], list[float], nn.Module]:
     torch.manual_seed(1)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(BASES[base](folder), config)
-    if composite is not None:
-        lfpgraph.wrap(model, composite, engine=engine)
+    model = wrapped(peft.get_peft_model(BASES[base](folder), config), way)
     ids = torch.randint(3, 400, (4, 16), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     found, first = [], {}
@@ -67,18 +63,12 @@ def run(
 @pytest.mark.client("peft", "LoRA on a base of {base}")
 @pytest.mark.parametrize("base", BASES)
 def test_quantised_base(base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plain, before, _ = run(base, tmp_path, None, steps=8)
-    with caplog.at_level(logging.WARNING, "lfpgraph"):
-        assert difference(run(base, tmp_path, "gradient")[0], plain) == 0
-        assert difference(run(base, tmp_path, "recorded", "live")[0], plain) < 1e-4
-        feedback, after, model = run(base, tmp_path, "lfp-epsilon", steps=8)
-    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
-    assert set(feedback) == set(plain) and difference(feedback, plain) > 0.1
-    assert after[0] - after[-1] > 0.5 * (before[0] - before[-1]) > 0
-    if "torchao" in base:  # whose operations a trace can show
-        static, _, _ = run(base, tmp_path, "lfp-epsilon", "static")
-        assert difference(feedback, static) < 1e-5
+    traced = "torchao" in base  # whose operations a trace can show
+    check_first_step(lambda way: run(base, tmp_path, way)[0], caplog, 1e-4, "traced" if traced else None)
+    (_, before, _), (_, after, model) = (run(base, tmp_path, way, 16) for way in ("plain", "wrapped"))
+    print(base, before[0] - before[-1], after[0] - after[-1])
+    assert after[0] - after[-1] > 0.8 * (before[0] - before[-1]) > 0
+    if traced:
         lfpgraph.unwrap(model)
-        ids = torch.ones(2, 8, dtype=torch.long)
-        report = lfpgraph.coverage(model, kwargs={"input_ids": ids})
+        report = lfpgraph.coverage(model, kwargs={"input_ids": torch.ones(2, 8, dtype=torch.long)})
         assert report.covered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-import lfpgraph
-
-from .support import difference, gpt2, grads_of, llama
+from .checks import check_first_step, difference, grads_of, wrapped
+from .support import gpt2, llama
 
 SMALL = {
     "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -146,19 +144,21 @@ TASKS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+UNTRACED = {"Qwen2-VL", "Whisper with layerdrop"}  # whose own Python decides by values
+
+
 @pytest.mark.client("transformers", "{task}")
 @pytest.mark.parametrize("task", TASKS)
 def test_task(task: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Three steps in training mode, each with the same draws: plain, gradient, recorded; and feedback that learns."""
+    """Steps in training mode, each with the same draws; the gradient is the plain one at all of them, and feedback learns."""
 
-    def run(composite: str | None, engine: str = "auto") -> tuple[list[dict[str, Tensor]], list[float]]:
+    def run(way: str, steps: int = 1) -> tuple[list[dict[str, Tensor]], list[float]]:
         torch.manual_seed(0)
         model, batch = TASKS[task]()
-        if composite is not None:
-            lfpgraph.wrap(model, composite, engine=engine)
+        wrapped(model, way)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         found, losses = [], []
-        for i in range(4):
+        for i in range(steps):
             torch.manual_seed(i % 2)
             loss = model(**batch).loss
             optimizer.zero_grad()
@@ -168,26 +168,22 @@ def test_task(task: str, caplog: pytest.LogCaptureFixture) -> None:
             optimizer.step()
         return found, losses
 
-    plain, _ = run(None)
-    for got, want in zip(run("gradient")[0], plain):
+    check_first_step(lambda way: run(way)[0][0], caplog, 1e-4, None if task in UNTRACED else "traced")
+    plain, before = run("plain", 12)
+    for got, want in zip(run("gradient", 4)[0], plain):
         assert difference(got, want) < 1e-5
-    with caplog.at_level(logging.WARNING, "lfpgraph"):
-        assert difference(run("recorded", "live")[0][0], plain[0]) < 1e-4
-        feedback, losses = run("lfp-epsilon")
-    assert [r.getMessage() for r in caplog.records if r.name == "lfpgraph"] == []
-    assert set(feedback[0]) == set(plain[0]) and difference(feedback[0], plain[0]) > 0.1
-    assert all(g.isfinite().all() for g in feedback[-1].values())
-    assert losses[-1] < losses[1]
+    _, after = run("wrapped", 12)
+    falls = [losses[0] + losses[1] - losses[-1] - losses[-2] for losses in (before, after)]
+    print(task, falls)
+    assert falls[1] > 0.8 * falls[0] > 0
 
 
 @pytest.mark.client("transformers", "`past_key_values` passed in: the user's cache stays sound")
 def test_cache() -> None:
     prompt, rest = ids(2, 5), ids(2, 4)
     found = []
-    for composite in (None, "gradient", "lfp-epsilon"):
-        model = llama(0)
-        if composite is not None:
-            lfpgraph.wrap(model, composite)
+    for way in ("plain", "gradient", "wrapped"):
+        model = wrapped(llama(0), way)
         for _ in range(2):
             model.zero_grad()
             cache = hf.DynamicCache(config=model.config)
@@ -204,11 +200,10 @@ def test_cache() -> None:
 
 @pytest.mark.client("transformers", "Seq2SeqTrainer with generation, best model at the end, resumed")
 def test_seq2seq(tmp_path: Path) -> None:
-    def trainer(composite: str | None, folder: Path, steps: int = 4) -> Any:
+    def trainer(way: str, folder: Path, steps: int = 4) -> Any:
         torch.manual_seed(0)
         model, batch = t5()
-        if composite is not None:
-            lfpgraph.wrap(model, composite)
+        wrapped(model, way)
         items = [{k: v[i % 3] for k, v in batch.items()} for i in range(12)]
         arguments = hf.Seq2SeqTrainingArguments(
             output_dir=str(folder), max_steps=steps, per_device_train_batch_size=3, learning_rate=1e-2, report_to=[],
@@ -221,16 +216,16 @@ def test_seq2seq(tmp_path: Path) -> None:
         return {k: v.clone() for k, v in made.model.state_dict().items()}
 
     found = {}
-    for composite in (None, "gradient", "lfp-epsilon"):
-        made = trainer(composite, tmp_path / str(composite))
+    for way in ("plain", "gradient", "wrapped"):
+        made = trainer(way, tmp_path / way)
         made.train()
-        found[composite] = weights(made)
+        found[way] = weights(made)
         assert made.state.best_model_checkpoint is not None
-    assert difference(found["gradient"], found[None]) < 1e-5
-    assert difference(found["lfp-epsilon"], found[None]) > 1e-3
-    again = trainer("lfp-epsilon", tmp_path / "lfp-epsilon")
-    again.train(resume_from_checkpoint=str(tmp_path / "lfp-epsilon" / "checkpoint-2"))
-    assert difference(weights(again), found["lfp-epsilon"]) < 1e-5
+    assert difference(found["gradient"], found["plain"]) < 1e-5
+    assert difference(found["wrapped"], found["plain"]) > 1e-3
+    again = trainer("wrapped", tmp_path / "wrapped")
+    again.train(resume_from_checkpoint=str(tmp_path / "wrapped" / "checkpoint-2"))
+    assert difference(weights(again), found["wrapped"]) < 1e-5
 
 
 RANKS = """

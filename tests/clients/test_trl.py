@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 import lfpgraph
 
 from . import trl_runs
-from .support import FINE, difference, gpt2, qwen3
+from .checks import FINE, check_first_step, difference, wrapped
+from .support import gpt2, qwen3
 
 CAUSAL = [kind for kind in trl_runs.KINDS if kind != "Reward"]
 REINFORCED = ("GRPO", "RLOO")
@@ -29,15 +29,22 @@ def loaded(kind: str, folder: Path, make: Any = None) -> Any:
     return type(model).from_pretrained(folder)
 
 
-def first_gradients(
-    kind: str, folder: Path, composite: Any = None, when: str = "before", **given: Any
-) -> dict[str, Tensor]:
+def first_gradients(kind: str, folder: Path, way: str, when: str = "before", **given: Any) -> dict[str, Tensor]:
     model = loaded(kind, folder / "model", given.pop("make", None))
-    if composite is not None and when == "before":
-        lfpgraph.wrap(model, composite)
+    if when == "before":
+        wrapped(model, way)
     trainer, first = trl_runs.make(kind, model, folder, **given)
-    if composite is not None and when == "after":
-        lfpgraph.wrap(trainer.model, composite)
+    if when == "after":
+        wrapped(trainer.model, way)
+    trainer.train()
+    return first.gradients
+
+
+def by_logits(kind: str, folder: Path, composite: Any = FINE, **given: Any) -> dict[str, Tensor]:
+    """A second way: the trainer's model is given logits by a traced program, and torch's own log-softmax of them."""
+    model = loaded(kind, folder / "model", given.pop("make", None))
+    trainer, first = trl_runs.make(kind, model, folder, **given)
+    trl_runs.unfuse(trainer.model, trl_runs.statically(trainer.model, composite))
     trainer.train()
     return first.gradients
 
@@ -45,54 +52,42 @@ def first_gradients(
 @pytest.mark.client("trl", "{kind}")
 @pytest.mark.parametrize("kind", trl_runs.KINDS)
 def test_first_step(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The gradient is the plain trainer's; feedback is what a traced program gives for the same loss of logits."""
-    plain = first_gradients(kind, tmp_path)
-    assert difference(first_gradients(kind, tmp_path, "gradient"), plain) < 1e-5
-    with caplog.at_level(logging.WARNING, "lfpgraph"):
-        feedback = first_gradients(kind, tmp_path, FINE)
-        after = first_gradients(kind, tmp_path, FINE, "after")
-    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
-    assert difference(after, feedback) < 1e-6
-    assert difference(feedback, plain) > 0.1
-
-    model = loaded(kind, tmp_path / "model")
-    if kind == "Reward":
-        lfpgraph.wrap(model, FINE, engine="static")
-    else:
-        logits_of = trl_runs.statically(model, FINE)
-    trainer, first = trl_runs.make(kind, model, tmp_path)
-    if kind != "Reward":
-        trl_runs.unfuse(trainer.model, logits_of)
-    trainer.train()
-    assert difference(feedback, first.gradients) < 1e-5
+    """Feedback is what a traced program gives for the same loss of logits, and what a wrap after the trainer is made gives."""
+    scores = kind == "Reward"  # a head that is not fused
+    feedback = check_first_step(
+        lambda way: first_gradients(kind, tmp_path, way), caplog, second="traced" if scores else None
+    )
+    assert difference(first_gradients(kind, tmp_path, "wrapped", "after"), feedback) < 1e-6
+    if not scores:
+        assert difference(first_gradients(kind, tmp_path, "fine"), by_logits(kind, tmp_path)) < 1e-5
+        assert difference(feedback, by_logits(kind, tmp_path, "lfp")) < 1e-3  # the epsilon of logits that nobody sees
 
 
 @pytest.mark.client("trl", "{kind} with `peft_config` (LoRA)")
-@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
-def test_lora(kind: str, tmp_path: Path) -> None:
-    def config() -> Any:
-        return {
-            "peft_config": peft.LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
-        }
-
-    plain = first_gradients(kind, tmp_path, more=config())
-    assert difference(first_gradients(kind, tmp_path, "gradient", more=config()), plain) < 1e-5
-    before = first_gradients(kind, tmp_path, "lfp-epsilon", more=config())
-    after = first_gradients(kind, tmp_path, "lfp-epsilon", "after", more=config())
-    assert set(before) == set(plain) and all("lora" in name for name in before)
-    assert difference(after, before) < 1e-5
-    assert all(g.abs().max() > 0 for name, g in before.items() if "lora_B" in name)
+@pytest.mark.parametrize("kind", [kind for kind in trl_runs.KINDS if "packing" not in kind])
+def test_lora(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    feedback = check_first_step(
+        lambda way: first_gradients(kind, tmp_path, way, more={"peft_config": trl_runs.lora(kind)}), caplog, second=None
+    )
+    after = first_gradients(kind, tmp_path, "wrapped", "after", more={"peft_config": trl_runs.lora(kind)})
+    assert any("lora" in name for name in feedback)
+    assert difference(after, feedback) < 1e-5
+    assert all(g.abs().max() > 0 for name, g in feedback.items() if "lora_B" in name)
+    if kind != "Reward":
+        fine = first_gradients(kind, tmp_path, "fine", more={"peft_config": trl_runs.lora(kind)})
+        assert difference(fine, by_logits(kind, tmp_path, more={"peft_config": trl_runs.lora(kind)})) < 1e-5
 
 
 @pytest.mark.client("trl", "{kind} with its own defaults: bf16, gradient checkpointing, clipping")
-@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO", "RLOO", "KTO", "Reward"])
 def test_defaults(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = {"bf16": True, "gradient_checkpointing": True, "max_grad_norm": 1.0, "make": qwen3}
-    plain = first_gradients(kind, tmp_path, **options)
-    with caplog.at_level(logging.WARNING, "lfpgraph"):
-        assert difference(first_gradients(kind, tmp_path, "gradient", **options), plain) < 1e-5
-        assert difference(first_gradients(kind, tmp_path, "lfp-epsilon", **options), plain) > 0.1
-    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    """Checkpoints change nothing but memory."""
+    options: dict[str, Any] = {"bf16": True, "gradient_checkpointing": True, "max_grad_norm": 1.0}
+    options.update({} if kind == "Reward" else {"make": qwen3})
+    check_first_step(
+        lambda way: first_gradients(kind, tmp_path, way, **options), caplog, 5e-2,
+        lambda: first_gradients(kind, tmp_path, "wrapped", **{**options, "gradient_checkpointing": False}),
+    )  # fmt: skip
 
 
 def _lora(**options: Any) -> dict[str, Any]:
@@ -100,6 +95,7 @@ def _lora(**options: Any) -> dict[str, Any]:
     return {"more": {"peft_config": peft.LoraConfig(**given)}, "make": qwen3}
 
 
+NOISY = {"SFT: NEFTune"}  # whose noise is drawn in a hook of the model that is not run
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 OPTIONS: dict[str, tuple[str, Any]] = {
     "SFT: packing_strategy=bfd_split": ("SFT", lambda: {"packing": True, "packing_strategy": "bfd_split"}),
@@ -123,6 +119,15 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "GRPO: top_entropy_quantile": ("GRPO", lambda: {"top_entropy_quantile": 0.2}),
     "RLOO: beta": ("RLOO", lambda: {"beta": 0.1}),
     "KTO: LoRA": ("KTO", lambda: _lora()),
+    "KTO: precompute_ref_log_probs": ("KTO", lambda: {"precompute_ref_log_probs": True}),
+    "RLOO: LoRA, checkpointing": ("RLOO", lambda: {"gradient_checkpointing": True, **_lora()}),
+    "GRPO: LoRA, checkpointing": ("GRPO", lambda: {"gradient_checkpointing": True, **_lora()}),
+    "GRPO: accumulation, scale_rewards=batch": (
+        "GRPO", lambda: {"gradient_accumulation_steps": 2, "scale_rewards": "batch"},
+    ),
+    "SFT: assistant_only_loss off, completion_only_loss": ("SFT", lambda: {"completion_only_loss": False}),
+    "DPO: LoRA, two losses": ("DPO", lambda: {"loss_type": ["sigmoid", "sft"], **_lora()}),
+    "DPO: sync_ref_model": ("DPO", lambda: {"sync_ref_model": True, "ref_model_sync_steps": 1}),
 }  # fmt: skip
 
 
@@ -130,16 +135,19 @@ OPTIONS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kind, options = OPTIONS[name]
-    plain = first_gradients(kind, tmp_path, **options())
-    with caplog.at_level(logging.WARNING, "lfpgraph"):
-        assert difference(first_gradients(kind, tmp_path, "gradient", **options()), plain) < 1e-5
-        assert difference(first_gradients(kind, tmp_path, "recorded", **options()), plain) < 1e-5
-        feedback = first_gradients(kind, tmp_path, "lfp-epsilon", **options())
-    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
-    assert set(feedback) == set(plain) and difference(feedback, plain) > 0.1
-    if "reentrant" in name:  # which changes nothing but memory
-        other = {**options(), "gradient_checkpointing": False}
-        assert difference(feedback, first_gradients(kind, tmp_path, "lfp-epsilon", **other)) < 1e-5
+    saves_memory = "checkpointing" in name
+
+    def same_without() -> dict[str, Tensor]:
+        return first_gradients(kind, tmp_path, "wrapped", **{**options(), "gradient_checkpointing": False})
+
+    check_first_step(
+        lambda way: first_gradients(kind, tmp_path, way, **options()),
+        caplog,
+        second=same_without if saves_memory else None,
+    )
+    if name not in NOISY:
+        fine = first_gradients(kind, tmp_path, "fine", **options())
+        assert difference(fine, by_logits(kind, tmp_path, **options())) < 1e-5
 
 
 class Count(transformers.TrainerCallback):
@@ -159,10 +167,8 @@ class Count(transformers.TrainerCallback):
             self.bytes[state.global_step] = sum(found.values())
 
 
-def run_of(kind: str, folder: Path, composite: str | None, steps: int, rate: float) -> tuple[list[float], Any, Count]:
-    model = loaded(kind, folder / "model")
-    if composite is not None:
-        lfpgraph.wrap(model, composite)
+def run_of(kind: str, folder: Path, way: str, steps: int, rate: float) -> tuple[list[float], Any, Count]:
+    model = wrapped(loaded(kind, folder / "model"), way)
     count = Count()
     trainer, _ = trl_runs.make(kind, model, folder, steps, num_train_epochs=100, max_steps=steps, learning_rate=rate)
     trainer.add_callback(count)
@@ -176,11 +182,11 @@ def run_of(kind: str, folder: Path, composite: str | None, steps: int, rate: flo
 def test_learns(kind: str, tmp_path: Path) -> None:
     sign = 1 if kind in REINFORCED else -1
     gains = []
-    for composite, rate in ((None, 3e-3), ("lfp-epsilon", 1e-2)):
-        found, model, count = run_of(kind, tmp_path, composite, 100 if composite else 50, rate)
+    for way, steps in (("plain", 50), ("wrapped", 100)):
+        found, model, count = run_of(kind, tmp_path, way, steps, 3e-3)
         gains.append(sign * (sum(found[40:50]) / 10 - sum(found[:5]) / 5))
     made = lfpgraph.explain_wrap(model)
     print(kind, gains, made, count.bytes)
-    assert gains[1] > 0.5 * gains[0] > 0
+    assert gains[1] > 0.8 * gains[0] > 0
     assert made.plans + made.traces <= 4
     assert count.bytes[100] <= 1.02 * count.bytes[30]

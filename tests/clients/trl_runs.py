@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 import trl
@@ -15,14 +16,18 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.experimental.tpo import TPOConfig, TPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 import lfpgraph
 
 from .support import FirstStep, gpt2, texts, tokenizer
 
-__all__ = ["KINDS", "make", "unfuse"]
+__all__ = ["KINDS", "lora", "make", "statically", "unfuse"]
 
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 4, "max_grad_norm": 0.0, "learning_rate": 1e-3, "logging_steps": 1, "report_to": [],
@@ -57,6 +62,16 @@ def comparisons() -> Dataset:
     return Dataset.from_dict(both)
 
 
+def triples() -> Dataset:
+    a, b, c = zip(*_pairs())
+    return Dataset.from_dict({"prompt": list(a), "chosen": list(b), "rejected": list(c), "reference": list(b)})
+
+
+def talks() -> Dataset:
+    said = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b, _ in _pairs()]
+    return Dataset.from_dict({"messages": said})
+
+
 def verdicts() -> Dataset:
     rows = [(a, b if i % 2 else c, bool(i % 2)) for i, (a, b, c) in enumerate(_pairs())]
     a, b, good = zip(*rows)
@@ -71,10 +86,11 @@ def many_letters_e(completions: list[str], **kwargs: Any) -> list[float]:
 GENERATION = {"num_generations": 4, "max_completion_length": 12, "temperature": 1.0}
 
 
-def _maker(trainer: Any, config: Any, data: Callable[[], Dataset], extra: dict[str, Any], **options: Any) -> Any:
-    def made(model: nn.Module, folder: Path, given: dict[str, Any], **more: Any) -> Any:
-        arguments = config(output_dir=str(folder), **{**COMMON, **options, **given})
-        return trainer(model=model, args=arguments, train_dataset=data(), processing_class=tokenizer(), **extra, **more)
+def _maker(trainer: Any, config: Any, data: Callable[[], Dataset], extra: Any, **options: Any) -> Any:
+    def made(model: nn.Module, folder: Path, chosen: dict[str, Any], **more: Any) -> Any:
+        arguments = config(output_dir=str(folder), **{**COMMON, **options, **chosen})
+        given = extra() if callable(extra) else extra
+        return trainer(model=model, args=arguments, train_dataset=data(), processing_class=tokenizer(), **given, **more)
 
     return made
 
@@ -93,6 +109,17 @@ KINDS: dict[str, Any] = {
     "Reward": _maker(trl.RewardTrainer, trl.RewardConfig, comparisons, {}, max_length=64),
     "ORPO": _maker(ORPOTrainer, ORPOConfig, preferences, {}, max_length=64),
     "CPO": _maker(CPOTrainer, CPOConfig, preferences, {}, max_length=64),
+    "TPO": _maker(TPOTrainer, TPOConfig, triples, {}, max_length=64),
+    "GMPO": _maker(GMPOTrainer, GMPOConfig, prompts, REWARD, **GENERATION),
+    "Online DPO": _maker(OnlineDPOTrainer, OnlineDPOConfig, prompts, REWARD, max_new_tokens=12, max_length=64),
+    "GKD": _maker(GKDTrainer, GKDConfig, talks, lambda: {"teacher_model": gpt2(5)}, max_length=64, max_new_tokens=8),
+    "Distillation": _maker(
+        trl.DistillationTrainer,
+        trl.DistillationConfig,
+        prompts,
+        lambda: {"teacher_model": gpt2(5)},
+        max_completion_length=12,
+    ),
 }
 
 
@@ -102,6 +129,12 @@ def scorer(seed: int = 0) -> Any:
     config = gpt2().config
     config.num_labels = 1
     return transformers.GPT2ForSequenceClassification(config)
+
+
+def lora(kind: str) -> Any:
+    """A configuration of LoRA for the kind's small GPT-2."""
+    task = "SEQ_CLS" if kind == "Reward" else "CAUSAL_LM"
+    return peft.LoraConfig(r=4, target_modules=["c_attn"], task_type=task, fan_in_fan_out=True)
 
 
 def make(kind: str, model: nn.Module, folder: Path, steps: int = 1, more: Any = None, **given: Any) -> tuple[Any, Any]:
@@ -140,7 +173,7 @@ def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def statically(model: nn.Module, composite: Any = "lfp-epsilon") -> Callable[..., Tensor]:
+def statically(model: nn.Module, composite: Any) -> Callable[..., Tensor]:
     """The logits by a second way: the traced program of a twin that has the same parameters."""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     lfpgraph.wrap(twin, composite, engine="static")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 NAMES = (
     "<script>alert(1)</script>", "<!--<script>", "</details>", "[/red]", "[link=http://a]b[/link]", "\x1b[31m\x07",
-    "\u202eabc", "a\nb", '"q"\\', "{{7*7}}", "x\x00y", "=cmd|'/c calc'!A1", "é 漢",
+    "\u202eabc", "a\nb", '"q"\\', "{{7*7}}", "x\x00y", "=cmd|'/c calc'!A1", "é 漢", "half \ud800 of one",
 )  # fmt: skip
 
 

@@ -127,8 +127,9 @@ def _projected(target: bool) -> Callable[[int], Usual]:
 def _project(given: list[Tensor], direction: int, x: Tensor, key: int) -> Tensor:
     """A projection of the output's signal [n, c] onto x [n, ...], or of [n, t, c] onto x [n, t, d].
 
-    Spikes [t, n, c] count summed over time. With a direction (1: signals are rewards, -1: gradients) the signal's
-    positive entries become 1 and the others 0: for cross-entropy and its like that is the one-hot target.
+    Spikes [t, n, c] count summed over time; activations [t, n, ...] get the projection of [n, c] at every time. With a
+    direction (1: signals are rewards, -1: gradients) the signal's positive entries become 1 and the others 0: for
+    cross-entropy and its like that is the one-hot target.
     """
     error = given[0]
     rows = error.dim() - 1
@@ -136,6 +137,12 @@ def _project(given: list[Tensor], direction: int, x: Tensor, key: int) -> Tensor
         error, rows = error.sum(0), 1
     elif not _same(error.shape[:rows], x.shape[:rows]) and _same(error.shape[:1], x.shape[:1]):
         error, rows = error.flatten(1), 1
+    spread = (
+        x.dim() > 2 and rows == 1 and not _same(error.shape[:1], x.shape[:1]) and _same(error.shape[:1], x.shape[1:2])
+    )
+    times = x.shape[0]
+    if spread:
+        x = x[0]
     if not _same(error.shape[:rows], x.shape[:rows]):
         raise RuleError(
             f"the output's signal {list(given[0].shape)} cannot be projected onto an activation {list(x.shape)}: direct "
@@ -145,7 +152,8 @@ def _project(given: list[Tensor], direction: int, x: Tensor, key: int) -> Tensor
         error = direction * ((direction * error) > 0).to(error.dtype) / error.shape[0]
     inner = [int(size) for size in x.shape[rows:]]
     matrix = fixed_random(torch.Size([int(error.shape[-1]), math.prod(inner)]), key, x)
-    return (error.to(x.dtype) @ matrix).reshape([*x.shape[:rows], *inner])
+    found = (error.to(x.dtype) @ matrix).reshape([*x.shape[:rows], *inner])
+    return found.expand(times, *found.shape) if spread else found
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -37,9 +37,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     for experiment in (
         Experiment("discrete.activations", "smooth ones, steps, few bits, binary and ternary weights: MLPs on digits"),
         Experiment("boundaries", "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)"),
+        Experiment("architectures.captions", "a CNN and an LSTM describe digits in four words"),
         Experiment("convergence", "accuracy per step and per second: a CNN on digits"),
         Experiment("diffusion", "a diffusion model predicts the noise in digits"),
+        Experiment("architectures.fields", "three planes of features tell which points are inside of a gyroid"),
+        Experiment(
+            "architectures.forecasting", "exponential smoothing with an LSTM forecasts generated seasonal series"
+        ),
         Experiment("graphs", "GraphSAGE tells the community of a node of a generated graph"),
+        Experiment(
+            "architectures.hybrids", "convolution or attention, at full or half size, searched while it trains: digits"
+        ),
         Experiment("transformers.language", "next-character loss of a small GPT-2 on Python's own standard library"),
         Experiment(
             "transformers.finetune",
@@ -48,12 +56,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "metric", "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits"
         ),
+        Experiment("policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"),
+        Experiment("optimizers", "AdamW, SGD, Madam, Muon, adaptive clipping: an MLP on digits"),
+        Experiment(
+            "f1", "rewarded by a program that knows nothing but the F1 score: an MLP tells nines from other digits"
+        ),
         Experiment("pruning", "accuracy with weights taken away, with noise on them, with few bits: an MLP on digits"),
         Experiment("regression", "diabetes (and California housing, if scikit-learn has it cached): an MLP"),
         Experiment("rewards", "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer"),
         Experiment("discrete.routing", "a router that chooses experts by argmax: digits"),
         Experiment("rule", "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters"),
+        Experiment(
+            "discrete.spike_rewards", "LIF networks on digits: by spike counts, first spikes, rate-coded reward"
+        ),
         Experiment("discrete.spiking", "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps"),
+        Experiment("suggested", "rates that suggest_lr suggests beside the best of a grid: digits, characters"),
         Experiment("transformers.trainer", "models of three kinds under transformers.Trainer's default settings"),
         Experiment("transfer", "half of the digits by backprop, then the other half by feedback"),
         Experiment("transformers.vit", "a ViT of transformers, random weights, on digits"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...comparison.runs import output_of
+from ...comparison.learners import output_of
 from ...composites.composite import Composite
 from ...demo.data import Arrays
 from ...rewards import reward_loss
+from ...training.policies import Policy
 from ...wrapping.wrapper import wrap
 from .runs import Runs
 
@@ -56,7 +58,9 @@ class Way:
     """A way of training. `composite` None is plain backprop by autograd.
 
     Attributes:
+        optimizer: a class of torch.optim by name, or what makes one of the model's named parameters and a rate.
         gradients: sets each parameter's `.grad` by itself, given the model, a batch and its labels, in place of backward.
+        policy: makes the update policy of a run.
     """
 
     name: str
@@ -64,8 +68,9 @@ class Way:
     objective: Objective
     lr: float = 3e-3
     clip: float | None = 1.0
-    optimizer: str = "AdamW"
+    optimizer: str | Callable[[Sequence[tuple[str, Tensor]], float], torch.optim.Optimizer] = "AdamW"
     gradients: Callable[[nn.Module, Tensor, Tensor], None] | None = None
+    policy: Callable[[], Policy] | None = None
 
 
 @dataclass
@@ -172,17 +177,22 @@ def fit(
     if epochs * settings.effort < 1:
         rows = max(batch_size, round(len(train[0]) * epochs * settings.effort))
         train = train[0][:rows], train[1][:rows]
-    weights = {seed: copy.deepcopy((start(seed) if start else model).state_dict()) for seed in settings.numbers}
+
+    @functools.cache
+    def weights(seed: int) -> dict[str, Any]:
+        return copy.deepcopy((start(seed) if start else model).state_dict())
+
     length, device = settings.epochs(epochs), settings.runs.device
-    twin, wrapped = copy.deepcopy(model).to(device), None
+    twin: Any = None
+    wrapped: Any = None
 
     def trained(way: Way, seed: int) -> dict[str, Any]:
         nonlocal twin, wrapped
-        if way.composite is not wrapped:  # ways that differ in their rate alone share a trace
+        if twin is None or way.composite is not wrapped:  # ways that differ in their rate alone share a trace
             twin, wrapped = copy.deepcopy(model).to(device), way.composite
             if wrapped is not None:
                 wrap(twin, wrapped)
-        twin.load_state_dict(weights[seed])
+        twin.load_state_dict(weights(seed))
         data = [(x.to(device), y.to(device)) for x, y in (train, test)]
         curve, seconds = _train(twin, way, data[0], data[1], length, batch_size, seed, score)
         settings.progress(f"{name} {way.name} rate {way.lr:g} seed {seed}: {curve[-1]:.4f}")
@@ -214,11 +224,16 @@ def _train(
     """The score after every epoch, and the median of the seconds that a step took."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = getattr(torch.optim, way.optimizer)(parameters, lr=way.lr)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    if isinstance(way.optimizer, str):
+        optimizer = getattr(torch.optim, way.optimizer)(parameters, lr=way.lr)
+    else:
+        optimizer = way.optimizer(named, way.lr)
     steps = epochs * -(-len(train[0]) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, way.lr, total_steps=steps + 1, cycle_momentum=False)
     curve, seconds = [], []
+    held = None if way.policy is None else way.policy().attach(optimizer, model)
     for _ in range(epochs):
         model.train()
         for rows in torch.randperm(len(train[0]), generator=generator).split(batch_size):
@@ -231,11 +246,13 @@ def _train(
                 if objective.requires_grad:  # a network that ends in a step has nothing to differentiate
                     objective.backward()
             if way.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, way.clip)
+                nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], way.clip)
             optimizer.step()
             schedule.step()
             seconds.append(time.perf_counter() - begin)
         curve.append(evaluate(model, test, score))
+    if held is not None:
+        held.remove()
     return curve, statistics.median(seconds)
 
 

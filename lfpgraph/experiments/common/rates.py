@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ...comparison.comparing import held_back
+from ...comparison.examples import held_back
 from ...demo.data import Arrays
 from .harness import Case, Settings, Way, fit
 

@@ -1,4 +1,4 @@
-"""Hard routing: eight experts of one hidden unit each, of which every digit gets one, chosen by argmax."""
+"""Hard routing: experts of which every digit gets one, chosen by argmax, or the two of the highest scores."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from ..common.rates import at_best
 __all__ = ["Routed", "run"]
 
 RATES = (1e-2, 3e-2, 6e-2, 1e-1)
+SIZES: dict[str, dict[str, int]] = {
+    "eight experts, one chosen": {},
+    "32 experts, two chosen": {"experts": 32, "top": 2},
+}
 
 
 class Routed(nn.Module):
-    """All experts are computed; a mask lets one of them through.
+    """All experts are computed; a mask lets `top` of them through.
 
     Args:
         mask: "hard"; "straight-through", as people write it; "switch", where the chance of the chosen one scales it; or
             "frozen", hard with a router that does not train.
     """
 
-    def __init__(self, mask: str = "hard", experts: int = 8, width: int = 1) -> None:
+    def __init__(self, mask: str = "hard", experts: int = 8, width: int = 1, top: int = 1) -> None:
         super().__init__()
-        self.mask, self.experts, self.width = mask, experts, width
+        self.mask, self.experts, self.width, self.top = mask, experts, width, top
         self.router = nn.Linear(64, experts).requires_grad_(mask != "frozen")
         self.up = nn.Linear(64, experts * width)
         self.down = nn.Parameter(torch.randn(experts, width, 10) / width**0.5)
@@ -37,7 +41,10 @@ class Routed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.router(x)
-        mask = one_hot(scores.argmax(-1), self.experts).to(x.dtype)
+        if self.top == 1:
+            mask = one_hot(scores.argmax(-1), self.experts).to(x.dtype)
+        else:
+            mask = torch.zeros_like(scores).scatter(-1, scores.topk(self.top, -1).indices, 1.0)
         if self.mask == "straight-through":
             chances = scores.softmax(-1)
             mask = mask + chances - chances.detach()
@@ -52,19 +59,18 @@ def run(settings: Settings) -> Report:
     """`lfp` on the plain mask, and what backprop has: three ways to write the mask, and a router that stays as it is."""
     train, test = flat_digits()
 
-    def one(name: str, composite: str | None, mask: str) -> tuple[list[Case], list[str]]:
-        start, way = seeded(lambda: Routed(mask)), Way(name, composite, cross_entropy)
-        return at_best(start(0), [way], RATES, train, test, settings, epochs=20, name="routing", start=start)
+    def one(model: str, name: str, composite: str | None, mask: str) -> tuple[list[Case], list[str]]:
+        start, way = seeded(partial(Routed, mask, **SIZES[model])), Way(name, composite, cross_entropy)
+        return at_best(start(0), [way], RATES, train, test, settings, epochs=20, name=model, start=start)
 
-    found = settings.runs.together(
-        [
-            partial(one, "LFP", "lfp", "hard"),
-            partial(one, "straight-through", None, "straight-through"),
-            partial(one, "Switch", None, "switch"),
-            partial(one, "LFP, Switch", "lfp", "switch"),
-            partial(one, "backprop", None, "frozen"),
-        ]
-    )
+    ways = [
+        ("LFP", "lfp", "hard"),
+        ("straight-through", None, "straight-through"),
+        ("Switch", None, "switch"),
+        ("LFP, Switch", "lfp", "switch"),
+        ("backprop", None, "frozen"),
+    ]
+    found = settings.runs.together([partial(one, model, *way) for model in SIZES for way in ways])
     cases = [case for own, _ in found for case in own]
     notes = ["backprop: no gradient reaches the router, so it is a frozen one", *(n for _, own in found for n in own)]
-    return Report("routing", "accuracy", cases, draw_curves, (6, 4), notes)
+    return Report("routing", "accuracy", cases, draw_curves, (10, 4), notes)

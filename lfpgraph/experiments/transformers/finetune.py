@@ -22,9 +22,9 @@ from ..common.texts import LIBRARIES, docstrings, package_folder
 __all__ = ["run"]
 
 KINDS = {
-    "all weights": (1e-4, 3e-4, 1e-3),
-    "LoRA, head frozen": (2e-3, 5e-3, 1e-2, 2e-2),
-    "LoRA, head trained": (2e-3, 5e-3, 1e-2, 2e-2),
+    "all weights": (1e-4, 2e-4, 3e-4, 5e-4, 1e-3),
+    "LoRA, head frozen": (2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+    "LoRA, head trained": (2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
 }
 LENGTH = 32  # tokens of a text
 

@@ -72,11 +72,13 @@ def _parse(source: Any) -> tuple[Any, Path | None]:
     if isinstance(source, str | Path):
         path = Path(source)
         try:
+            if path.exists() and not path.is_file():  # reading a pipe may never end
+                raise OnnxError(f"{path} is no regular file.")
             if path.stat().st_size > _LARGEST_FILE:
                 raise OnnxError(f"{path} is larger than 2 GiB, which no ONNX file is; large tensors belong beside it.")
             source, file = path.read_bytes(), path
-        except OSError as error:
-            raise OnnxError(f"cannot read {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise OnnxError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     if not isinstance(source, bytes):
         raise OnnxError(f"an ONNX model is a path, bytes or a ModelProto, not {type(source).__name__}")
     proto = onnx.ModelProto()

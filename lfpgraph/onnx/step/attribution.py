@@ -31,7 +31,7 @@ def export_attribution(
     model: nn.Module,
     example: Any,
     path: str | Path,
-    composite: str | Composite = "epsilon-plus",
+    composite: str | Composite = "attnlrp",
     *,
     target: int | str = "predicted",
     parameters: str = "inside",

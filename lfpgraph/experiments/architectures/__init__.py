@@ -1,0 +1,1 @@
+"""Architectures that learning rules are asked to train: series, fields, captions, hybrids."""

@@ -1,0 +1,41 @@
+"""Convolution or attention, at full or at half size, searched while it trains (BossNAS, Li et al. 2021): digits."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ...demo.data import digits
+from ...models_zoo.hybrids import SearchedHybrid
+from ..common.drawing import draw_curves
+from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.models import seeded
+from ..common.rates import chosen_rates
+
+__all__ = ["CANDIDATES", "run"]
+
+RATES = (1e-3, 3e-3, 1e-2)
+CANDIDATES = ("convolution", "attention", "convolution at half size", "attention at half size")
+
+
+def run(settings: Settings) -> Report:
+    """Accuracy on held-out digits, and what each layer weighs its candidates by in the end."""
+    train, test = digits()
+    start = seeded(lambda: SearchedHybrid(1, 16, 2, 2, 10))
+    cases, notes = list[Case](), list[str]()
+
+    def weigh(case: Case, seed: int, model: nn.Module) -> None:
+        choices = model.get_parameter("choices").detach().softmax(1)
+        case.more.setdefault("choices", []).append([[round(float(v), 3) for v in row] for row in choices])
+
+    for way in (Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)):
+        (chosen,) = chosen_rates(start(0), [way], RATES, train, settings, epochs=6, name="hybrid", start=start)
+        rate = chosen.more["lr"]
+        best = Way(way.name, way.composite, cross_entropy, lr=rate)
+        (case,) = fit(start(0), [best], train, test, settings, epochs=6, name="hybrid", start=start, after=weigh)
+        cases.append(case)
+        first = case.more["choices"][0]
+        notes.append(
+            f"{way.name}: rate {rate:g}, chosen on a validation part; seed {settings.first}, by layer: {first}"
+        )
+    return Report("hybrids", "accuracy", cases, draw_curves, notes=[*notes, f"candidates: {', '.join(CANDIDATES)}"])

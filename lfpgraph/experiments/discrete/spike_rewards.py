@@ -1,0 +1,57 @@
+"""What a spiking network is told: LIF networks on digits, rewarded for spike counts, for first spikes, or by rates."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ...rewards import RateCodedSpikes
+from ..common.data import flat_digits
+from ..common.drawing import draw_bars
+from ..common.harness import Case, Objective, Report, Settings, Way, accuracy, rewarded
+from ..common.models import LifNet, seeded
+from ..common.rates import at_best
+from .spiking import RATES
+
+__all__ = ["run"]
+
+SETTINGS = ((15, 0.9),)  # steps and beta
+
+
+def run(settings: Settings) -> Report:
+    """`lfp` and surrogate gradients, which take what is a loss; each way reads its answer as it was rewarded."""
+    train, test = flat_digits()
+    told: dict[str, tuple[Objective, Any]] = {
+        "softmax of counts": (lambda o, y: cross_entropy(o.sum(0), y), lambda o: o.sum(0)),
+        "first spike": (lambda o, y: cross_entropy(first_spikes(o), y), first_spikes),
+        "rate-coded": (rewarded(RateCodedSpikes()), lambda o: o.sum(0)),
+    }
+    todo = [(n, b, what, side) for n, b in SETTINGS for what in told for side in ("lfp", "surrogate")]
+    todo = [task for task in todo if task[2:] != ("rate-coded", "surrogate")]
+
+    def one(steps: int, beta: float, what: str, side: str) -> tuple[list[Case], list[str]]:
+        objective, read = told[what]
+        start = seeded(lambda: LifNet(steps=steps, beta=beta))
+        way = Way({"lfp": "LFP"}.get(side, side), side, objective)
+        how: dict[str, Any] = {"epochs": 10, "name": f"{steps} steps, beta {beta}, {what}", "choosing": 3}
+        score = lambda o, y: accuracy(read(o), y)  # noqa: E731
+        return at_best(start(0), [way], RATES, train, test, settings, score=score, start=start, **how)
+
+    found = settings.runs.together([partial(one, *task) for task in todo])
+    cases = [case for own, _ in found for case in own]
+    return Report("spike_rewards", "accuracy", cases, draw_bars, (12, 4.5), [n for _, own in found for n in own])
+
+
+def first_spikes(spikes: Tensor) -> Tensor:
+    """How early each neuron spikes first, [t, n, c] to [n, c]: the number of steps for the first one, 0 for none.
+
+    Up to its first spike every step of a neuron counts, so that one that is silent is told as well.
+    """
+    left = torch.arange(len(spikes), 0, -1, device=spikes.device, dtype=spikes.dtype)
+    seen = spikes.detach()
+    waits = (seen.cumsum(0) - seen == 0).to(spikes.dtype)
+    return (left[:, None, None] * waits * spikes).sum(0)

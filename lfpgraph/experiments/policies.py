@@ -1,0 +1,45 @@
+"""How a parameter moves: an MLP on digits of memory devices, or of which few weights move, or whose layers learn alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch.nn.functional import cross_entropy
+
+from ..training.policies import ElectronicSynapses, NormalizeByMax, Policy, SaRA
+from .common.data import flat_digits
+from .common.drawing import draw_bars
+from .common.harness import Case, Report, Settings, Way
+from .common.models import mlp, seeded
+from .common.rates import at_best
+
+__all__ = ["POLICIES", "run"]
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+POLICIES: dict[str, Callable[[], Policy] | None] = {
+    "none": None,
+    "256 levels": partial(ElectronicSynapses, 256),
+    "32 levels": partial(ElectronicSynapses, 32),
+    "32 levels, v = 3": partial(ElectronicSynapses, 32, 3.0),
+    "32 levels, v = 3, one way": partial(ElectronicSynapses, 32, 3.0, unidirectional=True),
+    "32 levels, steps rounded": partial(ElectronicSynapses, 32, rounding="nearest"),
+    "SaRA, 10 %": partial(SaRA, 0.1, progressive=210),
+}
+
+
+def run(settings: Settings) -> Report:
+    """Accuracy on held-out digits after 20 epochs; layers that learn alone by SoftHebb are a row of their own."""
+    train, test = flat_digits()
+    start = seeded(lambda: mlp([64, 128, 64, 10]))
+    cases, notes = list[Case](), list[str]()
+    for name, policy in POLICIES.items():
+        ways = [
+            Way(way, composite, cross_entropy, policy=policy) for way, composite in (("LFP", "lfp"), ("backprop", None))
+        ]
+        found, chosen = at_best(start(0), ways, RATES, train, test, settings, epochs=20, name=name, start=start)
+        cases += found
+        notes += chosen
+    local = Way("SoftHebb", "softhebb", cross_entropy, policy=partial(NormalizeByMax, exclude="4.*"))
+    found, chosen = at_best(start(0), [local], RATES, train, test, settings, epochs=20, name="none", start=start)
+    return Report("policies", "accuracy", cases + found, draw_bars, (11, 4), notes + chosen)

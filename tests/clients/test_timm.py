@@ -1,0 +1,122 @@
+"""timm's training step: its models, mixing of examples, scaler, mean of weights and optimizers, as its train.py has them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+def _without_fakes(name: str, *args: Any, **kwargs: Any) -> Any:
+    """torchvision's wheel is linked to CUDA; beside a torch without it, its own operators cannot be given fakes."""
+    return (lambda f: f) if str(name).startswith("torchvision::") else _register(name, *args, **kwargs)
+
+
+_register = torch.library.register_fake
+with mock.patch("torch.library.register_fake", _without_fakes):
+    import timm
+    from timm.data.mixup import Mixup
+    from timm.loss import SoftTargetCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.task import ClassificationTask, LogitDistillationTask
+    from timm.utils import ModelEmaV3, NativeScaler
+
+from .checks import check_first_step, grads_of, wrapped  # noqa: E402
+
+MODELS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2},
+    "resnet18": {},
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
+}
+
+
+def model_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=4, drop_path_rate=0.1, **MODELS[name])  # type: ignore[no-any-return]
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    y = torch.randint(4, (16,), generator=draw)
+    x = 0.5 * torch.randn(16, 3, 32, 32, generator=draw)
+    x[torch.arange(16), :, 8 * y] += 2.0  # a bright row says which
+    return x, y
+
+
+def train(
+    name: str, way: str, steps: int = 1, optimizer: str = "adamw", amp: bool = False, every: int = 1, task: Any = None,
+    mixed: bool = True,
+) -> tuple[dict[str, Tensor], list[float]]:  # fmt: skip
+    """The loop of timm's train.py."""
+    model = wrapped(model_of(name), way)
+    mean = ModelEmaV3(model, decay=0.9)
+    update = create_optimizer_v2(model, opt=optimizer, lr=2e-3, weight_decay=0.05, layer_decay=0.75)
+    scaler = NativeScaler(device="cpu") if amp else None
+    mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=4)
+    run: Callable[[Tensor, Tensor], Tensor] = lambda x, y: SoftTargetCrossEntropy()(model(x), y)  # noqa: E731
+    if task is not None:
+        made = task(model)
+        run = lambda x, y: made(x, y)["loss"]  # noqa: E731
+    first: dict[str, Tensor] = {}
+    losses = []
+    for step in range(steps * every):
+        torch.manual_seed(step)
+        x, y = batch(step)
+        if mixed:
+            import numpy
+
+            numpy.random.seed(step)
+            x, y = mix(x, y)
+        last = step % every == every - 1
+        with torch.autocast("cpu", torch.bfloat16) if amp else contextlib.nullcontext():
+            loss = run(x, y) / every
+        if scaler is not None:
+            scaler(loss, update, clip_grad=1.0, parameters=model.parameters(), need_update=last)
+            first = first or (grads_of(model) if last else {})
+        else:
+            loss.backward()
+            if last:
+                first = first or grads_of(model)
+                update.step()
+        if last:
+            update.zero_grad()
+            mean.update(model, step)
+        losses.append(every * loss.item())
+    return first, losses
+
+
+@pytest.mark.client("timm", "{name}: Mixup and CutMix, layer decay, a mean of weights (ModelEmaV3)", "nothing")
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_first_step(lambda way: train(name, way)[0], caplog)
+    falls = {}
+    for way in ("plain", "wrapped"):
+        losses = train(name, way, 40, mixed=False, task=lambda model: ClassificationTask(model, verbose=False))[1]
+        falls[way] = losses[0] - sum(losses[-5:]) / 5
+    print(name, falls)
+    assert falls["wrapped"] > 0.8 * falls["plain"] > 0
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bf16 and NativeScaler": {"amp": True},
+    "accumulation": {"every": 2},
+    "LAMB": {"optimizer": "lamb"},
+    "ClassificationTask": {"task": lambda model: ClassificationTask(model, verbose=False), "mixed": False},
+    "LogitDistillationTask": {
+        "task": lambda model: LogitDistillationTask(model, model_of("resnet18"), distill_loss_weight=0.5, verbose=False),
+        "mixed": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.client("timm", "{option}")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options(option: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_first_step(
+        lambda way: train("vit_tiny_patch16_224", way, **OPTIONS[option])[0], caplog, 5e-2 if "bf16" in option else 1e-5
+    )
