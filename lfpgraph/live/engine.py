@@ -14,13 +14,13 @@ from ..composites.composite import Composite
 from ..engine.plan import make_plan
 from ..engine.recurrent import takes_steps_as_one
 from ..errors import InputError, NonFiniteError
-from ..graph.calls import flatten_output
+from ..graph.calls import flatten_output, parts_of
 from ..tracing.flat import running_plainly
 from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, parts_of, refs_in, tensors_in
+from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
 from .parameters import Watch
 from .record import Record
 from .repeats.replay import Replay, simple
@@ -295,5 +295,6 @@ class _Leaves:
         if tensor.requires_grad:
             return "input", -1
         given = tensors_in((self.args, self.kwargs)) if type(tensor) is not Tensor else []
-        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if torch._C._is_alias_of(part, x)]
+        is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if is_alias(part, x)]
         return ("input", same[0]) if same else ("constant", None)
