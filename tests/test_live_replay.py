@@ -13,7 +13,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
+from lfpgraph.live import engine
 from lfpgraph.live.repeats.replay import Replay
+
+from .support.live import (  # noqa: F401  (fill CASES)
+    arguments,
+    backwards,
+    copies,
+    functions,
+    habits,
+    layers,
+    modules,
+    parts,
+    recurrent,
+    states,
+    tools,
+)
+from .support.live.odd import callers, further, hidden, inner, pythonic, values, writes  # noqa: F401
+from .support.live.table import CASES, assert_equal, run
 
 _SETTLED = 5  # steps after which a run is only compared
 
@@ -214,9 +231,9 @@ def test_hooks_and_kept_gradients_see_what_they_saw(composite: str) -> None:
         out = net(x)
         out.register_hook(own.append)
         out.retain_grad()
-        (inner,) = torch.autograd.grad(out.square().sum(), own[0], retain_graph=True)
+        (asked,) = torch.autograd.grad(out.square().sum(), own[0], retain_graph=True)
         out.square().sum().backward()
-        seen.append([inner, own[1], out.grad, own[0].grad])
+        seen.append([asked, own[1], out.grad, own[0].grad])
     for found, expected in zip(*seen):
         assert (found - expected).norm() <= 1e-12 * expected.norm()
 
@@ -247,3 +264,21 @@ def test_a_gradient_that_is_no_feedback_is_told_of(composite: str, caplog: pytes
     with caplog.at_level(logging.WARNING, "lfpgraph"):
         model.third.bias.sum().backward()
     assert "third.bias" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
+def test_the_table_of_live_python(composite: str, monkeypatch: pytest.MonkeyPatch, replayed: list[bool]) -> None:
+    """Compared from the second step on, each case does what it does when all of it is noted."""
+    monkeypatch.setattr(engine, "_UNSURE", 0)
+    count = 0
+    for case in CASES.values():
+        replayed.clear()
+        found = run(case, composite, "live")
+        if replayed:
+            count += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "simple", lambda *given: None)
+                assert_equal(found, run(case, composite, "live"), 1e-9)
+    assert count > 60

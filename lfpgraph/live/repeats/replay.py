@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from ...engine.plan import How
 from ..bridges import LARGE
 from ..interception import PRE_DISPATCH, include, without_python
-from ..notes import NameLeaf, alias_of
+from ..notes import NameLeaf, alias_of, is_over, version_of
 from ..parameters import Scale, Watch, watching
 from ..record import Record
 from ..schedule import Schedule
@@ -29,7 +29,6 @@ __all__ = ["Replay", "Simple", "simple"]
 _grad = torch.is_grad_enabled
 _transform = torch._C._functorch.peek_interpreter_stack
 _autocast = torch._C._is_any_autocast_enabled
-_is_over = torch._C._functorch.is_dead_tensor_wrapper  # type: ignore[attr-defined]
 
 
 class _Scaled(NamedTuple):
@@ -109,7 +108,7 @@ class Replay:
         watch: is told which feedback is on its way to which parameter.
 
     Attributes:
-        edges, shapes, kept: as of a record, by number; aliases: of leaves.
+        edges, shapes, kept: as of a record, by number; aliases: of leaves; versions: of those that autograd does not follow.
         tensors: by number, what the run has found, and weak references to what it has made.
         done: how many steps have run. path: of the module whose call is running.
     """
@@ -123,6 +122,7 @@ class Replay:
         self.shapes: list[Any] = [None] * count
         self.kept: list[Tensor | None] = [None] * count
         self.aliases: dict[int, Tensor] = {}
+        self.versions: dict[int, int] = {}
         self._scaled: list[tuple[Tensor, _Scaled]] = []
         self._record: Record | None = None
         self._started = torch._C._autograd._get_sequence_nr()
@@ -167,6 +167,8 @@ class Replay:
             self.edges[number] = alias.grad_fn, 0
             self._scaled.append((alias, found))
         self.tensors[number], self.shapes[number] = x, shape
+        if not x.requires_grad:
+            self.versions[number] = version_of(x)
         if number in self.schedule.kept_values:
             self.kept[number] = x.detach()
         return True
@@ -177,7 +179,7 @@ class Replay:
         name, dtype, dims, follows = simple.leaves[number]
         if x.requires_grad is not follows or x.dtype is not dtype or x.dim() != dims or x.grad_fn is not None:
             return False
-        if x.layout is not torch.strided or _is_over(x) or any(x is met for met in self.tensors):
+        if x.layout is not torch.strided or is_over(x) or any(x is met for met in self.tensors):
             return False
         if self.name_leaf(x) != name:
             return False
@@ -202,6 +204,8 @@ class Replay:
             step = made.get(number)
             if step is None:
                 record._leaf(x, self.aliases.get(number))
+                if number in self.versions:
+                    record._versions[id(x)] = self.versions[number]
                 if number in self.simple.parameters and number not in self.aliases:  # an operation has read it itself
                     edge: Any = alias_of(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
                     record.edges[edge] = number

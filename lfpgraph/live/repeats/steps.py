@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bridges import LARGE
-from ..notes import Ref
+from ..notes import Ref, version_of
 from ..operations import OWN_BACKWARD, OWN_VIEW, SIZE, TENSOR, TENSORS, info_of
 
 __all__ = ["ANOTHER", "Quick", "note_made", "quick_steps"]
@@ -118,7 +118,9 @@ class Quick:
             if x is not tensors[want]:
                 if tensors[want] is not None or not isinstance(x, Tensor) or not run.meet(want, x):
                     return ANOTHER
-            elif x.requires_grad is not run.simple.leaves[want][3] or x.grad_fn is not None:
+            elif x.grad_fn is not None or x.requires_grad is not run.simple.leaves[want][3]:
+                return ANOTHER
+            elif want in run.versions and version_of(x) != run.versions[want]:
                 return ANOTHER
             if want in run.aliases:
                 given = list(args) if given is args else given
