@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
-from lfpgraph.composites.softhebb import softhebb
+from lfpgraph.composites.competition import softhebb
 from lfpgraph.errors import CompositeError
 from lfpgraph.models_zoo import build
 

@@ -9,7 +9,7 @@ from .interop import lxt_composite
 from .learning import learning_structure
 from .lrp import lrp_composites
 from .rivals.family import rival_composites
-from .softhebb import softhebb
+from .competition import softhebb
 from .spiking import spiking_structure
 
 __all__ = ["COMPOSITES"]

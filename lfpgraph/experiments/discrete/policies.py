@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ...composites.softhebb import softhebb
+from ...composites.competition import softhebb
 from ...training.policies import ElectronicSynapses, Policy, SaRA
 from ..common.data import flat_digits
 from ..common.drawing import draw_bars
