@@ -23,6 +23,7 @@ from .interception import paused, recording
 from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
 from .parameters import Watch
 from .record import Record
+from .repeats.replay import Replay, simple
 from .repeats.steps import quick_steps
 from .schedule import Schedule, make_schedule
 
@@ -95,7 +96,10 @@ class LiveEngine:
         if any(type(x) is not Tensor and isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
             args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
-        record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
+        leaves, last = _Leaves(self, args, kwargs), self.last.get(kind)
+        again = last is not None and last.simple is not None and not self._keep_all and not kind[3]
+        record: Any = Record(leaves, last, self.path, self._keep_all > 0) if not again else None
+        record = record or Replay(last, leaves, self.path, self.watch)  # type: ignore[arg-type]
         watch = self.watch
         watch.away += 1  # gradients that the model takes inside are its own business
         try:
@@ -105,7 +109,10 @@ class LiveEngine:
             finally:
                 watch.away -= 1
             with paused():
-                self._finish(record, result, kind)
+                if not again:
+                    self._finish(record, result, kind)
+                elif not record.amend(flatten_output(result)[0]):
+                    self._finish(record.record(), result, kind)
         finally:
             record.close()
         return result
@@ -134,6 +141,7 @@ class LiveEngine:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
                 schedule.around, schedule.unread = (leaves, outputs, ends), self._unread[key[0]]
+                schedule.simple = simple(schedule, record, self.check)
                 self._planned += 1
                 _forget_oldest(self.schedules)
             except InputError as error:
