@@ -137,7 +137,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kind, options = OPTIONS[name]
-    saves_memory = "checkpointing" in name
+    saves_memory = "checkpointing" in name  # by a hook on the embedding, which no traced program keeps
 
     def same_without() -> dict[str, Tensor]:
         return first_gradients(kind, tmp_path, "wrapped", **{**options(), "gradient_checkpointing": False})
@@ -147,7 +147,7 @@ def test_options(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         caplog,
         second=same_without if saves_memory else None,
     )
-    if name not in NOISY:
+    if not saves_memory and name not in NOISY:
         fine = first_gradients(kind, tmp_path, "fine", **options())
         assert difference(fine, by_logits(kind, tmp_path, **options())) < 1e-5
 
