@@ -184,3 +184,31 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = json.loads((folder / "demo.json").read_text())
     last = [{way: run["by_epoch"][-1] for way, run in r["runs"].items()} for r in results]
     assert all(r["lfp"] >= r["backprop"] - 0.01 for r in last[:2]) and last[2]["lfp"] >= 0.94
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("coverage", "own_model:alone", "--json"), None),
+        (("coverage", "--json", "own_model:alone"), None),
+        (("coverage", "own_model:alone", "--json", "r.json"), "r.json"),
+        (("coverage", "--json", "r.json", "own_model:alone"), "r.json"),
+        (("coverage", "own_model:alone", "--json=figures"), "figures"),
+        (("check", "own_model:build", "--json", "figures", "--shape", "4"), "figures"),
+        (("zoo", "--json"), None),
+        (("reproduce", "--list", "--json", "l.json"), "l.json"),
+    ],
+)
+def test_json_with_and_without_a_file(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    file: str | None,
+) -> None:
+    """Printed alone, or written beside what is printed."""
+    monkeypatch.setattr("own_model.alone", lambda: (torch.nn.Linear(4, 3), torch.randn(2, 4)), raising=False)
+    assert run_cli(monkeypatch, *words) == 0
+    printed = capsys.readouterr().out
+    json.loads(printed if file is None else (folder / file).read_text())
+    assert file is None or not printed.startswith(("{", "["))

@@ -15,6 +15,7 @@ from ..composites.composite import Composite
 from ..reports.operations import operation_table, plan_of, reward_summary
 from ..training import Trainer, suggest_lr
 from .data import Arrays
+from .layers import Layers
 
 __all__ = ["Options", "Result", "Run", "compare"]
 
@@ -40,13 +41,20 @@ class Options:
 
 @dataclass
 class Run:
-    """One way of training: held-out metric after each epoch, seconds of each step, how many parameters backward reached."""
+    """One way of training: held-out metric after each epoch, seconds of each step, how many parameters backward reached.
+
+    Attributes:
+        losses, rates: of each step. layers: what the matrices were handed, by epoch.
+    """
 
     way: str
     metric: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     rewarded: tuple[int, int] = (0, 0)
     lr: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    layers: Layers = field(default_factory=Layers)
 
     @property
     def median_step(self) -> float:
@@ -71,11 +79,21 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         runs = [self.lfp] + ([self.backprop] if self.backprop else [])
-        keys = {"by_epoch": "metric", "step_s": "median_step", "rewarded": "rewarded", "lr": "lr"}
         return {
             "model": self.name,
             "metric": self.metric,
-            "runs": {run.way: {key: getattr(run, name) for key, name in keys.items()} for run in runs},
+            "runs": {
+                r.way: {
+                    "by_epoch": r.metric,
+                    "step_s": r.median_step,
+                    "rewarded": r.rewarded,
+                    "loss": r.losses,
+                    "lr": r.lr,
+                    "rates": r.rates,
+                    "layers": r.layers.to_json(),
+                }
+                for r in runs
+            },
             "step_ratio": None if self.backprop is None else self.ratio,
             "operations": self.operations,
         }
@@ -114,9 +132,12 @@ def compare(
     for done in range(trainers["lfp"].total_steps or 0):
         for way, run in runs.items():
             torch.manual_seed(options.seed + done)  # the same draws for both
-            seconds = next(steps[way])["seconds"]
-            run.step_seconds += [seconds] * (done > 0)
-            run.metric = [record[f"eval_{metric}"] for record in trainers[way].history]
+            record = next(steps[way])
+            run.step_seconds += [record["seconds"]] * (done > 0)
+            run.losses.append(record["loss"])
+            run.rates.append(record["lr"])
+            run.layers.look(twins[way], done)
+            _note(run, trainers[way], metric)
         if done == 0:
             result.operations = operation_table(plan_of(model))
             for way, twin in twins.items():
@@ -124,5 +145,12 @@ def compare(
         on_step(result)
     for way, run in runs.items():
         next(steps[way], None)  # the last evaluation
-        run.metric = [record[f"eval_{metric}"] for record in trainers[way].history]
+        _note(run, trainers[way], metric)
     return result
+
+
+def _note(run: Run, trainer: Trainer, metric: str) -> None:
+    """Take over the metric of the epochs that are over."""
+    before, run.metric = len(run.metric), [record[f"eval_{metric}"] for record in trainer.history]
+    if len(run.metric) > before:
+        run.layers.close()

@@ -39,6 +39,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("boundaries", "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)"),
         Experiment("architectures.captions", "a CNN and an LSTM describe digits in four words"),
         Experiment("convergence", "accuracy per step and per second: a CNN on digits"),
+        Experiment(
+            "transformers.deltanet", "a hybrid of gated DeltaNet and attention on Python's own standard library"
+        ),
         Experiment("diffusion", "a diffusion model predicts the noise in digits"),
         Experiment("architectures.fields", "three planes of features tell which points are inside of a gyroid"),
         Experiment(
@@ -57,7 +60,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "rewarding.metric",
             "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits",
         ),
-        Experiment("policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"),
+        Experiment(
+            "discrete.policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"
+        ),
         Experiment("optimizers", "AdamW, SGD, Madam, Muon, adaptive clipping: an MLP on digits"),
         Experiment(
             "rewarding.nines",
@@ -70,6 +75,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         Experiment("discrete.routing", "a router that chooses experts by argmax: digits"),
         Experiment("rule", "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters"),
+        Experiment("architectures.sequences", "a PV-RNN goes on with curves that it has seen one half of"),
         Experiment(
             "rewarding.spike_rewards", "LIF networks on digits: by spike counts, first spikes, rate-coded reward"
         ),
