@@ -164,7 +164,7 @@ def _check(name: str, folder: Path) -> None:
 def test_what_is_kept_is_not_run_again(tmp_path: Path) -> None:
     """Also what was asked of the trained model; without its file of runs nothing is trained, but an error raised."""
     train, test = data.flat_digits()
-    way, asked = Way("LFP", "lfp", cross_entropy), list[int]()
+    way, asked = Way("backprop", None, cross_entropy), list[int]()
 
     def after(seed: int, model: nn.Module) -> dict[str, int]:
         asked.append(seed)
