@@ -55,7 +55,7 @@ def trained(seed: int, steps: int) -> nn.Module:
         loss.backward()
         optimizer.step()
     right = (logits[:, half:-1].argmax(-1) == ids[:, half + 1 :]).double().mean()
-    print(f"induction, seed {seed}: loss {float(loss):.3f}, {float(right):.1%} of the second half right")
+    print(f"induction, seed {seed}: loss {loss.item():.3f}, {float(right):.1%} of the second half right")
     return model.eval()
 
 

@@ -29,9 +29,8 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .explain import pictures
     from .explain.attribution import Attribution, attribute
     from .explain.generation import Generation, explain_generation
-    from .explain.heads import Box, Segment
     from .explain.importances import bits_by_importance, importance, prune, quantise
-    from .explain.target import Contrast
+    from .explain.target import Box, Contrast, Segment
     from .graph.graph import OpGraph
     from .registry import rule
     from .reports.covered import CoverageReport, coverage
