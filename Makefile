@@ -113,7 +113,7 @@ $(DOCS): pyproject.toml constraints.txt constraints-docs.txt
 	touch $@
 
 docs: $(DOCS)
-	rm -rf .cache/mkdocs-jupyter  # what a notebook prints may be new where the notebook is not
+	rm -rf .cache/mkdocs-jupyter
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 	@echo "open runs/docs/index.html, or, to search: .venv-docs/bin/python -m http.server --directory runs/docs"
 
