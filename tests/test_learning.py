@@ -212,23 +212,26 @@ def test_a_floor_relative_to_the_parameter(engine):
     same(feedback(model, LFP.with_options(floor="rms"), x), feedback(model, LFP.with_options(floor="1 rms"), x))
 
 
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("size", [0.05, 1.0])
 @pytest.mark.parametrize("floor", [0.0, 0.05, "0.3 rms"])
-def test_a_matrix_in_units_of_its_size(floor, size, engine):
+def test_a_matrix_in_units_of_its_size(floor, size, zero, engine):
     """Over what torch's layers start with, or over its own size if that is less; not so vectors and zero matrices."""
     torch.manual_seed(0)
     model, x = OneFunction(torch.relu).double(), torch.randn(6, 5, dtype=torch.float64)
     with torch.no_grad():
         model.first.weight.normal_().mul_(size)
-        model.second.weight.zero_()
+        model.second.weight.mul_(0.0 if zero else size)  # of zeros no signal goes on to the first
         model.second.bias.fill_(1.0)
-        w = model.first.weight.abs().clamp_min(floor if floor == 0.05 else 0.0)
-    units = {"first.weight": min(15**-0.5, w.square().mean().sqrt().item())}
-    if floor == 0.05:
-        units["second.weight"] = 0.05
+        units = {}
+        for name in ("first", "second"):
+            w = model.get_parameter(f"{name}.weight")
+            rms = w.abs().clamp_min(floor if floor == 0.05 else 0.0).square().mean().sqrt().item()
+            units[f"{name}.weight"] = min((3 * w.shape[1]) ** -0.5, rms) or 1.0
     without = feedback(model, PLAIN.with_options(floor=floor), x, engine)
     found = feedback(model, LFP.with_options(floor=floor), x, engine)
     same(found, {n: g / units.get(n, 1) for n, g in without.items()})
+    assert zero or all(g.any() for g in found.values())
     with pytest.raises(CompositeError, match="unit"):
         LFP.with_options(unit="entries")
 

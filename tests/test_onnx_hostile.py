@@ -258,10 +258,17 @@ def test_absurd_shapes_take_no_memory(kind: str) -> None:
         load(wide).example()
 
 
-def test_numbers_of_parts_that_make_no_sense() -> None:
-    """Heads that cannot share keys, a scan over inputs that are not there, a sequence of a million parts."""
+def test_numbers_of_parts_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that share no keys, a scan over inputs that are not there, a sequence of a million parts, a loop without end."""
     body = helper.make_graph([helper.make_node("Identity", ["r"], ["s"])], "b", [helper.make_tensor_value_info("r", 1, None)],
                              [helper.make_tensor_value_info("s", 1, None)])  # fmt: skip
+    monkeypatch.setattr("lfpgraph.onnx.imports.sequences._MOST_ROUNDS", 50)
+    value, yes = helper.make_tensor_value_info, helper.make_node("Identity", ["c"], ["d"])
+    nodes, ins = (
+        [yes, helper.make_node("Relu", ["r"], ["s"])],
+        [value("i", 7, []), value("c", 9, []), value("r", 1, None)],
+    )
+    endless = helper.make_graph(nodes, "b", ins, [value("d", 9, []), value("s", 1, None)])
     parts = [
         helper.make_node("SplitToSequence", ["x"], ["s"]),
         helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0),
@@ -270,6 +277,7 @@ def test_numbers_of_parts_that_make_no_sense() -> None:
         ([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=4)], [2, 3, 8], "Attention"),
         ([helper.make_node("Scan", ["x"], ["y"], body=body, num_scan_inputs=9)], [2, 3], "9 of its 1 inputs"),
         (parts, [10**6, 1], "parts"),
+        ([helper.make_node("Loop", ["", "", "x"], ["y"], body=endless)], [2, 3], "not over after 50 rounds"),
     ):
         with pytest.raises(OnnxError, match=message):
             load(make(nodes, {"x": shape}, ["y"], {}))(torch.zeros(shape))

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import lfpgraph
-from lfpgraph.errors import TrainingError
+from lfpgraph.errors import CheckpointError, DataError, TrainingError
 from lfpgraph.training import Evaluation, Feedback, Loading, Objective, Running, Saving, Update
 from lfpgraph.training.settings import Settings
 
-from .support.trainer_run import make_data, make_model, same, weights
+from .support.trainer_run import make_data, make_model, make_trainer, same, weights
 
 pytest.importorskip("accelerate")
 
@@ -98,11 +98,65 @@ def test_arguments_of_no_group(given: dict[str, Any], error: type[Exception], me
         (Saving, {"save_every": "step"}, "save_every='step' is not known"),
         (Evaluation, {"eval_every": 0}, "eval_every=0 is not known"),
         (Objective, {"loss": F.cross_entropy, "reward": F.mse_loss}, "one of loss, reward and step"),
+        (Objective, {"loss": "mse"}, "loss='mse' must be a function"),
+        (Loading, {"batch_size": True}, "batch_size=True must be a whole number"),
+        (Loading, {"batch_size": 10**30}, "must be a whole number"),
+        (Loading, {"workers": -1}, "workers=-1 must be"),
+        (Running, {"max_steps": 1.5}, "max_steps=1.5 must be a whole number of 1 or more, or None"),
+        (Running, {"seed": 2**40}, "seed=1099511627776 must be a whole number from 0"),
+        (Running, {"seed": None}, "seed=None must be"),
+        (Update, {"lr": float("nan")}, "lr=nan must be a finite number"),
+        (Update, {"lr": "1e-3"}, "lr='1e-3' must be a finite number"),
+        (Update, {"clip": 0}, "clip=0 must be a number above 0, or None"),
+        (Update, {"clip": -1.0}, "clip=-1.0 must be"),
+        (Evaluation, {"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
+        (Evaluation, {"patience": 0}, "patience=0 must be"),
+        (Saving, {"loggers": None}, "loggers=None must be a list"),
+        (Saving, {"progress": "yes"}, "progress='yes' is not known"),
     ],
 )
 def test_a_group_is_checked_when_it_is_made(group: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         group(**given)
+
+
+class Broken(list[Any]):
+    """A dataset of which one row cannot be read."""
+
+    def __getitem__(self, row: Any) -> Any:
+        if row == 9:
+            raise OSError("image truncated")
+        return torch.zeros(1, 6, 6), 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "abacus"}, "device='abacus' is not known"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not known"),
+        ({"scheduler": 3}, "scheduler=3 cannot be made"),
+        ({"optimizer": nn.Linear}, "cannot be made: TypeError"),
+        ({"loggers": [3]}, "no logger 3"),
+        ({"model": 5}, "must be an nn.Module with weights, not 5"),
+        ({"model": nn.Linear(36, 5, device="meta")}, "without values"),
+        ({"train_data": "data"}, "not str"),
+        ({"train_data": (make_data()[0].numpy(), make_data()[1].numpy())}, "not tuple of ndarray, ndarray"),
+        ({"train_data": (*make_data(), make_data()[1])}, "not tuple of Tensor, Tensor, Tensor"),
+        ({"train_data": Broken(range(44))}, r"batch \d of the epoch cannot be made: OSError: image truncated"),
+        ({"train_data": [(torch.zeros(1, 6, 6), 0), (torch.zeros(1, 6, 7), 0)]}, "batch 1 .* equal size"),
+        ({"loss": lambda outputs, labels: outputs}, r"gives a loss \[8, 5\], where one number"),
+        ({"loss": lambda outputs, labels: 1.0}, "gives a loss of type float"),
+    ],
+)
+def test_what_a_trainer_does_not_take(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((TrainingError, DataError), match=message):
+        make_trainer(**{"eval_data": None, "metrics": [], **given}).train()
+
+
+@pytest.mark.parametrize("resume", [5, b"run", ["run"], "x" * 5000])
+def test_what_is_no_path_of_a_checkpoint(tmp_path: Path, resume: Any) -> None:
+    with pytest.raises(CheckpointError, match="given by its path|name too long"):
+        make_trainer(tmp_path).train(resume=resume)
 
 
 @pytest.mark.parametrize("composite", ["lfp", None])

@@ -156,7 +156,8 @@ def _blocks(kinds: Sequence[str], rows: dict[tuple[str, str], Row], again: bool)
     """The next seeds, kind by kind in turn, without an end; or those that failed."""
     version = torch.__version__.partition("+")[0]
     for kind in kinds:
-        rows.setdefault((kind, version), Row(KINDS[kind][0]))
+        behind = [row.first + row.tried for (name, _), row in rows.items() if name == kind]  # of any torch
+        rows.setdefault((kind, version), Row(max(behind, default=KINDS[kind][0])))
     if again:
         yield from ((kind, list(rows[kind, version].missed)) for kind in kinds)
         return

@@ -130,6 +130,9 @@ def train(
     epsilon: Epsilon = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     lr: Annotated[float, typer.Option(min=0.0, callback=finite)] = 1e-3,
+    suggest: Annotated[
+        bool, typer.Option("--suggest-lr", help="Find a rate for each way by a short range test, in place of --lr.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "AdamW",
     clip: Annotated[float, typer.Option(min=0.0, callback=finite, help="Largest gradient norm; 0 for none.")] = 1.0,
@@ -150,7 +153,7 @@ def train(
         rules = rules.with_options(epsilon=epsilon)
     build, make_data = load_target(model), load_target(data)
     options = Options(
-        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer_named(optimizer), clip=clip or None,
+        epochs=epochs, lr=None if suggest else lr, batch_size=batch_size, optimizer=optimizer_named(optimizer), clip=clip or None,
         composite=rules, seed=seed, compare=compare,
     )  # fmt: skip
     train_set, test_set = datasets(call_target(make_data, data), data)
@@ -162,6 +165,8 @@ def train(
 
         with own_code(f"writing {save}"):
             save_model(results[0].model, str(save))
+    if suggest:
+        typer.echo(", ".join(f"{run.way}: rate {run.lr:g}" for run in (results[0].lfp, results[0].backprop) if run))
     _finish(results, out, json_file, f"lfpgraph train: {model}")
 
 

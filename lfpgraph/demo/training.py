@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..composites.composite import Composite
 from ..reports.operations import operation_table, plan_of, reward_summary
-from ..training import Trainer
+from ..training import Trainer, suggest_lr
 from .data import Arrays
 from .layers import Layers
 
@@ -22,11 +22,16 @@ __all__ = ["Options", "Result", "Run", "compare"]
 
 @dataclass(frozen=True)
 class Options:
-    """How to train. `clip` is the largest norm of all gradients together, None for none."""
+    """How to train.
+
+    Attributes:
+        lr: of both ways; None finds one for each by `suggest_lr`.
+        clip: the largest norm of all gradients together, None for none.
+    """
 
     epochs: int = 15
     batch_size: int = 64
-    lr: float = 3e-3
+    lr: float | None = 3e-3
     optimizer: str = "AdamW"
     clip: float | None = 1.0
     composite: str | Composite = "lfp"
@@ -46,6 +51,7 @@ class Run:
     metric: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     rewarded: tuple[int, int] = (0, 0)
+    lr: float = 0.0
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     layers: Layers = field(default_factory=Layers)
@@ -82,7 +88,8 @@ class Result:
                     "step_s": r.median_step,
                     "rewarded": r.rewarded,
                     "loss": r.losses,
-                    "lr": r.rates,
+                    "lr": r.lr,
+                    "rates": r.rates,
                     "layers": r.layers.to_json(),
                 }
                 for r in runs
@@ -108,16 +115,18 @@ def compare(
         InputError: every parameter is frozen.
     """
     twins = {"lfp": model} | ({"backprop": copy.deepcopy(model)} if options.compare else {})
-    trainers = {
-        way: Trainer(
-            twin, train, test, loss=loss, optimizer=options.optimizer, lr=options.lr, scheduler="onecycle",
-            epochs=options.epochs, batch_size=options.batch_size, clip=options.clip, seed=options.seed, progress=False,
-            composite=options.composite if way == "lfp" else None, device="cpu",
-            metrics=["accuracy"] if metric == "accuracy" else [],
-        )
-        for way, twin in twins.items()
-    }  # fmt: skip
     runs = {way: Run(way) for way in twins}
+    trainers = {}
+    for way, twin in twins.items():
+        how: dict[str, Any] = {
+            "loss": loss, "optimizer": options.optimizer, "batch_size": options.batch_size, "clip": options.clip,
+            "seed": options.seed, "composite": options.composite if way == "lfp" else None, "device": "cpu",
+        }  # fmt: skip
+        runs[way].lr = suggest_lr(twin, train, **how) if options.lr is None else options.lr
+        trainers[way] = Trainer(
+            twin, train, test, lr=runs[way].lr, scheduler="onecycle", epochs=options.epochs, progress=False,
+            metrics=["accuracy"] if metric == "accuracy" else [], **how,
+        )  # fmt: skip
     result = Result(name, runs["lfp"], runs.get("backprop"), [], model, metric)
     steps = {way: trainer.iterate() for way, trainer in trainers.items()}
     for done in range(trainers["lfp"].total_steps or 0):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "curves", "flow_drawing", "heatmap", "series", "side_by_side", "spectrogram", "tokens_html", "tokens_text",
+    "flow_drawing", "heatmap", "perturbation_drawing", "series", "side_by_side", "spectrogram", "tokens_html",
+    "tokens_text",
 ]  # fmt: skip
 
 COLOURS = "seismic"  # blue for negative, white for zero, red for positive
@@ -85,22 +86,6 @@ def side_by_side(relevance: Tensor, image: Tensor, marks: Sequence[tuple[float, 
     return figure
 
 
-def curves(most: Tensor, least: Tensor) -> Figure:
-    """What is left of a score [steps + 1] as inputs are taken away, the most relevant first and the least relevant first."""
-    figure = _drawing(figsize=(4.2, 3), layout="constrained")
-    axis = figure.subplots()
-    steps = len(most) - 1
-    shares = [100 * i / steps for i in range(steps + 1)]
-    down, up = (line.detach().double().cpu().numpy() for line in (most, least))
-    axis.fill_between(shares, down, up, color="#8882")
-    axis.plot(shares, down, "o-", color=RED, markersize=3, label="most relevant first")
-    axis.plot(shares, up, "o-", color=BLUE, markersize=3, label="least relevant first")
-    axis.set(xlabel="taken away (%)", ylabel="what is explained")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    return figure
-
-
 def series(relevance: Tensor, values: Tensor, title: str = "", colours: str = COLOURS) -> Figure:
     """A series [length] or [channels, length] as lines, each step coloured by its relevance (of the same shape)."""
     lines, shades = (t.detach().double().cpu().reshape(-1, t.shape[-1]) for t in (values, relevance))
@@ -146,6 +131,27 @@ def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = 
     below.set_xlabel("frame")
     if title:
         figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def perturbation_drawing(curves: Any, title: str = "") -> Figure:
+    """The check of an explanation: the score as features go, most relevant first (low is good) and least relevant first.
+
+    Args:
+        curves: from `lfpgraph.metrics.perturbation_curves` or `token_perturbation`; the mean over samples is drawn.
+    """
+    lines = {"most relevant first": (curves.morf, RED), "least relevant first": (curves.lerf, BLUE)}
+    figure = _drawing(figsize=(4.2, 3), layout="constrained")
+    axis = figure.subplots()
+    means = {name: values.detach().double().cpu().mean(0).numpy() for name, (values, _) in lines.items()}
+    portion = [100 * i / (curves.morf.shape[1] - 1) for i in range(curves.morf.shape[1])]
+    for name, (_, colour) in lines.items():
+        axis.plot(portion, means[name], "o-", markersize=3, color=colour, label=name)
+    axis.fill_between(portion, *means.values(), color="gray", alpha=0.2)
+    axis.set_xlabel("features replaced, %")
+    axis.set_ylabel("score")
+    axis.set_title(f"{title}{': ' if title else ''}area {float(curves.abpc.mean()):.4g}", fontsize=9)
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -116,7 +116,7 @@ def section(wide: str, found: Sequence[Mapping[str, Any]], curves: Any, replaced
     """
     check = f"<p>{html.escape(replaced)}</p>"
     if curves is not None:
-        drawn = pictures.figure_html(pictures.curves(curves.morf[0], curves.lerf[0]))
+        drawn = pictures.figure_html(pictures.perturbation_drawing(curves))
         area = f"Area between the curves: {float(curves.abpc[0]):.4g}, in units of what is explained; 0 is chance."
         check = f'<div class="figure">{drawn}</div><p>{area}</p>{check}'
     left = f"<div><h2>Most relevant places</h2>{places_html(found)}</div>"

@@ -70,8 +70,13 @@ def find_checkpoint(given: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    if not isinstance(given, str | os.PathLike):
+        raise CheckpointError(f"a checkpoint is given by its path, not by {type(given).__name__}")
     path = Path(given)
-    found = path if (path / NOTE).is_file() else latest(path) or latest(path / "checkpoints")
+    try:
+        found = path if (path / NOTE).is_file() else latest(path) or latest(path / "checkpoints")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {str(path)[:300]}: {error.strerror}") from error
     if found is None:
         raise CheckpointError(f"{path} is no checkpoint and holds none (a folder step-* with {NOTE} in it)")
     return found

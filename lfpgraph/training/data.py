@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..errors import DataError
+from ..errors import DataError, LfpGraphError, one_line
 from ..optional import need
 from ..randomness import random_state, set_random_state
 
@@ -57,6 +58,11 @@ class _Pair(Dataset[Any]):
         return self.inputs[rows], self.labels[rows]
 
 
+def _told(data: Any) -> str:
+    name = type(data).__name__
+    return f"{name} of {', '.join(type(part).__name__ for part in data[:4])}" if isinstance(data, tuple) else name
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -88,6 +94,8 @@ class Batches:
             if len(data[0]) != len(data[1]):
                 raise DataError(f"{what}: {len(data[0])} inputs and {len(data[1])} labels; they must be equally many")
             data, collate = _Pair(*data), collate or _as_is
+        if isinstance(data, str | bytes) or (isinstance(data, tuple) and any(hasattr(part, "shape") for part in data)):
+            raise DataError(f"{what} must be a Dataset, a DataLoader or a pair of tensors, not {_told(data)}")
         if isinstance(data, DataLoader):
             self.loader: Iterable[Any] = data
             if world > 1:
@@ -105,7 +113,7 @@ class Batches:
             else:
                 self.loader = []
         else:
-            raise DataError(f"{what} must be a Dataset, a DataLoader or a pair of tensors, not {type(data).__name__}")
+            raise DataError(f"{what} must be a Dataset, a DataLoader or a pair of tensors, not {_told(data)}")
         if self.count == 0:
             raise DataError(f"{what}: there is nothing in it, not one batch")
 
@@ -144,8 +152,18 @@ class Batches:
         return self._counted(batches, skip), state
 
     def _counted(self, batches: Iterator[Any], skip: int) -> Iterator[tuple[Any, int]]:
-        for i, batch in enumerate(batches):
-            yield batch, rows_of(batch) if self.rows is None else self.rows.weight(skip + i)
+        for i in itertools.count(skip):
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except LfpGraphError:
+                raise
+            except Exception as error:  # of the dataset's own, or rows that do not go together
+                raise DataError(
+                    f"{self.what}: batch {i + 1} of the epoch cannot be made: {type(error).__name__}: {one_line(error)}"
+                ) from error
+            yield batch, rows_of(batch) if self.rows is None else self.rows.weight(i)
 
     def _generators(self) -> list[torch.Generator]:
         found: list[torch.Generator] = []

@@ -212,9 +212,9 @@ def make_loggers(asked: Sequence[str | Logger], folder: Path | None, after: int 
     """
     made: list[Logger] = []
     for name in asked:
-        if not isinstance(name, str):
+        if not isinstance(name, str) and hasattr(name, "write") and hasattr(name, "close"):
             made.append(name)
-        elif name not in _LOGGERS:
+        elif not isinstance(name, str) or name not in _LOGGERS:
             raise TrainingError(f"no logger {name!r}; known: {', '.join(_LOGGERS)}, or an object with write and close")
         elif folder is not None:
             kind, file = _LOGGERS[name]

@@ -40,6 +40,9 @@ class Objective:
     def __post_init__(self) -> None:
         if sum(f is not None for f in (self.loss, self.reward, self.step)) > 1:
             raise TrainingError("give one of loss, reward and step")
+        for name in ("loss", "reward", "step"):
+            if not callable(getattr(self, name) or len):
+                raise TrainingError(f"{name}={getattr(self, name)!r} must be a function")
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
         """The loss of a batch on the model's device, the outputs and the labels (None where `step` is in use).
@@ -83,6 +86,8 @@ class Objective:
         outputs = outputs_of(result)
         try:
             value = function(outputs, labels)
+            if self.reward is None and (not isinstance(value, Tensor) or value.numel() != 1):
+                raise TypeError(f"it gives {_about({'a loss': value})}, where one number in a tensor is needed")
             return value if self.reward is None else reward_loss(outputs, value) / max(rows, 1)
         except torch.OutOfMemoryError:
             raise

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from torch import Tensor
 
 from ..composites.composite import Composite
 from ..errors import TrainingError, near
@@ -16,7 +19,35 @@ from .objective import Objective
 __all__ = ["Evaluation", "Feedback", "Loading", "Running", "Saving", "Settings", "Update"]
 
 
-_COUNTS, _RHYTHMS = ("accumulate", "batch_size", "epochs", "keep"), ("eval_every", "save_every")
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+# What settings of these names must be: a test, and how a message says it.
+_COUNT = _is_count, "must be a whole number of 1 or more"
+_COUNT_OR_NONE = lambda v: v is None or _is_count(v), "must be a whole number of 1 or more, or None"  # noqa: E731
+_RHYTHM = lambda v: _is_count(v) or v == "epoch", 'is not known; give "epoch" or a number of steps'  # noqa: E731
+_SEVERAL = _is_several, "must be a list"
+_MUST: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("accumulate", "batch_size", "epochs", "keep"), _COUNT),
+    **dict.fromkeys(("max_steps", "patience"), _COUNT_OR_NONE),
+    **dict.fromkeys(("eval_every", "save_every"), _RHYTHM),
+    **dict.fromkeys(("metrics", "loggers", "policies"), _SEVERAL),
+    "lr": (lambda v: _is_number(v) and 0 <= v < math.inf, "must be a finite number of 0 or more"),
+    "clip": (lambda v: v is None or (_is_number(v) and v > 0), "must be a number above 0, or None for no bound"),
+    "margin": (lambda v: _is_number(v) and 0 <= v < math.inf, "must be a finite number of 0 or more"),
+    "seed": (lambda v: v == 0 or (_is_count(v) and v < 2**32), "must be a whole number from 0 to 2**32 - 1"),
+    "workers": (lambda v: v == 0 or _is_count(v), "must be a whole number of 0 or more"),
+    "progress": (lambda v: v in (True, False, "auto"), 'is not known; give True, False or "auto"'),
+}
 
 
 @dataclass(frozen=True)
@@ -25,11 +56,9 @@ class _Group:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            whole = isinstance(value, int) and value > 0
-            if name in _COUNTS and not whole:
-                raise TrainingError(f"{name}={value!r} must be a whole number of 1 or more")
-            if name in _RHYTHMS and not (whole or value == "epoch"):
-                raise TrainingError(f'{name}={value!r} is not known; give "epoch" or a number of steps')
+            fits, words = _MUST.get(name, (lambda v: True, ""))
+            if not fits(value):
+                raise TrainingError(f"{name}={value!r} {words}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from ..errors import InputError, TrainingError
+from ..errors import InputError, TrainingError, one_line
 from ..optional import need
 
 __all__ = ["make_accelerator", "make_optimizer", "make_scheduler", "waits_for_metric"]
@@ -32,11 +33,14 @@ def make_accelerator(mixed_precision: str | None, device: str | None) -> Any:
     """
     accelerate = need("accelerate", "trainer", "lfpgraph.Trainer")
     try:
-        return accelerate.Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+        made = accelerate.Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
     except ValueError as error:
         raise TrainingError(
             f"accelerate refuses mixed_precision={mixed_precision!r}, device={device!r}: {error}"
         ) from error
+    if device not in (None, "cpu", made.device.type, str(made.device)):
+        raise TrainingError(f'device={device!r} is not known: accelerate takes {made.device} here; give "cpu" or None')
+    return made
 
 
 def make_optimizer(given: Any, model: nn.Module, lr: float) -> Optimizer:
@@ -51,14 +55,16 @@ def make_optimizer(given: Any, model: nn.Module, lr: float) -> Optimizer:
     if not parameters:
         raise InputError(f"{type(model).__name__} has no parameter that requires a gradient.")
     if callable(given):
-        found = given(parameters)
+        with _refused("optimizer", given):
+            found = given(parameters)
     else:
         kind = vars(torch.optim).get(given)
         if not isinstance(kind, type) or not issubclass(kind, Optimizer) or given in ("Optimizer", "LBFGS"):
             names = [n for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)]
             known = ", ".join(sorted(set(names) - {"Optimizer", "LBFGS"}))
             raise TrainingError(f"torch.optim has no optimizer {given!r} that the Trainer can use; known: {known}")
-        found = kind(parameters, lr=lr)  # type: ignore[call-arg]
+        with _refused("optimizer", given):
+            found = kind(parameters, lr=lr)  # type: ignore[call-arg]
     if not isinstance(found, Optimizer):
         raise TrainingError(f"optimizer= returned {type(found).__name__}, not a torch optimizer")
     return found
@@ -80,7 +86,16 @@ def make_scheduler(given: Any, optimizer: Optimizer, steps: int | None) -> Any:
         raise TrainingError(
             "the data has no length, so the scheduler does not know the number of steps: give max_steps="
         )
-    return _SCHEDULES[given](optimizer, steps) if isinstance(given, str) else given(optimizer, steps)
+    with _refused("scheduler", given):
+        return _SCHEDULES[given](optimizer, steps) if isinstance(given, str) else given(optimizer, steps)
+
+
+@contextmanager
+def _refused(name: str, given: Any) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise TrainingError(f"{name}={given!r} cannot be made: {type(error).__name__}: {one_line(error)}") from error
 
 
 def waits_for_metric(scheduler: Any) -> bool:

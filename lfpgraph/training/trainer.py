@@ -87,6 +87,9 @@ class Trainer:
         batches = self._batches(train_data, "train_data", self.settings.loading, shuffle=True)
         self.eval_batches = None if eval_data is None else self._batches(eval_data, "eval_data", self.settings.loading)
         self.metrics = named_metrics(evaluation.metrics)
+        if not isinstance(model, nn.Module) or any(p.is_meta for p in model.parameters()):
+            what = "one without values (meta)" if isinstance(model, nn.Module) else repr(model)
+            raise TrainingError(f"the model must be an nn.Module with weights, not {what}")
         self.model = model
         if feedback.composite is not None and not is_wrapped(model):
             wrap(model, feedback.composite, **(feedback.wrap_options or {}))

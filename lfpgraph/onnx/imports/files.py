@@ -72,10 +72,8 @@ def _parse(source: Any) -> tuple[Any, Path | None]:
     if isinstance(source, str | Path):
         path = Path(source)
         try:
-            if path.exists() and not path.is_file():  # reading a pipe may never end
-                raise OnnxError(f"{path} is no regular file.")
-            if path.stat().st_size > _LARGEST_FILE:
-                raise OnnxError(f"{path} is larger than 2 GiB, which no ONNX file is; large tensors belong beside it.")
+            if path.stat().st_size > _LARGEST_FILE or not path.is_file():  # reading a pipe may never end
+                raise OnnxError(f"{path} is larger than 2 GiB, which no ONNX file is, or no file at all.")
             source, file = path.read_bytes(), path
         except (OSError, ValueError) as error:
             raise OnnxError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error

@@ -18,7 +18,7 @@ from ...errors import OnnxError
 from .table import Known, Node, imports, numbers, tensor_of
 
 Run = Callable[[Any, list[Any]], list[Any]]
-_MOST_PARTS = 2**14  # of one tensor in a sequence
+_MOST_PARTS, _MOST_ROUNDS = 2**14, 2**14  # of one tensor in a sequence; of a loop
 
 
 def _outputs(found: list[Any]) -> Any:
@@ -37,6 +37,8 @@ def loop(node: Node, run: Run, most: Any = None, going: Any = None, *state: Any)
     goes, body, kept = True if going is None else numbers(node, going)[0], node.get("body"), list(state)
     rows: list[list[Any]] = []
     while goes and (rounds is None or len(rows) < rounds):
+        if len(rows) == _MOST_ROUNDS:
+            raise OnnxError(f"Loop {node.name!r} is not over after {_MOST_ROUNDS:,} rounds.")
         number, yes = Known([len(rows)], True), Known([True], True, torch.bool)
         going, *found = run(body, [number, yes, *kept])
         goes, kept = numbers(node, going)[0], found[: len(state)]
