@@ -114,7 +114,8 @@ $(DOCS): pyproject.toml constraints.txt constraints-docs.txt
 	touch $@
 
 docs: $(DOCS)
-	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	rm -rf .cache/mkdocs-jupyter
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 PYTHONWARNINGS=ignore .venv-docs/bin/python -m mkdocs build --strict --quiet
 	@echo "open runs/docs/index.html, or, to search: .venv-docs/bin/python -m http.server --directory runs/docs"
 
 clean:

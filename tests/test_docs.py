@@ -58,7 +58,7 @@ def _code(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive", "ignore:\\s*Setting forward, backward hooks")
 @pytest.mark.parametrize(
     "page",
     [

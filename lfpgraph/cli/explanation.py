@@ -43,7 +43,8 @@ def explain(
     json_file: JsonFile = None,
 ) -> None:
     """Explain what a model makes of one image, text or array."""
-    from ..explain import pictures, sheet
+    from ..explain import pictures
+    from ..reports import explanation as sheet
     from ..explain.attribution import attribute
 
     writable(out, json_file)
@@ -97,7 +98,8 @@ def _kind(show: str | None, inputs: Tensor) -> str:
 
 def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, Any]]) -> Any:
     """The picture of an array's relevance; the longer dimension of a spectrogram is time."""
-    from ..explain import pictures, sheet
+    from ..explain import pictures
+    from ..reports import explanation as sheet
 
     if kind == "image":
         side = sheet.grid_of(inputs.shape)
@@ -112,7 +114,7 @@ def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, A
 def _curves(score: Any, inputs: Any, relevance: Tensor, kind: str, tokenizer: Any) -> tuple[Any, str]:
     """What is left of the explained value as the input is taken away, and what stands in for it; or None, and why."""
     from ..audits.faithfulness import perturbation_curves, token_perturbation
-    from ..explain.sheet import grid_of
+    from ..reports.explanation import grid_of
 
     if kind != "text":
         channels = inputs.dim() > (3 if kind == "image" else 2)

@@ -14,7 +14,8 @@ from torch import nn
 import lfpgraph
 from lfpgraph.demo.report import write_report
 from lfpgraph.demo.training import Options, compare
-from lfpgraph.explain import pictures, sheet
+from lfpgraph.explain import pictures
+from lfpgraph.reports import explanation as sheet
 from lfpgraph.reports.drawing import write_graph
 
 from ..support.browser import SCREENSHOTS, node

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..pages import encodable, head
-from . import pictures
-from .target import weights_of
+from ..explain import pictures
+from ..explain.target import weights_of
 
 __all__ = ["explained_as", "grid_of", "page", "places", "places_html", "section"]
 
