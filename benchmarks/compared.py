@@ -60,7 +60,7 @@ WAYS = (
 )  # fmt: skip
 TASKS = {
     "cnn": (cnn, digits, 300, (1e-3, 3e-3, 1e-2)),
-    "vit": (vit, digits, 300, (1e-3, 3e-3)),
+    "vit": (vit, digits, 400, (3e-4, 1e-3)),
     "gnn": (gnn, graph, 200, (3e-3, 1e-2, 3e-2)),
 }
 

@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ def metrics_of(model: nn.Module, task: Task, x: Tensor, target: Tensor, relevanc
     return {name: float(value.mean()) for name, value in row.items()}
 
 
-def measure(kind: str, seeds: int, samples: int, part: str) -> dict[str, Any]:
-    """Every method on one kind of model: figures by seed, and why a method does not run."""
+def measure(kind: str, seeds: int, samples: int, part: str, chosen: Sequence[str] = ()) -> dict[str, Any]:
+    """Every method (or those of the chosen names) on one kind of model: figures by seed, and why a method does not run."""
     task = task_of(kind)
     model = task.build()
     black = float(task.train[0].min())
-    methods = sides(kind, black)
+    methods = [side for side in sides(kind, black) if not chosen or side.name in chosen]
     rows: list[dict[str, Any]] = [
         {"name": m.name, "tool": m.tool, "passes": m.passes, "baseline": m.baseline, "runs": []} for m in methods
     ]
@@ -124,6 +125,24 @@ def table(kind: str, result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def merge(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Earlier results with the rows of a later run of some methods in place of theirs, or added.
+
+    Raises:
+        SystemExit: the models were not the same, so the figures do not belong in one table.
+    """
+    for kind, result in now["models"].items():
+        old = before["models"][kind]
+        if any(old[fact] != result[fact] for fact in ("accuracy", "samples", "part")):
+            raise SystemExit(
+                f"{kind}: accuracy {old['accuracy']} before and {result['accuracy']} now; run all methods again"
+            )
+        own = {(row["tool"], row["name"], row["baseline"]) for row in result["rows"]}
+        kept = [row for row in old["rows"] if (row["tool"], row["name"], row["baseline"]) not in own]
+        old["rows"] = kept + result["rows"]
+    return before
+
+
 def write_page(page: Path, results: dict[str, Any]) -> None:
     """Put the tables below the mark of a page."""
     text, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
@@ -142,6 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--part", choices=("held out", "train"), default="held out")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], help="run these alone and merge them into the file of --json"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--page", type=Path, help="write the tables into this page, below its mark")
     parser.add_argument("--from-json", type=Path, help="run nothing; take the figures of this file")
@@ -154,8 +176,10 @@ def main() -> None:
         for name in results["missing"]:
             print(f"{name} is not installed: its methods are left out")
         for kind in options.models:
-            results["models"][kind] = measure(kind, options.seeds, options.samples, options.part)
+            results["models"][kind] = measure(kind, options.seeds, options.samples, options.part, options.methods)
             print(table(kind, results["models"][kind]), flush=True)
+    if options.methods and options.json:
+        results = merge(json.loads(options.json.read_text(encoding="utf-8")), results)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.page:

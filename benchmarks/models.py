@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lfpgraph.models_zoo.cnn import vgg16
-from lfpgraph.models_zoo.other_kinds import LIF, SpikingMLP
+from lfpgraph.models_zoo.other_kinds import LIF, SpikingCNN, SpikingMLP
 from lfpgraph.models_zoo.torch_models import ResNet18
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -182,6 +182,48 @@ def _snn() -> Case:
     return case
 
 
+def _gelu_cnn() -> Case:
+    layers: list[nn.Module] = []
+    for before, after in ((3, 48), (48, 96), (96, 96), (96, 192)):
+        layers += [nn.Conv2d(before, after, 3, 2 if after > before else 1, 1), nn.BatchNorm2d(after), nn.GELU()]
+    return _images(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, 100)), 16, 3, 96, 100)
+
+
+def _electra() -> Case:
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    case = _tokens(ElectraForSequenceClassification(ElectraConfig(num_hidden_layers=6, num_labels=3)), 6, 96, 30000)
+    return Case(case.model, case.inputs, torch.randint(3, (6,)))
+
+
+def _silu_layers() -> list[nn.Module]:
+    sizes = (256, 700, 500, 300)
+    hidden = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.SiLU())]
+    return [*hidden, nn.Linear(300, 20)]
+
+
+class _Stacked(nn.Module):
+    """LSTMs one upon another, of different widths, with dropout and the last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnns = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in ((40, 120), (120, 80), (80, 60)))
+        self.dropout, self.head = nn.Dropout(0.1), nn.Linear(60, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for rnn in self.rnns:
+            x = self.dropout(rnn(x)[0])
+        out: Tensor = self.head(x[:, -1])
+        return out
+
+
+def _spiking_cnn() -> Case:
+    model, twin = SpikingCNN(side=16, width=24), SpikingCNN(side=16, width=24)
+    twin.load_state_dict(model.state_dict())
+    twin.neuron = _SurrogateLIF(threshold=0.25)
+    return Case(model, torch.rand(32, 1, 16, 16), torch.randint(10, (32,)), twin)
+
+
 def _digits(name: str) -> Case:
     from lfpgraph.models_zoo import digits
 
@@ -207,6 +249,15 @@ MODELS: dict[str, Callable[[], Case]] = {
     "digits-cnn": lambda: _digits("cnn"),
     "digits-step-cnn": lambda: _digits("step_cnn"),
     "digits-vit": lambda: _digits("vit"),
+}
+
+# Others of the same kinds, on which nothing was tuned.
+MODELS |= {
+    "held-out: CNN, GELU": _gelu_cnn,
+    "held-out: ELECTRA": _electra,
+    "held-out: MLP, SiLU": lambda: _images(nn.Sequential(nn.Flatten(), *_silu_layers()), 128, 1, 16, 20),
+    "held-out: three LSTMs": lambda: Case(_Stacked(), torch.randn(24, 50, 40), torch.randint(10, (24,))),
+    "held-out: spiking CNN": _spiking_cnn,
 }
 
 # Batches that fill a GPU.

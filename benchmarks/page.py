@@ -1,4 +1,4 @@
-"""docs/performance.md and its plot, from the rows of `benchmarks.report`."""
+"""The tables of docs/performance.md and its plot, from the rows of `benchmarks.report`."""
 
 from __future__ import annotations
 
@@ -7,63 +7,48 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.models import DEPTHS, MODELS, SERIES
+from tools.pages import put_table
 
-__all__ = ["draw", "page"]
+__all__ = ["draw", "put"]
 
 Rows = dict[str, dict[str, Any]]
 
 
-def page(rows: Rows, machine: dict[str, Any]) -> str:
-    """The Markdown page."""
-    where = f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {machine['date']}"
-    lines = [
-        "# Performance",
-        "",
-        f"Made by `make bench` ({where}; float32, `lfp`). A step is forward, backward and SGD. The sides take "
-        "turns in one process; times are medians of their steps, ratios medians of pairs. Eager is the "
-        "static engine, `wrap(model, engine='static')`.",
-        "",
-        "## Time of a step",
-        "",
-        '| model | backprop ms | lfpgraph ms | ratio | `memory="min"` | backprop compiled ms | lfpgraph compiled ms | ratio |',
-        "|---|---|---|---|---|---|---|---|",
-        *(_times(name, rows) for name in MODELS),
-        "",
-        *_means(rows),
-        "",
-        "What each pass over the graphs is worth: [passes.md](passes.md).",
-        "",
-        "## Memory of a step",
-        "",
-        "Kept: bytes that wait from forward to backward, without parameters and inputs. Peak: how far resident memory rises "
-        "during a step, gradients included, in a process of its own.",
-        "",
-        '| model | kept by backprop MB | lfpgraph | `memory="min"` | peak of backprop MB | lfpgraph | `memory="min"` |',
-        "|---|---|---|---|---|---|---|",
-        *(_memory(name, rows) for name in MODELS),
-        "",
-        "## Preparing",
-        "",
-        "Seconds of the first step less those of the second: processor time of one thread, medians of three processes. "
-        "The first column is torch.compile with the aot_eager backend (dynamo and AOT autograd, no inductor); the others are "
-        "lfpgraph as it is by default, which traces after a hundred calls at the earliest, and the static engine with the "
-        "model whole and in parts (`regional=True`).",
-        "",
-        "| model | aot_eager s | default s | ratio | static s | ratio | in parts s | ratio |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_prepare(name, rows) for name in [*MODELS, *(f"{s}/{v}" for s, points in DEPTHS.items() for v in points)]),
-        "",
-        "## How it grows",
-        "",
-        "| | | backprop ms | lfpgraph ms | ratio | kept, over backprop's | first step s |",
-        "|---|---|---|---|---|---|---|",
-        *(_point(series, value, rows) for series, points in SERIES.items() for value in points),
-        "",
-        "![Step time over backprop's](performance.png)",
-        "",
-        *_notes(rows),
-    ]
-    return "\n".join(lines)
+def put(rows: Rows, page: Path) -> None:
+    """Write the rows into the page's tables; what is written around them stays."""
+    preparing = [*MODELS, *(f"{s}/{v}" for s, points in DEPTHS.items() for v in points)]
+    tables = {
+        "times": [
+            '| model | backprop ms | lfpgraph ms | ratio | `memory="min"` | backprop compiled ms | lfpgraph compiled ms | ratio '
+            "| measured |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(_times(name, rows) for name in MODELS),
+        ],
+        "means": _means(rows),
+        "memory": [
+            '| model | kept by backprop MB | lfpgraph | `memory="min"` | peak of backprop MB | lfpgraph | `memory="min"` |',
+            "|---|---|---|---|---|---|---|",
+            *(_memory(name, rows) for name in MODELS),
+        ],
+        "prepare": [
+            "| model | aot_eager s | default s | ratio | static s | ratio | in parts s | ratio | measured |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(_prepare(name, rows) for name in preparing),
+        ],
+        "growth": [
+            "| | | backprop ms | lfpgraph ms | ratio | kept, over backprop's | first step s |",
+            "|---|---|---|---|---|---|---|",
+            *(_point(series, value, rows) for series, points in SERIES.items() for value in points),
+        ],
+        "notes": _notes(rows),
+    }
+    for mark, lines in tables.items():
+        put_table(page, mark, lines)
+
+
+def _measured(*found: dict[str, Any]) -> str:
+    """When and how rows were measured, for the last column."""
+    return ", ".join(dict.fromkeys(row["measured"] for row in found if "measured" in row))
 
 
 def _cell(value: float | None, form: str = "{:.2f}") -> str:
@@ -85,7 +70,7 @@ def _times(name: str, rows: Rows) -> str:
         _cell(theirs[0], "{:.1f}"), _cell(ours[0], "{:.1f}"), _cell(ours[1]), _cell(_step(rows, eager, "lfp-min")[1]),
         _cell(base[0], "{:.1f}"), _cell(fast[0], "{:.1f}"), _cell(fast[1]),
     ]  # fmt: skip
-    return f"| {name} | " + " | ".join(cells) + " |"
+    return f"| {name} | " + " | ".join([*cells, _measured(rows.get(eager, {}), rows.get(compiled, {}))]) + " |"
 
 
 def _means(rows: Rows) -> list[str]:
@@ -114,7 +99,7 @@ def _prepare(name: str, rows: Rows) -> str:
     cells = [_cell(seconds.get("aot_eager"), "{:.1f}")]
     for side in ("lfp-auto", "lfp", "lfp-regional"):
         cells += [_cell(seconds.get(side), "{:.1f}"), _cell(row.get("ratio", {}).get(side))]
-    return f"| {name} | " + " | ".join(cells) + " |"
+    return f"| {name} | " + " | ".join([*cells, _measured(row)]) + " |"
 
 
 def _point(series: str, value: str, rows: Rows) -> str:
@@ -133,7 +118,7 @@ def _notes(rows: Rows) -> list[str]:
     lines += [f"- {name}: {row['error']}" for name, row in rows.items() if row.get("error")]
     for name, row in rows.items():
         lines += [f"- {name}, {side}: {error}" for side, error in row.get("errors", {}).items()]
-    return ["Notes:", "", *dict.fromkeys(lines), ""] if lines else []
+    return list(dict.fromkeys(lines))
 
 
 def draw(rows: Rows, path: Path) -> None:

@@ -1,7 +1,7 @@
 """How well one pass tells what patching finds: `python -m benchmarks.patching --seeds 3`.
 
 Two models. "gpt2-small": GPT-2 small's shape (12 layers, 768 wide, 12 heads) with random weights as transformers draws them.
-"induction": 4 layers, 128 wide, trained here to repeat what followed a token before. Clean and corrupt inputs differ in one
+"induction": 2 layers, 64 wide, trained here to repeat what followed a token before. Clean and corrupt inputs differ in one
 token; the metric is the difference of two logits at the last position. Sites: the residual stream (blocks' outputs), MLPs' and
 attentions' outputs, each at every position, each patched by a run of its own; heads; Pearson's correlation over all of them.
 """
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-METHODS = ("deeplift", "relp", "attnlrp", "gradient")
+METHODS = ("deeplift", "relp", "gradient")
 WORDS = 64
+MODULES = ("transformer.h.[0-9]", "transformer.h.[0-9][0-9]", "*.mlp", "*.attn")
 
 
 def gpt2(layers: int, width: int, heads: int, words: int) -> nn.Module:
@@ -43,7 +44,7 @@ def repeats(count: int, length: int, words: int = WORDS) -> Tensor:
 def trained(seed: int, steps: int) -> nn.Module:
     """A small GPT-2 that has learned to repeat."""
     torch.manual_seed(seed)
-    model = gpt2(4, 128, 4, WORDS).train()
+    model = gpt2(2, 64, 4, WORDS).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         ids = repeats(64, 8 + step % 5)
@@ -62,9 +63,9 @@ def pair(kind: str, seed: int) -> tuple[Tensor, Tensor, Any]:
     """A clean and a corrupt text, and the metric."""
     torch.manual_seed(100 + seed)
     if kind == "gpt2-small":
-        clean = torch.randint(1, 1000, (1, 12))
+        clean = torch.randint(1, 1000, (1, 8))
         corrupt = clean.clone()
-        corrupt[0, 5] = 7
+        corrupt[0, 3] = 7
         return clean, corrupt, lambda out: out.logits[:, -1, 11] - out.logits[:, -1, 12]
     clean = repeats(8, 8)[:, :-1]  # what comes next stands at place 7
     corrupt = clean.clone()
@@ -80,24 +81,37 @@ def measure(kind: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(seed)
     model = gpt2(12, 768, 12, 1000) if kind == "gpt2-small" else trained(seed, steps)
     clean, corrupt, metric = pair(kind, seed)
+    print(f"{kind}, seed {seed}: {positions_of(model, clean)}", flush=True)
     given = ({"input_ids": clean}, {"input_ids": corrupt}, metric)
     found: dict[str, dict[str, float]] = {}
     for sites in ("positions", "heads"):
-        exact = lfpgraph.patching(model, *given, sites, "exact")
+        exact = lfpgraph.patching(model, *given, sites, "exact", modules=MODULES)
         parts = {"heads": lambda name: True}
         if sites == "positions":
             parts = {
                 "residual stream": lambda name: name.split(".")[-1].isdigit(),
-                "MLP": lambda name: name.endswith(".mlp") or name.endswith("mlp.c_proj"),
-                "attention": lambda name: name.endswith("attn.c_proj"),
+                "MLP": lambda name: name.endswith(".mlp"),
+                "attention": lambda name: name.endswith(".attn"),
             }
         for method in METHODS:
-            estimate = lfpgraph.patching(model, *given, sites, method)
+            estimate = lfpgraph.patching(model, *given, sites, method, modules=MODULES)
             for part, fits in parts.items():
                 chosen = [{n: e for n, e in p.effects.items() if fits(n)} for p in (estimate, exact)]
                 a, b = (torch.cat([e.flatten() for e in effects.values()]) for effects in chosen)
                 found.setdefault(part, {})[method] = float(torch.corrcoef(torch.stack([a, b]))[0, 1])
     return found
+
+
+def positions_of(model: nn.Module, ids: Tensor) -> str:
+    """How much of the last prediction's relevance the first token has, and all tokens, without positions and with them."""
+    said = []
+    for positions in (None, "tokens"):
+        how: Any = {"composite": "attnlrp", "details": True, "positions": positions}
+        found = lfpgraph.attribute(model, {"input_ids": ids}, lambda out: out.logits[:, -1].amax(-1), **how)
+        relevance = found.inputs["input_ids"]
+        first = (relevance[:, 0].abs() / relevance.abs().sum(1)).mean()
+        said.append(f"{float(first):.1%} and {float((relevance.sum(1) / found.explained).median()):.1%}")
+    return f"the first token's share, and all tokens' part of what is explained: {', with positions '.join(said)}"
 
 
 def main() -> None:

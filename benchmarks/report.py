@@ -1,6 +1,6 @@
 """Everything at once: `make bench`. Each figure comes from a process of its own; docs/performance.md is written from them.
 
-Rows go to runs/bench.jsonl as they come; a stopped run goes on, `--again` forgets them.
+Rows go to docs/performance.json as they come, so that a stopped run goes on with what is missing; `--again` measures anew.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.models import DEPTHS, MODELS, SERIES
-from benchmarks.page import draw, page
+from benchmarks.page import draw, put
 from benchmarks.sides import SIDES
 
 TIMED = ["backprop", "lfp", "lfp-min", *(["lfprop"] if "lfprop" in SIDES else [])]
@@ -27,19 +26,20 @@ COMPILED = ["backprop-compiled", "lfp-compiled"]
 WEIGHED = ["backprop", "lfp", "lfp-min"]
 
 
-def jobs(device: str) -> list[tuple[str, list[str]]]:
-    """Name and command of every measurement."""
+def jobs(device: str, clock: bool) -> list[tuple[str, list[str]]]:
+    """Name and command of every measurement; steps by the clock, or in processor time of one thread."""
     found: list[tuple[str, list[str]]] = []
     series = [f"{name}/{value}" for name, points in SERIES.items() for value in points]
     on = ["--device", device]
+    busy = on if clock else [*on, "--busy"]
     for model in [*MODELS, *series]:
-        found.append((f"step {model}", ["benchmarks.step", "--model", model, "--side", *TIMED, *on]))
+        found.append((f"step {model}", ["benchmarks.step", "--model", model, "--side", *TIMED, *busy]))
     for model in [*MODELS, *series]:
         found += [(f"memory {model} {side}", ["benchmarks.memory", model, side, *on]) for side in WEIGHED]
     for model in [*MODELS, *(f"{name}/{value}" for name, points in DEPTHS.items() for value in points)]:
         found.append((f"prepare {model}", ["benchmarks.prepare", model, *on]))
     for model in MODELS:
-        found.append((f"compiled {model}", ["benchmarks.step", "--model", model, "--side", *COMPILED, *on]))
+        found.append((f"compiled {model}", ["benchmarks.step", "--model", model, "--side", *COMPILED, *busy]))
     return found
 
 
@@ -64,36 +64,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", nargs="*", default=[], help="measurements whose name contains one of these")
-    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--again", action="store_true", help="also what is there already")
+    parser.add_argument(
+        "--clock", action="store_true", help="steps by the clock, with all threads: for a machine that rests"
+    )
     parser.add_argument("--timeout", type=float, default=1200)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench.jsonl"))
-    parser.add_argument("--page", type=Path, help="write the Markdown page here, and a plot and the JSON beside it")
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/performance.md"), help="its tables, a plot and the rows beside it"
+    )
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = options.out.read_text().splitlines() if options.out.exists() and not options.again else []
-    rows = {row["job"]: row for row in map(json.loads, lines)}
-    if options.again:
-        options.out.unlink(missing_ok=True)
-    todo = [(name, command) for name, command in jobs(options.device) if name not in rows]
-    if options.only:
-        todo = [job for job in todo if any(part in job[0] for part in options.only)]
+    path = options.page.with_suffix(".json")
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    if options.device == "cuda":
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = "the clock, all threads" if options.clock else "processor time of one thread"
+    measured = f"{time.strftime('%F')}, {machine}, torch {torch.__version__}"
+    todo = [
+        (name, command)
+        for name, command in jobs(options.device, options.clock)
+        if (options.again or "error" in rows.get(name, {"error": ""}))
+        and (not options.only or any(part in name for part in options.only))
+    ]
     for name, command in track(todo, "bench"):
-        rows[name] = {"job": name} | run(command, options.timeout)
+        rows[name] = {"job": name, "measured": measured} | run(command, options.timeout)
         print(rows[name], flush=True)
-        with options.out.open("a") as file:
-            file.write(json.dumps(rows[name]) + "\n")
-    if options.page is not None:
-        machine = {
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU",
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        old = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
-        live = "".join(old.partition("\n## Live engine")[1:])  # by `benchmarks.live`
-        options.page.write_text(page(rows, machine) + live, encoding="utf-8")
-        options.page.with_suffix(".json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
-        draw(rows, options.page.with_suffix(".png"))
+        path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        put(rows, options.page)
+    draw(rows, options.page.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python examples/trl_trainers.py sft            # or dpo, or grpo; --model FOLDER_OR_NAME for a real one
 
 One line differs from TRL's own documentation: `lfpgraph.wrap(model)`. The model is a small GPT-2 made on the spot, its texts
-are paragraphs of Python's documentation, and GRPO's reward is the share of letters e. With a model of your own, take three
-to ten times the learning rate that backprop likes.
+are paragraphs of Python's documentation, and GRPO's reward is the share of letters e. With a model of your own, start with the
+learning rate that backprop likes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .audits.checks import CheckReport, check
     from .audits.conserved import Conservation, conservation
     from .audits.flow import relevance_flow
-    from .audits.patching import Patching, patching
+    from .audits.circuits import Patching, patching
+    from .audits.tuning import Tuned, tune
     from .comparison import compare
     from .composites import centred, hebbian, lrp, rivals, spiking
     from .composites.composite import (
@@ -28,6 +29,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .explain import pictures
     from .explain.attribution import Attribution, attribute
     from .explain.generation import Generation, explain_generation
+    from .explain.heads import Box, Segment
     from .explain.importances import bits_by_importance, importance, prune, quantise
     from .explain.target import Contrast
     from .graph.graph import OpGraph
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attribution",
+    "Box",
     "CheckReport",
     "Conservation",
     "Contrast",
@@ -63,7 +66,9 @@ __all__ = [
     "OpGraph",
     "Patching",
     "Ruleset",
+    "Segment",
     "Trainer",
+    "Tuned",
     "centred",
     "composite_names",
     "conservation",
@@ -93,6 +98,7 @@ __all__ = [
     "spiking",
     "suggest_lr",
     "trace",
+    "tune",
     "unwrap",
     "wrap",
 ]

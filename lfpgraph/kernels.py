@@ -134,16 +134,11 @@ def _floored(
     return torch.mul(s, size if unit is None else torch.mul(size, unit, out=scratch), out=out)
 
 
-def _norm(w: Tensor) -> Tensor:
-    wide = torch.float32 if w.dtype in LOW_PRECISION else None
-    if w.numel() <= _BLOCK:
-        return torch.linalg.vector_norm(w, dtype=wide)
-    # one sum over millions of float32 would lose digits
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(w, dim=-1, dtype=wide))
-
-
 def _rms(w: Tensor) -> Tensor:
-    return (_norm(w) / math.sqrt(w.numel())).to(w.real.dtype if w.is_complex() else w.dtype)
+    norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float32 if w.dtype in LOW_PRECISION else None)
+    # one sum over millions of float32 would lose digits
+    found = norm(w) if w.numel() <= _BLOCK else norm(norm(w, dim=-1))
+    return (found / math.sqrt(w.numel())).to(w.real.dtype if w.is_complex() else w.dtype)
 
 
 def floor_and_unit(w: Tensor, share: float, unit: float) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +161,7 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
         constants = (share, unit, 1.0 if unit == 1 else _tiny(w.dtype))
         made = in_one_kernel("scale_by_floored_size", (s, w, _rms(w)), *constants) if w.is_cuda else None
         return _floored(s, w, *floor_and_unit(w, share, unit), out=out) if made is None else made
-    rms = _norm(w).item() / math.sqrt(w.numel())  # the same in fewer operations
+    rms = _rms(w).item()  # the same in fewer operations
     unit = unit if unit == 1 else max(unit, 1 / max(rms, _tiny(w.dtype)))
     return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(share * rms), value=unit, out=out)
 

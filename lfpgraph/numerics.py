@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import kernels
 from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_and_unit
@@ -118,14 +119,16 @@ def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor
 def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
     """Run one of our operations; past the dispatcher where nobody traces.
 
-    Its formula is run where autograd is to record it, and on tensors of classes of their own (distributed ones, say), which
-    know torch's operations alone.
+    Its formula is run where autograd is to record it, and on tensors made of others (distributed ones, say), which know
+    torch's operations alone.
     """
     found: Tensor
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
-    elif is_unseen():
-        found = (KERNELS if _PLAIN.issuperset(map(type, args)) else DECOMPOSITIONS)[operation](*args)
+    elif is_eager(*args):
+        found = KERNELS[operation](*args)
+    elif is_unseen() and operation in DECOMPOSITIONS and any(map(is_traceable_wrapper_subclass, args)):
+        found = DECOMPOSITIONS[operation](*args)
     else:
         found = operation(*args)
     return found

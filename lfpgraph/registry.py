@@ -62,8 +62,19 @@ class Call(Protocol):
     rectified: bool
     given: list[Tensor]
     direction: int
-    reference: list[Any]
-    reference_output: Any
+
+    @property
+    def reference(self) -> list[Any]:
+        """`inputs` of the run at the reference point (see above)."""
+        raise RuleError(
+            f"the rule of {self.op} compares two runs, as those of deeplift do; it cannot stand for a part of a composite that "
+            "looks at one run"
+        )
+
+    @property
+    def reference_output(self) -> Any:
+        """`output`, or the first of several, of the run at the reference point."""
+        return self.reference
 
     def vjp(self, s: Any, again: bool = False) -> Signals:
         """The true vector-Jacobian product: one signal for each wanted tensor argument, None for the others.

@@ -53,14 +53,22 @@ class SearchedHybrid(nn.Module):
 
     Every layer mixes its four candidates by `softmax(choices)`, so that which of them, and where the picture becomes smaller,
     is learned with all else (the paper trains them in turns, by sampled paths). At half size, a candidate pools before and
-    repeats after. Images [n, colours, side, side] to logits [n, classes].
+    repeats after; the stem is at 1 / stride. Images [n, colours, side, side] to logits [n, classes].
     """
 
     def __init__(
-        self, colours: int = 3, channels: int = 128, layers: int = 8, heads: int = 4, classes: int = 1000
+        self,
+        colours: int = 3,
+        channels: int = 128,
+        layers: int = 8,
+        heads: int = 4,
+        classes: int = 1000,
+        stride: int = 4,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(colours, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(colours, channels, 2 * stride + 1, stride, stride), nn.BatchNorm2d(channels), nn.ReLU()
+        )
         self.convolved = nn.ModuleList(_Convolved(channels) for _ in range(layers))
         self.attended = nn.ModuleList(_Attended(channels, heads) for _ in range(layers))
         self.choices = nn.Parameter(torch.randn(layers, 4) * 0.1)

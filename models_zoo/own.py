@@ -122,7 +122,7 @@ OWN = [
     Entry(
         "bossnas-hybrid",
         "hybrid CNN-transformer",
-        _by_size(hybrids.SearchedHybrid, lambda: hybrids.SearchedHybrid(3, 8, 2, 2, 5)),
+        _by_size(hybrids.SearchedHybrid, lambda: hybrids.SearchedHybrid(3, 8, 2, 2, 5, stride=1)),
         images(224, 16),
     ),
     Entry(

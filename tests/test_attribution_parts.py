@@ -41,6 +41,25 @@ def test_norms_are_merged_only_where_that_is_the_same() -> None:
         assert merge_norms(lfpgraph.trace(model if "batch" in why else model.eval(), x)) == 0, why
 
 
+def test_a_norm_whose_parameters_are_made_after_its_layer() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z, scale = self.conv(x), self.norm.weight.detach() * 2
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            return torch.nn.functional.batch_norm(z, mean, variance, scale, self.norm.bias).mean((2, 3))
+
+    x = torch.randn(2, 1, 6, 6)
+    model = Late().eval()
+    graph = lfpgraph.trace(model, x)
+    assert merge_norms(graph) == 1
+    graph.graph.lint()
+    assert lfpgraph.attribute(model, x, 0).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "transposed"])
 def test_a_merged_norm_computes_the_same(kind: str) -> None:
     """And a composite that merges none is not given the graph of one that does."""

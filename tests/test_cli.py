@@ -79,6 +79,18 @@ def test_train(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> No
     assert "own_model:build" in page and "data:image/png;base64," in page and "http" not in page
 
 
+def test_train_at_suggested_rates(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One for each way, found by a range test and shown; the model that is trained is as it was before the test."""
+    options = ["--epochs", "2", "--suggest-lr", "--json", "r.json"]
+    assert run_cli(monkeypatch, "train", "own_model:build", "own_model:data", *options) == 0
+    (result,) = json.loads((folder / "r.json").read_text())
+    rates = {way: run["lr"] for way, run in result["runs"].items()}
+    assert set(rates) == {"lfp", "backprop"} and all(1e-4 < rate < 1 for rate in rates.values())
+    assert f"lfp: rate {rates['lfp']:g}, backprop: rate {rates['backprop']:g}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("model", "data", "options", "message"),
     [
@@ -172,3 +184,31 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = json.loads((folder / "demo.json").read_text())
     last = [{way: run["by_epoch"][-1] for way, run in r["runs"].items()} for r in results]
     assert all(r["lfp"] >= r["backprop"] - 0.01 for r in last[:2]) and last[2]["lfp"] >= 0.94
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("coverage", "own_model:alone", "--json"), None),
+        (("coverage", "--json", "own_model:alone"), None),
+        (("coverage", "own_model:alone", "--json", "r.json"), "r.json"),
+        (("coverage", "--json", "r.json", "own_model:alone"), "r.json"),
+        (("coverage", "own_model:alone", "--json=figures"), "figures"),
+        (("check", "own_model:build", "--json", "figures", "--shape", "4"), "figures"),
+        (("zoo", "--json"), None),
+        (("reproduce", "--list", "--json", "l.json"), "l.json"),
+    ],
+)
+def test_json_with_and_without_a_file(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    file: str | None,
+) -> None:
+    """Printed alone, or written beside what is printed."""
+    monkeypatch.setattr("own_model.alone", lambda: (torch.nn.Linear(4, 3), torch.randn(2, 4)), raising=False)
+    assert run_cli(monkeypatch, *words) == 0
+    printed = capsys.readouterr().out
+    json.loads(printed if file is None else (folder / file).read_text())
+    assert file is None or not printed.startswith(("{", "["))

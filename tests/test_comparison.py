@@ -14,11 +14,12 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
 import lfpgraph
+from lfpgraph.cli.functions import examples
 from lfpgraph.comparison import Learner, Method, zeroth_order
 from lfpgraph.comparison.examples import Examples, held_back
 from lfpgraph.comparison.memory import LiveBytes
 from lfpgraph.comparison.runs import _schedule, angle
-from lfpgraph.errors import CompositeError, InputError
+from lfpgraph.errors import CompositeError, InputError, TargetError
 from lfpgraph.models_zoo.other_kinds import GCN
 
 from .support.helpers import run_cli
@@ -223,7 +224,7 @@ def test_inputs_by_name() -> None:
 def test_refusals_of_data_and_rates() -> None:
     x, y = _data()
     for rate in (-1.0, math.nan, 0.0):
-        with pytest.raises(InputError, match="a rate must be a number above zero"):
+        with pytest.raises(InputError, match="rates must be finite and above zero"):
             lfpgraph.compare(_net, (x, y), (x, y), ["lfp"], rates=[rate])
     with pytest.raises(InputError, match="What belongs together as a whole"):
         lfpgraph.compare(_net, ((x, torch.zeros(2, 7)), y), (x, y), ["lfp"])
@@ -231,3 +232,15 @@ def test_refusals_of_data_and_rates() -> None:
         lfpgraph.compare(_net, (x[:, :3], y), (x, y), ["lfp"])
     with pytest.raises(InputError, match="must be a pair"):
         lfpgraph.compare(_net, [1, 2, 3], (x, y), ["lfp"])
+
+
+def test_data_of_the_command() -> None:
+    """Pairs whose inputs are several arrays, datasets of samples with inputs by name, DataLoaders."""
+    x, y = torch.randn(6, 2).double(), torch.arange(6)
+    inputs, labels = examples(((((x.numpy(), x), y)), (x, y)), "t")[0]
+    assert inputs[0].dtype == torch.float32 and inputs[1].shape == (6, 2) and torch.equal(labels, y)
+    samples = [({"a": x[i], "b": x[i, 0]}, y[i]) for i in range(6)]
+    named, loader = examples((samples, DataLoader([(x, y)], batch_size=None)), "t")  # type: ignore[arg-type]
+    assert named[0]["b"].shape == (6,) and torch.equal(named[1], y) and isinstance(loader, DataLoader)
+    with pytest.raises(TargetError, match="equally many"):
+        examples(((({"a": x}, y[:3])), (x, y)), "t")

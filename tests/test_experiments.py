@@ -24,6 +24,8 @@ from lfpgraph.experiments.common.rates import tuned
 from lfpgraph.experiments.common.texts import docstrings
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 
+from tools.experiments import PAGE, RUNS, report_of, table_of, with_table
+
 from .support.helpers import run_cli
 
 TINY = Settings(seeds=2, effort=0.01)
@@ -93,14 +95,24 @@ def test_a_run_that_fails_in_its_process_is_told() -> None:
 
 LONG = [
     "activations",
+    "captions",
     "convergence",
+    "deltanet",
     "diffusion",
+    "fields",
+    "forecasting",
     "graphs",
+    "hybrids",
     "language",
     "finetune",
+    "policies",
+    "optimizers",
     "routing",
+    "sequences",
     "rule",
+    "spike_rewards",
     "spiking",
+    "suggested",
     "trainer",
     "transfer",
     "vit",
@@ -142,11 +154,53 @@ def _check(name: str, folder: Path) -> None:
     report = reproduce(name, TINY, folder)
     written = json.loads((folder / f"{name}.json").read_text())
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert name == "rule" or {"LFP", "backprop"} <= {case.way for case in report.cases}
+    assert name == "rule" or {"LFP", "backprop"} <= {case.way.replace("surrogate", "backprop") for case in report.cases}
     for case in written["cases"]:
         assert len(case["values"]) == 2
         assert 0 <= case["mean"] <= (1 if report.metric == "accuracy" else 10)
     assert len(report.table()) == 1 + len({case.model for case in report.cases})
+
+
+def test_what_is_kept_is_not_run_again(tmp_path: Path) -> None:
+    """Also what was asked of the trained model; without its file of runs nothing is trained, but an error raised."""
+    train, test = data.flat_digits()
+    way, asked = Way("LFP", "lfp", cross_entropy), list[int]()
+
+    def after(seed: int, model: nn.Module) -> dict[str, int]:
+        asked.append(seed)
+        return {"seed": seed}
+
+    def case(runs: Runs) -> Case:
+        settings = Settings(2, 0.01, runs=runs)
+        (found,) = fit(mlp([64, 8, 10]), [way], train, test, settings, epochs=1, after=after)
+        return found
+
+    with pytest.raises(InputError, match="holds no run"):
+        case(Runs(tmp_path / "runs.jsonl", kept_only=True))
+    first = case(Runs(tmp_path / "runs.jsonl"))
+    assert case(Runs(tmp_path / "runs.jsonl", kept_only=True)).values == first.values
+    assert asked == [0, 1] and first.more == {"seed": [0, 1]}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in RUNS.glob("*.jsonl")))
+def test_the_page_says_what_its_runs_found(name: str) -> None:
+    """The table of each experiment is written from the runs that are kept beside the page, which choose the rates as well."""
+    try:
+        table = table_of(report_of(name))
+    except InputError as error:
+        pytest.skip(str(error))  # of a package that the experiment's data comes with
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page, name, table) == page
+
+
+def test_a_table_has_one_place() -> None:
+    cases = [Case("a", "LFP", [0.9, 1.0], more={"lr": 0.01}), Case("a", "backprop", [0.5]), Case("b", "LFP", [0.25])]
+    table = table_of(Report("x", "accuracy", cases, lambda figure, report: None))
+    assert table.splitlines()[2:] == ["| a | 95.0 ± 7.1 %, 0.01 | 50.0 ± 0.0 % |", "| b | 25.0 ± 0.0 % |  |"]
+    page = "before\n<!-- runs: x -->\nold\n<!-- end -->\nafter\n"
+    assert with_table(page, "x", table) == page.replace("old\n", table)
+    with pytest.raises(InputError, match="0 places"):
+        with_table(page, "y", table)
 
 
 def test_pruning_takes_the_smallest() -> None:

@@ -86,3 +86,23 @@ def test_forward_passes_alone(way: str, convolutions: bool) -> None:
             p -= RATE * sum((a - b) / (2 * width * pairs) * z[name] for z, (a, b) in found)
 
     assert_same_steps(learner, twin, batches(convolutions), step)
+
+
+def test_both_sides_draw_the_same() -> None:
+    """Dropout of other places on each side would drown the slope; what is drawn afterwards is as if nothing had been."""
+    torch.manual_seed(0)
+    model, x, y = (
+        nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 3)).double(),
+        torch.randn(4, 50).double(),
+        torch.arange(4) % 3,
+    )
+    learner = forward_only.MeZO(model, cross_entropy, None)
+    state = torch.get_rng_state()
+    learner.gradients(x, y)
+    torch.randint(2**62, ())
+    after = torch.rand(1)
+    torch.set_rng_state(state)
+    torch.randint(2**62, ()), torch.randint(2**62, ())
+    assert torch.equal(torch.rand(1), after)
+    weight = model[1].weight.grad
+    assert weight is not None and weight.abs().max() < 20  # a slope over two masks would be of the order of 1 / width

@@ -20,7 +20,7 @@ ROOMS = (
     "rules.samples", "rules", "rules.lrp",
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping", "rewards", "explain",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",
-    "inputs", "training.resuming", "training", "reports", "audits",
+    "inputs", "training.resuming", "training", "reports", "audits", "adapters",
     "models_zoo", "comparison", "demo", "experiments.common", "experiments.architectures",
     "experiments.discrete", "experiments.transformers",
     "experiments", "cli", "__main__",

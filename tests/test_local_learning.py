@@ -21,13 +21,16 @@ from .support.by_hand import CLASSES, assert_same_steps, batches, both, copied, 
 def test_plain_local_losses(convolutions: bool) -> None:
     model, twin = small_model(convolutions), small_model(convolutions)
     learner = local.LocalLosses(model, cross_entropy, next(batches(convolutions))[0])
-    heads = [copied(head) for head in learner.heads]
     blocks = parts(twin, early=True)
+    heads = [
+        copied(learner.heads[0]),
+        copied(blocks[2]),
+    ]  # the last block takes what the second makes, so that reads it
 
     def step(h: Tensor, y: Tensor) -> None:
         for block, head in zip(blocks, [*heads, None]):
             new = block(h)
-            out = new if head is None else linear(new.flatten(1), *head)
+            out = new if head is None else linear((torch.tanh(new) if head is heads[1] else new).flatten(1), *head)
             h = new.detach()
             descend([*block.parameters(), *(head or [])], cross_entropy(out, y))
 
@@ -69,7 +72,7 @@ def test_man(convolutions: bool) -> None:
     blocks = parts(twin, early=True)
     averages = [[p.detach().clone() for p in block.parameters()] for block in blocks[1:]]
     biases = [head.bias.detach().clone().requires_grad_() for head in learner.heads]  # type: ignore[union-attr,operator]
-    last = copied(learner.heads[0].last)  # type: ignore[arg-type]
+    last = copied(blocks[2])
 
     def step(h: Tensor, y: Tensor) -> None:
         for average, block in zip(averages, blocks[1:]):
@@ -84,7 +87,7 @@ def test_man(convolutions: bool) -> None:
                 )
                 out, own = out + biases[k], [biases[k]]
             if k == 0:
-                out, own = linear(out.flatten(1), *last), [*own, *last]
+                out, own = linear(torch.tanh(out).flatten(1), *last), [*own, *last]
             h = new.detach()
             descend([*block.parameters(), *own], cross_entropy(out, y))
 
@@ -201,3 +204,75 @@ def test_refusals() -> None:
         with_labels(torch.arange(3), None, 2)
     with pytest.raises(InputError, match="which has 2"):
         with_labels(torch.randn(3, 2), None, 4)
+
+
+def test_blocks_are_the_model() -> None:
+    """Its outputs and statistics, with a mask that crosses a cut, weights made of parameters, another way for small batches."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b, self.c = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.scale, self.last = nn.Parameter(torch.rand(6)), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = (x > 0).all(1, keepdim=True)
+            before = torch.relu(self.norm(self.a(x)))
+            on = before.detach() > 0.5
+            h = torch.relu(self.b(before * torch.exp(self.scale))) * torch.exp(self.scale)
+            return self.last(self.c(torch.where(on | seen, h, 2 * h))) * (2 if len(x) > 2 else 1)
+
+    torch.manual_seed(0)
+    model, twin = Net().double(), Net().double()
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    blocks = local.Blocks(model, x)
+    assert len(blocks) == 3 and [b.late for b in blocks.blocks] == [False, True, False]
+    for given in (x, x[:1]):
+        model.train(len(given) > 1), twin.train(len(given) > 1)
+        blocks = blocks if model.training else local.Blocks(model, x)
+        flow = blocks.flow(given)
+        for k in range(3):
+            found = flow.run(k)
+            flow.hand_over(k, found)
+        torch.testing.assert_close(found, twin(given))
+        torch.testing.assert_close(model.state_dict(), twin.state_dict())
+        found.square().sum().backward()
+    assert len(blocks.others) == 1
+    assert model.c.weight.grad is not None and model.b.weight.grad is None
+    with pytest.raises(InputError, match="is no head"):
+        local.MomentumAuxiliary(model, cross_entropy, x)
+
+
+def test_heads_of_models_that_answer_with_images() -> None:
+    """A copy of the last block is not given halved images where its answer would then be half as large."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)]
+    model, x, y = nn.Sequential(*layers), torch.randn(2, 2, 8, 8), torch.randint(3, (2, 8, 8))
+    for way in (local.LocalLosses, local.AugLocal, local.MomentumAuxiliary):
+        model.zero_grad()
+        way(model, cross_entropy, x).gradients(x, y)
+        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def test_heads_of_models_with_tied_weights() -> None:
+    """The same weight at both ends, under two names."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 4, bias=False)
+            self.c.weight = nn.Parameter(torch.randn(4, 6))
+            self.d = nn.Linear(4, 6)
+            self.d.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.d(torch.tanh(self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))))
+
+    torch.manual_seed(0)
+    model, x, y = Tied(), torch.randn(5, 4), torch.randint(6, (5,))
+    for way in (local.AugLocal, local.MomentumAuxiliary):
+        learner = way(model, cross_entropy, x)
+        model.zero_grad()
+        learner.gradients(x, y)
+        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())

@@ -65,7 +65,7 @@ def test_bad_input_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     (here / "bad.onnx").write_bytes(b"nothing")
     for arguments, word in (
         (("export", "onnx_target:build", "m.onnx", "--what", "all"), "step"),
-        (("export", "onnx_target:build", "m.onnx", "--shape", "a,b"), "numbers"),
+        (("export", "onnx_target:build", "m.onnx", "--shape", "a,b"), "list of sizes"),
         (("export", "onnx_target:build", "m.onnx", "--trainable", "3.*"), "'3.*'"),
         (("export", "onnx_target:build"), "--train-step"),
         (("export", "onnx_target:build", "m.onnx", "--weights", "none.safetensors"), "none.safetensors"),

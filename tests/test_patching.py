@@ -77,7 +77,9 @@ def by_hooks(model: Any, module: nn.Module, clean: Tensor, corrupt: Tensor, plac
 def test_exact_effects_are_those_of_hooks(language: Any) -> None:
     model, clean, corrupt = language
     nodes = lfpgraph.patching(model, clean, corrupt, metric, method="exact")
-    places = lfpgraph.patching(model, clean, corrupt, metric, "positions", "exact")
+    modules = ["blocks.0", "*.mlp", "*.project"]
+    places = lfpgraph.patching(model, clean, corrupt, metric, "positions", "exact", modules=modules)
+    assert set(places.effects) == {"blocks.0", "blocks.0.mlp", "blocks.1.mlp", "blocks.0.project", "blocks.1.project"}
     torch.testing.assert_close(nodes.clean, metric(model(clean)).detach())
     torch.testing.assert_close(nodes.corrupt, metric(model(corrupt)).detach())
     for name in ("blocks.0", "blocks.1.mlp", "blocks.0.project"):

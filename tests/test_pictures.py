@@ -94,7 +94,7 @@ def test_relevance_flows_along_both_ways_of_a_residual() -> None:
     axis = pictures.flow_drawing(flow).axes[0]
     widths = sorted(round(patch.get_linewidth(), 4) for patch in axis.patches)
     assert widths == pytest.approx([0.4 + 9 * size for size in (0.25, 0.75, 0.75, 1.0)], abs=1e-3)
-    assert any(text.get_text().startswith("branch   30") for text in axis.texts)
+    assert any(text.get_text().startswith("branch Linear   30") for text in axis.texts)
 
 
 def test_flow_adds_up_and_is_cut_to_size() -> None:
@@ -179,8 +179,10 @@ def test_explain_on_the_command_line(
     found = json.loads(Path("r.json").read_text())
     assert found["target"] == "2:0" and np.shape(found["relevance"]) == (1, 8, 8)
     page = Path("r.html").read_text()
-    assert page.count("<svg") == 2 and "http://" not in re.sub(
-        r"http://(www\.w3\.org|purl\.org|creativecommons)", "", page
+    assert (
+        page.count("<svg") == 3
+        and re.search(r"row \d, column \d \(", page)
+        and "http://" not in re.sub(r"http://(www\.w3\.org|purl\.org|creativecommons)", "", page)
     )
     assert (
         run_cli(monkeypatch, "explain", f"{name}:series", "--input", "series.npy", "--target", "1", "--out", "s.html")
@@ -191,7 +193,7 @@ def test_explain_on_the_command_line(
         "out of range": (*call, "--target", "7"),
         "none of: a class": (*call, "--target", "x"),
         "needs a tokenizer": ("explain", f"{name}:build", "--input", "some text", "--target", "1"),
-        "cannot be read as an image": ("explain", f"{name}:build", "--input", "none.png"),
+        "no such file: none.png": ("explain", f"{name}:build", "--input", "none.png"),
         "numbers are needed": ("explain", f"{name}:build", "--input", "words.npy"),
         "itself does not run on these inputs": (*call, "--size", "9"),
     }

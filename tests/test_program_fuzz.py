@@ -150,8 +150,9 @@ def _signals(outputs: Any, generator: torch.Generator) -> list[Tensor]:
     return [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]
 
 
-# 1001: a write at places made of values, and a hook; 1099: a region through a part with backward hooks, an LSTM's output
-@pytest.mark.parametrize("seed", [*range(QUICK), 1001, 1017, 1099])
+# 1001: a write at places made of values, and a hook; 1099: a region through a part with backward hooks, an LSTM's output;
+# 30079: a tensor and a view of it, both read after a write to the view
+@pytest.mark.parametrize("seed", [*range(QUICK), 1001, 1017, 1099, 30079])
 def test_random_program(seed: int) -> None:
     check(seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -60,7 +61,6 @@ def test_ten_steps_are_the_papers(convolutions: bool, anti: bool, engine: str) -
 @pytest.mark.parametrize(
     ("kind", "engines"),
     [
-        ("vit-b16", ["live"]),
         ("lstm-classifier", ["live"]),
         ("gcn", ["live", "static"]),
         *(
@@ -105,6 +105,11 @@ def test_hidden_layers_learn_what_comes_in() -> None:
         optimizer.step()
     alike = F.normalize(model[0].weight.detach()) @ centres.T
     assert alike.max(0).values.min() > 0.95
+
+
+def test_is_pickled() -> None:
+    own = softhebb("own", temperature=0.5)
+    assert pickle.loads(pickle.dumps(own)).structure == own.structure != lfpgraph.get_composite("softhebb").structure
 
 
 def test_bad_settings() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lfpgraph.rules.loops import LSTM, RECURRENT
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import lfpgraph
 from lfpgraph.tracing.cells import cells_kept_whole
@@ -176,3 +177,14 @@ def test_parts_may_change_the_lists_that_they_are_given() -> None:
     lfpgraph.wrap(model, "gradient", engine="static")(x).sum().backward()
     expected = torch.autograd.grad(model[1](model[0](y := x.detach().requires_grad_())).sum(), y)[0]
     torch.testing.assert_close(x.grad, expected)
+
+
+def test_a_weight_of_several_tensors_is_left_to_torch() -> None:
+    """As a quantised one, which only torch's way takes apart into tensors that a program can be given."""
+    graph = torch.fx.Graph()
+    weight = graph.placeholder("weight")
+    weight.meta["val"] = TwoTensor(torch.ones(2, 2), torch.ones(2, 2))
+    graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (weight, weight)),))
+    assert take_apart_all(torch.fx.GraphModule(nn.Module(), graph)) is None
+    weight.meta["val"] = torch.ones(2, 2)
+    assert take_apart_all(torch.fx.GraphModule(nn.Module(), graph)) == []

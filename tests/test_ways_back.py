@@ -103,3 +103,31 @@ def test_refreshed_matrices_are_new_for_each_batch() -> None:
     first, second = torch.rand(8, 4), torch.rand(8, 4)
     assert batch_key(5, [first]) == batch_key(5, [first * (1 + 1e-7)]) != batch_key(5, [second])
     assert batch_key(5, [first]) != batch_key(6, [first])
+
+
+def _matrix_of(model: nn.Sequential, given: Tensor) -> Tensor:
+    """The matrix by which the second layer's signal, which is `given` [4, 3], came to the first, whose input is the identity."""
+    model.zero_grad()
+    (model(torch.eye(4, dtype=torch.float64)) * given).sum().backward()
+    arrived = model[0].weight.grad
+    assert arrived is not None
+    return torch.linalg.lstsq(given, arrived.T).solution
+
+
+@pytest.mark.parametrize("way", [*WAYS[:5], "gradient"])
+def test_matrices_are_what_the_papers_say(way: str) -> None:
+    """Read off from the outside: signs, sizes, whether they stay for another batch and for other weights."""
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double(), way)
+    given = torch.randn(4, 3, dtype=torch.float64)
+    w, found, other = model[1].weight.detach().clone(), _matrix_of(model, given), _matrix_of(model, 3 * given.flip(0))
+    signs, fixed = torch.equal(found.sign(), w.sign()), torch.allclose(found, other)
+    assert signs == (way in ("usf", "brsf", "frsf", "gradient")) and torch.allclose(found, w) == (way == "gradient")
+    assert fixed == (way not in ("feedback-alignment-refreshed", "brsf"))
+    assert (found.abs().max() - found.abs().min() < 1e-12) == (way == "usf")
+    with torch.no_grad():
+        model[1].weight.neg_()
+    turned = _matrix_of(model, given)
+    expected = {"feedback-alignment": found, "usf": -found, "frsf": -found, "gradient": -found}
+    if way in expected:
+        torch.testing.assert_close(turned, expected[way])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -87,7 +88,9 @@ THEIRS: dict[str, Any] = {
 def _theirs(model: nn.Module, x: Tensor, weights: Tensor, composite: Any) -> Tensor:
     """zennit starts from a gradient that is relevance: the output at the target."""
     x = x.clone().requires_grad_()
-    with composite.context(model) as modified:
+    with composite.context(
+        copy.deepcopy(model)
+    ) as modified:  # zennit 1.0 leaves parameters in other places than it found them
         out = modified(x)
         (relevance,) = torch.autograd.grad(out, x, out.detach() * weights)
     return relevance

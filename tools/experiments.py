@@ -2,9 +2,9 @@
 
     python -m tools.experiments [NAME ...]
 
-A table stands between `<!-- runs: NAME -->` and `<!-- end -->`. The runs are those that `lfpgraph reproduce NAME --runs FILE` makes.
-Which rate each side gets is found from them anew, by the experiment itself. Nothing is trained here: where a run is missing, the
-table stays as it is, and a line says so.
+A table stands between `<!-- runs: NAME -->` and `<!-- end -->`. The runs are those that `lfpgraph reproduce NAME --runs FILE`
+makes. Which rate each side gets is found from them anew, by the experiment itself. Nothing is trained here: where a run is
+missing, the table stays as it is, and a line says so.
 """
 
 from __future__ import annotations

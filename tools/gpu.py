@@ -25,8 +25,8 @@ from tools.pages import put_table
 ROOT = Path(__file__).parents[1]
 SIDES = ("backprop", "lfp", "lfp-live", "backprop-compiled", "lfp-compiled")
 MODELS = (
-    "lstm", "llama-1b", "bert-large-batch", "resnet18", "resnet50-large", "resnet50-large-bf16", "vit-s16-large-bf16", "gpt2-large",
-    "mlp", "vit-s16-large", "gpt2-large-bf16",
+    "lstm", "llama-1b", "bert-large-batch", "resnet18", "resnet50-large", "resnet50-large-bf16", "vit-s16-large-bf16",
+    "gpt2-large", "mlp", "vit-s16-large", "gpt2-large-bf16",
 )  # fmt: skip
 COMPILED = ("vit-s16-large", "gpt2-large-bf16", "mlp")  # compiling takes up to a minute
 

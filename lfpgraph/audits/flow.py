@@ -46,7 +46,8 @@ def relevance_flow(
             order of running are put together.
 
     Returns:
-        Nodes have `relevance` (what was handed to it, summed, in units of the output), `kept` (what stayed there: biases and
+        Nodes have `kind` (the class of the module, "" of inputs and the output), `relevance` (what was handed to it, summed,
+        in units of the output), `kept` (what stayed there: biases and
         other leaks; at inputs all of it) and `order` (of running). Edges have `relevance` (what was handed back over it).
 
     Raises:
@@ -65,10 +66,11 @@ def relevance_flow(
 
     walked = walk(model, inputs, target, composite, observe, on_missing=on_missing, fallback=fallback)
     touched = {node for pair in messages for node in pair} | {maker_of(node) for node in walked.starts}
-    places = _places(walked.graph, touched, most)
+    places, paths = _places(walked.graph, touched, most)
+    kinds = {path or "model": type(module).__name__ for path, module in model.named_modules()}
     flow = networkx.DiGraph()
     for name in dict.fromkeys(places.values()):
-        flow.add_node(name, relevance=0.0, kept=0.0, order=len(flow))
+        flow.add_node(name, relevance=0.0, kept=0.0, order=len(flow), kind=kinds.get(paths.get(name, ""), ""))
     flow.add_node(OUTPUT, relevance=0.0, kept=0.0, order=len(flow))
     edges: defaultdict[tuple[str, str], float] = defaultdict(float)
     for (source, user), size in messages.items():
@@ -86,8 +88,8 @@ def relevance_flow(
     return flow
 
 
-def _places(graph: OpGraph, touched: set[fx.Node], most: int) -> dict[fx.Node, str]:
-    """The name that each touched node is shown under: an input's own, or that of a stretch of a module.
+def _places(graph: OpGraph, touched: set[fx.Node], most: int) -> tuple[dict[fx.Node, str], dict[str, str]]:
+    """The name that each touched node is shown under, an input's own or that of a stretch of a module; and each stretch's module.
 
     There are at most `most` stretches.
     """
@@ -109,9 +111,12 @@ def _places(graph: OpGraph, touched: set[fx.Node], most: int) -> dict[fx.Node, s
         pairs = zip(stretches[::2], itertools.chain(stretches[1::2], [[]]))
         stretches = [first + second for first, second in pairs]
     seen: Counter[str] = Counter()
+    modules: dict[str, str] = {}
     for stretch in stretches:
         name = found[stretch[0]]
         seen[name] += 1
+        shown = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        modules[shown] = name
         for i in stretch:
-            places[operations[i]] = name if seen[name] == 1 else f"{name} ({seen[name]})"
-    return places
+            places[operations[i]] = shown
+    return places, modules

@@ -38,7 +38,14 @@ class Runs:
     """Both runs of a model, and what is asked of them."""
 
     def __init__(
-        self, model: nn.Module, clean: Any, corrupt: Any, composite: Composite, sites: Any, options: Options
+        self,
+        model: nn.Module,
+        clean: Any,
+        corrupt: Any,
+        composite: Composite,
+        sites: Any,
+        modules: list[str],
+        options: Options,
     ) -> None:
         (args, kwargs), (args0, kwargs0) = (arguments_of(inputs, AttributionError) for inputs in (clean, corrupt))
         call, other = ModelCall(model, args, kwargs), ModelCall(model, args0, kwargs0)
@@ -47,7 +54,7 @@ class Runs:
         point = _point(call, other, self.lookups)
         add_references(graph)
         self.graph, self.count = graph, len(call.tensors[0])
-        self.sites: list[Site] = [] if sites == "edges" else sites_of(graph, sites, self.count)
+        self.sites: list[Site] = [] if sites == "edges" else sites_of(graph, sites, modules, self.count)
         wanted = {site.node for site in self.sites} or {n for n in graph.placeholder_nodes if n in graph.references}
         self.plan: Plan = make_plan(graph, composite, wanted, options.on_missing)
         self.inside = {node for unit in self.plan.units if unit.is_region for node in unit.nodes}

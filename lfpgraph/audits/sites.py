@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,11 @@ class Site:
         return torch.stack(found, 1).unflatten(1, shape)
 
 
-def sites_of(graph: OpGraph, sites: str | Sequence[str], count: int) -> list[Site]:
+def sites_of(graph: OpGraph, sites: str | Sequence[str], modules: Sequence[str], count: int) -> list[Site]:
     """The sites of a kind, or of these names, that depend on the inputs.
 
     Args:
-        count: how many samples there are.
+        modules: patterns of names; of a kind, sites that fit none are left out. count: how many samples there are.
 
     Raises:
         AttributionError: there are none, or a name does not exist.
@@ -93,11 +94,14 @@ def sites_of(graph: OpGraph, sites: str | Sequence[str], count: int) -> list[Sit
                     found.append(Site(path, node, sites))
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     found = [s for s in found if s.node in graph.references and s.node.meta["val"].shape[0] == count]
+    found = [s for s in found if any(fnmatch.fnmatchcase(s.name, pattern) for pattern in modules)]
     if not found:
         what = {"heads": "attention head whose output is [n, heads, length, features]"}.get(
             sites, "module's output [n, ...]"
         )
-        raise AttributionError(f"sites={sites!r}: the model has no {what} that depends on its inputs")
+        raise AttributionError(
+            f"sites={sites!r}: the model has no {what} that depends on its inputs, among {', '.join(modules)}"
+        )
     return sorted(found, key=lambda site: order[site.node])
 
 
@@ -109,7 +113,7 @@ def _moving(graph: OpGraph, node: fx.Node, name: str) -> fx.Node:
 
 def _is_heads(graph: OpGraph, node: fx.Node) -> bool:
     """Whether a node is what attention heads give out: fused, or weights from a softmax times values."""
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     family = graph.info[maker_of(node)].family
     if not is_float(value) or len(value.shape) != 4 or graph.info[node].kind != ACTIVE:
         return False

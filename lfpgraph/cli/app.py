@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
 from .reports import (
-    Epsilon, JsonFile, LossName, OwnData, OwnModel, Seed, Threads, check, coverage, finite, graph, writable, zoo,
+    STDOUT, Command, Epsilon, JsonFile, LossName, OwnData, OwnModel, Seed, Threads, check, coverage, finite, give_json,
+    graph, writable, zoo,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, help="Feedback training for any PyTorch model.", pretty_exceptions_enable=False)
 for _command in (coverage, check, graph, zoo, reproduce, explain, export):
-    app.command()(_command)
-app.command("compare")(compare_command)
+    app.command(cls=Command)(_command)
+app.command("compare", cls=Command)(compare_command)
 
 
 def _version(asked: bool) -> None:
@@ -92,7 +92,7 @@ def _let_go() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("report.html"),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model.")] = 20,
@@ -121,7 +121,7 @@ def demo(
     _finish(results, out, json_file, "lfpgraph demo: digits")
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     model: OwnModel,
     data: OwnData,
@@ -130,6 +130,9 @@ def train(
     epsilon: Epsilon = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     lr: Annotated[float, typer.Option(min=0.0, callback=finite)] = 1e-3,
+    suggest: Annotated[
+        bool, typer.Option("--suggest-lr", help="Find a rate for each way by a short range test, in place of --lr.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     optimizer: Annotated[str, typer.Option(help="A class of torch.optim.")] = "AdamW",
     clip: Annotated[float, typer.Option(min=0.0, callback=finite, help="Largest gradient norm; 0 for none.")] = 1.0,
@@ -150,7 +153,7 @@ def train(
         rules = rules.with_options(epsilon=epsilon)
     build, make_data = load_target(model), load_target(data)
     options = Options(
-        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer_named(optimizer), clip=clip or None,
+        epochs=epochs, lr=None if suggest else lr, batch_size=batch_size, optimizer=optimizer_named(optimizer), clip=clip or None,
         composite=rules, seed=seed, compare=compare,
     )  # fmt: skip
     train_set, test_set = datasets(call_target(make_data, data), data)
@@ -162,6 +165,8 @@ def train(
 
         with own_code(f"writing {save}"):
             save_model(results[0].model, str(save))
+    if suggest:
+        typer.echo(", ".join(f"{run.way}: rate {run.lr:g}" for run in (results[0].lfp, results[0].backprop) if run))
     _finish(results, out, json_file, f"lfpgraph train: {model}")
 
 
@@ -181,6 +186,7 @@ def _threads(count: int) -> Iterator[None]:
 def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, loss: str) -> list[Result]:
     """Run `compare` on every case under one progress display."""
     import torch
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..demo.training import compare
@@ -189,8 +195,9 @@ def _train_all(cases: list[tuple[str, Any, Options]], train: Any, test: Any, los
     function = loss_named(loss)
     metric = "accuracy" if loss in ("cross_entropy", "nll_loss") else "loss"
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    results = []
-    with Progress(*columns, TextColumn("{task.fields[live]}")) as progress:
+    console, results = Console(stderr=True), []
+    live = TextColumn("{task.fields[live]}")
+    with Progress(*columns, live, console=console, disable=not console.is_terminal) as progress:
         for name, build, options in cases:
             torch.manual_seed(options.seed)
             model = call_target(build, name)
@@ -221,12 +228,11 @@ def _finish(results: list[Result], out: Path, json_file: Path | None, title: str
 
     from ..demo.report import closing_table, write_report
 
-    console = Console()
-    console.print(closing_table(results))
     write_report(results, out, title)
-    typer.echo(f"report: {out}")
-    if json_file is not None:
-        json_file.write_text(json.dumps([result.to_json() for result in results], indent=1))
+    give_json(json_file, lambda: [result.to_json() for result in results])
+    if json_file != STDOUT:
+        Console().print(closing_table(results))
+        typer.echo(f"report: {out}")
 
 
 if __name__ == "__main__":

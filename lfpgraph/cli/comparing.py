@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .reports import JsonFile, LossName, OwnData, OwnModel, Threads, finite, writable
+from .reports import STDOUT, JsonFile, LossName, OwnData, OwnModel, Threads, finite, give_json, writable
 
 __all__ = ["compare"]
 
@@ -58,8 +57,8 @@ def compare(
             loss=loss_named(loss), steps=steps, seconds=seconds, rates=grid, batch_size=batch_size, seeds=seeds, name=model,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )  # fmt: skip
-    Console().print(result.table())
     out.write_text(result.to_html(), encoding="utf-8")
-    typer.echo(f"report: {out}")
-    if json_file is not None:
-        json_file.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
+    give_json(json_file, result.to_json)
+    if json_file != STDOUT:
+        Console().print(result.table())
+        typer.echo(f"report: {out}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import TargetError, first_line
-from .reports import finite, writable
+from .reports import STDOUT, JsonFile, finite, give_json, writable
 
 if TYPE_CHECKING:
     from ..experiments import Report
@@ -30,10 +30,9 @@ def reproduce(
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     runs: Annotated[Path | None, typer.Option(help="File of finished runs; what is in it is not run again.")] = None,
     device: Annotated[str, typer.Option(help="Where models are trained: cpu, cuda.")] = "cpu",
-    json_out: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Train by LFP and by backprop as the papers do, on data that ships; a table, a plot and a JSON file."""
-    import json
     from contextlib import nullcontext
     from functools import partial
 
@@ -43,11 +42,14 @@ def reproduce(
     from ..experiments import EXPERIMENTS, Runs, Settings
     from ..experiments import reproduce as reproduce_one
 
+    writable(json_file)
     if list_all or not names:
         if not list_all:
             raise TargetError(f"name an experiment, or all: {', '.join(EXPERIMENTS)}")
-        for experiment in EXPERIMENTS.values():
-            typer.echo(f"{experiment.name:12s}  {experiment.summary}")
+        listed = [{"name": one.name, "summary": one.summary} for one in EXPERIMENTS.values()]
+        give_json(json_file, lambda: listed)
+        if json_file != STDOUT:
+            typer.echo("\n".join(f"{one['name']:12s}  {one['summary']}" for one in listed))
         return
     todo = list(EXPERIMENTS) if names == ["all"] else names
     for name in todo:
@@ -59,8 +61,7 @@ def reproduce(
         torch.empty(1, device=device)
     except Exception as error:  # a device's own library raises what it likes
         raise TargetError(f"--device {device!r} cannot be used: {first_line(error)}") from error
-    if runs is not None:
-        writable(runs)
+    writable(*(out / f"{name}.json" for name in todo), runs)
     torch.set_num_threads(threads or torch.get_num_threads())
     book = Runs.side_by_side(processes, runs, device)
     # a spinner would be a thread, which a process that forks should not have
@@ -72,14 +73,13 @@ def reproduce(
                 typer.echo(f"{name}: {line}", err=True) if status is None else status.update(f"{name}: {line}")
 
             report = reproduce_one(name, Settings(seeds, effort, progress, runs=book), out)
-            if not json_out:
+            if json_file != STDOUT:
                 _show(Console(), report, out)
             return report
 
         found = book.together([partial(one, name) for name in todo])
-    if json_out:
-        results = [report.to_json() for report in found]
-        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+    results = [report.to_json() for report in found]
+    give_json(json_file, lambda: results[0] if len(results) == 1 else results)
 
 
 def _show(console: Any, report: Report, out: Path) -> None:

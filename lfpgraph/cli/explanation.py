@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import AttributionError, TargetError, first_line
 from .functions import own_code
-from .reports import finite, writable
+from .reports import STDOUT, JsonFile, finite, give_json, writable
 from .transformers import transformers_library
 
 __all__ = ["explain"]
@@ -37,11 +36,14 @@ def explain(
         str | None, typer.Option(help="How to draw an array: image, spectrogram or series; else by its dimensions.")
     ] = None,
     flow: Annotated[bool, typer.Option(help="Add a drawing of the flow of relevance between modules.")] = False,
+    checked: Annotated[
+        bool, typer.Option("--check/--no-check", help="Also see what happens without what mattered.")
+    ] = True,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("explanation.html"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write facts and relevance as JSON.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Explain what a model makes of one image, text or array."""
-    from ..explain import pictures
+    from ..explain import pictures, sheet
     from ..explain.attribution import attribute
 
     writable(out, json_file)
@@ -49,6 +51,7 @@ def explain(
     network.eval()
     wanted = _target(target)
     inputs, tokens = _inputs(input_, tokenizer, size, mean, std, channels)
+    kind = "text" if tokens is not None else _kind(show, inputs)
     with own_code(f"explaining {model!r}"):
         found = attribute(network, inputs, wanted, composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
@@ -58,37 +61,80 @@ def explain(
         "relevance at the input": f"{float(relevance.sum()):.5g}",
         "predicted class": str(int(found.output[0].flatten().argmax())),
     }  # fmt: skip
-    if json_file is not None:
-        figures = {**facts, "tokens": tokens, "relevance": relevance[0].tolist()}
-        json_file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    parts = []
+    noted = sheet.places(relevance[0], kind, tokens)
+    curves, replaced = None, "Not checked."
+    if checked:
+        value = sheet.explained_as(wanted, found.output)
+        with own_code(f"running {model!r} on a part of its input"):
+            curves, replaced = _curves(lambda x: value(network, x), inputs, relevance, kind, tokenizer)
     if tokens is not None:
-        parts.append(pictures.tokens_html(tokens, relevance[0]))
-        typer.echo(pictures.tokens_text(tokens, relevance[0]))
+        drawn = pictures.tokens_html(tokens, relevance[0])
     else:
-        parts.append(pictures.figure_html(_drawn(relevance, inputs, show)))
+        drawn = f'<div class="figure">{pictures.figure_html(_drawn(kind, relevance, inputs, noted))}</div>'
+    parts = [sheet.section(drawn, noted, curves, replaced)]
     if flow:
         from ..audits.flow import relevance_flow
 
         drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite or "attnlrp"))
-        parts.append("<h2>Flow of relevance</h2>" + pictures.figure_html(drawing))
-    out.write_text(pictures.page("Explanation", parts, facts), encoding="utf-8")
+        parts.append(f'<h2>Flow of relevance</h2><div class="figure">{pictures.figure_html(drawing)}</div>')
+    out.write_text(sheet.page(f"Explanation: {input_[:80]}", parts, facts), encoding="utf-8")
+    lines = {} if curves is None else {"most": curves.morf[0].tolist(), "least": curves.lerf[0].tolist()}
+    figures = {**facts, "tokens": tokens, "relevance": relevance[0].tolist(), "places": noted, "curves": lines}
+    give_json(json_file, lambda: figures)
+    if json_file == STDOUT:
+        return
+    if tokens is not None:
+        typer.echo(pictures.tokens_text(tokens, relevance[0]))
     typer.echo(f"explained {facts['explained value']}, at the input {facts['relevance at the input']}; report: {out}")
 
 
-def _drawn(relevance: Tensor, inputs: Tensor, show: str | None) -> Any:
-    """The picture of an array's relevance; the longer dimension of a spectrogram is time."""
-    from ..explain import pictures
+def _kind(show: str | None, inputs: Tensor) -> str:
+    """How an array is drawn: as it was asked for, else by its dimensions."""
+    if show not in (None, "image", "spectrogram", "series"):
+        raise AttributionError(f"--show {show!r} is not known; choose image, spectrogram or series")
+    return show or ("image" if inputs.dim() > 2 else "series")
 
-    kind = show or ("image" if relevance.dim() > 2 else "series")
+
+def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, Any]]) -> Any:
+    """The picture of an array's relevance; the longer dimension of a spectrogram is time."""
+    from ..explain import pictures, sheet
+
     if kind == "image":
-        return pictures.heatmap(relevance, inputs)
+        side = sheet.grid_of(inputs.shape)
+        marks = [(side * (row + 0.5) - 0.5, side * (column + 0.5) - 0.5) for row, column in (p["at"] for p in noted)]
+        return pictures.side_by_side(relevance[0], inputs[0], marks)
     if kind == "series":
         return pictures.series(relevance[0], inputs[0])
-    if kind != "spectrogram":
-        raise AttributionError(f"--show {show!r} is not known; choose image, spectrogram or series")
-    sheet, sound = (t[0].squeeze(0) if t.dim() > 3 else t[0] for t in (relevance, inputs))
-    return pictures.spectrogram(sheet, sound, time=0 if sheet.shape[0] > sheet.shape[-1] else -1)
+    shades, sound = (t[0].squeeze(0) if t.dim() > 3 else t[0] for t in (relevance, inputs))
+    return pictures.spectrogram(shades, sound, time=0 if shades.shape[0] > shades.shape[-1] else -1)
+
+
+def _curves(score: Any, inputs: Any, relevance: Tensor, kind: str, tokenizer: Any) -> tuple[Any, str]:
+    """What is left of the explained value as the input is taken away, and what stands in for it; or None, and why."""
+    from ..audits.faithfulness import perturbation_curves, token_perturbation
+    from ..explain.sheet import grid_of
+
+    if kind != "text":
+        channels = inputs.dim() > (3 if kind == "image" else 2)
+        mean = inputs.mean(tuple(range(1 + channels, inputs.dim())), keepdim=True)
+        region = grid_of(inputs.shape) if kind == "image" else 1
+        steps = min(10, relevance[0].numel())
+        found = perturbation_curves(score, inputs, relevance, steps=steps, replace=mean, region=region)
+        return found, f"What was taken away was replaced by the mean of {'its channel' if channels else 'the input'}."
+    for name in ("mask", "unk", "pad"):
+        stand_in = getattr(tokenizer, f"{name}_token_id", None)
+        if stand_in is not None:
+            break
+    else:
+        return None, "Not checked: the tokenizer has no token for what is masked, unknown or padding."
+    ids = inputs["input_ids"]
+    free = ~torch.isin(ids, torch.tensor(list(getattr(tokenizer, "all_special_ids", []))))
+
+    def of_ids(tokens: Tensor, kept: Tensor) -> Tensor:
+        return score({**inputs, "input_ids": torch.where(kept, tokens, stand_in)})  # type: ignore[no-any-return]
+
+    found = token_perturbation(of_ids, ids, relevance, free, steps=max(1, min(10, int(free.sum()))))
+    return found, f"What was taken away was replaced by the tokenizer's {name} token."
 
 
 def _model(target: str) -> tuple[nn.Module, Any]:

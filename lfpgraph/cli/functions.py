@@ -134,17 +134,12 @@ def examples(value: Any, target: str) -> tuple[Any, Any]:
 def _examples(part: Any, target: str) -> Any:
     if isinstance(part, DataLoader):
         return part
-    if (
-        not isinstance(part, tuple | list)
-        and hasattr(part, "__getitem__")
-        and hasattr(part, "__len__")
-        and len(part) > 0
-    ):
+    pair = isinstance(part, tuple | list) and len(part) == 2
+    if not pair and hasattr(part, "__getitem__") and hasattr(part, "__len__") and len(part) > 0:
         first = part[0]
         if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], tuple | Mapping):
-            part = default_collate([part[i] for i in range(len(part))])
-    several = isinstance(part, tuple | list) and len(part) == 2 and _are_several(part[0])
-    if not several:
+            part, pair = default_collate([part[i] for i in range(len(part))]), True
+    if not pair or not _are_several(part[0]):
         return _arrays(part, target)
     items = part[0].items() if isinstance(part[0], Mapping) else enumerate(part[0])
     pairs = {key: _arrays((value, part[1]), target) for key, value in items}

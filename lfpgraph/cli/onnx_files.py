@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TargetError, near, one_line
-from .reports import Epsilon, Target, finite, writable
+from .reports import STDOUT, Epsilon, JsonFile, Target, finite, give_json, writable
 
 __all__ = ["export"]
 
@@ -54,6 +54,7 @@ def export(
     external_data: Annotated[
         bool, typer.Option(help="Keep large tensors in a file beside it, whatever their size; from 2 GB on they are.")
     ] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Write a model, or a whole training step that runs without torch, as an ONNX file."""
     from ..composites.composite import get_composite
@@ -66,7 +67,7 @@ def export(
         raise TargetError("give one file to write: OUT, or --train-step FILE")
     rules = get_composite(composite or ("attnlrp" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
-    writable(path)
+    writable(path, json_file)
     model, example = real_model(target, shape)
     if weights is not None:
         _load(model, weights)
@@ -86,7 +87,26 @@ def export(
             model, example, path, reward, optimizer, rules, clip=clip or None, seed=seed,
             parameters="outside" if outside else "inside", external_data=external,
         )  # fmt: skip
-    typer.echo(f"{what}: {path}")
+    give_json(json_file, lambda: {"kind": what, "file": str(path), "bytes": path.stat().st_size, **_interface(path)})
+    if json_file != STDOUT:
+        typer.echo(f"{what}: {path}")
+
+
+def _interface(path: Path) -> dict[str, Any]:
+    """Names and shapes of what a file takes and gives."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    kept = {value.name for value in graph.initializer}
+
+    def described(values: Any) -> dict[str, list[int | str]]:
+        return {
+            value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+            for value in values
+            if value.name not in kept
+        }
+
+    return {"inputs": described(graph.input), "outputs": described(graph.output)}
 
 
 def _freeze(model: Any, patterns: list[str]) -> None:

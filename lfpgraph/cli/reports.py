@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import TargetError
 
 __all__ = [
+    "STDOUT",
+    "Command",
     "Epsilon",
     "JsonFile",
     "LossName",
@@ -21,9 +25,11 @@ __all__ = [
     "Seed",
     "Target",
     "Threads",
+    "UsageError",
     "check",
     "coverage",
     "finite",
+    "give_json",
     "graph",
     "report_on",
     "writable",
@@ -41,7 +47,48 @@ OwnData = Annotated[str, typer.Argument(help="module:function that returns (trai
 LossName = Annotated[str, typer.Option(help="A loss of torch.nn.functional, e.g. cross_entropy, mse.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="torch threads; 0 for torch's own choice.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="[FILE]", help="Write the figures as JSON to FILE; without FILE print them alone."),
+]
+STDOUT = Path("-")
+_CLICK = {base.__name__: base for base in typer.BadParameter.__mro__}  # typer has taken click into itself
+UsageError: type[Exception] = _CLICK["UsageError"]
+
+
+class Command(TyperCommand):
+    """A command whose `--json` stands alone or before a FILE, as the words around it make sense.
+
+    What ends in .json is taken for the FILE if it can be; another word is, if it cannot be anything else.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--json" not in args:
+            return super().parse_args(ctx, args)
+        place = args.index("--json") + 1
+        printed = [*args[:place], str(STDOUT), *args[place:]]
+        readings = [printed, list(args)]
+        if args[place:] and args[place].endswith(".json"):
+            readings.reverse()
+        refused = None
+        for reading in readings:
+            try:
+                ctx.params.clear()
+                return super().parse_args(ctx, list(reading))
+            except UsageError as error:
+                refused = error if refused is None or reading is printed else refused
+        assert refused is not None
+        raise refused
+
+
+def give_json(where: Path | None, figures: Callable[[], Any]) -> None:
+    """Print figures as JSON, or write them to a file; nothing where no `--json` was given."""
+    if where is not None:
+        text = json.dumps(figures(), indent=1)
+        if where == STDOUT:
+            typer.echo(text)
+        else:
+            where.write_text(text + "\n", encoding="utf-8")
 
 
 def finite(value: float | None) -> float | None:
@@ -59,7 +106,7 @@ Epsilon = Annotated[
 def coverage(
     target: Target,
     composite: Annotated[str, typer.Option(help="Whose rules are reported.")] = "lfp",
-    json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json_file: JsonFile = None,
     html: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML report.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Operations to list.")] = 30,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show log lines.")] = False,
@@ -67,13 +114,12 @@ def coverage(
     """Which operations of a model carry reward, by which rule, and what cannot. Exit status 1 if anything cannot."""
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    writable(html)
-    report = report_on(target, composite, quiet=json_out)
+    writable(html, json_file)
+    report = report_on(target, composite, quiet=json_file == STDOUT)
     if html is not None:
         html.write_text(report.to_html(), encoding="utf-8")
-    if json_out:
-        typer.echo(json.dumps(report.to_json(), indent=1))
-    else:
+    give_json(json_file, report.to_json)
+    if json_file != STDOUT:
         from rich.console import Console
 
         console = Console()
@@ -93,7 +139,7 @@ def check(
     tolerance: Annotated[
         float, typer.Option(min=0.0, callback=finite, help="Largest relative difference that is right.")
     ] = 1e-4,
-    json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Whether a model's graph computes what the model does, and its rules what another library's do. Exit status 1 if not."""
     from dataclasses import asdict
@@ -102,10 +148,13 @@ def check(
     from .functions import own_code
     from .models import real_model
 
+    writable(json_file)
     model, example = real_model(target, shape)
     with own_code(f"running {target!r}"):
         found = compare(model.eval(), example, against)
-    typer.echo(json.dumps(asdict(found), indent=1) if json_out else found.table())
+    give_json(json_file, lambda: asdict(found))
+    if json_file != STDOUT:
+        typer.echo(found.table())
     if not found.ok(tolerance):
         raise typer.Exit(1)
 
@@ -133,7 +182,7 @@ def report_on(target: str, composite: str = "lfp", quiet: bool = False) -> Any:
 def writable(*files: Path | None) -> None:
     """Refuse a path that cannot be written before the work, not after it; and one that is given twice."""
     seen: set[Path] = set()
-    for file in filter(None, files):
+    for file in (file for file in files if file not in (None, STDOUT)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_dir():
@@ -156,7 +205,7 @@ def graph(
         Path | None, typer.Option(help="A file ending in .dot, .graphml, .json or .html; else only the analysis.")
     ] = None,
     depth: Annotated[int, typer.Option(min=0, help="Draw modules down to this depth; 0 draws every operation.")] = 0,
-    json_out: Annotated[bool, typer.Option("--json", help="Print the analysis as JSON.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """The operation graph of a model: depth, fan-out, residual paths, cut points; and as DOT, GraphML, JSON or HTML."""
     from ..reports.analysis import analyse, render
@@ -164,13 +213,13 @@ def graph(
 
     if out is not None and out.suffix not in FORMATS:
         raise TargetError(f"cannot write {out}: the name must end in one of {', '.join(FORMATS)}")
-    writable(out)
-    report = report_on(target, quiet=json_out)
+    writable(out, json_file)
+    report = report_on(target, quiet=json_file == STDOUT)
     found = analyse(report)
     if out is not None:
         write_graph(report, out, depth)
-    if json_out:
-        typer.echo(json.dumps(found, indent=1))
+    give_json(json_file, lambda: found)
+    if json_file == STDOUT:
         return
     from rich.console import Console
 
@@ -182,7 +231,7 @@ def graph(
 
 def zoo(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
-    json_out: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """List the zoo: architectures that `lfpgraph coverage NAME` knows without a configuration."""
     from rich.console import Console
@@ -190,11 +239,12 @@ def zoo(
     from ..models_zoo import ZOO
     from ..reports.table import table_of
 
+    writable(json_file)
     entries = [entry for entry in ZOO.values() if family in (None, entry.family)]
     if not entries:
         raise TargetError(f"no family {family!r}; families: {', '.join(sorted({e.family for e in ZOO.values()}))}")
-    if json_out:
-        typer.echo(json.dumps([{"name": entry.name, "family": entry.family} for entry in entries], indent=1))
+    give_json(json_file, lambda: [{"name": entry.name, "family": entry.family} for entry in entries])
+    if json_file == STDOUT:
         return
     table = table_of(f"{len(entries)} architectures", "family", "names")
     for kind in dict.fromkeys(entry.family for entry in entries):

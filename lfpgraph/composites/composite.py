@@ -125,20 +125,15 @@ class Ruleset:
             return s
         share, unit, floor = self.size_of(w)
         if floor:
-            size = w.abs().clamp_min(floor)
-            return s * size if unit == 1 else scale_by_floored_size(s, size, 0.0, unit)
+            return scale_by_floored_size(s, w.abs().clamp_min(floor), 0.0, unit)
         over = over and not asleep
         found = scale_by_floored_size(s, w, share, unit, over) if (share, unit) != (0, 1) else scale_by_size(s, w, over)
         return torch.where(w.any(), found, s) if asleep else found
 
     def size_of(self, w: Tensor) -> tuple[float, float, float]:
-        """A share, a unit and a floor: the feedback of w is `max(abs(w), share * rms(w), floor) * max(unit, 1 / rms(w)) * s`.
-
-        Of share and floor one is zero; where the unit is 1, the factor with it is left out.
-        """
+        """Share, unit, floor: `max(abs(w), share * rms(w), floor) * max(unit, 1 / rms(w)) * s` (a unit of 1 is none)."""
         floor, relative = _floor_of(self.floor)
-        has_unit = self.unit == "start" and w.dim() > 1 and w.numel() > 0
-        unit = math.sqrt(3 * math.prod(w.shape[1:])) if has_unit else 1.0
+        unit = math.sqrt(3 * math.prod(w.shape[1:])) if self.unit == "start" and w.dim() > 1 and w.numel() else 1.0
         return (floor if w.numel() else 0.0, unit, 0.0) if relative else (0.0, unit, floor)
 
 

@@ -55,11 +55,12 @@ class Call(registry.Call):
 
     @property
     def reference(self) -> list[Any]:
-        return [self._values[node] for node in self.unit.references[:-1]]
+        nodes = self.unit.references[:-1]
+        return [self._values[node] for node in nodes] if nodes else super().reference
 
     @property
     def reference_output(self) -> Any:
-        return self._values[self.unit.references[-1]]
+        return self._values[self.unit.references[-1]] if self.unit.references else super().reference_output
 
     def reward(self, s: Tensor) -> Tensor:
         return reward_of(s, self.output, self.form)

@@ -220,11 +220,8 @@ def _unit_key(unit: Unit, reads: list[fx.Node]) -> Any:
         tuple((n.target, _frozen(n.args, places), _frozen(n.kwargs, places)) for n in unit.nodes),
         rule and (_function(rule.handler), rule.needs_vjp, rule.own_stabilizer, rule.constants, id(rule.family)),
         (unit.active, unit.weightlike, unit.wanted, unit.epsilon, unit.option_epsilon, unit.ends_layer, unit.origin),
-        (
-            id(unit.family),
-            *(places[n] for n in (*unit.inputs, *unit.zeroed_by, *unit.references)),
-            places.get(unit.rectified),
-        ),  # type: ignore[arg-type]
+        (id(unit.family), *(places[n] for n in (*unit.inputs, *unit.zeroed_by, *unit.references))),
+        None if unit.rectified is None else places.get(unit.rectified),
     )
 
 

@@ -30,13 +30,13 @@ def run(settings: Settings) -> Report:
         train, test = make()
         start = seeded(lambda: mlp([2, 64, 64, 3]))
 
-        def keep(case: Case, seed: int, model: nn.Module, train: Arrays = train) -> None:
+        def keep(seed: int, model: nn.Module, train: Arrays = train) -> dict[str, Any]:
             weights = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if n.endswith("weight")])
-            case.more.setdefault("near_zero", []).append((weights.abs() < 1e-2).float().mean().item())
-            case.more.setdefault("kurtosis", []).append(_kurtosis(weights))
-            if seed == 0:
-                case.more |= {"grid": _grid(model, train[0]), "weights": _histogram(weights)}
-                case.more["points"] = [train[0][:300].tolist(), train[1][:300].tolist()]
+            kept = {"near_zero": (weights.abs() < 1e-2).float().mean().item(), "kurtosis": _kurtosis(weights)}
+            if seed:
+                return kept
+            points = [train[0][:300].tolist(), train[1][:300].tolist()]
+            return {**kept, "grid": _grid(model, train[0]), "weights": _histogram(weights), "points": points}
 
         chosen = chosen_rates(start(0), ways, RATES, train, settings, epochs=60, name=name, start=start)
         at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
@@ -85,7 +85,7 @@ def _draw(figure: Any, report: Report) -> None:
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, name in zip(panels, rows):
         for axes, case in zip(row, [c for c in report.cases if c.model == name]):
-            grid, (points, labels) = case.more["grid"], case.more["points"]
+            grid, (points, labels), weights = (case.more[key][0] for key in ("grid", "points", "weights"))
             extent = (grid["low"][0], grid["high"][0], grid["low"][1], grid["high"][1])
             axes.imshow(
                 grid["classes"], origin="lower", extent=extent, alpha=0.4, cmap="viridis", aspect="auto", vmin=0, vmax=2
@@ -94,7 +94,7 @@ def _draw(figure: Any, report: Report) -> None:
             axes.set_title(f"{name}, {case.way}: {100 * case.values[0]:.1f} %")
             axes.set_xticks([])
             axes.set_yticks([])
-            row[2].stairs(case.more["weights"]["counts"], case.more["weights"]["edges"], label=case.way)
+            row[2].stairs(weights["counts"], weights["edges"], label=case.way)
         row[2].set_yscale("log")
         row[2].set_title("weights")
         row[2].legend()

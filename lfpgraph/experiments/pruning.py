@@ -45,45 +45,41 @@ def run(settings: Settings) -> Report:
     """
     train, test = flat_digits()
     ways = [Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)]
-    found: dict[tuple[str, str], Case] = {}
     start = seeded(lambda: mlp([64, 128, 64, 10]))
 
-    def damage(case: Case, seed: int, model: nn.Module) -> None:
+    def damage(seed: int, model: nn.Module) -> dict[str, Any]:
         plain = copy.deepcopy(model)
         if is_wrapped(plain):
             unwrap(plain)
-        for name, points, curve in _damages(plain, train, test, seed):
-            own = found.setdefault((name, case.way), Case(name, case.way))
-            own.curves.append(curve)
-            own.values.append(statistics.fmean(v for v, at in zip(curve, points) if at in WORTH.get(name, points)))
-            own.more.setdefault("near_zero", []).append(_near_zero(plain))
-            own.more.setdefault("moved", []).append(_moved(start(seed), plain))
+        curves = dict(_damages(plain, train, test, seed))
+        return {**curves, "near_zero": _near_zero(plain), "moved": _moved(start(seed), plain)}
 
     chosen = chosen_rates(start(0), ways, RATES, train, settings, epochs=20, start=start)
     at_best = [replace(way, lr=case.more["lr"]) for way, case in zip(ways, chosen)]
     trained = fit(start(0), at_best, train, test, settings, epochs=20, name="dense", after=damage, start=start)
-    notes = [f"{way.name}: rate {way.lr:g}, chosen on a validation part" for way in at_best]
-    for case in found.values():
-        means = ", ".join(
-            f"{at:g}: {100 * statistics.fmean(v):.1f} %" for at, v in zip(POINTS[case.model], zip(*case.curves))
-        )
-        notes.append(f"{case.model}, {case.way}, {means}")
+    notes, cases = [f"{way.name}: rate {way.lr:g}, chosen on a validation part" for way in at_best], []
+    for case in trained:
         near, moved = (100 * statistics.fmean(case.more[key]) for key in ("near_zero", "moved"))
         notes.append(
             f"{case.way}: {near:.1f} % of the weights are below 0.01; {moved:.1f} % hold nine tenths of the way"
         )
-    cases = trained + sorted(found.values(), key=lambda c: (c.model, c.way))
-    return Report("pruning", "accuracy", cases, _draw, (13, 4), list(dict.fromkeys(notes)))
+        for name, points in POINTS.items():
+            worth = [i for i, at in enumerate(points) if at in WORTH.get(name, points)]
+            curves = case.more[name]
+            values = [statistics.fmean(curve[i] for i in worth) for curve in curves]
+            cases.append(Case(name, case.way, values, curves))
+            means = (f"{at:g}: {100 * statistics.fmean(v):.1f} %" for at, v in zip(points, zip(*curves)))
+            notes.append(f"{name}, {case.way}, {', '.join(means)}")
+    cases = trained + sorted(cases, key=lambda c: (c.model, c.way))
+    return Report("pruning", "accuracy", cases, _draw, (13, 4), notes)
 
 
-def _damages(
-    model: nn.Module, train: Arrays, test: Arrays, seed: int
-) -> Iterator[tuple[str, Sequence[float], list[float]]]:
-    """Name, amounts, and the accuracy with each, of every kind of damage."""
+def _damages(model: nn.Module, train: Arrays, test: Arrays, seed: int) -> Iterator[tuple[str, list[float]]]:
+    """Name of every kind of damage, and the accuracy with each amount of it."""
     for name, scores in (("by magnitude", magnitude(model)), ("by feedback", _feedback(model, train))):
-        yield name, SPARSITIES, [accuracy_at(model, scores, sparsity, test) for sparsity in SPARSITIES]
-    yield "noise", NOISES, [_noisy(model, noise, test, seed) for noise in NOISES]
-    yield "bits", BITS, [_coarse(model, bits, test) for bits in BITS]
+        yield name, [accuracy_at(model, scores, sparsity, test) for sparsity in SPARSITIES]
+    yield "noise", [_noisy(model, noise, test, seed) for noise in NOISES]
+    yield "bits", [_coarse(model, bits, test) for bits in BITS]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
-from ..errors import AttributionError
+from ..errors import AttributionError, check_choice
 from ..graph.calls import arguments_of, flatten_input
 from .explainer import Found, explainer_of
 from .paths import along_path
@@ -54,6 +54,8 @@ def attribute(
     details: bool = False,
     baseline: Any = None,
     steps: int | None = None,
+    positions: str | None = None,
+    condition: Mapping[str, Any] | None = None,
     on_missing: str = "derive",
     fallback: str = "error",
 ) -> Any:
@@ -71,8 +73,8 @@ def attribute(
             of weights of the output's shape; or a function of the model's output that returns a tensor, whose derivative
             is taken. None where the model returns one value for each sample.
         composite: the rules; a name (`lfpgraph.composite_names()`) or a `Composite`. None takes what docs/faithfulness.md has
-            found best in one pass: "deeplift" for float inputs, "cp-lrp" for token ids, "attnlrp" where nodes or parameters
-            are wanted; with steps "gradient-x-input". "integrated-gradients" is that with 32 steps.
+            found best in one pass: "deeplift" for float inputs, "cp-lrp" for token ids, "attnlrp" where nodes, parameters
+            or positions are wanted; with steps "gradient-x-input". "integrated-gradients" is that with 32 steps.
         record: paths of modules (whose output is meant) or names of graph nodes, whose relevance is wanted too.
         parameters: relevance of parameters is wanted too.
         details: return an `Attribution` in any case.
@@ -84,6 +86,12 @@ def attribute(
             gradients (Sundararajan et al. 2017), for which the name "integrated-gradients" takes 32. It costs so many
             passes more. Rules that look at no input (flat, w-square, box) have no bounded signal where an input is 0,
             so take them without baseline and steps.
+        positions: "tokens" hands the relevance of position embeddings and rotary angles to the tokens at their places, so that
+            tokens have all of it (PA-LRP; Bakish et al. 2025). Angles take half of each product (with `attnlrp`). None leaves it
+            to the positions.
+        condition: by module, numbers of channels (dimension 1, of [n, length, features] the features) or a mask: relevance that
+            passes the module's output through these alone (CRP; Achtibat et al. 2023). Other channels of the same modules run
+            the same program.
         on_missing: as for `lfpgraph.wrap`. fallback: as for `lfpgraph.trace`.
 
     Returns:
@@ -102,10 +110,20 @@ def attribute(
     args, kwargs = arguments_of(inputs, AttributionError)
     options = Options(on_missing, fallback, error=AttributionError)
     if composite is None:
-        composite = _best(flatten_input(args, kwargs)[0], bool(names) or parameters, steps is not None)
+        composite = _best(flatten_input(args, kwargs)[0], bool(names) or parameters or positions, steps is not None)
     if isinstance(composite, str) and composite == INTEGRATED:
         composite, steps = "gradient-x-input", 32 if steps is None else steps
-    if steps is not None or baseline is not None or get_composite(composite).compares:
+    compares = steps is not None or baseline is not None or get_composite(composite).compares
+    if positions is not None:
+        check_choice("positions", positions, ("tokens",), AttributionError)
+        if compares:
+            raise AttributionError(
+                'positions="tokens" goes with composites that look at one run, without baseline and steps: between two runs '
+                "positions do not differ"
+            )
+    if condition is not None and not isinstance(condition, Mapping):
+        raise AttributionError(f"condition={condition!r} must be a dict of modules' names and channels")
+    if compares:
         if names or parameters:
             raise AttributionError(
                 "a baseline and a path (so integrated gradients) give relevance to inputs alone; leave record and "
@@ -114,9 +132,10 @@ def attribute(
         start = 0.0 if baseline is None else baseline
         if not isinstance(start, int | float):
             start = arguments_of(start, AttributionError)
-        found = along_path(model, (args, kwargs), target, composite, start, steps, options)
+        found = along_path(model, (args, kwargs), target, composite, start, steps, options, condition)
     else:
-        found = explainer_of(model, composite, options, names, parameters).explain(model, args, kwargs, target)
+        explainer = explainer_of(model, composite, options, names, parameters, False, bool(positions), condition)
+        found = explainer.explain(model, args, kwargs, target, None, condition)
     relevance = _like(inputs, args, kwargs, found)
     if not (names or parameters or details):
         return relevance
@@ -129,7 +148,7 @@ def attribute(
     return Attribution(relevance, found.nodes, found.parameters, explained, found.explained, rules)  # type: ignore[arg-type]
 
 
-def _best(leaves: Sequence[Any], inside: bool, along: bool) -> str:
+def _best(leaves: Sequence[Any], inside: Any, along: bool) -> str:
     """The composite that has been measured as most faithful for a question, in one pass or along a path."""
     if along:
         return "gradient-x-input"

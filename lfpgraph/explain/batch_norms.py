@@ -71,8 +71,7 @@ def _merge(graph: OpGraph, norm: fx.Node) -> bool:
     statistics = [n for n in norm.users if n not in outputs] if outputs != [norm] else []
     if len(outputs) != 1 or any(n.users for n in statistics):
         return False
-    _, gamma, beta, mean, variance = norm.args[:5]
-    fused = _fused(graph, layer, gamma, beta, mean, variance, norm.args[eps_place])
+    fused = _fused(graph, layer, norm, norm.args[eps_place])
     fused.meta["nn_module_stack"] = layer.meta.get("nn_module_stack")
     fused.meta["stack_trace"] = layer.meta.get("stack_trace")
     outputs[0].replace_all_uses_with(fused)
@@ -88,14 +87,15 @@ def _fits(layer: fx.Node) -> bool:
     return True
 
 
-def _fused(graph: OpGraph, layer: fx.Node, gamma: Any, beta: Any, mean: Any, variance: Any, eps: Any) -> fx.Node:
+def _fused(graph: OpGraph, layer: fx.Node, norm: fx.Node, eps: Any) -> fx.Node:
     """The layer with the norm's parameters in its own."""
+    _, gamma, beta, mean, variance = norm.args[:5]
     weight_place, bias_place, dim = _LAYERS[layer.target]
     args = list(layer.args)
     args += [None] * (bias_place + 1 - len(args))
     weight = args[weight_place]
     rank = len(weight.meta["val"].shape)  # type: ignore[union-attr]
-    with graph.graph.inserting_before(layer.next):
+    with graph.graph.inserting_before(norm):  # its parameters may be made after the layer ran
 
         def call(target: Any, *values: Any) -> fx.Node:
             node = graph.graph.call_function(target, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
 from .readings import Reading, readings_of
 from .references import add_references, floats_of
+from .rewrites import condition_channels, hand_positions, masks_of, shapes_of
 from .target import refuse_nan, target_signals
 
 __all__ = ["Explainer", "Found", "explainer_of", "values_at"]
@@ -77,6 +79,7 @@ class Explainer:
         record, parameters: as for `lfpgraph.attribute`.
         signals: give the signals of float inputs and of token ids' embeddings (for the composite "gradient-x-input" their
             gradients) instead of relevance.
+        positions: relevance of positions is handed to their tokens.
         graphs: of the model, traced for any composite.
     """
 
@@ -85,13 +88,23 @@ class Explainer:
     record: tuple[str, ...]
     parameters: bool
     signals: bool
+    positions: bool
     graphs: _Graphs
     programs: Programs[_Kept] = field(default_factory=Programs)
 
     def explain(
-        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Any, point: Point | None = None
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        target: Any,
+        point: Point | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> Found:
-        """Relevance of one call; nothing of the model is changed. `point`: where the embeddings are, if signals are wanted.
+        """Relevance of one call; nothing of the model is changed.
+
+        Args:
+            point: where the embeddings are, if signals are wanted. condition: as for `lfpgraph.attribute`.
 
         Raises:
             AttributionError: the target does not fit, or a recorded name does not exist.
@@ -102,31 +115,36 @@ class Explainer:
             leaves = [_plain(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(leaves, spec)
             call = ModelCall(model, args, kwargs)
-            entry = self.programs.find(call, self._make)
+            entry = self.programs.find(call, functools.partial(self._make, condition=condition or {}))
             try:
-                return _explained(entry, call, target, point or Point())
+                return _explained(entry, call, target, point or Point(), condition or {})
             except (IndexError, RuntimeError):  # a token outside the embedding, say
                 refused = refusal(model, args, kwargs)
                 if refused is None:
                     raise
                 raise refused from refused.__cause__
 
-    def _make(self, call: ModelCall) -> _Kept:
+    def _make(self, call: ModelCall, condition: Mapping[str, Any]) -> _Kept:
         """Plan a graph that another composite has had traced, or trace."""
         key = (call.kind, self.composite.merge_norms, self.signals, self.composite.compares)
-        for graph, lookups in self.graphs.get(key, []):
+        kept = self.graphs.setdefault((*key, self.positions, shapes_of(condition)), [])
+        for graph, lookups in kept:
             if Sizes(graph).accepts(call.tensors):
                 return self._planned(graph, call, lookups)
-        entry = self.programs.trace(call, self.options.fallback, self._prepare)
+        entry = self.programs.trace(call, self.options.fallback, functools.partial(self._prepare, condition=condition))
         if entry.graph.tracer == "export":
-            self.graphs.setdefault(key, []).append((entry.graph, entry.lookups))
+            kept.append((entry.graph, entry.lookups))
         return entry
 
-    def _prepare(self, graph: OpGraph, call: ModelCall) -> _Kept:
+    def _prepare(self, graph: OpGraph, call: ModelCall, condition: Mapping[str, Any]) -> _Kept:
         """Change a traced graph as the composite and the question ask for, and plan it."""
         lookups = cut_lookups(graph) if self.signals else []
         if self.composite.merge_norms:
             merge_norms(graph)
+        if self.positions:
+            hand_positions(graph)
+        if condition:
+            condition_channels(graph, masks_of(graph, condition))
         if self.composite.compares:
             add_references(graph)
         return self._planned(graph, call, lookups)
@@ -165,10 +183,12 @@ def values_at(
 
 
 @no_autocast()
-def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point) -> Found:
+def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point, condition: Mapping[str, Any]) -> Found:
     """Run the program for one call, and sort the rewards by what they belong to."""
     graph, program = entry.graph, entry.program
     values, ways = values_at(graph, entry.lookups, call, point)
+    masks = {f"condition {name}": mask for name, mask in masks_of(graph, condition).items()}
+    values = [masks.get(p.target, v) if p.kind == "constant" else v for p, v in zip(graph.placeholders, values)]
     results = program.call_forward(*values)
     outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
     del results, values
@@ -191,6 +211,10 @@ def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point) -> Foun
             found.parameters[reading.name] = _sum(found.parameters.get(reading.name), reward)
         elif reading.kind == "node":
             found.nodes[reading.name] = reward
+        elif reading.kind == "positions":
+            ids, dim = reading.name
+            by_token = reward.sum([i for i in range(1, reward.dim()) if i != dim])
+            found.inputs[ids] = _sum(found.inputs.get(ids), by_token)
         else:
             value = reward.sum(-1) if reading.kind == "tokens" else reward
             found.inputs[reading.name] = _sum(found.inputs.get(reading.name), value)
@@ -204,14 +228,18 @@ def explainer_of(
     record: tuple[str, ...] = (),
     parameters: bool = False,
     signals: bool = False,
+    positions: bool = False,
+    condition: Mapping[str, Any] | None = None,
 ) -> Explainer:
     """The model's explainer for these rules and options; the `_MOST` that were asked for last are kept for each model."""
     if not all(isinstance(name, str) for name in record):
         raise AttributionError(f"record={list(record)!r} must be names of modules or nodes")
     kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
+    key: tuple[Any, ...]
     key = (composite if isinstance(composite, str) else id(composite), options, record, parameters, signals)
+    key += (positions, shapes_of(condition or {}))
     if key not in kept:
-        kept[key] = Explainer(get_composite(composite), options, record, parameters, signals, graphs)
+        kept[key] = Explainer(get_composite(composite), options, record, parameters, signals, positions, graphs)
         while len(kept) > _MOST:
             kept.popitem(last=False)
     kept.move_to_end(key)

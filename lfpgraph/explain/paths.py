@@ -32,6 +32,7 @@ def along_path(
     baseline: float | Call,
     steps: int | None,
     options: Options,
+    condition: Mapping[str, Any] | None = None,
 ) -> Found:
     """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
 
@@ -42,7 +43,7 @@ def along_path(
         baseline: x0, one number, or a call whose float tensors and token ids broadcast to those of `call`. Where it has no
             token ids, the embedding starts from zero.
         steps: how many points of the path, k = 0 to steps - 1; None for one point, the inputs themselves.
-        options: how the model is traced.
+        options: how the model is traced. condition: as for `lfpgraph.attribute`.
 
     Raises:
         AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.
@@ -54,12 +55,12 @@ def along_path(
     floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
     ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
-    explainer = explainer_of(model, composite, options, signals=True)
+    explainer = explainer_of(model, composite, options, signals=True, condition=condition)
     if explainer.composite.compares and steps is not None:
         raise AttributionError(
             f"composite {explainer.composite.name!r} compares the input with the baseline in one pass; leave steps out"
         )
-    found = explainer.explain(model, *call, target, Point(1.0, references, starts))
+    found = explainer.explain(model, *call, target, Point(1.0, references, starts), condition)
     signals = found.inputs
     if steps is not None:
         if isinstance(target, str) and target == "predicted":
@@ -70,7 +71,8 @@ def along_path(
             for i, start, way in zip(floats.values(), starts, ways):
                 point[i] = start + portion * way
             args, kwargs = pytree.tree_unflatten(point, spec)
-            for n, s in explainer.explain(model, args, kwargs, target, Point(portion, references)).inputs.items():
+            here = Point(portion, references)
+            for n, s in explainer.explain(model, args, kwargs, target, here, condition).inputs.items():
                 signals[n] += s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     for n, (ids, way) in found.ways.items():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..errors import AttributionError
-from ..pages import encodable, head
 
 if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
 
-__all__ = ["flow_drawing", "heatmap", "series", "spectrogram", "tokens_html", "tokens_text"]
+__all__ = [
+    "flow_drawing", "heatmap", "perturbation_drawing", "series", "side_by_side", "spectrogram", "tokens_html",
+    "tokens_text",
+]  # fmt: skip
 
 COLOURS = "seismic"  # blue for negative, white for zero, red for positive
 RED, BLUE = "#b2182b", "#2166ac"
@@ -32,14 +35,12 @@ def heatmap(
         titles: one for each sample.
         colours: a diverging colour map of matplotlib.
     """
-    from matplotlib.figure import Figure
-
     maps = _maps(relevance)
     shown = None if images is None else _pixels(images)
     if shown is not None and len(shown) != len(maps):
         raise AttributionError(f"{len(maps)} heatmaps but {len(shown)} images")
     rows = 1 if shown is None else 2
-    figure = Figure(figsize=(1.7 * len(maps), 1.9 * rows), layout="constrained")
+    figure = _drawing(figsize=(1.7 * len(maps), 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, len(maps), squeeze=False)
     for i, values in enumerate(maps):
         if shown is not None:
@@ -53,14 +54,44 @@ def heatmap(
     return figure
 
 
+def side_by_side(relevance: Tensor, image: Tensor, marks: Sequence[tuple[float, float]] = ()) -> Figure:
+    """One image, its relevance, and the relevance laid over the image, large, with the scale of the colours.
+
+    Args:
+        relevance: [c, h, w] (summed over channels) or [h, w].
+        image: [c, h, w].
+        marks: (row, column) of places that get a number, from 1 on.
+    """
+    values, shown = _maps(relevance[None] if relevance.dim() == 3 else relevance)[0], _pixels(image[None])[0]
+    if values.shape != shown.shape[:2]:
+        raise AttributionError(f"relevance {list(relevance.shape)} does not fit the image {list(image.shape)}")
+    figure = _drawing(figsize=(12, 4.3), layout="constrained")
+    size = float(values.abs().max()) or 1.0
+    axes = figure.subplots(1, 3)
+    grey = shown if shown.ndim == 2 else shown.mean(-1)
+    for axis, title in zip(axes, ("input", "relevance", "both")):
+        axis.set_title(title, fontsize=12)
+        axis.set_axis_off()
+    axes[0].imshow(shown, cmap="gray", interpolation="nearest")
+    scale = {"cmap": COLOURS, "vmin": -size, "vmax": size, "interpolation": "nearest"}
+    drawn = axes[1].imshow(values.numpy(), **scale)
+    axes[2].imshow(grey, cmap="gray", interpolation="nearest")
+    axes[2].imshow(values.numpy(), alpha=(values.abs() / size).sqrt().numpy() * 0.85, **scale)
+    for number, (row, column) in enumerate(marks, 1):
+        axes[2].annotate(
+            str(number), (column, row), ha="center", va="center", fontsize=9,
+            bbox={"boxstyle": "circle,pad=0.2", "fc": "white", "alpha": 0.85, "lw": 0.5},
+        )  # fmt: skip
+    figure.colorbar(drawn, ax=axes, label="relevance: against (blue), for (red)", fraction=0.03, pad=0.01)
+    return figure
+
+
 def series(relevance: Tensor, values: Tensor, title: str = "", colours: str = COLOURS) -> Figure:
     """A series [length] or [channels, length] as lines, each step coloured by its relevance (of the same shape)."""
-    from matplotlib.figure import Figure
-
     lines, shades = (t.detach().double().cpu().reshape(-1, t.shape[-1]) for t in (values, relevance))
     if lines.shape != shades.shape:
         raise AttributionError(f"relevance {list(relevance.shape)} does not fit the series {list(values.shape)}")
-    figure = Figure(figsize=(7, 1.2 + 0.9 * len(lines)), layout="constrained")
+    figure = _drawing(figsize=(7, 1.2 + 0.9 * len(lines)), layout="constrained")
     size = float(shades.abs().max()) or 1.0
     for axis, line, shade in zip(figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0], lines, shades):
         low, high = float(line.min()), float(line.max()) + 1e-9
@@ -82,14 +113,12 @@ def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = 
         time: the dimension of time.
         colours: a diverging colour map of matplotlib.
     """
-    from matplotlib.figure import Figure
-
     if relevance.shape != values.shape or values.dim() != 2:
         raise AttributionError(
             f"relevance {list(relevance.shape)} and spectrogram {list(values.shape)} must both be [frequencies, frames]"
         )
     sound, shades = (t.detach().double().cpu().movedim(time, -1).numpy() for t in (values, relevance))
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    figure = _drawing(figsize=(7, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     size = float(abs(shades).max()) or 1.0
     above.imshow(sound, cmap="gray", origin="lower", aspect="auto", interpolation="nearest")
@@ -102,6 +131,27 @@ def spectrogram(relevance: Tensor, values: Tensor, title: str = "", time: int = 
     below.set_xlabel("frame")
     if title:
         figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def perturbation_drawing(curves: Any, title: str = "") -> Figure:
+    """The check of an explanation: the score as features go, most relevant first (low is good) and least relevant first.
+
+    Args:
+        curves: from `lfpgraph.metrics.perturbation_curves` or `token_perturbation`; the mean over samples is drawn.
+    """
+    lines = {"most relevant first": (curves.morf, RED), "least relevant first": (curves.lerf, BLUE)}
+    figure = _drawing(figsize=(4.2, 3), layout="constrained")
+    axis = figure.subplots()
+    means = {name: values.detach().double().cpu().mean(0).numpy() for name, (values, _) in lines.items()}
+    portion = [100 * i / (curves.morf.shape[1] - 1) for i in range(curves.morf.shape[1])]
+    for name, (_, colour) in lines.items():
+        axis.plot(portion, means[name], "o-", markersize=3, color=colour, label=name)
+    axis.fill_between(portion, *means.values(), color="gray", alpha=0.2)
+    axis.set_xlabel("features replaced, %")
+    axis.set_ylabel("score")
+    axis.set_title(f"{title}{': ' if title else ''}area {float(curves.abpc.mean()):.4g}", fontsize=9)
+    axis.legend(fontsize=8)
     return figure
 
 
@@ -142,13 +192,12 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
     Args:
         flow: from `lfpgraph.relevance_flow`.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
     order = sorted(flow, key=lambda name: flow.nodes[name]["order"])
     rows = {name: -i for i, name in enumerate(order)}
     largest = max((abs(r) for _, _, r in flow.edges(data="relevance")), default=0.0) or 1.0
-    figure = Figure(figsize=(7, 0.8 + 0.42 * len(order)), layout="constrained")
+    figure = _drawing(figsize=(7, 0.8 + 0.42 * len(order)), layout="constrained")
     axis = figure.subplots()
     for source, user, relevance in flow.edges(data="relevance"):
         skipped = rows[source] - rows[user] - 1
@@ -161,7 +210,10 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
         )  # fmt: skip
     for name, row in rows.items():
         handed, kept = flow.nodes[name]["relevance"], flow.nodes[name]["kept"]
-        text = f"{name}   {handed:.3g}" + (f" ({kept:+.2g})" if abs(kept) > 0.005 * largest else "")
+        kind = flow.nodes[name].get("kind", "")
+        text = (
+            f"{name} {kind}".rstrip() + f"   {handed:.3g}" + (f" ({kept:+.2g})" if abs(kept) > 0.005 * largest else "")
+        )
         axis.text(0.06, row, text, fontsize=8, va="center")
         axis.plot(0, row, "o", color="black", markersize=4)
     axis.set_xlim(-0.5, 1.8)
@@ -172,6 +224,26 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
     return figure
 
 
+@functools.cache
+def _drawings() -> Any:
+    """matplotlib's figure, which also shows itself in a notebook."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=80)
+            return buffer.getvalue()
+
+    return Drawing
+
+
+def _drawing(**how: Any) -> Figure:
+    return _drawings()(**how)  # type: ignore[no-any-return]
+
+
 def figure_html(figure: Figure) -> str:
     """A figure inside HTML, as SVG."""
     import io
@@ -180,13 +252,6 @@ def figure_html(figure: Figure) -> str:
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
-    """A self-contained HTML page of parts, with a table of facts."""
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    style = ".tokens { line-height: 2; } .tokens span { padding: .15em .3em; border-radius: .2em; color: #222; }"
-    return encodable(f"{head(title, style)}<table>{rows}</table>{''.join(parts)}</body></html>\n")
 
 
 def _maps(relevance: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from ..errors import AttributionError, InputError, near
 from ..graph.graph import OpGraph, is_float, module_path
 from ..registry import CAST, VIEW
 
-__all__ = ["Reading", "ends_of", "lookups_of", "named", "readings_of"]
+__all__ = ["TOKENS", "Reading", "ends_of", "lookups_of", "named", "readings_of"]
 
 aten = torch.ops.aten
+TOKENS = "tokens_of_position"  # in a node's meta: whose tokens its relevance is handed to (see `rewrites`)
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Reading:
     """A node whose reward is asked for, and what it stands for."""
 
     node: fx.Node
-    kind: str  # "input", "tokens", "node" or "parameter"
-    name: Any
+    kind: str  # "input", "tokens", "positions", "node" or "parameter"
+    name: Any  # of positions: the place of the token ids, and the dimension of tokens
 
 
 def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
@@ -59,6 +60,7 @@ def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = F
             "the model has no float input, and its integer inputs are looked up in no embedding, so there is nothing to give "
             "relevance to; pass float inputs (inputs_embeds), or record= a module"
         )
+    readings += [Reading(n, "positions", n.meta[TOKENS]) for n in graph.operations() if TOKENS in n.meta]
     return readings + [Reading(named(graph, name), "node", name) for name in record]
 
 

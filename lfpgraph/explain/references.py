@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from ..errors import AttributionError
 from ..graph.graph import CONSTANT, NodeInfo, OpGraph, Placeholder, is_float
 
 __all__ = ["add_references", "floats_of"]
+
+_INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor)  # with numbers, their shape is known
 
 
 def floats_of(graph: OpGraph) -> list[fx.Node]:
@@ -37,11 +40,11 @@ def add_references(graph: OpGraph) -> None:
     for node in list(graph.operations()):
         if not any(source in twins for source in node.all_input_nodes):
             continue
-        if draws(node) or node.target is torch.ops.aten._local_scalar_dense.default:
-            what = "draws random numbers (call model.eval())" if draws(node) else "reads a number off a tensor"
+        reason = _not_comparable(node, twins)
+        if reason is not None:
             raise AttributionError(
-                f"{graph.describe(node)} {what}, so the runs at the input and at the baseline cannot be compared; "
-                "or name another composite, such as attnlrp"
+                f"{graph.describe(node)} {reason}, so the runs at the input and at the baseline cannot be compared; or name "
+                "another composite, such as attnlrp"
             )
         if isinstance(node.meta.get("val"), Tensor | list | tuple):
             with graph.graph.inserting_before(node):
@@ -55,7 +58,22 @@ def add_references(graph: OpGraph) -> None:
     graph.module.recompile()
 
 
-def draws(node: fx.Node) -> bool:
+def _not_comparable(node: fx.Node, twins: Container[fx.Node]) -> str | None:
+    """Why the two runs of an operation are not of the same shape and the same draw; None if they are."""
+    if _draws(node):
+        return "draws random numbers (call model.eval())"
+    if node.target is torch.ops.aten._local_scalar_dense.default:
+        return "reads a number off a tensor"
+    if isinstance(node.target, OpOverload) and torch.Tag.dynamic_output_shape in node.target.tags:
+        picks = [
+            n for n in node.all_input_nodes if n in twins and getattr(n.meta.get("val"), "dtype", None) == torch.bool
+        ]
+        if picks or node.target not in _INDEXED:
+            return "has as many results as its inputs say"
+    return None
+
+
+def _draws(node: fx.Node) -> bool:
     """Whether an operation draws random numbers, with the arguments it has."""
     op = node.target
     if not isinstance(op, OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:

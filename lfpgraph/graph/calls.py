@@ -22,6 +22,7 @@ __all__ = [
     "flatten_input",
     "flatten_output",
     "input_tensors",
+    "parts_of",
     "state_tensor",
     "state_tensors",
 ]
@@ -92,17 +93,17 @@ def state_tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
         return state[name]
     module, _, rest = name.rpartition("parametrizations.")
     own, _, place = rest.rpartition(".original")
-    parts = _parts_of(state[module + own]) if module + own in state and place.isdecimal() else []
+    parts = parts_of(state[module + own]) if module + own in state and place.isdecimal() else []
     if not place.isdecimal() or int(place) >= len(parts):
         raise TraceError(f"the trace has a tensor {name}, which the model has not under that name")
     return parts[int(place)]
 
 
-def _parts_of(tensor: Any) -> list[Tensor]:
-    """The plain tensors that a tensor is made of."""
+def parts_of(tensor: Any) -> list[Tensor]:
+    """The plain tensors that a tensor is made of: several of a quantised one, one process's share of a distributed one."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
-    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts_of(getattr(tensor, name))]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
 
 
 def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:

@@ -23,8 +23,8 @@ from .kept import Remade, is_alone
 from .notes import is_alive, is_compressed
 from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
 from .record import Record
-from .repeats.factors import LoneFactor, is_usual, must_be_true
-from .schedule import Amendment, Factor, Schedule
+from .repeats.factors import Factor, LoneFactor, is_usual, must_be_true
+from .schedule import Amendment, Schedule
 
 __all__ = ["amend"]
 

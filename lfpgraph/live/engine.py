@@ -14,15 +14,16 @@ from ..composites.composite import Composite
 from ..engine.plan import make_plan
 from ..engine.recurrent import takes_steps_as_one
 from ..errors import InputError, NonFiniteError
-from ..graph.calls import flatten_output
+from ..graph.calls import flatten_output, parts_of
 from ..tracing.flat import running_plainly
 from ..tracing.recurrent import steps_as_one
 from .amendments import amend
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, parts_of, refs_in, tensors_in
+from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
 from .parameters import Watch
 from .record import Record
+from .repeats.replay import Replay, simple
 from .repeats.steps import quick_steps
 from .schedule import Schedule, make_schedule
 
@@ -95,7 +96,10 @@ class LiveEngine:
         if any(type(x) is not Tensor and isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
             args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
-        record = Record(_Leaves(self, args, kwargs), self.last.get(kind), self.path, self._keep_all > 0)
+        leaves, last = _Leaves(self, args, kwargs), self.last.get(kind)
+        again = last is not None and last.simple is not None and not self._keep_all and not kind[3]
+        record: Any = Record(leaves, last, self.path, self._keep_all > 0) if not again else None
+        record = record or Replay(last, leaves, self.path, self.watch)  # type: ignore[arg-type]
         watch = self.watch
         watch.away += 1  # gradients that the model takes inside are its own business
         try:
@@ -105,7 +109,10 @@ class LiveEngine:
             finally:
                 watch.away -= 1
             with paused():
-                self._finish(record, result, kind)
+                if not again:
+                    self._finish(record, result, kind)
+                elif not record.amend(flatten_output(result)[0]):
+                    self._finish(record.record(), result, kind)
         finally:
             record.close()
         return result
@@ -134,6 +141,7 @@ class LiveEngine:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
                 schedule.around, schedule.unread = (leaves, outputs, ends), self._unread[key[0]]
+                schedule.simple = simple(schedule, record, self.check)
                 self._planned += 1
                 _forget_oldest(self.schedules)
             except InputError as error:
@@ -287,5 +295,6 @@ class _Leaves:
         if tensor.requires_grad:
             return "input", -1
         given = tensors_in((self.args, self.kwargs)) if type(tensor) is not Tensor else []
-        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if torch._C._is_alias_of(part, x)]
+        is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+        same = [i for part in parts_of(tensor) for i, x in enumerate(given) if is_alias(part, x)]
         return ("input", same[0]) if same else ("constant", None)

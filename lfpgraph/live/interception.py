@@ -25,10 +25,10 @@ from ..tracing import flat
 
 __all__ = ["Recorder", "paused", "record_again", "recorder", "recording", "resumed", "seen", "unrecorded"]
 
-_KEY = torch._C.DispatchKey.PreDispatch
+PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
-_include = torch._C._dispatch_tls_set_dispatch_key_included
-_NoPython = torch._C._DisablePythonDispatcher
+include = torch._C._dispatch_tls_set_dispatch_key_included
+without_python = torch._C._DisablePythonDispatcher
 _mode_of = torch._C._get_dispatch_mode
 
 
@@ -72,7 +72,7 @@ class recording:
         torch._C._set_graph_executor_optimize(
             False
         )  # TorchScript would make one operation of many, from its third run on
-        _include(_KEY, True)
+        include(PRE_DISPATCH, True)
         self._dispatcher = torch._C._EnablePythonDispatcher()
         self._dispatcher.__enter__()
 
@@ -82,7 +82,7 @@ class recording:
         _local.recorder = self._before
         _as_written(-1)
         torch._C._set_graph_executor_optimize(self._optimized)
-        _include(_KEY, self._before is not None)
+        include(PRE_DISPATCH, self._before is not None)
 
 
 class _AsWritten:
@@ -121,15 +121,15 @@ class paused:
     """Run operations unseen, in a thread that records or not."""
 
     def __enter__(self) -> None:
-        self._dispatcher = None if recorder() is None else _NoPython()
+        self._dispatcher = None if recorder() is None else without_python()
         if self._dispatcher is not None:
-            _include(_KEY, False)
+            include(PRE_DISPATCH, False)
             self._dispatcher.__enter__()
 
     def __exit__(self, *raised: Any) -> None:
         if self._dispatcher is not None:
             self._dispatcher.__exit__(*raised)
-            _include(_KEY, True)
+            include(PRE_DISPATCH, True)
 
 
 @contextlib.contextmanager
@@ -147,12 +147,12 @@ def unrecorded() -> Iterator[None]:
 @contextlib.contextmanager
 def resumed() -> Iterator[None]:
     """Inside `Recorder.run`: record what runs here, as the parts of the operation at hand."""
-    _include(_KEY, True)
+    include(PRE_DISPATCH, True)
     try:
         with torch._C._EnablePythonDispatcher():
             yield
     finally:
-        _include(_KEY, False)
+        include(PRE_DISPATCH, False)
 
 
 class _Again(NamedTuple):
@@ -189,16 +189,16 @@ def _handler_of(op: OpOverload) -> Callable[..., Any]:
     def handler(*args: Any, **kwargs: Any) -> Any:
         current = _local.recorder
         if current is None:  # another thread's tracer has switched the key on, and the handler is its business
-            op._dispatch_cache.pop(_KEY, None)
+            op._dispatch_cache.pop(PRE_DISPATCH, None)
             return op._op(*args, **kwargs)
-        _include(_KEY, False)
+        include(PRE_DISPATCH, False)
         try:
-            with _NoPython():
+            with without_python():
                 if _mode_of(_FAKE) is not None:  # a compiler looks ahead
                     return op._op(*args, **kwargs)
                 return current.run(op, args, kwargs)
         finally:
-            _include(_KEY, True)
+            include(PRE_DISPATCH, True)
 
     return handler
 
@@ -214,13 +214,13 @@ def _wrap_torch() -> None:
         get_dispatch, dispatch = OpOverload._get_dispatch, HigherOrderOperator.dispatch
 
         def get_dispatch_or_record(self: OpOverload, key: Any) -> Any:
-            if recorder() is not None and key == _KEY:
-                handler = self._dispatch_cache[_KEY] = _handler_of(self)
+            if recorder() is not None and key == PRE_DISPATCH:
+                handler = self._dispatch_cache[PRE_DISPATCH] = _handler_of(self)
                 return handler
             return get_dispatch(self, key)
 
         def dispatch_unseen(self: HigherOrderOperator, key: Any, /, *args: Any, **kwargs: Any) -> Any:
-            if recorder() is None or key != _KEY:
+            if recorder() is None or key != PRE_DISPATCH:
                 return dispatch(self, key, *args, **kwargs)
             with paused():
                 return self(*args, **kwargs)

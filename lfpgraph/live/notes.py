@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..graph.calls import parts_of
 
 __all__ = [
     "Leaf",
@@ -31,7 +32,6 @@ __all__ = [
     "is_compressed",
     "is_older",
     "is_over",
-    "parts_of",
     "refs_in",
     "save_apart",
     "storage_of",
@@ -95,7 +95,7 @@ class Unrecorded:
         found = self._made.get(id(x))
         if found is not None and found[0]() is x:
             return found[1]
-        return frozenset[int]().union(*(self.made_of(part) for part in parts_of(x)))
+        return frozenset[int]().union(*(self.made_of(part) for part in parts_of(x) if part is not x))
 
     def note(self, args: tuple[Any, ...], out: Any, sources_of: Callable[[Tensor], frozenset[int]]) -> None:
         """Note what an operation has made of its arguments.
@@ -108,13 +108,6 @@ class Unrecorded:
         for result in pytree.tree_leaves(out) if sources else ():
             if isinstance(result, Tensor) and _is_float(result):
                 self._made[id(result)] = weakref.ref(result), sources
-
-
-def parts_of(x: Tensor) -> list[Tensor]:
-    """The tensors that a tensor of a class of its own is made of, such as one process's share of a distributed one."""
-    if type(x) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(x):
-        return []
-    return [part for name in x.__tensor_flatten__()[0] if isinstance(part := getattr(x, name), Tensor)]
 
 
 def _is_float(x: Tensor) -> bool:

@@ -18,10 +18,12 @@ from ..errors import NonFiniteError, WrapError
 from ..kernels import scale_small
 from .bridges import LARGE
 
-__all__ = ["Scale", "Watch", "feed", "is_differentiated", "owned", "refuse_batched", "replaced", "tap"]
+__all__ = ["Scale", "Watch", "feed", "is_differentiated", "owned", "refuse_batched", "replaced", "tap", "watching"]
+
 
 log = logging.getLogger("lfpgraph")
 _COMPARED = 2  # gradients of each parameter that are compared in value
+_is_batched = torch._C._dispatch_tls_is_dispatch_key_included
 _VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
@@ -104,7 +106,7 @@ class _Arrival:
 
     Attributes:
         fed: what is on its way as feedback, of a parameter whose gradients are still compared; afterwards only that there is.
-        compared: how many gradients have been compared.
+        compared: how many gradients have been compared in value; compares: whether further ones are.
     """
 
     __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
@@ -112,7 +114,7 @@ class _Arrival:
     def __init__(self, watch: Watch, name: str, parameter: Tensor) -> None:
         self.watch, self.name, self.parameter = weakref.ref(watch), name, weakref.ref(parameter)
         self.fed: tuple[Tensor, ...] | bool = False
-        self.compared = 0
+        self.compared, self.compares = 0, True
 
     def __call__(self, gradient: Tensor | None) -> None:
         """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
@@ -122,12 +124,12 @@ class _Arrival:
         fed, self.fed = self.fed, False
         if not fed:
             watch.say(self.name, "has received a gradient that is no feedback")
-        elif self.compared < _COMPARED:
+        elif self.compares:
             parameter = self.parameter()
-            if (
-                parameter is not None and len(parameter._backward_hooks or ()) == 1
-            ):  # the user's may have changed it before
+            # the user's hooks may have changed it before
+            if parameter is not None and len(parameter._backward_hooks or ()) == 1:
                 self.compared += 1
+                self.compares = self.compared < _COMPARED
                 if isinstance(fed, tuple) and not gradient.is_sparse and not _equal(gradient, fed):
                     watch.say(self.name, "has received a gradient that is feedback only in part")
 
@@ -135,17 +137,19 @@ class _Arrival:
 _ARRIVALS: dict[int, list[weakref.ref[_Arrival]]] = {}  # by the identity of a parameter
 
 
+def watching(parameter: Tensor) -> list[_Arrival]:
+    """The hooks of all who watch a parameter: a wrapped model may be inside another one."""
+    return [arrival for ref in _ARRIVALS.get(id(parameter), ()) if (arrival := ref()) is not None]
+
+
 def feed(parameter: Tensor, feedback: Tensor) -> None:
-    """Note feedback that is on its way to a parameter, for all who watch it: a wrapped model may be inside another one."""
-    for ref in _ARRIVALS.get(id(parameter), ()):
-        arrival = ref()
-        if arrival is None:
-            continue
-        if arrival.compared == _COMPARED:
-            arrival.fed = True
-        else:
+    """Note feedback that is on its way to a parameter, for all who watch it."""
+    for arrival in watching(parameter):
+        if arrival.compares:
             before = arrival.fed if isinstance(arrival.fed, tuple) else ()
             arrival.fed = (*before, feedback.detach())
+        else:
+            arrival.fed = True
 
 
 def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:
@@ -197,7 +201,8 @@ class Scale:
 
     def feedback(self, s: Tensor, over: bool = False) -> Tensor:
         """The feedback of the signal s; written over it, if it may be."""
-        refuse_batched()
+        if _is_batched(_VMAP):
+            refuse_batched()
         parameter, how = self.parameter, self.how
         if self.is_inside and self.watch is not None:
             self.watch.inside.add(id(parameter))
@@ -243,7 +248,7 @@ class Scale:
 
 def refuse_batched() -> None:
     """Refuse signals that stand for many at once, of which torch's batched tensors do not know every operation of a rule."""
-    if torch._C._dispatch_tls_is_dispatch_key_included(_VMAP):
+    if _is_batched(_VMAP):
         raise WrapError(
             "many backward passes at once are asked for (is_grads_batched=True, vectorize=True), and the rules of feedback do "
             "not run on such a batch; ask for them one after the other."

@@ -31,27 +31,10 @@ from ..engine.units import Unit
 from ..rules.activations import activation
 from .call import Multiple, answers_of, likeness_of
 from .graph_of_record import LiveGraph
+from .operations import OWN_VIEW
+from .repeats.factors import Factor
 
-__all__ = ["Amendment", "Factor", "Schedule", "make_schedule"]
-
-
-@dataclass
-class Factor:
-    """What a signal is multiplied by when it has arrived at an output.
-
-    Attributes:
-        epsilon: of the epsilon factor; 0 for none.
-        measure: the number of the value that the factor looks at.
-        positive: whether that value has no negative entry.
-        mixed: whether signals of both forms meet there, so that the guarded factor is needed.
-        restated: from which epsilon a stabilized signal has to be restated as one of `epsilon`; None if it need not be.
-    """
-
-    epsilon: float
-    measure: int = -1
-    positive: bool = False
-    mixed: bool = False
-    restated: float | None = None
+__all__ = ["Amendment", "Schedule", "make_schedule"]
 
 
 @dataclass
@@ -81,6 +64,7 @@ class Amendment:
     steps: tuple[tuple[fx.Node, int], ...] = ()
     inputs: tuple[int, ...] = ()
     inside: frozenset[int] = frozenset()
+    arrived: list[Any] = field(default_factory=list)  # what arrives at the one output: user, place, form
 
     @property
     def reaches_inside(self) -> bool:
@@ -119,6 +103,7 @@ class Schedule:
     notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
     steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
     quick: list[Any] = field(default_factory=list)  # `repeats.steps.quick_steps`
+    simple: Any = None  # `repeats.replay.simple`
     around: Any = None  # what else a run must have alike: its leaves, outputs and ends
     looks_at_outputs: bool = False  # whether a rule may look at the signals at the outputs
     unread: list[int] = field(default_factory=list)  # values that nothing in the run reads
@@ -214,6 +199,7 @@ def _settle(amendment: Amendment, arrivals: Mapping[fx.Node, list[Any]], by_unit
     unit = amendment.unit
     node = unit.node
     if not isinstance(node.meta["val"], list):
+        amendment.arrived = arrivals[node]
         amendment.form = _settle_one(amendment, 0, arrivals[node], unit.epsilon, by_unit)
         return
     items = {n.args[1]: arrivals[n] for n in node.users if n.target is operator.getitem and n in arrivals}
@@ -241,10 +227,25 @@ def _settle_one(
             amendment.factors[place] = Factor(epsilon, restated=stabilized[0])
         return epsilon
     amendment.factors[place] = Factor(epsilon, mixed=True)
-    for user, position, form in arrived:
-        if form and user is not None:
-            by_unit[id(user)].plain[position] = form, amendment.unit.zeroed_by
+    _make_plain(arrived, amendment.unit.zeroed_by, by_unit)
     return epsilon
+
+
+def _make_plain(arrived: list[Any], zeroed_by: tuple[fx.Node, ...], by_unit: dict[int, Amendment]) -> None:
+    """Have stabilized signals handed on as plain ones.
+
+    Autograd's node of a view of one value may be that of another view as well, which hands on plain ones: there, what comes
+    to the view is made plain.
+    """
+    for user, position, form in arrived:
+        if not form or user is None:
+            continue
+        amendment = by_unit[id(user)]
+        if user.node.target is OWN_VIEW and len({*user.inputs}) == 1:
+            amendment.factors.clear()
+            _make_plain(amendment.arrived, zeroed_by, by_unit)
+        else:
+            amendment.plain[position] = form, zeroed_by
 
 
 def _needs(schedule: Schedule) -> None:

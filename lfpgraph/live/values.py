@@ -151,7 +151,7 @@ class Values:
         own = self.edge_of.get(number)
         return [*self.also.get(number, ())] if own is None else [own, *self.also.get(number, ())]
 
-    def _leaf(self, x: Tensor) -> int:
+    def _leaf(self, x: Tensor, alias: Tensor | None = None) -> int:
         if torch._C._functorch.is_dead_tensor_wrapper(x):  # type: ignore[attr-defined]
             number = self.number(torch._C._functorch.unwrap_if_dead(x))
             self.equate(x, number)
@@ -170,7 +170,7 @@ class Values:
             if x.grad_fn is None:
                 self._begin(x, number)
         else:
-            self.aliases[number] = alias = alias_of(x)
+            self.aliases[number] = alias = alias_of(x) if alias is None else alias
             self.edge_of[number] = edge = (alias.grad_fn, 0)
             self.edges[edge] = number
         return number

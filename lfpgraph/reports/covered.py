@@ -37,6 +37,7 @@ class CoverageReport:
         model: its name. data: the report as plain values, in the schema that docs/coverage-schema.md describes.
         graph, plan: what the report was made from.
         classes, flops: class and floating-point operations of every operation node.
+        kinds: the class of each module, by its path.
     """
 
     model: str
@@ -45,6 +46,7 @@ class CoverageReport:
     plan: Plan = field(repr=False)
     classes: dict[fx.Node, NodeClass] = field(repr=False)
     flops: dict[fx.Node, int] = field(repr=False)
+    kinds: dict[str, str] = field(repr=False)
 
     @property
     def covered(self) -> bool:
@@ -65,7 +67,7 @@ class CoverageReport:
         """One self-contained HTML page: totals, operations, parameters, the module tree and the graph."""
         from .html import render
 
-        return render(self.data, self.classes)
+        return render(self.data, self.classes, self.kinds, self.plan)
 
     def __str__(self) -> str:
         nodes = self.data["nodes"]
@@ -147,7 +149,8 @@ def coverage_of(
         "composite": get_composite(composite).name,
         "schema": SCHEMA,
     }
-    return CoverageReport(name, data, graph, plan, classes, flops)
+    modules = {path: type(module).__name__ for path, module in model.named_modules() if path}
+    return CoverageReport(name, data, graph, plan, classes, flops, modules)
 
 
 def _operations(classes: Mapping[fx.Node, NodeClass], flops: Mapping[fx.Node, int]) -> list[dict[str, Any]]:

@@ -25,7 +25,9 @@ def write_graph(report: CoverageReport, path: Path, depth: int = 0) -> None:
         depth: merge the operations of each module at this depth of the module path; 0 for none. HTML has every depth.
     """
     if path.suffix == ".html":
-        path.write_text(render(report.data, report.classes, drawing_only=True), encoding="utf-8")
+        path.write_text(
+            render(report.data, report.classes, report.kinds, report.plan, drawing_only=True), encoding="utf-8"
+        )
         return
     graph = drawn_graph(report, depth)
     if path.suffix == ".graphml":

@@ -35,10 +35,10 @@ function bar(counts) {
 }
 
 function branchItem(b, isOpen) {
-  const [name, members, counts] = data.branches[b];
+  const [name, members, counts, times] = data.branches[b];
   const item = document.createElement("details");
   const summary = document.createElement("summary");
-  summary.append(say(name) + ` (${counts.reduce((a, x) => a + x, 0)}) `, bar(counts));
+  summary.append(say(name) + (times > 1 ? ` × ${times}` : "") + ` (${counts.reduce((a, x) => a + x, 0)}) `, bar(counts));
   const draw = document.createElement("button");
   draw.textContent = "draw";
   draw.onclick = event => { event.preventDefault(); reveal(b); };
@@ -143,10 +143,11 @@ function drawBox(box) {
     g.append(el("title", {}, `${say(op)}: ${data.classes[cls]} (${say(family)})\n${say(shape)}\n${say(module)}\n${say(source)}`));
     g.addEventListener("click", () => { if (!moved && homeOf[~box.key] > 0) { open.delete(homeOf[~box.key]); draw(); } });
   } else {
-    const [name, , counts] = data.branches[box.key];
+    const [name, , counts, times] = data.branches[box.key];
     const total = counts.reduce((a, b) => a + b, 0);
     g.append(el("rect", { width: WIDTH, height: HEIGHT, fill: "#8882", stroke: "currentColor" }));
-    g.append(el("text", { x: 8, y: 16 }, "▸ " + cut(say(name), 24)), el("text", { x: 8, y: 29, class: "small" }, `${total} operations`));
+    g.append(el("text", { x: 8, y: 16 }, "▸ " + cut(say(name), times > 1 ? 20 : 26) + (times > 1 ? ` × ${times}` : "")));
+    g.append(el("text", { x: 8, y: 29, class: "small" }, times > 1 ? `${total / times} operations each` : `${total} operations`));
     let x = 0;
     counts.forEach((n, c) => {
       if (n) g.append(el("rect", { x, y: HEIGHT - 5, width: WIDTH * n / total, height: 4, fill: data.colours[c], stroke: "none" }));
@@ -155,6 +156,17 @@ function drawBox(box) {
     g.append(el("title", {}, `${say(name)}\n` + counts.map((n, c) => n ? `${n} ${data.classes[c]}` : "").filter(Boolean).join(", ")));
     g.addEventListener("click", () => { if (!moved) { open.add(box.key); draw(); } });
   }
+  g.setAttribute("tabindex", "0");
+  g.setAttribute("role", "button");
+  if (found(box)) g.classList.add("found");
+  g.addEventListener("keydown", event => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    moved = false;
+    const place = current.indexOf(box);
+    g.dispatchEvent(new Event("click"));
+    drawing.querySelectorAll("g.box")[Math.min(place, current.length - 1)]?.focus();
+  });
   return g;
 }
 
@@ -179,6 +191,7 @@ function reset() { // open from the top while the picture stays small
     for (const m of data.branches[queue.shift()][1]) {
       if (m >= 0) continue;
       const more = data.branches[~m][1].length - 1;
+      if (data.branches[~m][3] > 1) continue; // equal blocks stay folded
       if (shown + more > FIRST_LOOK) continue;
       open.add(~m);
       queue.push(~m);
@@ -214,6 +227,49 @@ drawing.addEventListener("wheel", event => {
   view = { x: px + (view.x - px) * by, y: py + (view.y - py) * by, w: view.w * by, h: view.h * by };
   show();
 }, { passive: false });
+// ---- search and keyboard
+let sought = "", at = -1;
+const hits = text => text.toLowerCase().includes(sought);
+function found(box) {
+  if (!sought) return false;
+  return box.key < 0 ? hits(say(data.ops[~box.key][0]) + " " + say(data.ops[~box.key][3])) : inBranch(box.key);
+}
+function inBranch(b) { return hits(say(data.branches[b][0])) || data.branches[b][1].some(m => m < 0 ? inBranch(~m) : hits(say(data.ops[m][0]))); }
+
+function seek() {
+  const box = document.getElementById("search");
+  if (sought !== box.value.trim().toLowerCase()) at = -1;
+  sought = box.value.trim().toLowerCase();
+  document.querySelectorAll("table.filter tr").forEach((row, i) => { row.hidden = Boolean(sought) && !row.querySelector("th") && !hits(row.textContent); });
+  draw();
+  const all = current.filter(found);
+  document.getElementById("hits").textContent = sought ? `${all.length} boxes` : "";
+  return all;
+}
+
+document.getElementById("search").addEventListener("input", seek);
+document.getElementById("search").addEventListener("keydown", event => {
+  if (event.key === "Escape") { event.target.value = ""; seek(); event.target.blur(); }
+  if (event.key !== "Enter") return;
+  const all = seek();
+  if (!all.length) return;
+  at = (at + (event.shiftKey ? all.length - 1 : 1)) % all.length;
+  view.x = all[at].x - view.w / 2;
+  view.y = all[at].y - view.h / 3;
+  show();
+});
+window.addEventListener("keydown", event => {
+  if (event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/") { event.preventDefault(); document.getElementById("search").focus(); return; }
+  if (!drawing.contains(document.activeElement)) return;
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  const zoom = { "+": 0.8, "=": 0.8, "-": 1.25 }[event.key];
+  if (step) { view.x += step[0] * view.w / 8; view.y += step[1] * view.h / 8; show(); }
+  else if (zoom) { view = { x: view.x + view.w * (1 - zoom) / 2, y: view.y + view.h * (1 - zoom) / 2, w: view.w * zoom, h: view.h * zoom }; show(); }
+  else if (event.key === "0") fit();
+  else return;
+  event.preventDefault();
+});
 document.getElementById("fit").onclick = fit;
 document.getElementById("reset").onclick = reset;
 document.getElementById("constants").onchange = () => draw();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ..engine.plan import Plan
 from ..graph.graph import module_path, operation_name, source_line
+from ..graph.regions import find_regions
 from ..pages import rendered
 from .classes import CLASSES, LEAKS, NodeClass
 from .table import MEANINGS, count, percent
@@ -27,12 +30,23 @@ COLOURS = {
 }
 
 
-def render(data: Mapping[str, Any], classes: Mapping[fx.Node, NodeClass], drawing_only: bool = False) -> str:
+def render(
+    data: Mapping[str, Any],
+    classes: Mapping[fx.Node, NodeClass],
+    kinds: Mapping[str, str],
+    plan: Plan,
+    drawing_only: bool = False,
+) -> str:
     """The page; with `drawing_only` just the module tree and the graph.
 
     Args:
-        data, classes: as in `CoverageReport`.
+        data, classes, kinds, plan: as in `CoverageReport`.
     """
+    regions = [
+        (f"{region.family.name}, written out", region.nodes)
+        for region in find_regions(plan.graph)
+        if all(node in classes for node in region.nodes) and len(region.nodes) > 1
+    ]
     return rendered(
         "lfpgraph.reports",
         "coverage.html",
@@ -42,13 +56,15 @@ def render(data: Mapping[str, Any], classes: Mapping[fx.Node, NodeClass], drawin
         meanings=MEANINGS,
         colours=COLOURS,
         leak_meanings=LEAKS,
-        drawing=json.dumps(_drawing(data["model"], classes), separators=(",", ":")).replace("<", "\\u003c"),
+        drawing=json.dumps(
+            _drawing(module_tree(list(classes), data["model"], kinds, regions), classes), separators=(",", ":")
+        ).replace("<", "\\u003c"),
         script=resources.files("lfpgraph.reports").joinpath("graph.js").read_text(encoding="utf-8"),
         drawing_only=drawing_only,
     )
 
 
-def _drawing(model: str, nodes: Mapping[fx.Node, NodeClass]) -> dict[str, Any]:
+def _drawing(tree: Branch, nodes: Mapping[fx.Node, NodeClass]) -> dict[str, Any]:
     """Operations, edges and module tree as compact arrays; strings are kept once each."""
     index = {node: i for i, node in enumerate(nodes)}
     strings: dict[str, int] = {}
@@ -74,10 +90,10 @@ def _drawing(model: str, nodes: Mapping[fx.Node, NodeClass]) -> dict[str, Any]:
         place = len(branches)
         branches.append(None)
         members = [~grow(m) if isinstance(m, Branch) else index[m] for m in branch.members]
-        branches[place] = [text(branch.name), members, branch.counts(nodes)]
+        branches[place] = [text(branch.name), members, branch.counts(nodes), branch.times]
         return place
 
-    grow(module_tree(list(nodes), model))
+    grow(tree)
     return {
         "strings": list(strings),
         "ops": rows,
@@ -100,10 +116,15 @@ WIDEST, DEEPEST = 100, 100  # members of a level, and levels: what is deeper bea
 
 @dataclass
 class Branch:
-    """A module, or some of its members where it has too many to show: branches and operation nodes, in order."""
+    """A module, a function that is written out, equal neighbours, or some of the members of what has too many to show.
+
+    Attributes:
+        times: how many equal branches it stands for, where they are folded into one; else 1.
+    """
 
     name: str
     members: list[Branch | fx.Node] = field(default_factory=list)
+    times: int = 1
 
     def nodes(self) -> list[fx.Node]:
         """All operations below."""
@@ -114,25 +135,78 @@ class Branch:
         counts = Counter(classes[n].name for n in self.nodes())
         return [counts[c] for c in CLASSES]
 
+    def form(self) -> tuple[Any, ...]:
+        """What equal branches have in common: the operations and their sizes, and how they lie in one another."""
+        return tuple(m.form() if isinstance(m, Branch) else (operation_name(m), _shape(m)) for m in self.members)
 
-def module_tree(nodes: Sequence[fx.Node], name: str) -> Branch:
+
+def module_tree(
+    nodes: Sequence[fx.Node],
+    name: str,
+    kinds: Mapping[str, str] | None = None,
+    regions: Sequence[tuple[str, Sequence[fx.Node]]] = (),
+) -> Branch:
     """Operations sorted into their modules.
 
-    A module stands where its first operation stands; one that is called again keeps that place. A level of more than
-    `WIDEST` members is cut into runs.
+    A module stands where its first operation stands; one that is called again keeps that place. Equal modules that follow one
+    another are folded into one. A level of more than `WIDEST` members is cut into runs.
+
+    Args:
+        kinds: the class of each module, by its path, to be shown beside its name.
+        regions: (name, operations) of functions that are written out, each of which becomes one branch.
     """
     root = Branch(name)
     known: dict[tuple[str, ...], Branch] = {(): root}
-    for node in nodes:
-        path = tuple(part for part in module_path(node).split(".", DEEPEST) if part)
+    region_of = {node: i for i, (_, members) in enumerate(regions) for node in members}
+    written: dict[int, Branch] = {}
+
+    def home(path: tuple[str, ...]) -> Branch:
         for i in range(1, len(path) + 1):
             if path[:i] not in known:
-                known[path[:i]] = Branch(path[i - 1])
+                kind = (kinds or {}).get(".".join(path[:i]), "")
+                known[path[:i]] = Branch(f"{path[i - 1]} {kind}".strip())
                 known[path[: i - 1]].members.append(known[path[:i]])
-        known[path].members.append(node)
+        return known[path]
+
+    for node in nodes:
+        region = region_of.get(node)
+        if region is None:
+            home(_path(node)).members.append(node)
+            continue
+        if region not in written:
+            shown, members = regions[region]
+            written[region] = Branch(shown)
+            paths = [_path(member) for member in members]
+            common = next(i for i in range(len(paths[0]), -1, -1) if all(p[:i] == paths[0][:i] for p in paths))
+            home(paths[0][:common]).members.append(written[region])
+        written[region].members.append(node)
     for branch in known.values():
+        _fold(branch, branch is root)
         _cut(branch)
     return root
+
+
+def _path(node: fx.Node) -> tuple[str, ...]:
+    return tuple(part for part in module_path(node).split(".", DEEPEST) if part)
+
+
+def _fold(branch: Branch, root: bool) -> None:
+    """Put neighbours that are equal into one branch each."""
+    folded: list[Branch | fx.Node] = []
+    for _, run in itertools.groupby(branch.members, key=lambda m: m.form() if isinstance(m, Branch) else m):
+        same = list(run)
+        first, last = same[0], same[-1]
+        if len(same) > 1 and isinstance(first, Branch) and isinstance(last, Branch):
+            start, end = first.name.split(" ")[0], last.name.split(" ")[0]
+            folded.append(Branch(first.name.replace(start, f"{start} ... {end}", 1), same, len(same)))
+        else:
+            folded += same
+    if len(folded) > 1 or len(branch.members) < 2 or not isinstance(folded[0], Branch):
+        branch.members = folded
+    else:  # all of it is equal: the branch itself is the fold
+        branch.times = folded[0].times
+        kind = folded[0].members[0].name.partition(" ")[2]  # type: ignore[union-attr]
+        branch.name = f"{branch.name.partition(' ')[0]} {kind}" if kind and not root else branch.name
 
 
 def _cut(branch: Branch) -> None:

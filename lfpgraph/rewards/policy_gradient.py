@@ -253,7 +253,7 @@ def _fitting(values: Any, log_p: Tensor, what: str) -> Tensor:
     values = torch.as_tensor(values).detach().to(log_p)
     if values.dim() == 1 and log_p.dim() == 2 and len(values) == len(log_p):
         values = values.unsqueeze(1)
-    elif values.dim() not in (0, log_p.dim()) or (values.dim() and values.shape != log_p.shape):
+    elif values.dim() and values.shape not in (log_p.shape, torch.Size([len(log_p), 1])[: log_p.dim()]):
         raise RewardError(
             f"{what} of shape {list(values.shape)} do not fit log-probabilities {list(log_p.shape)}; give one for each of them, "
             "for each sequence, or one number"

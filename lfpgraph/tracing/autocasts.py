@@ -6,6 +6,7 @@ called with bfloat16 and runs `nll_loss`, which autocast runs in float32. The pr
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..kernels import LOW_PRECISION
 
 __all__ = ["cast_inside"]
 
+log = logging.getLogger("lfpgraph")
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CAST = torch.ops.aten._to_copy.default
 
@@ -38,10 +40,12 @@ def cast_inside(graph: fx.Graph) -> None:
                     values[node] = _run(node, values, cast=False)
                     changed.add(node)
                 dtype = _run(node, values, cast=True).dtype if _may_cast(node, values) else values[node].dtype
-            except (
-                Exception
-            ):  # autocast has made no cast here for the type that comes now: the check of the trace will tell
-                return
+            except RuntimeError as error:  # autocast has made no cast here for the type that comes now
+                why = str(error).partition("\n")[0]
+                log.info(
+                    "casts inside of operations are left out from %s on, which fails with them (%s)", node.target, why
+                )
+                return  # the check of the trace tells if one was needed
             if dtype != values[node].dtype and values[node].dtype in LOW_PRECISION:
                 wide[node] = dtype
                 changed.add(node)

@@ -15,6 +15,7 @@ from torch._export.utils import _get_decomp_for_cia
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .cells import cells_kept_whole
@@ -60,9 +61,10 @@ def take_apart_all(module: fx.GraphModule) -> list[fx.Node] | None:
         The placeholders that are written to; what they hold in the end becomes the first outputs. None, and the graph
         computes what it did, where there are writes that only torch can take away.
     """
-    written = (
-        None if torch._C._is_any_autocast_enabled() else return_writes(module.graph)
-    )  # it casts inside of what is here
+    ours = not torch._C._is_any_autocast_enabled()  # it casts inside of what is here
+    # torch takes tensors apart, too, that are made of others: quantised weights
+    ours = ours and not any(is_traceable_wrapper_subclass(node.meta.get("val")) for node in module.graph.nodes)
+    written = return_writes(module.graph) if ours else None
     if written is None:
         return None
     end = module.graph.output_node()

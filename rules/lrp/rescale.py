@@ -200,25 +200,25 @@ _ORDERS = (
     aten.topk.default,
 )
 
+_BY_KIND: dict[Any, Handler] = {
+    "activation": elementwise,
+    "attention": attention,
+    "choice": choice,
+    "contraction": product,
+    "custom": general,
+    "derived": general,
+    "general": general,
+    "mask": mask,
+    "normalisation": normalisation,
+    "product": product,
+    "quotient": elementwise,
+    "rectifier": elementwise,
+    "selection": choice,
+    "softmax": softmax,
+    **dict.fromkeys((*_GREATEST, *_LEAST), extreme),
+    **dict.fromkeys(_ORDERS, order),
+}
 # Families whose operations are linear (views, sums, pools of means, casts) keep the registry's rule, the vjp.
 HANDLERS: dict[Any, Handler | Rule] = {
-    name: Rule(handler, needs_vjp=handler is choice)
-    for name, handler in {
-        "activation": elementwise,
-        "attention": attention,
-        "choice": choice,
-        "contraction": product,
-        "custom": general,
-        "derived": general,
-        "general": general,
-        "mask": mask,
-        "normalisation": normalisation,
-        "product": product,
-        "quotient": elementwise,
-        "rectifier": elementwise,
-        "selection": choice,
-        "softmax": softmax,
-        **dict.fromkeys((*_GREATEST, *_LEAST), extreme),
-        **dict.fromkeys(_ORDERS, order),
-    }.items()
+    kind: Rule(handler, needs_vjp=handler is choice) for kind, handler in _BY_KIND.items()
 }

@@ -89,7 +89,7 @@ def test_torch_takes_the_downloaded_weights_and_sees_the_same(found: dict[str, A
     accuracy = (model(x).argmax(1) == torch.tensor(data["test"]["labels"])).float().mean().item()
     assert abs(accuracy - found["accuracy"][-1]) < 0.003
     image = torch.tensor(data["train"]["images"][:1]).float().div(16).view(1, 1, 8, 8)
-    relevance = lfpgraph.attribute(model.eval(), image, "predicted")
+    relevance = lfpgraph.attribute(model.eval(), image, "predicted", "attnlrp")
     torch.testing.assert_close(torch.tensor(found["relevance"]), relevance.flatten(), rtol=1e-3, atol=1e-4)
 
 

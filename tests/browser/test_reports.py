@@ -12,6 +12,9 @@ import torch
 from torch import nn
 
 import lfpgraph
+from lfpgraph.demo.report import write_report
+from lfpgraph.demo.training import Options, compare
+from lfpgraph.explain import pictures, sheet
 from lfpgraph.reports.drawing import write_graph
 
 from ..support.browser import SCREENSHOTS, node
@@ -43,7 +46,25 @@ def comparison(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("make", [coverage, graph, comparison])
+def explanation(folder: Path) -> Path:
+    x = torch.rand(1, 1, 8, 8)
+    found = sheet.places(x[0], "image")
+    figure = pictures.side_by_side(x[0], x[0])
+    parts = [sheet.section(pictures.figure_html(figure), [{**found[0], "name": HOSTILE}], None, HOSTILE)]
+    (folder / "explanation.html").write_text(sheet.page(HOSTILE, parts, {"input": HOSTILE}))
+    return folder / "explanation.html"
+
+
+def training(folder: Path) -> Path:
+    x = torch.randn(60, 4)
+    y = x.argmax(1).clamp(max=2)
+    data = ((x[:40], y[:40]), (x[40:], y[40:]))
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    found = compare(HOSTILE, model, *data, nn.functional.cross_entropy, Options(epochs=2, batch_size=20))
+    return write_report([found], folder / "training.html", HOSTILE)
+
+
+@pytest.mark.parametrize("make", [coverage, graph, comparison, explanation, training])
 def test_a_page(make: Callable[[Path], Path], tmp_path: Path) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

@@ -73,12 +73,12 @@ def check_first_step(
     plain = first("plain")
     assert plain
     with caplog.at_level(logging.WARNING, "lfpgraph"):
-        assert difference(first("gradient"), plain) < 1e-5
+        assert difference(first("gradient"), plain) < min(rounding, 1e-4)
         assert difference(first("recorded"), plain) < rounding
         feedback = first("wrapped")
         other = first(second) if isinstance(second, str) else second() if second else feedback
     assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
-    assert set(feedback) == set(plain) and difference(feedback, plain) > 0.1
+    assert set(feedback) == set(plain) and difference(feedback, plain) > min(100 * rounding, 0.1)
     assert all(bool(torch.isfinite(g).all()) for g in feedback.values())
     assert difference(feedback, other) < rounding
     return feedback

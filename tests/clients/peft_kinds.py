@@ -79,14 +79,14 @@ KINDS: dict[str, Callable[[], Any]] = {
     "TinyLoRA": _of(peft.TinyLoraConfig),
     "PSOFT": _of(peft.PsoftConfig, r=4),
     "PEANuT": _of(peft.PeanutConfig, r=4),
-    "Shadow": lambda: peft.ShadowConfig(task_type="CAUSAL_LM", r=4),
-    "Supertuning": _of(peft.SupertuningConfig),
     "DEFT": _of(peft.DeftConfig, r=4),
-    "LoRA, BD-LoRA": _of(peft.LoraConfig, r=4, use_bdlora=peft.BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)),
-    "LoRA, KaSA": _of(peft.LoraConfig, r=4, kasa_config=peft.KasaConfig()),
+    "LoRA, BD-LoRA": _of(
+        peft.LoraConfig,
+        r=4,
+        use_bdlora=peft.BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["v_proj"], nblocks=2),
+    ),
     "LoRA, MonteCLoRA": _of(peft.LoraConfig, r=4, monteclora_config=peft.MontecloraConfig()),
     "LoRA, VeLoRA": _of(peft.LoraConfig, r=4, velora_config=peft.VeloraConfig(num_groups=4)),
-    "LoRA, LoftQ": _of(peft.LoraConfig, r=4, init_lora_weights="loftq", loftq_config=peft.LoftQConfig()),
     "LoRA, orthogonal": _of(peft.LoraConfig, r=4, init_lora_weights="orthogonal"),
     "LoRA, target_parameters": _of(
         peft.LoraConfig, r=4, target_modules=[], target_parameters=["q_proj.weight", "v_proj.weight"]
@@ -94,6 +94,12 @@ KINDS: dict[str, Callable[[], Any]] = {
     "LoRA, layer_replication": _of(peft.LoraConfig, r=4, layer_replication=[(0, 2), (1, 2)]),
     "aLoRA": _of(peft.LoraConfig, r=4, alora_invocation_tokens=[3, 40]),
 }
+if hasattr(peft, "ShadowConfig"):  # since PEFT 0.21
+    KINDS |= {
+        "Shadow": lambda: peft.ShadowConfig(task_type="CAUSAL_LM", r=4),
+        "Supertuning": _of(peft.SupertuningConfig),
+        "LoRA, KaSA": _of(peft.LoraConfig, r=4, kasa_config=peft.KasaConfig()),
+    }
 
 
 def adapted(kind: str, seed: int = 0, **options: Any) -> nn.Module:

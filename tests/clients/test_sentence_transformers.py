@@ -80,7 +80,7 @@ def first_gradients(
 @pytest.mark.client("sentence-transformers", "{name}")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    feedback = check_first_step(lambda way: first_gradients(name, tmp_path, way)[0], caplog, 1e-4)
+    feedback = check_first_step(lambda way: first_gradients(name, tmp_path, way)[0], caplog, 1e-4, None)
     if name == "CachedMultipleNegativesRankingLoss":  # what it computes in parts is the same loss
         assert difference(feedback, first_gradients("MultipleNegativesRankingLoss", tmp_path, "wrapped")[0]) < 2e-2
 
@@ -144,4 +144,4 @@ def test_setfit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert model.predict(list(texts()[:4])).shape == (4,)
         return first.gradients
 
-    check_first_step(first_of, caplog, 1e-4)
+    check_first_step(first_of, caplog, 1e-4, None)

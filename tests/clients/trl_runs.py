@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import types
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def triples() -> Dataset:
 
 
 def talks() -> Dataset:
-    said = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b, _ in _pairs()]
+    said = [[{"role": "user", "content": a[:30]}, {"role": "assistant", "content": b[:30]}] for a, b, _ in _pairs()]
     return Dataset.from_dict({"messages": said})
 
 
@@ -170,11 +170,14 @@ def unfuse(model: nn.Module, logits_of: Callable[..., Tensor]) -> None:
             log_sum_sq_probs=squares,
         )  # fmt: skip
 
-    model.forward = types.MethodType(forward, model)
+    # with the signature of the model's own, which `generate` reads
+    model.forward = functools.wraps(fused)(functools.partial(forward, model))
 
 
 def statically(model: nn.Module, composite: Any) -> Callable[..., Tensor]:
     """The logits by a second way: the traced program of a twin that has the same parameters."""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for module in twin.modules():
+        vars(module).pop("forward", None)  # TRL's fused head, which calls the model it was made for
     lfpgraph.wrap(twin, composite, engine="static")
     return lambda *args, **kwargs: twin(*args, **kwargs).logits

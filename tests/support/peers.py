@@ -47,6 +47,9 @@ def _stand_in() -> Iterator[None]:
         module.nn = nn
         setattr(models, part, module)
         places[module.__name__] = module
+    ops: Any = types.ModuleType("torchvision.ops")
+    ops.FrozenBatchNorm2d = type("FrozenBatchNorm2d", (nn.Module,), {})
+    places[ops.__name__] = root.ops = ops  # type: ignore[attr-defined]
     root.models = models  # type: ignore[attr-defined]
     sys.modules.update(places)
     try:

@@ -84,12 +84,17 @@ def _seed() -> int:
 def _both_sides(
     model: nn.Module, parameters: list[nn.Parameter], seed: int, width: float, error: Error, inputs: Any, labels: Tensor
 ) -> tuple[float, float]:
-    """The errors a step of `width` along the direction and against it; the weights end where they were."""
-    errors = []
+    """The errors a step of `width` along the direction and against it, where the model draws the same random numbers.
+
+    The weights end where they were.
+    """
+    errors, devices = [], [d for d in {p.device for p in parameters} if d.type == "cuda"]
     for move in (width, -2 * width):
         for p, z in _directions(parameters, seed):
             p.add_(z, alpha=move)
-        errors.append(float(error(output_of(model, inputs), labels)))
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            errors.append(float(error(output_of(model, inputs), labels)))
     for p, z in _directions(parameters, seed):
         p.add_(z, alpha=width)
     return errors[0], errors[1]

@@ -9,11 +9,13 @@ from typing import Any
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ...errors import InputError
 from ...graph.calls import arguments_of, input_tensors, state_tensors
 from ...graph.cuts import cut_points
 from ...graph.graph import ACTIVE, WEIGHT, OpGraph, ancestors, shape_of
+from ...graph.sizes import Sizes
 from ...registry import VIEW
 from ...tracing.tracer import trace
 
@@ -79,9 +81,10 @@ class Blocks:
     """
 
     def __init__(self, model: nn.Module, inputs: Any, early: bool = False) -> None:
-        self.model = model
+        self.model, self.early = model, early
         args, kwargs = arguments_of(inputs, InputError)
         self.graph = graph = trace(model, args, kwargs)
+        self.sizes, self.others = Sizes(graph), list[Blocks]()
         output = graph.rewarded_node
         name = type(model).__name__
         if output is None or graph.input_mutations or any(n.op == "get_attr" for n in graph.graph.nodes):
@@ -113,7 +116,7 @@ class Blocks:
             if any(source in varying for source in node.all_input_nodes):
                 varying.add(node)
         remade = {n for n in needed if n in varying and graph.info[n].kind == WEIGHT} - trained
-        order = [n for n in graph.operations() if n in needed and n not in remade]
+        order = {n: None for n in graph.operations() if n in needed and n not in remade}
         place = {n: _FIRST for n in order if n not in varying}
         for k, end in enumerate(ends):
             for node in ancestors([end]):
@@ -142,8 +145,23 @@ class Blocks:
         return len(self.blocks)
 
     def flow(self, inputs: Any) -> Flow:
-        """Begin a call."""
-        return Flow(self, inputs)
+        """Begin a call. For sizes that the trace is not right for (a batch of one) the model is traced again, and cut alike.
+
+        Raises:
+            InputError: it cannot be cut alike.
+        """
+        args, kwargs = arguments_of(inputs, InputError)
+        tensors = input_tensors(args, kwargs)
+        for blocks in (self, *self.others):
+            if blocks.sizes.accepts(tensors):
+                return Flow(blocks, tensors)
+        other = Blocks(self.model, inputs, self.early)
+        if [block.parameters for block in other.blocks] != [block.parameters for block in self.blocks]:
+            raise InputError(
+                f"inputs of {[list(t.shape) for t in tensors]} lead another way through the model, with other blocks"
+            )
+        self.others.append(other)
+        return Flow(other, tensors)
 
     def shapes(self) -> list[list[int]]:
         """The sizes of what each block hands on, without the batch."""
@@ -153,21 +171,22 @@ class Blocks:
 class Flow:
     """The values of one call on their way through the blocks. What crosses from one to the next is detached."""
 
-    def __init__(self, blocks: Blocks, inputs: Any) -> None:
+    def __init__(self, blocks: Blocks, tensors: Sequence[Tensor]) -> None:
         self.blocks = blocks
-        args, kwargs = arguments_of(inputs, InputError)
         self.state = state_tensors(blocks.model)
         graph = blocks.graph
-        self.values: dict[fx.Node, Any] = dict(
-            zip(graph.placeholder_nodes, graph.values(input_tensors(args, kwargs), self.state))
-        )
+        state = self.state | {
+            name: self.state[name].clone() for name in graph.mutations
+        }  # backward reads what was there before
+        self.values: dict[fx.Node, Any] = dict(zip(graph.placeholder_nodes, graph.values(tensors, state)))
         self._updates: list[tuple[str, Tensor]] = []
         with torch.no_grad():
             self._keep(blocks.first, blocks.first.run(self.values, {}))
 
     def _keep(self, block: Block, local: Mapping[fx.Node, Any]) -> None:
         """Keep of a block's values what later ones read, and what buffers are to become when the call is over."""
-        self.values |= {n: local[n].detach() if isinstance(local[n], Tensor) else local[n] for n in block.carried}
+        found = {n: local[n] for n in block.carried}
+        self.values |= pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, found)
         self._updates += [(name, local[node].detach()) for name, node in block.updates]
 
     def run(self, k: int) -> Tensor:

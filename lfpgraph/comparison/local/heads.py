@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from ...errors import InputError
 from .blocks import Blocks, Flow
 
-__all__ = ["Adapter", "Averaged", "Copy", "Head", "LaterLayers", "later_blocks"]
+__all__ = ["Adapter", "Averaged", "Copy", "Head", "LaterLayers", "later_blocks", "read_out"]
 
 _SIDE = 4  # images are averaged down to at most so many rows and columns before a flat product,
 _WEIGHTS = 2**15  # and to fewer where that product had more weights than this
@@ -57,7 +57,7 @@ class Adapter(nn.Module):
             return self.shape[0], *(min(n, _SIDE, most) for n in self.shape[1:])
         return self.shape[1:] if len(self.shape) > 1 and math.prod(self.shape) > _FLAT else self.shape
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         if self.kind == "same":
             return x
         if self.kind == "images":
@@ -81,40 +81,34 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     return adaptive_avg_pool2d(x, (height, width)) if smaller else interpolate(x, (height, width))
 
 
-class Head(nn.Module):
-    """A linear layer from a block's activation to an output.
-
-    Args:
-        k: the block.
-        x: an example of its activation; `flow` has just made it.
-    """
-
-    def __init__(self, blocks: Blocks, k: int, x: Tensor, flow: Flow) -> None:
-        super().__init__()
-        self.last = Adapter(x, blocks.shapes()[-1])
-
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.last(x)
-
-
 class Copy(nn.Module):
     """A block of the model with weights of its own, behind an adapter. Images are halved first where the block takes it."""
 
     def __init__(self, blocks: Blocks, j: int, x: Tensor, flow: Flow) -> None:
         super().__init__()
         self.j, block, wanted = j, blocks.blocks[j], blocks.shapes()[j - 1]
-        state = dict(blocks.model.named_parameters())
+        state = dict(blocks.model.named_parameters(remove_duplicate=False))
         self.names = block.parameters
         self.weights = nn.ParameterList([state[name].detach().clone() for name in self.names])
         half = [wanted[0], *(-(-n // 2) for n in wanted[1:])]
         self.adapter, self.flat = Adapter(x, half if len(wanted) == 3 else wanted), False
         try:
-            self(x, flow)
+            found = list(self(x, flow).shape[1:])
         except RuntimeError:  # a flat layer takes images of one size alone
+            found = []
+        if not found or (j == len(blocks) - 1 and found != blocks.shapes()[-1]):
             self.adapter, self.flat = Adapter(x, wanted), True
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         return flow.apart(self.j, self.adapter(x), dict(zip(self.names, self.weights)))
+
+
+def read_out(blocks: Blocks, x: Tensor, flow: Flow) -> nn.Module:
+    """What turns an activation into an output: a copy of the model's last block if that takes this shape, else a linear layer."""
+    shapes, last = blocks.shapes(), len(blocks) - 1
+    if list(x.shape[1:]) == shapes[last - 1] and not blocks.blocks[last].late:
+        return Copy(blocks, last, x, flow)
+    return Adapter(x, shapes[last])
 
 
 def later_blocks(blocks: Blocks, k: int, count: int) -> list[int]:
@@ -127,6 +121,24 @@ def later_blocks(blocks: Blocks, k: int, count: int) -> list[int]:
     count = min(count, len(behind))
     places = [round(i * (len(behind) - 1) / max(count - 1, 1)) for i in range(count - 1)]
     return sorted({behind[i] for i in places} | {behind[-1]})
+
+
+class Head(nn.Module):
+    """From a block's activation to an output: a linear layer, or the model's own last block where that takes this very shape.
+
+    The last block knows how the model is read: a ViT by its class token, which a layer over all tokens would teach nothing.
+
+    Args:
+        k: the block.
+        x: an example of its activation; `flow` has just made it.
+    """
+
+    def __init__(self, blocks: Blocks, k: int, x: Tensor, flow: Flow) -> None:
+        super().__init__()
+        self.last = read_out(blocks, x, flow)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.last(x, flow)
 
 
 class LaterLayers(Head):
@@ -151,7 +163,7 @@ class LaterLayers(Head):
 
 
 class Averaged(Head):
-    """The next block, with a moving average of its weights and a bias that is learnt, then a linear layer."""
+    """The next block, with a moving average of its weights and a bias that is learnt, then `read_out`."""
 
     def __init__(self, blocks: Blocks, k: int, x: Tensor, flow: Flow, momentum: float) -> None:
         nn.Module.__init__(self)
@@ -163,11 +175,12 @@ class Averaged(Head):
         self.copy.weights.requires_grad_(False)
         found = self.copy(x, flow)
         self.bias = nn.Parameter(found.new_zeros(found.shape[1:]))
-        self.last = Adapter(found, blocks.shapes()[-1])
-        self.source = dict(blocks.model.named_parameters())
+        answers = k + 1 == len(blocks) - 1
+        self.last = Adapter(found, found.shape[1:]) if answers else read_out(blocks, found, flow)
+        self.source = dict(blocks.model.named_parameters(remove_duplicate=False))
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.last(self.copy(x, flow) + self.bias)
+        return self.last(self.copy(x, flow) + self.bias, flow)
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -35,6 +35,8 @@ __all__ = [
 class LocalLosses(Learner):
     """Plain local losses: head_k is a linear layer (Belilovsky et al. 2019; Nokland and Eidnes 2019, the prediction loss).
 
+    Where h_k has the shape that the model's last block takes, it is a copy of that block (see `Head`).
+
     Args:
         early: cut before activations, which keeps less: a block's own activation is then no other tensor than what it hands on.
     """
@@ -108,9 +110,10 @@ class AugLocal(LocalLosses):
 class MomentumAuxiliary(LocalLosses):
     """MAN, the momentum auxiliary network (Su and others 2024): head_k holds a moving average of the next block.
 
-        head_k(h) = linear(f_{k+1}(h; v_k) + b_k),   v_k <- m v_k + (1 - m) w_{k+1} at each step,
+        head_k(h) = head(f_{k+1}(h; v_k) + b_k),   v_k <- m v_k + (1 - m) w_{k+1} at each step,
 
-    where the bias b_k and the linear layer are learnt, and v_k is not: so block k hears what its neighbour has learnt.
+    where the bias b_k and the head of `LocalLosses` are learnt, and v_k is not: so block k hears what its neighbour has
+    learnt.
     """
 
     momentum = 0.995

@@ -36,7 +36,9 @@ def run(settings: Settings) -> Report:
         ("MLP of coordinates", lambda: mlp([3, 64, 64, 2])),
     ):
         start = seeded(build)
-        found, chosen = tuned(start(0), ways, RATES, train, test, settings, epochs=15, name=name, start=start)
+        found, chosen = tuned(
+            start(0), ways, RATES, train, test, settings, epochs=10, name=name, start=start, choosing=1
+        )
         cases += found
         notes += chosen
     return Report("fields", "accuracy", cases, draw_curves, (10, 4), notes)

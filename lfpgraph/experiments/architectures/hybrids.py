@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -14,22 +17,24 @@ from ..common.rates import chosen_rates
 
 __all__ = ["CANDIDATES", "run"]
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2)
 CANDIDATES = ("convolution", "attention", "convolution at half size", "attention at half size")
 
 
 def run(settings: Settings) -> Report:
     """Accuracy on held-out digits, and what each layer weighs its candidates by in the end."""
     train, test = digits()
-    start = seeded(lambda: SearchedHybrid(1, 16, 2, 2, 10))
+    start = seeded(lambda: SearchedHybrid(1, 16, 2, 2, 10, stride=1))
     cases, notes = list[Case](), list[str]()
 
-    def weigh(case: Case, seed: int, model: nn.Module) -> None:
+    def weigh(seed: int, model: nn.Module) -> dict[str, Any]:
         choices = model.get_parameter("choices").detach().softmax(1)
-        case.more.setdefault("choices", []).append([[round(float(v), 3) for v in row] for row in choices])
+        return {"choices": [[round(float(v), 3) for v in row] for row in choices]}
 
     for way in (Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)):
-        (chosen,) = chosen_rates(start(0), [way], RATES, train, settings, epochs=6, name="hybrid", start=start)
+        (chosen,) = chosen_rates(
+            start(0), [way], RATES, train, replace(settings, seeds=1), epochs=6, name="hybrid", start=start
+        )
         rate = chosen.more["lr"]
         best = Way(way.name, way.composite, cross_entropy, lr=rate)
         (case,) = fit(start(0), [best], train, test, settings, epochs=6, name="hybrid", start=start, after=weigh)

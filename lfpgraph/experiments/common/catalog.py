@@ -39,6 +39,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("boundaries", "decision boundaries and weights on blobs, circles and swirls (LFP, figure 3)"),
         Experiment("architectures.captions", "a CNN and an LSTM describe digits in four words"),
         Experiment("convergence", "accuracy per step and per second: a CNN on digits"),
+        Experiment(
+            "transformers.deltanet", "a hybrid of gated DeltaNet and attention on Python's own standard library"
+        ),
         Experiment("diffusion", "a diffusion model predicts the noise in digits"),
         Experiment("architectures.fields", "three planes of features tell which points are inside of a gyroid"),
         Experiment(
@@ -54,20 +57,27 @@ EXPERIMENTS: dict[str, Experiment] = {
             "the pretrained MiniLM learns from which library a docstring is: whole, and by LoRA",
         ),
         Experiment(
-            "metric", "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits"
+            "rewarding.metric",
+            "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits",
         ),
-        Experiment("policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"),
+        Experiment(
+            "discrete.policies", "weights as memory devices, few that move, layers that learn alone: an MLP on digits"
+        ),
         Experiment("optimizers", "AdamW, SGD, Madam, Muon, adaptive clipping: an MLP on digits"),
         Experiment(
-            "f1", "rewarded by a program that knows nothing but the F1 score: an MLP tells nines from other digits"
+            "rewarding.nines",
+            "rewarded by a program that knows nothing but the F1 score: an MLP tells nines from other digits",
         ),
         Experiment("pruning", "accuracy with weights taken away, with noise on them, with few bits: an MLP on digits"),
         Experiment("regression", "diabetes (and California housing, if scikit-learn has it cached): an MLP"),
-        Experiment("rewards", "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer"),
+        Experiment(
+            "rewarding.rewards", "rewards for classes, and a bandit that is told right or wrong: digits, breast cancer"
+        ),
         Experiment("discrete.routing", "a router that chooses experts by argmax: digits"),
         Experiment("rule", "which floor and slope `lfp` has, chosen on parts of training sets: digits, characters"),
+        Experiment("architectures.sequences", "a PV-RNN goes on with curves that it has seen one half of"),
         Experiment(
-            "discrete.spike_rewards", "LIF networks on digits: by spike counts, first spikes, rate-coded reward"
+            "rewarding.spike_rewards", "LIF networks on digits: by spike counts, first spikes, rate-coded reward"
         ),
         Experiment("discrete.spiking", "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps"),
         Experiment("suggested", "rates that suggest_lr suggests beside the best of a grid: digits, characters"),

@@ -160,7 +160,7 @@ def fit(
     name: str = "",
     batch_size: int = 64,
     score: Callable[[Tensor, Tensor], float] = accuracy,
-    after: Callable[[Case, int, nn.Module], None] | None = None,
+    after: Callable[[int, nn.Module], dict[str, Any]] | None = None,
     start: Callable[[int], nn.Module] | None = None,
 ) -> list[Case]:
     """Train a model in each way, from the same weights and with the same batches, once for every seed.
@@ -168,7 +168,8 @@ def fit(
     Args:
         model: what `start(seed)` builds; its weights are replaced for each seed, so that it is traced once.
         score: of outputs and labels of the test set, after every epoch.
-        after: called as `after(case, seed, model)` when a run is over, with the trained model, still wrapped.
+        after: called as `after(seed, model)` when a run is over, with the trained model, still wrapped. What it returns is kept
+            with the run, and `more` of the case has a list of it for each key, an entry a seed.
         start: returns a fresh model for a seed (only its weights are taken).
 
     Returns:
@@ -196,24 +197,28 @@ def fit(
         data = [(x.to(device), y.to(device)) for x, y in (train, test)]
         curve, seconds = _train(twin, way, data[0], data[1], length, batch_size, seed, score)
         settings.progress(f"{name} {way.name} rate {way.lr:g} seed {seed}: {curve[-1]:.4f}")
-        return {"curve": curve, "step_seconds": seconds}
+        return {"curve": curve, "step_seconds": seconds, **({"after": after(seed, twin)} if after else {})}
 
     def made(way: Way, seed: int) -> dict[str, Any]:
         key = {"experiment": settings.experiment, "model": name, "way": way.name, "lr": way.lr, "seed": seed}
-        key |= {"epochs": length, "samples": len(train[0]), "batch_size": batch_size}
+        key |= {
+            "epochs": length,
+            "samples": len(train[0]),
+            "batch_size": batch_size,
+            **({"after": True} if after else {}),
+        }
         return settings.runs.make(key, partial(trained, way, seed))
 
     pairs = [(way, seed) for way in ways for seed in settings.numbers]
-    alone = [] if after else settings.runs.together([partial(made, way, seed) for way, seed in pairs])
+    runs = settings.runs.together([partial(made, way, seed) for way, seed in pairs])
     cases = {id(way): Case(name, way.name) for way in ways}
-    for i, (way, seed) in enumerate(pairs):
+    for (way, _), run in zip(pairs, runs):
         case = cases[id(way)]
-        run = trained(way, seed) if after else alone[i]
         case.curves.append(run["curve"])
         case.values.append(run["curve"][-1])
         case.step_seconds.append(run["step_seconds"])
-        if after is not None:
-            after(case, seed, twin)
+        for key, value in run.get("after", {}).items():
+            case.more.setdefault(key, []).append(value)
     return list(cases.values())
 
 

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-__all__ = ["LoneFactor", "is_usual", "must_be_true"]
+__all__ = ["USUAL", "Factor", "LoneFactor", "is_usual", "must_be_true"]
 
-_TYPES = (torch.float32, torch.float64)
+_grad, _keeps = torch.is_grad_enabled, torch._C._autograd._get_current_graph_task_keep_graph
+USUAL = (torch.float32, torch.float64)
+
+
+@dataclass
+class Factor:
+    """What a signal is multiplied by when it has arrived at an output.
+
+    Attributes:
+        epsilon: of the epsilon factor; 0 for none.
+        measure: the number of the value that the factor looks at.
+        positive: whether that value has no negative entry.
+        mixed: whether signals of both forms meet there, so that the guarded factor is needed.
+        restated: from which epsilon a stabilized signal has to be restated as one of `epsilon`; None if it need not be.
+    """
+
+    epsilon: float
+    measure: int = -1
+    positive: bool = False
+    mixed: bool = False
+    restated: float | None = None
 
 
 def is_usual(value: Tensor | None, large: int) -> TypeGuard[Tensor]:
@@ -18,7 +39,7 @@ def is_usual(value: Tensor | None, large: int) -> TypeGuard[Tensor]:
 
     Of a large one less than all may be kept, and a GPU has one kernel for the whole.
     """
-    usual = type(value) is Tensor and value.dtype in _TYPES and value.numel() < large and not value.is_cuda
+    usual = type(value) is Tensor and value.dtype in USUAL and value.numel() < large and not value.is_cuda
     return usual and value.layout is torch.strided  # type: ignore[union-attr]
 
 
@@ -36,23 +57,33 @@ class LoneFactor:
         watch: is told of a second derivative.
     """
 
-    __slots__ = ("slot", "value", "epsilon", "added", "positive", "watch")
+    __slots__ = ("slot", "value", "epsilon", "added", "positive", "watch", "told")
 
     def __init__(self, slot: int, value: Tensor, epsilon: float, positive: bool, watch: Any) -> None:
         self.slot, self.epsilon, self.positive, self.watch = slot, epsilon, positive, watch
         self.value: Tensor | None = value
+        self.told: list[Any] = []  # hooks of parameters whose feedback is on its way with the signal
         self.added = _number(epsilon, value.dtype, value.device)
 
     def __call__(self, signals: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        s, value = signals[self.slot], self.value
-        if s is None or must_be_true(value is not None, self.watch):
+        s = self.of_one(signals[self.slot])
+        if s is None:
             return None
-        assert value is not None
-        size = torch.add(value if self.positive else value.abs(), self.added)
-        s = torch.addcdiv(s, s, size, value=-self.epsilon)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            self.value = None
         return (s,) if len(signals) == 1 else (*signals[: self.slot], s, *signals[self.slot + 1 :])
+
+    def of_one(self, s: Tensor | None) -> Tensor | None:
+        """The same as a hook on the tensor."""
+        value = self.value
+        if s is None or _grad() or value is None:
+            if s is None or must_be_true(value is not None, self.watch):
+                return None
+        assert value is not None
+        for arrival in self.told:
+            arrival.fed = arrival.fed or True
+        size = torch.add(value if self.positive else value.abs(), self.added)
+        if not _keeps():
+            self.value = None
+        return torch.addcdiv(s, s, size, value=-self.epsilon)
 
 
 def must_be_true(has_values: bool, watch: Any) -> bool:

@@ -94,17 +94,10 @@ def topk(node: Node, x: Tensor, k: Any) -> Any:
     return tuple(torch.topk(x, count, node.get("axis", -1), bool(node.get("largest", 1)), bool(node.get("sorted", 1))))
 
 
-@imports("Constant")
-def constant(node: Node) -> Any:
-    raise OnnxError(f"Constant {node.name!r} has no tensor")
-
-
 @imports("ConstantOfShape", known=True)
 def constant_of_shape(node: Node, wanted: Any) -> Any:
     items = modest(node, numbers(node, wanted))
-    value = node.get("value")
-    if value is None:
-        return torch.zeros(items)
+    value = node.get("value", torch.zeros(1))
     if value.dtype == torch.int64 and len(items) == 1 and isinstance(items[0], int) and items[0] <= 64:
         return Known([int(value)] * items[0])
     return torch.full(items, value.reshape(()).item(), dtype=value.dtype)

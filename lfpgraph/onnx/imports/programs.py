@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import OnnxError
 from .files import operator_of, tensor_from
-from .table import IMPORTERS
+from .table import IMPORTERS, Node, modest
 
 __all__ = ["Line", "Program", "Reader", "refuse_unknown"]
 
@@ -78,9 +78,11 @@ class Reader:
             self._keep(tensor.name, tensor_from(tensor, self.file), names)
         program = Program([self._new(i.name, names) for i in graph.input if i.name not in names.maps[0]])
         for item in graph.node:
-            held = _constant(item) if item.op_type == "Constant" else None
-            if held is not None:
-                self._keep(item.output[0], held, names)
+            stored = self.tensors.get(names.get(item.input[0], "") if item.input else "")
+            if item.op_type == "Constant":
+                self._keep(item.output[0], _constant(item), names)
+            elif item.op_type == "ConstantOfShape" and stored is not None and stored.numel():
+                self._keep(item.output[0], _filled(item, stored), names)
             elif item.op_type == "Identity" and item.domain in ("", "ai.onnx"):
                 names[item.output[0]] = names[item.input[0]]  # so what is shared stays one
             else:
@@ -118,21 +120,26 @@ def _attribute(attribute: Any) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, int | float | str | onnx.TypeProto):
         return value
-    items = list(value)
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in items]
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value]
 
 
-def _constant(item: Any) -> Tensor | None:
+def _constant(item: Any) -> Tensor:
     """A Constant node's tensor."""
     attributes = {a.name: _attribute(a) for a in item.attribute}
     if len(item.output) != 1 or len(attributes) != 1:
         raise OnnxError(f"Constant {item.name!r} must have one value and one output")
     ((name, value),) = attributes.items()
-    if name in ("value_float", "value_floats"):
-        return torch.tensor(value, dtype=torch.float32)
-    if name in ("value_int", "value_ints"):
-        return torch.tensor(value, dtype=torch.int64)
-    return value if isinstance(value, Tensor) else None
+    if name in ("value_float", "value_floats", "value_int", "value_ints"):
+        return torch.tensor(value, dtype=torch.float32 if "float" in name else torch.int64)
+    if not isinstance(value, Tensor):
+        raise OnnxError(f"Constant {item.name!r} has no tensor")
+    return value
+
+
+def _filled(item: Any, sizes: Tensor) -> Tensor:
+    """What a ConstantOfShape node makes of sizes that the file holds: as good as an initializer."""
+    value = next((_attribute(a) for a in item.attribute if a.name == "value"), torch.zeros(1))
+    return value.reshape(()).expand(modest(Node(item.op_type, item.name, 0, {}, 1), sizes.tolist())).clone()
 
 
 def _last_uses(program: Program) -> dict[int, list[str]]:

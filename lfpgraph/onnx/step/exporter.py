@@ -139,7 +139,9 @@ def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Ma
 
 
 def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """A name for each tensor among the arguments: that of forward's parameter, with its place inside a container."""
+    """A name for each tensor among the arguments: the file's, or that of forward's parameter, with its place in a container."""
+    if isinstance(getattr(model, "input_names", None), list):  # a loaded ONNX graph
+        return [*model.input_names[: len(args)], *kwargs]  # type: ignore[index]
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -148,8 +150,7 @@ def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     names: list[str] = []
     for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))):
         if isinstance(leaf, Tensor):
-            parts = [str(getattr(key, "key", getattr(key, "idx", key))) for key in named[id(leaf)]]
-            name = ".".join(parts)
+            name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in named[id(leaf)])
             while name in names:
                 name += "_"
             names.append(name)

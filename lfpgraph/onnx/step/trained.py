@@ -82,11 +82,11 @@ def export(
 
 
 def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], outputs: int, opset: int) -> Any:
-    titles = [f"output_{i}" if i else "output" for i in range(outputs)]
+    titles = getattr(flat.model, "output_names", [f"output_{i}" if i else "output" for i in range(outputs)])
     open_axes = [({0: Dim.AUTO} if t.dim() and t.shape[0] > 1 else None) for t in tensors]
     try:
         with quiet(), torch.no_grad(), tracing():
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 flat, tuple(tensors), dynamo=True, input_names=list(names), output_names=titles, opset_version=opset,
                 dynamic_shapes=(tuple(open_axes),), verbose=False,
             )  # fmt: skip
@@ -95,7 +95,6 @@ def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], o
         raise OnnxError(
             f"torch.onnx could not export the model: {type(error).__name__}: {' '.join(lines[-1:])[:300]}"
         ) from error
-    assert program is not None
     return program
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.parameter import is_lazy
 
 from ...errors import PolicyError
 from .base import Policy
@@ -62,10 +63,12 @@ class Dendrites:
     ) -> None:  # fmt: skip
         names = Policy(pattern, exclude)
         self.activation, self.growing = activation, False
-        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, _LAYERS) and names.matches(n)}
+        found = [(n, m) for n, m in model.named_modules() if isinstance(m, _LAYERS) and names.matches(n)]
+        self.layers = {n: m for n, m in found if not is_lazy(m.weight) and m.weight.is_floating_point()}
         if not self.layers:
             raise PolicyError(
-                f"Dendrites: no linear layer or convolution of {type(model).__name__} matches {names.pattern}"
+                f"Dendrites: no linear layer or convolution of {type(model).__name__} with weights of floats matches "
+                f"{names.pattern}"
             )
         self._learned: set[str] = set()
         for name, layer in self.layers.items():

@@ -30,7 +30,7 @@ class SaRA(Policy):
     (unstructural backpropagation): memory for gradients and for what an optimizer remembers falls to the share that is
     trained. So `.grad` of the model's parameters is None when the optimizer steps, and a trainer that clips
     `model.parameters()` clips nothing: clip the optimizer's parameters, as `lfpgraph.Trainer` does. Weight decay moves
-    trained entries alone.
+    trained entries alone. One process: gradients are cut before others could share them.
 
     Args:
         share: of the entries of all parameters together, the smallest; or give `threshold`, in units of the parameters.
@@ -60,6 +60,8 @@ class SaRA(Policy):
         self._optimizer: Optimizer | None = None
 
     def start(self, parameters: Pairs, optimizer: Optimizer) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise PolicyError("SaRA cuts gradients down before processes could share them: use it in one process")
         self._whole, self._optimizer = dict(parameters), optimizer
         if self.threshold is None:
             assert self.share is not None
@@ -111,6 +113,7 @@ class SaRA(Policy):
     def apply(self, parameters: Pairs) -> None:
         for name, trained in self.trained.items():
             p, mask = self._whole[name], self.masks[name]
+            self._cut(name, p)  # one that was set by hand
             trained.copy_(p[mask.to(p.device)])  # weights may have been loaded since
             if self.rank and p.dim() > 1 and trained.grad is not None:
                 trained.grad += self.rank * _low_rank(p, mask.to(p.device))

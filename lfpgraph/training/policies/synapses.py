@@ -66,7 +66,11 @@ class ElectronicSynapses(Policy):
 
     def start(self, parameters: Pairs, optimizer: Optimizer) -> None:
         for name, p in parameters:
-            w = _exact(p)
+            if p.dtype not in (torch.float32, torch.float64):
+                raise PolicyError(
+                    f"ElectronicSynapses: {name} is {p.dtype}, too coarse for {self.levels} levels; keep it in float32"
+                )
+            w = p.detach()
             largest = (
                 2 * (w.abs().max() if w.numel() else w.new_zeros(()))
                 if self.limit is None
@@ -82,7 +86,7 @@ class ElectronicSynapses(Policy):
             raise PolicyError(
                 f"ElectronicSynapses has to be attached to an optimizer, which writes {missing[0]} to devices first"
             )
-        self._moving = [(name, p, _exact(p).clone()) for name, p in parameters]
+        self._moving = [(name, p, p.detach().clone()) for name, p in parameters]
 
     def after(self) -> None:
         for name, p, before in self._moving:
@@ -90,7 +94,7 @@ class ElectronicSynapses(Policy):
             linear = self.levels / (
                 (1 if self.unidirectional else 2) * limit
             )  # pulses that move a linear device's weight by 1
-            pulses = self._whole(name, (_exact(p) - before) * linear)
+            pulses = self._whole(name, (p.detach() - before) * linear)
             n, moved = pulses / self.levels, pulses != 0
             if self.unidirectional:
                 plus = _moved(before / limit + minus, n.clamp_min(0), self.up)
@@ -142,11 +146,6 @@ class ElectronicSynapses(Policy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.limits, self.minus, self.rest = dict(state["limits"]), dict(state["minus"]), dict(state["rest"])
         self._generator.set_state(state["random"])
-
-
-def _exact(p: Tensor) -> Tensor:
-    """A parameter in float32 at least."""
-    return p.detach().to(torch.promote_types(p.dtype, torch.float32))
 
 
 def _conductance(u: Tensor, v: float) -> Tensor:

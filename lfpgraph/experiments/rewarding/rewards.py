@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from .. import rewards
-from ..rewards import reward_loss
-from .common.data import breast_cancer, flat_digits
-from .common.drawing import draw_bars
-from .common.harness import Case, Report, Settings, Way, rewarded
-from .common.models import mlp, seeded
-from .common.rates import at_best
+from ... import rewards
+from ...rewards import reward_loss
+from ..common.data import breast_cancer, flat_digits
+from ..common.drawing import draw_bars
+from ..common.harness import Case, Report, Settings, Way, rewarded
+from ..common.models import mlp, seeded
+from ..common.rates import at_best
 
 __all__ = ["bandit", "run"]
 

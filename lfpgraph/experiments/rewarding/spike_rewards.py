@@ -15,7 +15,7 @@ from ..common.drawing import draw_bars
 from ..common.harness import Case, Objective, Report, Settings, Way, accuracy, rewarded
 from ..common.models import LifNet, seeded
 from ..common.rates import at_best
-from .spiking import RATES
+from ..discrete.spiking import RATES
 
 __all__ = ["run"]
 

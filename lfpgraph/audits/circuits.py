@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
@@ -99,6 +99,7 @@ def patching(
     sites: str | Sequence[str] = "nodes",
     method: str | Composite = "deeplift",
     *,
+    modules: str | Sequence[str] = "*",
     on_missing: str = "derive",
     fallback: str = "error",
 ) -> Patching:
@@ -114,6 +115,7 @@ def patching(
             "edges": what a module writes, as one other module reads it through sums and views; or names of modules or nodes.
         method: "exact" runs the model for each site. Estimates in one pass: "deeplift" (slopes between both runs), "relp"
             (relevance: `cp-lrp`), "gradient" (attribution patching), or any other composite.
+        modules: for nodes, heads and positions, which modules: patterns of their names (shell style, `*` crosses dots).
         on_missing: as for `wrap`. fallback: as for `lfpgraph.trace`.
 
     Raises:
@@ -128,15 +130,19 @@ def patching(
         "gradient" if method == "exact" else _METHODS.get(name, name) if isinstance(method, str) else method
     )
     with torch.no_grad(), torch.inference_mode(False):
-        runs = Runs(model, clean, corrupt, composite, sites, options)
+        patterns = [modules] if isinstance(modules, str) else list(modules)
+        runs = Runs(model, clean, corrupt, composite, sites, patterns, options)
         before, after = runs.measure(metric, runs.outputs(runs.env)), runs.measure(metric, runs.outputs(runs.other))
+        effects: dict[Any, Tensor] = {}
         if sites == "edges":
             effects = runs.exact_edges(metric, before) if method == "exact" else runs.edges(metric)
         elif method == "exact":
-            effects = {
-                s.name: s.exact(runs.of(s.node), lambda v, s=s: runs.rerun({s.node: v}, metric) - before)
-                for s in runs.sites
-            }
+            for site in runs.sites:
+
+                def change(value: Tensor, node: fx.Node = site.node) -> Tensor:
+                    return runs.rerun({node: value}, metric) - before
+
+                effects[site.name] = site.exact(runs.of(site.node), change)
         else:
             signals = runs.signals(metric)
             effects = {s.name: s.effect(*runs.of(s.node), signals.get(s.node), len(before)) for s in runs.sites}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..comparison import zeroth_order
-from ..rewards import ScalarReward, reward_loss
-from .common.data import flat_digits
-from .common.drawing import draw_curves
-from .common.harness import Report, Settings, Way, accuracy
-from .common.models import mlp, seeded
-from .common.rates import tuned
+from ...comparison import zeroth_order
+from ...rewards import ScalarReward, reward_loss
+from ..common.data import flat_digits
+from ..common.drawing import draw_curves
+from ..common.harness import Report, Settings, Way, accuracy
+from ..common.models import mlp, seeded
+from ..common.rates import tuned
 
 __all__ = ["run"]
 

@@ -1,0 +1,1 @@
+"""Experiments on what is rewarded, and by whom."""

@@ -1,0 +1,273 @@
+"""A run that goes as the run before it went, throughout: nothing is noted but the few things that its plan looks at."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from ...engine.plan import How
+from ..bridges import LARGE
+from ..interception import PRE_DISPATCH, include, without_python
+from ..notes import NameLeaf, alias_of
+from ..parameters import Scale, Watch, watching
+from ..record import Record
+from ..schedule import Schedule
+from .factors import USUAL, Factor, LoneFactor, is_usual
+from .modules import OneOperation
+from .steps import ANOTHER, Quick, note_made
+
+__all__ = ["Replay", "Simple", "simple"]
+
+_grad = torch.is_grad_enabled
+_transform = torch._C._functorch.peek_interpreter_stack
+_autocast = torch._C._is_any_autocast_enabled
+_is_over = torch._C._functorch.is_dead_tensor_wrapper  # type: ignore[attr-defined]
+
+
+class _Scaled(NamedTuple):
+    """A parameter that was met, and what makes its signal feedback, also as a tensor holds its hooks (of a large one: None)."""
+
+    parameter: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+    scale: Scale
+    hooks: dict[int, Any] | None
+
+
+@dataclass(frozen=True)
+class Simple:
+    """A planned run of which every step is quickly compared, and that is amended by epsilon factors alone.
+
+    Attributes:
+        leaves: by number, of each value that the run finds its kind and name, type, dimensions, and whether autograd follows it.
+        steps: all of the run. count: of its values. unread: values besides the outputs that nothing in the run reads.
+        parameters: by number, how the signal becomes feedback; scales: what does it, with the parameter that was met last.
+        factors: the number of each output, and its factor.
+        direct: parameters whose feedback is their signal, and that one operation reads whose output has a factor: by the number
+            of that output. They need no alias, and the factor tells the watch of them. bare: all of these.
+    """
+
+    leaves: dict[int, tuple[tuple[str, Any], torch.dtype, int, bool]]
+    steps: list[Quick]
+    count: int
+    unread: list[int]
+    parameters: dict[int, How]
+    scales: dict[int, _Scaled]
+    factors: list[tuple[int, Factor]]
+    direct: dict[int, list[int]]
+    bare: set[int]
+
+
+def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
+    """A planned run made ready for `Replay`, if it is such a run; `record` is the run it was planned for."""
+    lone = [(a.exits[0], a.lone) for a in schedule.amendments]
+    outside = any(leaf.tensor.grad_fn is not None for leaf in record.leaves)  # made by another network
+    if check or outside or record.begun or record.own or not lone or not all(schedule.quick):
+        return None
+    if schedule.looks_at_outputs or not all(factor for _, factor in lone):
+        return None
+    if any(leaf.tensor.is_cuda for leaf in record.leaves) or any(
+        f and record.dtypes[f.measure] not in USUAL for _, f in lone
+    ):
+        return None
+    leaves = {}
+    for leaf, (kind, name, (dtype, dims, follows)) in zip(record.leaves, schedule.around[0]):
+        leaves[leaf.value] = (kind, name), dtype, dims, follows
+    for step in schedule.quick:
+        step.sort(leaves)
+    factors = [(n, factor) for n, factor in lone if factor]
+    reads = Counter(n for step in schedule.quick for _, n in step.tensors)
+    numbers = [(record.leaves[place].value, how) for place, how in schedule.parameters]
+    parameters = {n: how for n, how in numbers if leaves[n][3]}
+    direct: dict[int, list[int]] = {n: [] for n, _ in factors}
+    for step in schedule.quick:
+        if step.number in direct:
+            direct[step.number] = [
+                n for _, n in step.outer if n in parameters and parameters[n].plain and reads[n] == 1
+            ]
+    unread = [n for n in schedule.unread if n not in schedule.around[1]]
+    bare = {n for numbers in direct.values() for n in numbers}
+    return Simple(leaves, schedule.quick, len(record.shapes), unread, parameters, {}, factors, direct, bare)
+
+
+class Replay:
+    """A run for as long as it repeats an expected one; what `interception.Recorder` asks for.
+
+    From the first operation on that is another one, it goes on as a `Record` of all that has run.
+
+    Args:
+        schedule: the expected run, one that is `simple`.
+        name_leaf, root: as of a record.
+        watch: is told which feedback is on its way to which parameter.
+
+    Attributes:
+        edges, shapes, kept: as of a record, by number; aliases: of leaves.
+        tensors: by number, what the run has found, and weak references to what it has made.
+        done: how many steps have run. path: of the module whose call is running.
+    """
+
+    def __init__(self, schedule: Schedule, name_leaf: NameLeaf, root: str, watch: Watch) -> None:
+        self.schedule, self.simple, self.name_leaf, self.watch = schedule, schedule.simple, name_leaf, watch
+        self.path = self.root = root
+        self.done, count = 0, self.simple.count
+        self.edges: list[Any] = [None] * count
+        self.tensors: list[Any] = [None] * count
+        self.shapes: list[Any] = [None] * count
+        self.kept: list[Tensor | None] = [None] * count
+        self.aliases: dict[int, Tensor] = {}
+        self._scaled: list[tuple[Tensor, _Scaled]] = []
+        self._record: Record | None = None
+        self._started = torch._C._autograd._get_sequence_nr()
+
+    def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and compare it with the one that is expected."""
+        record = self._record
+        if record is None:
+            steps, done = self.simple.steps, self.done
+            if done < len(steps) and not kwargs and _grad() and _transform() is None and not _autocast():
+                step = steps[done]
+                if step.op is op and (out := step.again(self, args)) is not ANOTHER:
+                    return out
+            record = self.record()
+        record.path = self.path
+        return record.run(op, args, kwargs)
+
+    def at_once(self, known: OneOperation, own: dict[str, Any], args: tuple[Any, ...]) -> Any:
+        """The result of a module whose forward is one operation, if that is the expected one; else ANOTHER."""
+        steps, done = self.simple.steps, self.done
+        if self._record is not None or done == len(steps) or steps[done].op is not known.op:
+            return ANOTHER
+        if not _grad() or _transform() is not None or _autocast() or (given := known.arguments(own, args)) is None:
+            return ANOTHER
+        include(PRE_DISPATCH, False)
+        try:
+            with without_python():
+                return steps[done].again(self, given)
+        finally:
+            include(PRE_DISPATCH, True)
+
+    def meet(self, number: int, x: Tensor) -> bool:
+        """Whether a tensor that the run has not met is what was found in its place; it is met then."""
+        simple, shape = self.simple, x.shape
+        found = simple.scales.get(number)
+        if found is None or found[0] is not x or found[1] != shape or found[2] is not x.dtype or not x.requires_grad:
+            if not self._is_found(number, x):
+                return False
+            found = simple.scales.get(number)
+        if found is not None and (number not in simple.bare or any(a.compares for a in watching(x))):
+            self.aliases[number] = alias = x[...]
+            self.edges[number] = alias.grad_fn, 0
+            self._scaled.append((alias, found))
+        self.tensors[number], self.shapes[number] = x, shape
+        if number in self.schedule.kept_values:
+            self.kept[number] = x.detach()
+        return True
+
+    def _is_found(self, number: int, x: Tensor) -> bool:
+        """The same of a parameter that is another tensor than in the run before, or of what is none."""
+        simple = self.simple
+        name, dtype, dims, follows = simple.leaves[number]
+        if x.requires_grad is not follows or x.dtype is not dtype or x.dim() != dims or x.grad_fn is not None:
+            return False
+        if x.layout is not torch.strided or _is_over(x) or any(x is met for met in self.tensors):
+            return False
+        if self.name_leaf(x) != name:
+            return False
+        how = simple.parameters.get(number)
+        if how is not None:
+            scale = Scale(self.schedule.plan, how, x, x.shape, self.watch)
+            hooks = {0: scale.at_alias} if x.numel() < LARGE else None
+            simple.scales[number] = _Scaled(x, x.shape, dtype, scale, hooks)
+        return True
+
+    def record(self) -> Record:
+        """The record of all that has run so far, as which the run goes on."""
+        record = self._record
+        if record is not None:
+            return record
+        self._record = record = Record(self.name_leaf, self.schedule, self.root)
+        record.started, record.path = self._started, self.path
+        made = {step.number: step for step in self.simple.steps[: self.done]}
+        for number, x in enumerate(self.tensors):
+            if x is None:
+                break
+            step = made.get(number)
+            if step is None:
+                record._leaf(x, self.aliases.get(number))
+                if number in self.simple.parameters and number not in self.aliases:  # an operation has read it itself
+                    edge: Any = alias_of(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
+                    record.edges[edge] = number
+                    record.also[number].append(edge)
+                    for arrival in watching(x):
+                        arrival.fed = arrival.fed or True
+            else:
+                note_made(record, x, self.shapes[number], step.dtype, self.edges[number], self.kept[number])
+        record.steps_done = self.done
+        return record
+
+    def amend(self, tensors: Sequence[Tensor]) -> bool:
+        """Give the run its feedback, if it has ended as the expected one with these outputs; else say that it has not."""
+        edges, kept, simple = self.edges, self.kept, self.simple
+        if self._record is not None or self.done != len(simple.steps):
+            return False
+        _, outputs, ends = self.schedule.around
+        found = dict.fromkeys(self._number(x, outputs) for x in tensors if x.requires_grad)
+        if tuple(found) != outputs or tuple(n for n in simple.unread if self._is_held(n)) != ends:
+            return False
+        if not all(is_usual(kept[factor.measure], LARGE) for _, factor in simple.factors):
+            return False
+        for alias, (_, _, _, scale, hooks) in self._scaled:
+            node: Any = alias.grad_fn
+            if hooks is None:
+                node.register_prehook(scale.before)
+            else:
+                alias._backward_hooks = hooks  # `register_hook` without its handle
+                node._register_hook_dict(alias)
+        carrier = _local.carrier
+        for number, factor in simple.factors:
+            node, slot = edges[number]
+            hook = LoneFactor(slot, kept[factor.measure], factor.epsilon, factor.positive, self.watch)
+            for n in simple.direct[number]:
+                if n not in self.aliases:
+                    hook.told += watching(self.tensors[n])
+            if slot == 0 and self.tensors[number]() is None and sys.getrefcount(node) == _MINE:
+                carrier._backward_hooks = {0: hook.of_one}
+                node._register_hook_dict(carrier)
+            else:
+                node.register_prehook(hook)
+        carrier._backward_hooks = None
+        return True
+
+    def _number(self, x: Tensor, among: Sequence[int]) -> int:
+        edge = x.grad_fn, x.output_nr
+        return next((n for n in among if self.edges[n] == edge), -1)
+
+    def _is_held(self, number: int) -> bool:
+        x = self.tensors[number]()
+        return x is not None and (x.grad_fn, x.output_nr) == self.edges[number]
+
+    def close(self) -> None:
+        """Let go of all."""
+        if self._record is not None:
+            self._record.close()
+        vars(self).clear()
+
+
+# Note [A hook on a tensor that is gone]: torch takes a fifth of the time for a hook on a tensor that it takes for one on a
+# node. The two differ for those who hold the tensor or the node alone: their own hooks, and gradients asked for there, come
+# in between. Where nobody does, a hook goes by way of any other tensor.
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.carrier = torch.empty(0, device="cpu")
+
+
+_local = _Local()
+_MINE = 3  # references to a node that nobody else holds: of `edges`, of a variable, of the question
