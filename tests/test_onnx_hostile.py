@@ -256,6 +256,8 @@ def test_absurd_shapes_take_no_memory(kind: str) -> None:
     wide = make([helper.make_node("Relu", ["x"], ["y"])], {"x": [2**30, 2**30]}, ["y"], {})
     with pytest.raises(OnnxError, match="absurd"):
         load(wide).example()
+    with pytest.raises(OnnxError, match="absurd"):
+        load(make([helper.make_node("Relu", ["x"], ["y"])], {"x": [1] * 1000}, ["y"], {})).example()
 
 
 def test_numbers_of_parts_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +279,8 @@ def test_numbers_of_parts_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) ->
         ([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=4)], [2, 3, 8], "Attention"),
         ([helper.make_node("Scan", ["x"], ["y"], body=body, num_scan_inputs=9)], [2, 3], "9 of its 1 inputs"),
         (parts, [10**6, 1], "parts"),
+        ([helper.make_node("Split", ["x"], ["y"], num_outputs=10**6)], [10**6, 1], "Split .* asks for"),
+        ([helper.make_node("Softmax", ["x"], ["y"], axis=99)], [2, 3], "Softmax"),
         ([helper.make_node("Loop", ["", "", "x"], ["y"], body=endless)], [2, 3], "not over after 50 rounds"),
     ):
         with pytest.raises(OnnxError, match=message):

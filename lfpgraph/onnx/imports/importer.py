@@ -245,7 +245,7 @@ class OnnxModel(nn.Module):
                 raise OnnxError(f"input {info.name!r} has no shape in the file; give example inputs.")
             given = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]  # Paddle writes -1, too
             sizes = [(batch if i == 0 else 8) if n == -1 else n for i, n in enumerate(given)]
-            if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST:
+            if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST or len(sizes) > 64:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
             dtype = dtype_of(kind.elem_type)
             if dtype.is_floating_point:

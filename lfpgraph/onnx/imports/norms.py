@@ -81,8 +81,8 @@ def lrn(node: Node, x: Tensor) -> Any:
 @imports("Softmax", "LogSoftmax")
 def softmax(node: Node, x: Tensor) -> Any:
     function: Any = torch.softmax if node.kind == "Softmax" else torch.log_softmax
-    axis = node.get("axis", -1 if node.version >= 13 else 1) % x.dim()
-    if node.version >= 13 or axis == x.dim() - 1:
+    axis = node.get("axis", -1 if node.version >= 13 else 1)
+    if node.version >= 13 or axis in (-1, x.dim() - 1):
         return function(x, axis)
     # before opset 13 all axes from this one on are one
     return function(x.flatten(axis), -1).reshape(x.shape)

@@ -126,9 +126,9 @@ def split(node: Node, x: Tensor, sizes: Any = None) -> Any:
     given = node.get("split") if sizes is None else numbers(node, sizes)
     if given is None:
         count = node.get("num_outputs") or node.outputs
+        modest(node, [count, 2**15])  # a part costs more than its entries
         each = -(-x.shape[axis] // count)
-        given = [each] * (count - 1)
-        given.append(x.shape[axis] - each * (count - 1))
+        given = [*[each] * (count - 1), x.shape[axis] - each * (count - 1)]
     found = torch.split(x, given, axis)
     return tuple(found) if node.outputs > 1 else found[0]
 
