@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
 from lfpgraph.comparison import compare, method_named
 from lfpgraph.comparison.examples import IGNORED, Examples
