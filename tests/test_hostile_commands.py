@@ -85,7 +85,7 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
     "a folder in place of a file": ([*TRAIN, "--json", "."], 1, "folder"),
     "a file in place of a folder": ([*TRAIN, "--save", "own.py/w"], 1, "own.py/w"),
     "a file that no one may write": ([*TRAIN, "--json", "/proc/version"], 1, "/proc/version"),
-    "a name with a zero": ([*TRAIN, "--json", "a\0b"], 2, "--json"),
+    "a name with a zero": ([*TRAIN, "--json", "a\0b"], 2, "a\\x00b"),
     "a name too long": ([*TRAIN, "--json", "x" * 5000], 1, "too long"),
     "inputs of another width": (["train", "own:build", "own:wide"], 1, "shapes"),
     "labels out of range": (["train", "own:build", "own:labels"], 1, "labels"),

@@ -244,10 +244,10 @@ ABSURD = {
 def test_absurd_shapes_take_no_memory(kind: str) -> None:
     shape, before, attributes = ABSURD[kind]
     node = helper.make_node(kind, [*before, "shape"], ["y"], **attributes)
-    model = load(make([node], {"x": [2, 2]}, ["y"], {"shape": np.array(shape, np.int64)}))
+    proto = make([node], {"x": [2, 2]}, ["y"], {"shape": np.array(shape, np.int64)})
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(OnnxError, match="elements"):
-        model(torch.ones(2, 2))
+        load(proto)(torch.ones(2, 2))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000  # kB
     outer = make([helper.make_node("MatMul", ["column", "row"], ["y"])], {"x": [2, 2]}, ["y"], {
         "column": np.ones((2**20, 1), np.float32), "row": np.ones((1, 2**20), np.float32)})  # fmt: skip

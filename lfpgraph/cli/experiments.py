@@ -61,7 +61,7 @@ def reproduce(
         torch.empty(1, device=device)
     except Exception as error:  # a device's own library raises what it likes
         raise TargetError(f"--device {device!r} cannot be used: {first_line(error)}") from error
-    writable(*(out / f"{name}.json" for name in todo), runs)
+    writable(runs, *(out / f"{name}.json" for name in todo))
     torch.set_num_threads(threads or torch.get_num_threads())
     book = Runs.side_by_side(processes, runs, device)
     # a spinner would be a thread, which a process that forks should not have

@@ -29,9 +29,9 @@ class Codes(nn.Module):
         return self.b(z + (found - z).detach()), (taken.numpy() > 0).sum(), self.size.requires_grad
 
 
-@case()
+@case(says=("codes.weight",))
 def one_hot_codes():
-    """The number of uses of each code is kept in buffers, and numpy looks at the choice."""
+    """The number of uses of each code is kept in buffers, and numpy looks at the choice. Nothing trains the codes, which is said."""
 
     def step(model, i):
         out, *seen = model(data(7, 6, seed=i))
