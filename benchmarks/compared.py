@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lfpgraph.models_zoo.digits import cnn, vit
+from lfpgraph.models_zoo.other_kinds import GCN
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -25,8 +27,6 @@ from lfpgraph.comparison.examples import IGNORED, Examples
 from lfpgraph.comparison.runs import optimizer_of, step
 from lfpgraph.demo.data import digits
 from lfpgraph.errors import LfpGraphError
-from lfpgraph.models_zoo.digits import cnn, vit
-from lfpgraph.models_zoo.other_kinds import GCN
 
 __all__ = ["cnn", "digits", "gnn", "graph", "vit"]
 

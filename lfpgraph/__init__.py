@@ -11,9 +11,9 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from . import rewards
     from .audits import faithfulness as metrics
     from .audits.checks import CheckReport, check
+    from .audits.circuits import Patching, patching
     from .audits.conserved import Conservation, conservation
     from .audits.flow import relevance_flow
-    from .audits.circuits import Patching, patching
     from .audits.tuning import Tuned, tune
     from .comparison import compare
     from .composites import centred, hebbian, lrp, rivals, spiking

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lfpgraph.models_zoo.other_kinds import GCN
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
@@ -20,7 +21,6 @@ from lfpgraph.comparison.examples import Examples, held_back
 from lfpgraph.comparison.memory import LiveBytes
 from lfpgraph.comparison.runs import _schedule, angle
 from lfpgraph.errors import CompositeError, InputError, TargetError
-from lfpgraph.models_zoo.other_kinds import GCN
 
 from .support.helpers import run_cli
 

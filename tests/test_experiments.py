@@ -23,7 +23,6 @@ from lfpgraph.experiments.common.models import LifNet, mlp, seeded
 from lfpgraph.experiments.common.rates import tuned
 from lfpgraph.experiments.common.texts import docstrings
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
-
 from tools.experiments import PAGE, RUNS, report_of, table_of, with_table
 
 from .support.helpers import run_cli

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lfpgraph.models_zoo import build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
 from lfpgraph.composites.competition import softhebb
 from lfpgraph.errors import CompositeError
-from lfpgraph.models_zoo import build
 
 from .support.small_nets import batch, net
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from lfpgraph.models_zoo.other_kinds import GCN, RecurrentClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lfpgraph.comparison import METHODS, method_named
 from lfpgraph.errors import LfpGraphError
-from lfpgraph.models_zoo.other_kinds import GCN, RecurrentClassifier
 
 RIVALS = ["usf", "brsf", "frsf", "drtp", "straight-through", "surrogate", "sltt", "hebb", "oja", "lfp"]
 WAYS = [*METHODS, *RIVALS]

@@ -18,8 +18,22 @@ from .experiments import reproduce
 from .explanation import explain
 from .onnx_files import export
 from .reports import (
-    STDOUT, Command, Epsilon, JsonFile, LossName, OwnData, OwnModel, Seed, Threads, check, coverage, finite, give_json,
-    graph, writable, zoo,
+    STDOUT,
+    Command,
+    Epsilon,
+    JsonFile,
+    LossName,
+    OwnData,
+    OwnModel,
+    Seed,
+    Threads,
+    check,
+    coverage,
+    finite,
+    give_json,
+    graph,
+    writable,
+    zoo,
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -44,8 +44,8 @@ def explain(
 ) -> None:
     """Explain what a model makes of one image, text or array."""
     from ..explain import pictures
-    from ..reports import explanation as sheet
     from ..explain.attribution import attribute
+    from ..reports import explanation as sheet
 
     writable(out, json_file)
     network, tokenizer = _model(model)

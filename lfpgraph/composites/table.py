@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .centred import centred_structure
+from .competition import softhebb
 from .composite import Composite, Ruleset, register_composite
 from .hebbian import hebbian_composites
 from .interop import lxt_composite
 from .learning import learning_structure
 from .lrp import lrp_composites
 from .rivals.family import rival_composites
-from .competition import softhebb
 from .spiking import spiking_structure
 
 __all__ = ["COMPOSITES"]

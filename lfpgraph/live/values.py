@@ -18,7 +18,16 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
 from .notes import (
-    Leaf, NameLeaf, Unrecorded, alias_of, gives_feedback, hands_on, is_older, is_over, storage_of, version_of,
+    Leaf,
+    NameLeaf,
+    Unrecorded,
+    alias_of,
+    gives_feedback,
+    hands_on,
+    is_older,
+    is_over,
+    storage_of,
+    version_of,
 )  # fmt: skip
 from .operations import OWN_BACKWARD, OWN_VIEW
 

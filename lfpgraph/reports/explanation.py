@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..pages import encodable, head
 from ..explain import pictures
 from ..explain.target import weights_of
+from ..pages import encodable, head
 
 __all__ = ["explained_as", "grid_of", "page", "places", "places_html", "section"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lfpgraph
 
-from .peft_kinds import KINDS, adapted
 from .checks import check_first_step, grads_of, wrapped
+from .peft_kinds import KINDS, adapted
 from .support import llama
 
 TASKS = {"multitask prompt tuning", "poly"}  # which are told a task with each row
