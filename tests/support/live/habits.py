@@ -31,7 +31,7 @@ class Codes(nn.Module):
 
 @case(says=("codes.weight",))
 def one_hot_codes():
-    """The number of uses of each code is kept in buffers, and numpy looks at the choice. Nothing trains the codes: that is said."""
+    """The number of uses of each code is kept in buffers, and numpy looks at the choice. Nothing trains the codes, as is said."""
 
     def step(model, i):
         out, *seen = model(data(7, 6, seed=i))
