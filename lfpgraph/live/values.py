@@ -17,18 +17,7 @@ from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import (
-    Leaf,
-    NameLeaf,
-    Unrecorded,
-    alias_of,
-    gives_feedback,
-    hands_on,
-    is_older,
-    is_over,
-    storage_of,
-    version_of,
-)  # fmt: skip
+from .notes import Leaf, NameLeaf, Unrecorded, alias_of, gives_feedback, hands_on, is_older, is_over, storage_of, version_of
 from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values", "tensor_of"]
