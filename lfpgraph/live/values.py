@@ -17,7 +17,18 @@ from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointFunction
 
 from .interception import paused
-from .notes import Leaf, NameLeaf, Unrecorded, alias_of, gives_feedback, hands_on, is_older, is_over, storage_of, version_of
+from .notes import (
+    Leaf,
+    NameLeaf,
+    Unrecorded,
+    alias_of,
+    gives_feedback,
+    hands_on,
+    is_older,
+    is_over,
+    storage_of,
+    version_of,
+)
 from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values", "tensor_of"]
@@ -37,8 +48,7 @@ class Values:
         edges, edge_of: numbers by gradient edge, and the other way round; `also`: further edges of a value; `covering`:
             autograd nodes of writes that leave nothing of what was there, to which their first edge leads; `undone`: views of
             which another gives back what they are of.
-        leaves: what the run found, in order.
-        seen: of each value that autograd follows, the tensor, for as long as somebody holds it.
+        leaves: what the run found, in order. seen: of each value that autograd follows, the tensor, as long as somebody holds it.
         begun: values that the run has made and that autograd follows from then on (`requires_grad_`).
         own: custom backward functions that were met; checkpoints: nodes among them that run a part again (reentrant).
         own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
@@ -258,8 +268,7 @@ class Values:
                 continue
             made = node._sequence_nr()
             for ref in self._looked_at.get(made, []) + self._looked_at.get(made + 1, []):
-                x = ref()
-                if x is None or x.requires_grad:
+                if (x := ref()) is None or x.requires_grad:
                     continue
                 if self.known(x) is not None or self.name_leaf(x)[0] == "input" or x in self.unrecorded:
                     found.append(self.number(x))
@@ -285,8 +294,7 @@ class Values:
 
 def tensor_of(args: Any, values: Values, number: int) -> Tensor:
     """The argument that holds a value."""
-    for value in args:
-        for x in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(x, Tensor) and values.known(x) == number:
-                return x
+    for x in (x for value in args for x in (value if isinstance(value, list | tuple) else (value,))):
+        if isinstance(x, Tensor) and values.known(x) == number:
+            return x
     raise AssertionError("an operation's input is among its arguments")
