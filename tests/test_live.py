@@ -20,21 +20,8 @@ import lfpgraph
 from lfpgraph.errors import LfpGraphError
 from lfpgraph.live.interception import recorder
 
-from .support.live import (  # noqa: F401  (fill CASES)
-    arguments,
-    backwards,
-    copies,
-    functions,
-    habits,
-    layers,
-    modules,
-    parts,
-    recurrent,
-    states,
-    tools,
-)
-from .support.live.odd import callers, further, hidden, inner, pythonic, values, writes  # noqa: F401
-from .support.live.table import CASES, RECORDED, Result, assert_equal, first_call, first_feedback, run
+from .support.live.every import CASES
+from .support.live.table import RECORDED, Result, assert_equal, first_call, first_feedback, run
 
 
 @pytest.fixture(autouse=True)

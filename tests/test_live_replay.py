@@ -16,21 +16,8 @@ import lfpgraph
 from lfpgraph.live import engine
 from lfpgraph.live.repeats.replay import Replay
 
-from .support.live import (  # noqa: F401  (fill CASES)
-    arguments,
-    backwards,
-    copies,
-    functions,
-    habits,
-    layers,
-    modules,
-    parts,
-    recurrent,
-    states,
-    tools,
-)
-from .support.live.odd import callers, further, hidden, inner, pythonic, values, writes  # noqa: F401
-from .support.live.table import CASES, assert_equal, run
+from .support.live.every import CASES
+from .support.live.table import assert_equal, run
 
 _SETTLED = 5  # steps after which a run is only compared
 

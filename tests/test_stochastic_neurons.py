@@ -14,15 +14,12 @@ from torch.nn.grad import conv2d_weight
 from lfpgraph.comparison import METHODS
 from lfpgraph.errors import InputError
 
+from .support.two_layers import TwoLayers
+
 WAYS = ["unbiased", "through-draws", "smooth-draws"]
 
 
-class _Net(nn.Module):
-    def __init__(self, convolution: bool) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(1, 3, 3, bias=False) if convolution else nn.Linear(6, 5, bias=False)
-        self.b = nn.Linear(12 if convolution else 5, 3, bias=False)
-
+class _Net(TwoLayers):
     def forward(self, x: Tensor) -> Tensor:
         return self.b(torch.bernoulli(torch.sigmoid(self.a(x))).flatten(1))
 

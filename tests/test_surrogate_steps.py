@@ -6,22 +6,19 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.grad import conv2d_weight
 
 import lfpgraph
 
+from .support.two_layers import TwoLayers
+
 RATE, BETA, TIMES = 0.3, 0.9, 4
 
 
-class _Net(nn.Module):
+class _Net(TwoLayers):
     """One layer of leaky neurons over four steps, and a linear readout that sums."""
-
-    def __init__(self, convolution: bool) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(1, 3, 3, bias=False) if convolution else nn.Linear(6, 5, bias=False)
-        self.b = nn.Linear(12 if convolution else 5, 3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         u, outputs = torch.zeros((), dtype=x.dtype), torch.zeros((), dtype=x.dtype)

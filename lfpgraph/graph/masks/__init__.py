@@ -65,9 +65,10 @@ def _same_length(a: Any, b: Any) -> bool:
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
     """A node that nobody reads, and what only it has read."""
-    stack = [node]
+    stack, gone = [node], set[fx.Node]()
     while stack:
         node = stack.pop()
-        if node in graph.nodes and node.op == "call_function" and not node.users:
+        if node not in gone and node.op == "call_function" and not node.users:
             stack += node.all_input_nodes
             graph.erase_node(node)
+            gone.add(node)
