@@ -96,7 +96,13 @@ def _marks(model: nn.Module) -> dict[str, str]:
 
 
 def _sum(tensor: Tensor) -> Any:
-    return tensor.sum(dtype=torch.float64 if tensor.is_floating_point() else None).item()
+    """A sum that any one write changes: of the bits, eight bytes at a time, which takes a thirtieth of a sum of values."""
+    if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        return tensor.sum(dtype=torch.float64 if tensor.is_floating_point() else None).item()
+    octets = tensor.view(-1).view(torch.uint8)
+    octets = octets.clone() if octets.storage_offset() % 8 else octets
+    whole = octets.numel() // 8 * 8
+    return int(octets[:whole].view(torch.int64).sum()), octets[whole:].tolist()
 
 
 def _buffers(model: nn.Module) -> dict[str, Any]:
