@@ -35,10 +35,23 @@ def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
         if user.target is aten.embedding.default and user.args[1] is node:
             if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
                 found.append(user)
+        elif _counts_from_the_end(user, node):  # ONNX's Gather
+            found += lookups_of(graph, user)
         elif graph.info[user].family in (VIEW, CAST) and isinstance(user.meta.get("val"), Tensor):
             if len(user.meta["val"].shape) == len(node.meta["val"].shape):
                 found += lookups_of(graph, user)
     return found
+
+
+def _counts_from_the_end(node: fx.Node, ids: fx.Node) -> bool:
+    """Whether a node is `where(ids < 0, ids + size, ids)`, which leaves every token as it is."""
+    if node.target is not aten.where.self or node.args[2] is not ids:
+        return False
+    below, raised = node.args[:2]
+    return (
+        isinstance(below, fx.Node) and below.target is aten.lt.Scalar and below.args == (ids, 0)
+        and isinstance(raised, fx.Node) and raised.target is aten.add.Tensor and raised.args[0] is ids
+    )  # fmt: skip
 
 
 def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = False) -> list[Reading]:

@@ -46,13 +46,8 @@ def gather_elements(node: Node, x: Tensor, index: Any) -> Any:
 @imports("GatherND")
 def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
     batch = node.get("batch_dims", 0)
-    places: list[Any] = [index[..., i] for i in range(index.shape[-1])]
-    lead = []
-    for axis in range(batch):
-        view = [1] * (index.dim() - 1)
-        view[axis] = x.shape[axis]
-        lead.append(torch.arange(x.shape[axis]).reshape(view))
-    return x[tuple([*lead, *places])]
+    lead = [torch.arange(n).reshape(n, *[1] * (index.dim() - 2 - axis)) for axis, n in enumerate(x.shape[:batch])]
+    return x[(*lead, *(index[..., i] for i in range(index.shape[-1])))]
 
 
 @imports("ScatterND")
@@ -84,8 +79,7 @@ def one_hot(node: Node, index: Tensor, depth: Any, values: Tensor) -> Any:
     values = tensor_of(values)
     index = _positive(tensor_of(index), classes)
     found = torch.where(index.unsqueeze(-1) == torch.arange(classes), values[1], values[0])
-    axis = node.get("axis", -1)
-    return found.movedim(-1, axis)
+    return found.movedim(-1, node.get("axis", -1))
 
 
 @imports("TopK", known=True)

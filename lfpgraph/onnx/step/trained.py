@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ def export(
         InputError: the example does not fit.
     """
     path = Path(path)
-    own: Any = getattr(model, "example", None)
-    if example is None and callable(own):
+    if example is None and callable(own := getattr(model, "example", None)):
         example = own()
     args, kwargs = arguments_of(example, InputError)
     names, tensors = input_names(model, args, kwargs), [t.detach() for t in input_tensors(args, kwargs)]
@@ -66,7 +66,7 @@ def export(
         with torch.no_grad(), tracing():
             expected = flat(*tensors)
         program = _to_onnx(flat, tensors, names, len(expected), opset)
-    _drop_prefix(program.model.graph, "model.")  # FlatModel holds the model as `model`
+    _name_values(program.model.graph, "model.")  # FlatModel holds the model as `model`
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         program.save(str(path), external_data=external_data)
@@ -98,13 +98,19 @@ def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], o
     return program
 
 
-def _drop_prefix(graph: Any, prefix: str) -> None:
-    """Give initializers the model's own names, where they are free."""
-    taken = {value.name for value in (*graph.initializers.values(), *graph.inputs, *graph.outputs)}
+def _name_values(graph: Any, prefix: str) -> None:
+    """Give initializers the model's own names, where they are free, and no name to two values, as torch's exporter does."""
+    ends = [*graph.inputs, *graph.outputs]
+    taken = {value.name for value in (*ends, *graph.initializers.values())}
     for value in list(graph.initializers.values()):
         name = value.name.removeprefix(prefix)
-        if name != value.name and name not in taken:
+        if name not in taken:
             value.name = name
+            taken.add(name)
+    for value in [value for node in graph.all_nodes() for value in node.outputs if value.name and value not in ends]:
+        if value.name in taken:
+            value.name = next(name for i in count() if (name := f"{value.name}_{i}") not in taken)
+        taken.add(value.name)
 
 
 def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
