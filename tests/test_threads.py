@@ -20,8 +20,10 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 import lfpgraph
 from lfpgraph.errors import TraceError, WrapError
-from lfpgraph.silence import quiet
+from lfpgraph.threads.silence import quiet
 from lfpgraph.tracing.flat import tracing
+
+from .support.helpers import in_threads
 
 
 class Net(nn.Module):
@@ -36,24 +38,6 @@ class Net(nn.Module):
 
 def data() -> Tensor:
     return torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-
-
-def in_threads(*jobs: Callable[[], Any]) -> list[Any]:
-    """What jobs that run at once return, or raise."""
-    found: list[Any] = [None] * len(jobs)
-
-    def run(place: int) -> None:
-        try:
-            found[place] = jobs[place]()
-        except BaseException as error:
-            found[place] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(100)
-    return found
 
 
 def test_several_threads_trace() -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TargetError, first_line
-from ..silence import quiet
+from ..threads.silence import quiet
 from .fake_models import ModelTarget
 
 __all__ = ["exported_program"]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import TargetError, first_line, near
-from ..silence import quiet
+from ..threads.silence import quiet
 from .fake_models import Built, ModelTarget, weightless
 from .limits import limited, told
 

@@ -14,8 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import TraceError
 from ..passes.functional import make_functional
-from ..silence import quiet
-from ..tracing.flat import LOCK
+from ..threads.silence import quiet
+from ..threads.turns import one_at_a_time
 
 __all__ = ["functional_graph", "no_autocast", "on_fakes"]
 
@@ -38,7 +38,7 @@ def functional_graph(
             )
 
     def traced(function: Callable[..., Any]) -> fx.GraphModule:
-        with LOCK, on_fakes(examples) as fake_mode:
+        with one_at_a_time(), on_fakes(examples) as fake_mode:
             strict = {} if fake_mode is not None else {"_error_on_data_dependent_ops": False}
             return make_fx(function, decompositions, tracing_mode="real", **strict)(*examples)  # type: ignore[arg-type]
 

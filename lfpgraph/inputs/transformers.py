@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import InputError, first_line
 from ..modes import eval_mode
 from ..randomness import keep_random_state
-from ..silence import quiet
+from ..threads.silence import quiet
 from .arguments import MAKERS, Sizes
 from .config import ConfigView
 from .maker import TensorMaker

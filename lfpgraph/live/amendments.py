@@ -17,11 +17,13 @@ from torch import Tensor, fx
 from ..errors import NonFiniteError, RuleError
 from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
+from .arrivals.references import owned
+from .arrivals.watch import Watch
 from .bridges import LARGE, goes_on, nothing, slots_of, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
 from .notes import is_alive, is_compressed
-from .parameters import Scale, Watch, is_differentiated, owned, replaced, tap
+from .parameters import Scale, is_differentiated, replaced, tap
 from .record import Record
 from .repeats.factors import Factor, LoneFactor, is_usual, must_be_true
 from .schedule import Amendment, Schedule

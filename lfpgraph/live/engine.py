@@ -18,10 +18,10 @@ from ..graph.calls import flatten_output, parts_of
 from ..tracing.flat import running_plainly
 from ..tracing.recurrent import steps_as_one
 from .amendments import amend
+from .arrivals.watch import Watch
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
-from .parameters import Watch
 from .record import Record
 from .repeats.replay import Replay, simple
 from .repeats.steps import quick_steps
@@ -92,7 +92,6 @@ class LiveEngine:
         if not self._changes:
             with running_plainly():
                 return call(*args, **kwargs)
-        self.watch.begin()
         if any(type(x) is not Tensor and isinstance(x, nn.Parameter) for x in (*args, *kwargs.values())):
             args, kwargs = as_inputs(self.model, args, kwargs)
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
@@ -100,14 +99,13 @@ class LiveEngine:
         again = last is not None and last.simple is not None and not self._keep_all and not kind[3]
         record: Any = Record(leaves, last, self.path, self._keep_all > 0) if not again else None
         record = record or Replay(last, leaves, self.path, self.watch)  # type: ignore[arg-type]
-        watch = self.watch
-        watch.away += 1  # gradients that the model takes inside are its own business
+        self.watch.begin()
         try:
             try:
                 with steps_as_one(lambda: takes_steps_as_one(self.composite)), recording(record):
                     result = call(*args, **kwargs)
             finally:
-                watch.away -= 1
+                self.watch.end()
             with paused():
                 if not again:
                     self._finish(record, result, kind)

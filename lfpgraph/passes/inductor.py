@@ -17,7 +17,7 @@ from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..kernels import DECOMPOSITIONS
-from ..silence import quiet
+from ..threads.silence import quiet
 from .nodes import hint
 
 __all__ = ["compile_program"]

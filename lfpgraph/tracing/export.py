@@ -19,7 +19,7 @@ from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
-from ..silence import quiet
+from ..threads.silence import quiet
 from .autocasts import cast_inside
 from .cells import cells_kept_whole, roll_up
 from .flat import FlatModel, tracing

@@ -16,7 +16,7 @@ from ..errors import TraceError, one_line
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
-from ..silence import quiet
+from ..threads.silence import quiet
 from .export import export_flat
 from .flat import FlatModel, tracing
 from .origins import note_lines, noting_places, restore_places

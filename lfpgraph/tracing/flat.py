@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,17 +18,9 @@ from torch.utils import checkpoint
 
 from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
+from ..threads.turns import one_at_a_time, wait_for_traces
 
-__all__ = [
-    "FlatModel",
-    "LOCK",
-    "another_thread_traces",
-    "is_tracing",
-    "is_running_plainly",
-    "running_plainly",
-    "tracing",
-    "wait_for_traces",
-]
+__all__ = ["FlatModel", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
 
 
 log = logging.getLogger("lfpgraph")
@@ -43,48 +34,7 @@ class _State(threading.local):
 
 
 _state = _State()
-# Held while a model or a program is traced: torch.export and make_fx change torch's classes and flags for all threads.
-LOCK = threading.RLock()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
-
-
-_cut_off = False  # whether this process was forked in the middle of another thread's trace
-
-
-def _after_fork() -> None:
-    """Free the lock of a thread that the new process does not have."""
-    global _cut_off
-    _cut_off = _cut_off or not LOCK.acquire(blocking=False)
-    LOCK._at_fork_reinit()  # type: ignore[attr-defined]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def wait_for_traces() -> None:
-    """Wait until no other thread traces a model.
-
-    Raises:
-        TraceError: none ever ends, since this process has been forked off in the middle of one.
-    """
-    if _cut_off:
-        raise TraceError(
-            "this process was forked while a thread of the other one traced a model, so torch is still in the midst of it here. "
-            "Fork before the first call of the model, or after it, or start the process by spawn or forkserver."
-        )
-    with LOCK:
-        pass
-
-
-def another_thread_traces() -> bool:
-    """Whether what torch's global flags say of tracing and exporting is the business of another thread."""
-    if _cut_off:
-        wait_for_traces()
-    if not LOCK.acquire(blocking=False):
-        return True
-    LOCK.release()
-    return False
 
 
 def is_tracing() -> bool:
@@ -102,7 +52,7 @@ def tracing() -> Iterator[None]:
     so is what is cut off in place. Of a hook that it sets on a tensor, which is not in a trace, the log has a line.
     """
     wait_for_traces()
-    with LOCK:
+    with one_at_a_time():
         before = _state.depth
         _state.depth = before + 1
         if not before:

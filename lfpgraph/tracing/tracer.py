@@ -15,6 +15,7 @@ from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import NodeInfo, OpGraph, Placeholder
 from ..graph.masks import simplify_masks
 from ..graph.sizes import Sizes
+from ..threads.turns import alone
 from .export import capture
 from .fallback import capture_values
 from .verify import disagreement, draws_numbers, is_real, refusal
@@ -53,7 +54,13 @@ def trace(
     check_choice("fallback", fallback, FALLBACKS, InputError)
     if isinstance(args, Tensor):
         args = (args,)
-    kwargs = kwargs or {}
+    with alone(model):
+        return _traced(model, args, kwargs or {}, dynamic, fallback, compare)
+
+
+def _traced(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool, fallback: str, compare: bool
+) -> OpGraph:
     try:
         graph = capture(model, args, kwargs, dynamic)
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):

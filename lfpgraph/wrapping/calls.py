@@ -17,9 +17,9 @@ from ..composites.unmoved import log_cut, log_stopped, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, TraceError
+from ..live.arrivals.watch import Watch, feed
 from ..live.engine import LiveEngine, changes_gradients
-from ..live.parameters import Watch, feed
-from ..tracing.flat import wait_for_traces
+from ..threads.turns import begin_run, end_run
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
 from .programs import Entry, ModelCall, Programs
@@ -117,6 +117,13 @@ class Wrapping:
         """Call a module of the model from outside of any run of it."""
         if wants_it_as_it_is() or self in _local.unrecorded:
             return part.run_module(*args, **kwargs)
+        begin_run(self.model)
+        try:
+            return self._run(part, args, kwargs)
+        finally:
+            end_run()
+
+    def _run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             _local.unrecorded.append(self)
             try:
@@ -131,9 +138,8 @@ class Wrapping:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return part.run_module(*args, **kwargs)
-        if part.path and is_observed_elsewhere(part.module):  # by a thread that may wait for this call
+        if part.path and is_observed_elsewhere(part.module):
             return self._lively(part, args, kwargs)
-        wait_for_traces()
         if not self._told:
             self._watch_parameters()
         if static:

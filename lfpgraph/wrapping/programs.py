@@ -23,7 +23,7 @@ from ..graph.calls import are_tensors, flatten_input
 from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
-from ..tracing.flat import LOCK
+from ..threads.turns import alone, one_at_a_time
 from ..tracing.guards import Guard
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
@@ -200,7 +200,7 @@ class Programs(Generic[E]):
             observe: runs the model on a call that no program is known to be right for, and gives a guard.
         """
         name = type(call.model).__name__
-        with LOCK:
+        with one_at_a_time():
             entry = self.fitting(call)
             changed = None if entry is None else self.changed(entry)
             if changed is not None:
@@ -209,20 +209,27 @@ class Programs(Generic[E]):
                 entry = None
             if entry is not None and entry in self.guards:
                 return entry
-            with _no_hooks():
-                guard = None if observe is None else observe(call)
-            if entry is not None and not self._is_right(entry, call):
-                log.info("%s is not like the block it was taken for: it gets programs of its own", name)
-                self.forget()
-                entry = None
-            if entry is None:
-                entry = self._made(call, make)
-                if observe is not None and guard is not None and guard.changed() is not None:
-                    with _no_hooks():  # tracing has left a copy of what the model holds, or filled a cache
-                        guard = observe(call)
-            if entry.graph.tracer == "export":
-                self.guards[entry] = guard
-            return entry
+            with alone(call.model):
+                return self._found(call, entry, make, observe)
+
+    def _found(self, call: ModelCall, entry: E | None, make: Callable[[ModelCall], E], observe: Any) -> E:
+        """`entry` if this model computes the same as the one it was traced from; otherwise a new one."""
+        with _no_hooks():
+            guard = None if observe is None else observe(call)
+        if entry is not None and not self._is_right(entry, call):
+            log.info(
+                "%s is not like the block it was taken for: it gets programs of its own", type(call.model).__name__
+            )
+            self.forget()
+            entry = None
+        if entry is None:
+            entry = self._made(call, make)
+            if observe is not None and guard is not None and guard.changed() is not None:
+                with _no_hooks():  # tracing has left a copy of what the model holds, or filled a cache
+                    guard = observe(call)
+        if entry.graph.tracer == "export":
+            self.guards[entry] = guard
+        return entry
 
     def _made(self, call: ModelCall, make: Callable[[ModelCall], E]) -> E:
         entries = self.kept.setdefault(call.kind, [])

@@ -21,8 +21,9 @@ from ..live.interception import recorder, unrecorded
 from ..live.repeats.modules import one_operation
 from ..live.repeats.replay import Replay
 from ..live.repeats.steps import ANOTHER
+from ..threads.turns import another_thread_traces
 from ..tracing import flat
-from ..tracing.flat import another_thread_traces, is_running_plainly
+from ..tracing.flat import is_running_plainly
 
 __all__ = ["CallStandIn", "stand_in_of"]
 

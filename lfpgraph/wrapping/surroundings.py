@@ -11,7 +11,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 from torch.utils._device import DeviceContext
 
-from ..tracing.flat import another_thread_traces, is_running_plainly
+from ..threads.turns import another_thread_traces
+from ..tracing.flat import is_running_plainly
 
 __all__ = ["hooks_of", "in_checkpoint", "in_force", "modes", "wants_it_as_it_is"]
 

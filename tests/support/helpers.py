@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,3 +110,21 @@ def secant_slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     widths = (0.3, 1.0, 3.0, 10.0)
     slopes = [(f(x + h) - f(x - h)) / (2 * h) for h in (width * x.std(correction=0) for width in widths)]
     return sum(slope / width for slope, width in zip(slopes, widths)) / sum(1 / width for width in widths)
+
+
+def in_threads(*jobs: Callable[[], Any]) -> list[Any]:
+    """What jobs that run at once return, or raise."""
+    found: list[Any] = [None] * len(jobs)
+
+    def run(place: int) -> None:
+        try:
+            found[place] = jobs[place]()
+        except BaseException as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    return found

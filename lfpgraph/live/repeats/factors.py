@@ -79,7 +79,7 @@ class LoneFactor:
                 return None
         assert value is not None
         for arrival in self.told:
-            arrival.fed = arrival.fed or True
+            arrival.tell()
         size = torch.add(value if self.positive else value.abs(), self.added)
         if not _keeps():
             self.value = None

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ...engine.plan import How
+from ..arrivals.watch import Watch, watching
 from ..bridges import LARGE
 from ..interception import PRE_DISPATCH, include, without_python
 from ..notes import NameLeaf, alias_of, is_over, version_of
-from ..parameters import Scale, Watch, watching
+from ..parameters import Scale
 from ..record import Record
 from ..schedule import Schedule
 from .factors import USUAL, Factor, LoneFactor, is_usual
@@ -211,7 +212,7 @@ class Replay:
                     record.edges[edge] = number
                     record.also[number].append(edge)
                     for arrival in watching(x):
-                        arrival.fed = arrival.fed or True
+                        arrival.promised += 1
             else:
                 note_made(record, x, self.shapes[number], step.dtype, self.edges[number], self.kept[number])
         record.steps_done = self.done

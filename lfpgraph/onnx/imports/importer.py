@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import OnnxError, one_line
-from ...silence import quiet
+from ...threads.silence import quiet
 from ...tracing.flat import is_tracing
 from ..registry import DTYPES
 from . import contrib, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)

@@ -8,7 +8,7 @@ from typing import Any
 from onnxscript import opset20
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from ...silence import quiet
+from ...threads.silence import quiet
 from .builder import OPSET
 
 __all__ = ["op", "torchs"]

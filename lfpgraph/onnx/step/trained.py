@@ -16,7 +16,7 @@ from torch.export import Dim
 from ...errors import InputError, OnnxError
 from ...graph.calls import arguments_of, input_tensors
 from ...modes import eval_mode
-from ...silence import quiet
+from ...threads.silence import quiet
 from ...tracing.flat import FlatModel, tracing
 from ..operators.builder import OPSET
 from .exporter import input_names

@@ -1,0 +1,1 @@
+"""What arrives in a backward pass: at parameters, and in whose hands it is."""

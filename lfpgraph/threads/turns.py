@@ -1,0 +1,145 @@
+"""Threads that run a wrapped model and threads that trace take turns.
+
+torch.export and make_fx change torch's classes and flags for all threads, so that one thread traces at a time. Tracing a model
+also puts other tensors in the place of its parameters and buffers, so that nobody may be in the midst of a run of it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..errors import TraceError
+
+__all__ = ["LOCK", "alone", "another_thread_traces", "begin_run", "end_run", "one_at_a_time", "wait_for_traces"]
+
+LOCK = threading.RLock()  # held by the thread that traces
+_cut_off = False  # whether this process was forked in the middle of another thread's trace
+_runs: dict[int, list[nn.Module]] = {}  # by thread: the wrapped models that it runs, one inside the other
+_waiting: dict[int, int] = {}  # threads that wait for the lock, and touch nothing until they have it
+_seen: dict[int, tuple[Any, float]] = {}  # where a thread was when it was looked at, and since when
+_STANDS = 2.0  # seconds at one place, after which a thread is taken to wait for something else: this thread, perhaps
+
+
+def _after_fork() -> None:
+    """Free the lock of a thread that the new process does not have."""
+    global _cut_off
+    _cut_off = _cut_off or not LOCK.acquire(blocking=False)
+    LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+    for others in (_runs, _waiting, _seen):
+        for thread in [thread for thread in others if thread != threading.get_ident()]:
+            del others[thread]  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold the lock. A run that waits for it does nothing until then, so that whoever traces need not wait for that run."""
+    if not LOCK.acquire(blocking=False):
+        this = threading.get_ident()
+        _waiting[this] = _waiting.get(this, 0) + 1
+        try:
+            LOCK.acquire()
+        finally:  # with the lock held: nobody traces
+            _waiting[this] -= 1
+            if not _waiting[this]:
+                del _waiting[this]
+    try:
+        yield
+    finally:
+        LOCK.release()
+
+
+def wait_for_traces() -> None:
+    """Wait until no other thread traces a model.
+
+    Raises:
+        TraceError: none ever ends, since this process has been forked off in the middle of one.
+    """
+    if _cut_off:
+        raise TraceError(
+            "this process was forked while a thread of the other one traced a model, so torch is still in the midst of it here. "
+            "Fork before the first call of the model, or after it, or start the process by spawn or forkserver."
+        )
+    if LOCK.acquire(blocking=False):
+        LOCK.release()
+    else:
+        with one_at_a_time():
+            pass
+
+
+def another_thread_traces() -> bool:
+    """Whether what torch's global flags say of tracing and exporting is the business of another thread."""
+    if _cut_off:
+        wait_for_traces()
+    if not LOCK.acquire(blocking=False):
+        return True
+    LOCK.release()
+    return False
+
+
+def begin_run(model: nn.Module) -> None:
+    """Say that this thread runs a wrapped model, as soon as no other one traces; `end_run` is to follow in any case."""
+    this = threading.get_ident()
+    runs = _runs.get(this)  # no other thread writes there
+    if runs is None:
+        _runs[this] = [model]
+    else:
+        runs.append(model)
+    try:
+        wait_for_traces()
+    except BaseException:
+        end_run()
+        raise
+
+
+def end_run() -> None:
+    """Say that the last run that this thread has begun is over."""
+    this = threading.get_ident()
+    runs = _runs[this]
+    runs.pop()
+    if not runs:
+        del _runs[this]
+
+
+@contextlib.contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Hold the lock, with no other thread in the midst of a run of a wrapped model that shares a module with this one.
+
+    A run goes on to its end, or to where it waits for the lock. One that does not move is not waited for: its thread may wait
+    for what this one is about to do, as a forward that calls its parts in other threads does.
+    """
+    with one_at_a_time():
+        modules = None
+        while len(_runs) > (threading.get_ident() in _runs):
+            modules = set(model.modules()) if modules is None else modules
+            if not _moving(modules):
+                break
+            time.sleep(1e-3)
+        yield
+
+
+def _moving(modules: set[nn.Module]) -> bool:
+    """Whether another thread runs one of the modules, and neither waits for the lock nor stands still."""
+    frames, now, moving = sys._current_frames(), time.monotonic(), False
+    for thread, runs in list(_runs.items()):
+        if thread == threading.get_ident() or thread in _waiting or thread not in frames:
+            continue
+        if not any(part in modules for run in list(runs) for part in run.modules()):
+            continue
+        place = id(frames[thread]), frames[thread].f_lasti
+        before, since = _seen.get(thread, (None, now))
+        if place != before:
+            _seen[thread], since = (place, now), now
+        moving = moving or now - since < _STANDS
+    return moving
