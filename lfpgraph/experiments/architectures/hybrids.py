@@ -33,11 +33,11 @@ def run(settings: Settings) -> Report:
 
     for way in (Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)):
         (chosen,) = chosen_rates(
-            start(0), [way], RATES, train, replace(settings, seeds=1), epochs=15, name="hybrid", start=start
+            start(0), [way], RATES, train, replace(settings, seeds=1), epochs=6, name="hybrid", start=start
         )
         rate = chosen.more["lr"]
         best = Way(way.name, way.composite, cross_entropy, lr=rate)
-        (case,) = fit(start(0), [best], train, test, settings, epochs=15, name="hybrid", start=start, after=weigh)
+        (case,) = fit(start(0), [best], train, test, settings, epochs=6, name="hybrid", start=start, after=weigh)
         case.more["lr"] = rate
         cases.append(case)
         first = case.more["choices"][0]
