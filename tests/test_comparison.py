@@ -31,6 +31,8 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 3))
 
+net = build()
+
 def data():
     torch.manual_seed(0)
     x = torch.randn(240, 4)
@@ -176,6 +178,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(way["runs"]) == 2 and way["peak_bytes"] > 0 for way in found["ways"])
     assert "3.weight" in (tmp_path / "comparison.html").read_text()
     assert run_cli(monkeypatch, *names[:-1], "much") == 1
+    assert run_cli(monkeypatch, "compare", "compared:net", *names[2:]) == 1
 
 
 def test_a_graph_as_one_batch() -> None:
@@ -232,6 +235,19 @@ def test_refusals_of_data_and_rates() -> None:
         lfpgraph.compare(_net, (x[:, :3], y), (x, y), ["lfp"])
     with pytest.raises(InputError, match="must be a pair"):
         lfpgraph.compare(_net, [1, 2, 3], (x, y), ["lfp"])
+
+
+def test_numbers_need_another_loss_than_the_default() -> None:
+    """cross_entropy of one output is 0 whatever it is, and makes no sense of labels that are no shares."""
+    x, y = _data()
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+    with pytest.raises(InputError, match="--loss mse"):
+        lfpgraph.compare(net, (x, x[:, :1]), (x, x[:, :1]), ["backprop"])
+    shares = nn.functional.one_hot(y, 3).float()
+    with pytest.raises(InputError, match="add up to 1"):
+        lfpgraph.compare(_net, (x, 2 * shares), (x, shares), ["backprop"])
+    (way,) = lfpgraph.compare(_net, (x, shares), (x, shares), ["backprop"], steps=2, rates=[1e-2]).ways
+    assert not way.failure and way.qualities[0] > 0.1
 
 
 def test_data_of_the_command() -> None:

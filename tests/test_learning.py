@@ -18,7 +18,7 @@ from .support.helpers import secant_slope
 
 
 class Attention(nn.Module):
-    """Products of activations of every kind (matrix products, gates, fused attention), and nothing but relu besides."""
+    """Products of activations of every kind (matrix products, gates, fused attention), a quotient, and else relu alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         written = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
         fused = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return self.out(torch.relu(self.gate(x)) * written + fused).sum(1)
+        gate = torch.relu(self.gate(x))
+        return self.out(gate * written + fused / (gate + 1)).sum(1)
 
 
 class OneFunction(nn.Module):
@@ -64,7 +65,7 @@ PLAIN = LFP.with_options(unit="parameter")
 
 @pytest.mark.parametrize("engine", ["live", "static"])
 def test_theorem_one_holds_for_products(engine):
-    """Without epsilon, feedback is the gradient times abs(w); of vectors the gradient itself."""
+    """And for quotients: without epsilon, feedback is the gradient times abs(w); of vectors the gradient itself."""
     torch.manual_seed(0)
     model, x = Attention().double(), torch.randn(4, 5, 8, dtype=torch.float64)
     true = gradients(model, x)
@@ -151,8 +152,26 @@ def test_the_secant_of_an_activation(engine):
     same(feedback(model, composite, x, engine), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("f", [torch.log, torch.logit, torch.reciprocal, lambda x: x**-1.5, torch.rsqrt, torch.sqrt])
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_the_secant_in_proportion(f, engine):
+    """Through points at 1.5 x and x / 1.5, and at x itself where f is not defined there. No derivative is taken."""
+    torch.manual_seed(0)
+    model, x = OneFunction(f).double(), torch.rand(6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        model.first.weight.abs_().mul_(0.8)
+        model.first.bias.fill_(0.1)
+        z = model.first(x)
+        assert 0 < z.min() and 0.67 < z.max() < 1  # logit has no value at 1.5 times the largest
+        far, near = (torch.where(f(y).isfinite(), y, z) for y in (1.5 * z, z / 1.5))
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight
+        expected = s * (f(far) - f(near)) / (far - near)
+    found = feedback(model, LFP.with_options(epsilon=0.0), x, engine)["first.bias"]
+    torch.testing.assert_close(found, expected.sum(0))
+
+
 def test_the_secant_is_for_functions_that_bend():
-    """Not for relu and its like, whose slope f(x) / x is, nor where f is not defined for numbers of either sign."""
+    """Not for relu and its like, whose slope f(x) / x is."""
     torch.manual_seed(0)
     x = torch.randn(6, 5, dtype=torch.float64)
     for function, bends in {

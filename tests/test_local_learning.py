@@ -19,6 +19,7 @@ from .support.by_hand import CLASSES, assert_same_steps, batches, both, copied, 
 
 @both
 def test_plain_local_losses(convolutions: bool) -> None:
+    """The head behind images sees them averaged to 2 x 2."""
     model, twin = small_model(convolutions), small_model(convolutions)
     learner = local.LocalLosses(model, cross_entropy, next(batches(convolutions))[0])
     blocks = parts(twin, early=True)
@@ -30,7 +31,10 @@ def test_plain_local_losses(convolutions: bool) -> None:
     def step(h: Tensor, y: Tensor) -> None:
         for block, head in zip(blocks, [*heads, None]):
             new = block(h)
-            out = new if head is None else linear((torch.tanh(new) if head is heads[1] else new).flatten(1), *head)
+            out = new
+            if head is not None:
+                seen = torch.tanh(new) if head is heads[1] else adaptive_avg_pool2d(new, 2) if convolutions else new
+                out = linear(seen.flatten(1), *head)
             h = new.detach()
             descend([*block.parameters(), *(head or [])], cross_entropy(out, y))
 

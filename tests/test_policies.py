@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,29 +176,43 @@ def test_signal_and_weight_scaled_make_lfp() -> None:
         assert a.any()
 
 
+@pytest.mark.parametrize("convolutions", [False, True], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("rule", ["hebb", "oja"])
-def test_hebb_and_oja_of_linear_layers(rule: str) -> None:
-    """Two layers by hand: the last is rewarded directly, the first by what LFP-0 hands it."""
+def test_ten_steps_of_hebb_and_oja(rule: str, convolutions: bool) -> None:
+    """Two layers by hand: the last is rewarded directly, the first by what LFP-0 hands it; a convolution sees patches."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
-    x, reward = torch.randn(7, 4).double(), torch.randn(7, 3).double()
-    composite = lfpgraph.get_composite(rule).with_options(epsilon=0.0)
-    found = lfpgraph.feedback(model, x, reward, composite)
-    w1, b1, w2, b2 = (p.detach() for p in model.parameters())
-    z1 = x @ w1.T + b1
-    h = z1.relu()
-    z2 = h @ w2.T + b2
-    s2 = reward / z2
-    s1 = (s2 @ w2) * (z1 > 0)
-    for name, s, z, a, w, b in (("2", s2, z2, h, w2, b2), ("0", s1, z1, x, w1, b1)):
-        modulator = s * z
-        dw = torch.einsum("no,no,ni->oi", modulator, z, a)
-        db = torch.einsum("no,no->o", modulator, z)
-        if rule == "oja":
-            dw -= torch.einsum("no,no,oi->oi", modulator.abs(), z**2, w)
-            db -= torch.einsum("no,no,o->o", modulator.abs(), z**2, b)
-        torch.testing.assert_close(found[f"{name}.weight"], dw)
-        torch.testing.assert_close(found[f"{name}.bias"], db)
+    first = nn.Conv2d(1, 2, 2) if convolutions else nn.Linear(9, 5)
+    model = nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.Linear(8 if convolutions else 5, 3)).double()
+    start = copy.deepcopy(model)
+    lfpgraph.wrap(model, lfpgraph.get_composite(rule).with_options(epsilon=0.0))
+    w1, b1, w2, b2 = (p.detach().clone() for p in model.parameters())
+    for _ in range(10):
+        x, reward = torch.randn(7, 9).double(), torch.randn(7, 3).double()
+        given = x.reshape(7, 1, 3, 3) if convolutions else x
+        model.zero_grad()
+        lfpgraph.reward_loss(model(given), reward).backward()
+        patches = F.unfold(given, 2).mT if convolutions else x[:, None]  # [n, places, i]
+        z1 = patches @ w1.flatten(1).T + b1
+        h = z1.relu().mT.flatten(1)
+        z2 = h @ w2.T + b2
+        s2 = reward / z2
+        s1 = (s2 @ w2).reshape(7, *z1.mT.shape[1:]).mT * (z1 > 0)
+        for s, z, a, w, b in ((s2[:, None], z2[:, None], h[:, None], w2, b2), (s1, z1, patches, w1, b1)):
+            modulator, flat = s * z, w.flatten(1).clone()
+            dw = torch.einsum("npo,npo,npi->oi", modulator, z, a)
+            db = torch.einsum("npo,npo->o", modulator, z)
+            if rule == "oja":
+                dw -= torch.einsum("npo,npo,oi->oi", modulator.abs(), z**2, flat)
+                db -= torch.einsum("npo,npo,o->o", modulator.abs(), z**2, b)
+            w += 1e-3 * dw.reshape(w.shape)
+            b += 1e-3 * db
+        with torch.no_grad():
+            for p in model.parameters():
+                assert p.grad is not None
+                p -= 1e-3 * p.grad
+    for p, q, before in zip(model.parameters(), (w1, b1, w2, b2), start.parameters()):
+        assert (p - before).norm() > 1e-4
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
 
 
 class Matrix(nn.Module):
@@ -239,8 +254,9 @@ def test_hebb_and_oja_of_other_layers(rule: str, kind: str) -> None:
     torch.testing.assert_close(found["bias"], expected["bias"])
     lfpgraph.wrap(layer, lfpgraph.get_composite(rule).with_options(epsilon=0.0))
     out = layer(x)
-    out.backward(reward / out.detach())
-    torch.testing.assert_close(layer.weight.grad, found["weight"])  # type: ignore[arg-type]
+    out.backward(-reward / out.detach())  # the gradient of a loss, which an optimizer goes down
+    assert isinstance(layer.weight.grad, Tensor)
+    torch.testing.assert_close(-layer.weight.grad, found["weight"])
 
 
 def test_in_the_trainer_and_resumed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -15,6 +16,9 @@ from lfpgraph import rewards
 from lfpgraph.errors import RewardError
 from lfpgraph.rewards import PolicyGradient
 
+from .support.by_hand import batches, both, descend, small_model
+from .support.objectives import PAPERS, contrast_loss, correlation_loss, energy_loss
+
 
 def drawn() -> dict[str, Tensor]:
     """Log-probabilities of six answers of up to seven tokens, of three policies; NaN behind an answer's end."""
@@ -25,67 +29,6 @@ def drawn() -> dict[str, Tensor]:
     found = {"p": p, "old": p - 0.4 * apart, "reference": p - 0.5 * other}
     found = {name: x.masked_fill(~mask, math.nan) for name, x in found.items()}
     return {**found, "mask": mask, "advantages": torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0, 0.25], dtype=torch.float64)}
-
-
-def means(x: Tensor, mask: Tensor, over: str, length: float = 1.0) -> Tensor:
-    x = torch.where(mask, x, 0.0)
-    if over == "tokens":
-        return x.sum() / mask.sum()
-    return (x.sum(1) / (mask.sum(1) if over == "sequences" else length)).mean()
-
-
-def clipped(ratio: Tensor, a: Tensor, low: float, high: float) -> Tensor:
-    return -torch.minimum(ratio * a, ratio.clamp(1 - low, 1 + high) * a)
-
-
-def k3(p: Tensor, reference: Tensor) -> Tensor:
-    return (reference - p).exp() - (reference - p) - 1
-
-
-def sums(x: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, x, 0.0).sum(1, keepdim=True)
-
-
-# Each of the papers' objectives as a loss of p, old, reference, advantages [n, 1] and the mask, for autograd.
-PAPERS: dict[str, tuple[PolicyGradient, Any]] = {
-    "sft": (PolicyGradient.sft(), lambda p, o, q, a, m: means(-p * a, m, "tokens")),
-    "dft": (PolicyGradient.dft(), lambda p, o, q, a, m: means(-p.detach().exp() * p * a, m, "tokens")),
-    "reinforce": (PolicyGradient.reinforce(), lambda p, o, q, a, m: means(-p * a, m, "sums")),
-    "rloo": (
-        PolicyGradient.rloo(),
-        lambda p, o, q, a, m: clipped(sums(p - o, m).exp(), a, 0.2, 0.2).mean(),
-    ),
-    "ppo": (PolicyGradient.ppo(), lambda p, o, q, a, m: means(clipped((p - o).exp(), a, 0.2, 0.2), m, "tokens")),
-    "grpo": (
-        PolicyGradient.grpo(0.1, 0.3, kl=0.04),
-        lambda p, o, q, a, m: means(clipped((p - o).exp(), a, 0.1, 0.3) + 0.04 * k3(p, q), m, "sequences"),
-    ),
-    "grpo, weighted divergence": (
-        PolicyGradient.grpo(kl=0.04, kl_weighted=True),
-        lambda p, o, q, a, m: means(
-            clipped((p - o).exp(), a, 0.2, 0.2) + 0.04 * (p - o).exp() * k3(p, q), m, "sequences"
-        ),
-    ),
-    "grpo, two sides": (
-        PolicyGradient.grpo(most=1.5),
-        lambda p, o, q, a, m: means(
-            -torch.minimum((p - o).exp().clamp_max(1.5) * a, (p - o).exp().clamp(0.8, 1.2) * a), m, "sequences"
-        ),
-    ),
-    "dr_grpo": (
-        PolicyGradient.dr_grpo(9),
-        lambda p, o, q, a, m: means(clipped((p - o).exp(), a, 0.2, 0.2), m, "sums", 9),
-    ),
-    "dapo": (PolicyGradient.dapo(), lambda p, o, q, a, m: means(clipped((p - o).exp(), a, 0.2, 0.28), m, "tokens")),
-    "gspo": (
-        PolicyGradient.gspo(0.03, 0.04),
-        lambda p, o, q, a, m: clipped((sums(p - o, m) / m.sum(1, keepdim=True)).exp(), a, 0.03, 0.04).mean(),
-    ),
-    "cispo": (
-        PolicyGradient.cispo(1.1),
-        lambda p, o, q, a, m: means(-(p - o).exp().clamp_max(1.1).detach() * a * p, m, "tokens"),
-    ),
-}
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -110,6 +53,27 @@ def test_is_the_papers_objective(name: str) -> None:
         again, policy(again, given["advantages"], **{k: v.nan_to_num(-1.0) for k, v in how.items()})
     ).backward()
     torch.testing.assert_close(again.grad, gradient, rtol=1e-6, atol=1e-9)
+
+
+@both
+@pytest.mark.parametrize("name", PAPERS)
+def test_ten_steps(name: str, convolutions: bool) -> None:
+    """A network's answers are one token each; the old policy is what it was a step before, the reference what it was at first."""
+    policy, paper = PAPERS[name]
+    model, twin, first = (small_model(convolutions) for _ in range(3))
+    lfpgraph.wrap(model, "gradient")
+    before, mask = copy.deepcopy(twin), torch.ones(8, 1, dtype=torch.bool)
+    for x, y in batches(convolutions):
+        a = torch.randn(8, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(int(y.sum())))
+        with torch.no_grad():
+            o, q = (rewards.log_probs_of(m(x), y).unsqueeze(1) for m in (before, first))
+        before.load_state_dict(twin.state_dict())
+        descend([*twin.parameters()], paper(twin(x).log_softmax(1).gather(1, y[:, None]), o, q, a, mask))
+        how = ({"old": o} if policy.reference == "old" else {}) | ({"reference": q} if policy.kl else {})
+        descend([*model.parameters()], policy.loss(rewards.log_probs_of(model(x), y).unsqueeze(1), a.squeeze(1), **how))
+    for p, q, old in zip(model.parameters(), twin.parameters(), first.parameters()):
+        assert (p - old).norm() > 1e-4
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
 
 
 def test_bounds_stop_tokens_and_one_number_a_time_will_do() -> None:
@@ -194,26 +158,6 @@ def test_answers_of_a_wrapped_model_get_better() -> None:
     assert sum(right[:5]) / 5 < 0.4 and sum(right[-5:]) / 5 > 0.8
 
 
-def energy_loss(o: Tensor, labels: Tensor) -> Tensor:
-    e = o.flatten() if o.dim() == 1 or o.shape[1] == 1 else -o.logsumexp(1)
-    return e[labels > 0].mean() - e[labels == 0].mean() + 0.1 * (e**2).mean()
-
-
-def correlation_loss(o: Tensor, t: Tensor) -> Tensor:
-    return sum(1 - torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(o.flatten(1).T, t.flatten(1).T))
-
-
-def contrast_loss(o: Tensor, labels: Tensor) -> Tensor:
-    z = F.normalize(o)
-    found = []
-    for i in range(len(z)):
-        others = [a for a in range(len(z)) if a != i]
-        mates = [p for p in others if labels[p] == labels[i]]
-        below = torch.stack([z[i] @ z[a] / 0.5 for a in others]).logsumexp(0)
-        found += [-torch.stack([z[i] @ z[p] / 0.5 - below for p in mates]).mean()] if mates else []
-    return torch.stack(found).mean()
-
-
 @pytest.mark.parametrize(
     ("reward", "loss", "shape", "labels"),
     [
@@ -230,6 +174,28 @@ def test_is_the_loss(reward: Any, loss: Any, shape: tuple[int, ...], labels: Ten
     (expected,) = torch.autograd.grad(loss(o, labels), o)
     (rewards.reward_loss(o, reward(o, labels)) / len(o)).backward()
     torch.testing.assert_close(o.grad, expected)
+
+
+@both
+@pytest.mark.parametrize(
+    ("reward", "loss", "target"),
+    [
+        (rewards.Energy(0.1), energy_loss, lambda y: (y < 2).long()),
+        (rewards.Correlation(), correlation_loss, lambda y: (torch.arange(1, 5) * y[:, None]).double().sin()),
+        (rewards.Contrast(0.5), contrast_loss, lambda y: y),
+        (rewards.Softmax(), lambda o, y: F.cross_entropy(o, y), lambda y: y),
+        (rewards.SquaredError(), lambda o, t: F.mse_loss(o, t) * 2, lambda y: F.one_hot(y, 4).double()),
+    ],
+    ids=["energy", "correlation", "contrast", "softmax", "squared error"],
+)
+def test_ten_steps_of_a_reward(reward: Any, loss: Any, target: Any, convolutions: bool) -> None:
+    model, twin = lfpgraph.wrap(small_model(convolutions), "gradient"), small_model(convolutions)
+    for x, y in batches(convolutions):
+        descend([*twin.parameters()], loss(twin(x), target(y)))
+        outputs = model(x)
+        descend([*model.parameters()], rewards.reward_loss(outputs, reward(outputs, target(y))) / len(x))
+    for p, q in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
 
 
 def test_what_does_not_vary_has_no_correlation() -> None:

@@ -50,8 +50,10 @@ def call_target(function: Callable[[], Any], target: str) -> Any:
     """What the user's function returns.
 
     Raises:
-        TargetError: it fails, or wants arguments.
+        TargetError: it fails, or wants arguments, or is a model itself.
     """
+    if isinstance(function, nn.Module):
+        raise TargetError(f"{target!r} is a model; name a function that returns one, so that each run has its own")
     try:
         return function()
     except (Exception, SystemExit) as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
+from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite
 from ..errors import InputError, LfpGraphError, one_line
@@ -60,7 +61,8 @@ def compare(
             stay as they are (a graph and its edges: `DataLoader([((features, edges), labels)], batch_size=None)`); a class of
             -100 marks a row that does not count.
         ways: names of composites or of `METHODS`; composites or methods themselves.
-        loss: of outputs and labels. With classes as labels, quality is accuracy; else it is the loss.
+        loss: of outputs and labels. With classes as labels, quality is accuracy; else it is the loss (numbers as labels need
+            another one than the default).
         steps, seconds: the budget of a run, one of the two; 300 steps if none is given. Seconds count steps alone.
         rates: the grid, for ways that have none of their own.
         seeds, first_seed: of weights (where `model` builds them) and batches.
@@ -68,7 +70,7 @@ def compare(
 
     Raises:
         CompositeError: an unknown way.
-        InputError: nothing to compare, two budgets or none above zero, a wrapped model.
+        InputError: nothing to compare, two budgets or none above zero, a wrapped model, labels that the loss does not fit.
     """
     methods = [method_named(way) for way in ways]
     given, held_out = Examples.of(train, "train"), Examples.of(test, "test")
@@ -145,10 +147,17 @@ def _try_out(model: nn.Module, task: Task) -> None:
     """See that the model and the loss run, so that what is wrong with them is not said of each way.
 
     Raises:
-        InputError: they do not.
+        InputError: they do not, or the loss is cross-entropy and the labels are no classes.
     """
     twin = copy.deepcopy(model).train()
     inputs, labels = next(task.batches(0))
+    if task.loss is cross_entropy and labels.is_floating_point():
+        shares = labels.movedim(1, -1) if labels.dim() > 1 else labels
+        if shares.shape[-1] < 2 or bool((shares < 0).any()) or not torch.allclose(shares.sum(-1), shares.new_ones(())):
+            raise InputError(
+                "labels are numbers, and cross_entropy takes classes, or shares of classes that add up to 1: give another loss, "
+                "such as torch.nn.functional.mse_loss (--loss mse)"
+            )
     random = torch.get_rng_state()
     try:
         task.loss(output_of(twin, inputs), labels)
@@ -160,6 +169,8 @@ def _try_out(model: nn.Module, task: Task) -> None:
         ) from error
     finally:
         torch.set_rng_state(random)
+    if any(bool(x.isnan().any()) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)):
+        log.warning("inputs of the first batch hold NaN")
 
 
 def _prepared(

@@ -18,6 +18,9 @@ from .runs import Run
 __all__ = ["Comparison", "WayResult"]
 
 
+_PAGE_ALONE = ("steps", "s of training", "s to prepare")
+
+
 @dataclass
 class WayResult:
     """One way: the rate that was chosen, what each rate tried reached, a run for each seed; or why it cannot train this model.
@@ -98,11 +101,11 @@ class Comparison:
         return list(longest)
 
     def table(self) -> Any:
-        """A rich table."""
+        """A rich table, without the columns of seconds and steps, so that it fits a terminal."""
         from ..reports.table import table_of
 
         rows = self.rows()
-        columns = self._columns(rows)
+        columns = [name for name in self._columns(rows) if name not in _PAGE_ALONE]
         table = table_of(f"{self.name}: {self.budget} each, at its best rate", *columns)
         for row in rows:
             table.add_row(*(row.get(column, "") for column in columns))

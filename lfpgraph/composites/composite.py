@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
 from ..numerics import is_zero, scale_by_floored_size, scale_by_size
-from ..registry import ATTENTION, CONTRACTION, PRODUCT, Family, Handler, Rule
+from ..registry import ATTENTION, CONTRACTION, PRODUCT, QUOTIENT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 from ..rules.views import vjp
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
 
-_PRODUCTS = (CONTRACTION, PRODUCT, ATTENTION)
+_PRODUCTS = (CONTRACTION, PRODUCT, QUOTIENT, ATTENTION)
 _WHOLE = Rule(vjp, is_vjp=True)
 
 
@@ -65,8 +65,8 @@ class Ruleset:
             feedback is about as large as the signal. "parameter" leaves it as it is.
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
-        products: of several activations (products, matrix products, attention). "shared" gives each factor an equal share
-            of the vector-Jacobian product, so that reward is kept (AttnLRP prop. 3.2, 3.3); "whole" gives each all of it.
+        products: of several activations. "shared" gives each factor an equal share of the vector-Jacobian product, and a
+            divisor none, so that reward is kept (AttnLRP prop. 3.2, 3.3); "whole" gives each all of it, divisors too.
     """
 
     rules: bool = True

@@ -45,6 +45,7 @@ def oja(call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
     """As `hebb`, less `abs(M) * z^2 * w` for w and b."""
     z, channel = call.output, neurons_of(call)
     decay = (s * z * z * z).abs().sum([d for d in range(z.dim()) if d != channel])  # abs(M) * z^2 by neuron [o]
+    decay = call.direction * decay  # signals that come of a loss are turned round, the size of M is not
     signals: Signals = []
     for g, w, weight in zip(hebb(call, s), call.inputs, call.weightlike):
         if weight and g is not None:

@@ -1,7 +1,8 @@
 """`lfp`: LFP as it learns best, the published rule changed in seven places. Each is an option of its own.
 
-- Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it
-  (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products. Reward is not conserved there.
+- Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it, and quotients to
+  divisor and numerator alike (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products.
+  Reward is not conserved there.
 - Matrices take `max(abs(w), c rms(w)) * s` (`Ruleset.floor`), so that weights near zero move; c was chosen by experiment `rule`.
 - That is divided by the size at which torch's layers start a weight, or by the matrix's own if that is less (`Ruleset.unit`),
   so that the feedback is about as large as the gradient: clipping by a common norm acts on matrices and not on vectors
@@ -9,6 +10,7 @@
 - Vectors (biases, scales of norms) take the plain signal (`Ruleset.vectors="signal"`), so a bias of zero moves.
 - Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
   right sign, and takes no derivative. A function with f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope.
+  Where f is not defined for all numbers (log, sqrt, 1 / x), the line goes through f at `(1 + h) x` and at `x / (1 + h)`.
 - Other activations that are not zero at zero are centred (see `centred`).
 - Steps (comparisons, sign, round) hand on the slope of secants of several widths (see `steps`).
 - A choice (argmax, topk) is credited by contrast: what each alternative would have brought (see `choices`).
@@ -18,6 +20,7 @@ Source: this project; docs/design.md says why and what it costs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -45,7 +48,8 @@ def learning_structure(
     """The usual regions, with the rules of `lfp` for activations: `Composite(..., structure=partial(learning_structure, ...))`.
 
     Args:
-        secant: h of an activation that bends, in units of x; 0 for `f(x) / x`, centred.
+        secant: h of an activation that bends, in units of x or, where it is not defined for all numbers, as a share of it; 0
+            for `f(x) / x`, centred.
         step_widths: the widths of a step's secants, in units of the spread of x.
         blind_share, sharpness: of a choice (see `choices`).
 
@@ -60,31 +64,51 @@ def learning_structure(
     for entry, nodes in activations_of(graph, found):
         if nodes[-1] in found.rules:
             continue
-        if secant and _bends(entry, nodes):
-            found.rules[nodes[-1]] = partial(_secant_rule, width=secant)
+        slope = _bending(entry, nodes) if secant else None
+        if slope is not None:
+            found.rules[nodes[-1]] = partial(_secant_rule, slope=partial(slope, secant))
         elif not is_zero_at_zero(entry, nodes):
             found.rules[nodes[-1]] = centred_rule
     return found
 
 
-def _bends(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
-    """Whether f is finite for numbers of either sign, and f(2x) other than 2f(x), which tells what is no relu or the like."""
-    x = torch.linspace(-4, 4, 17, dtype=torch.float64, device="cpu")
+def _bending(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> Callable[[float, Call, Tensor, int], Tensor] | None:
+    """How the slope of f is taken; None for f(2x) = 2f(x), as of a relu, or an f that does not take a row of numbers."""
+    x = torch.cat([torch.linspace(-4, 4, 17), torch.linspace(-0.4, 0.4, 9)]).to("cpu", torch.float64)
     once, twice = values_on(entry, nodes, x), values_on(entry, nodes, 2 * x)
-    if once is None or twice is None or once.shape != x.shape or not bool((once + twice).isfinite().all()):
-        return False
-    return not torch.allclose(twice, 2 * once, rtol=1e-6)
+    if once is None or twice is None or once.shape != x.shape:
+        return None
+    defined = (once + twice).isfinite()
+    if torch.allclose(twice[defined], 2 * once[defined], rtol=1e-6):
+        return None
+    return _slope if bool(defined.all()) else _slope_in_proportion
 
 
-def _secant_rule(usual: Handler, width: float) -> Handler:
-    return in_place_of(usual, partial(_secant, width))
+def _secant_rule(usual: Handler, slope: Callable[[Call, Tensor, int], Tensor]) -> Handler:
+    return in_place_of(usual, partial(_secant, slope))
 
 
-def _secant(width: float, call: Call, s: Tensor, place: int) -> Tensor:
-    """Signal of x for z = f(x): that of the line through f(x - h) and f(x + h)."""
+def _secant(slope: Callable[[Call, Tensor, int], Tensor], call: Call, s: Tensor, place: int) -> Tensor:
+    """Signal of x for z = f(x): that of a line through two points of f."""
     x = call.inputs[place]
     if x.is_complex():
         return centred_signal(None, call, s, place)
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # where x + h could be x again
-    slope = (value_at(call, place, x + width) - value_at(call, place, x - width)) / (2 * width)
-    return s * slope.to(s.dtype)
+    return s * slope(call, x, place).to(s.dtype)
+
+
+def _slope(width: float, call: Call, x: Tensor, place: int) -> Tensor:
+    """Of the line through f(x - h) and f(x + h)."""
+    return (value_at(call, place, x + width) - value_at(call, place, x - width)) / (2 * width)
+
+
+def _slope_in_proportion(width: float, call: Call, x: Tensor, place: int) -> Tensor:
+    """Of the line through f((1 + h) x) and f(x / (1 + h)), each of them at x itself where it is not defined; 0 where none is."""
+    here = value_at(call, place, x)
+    ends = []
+    for other in (x * (1 + width), x / (1 + width)):
+        value = value_at(call, place, other)
+        defined = value.isfinite()
+        ends.append((torch.where(defined, other, x), torch.where(defined, value, here)))
+    (far, of_far), (near, of_near) = ends
+    return ((of_far - of_near) / (far - near)).nan_to_num(0.0, 0.0, 0.0)

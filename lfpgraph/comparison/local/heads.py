@@ -14,8 +14,8 @@ from .blocks import Blocks, Flow
 
 __all__ = ["Adapter", "Averaged", "Copy", "Head", "LaterLayers", "later_blocks", "read_out"]
 
-_SIDE = 4  # images are averaged down to at most so many rows and columns before a flat product,
-_WEIGHTS = 2**15  # and to fewer where that product had more weights than this
+_SIDE = 2  # images are averaged down to at most so many rows and columns before a flat product,
+_WEIGHTS = 2**13  # and to fewer where that product had more weights than this
 _FLAT = 2**13  # more numbers than this are averaged over their first dimension
 
 
@@ -23,7 +23,7 @@ class Adapter(nn.Module):
     """A linear map from activations of one shape to another; nothing at all where they are equal.
 
     Images [n, c, h, w] to images: averaged to the size, then a product over channels. Equal first dimensions ([n, t, d] to
-    [n, t, e]): a product over the last. Else what is left after averaging (images to 4 x 4, long sequences over time) is
+    [n, t, e]): a product over the last. Else what is left after averaging (images to 2 x 2, long sequences over time) is
     multiplied flat.
 
     Args:

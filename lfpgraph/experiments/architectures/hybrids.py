@@ -38,6 +38,7 @@ def run(settings: Settings) -> Report:
         rate = chosen.more["lr"]
         best = Way(way.name, way.composite, cross_entropy, lr=rate)
         (case,) = fit(start(0), [best], train, test, settings, epochs=6, name="hybrid", start=start, after=weigh)
+        case.more["lr"] = rate
         cases.append(case)
         first = case.more["choices"][0]
         notes.append(
