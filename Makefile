@@ -111,6 +111,8 @@ $(DOCS): pyproject.toml constraints.txt constraints-docs.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/pip install -q -c constraints.txt torch numpy
 	.venv-docs/bin/pip install -q -c constraints.txt -c constraints-docs.txt -e ".[docs]"
+	mkdir -p .venv-docs/etc/ipython  # the kernels of the notebooks talk to this machine alone, and say at length that they do
+	echo "get_config().IPKernelApp.log_level = 'ERROR'" > .venv-docs/etc/ipython/ipython_kernel_config.py
 	touch $@
 
 docs: $(DOCS)

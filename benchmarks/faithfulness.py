@@ -84,13 +84,14 @@ def measure(kind: str, seeds: int, samples: int, part: str, chosen: Sequence[str
         for row, method in zip(rows, methods):
             if "error" in row:  # of an earlier seed
                 continue
-            start = time.perf_counter()
             try:
+                method.explain(model, x, target)  # which may trace
+                start = time.process_time()
                 relevance = method.explain(model, x, target).detach()
             except Exception as error:  # of any tool; the table says so
                 row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:100]
                 continue
-            seconds = (time.perf_counter() - start) / len(x)
+            seconds = (time.process_time() - start) / len(x)
             if not bool(torch.isfinite(relevance).all()):
                 row["error"] = "NaN or infinity"
                 continue
@@ -173,11 +174,15 @@ def main() -> None:
     else:
         warnings.simplefilter("ignore")
         results = {"torch": torch.__version__, "seeds": options.seeds, "missing": missing(), "models": {}}
+        if options.json and options.json.exists() and not options.methods:  # models that are not run again now stay
+            results["models"] |= json.loads(options.json.read_text(encoding="utf-8"))["models"]
         for name in results["missing"]:
             print(f"{name} is not installed: its methods are left out")
         for kind in options.models:
             results["models"][kind] = measure(kind, options.seeds, options.samples, options.part, options.methods)
             print(table(kind, results["models"][kind]), flush=True)
+            if options.json and not options.methods:
+                options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.methods and options.json:
         results = merge(json.loads(options.json.read_text(encoding="utf-8")), results)
     if options.json:

@@ -119,7 +119,7 @@ class OnnxError(LfpGraphError):
 
 def check_choice(option: str, value: object, choices: Collection[object], error: type[LfpGraphError]) -> None:
     """Raise `error`, with a message that lists the choices, unless the value of an option is one of them."""
-    if value not in choices:
+    if value not in list(choices):
         raise error(f"{option}={value!r} is not known; choose one of {', '.join(map(str, choices))}")
 
 

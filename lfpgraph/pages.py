@@ -16,6 +16,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { background: var(--soft); } code { font-size: .92em; } img, svg { max-width: 100%; } summary { cursor: pointer; }
+@media (max-width: 50rem) { table { display: block; overflow-x: auto; } }
 @media print { body { max-width: none; margin: 0; } button, .tools { display: none; } .scroll { max-height: none !important; } }
 """
 

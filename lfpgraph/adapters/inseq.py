@@ -28,7 +28,7 @@ class RelevanceAttribution(_Rules):
 
     def __init__(self, attribution_model: Any, **kwargs: Any) -> None:
         super().__init__(attribution_model, **kwargs)
-        self.attribute_batch_ids, self.forward_batch_embeds = True, False
+        self.attribute_batch_ids = True
 
     def get_attribution_args(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`composite`, `baseline` and `steps` are ours; the rest is inseq's."""

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
-from ..errors import AttributionError, check_choice
+from ..errors import AttributionError, NonFiniteError, check_choice
+from ..graph.calls import check_module
 from .runs import OUTPUT, Runs
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ class Patching:
     def correlation(self, other: Patching) -> float:
         """Pearson's correlation with another method's effects at the same sites, over all samples, sites and places."""
         names = [name for name in self.effects if name in other.effects]
-        if not names:
-            raise AttributionError("the two have no site in common")
+        if not names or any(self.effects[name].shape != other.effects[name].shape for name in names):
+            raise AttributionError(
+                f"the effects do not belong together: of sites={self.sites!r} and sites={other.sites!r}, or of other samples"
+            )
         a, b = (torch.cat([p.effects[name].flatten() for name in names]) for p in (self, other))
         return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
@@ -120,19 +123,29 @@ def patching(
 
     Raises:
         AttributionError: the inputs do not fit each other, nothing fits `sites`, or the target does not fit the output.
-        InputError, TraceError, NoRuleError: as for `attribute`. CompositeError: an unknown method.
+        NonFiniteError: the metric is NaN or infinite. InputError, TraceError, NoRuleError: as for `attribute`.
+        CompositeError: an unknown method.
     """
+    check_module(model, "patching", AttributionError)
     if isinstance(sites, str):
         check_choice("sites", sites, SITES, AttributionError)
+    elif not isinstance(sites, list | tuple) or not sites:
+        raise AttributionError(
+            f"sites={sites!r} must be one of {', '.join(SITES)}, or a list of names of modules or nodes"
+        )
     options = Options(on_missing, fallback, error=AttributionError)
-    name = method if isinstance(method, str) else method.name
+    name = method.name if isinstance(method, Composite) else method
     composite = get_composite(
         "gradient" if method == "exact" else _METHODS.get(name, name) if isinstance(method, str) else method
     )
     with torch.no_grad(), torch.inference_mode(False):
-        patterns = [modules] if isinstance(modules, str) else list(modules)
-        runs = Runs(model, clean, corrupt, composite, sites, patterns, options)
+        patterns = [modules] if isinstance(modules, str) else modules
+        if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise AttributionError(f"modules={modules!r} must be a pattern of names, or a list of them")
+        runs = Runs(model, clean, corrupt, composite, sites, list(patterns), options)
         before, after = runs.measure(metric, runs.outputs(runs.env)), runs.measure(metric, runs.outputs(runs.other))
+        if not bool(torch.cat([before, after]).isfinite().all()):
+            raise NonFiniteError("the metric is NaN or infinite on the clean or on the corrupt input")
         effects: dict[Any, Tensor] = {}
         if sites == "edges":
             effects = runs.exact_edges(metric, before) if method == "exact" else runs.edges(metric)

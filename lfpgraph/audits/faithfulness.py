@@ -85,7 +85,13 @@ def perturbation_curves(
         gone = round(step * count / steps)
         for most in (True, False):
             removed = ranks < gone if most else ranks >= count - gone
-            curves[most].append(score(torch.where(spread(removed), _as(replace, inputs), inputs)).detach())
+            found = score(torch.where(spread(removed), _as(replace, inputs), inputs))
+            if not isinstance(found, Tensor) or found.shape != inputs.shape[:1]:
+                what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+                raise AttributionError(
+                    f"the score must be a tensor of one number for each of {len(inputs)} samples, not {what}"
+                )
+            curves[most].append(found.detach())
     return PerturbationCurves(torch.stack(curves[True], 1), torch.stack(curves[False], 1))
 
 

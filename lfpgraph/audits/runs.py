@@ -20,7 +20,7 @@ from ..errors import AttributionError
 from ..explain.explainer import values_at
 from ..explain.lookups import Lookup, Point, cut_lookups
 from ..explain.references import add_references
-from ..explain.target import target_signals
+from ..explain.target import target_signals, value_of
 from ..graph.calls import arguments_of
 from ..graph.graph import DETACH, is_float, maker_of, module_path
 from ..registry import CAST, RANDOM, SPLIT, VIEW
@@ -47,7 +47,9 @@ class Runs:
         modules: list[str],
         options: Options,
     ) -> None:
-        (args, kwargs), (args0, kwargs0) = (arguments_of(inputs, AttributionError) for inputs in (clean, corrupt))
+        (args, kwargs), (args0, kwargs0) = (
+            arguments_of(inputs, AttributionError, what) for inputs, what in ((clean, "clean"), (corrupt, "corrupt"))
+        )
         call, other = ModelCall(model, args, kwargs), ModelCall(model, args0, kwargs0)
         graph = trace(model, args, kwargs, dynamic=False, fallback=options.fallback)
         self.lookups = cut_lookups(graph)
@@ -78,7 +80,11 @@ class Runs:
     def measure(self, metric: Any, outputs: Sequence[Any]) -> Tensor:
         """The metric of these outputs, [n] or [1], in float64."""
         if callable(metric) and not isinstance(metric, Tensor):
-            found = metric(self.graph.rebuild(outputs)).double()
+            made = value_of(metric, self.graph.rebuild(outputs), "the metric")
+            if not isinstance(made, Tensor) or made.is_complex():
+                kind = f"a tensor of {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
+                raise AttributionError(f"the metric must return a tensor of numbers, one for each sample, not {kind}")
+            found = made.double()
         else:
             own = self.outputs(self.env)
             weights = target_signals(metric, own, self.graph.rebuild)

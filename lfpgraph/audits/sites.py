@@ -74,7 +74,7 @@ def sites_of(graph: OpGraph, sites: str | Sequence[str], modules: Sequence[str],
         AttributionError: there are none, or a name does not exist.
     """
     if not isinstance(sites, str):
-        return [Site(name, _moving(graph, named(graph, name), name), "nodes") for name in sites]
+        return [Site(name, _moving(graph, named(graph, name, "sites"), name), "nodes") for name in sites]
     if sites == "heads":
         found = [Site(module_path(n) or n.name, n, "heads") for n in graph.operations() if _is_heads(graph, n)]
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..composites.composite import Composite, get_composite
-from ..errors import AttributionError, check_choice
+from ..errors import AttributionError, NonFiniteError, check_choice
 from ..explain.attribution import attribute
 from ..explain.target import weights_of
+from ..graph.calls import check_module
 from .faithfulness import perturbation_curves
 
 __all__ = ["Tuned", "tune"]
@@ -71,9 +72,13 @@ def tune(
     Raises:
         AttributionError: no data, no candidate that works, or inputs that "abpc" cannot replace entries of.
     """
-    batches = list(data)
-    if not batches or not candidates:
-        raise AttributionError("tune needs at least one batch of (inputs, target) and one candidate")
+    check_module(model, "tune", AttributionError)
+    batches = list(data) if isinstance(data, Iterable) and not isinstance(data, Tensor | Mapping | str) else []
+    pairs = all(isinstance(batch, list | tuple) and len(batch) == 2 for batch in batches)
+    if not batches or not pairs or isinstance(candidates, str) or not candidates:
+        raise AttributionError(
+            "tune needs a list of batches (inputs, target) and a list of candidates, at least one of each"
+        )
     if isinstance(metric, str):
         check_choice("metric", metric, ("abpc",), AttributionError)
         if baseline is not None and not isinstance(baseline, int | float):
@@ -90,6 +95,8 @@ def tune(
             for inputs, target in batches:
                 relevance = attribute(model, inputs, target, composite, baseline=baseline, **how)
                 values = torch.as_tensor(measure(model, inputs, target, relevance), dtype=torch.float64)
+                if not bool(values.isfinite().all()):
+                    raise NonFiniteError("the metric is NaN or infinite")
                 total, count = total + float(values.sum()), count + values.numel()
         except Exception as error:  # of a composite that does not suit this model; the report says so
             failed[composite.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -113,7 +120,9 @@ def tune(
                 if value is not None and value > best:
                     best, chosen = value, changed
     if not found:
-        raise AttributionError(f"no candidate explains this model: {'; '.join(f'{n}: {w}' for n, w in failed.items())}")
+        reasons = {why: [n for n in failed if failed[n] == why] for why in failed.values()}
+        told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+        raise AttributionError(f"no candidate explains this model: {told}")
     ordered = sorted(found.values(), key=lambda pair: -pair[0])
     return Tuned(copy.copy(ordered[0][1]), ordered[0][0], {c.name: s for s, c in ordered}, failed)
 

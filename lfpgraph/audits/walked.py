@@ -18,7 +18,7 @@ from ..errors import AttributionError
 from ..explain.batch_norms import merge_norms
 from ..explain.readings import readings_of
 from ..explain.target import target_signals
-from ..graph.calls import arguments_of
+from ..graph.calls import arguments_of, check_module
 from ..graph.graph import OpGraph
 from ..tracing.tracer import trace
 
@@ -57,6 +57,7 @@ def walk(
     The other arguments and the exceptions are those of `attribute`.
     """
     options = Options(on_missing, fallback, error=AttributionError)
+    check_module(model, "an explanation", AttributionError)
     args, kwargs = arguments_of(inputs, AttributionError)
     rules = get_composite(composite)
     with torch.no_grad():

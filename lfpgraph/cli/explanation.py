@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ def explain(
     json_file: JsonFile = None,
 ) -> None:
     """Explain what a model makes of one image, text or array."""
+    from ..composites.composite import get_composite
     from ..explain import pictures
     from ..explain.attribution import attribute
     from ..reports import explanation as sheet
@@ -76,8 +78,10 @@ def explain(
     if flow:
         from ..audits.flow import relevance_flow
 
-        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, composite or "attnlrp"))
-        parts.append(f'<h2>Flow of relevance</h2><div class="figure">{pictures.figure_html(drawing)}</div>')
+        rules = "attnlrp" if get_composite(found.composite).compares else found.composite  # two runs have no flow
+        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, rules))
+        title = f"Flow of relevance by {html.escape(rules)}"
+        parts.append(f'<h2>{title}</h2><div class="figure">{pictures.figure_html(drawing)}</div>')
     out.write_text(sheet.page(f"Explanation: {input_[:80]}", parts, facts), encoding="utf-8")
     lines = {} if curves is None else {"most": curves.morf[0].tolist(), "least": curves.lerf[0].tolist()}
     figures = {**facts, "tokens": tokens, "relevance": relevance[0].tolist(), "places": noted, "curves": lines}

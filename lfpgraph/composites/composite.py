@@ -292,7 +292,7 @@ def get_composite(composite: str | Composite) -> Composite:
     """
     if isinstance(composite, Composite):
         return composite
-    if composite not in _COMPOSITES:
+    if not isinstance(composite, str) or composite not in _COMPOSITES:
         raise CompositeError(
             f"unknown composite {composite!r}{near(composite, _COMPOSITES)}; known: {', '.join(composite_names())}"
         )

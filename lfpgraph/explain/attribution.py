@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..errors import AttributionError, check_choice
-from ..graph.calls import arguments_of, flatten_input
+from ..graph.calls import arguments_of, check_module, flatten_input
 from .explainer import Found, explainer_of
 from .paths import along_path
 
@@ -104,8 +104,7 @@ def attribute(
         InputError: nothing among the inputs can have relevance, or the model itself does not run on them.
         NonFiniteError: what is explained is NaN or infinite. TraceError, NoRuleError: as for `wrap`.
     """
-    if not isinstance(model, nn.Module):
-        raise AttributionError(f"attribute takes an nn.Module, not {type(model).__name__}")
+    check_module(model, "attribute", AttributionError)
     names = tuple(record) if isinstance(record, list | tuple) else (record,)
     args, kwargs = arguments_of(inputs, AttributionError)
     options = Options(on_missing, fallback, error=AttributionError)
@@ -131,7 +130,7 @@ def attribute(
             )
         start = 0.0 if baseline is None else baseline
         if not isinstance(start, int | float):
-            start = arguments_of(start, AttributionError)
+            start = arguments_of(start, AttributionError, "a baseline that is no number")
         found = along_path(model, (args, kwargs), target, composite, start, steps, options, condition)
     else:
         explainer = explainer_of(model, composite, options, names, parameters, False, bool(positions), condition)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..composites.composite import Composite
-from ..errors import AttributionError, first_line
+from ..errors import AttributionError, InputError, check_choice, first_line
+from ..graph.calls import check_module
 from .attribution import attribute
 from .pictures import printable, shade, shade_text
 
 __all__ = ["Generation", "explain_generation"]
 
 AGAINST = (None, "runner-up")
+PASSED_ON = ("baseline", "condition", "fallback", "on_missing", "positions", "steps")  # to `attribute`
 
 
 @dataclass
@@ -96,23 +98,29 @@ def explain_generation(
         against: None explains each token's logit, "runner-up" its logit less that of the best other token there.
         batch: how many written tokens are explained at once.
         generate: arguments of `model.generate`, such as `{"max_new_tokens": 20}`; it takes the best token by default.
-        how: further arguments of `attribute`: baseline, steps, positions, on_missing, fallback.
+        how: further arguments of `attribute`: baseline, steps, positions, condition, on_missing, fallback.
 
     Raises:
-        AttributionError: several prompts, nothing written, or an argument that does not fit. Those of `attribute`.
+        AttributionError: several prompts, nothing written, or an argument that does not fit. InputError: the model does not run
+            on the whole text. Those of `attribute`.
     """
-    if against not in AGAINST:
-        raise AttributionError(f'against={against!r} is not known; choose None or "runner-up"')
+    check_module(model, "explain_generation", AttributionError)
+    check_choice("against", against, AGAINST, AttributionError)
+    unknown = [name for name in how if name not in PASSED_ON]
+    if unknown:
+        raise AttributionError(f"explain_generation has no {', '.join(unknown)}; it hands on {', '.join(PASSED_ON)}")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise AttributionError(f"batch must be a whole number and at least 1, not {batch!r}")
-    call: dict[str, Any] = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    call: dict[str, Any] = {}
+    if isinstance(inputs, Tensor | Mapping):
+        call = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     prompt = call.get("input_ids")
     if not isinstance(prompt, Tensor) or prompt.dim() != 2 or len(prompt) != 1 or prompt.is_floating_point():
         raise AttributionError("explain_generation takes the token ids of one prompt, [1, length], as input_ids")
     config = getattr(model, "config", None)
     parts = bool(getattr(config, "is_encoder_decoder", False))
     known = torch.tensor([[config.decoder_start_token_id]], device=prompt.device) if parts else prompt  # type: ignore[union-attr]
-    ids = _generated(model, call, known.shape[1], generate or {}) if written is None else written.reshape(1, -1)
+    ids = _generated(model, call, known.shape[1], generate or {}) if written is None else _one_text(written)
     if ids.numel() == 0:
         raise AttributionError("nothing was written, so there is no token to explain")
     whole = torch.cat([known, ids.to(prompt)], 1)
@@ -123,7 +131,14 @@ def explain_generation(
         call["use_cache"] = False
     places = torch.arange(known.shape[1], whole.shape[1], device=prompt.device)
     with torch.no_grad():
-        logits = _logits(model(**call))[0, places - 1].clone()
+        try:
+            found = model(**call)
+        except Exception as error:  # of the model's own, of tokens that it does not know, say
+            raise InputError(
+                f"{type(model).__name__} itself does not run on the text of {whole.shape[1]} tokens: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        logits = _logits(found)[0, places - 1].clone()
     chosen = whole[0, places]
     runner_up = logits.scatter(1, chosen[:, None], -torch.inf).argmax(1)
     relevance: list[Tensor] = []
@@ -146,7 +161,22 @@ def explain_generation(
 
 
 def _logits(out: Any) -> Tensor:
-    return out if isinstance(out, Tensor) else out.logits
+    found = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    if not isinstance(found, Tensor) or found.dim() != 3:
+        what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(out).__name__
+        raise AttributionError(f"the model must return logits [n, length, words], alone or as .logits, not {what}")
+    return found
+
+
+def _one_text(written: Any) -> Tensor:
+    """The ids that were written, as [1, count]."""
+    ids = torch.as_tensor(written) if isinstance(written, list | tuple) else written
+    ids = ids.long() if isinstance(ids, Tensor) and ids.numel() == 0 else ids  # torch's type for nothing is float
+    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not whole or ids.dim() not in (1, 2) or (ids.dim() == 2 and len(ids) != 1):
+        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(written).__name__
+        raise AttributionError(f"written must be the token ids of one text, [count] or [1, count], not {what}")
+    return ids.reshape(1, -1)
 
 
 def _generated(model: Any, call: dict[str, Any], known: int, options: Mapping[str, Any]) -> Tensor:
@@ -168,6 +198,8 @@ def _generated(model: Any, call: dict[str, Any], known: int, options: Mapping[st
 
 
 def _words(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    if not hasattr(tokenizer, "convert_ids_to_tokens") and not callable(tokenizer):
+        raise AttributionError(f"a tokenizer, or a function of an id, is needed, not {type(tokenizer).__name__}")
     if hasattr(tokenizer, "convert_ids_to_tokens"):
         return [str(word) for word in tokenizer.convert_ids_to_tokens(list(ids))]
     return [str(tokenizer(i)) for i in ids]

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite
 from ..engine.options import Options
-from ..errors import AttributionError
+from ..errors import AttributionError, NonFiniteError
 from ..graph.calls import flatten_input
 from .explainer import Found, explainer_of
 from .lookups import Point
@@ -86,7 +86,13 @@ def _starts(
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     """The baseline as tensors of the float inputs' shapes, and its token ids by position among the call's tensors."""
     inputs = [leaves[i].detach() for i in floats]
+    if any(x.layout != torch.strided for x in inputs):
+        raise AttributionError(
+            "a sparse float input has no difference from a baseline; give it dense (.to_dense()), or choose a composite that "
+            'looks at one run, such as "attnlrp", without baseline and steps'
+        )
     if isinstance(baseline, int | float):
+        _refuse_nan([torch.tensor(float(baseline))])
         return [torch.full_like(x, baseline) for x in inputs], {}
     args, kwargs = baseline
     kwargs = {name: kwargs[name] for name in call[1] if name in kwargs}  # in the order of the inputs
@@ -96,12 +102,19 @@ def _starts(
             b.detach().to(x).expand_as(x)
             for b, x in zip((b for b in given if b.is_floating_point()), inputs, strict=True)
         ]
-        return starts, _references(args, kwargs, call)
+        references = _references(args, kwargs, call)
     except (RuntimeError, ValueError):
         raise AttributionError(
             "baseline must be one number, or tensors that broadcast to the inputs, in their structure; the float inputs are "
             f"{[list(x.shape) for x in inputs]}, the baseline's tensors {[list(b.shape) for b in given]}"
         ) from None
+    _refuse_nan(starts)
+    return starts, references
+
+
+def _refuse_nan(starts: Sequence[Tensor]) -> None:
+    if not all(bool(start.isfinite().all()) for start in starts):
+        raise NonFiniteError("the baseline holds NaN or infinity, so no difference from it is a number")
 
 
 def _references(args: Sequence[Any], kwargs: Mapping[str, Any], call: Call) -> dict[int, Tensor]:

@@ -155,13 +155,15 @@ def perturbation_drawing(curves: Any, title: str = "") -> Figure:
     return figure
 
 
+_DARK = 110  # of red: on such a blue words are white
+
+
 def tokens_html(tokens: Sequence[str], relevance: Tensor) -> str:
     """Tokens in a line of HTML, red for positive and blue for negative relevance [length]; the number when pointed at."""
     parts = []
     for token, value, (red, green, blue) in _tokens(tokens, relevance):
-        parts.append(
-            f'<span style="background:rgb({red},{green},{blue})" title="{value:.4g}">{html.escape(token) or "&nbsp;"}</span>'
-        )
+        colours = f"background:rgb({red},{green},{blue})" + (";color:#fff" if red < _DARK else "")
+        parts.append(f'<span style="{colours}" title="{value:.4g}">{html.escape(token) or "&nbsp;"}</span>')
     return '<p class="tokens">' + " ".join(parts) + "</p>"
 
 
@@ -175,7 +177,8 @@ def tokens_text(tokens: Sequence[str], relevance: Tensor) -> str:
 def shade_text(word: str, strength: float) -> str:
     """A word for a terminal, on the shade of a strength between -1 and 1."""
     red, green, blue = shade(strength)
-    return f"\x1b[48;2;{red};{green};{blue}m\x1b[30m{printable(word)}\x1b[0m"
+    ink = 97 if red < _DARK else 30
+    return f"\x1b[48;2;{red};{green};{blue}m\x1b[{ink}m{printable(word)}\x1b[0m"
 
 
 def printable(word: str) -> str:

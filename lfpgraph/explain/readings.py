@@ -77,12 +77,17 @@ def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = F
     return readings + [Reading(named(graph, name), "node", name) for name in record]
 
 
-def named(graph: OpGraph, name: str) -> fx.Node:
+def named(graph: OpGraph, name: str, what: str = "record") -> fx.Node:
     """The node of a name, or the last one of a module that others use.
+
+    Args:
+        what: for messages, which argument the name was given by.
 
     Raises:
         AttributionError: there is neither.
     """
+    if not isinstance(name, str):
+        raise AttributionError(f"{what}: {name!r} must be the name of a module or node")
     nodes = list(graph.graph.nodes)
     for node in nodes:
         if node.name == name and is_float(node.meta.get("val")):
@@ -94,7 +99,7 @@ def named(graph: OpGraph, name: str) -> fx.Node:
         {path for n in graph.operations() if (path := module_path(n)) and not path.startswith("_empty_nn")}
     )
     raise AttributionError(
-        f"record={name!r} is no module or node of the graph{near(name, modules)}; modules: {', '.join(modules[:20])}"
+        f"{what}: {name!r} is no module or node of the graph{near(name, modules)}; modules: {', '.join(modules[:20])}"
     )
 
 

@@ -117,7 +117,7 @@ def condition_channels(graph: OpGraph, masks: Mapping[str, Tensor]) -> None:
         AttributionError: a module does not exist, or its output does not depend on the inputs.
     """
     for name, mask in masks.items():
-        node = named(graph, name)
+        node = named(graph, name, "condition")
         if graph.info[node].kind != ACTIVE:
             raise AttributionError(f"condition: the output of {name!r} does not depend on the model's inputs")
         with graph.graph.inserting_after(graph.placeholder_nodes[-1]):
@@ -150,7 +150,7 @@ def masks_of(graph: OpGraph, condition: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     masks = {}
     for name, chosen in condition.items():
-        like = named(graph, name).meta["val"]
+        like = named(graph, name, "condition").meta["val"]
         shape = list(like.shape)
         dim = 2 if len(shape) == 3 else 1
         if isinstance(chosen, Tensor) and (chosen.dtype == torch.bool or chosen.is_floating_point()):
@@ -161,10 +161,9 @@ def masks_of(graph: OpGraph, condition: Mapping[str, Any]) -> dict[str, Tensor]:
                 )
             masks[name] = chosen.detach().to(device=like.device, dtype=like.dtype).reshape(given)
             continue
-        channels = (
-            chosen.tolist() if isinstance(chosen, Tensor) else [chosen] if isinstance(chosen, int) else list(chosen)
-        )
-        if len(shape) < 2 or not all(isinstance(c, int) and 0 <= c < shape[dim] for c in channels):
+        channels = chosen.tolist() if isinstance(chosen, Tensor) else chosen
+        channels = list(channels) if isinstance(channels, list | tuple | range | set) else [channels]
+        if len(shape) < 2 or not all(type(c) is int and 0 <= c < shape[dim] for c in channels):
             known = f"channels 0 to {shape[dim] - 1}" if len(shape) > 1 else "no channels"
             raise AttributionError(f"condition: {name!r} has {known}, not {channels}")
         mask = torch.zeros(

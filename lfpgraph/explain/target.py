@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import AttributionError, LfpGraphError, NonFiniteError, first_line
 
-__all__ = ["Box", "Contrast", "Segment", "refuse_nan", "target_signals"]
+__all__ = ["Box", "Contrast", "Segment", "refuse_nan", "target_signals", "value_of", "weights_of"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _at_classes(target: Any, output: Tensor) -> Tensor:
         raise AttributionError(
             f"target={target!r} cannot be explained{within}; see the docstring of lfpgraph.attribute"
         ) from None
-    if classes.is_floating_point() or classes.dtype == torch.bool:
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise AttributionError(f"target={target!r} is no class index")
     if classes.dim() == 0 and output.dim() == 1 and output.shape[0] > 0 and int(classes) in (0, -1):
         return torch.ones_like(output)  # one value for each sample
@@ -149,15 +150,7 @@ def _of_function(function: Callable[[Any], Any], outputs: Sequence[Any], rebuild
             for o in outputs
         ]
         output = rebuild(leaves)
-        try:
-            value = function(output)
-        except LfpGraphError:
-            raise
-        except Exception as error:
-            what = f"tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise AttributionError(
-                f"target's function fails on the model's output, a {what}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+        value = value_of(function, output, "target's function")
         if not isinstance(value, Tensor) or not value.requires_grad:
             raise AttributionError(
                 "target's function must return a tensor computed from the model's output with a derivative, not "
@@ -166,6 +159,26 @@ def _of_function(function: Callable[[Any], Any], outputs: Sequence[Any], rebuild
         asked = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
         found = iter(torch.autograd.grad(value.sum(), asked, allow_unused=True))
     return [next(found) if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in leaves]
+
+
+def value_of(function: Callable[[Any], Any], output: Any, what: str) -> Any:
+    """What a caller's function makes of the model's output.
+
+    Args:
+        what: for messages, what the function is.
+
+    Raises:
+        AttributionError: it fails.
+    """
+    try:
+        return function(output)
+    except LfpGraphError:
+        raise
+    except Exception as error:
+        given = f"tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise AttributionError(
+            f"{what} fails on the model's output, a {given}: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _part(out: Any, names: tuple[str, ...], what: str) -> Tensor:
@@ -178,6 +191,11 @@ def _part(out: Any, names: tuple[str, ...], what: str) -> Tensor:
             return found
     known = ", ".join(map(str, out)) if isinstance(out, Mapping) else type(out).__name__
     raise AttributionError(f"the model's output ({known}) has no {what}; expected one of {', '.join(names)}")
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise AttributionError(f"{name}={value!r} must be a whole number")
 
 
 @dataclass(frozen=True)
@@ -193,6 +211,9 @@ class Segment:
     mask: Tensor | None = None
 
     def __call__(self, out: Any) -> Tensor:
+        _check_whole("label", self.label)
+        if not isinstance(self.mask, Tensor | None):
+            raise AttributionError(f"mask must be a tensor [h, w] or [n, h, w], not {type(self.mask).__name__}")
         logits = _part(out, ("logits", "out", "sem_seg", "pred_masks"), "logits of places")
         if logits.dim() != 4 or not -logits.shape[1] <= self.label < logits.shape[1]:
             raise AttributionError(
@@ -202,7 +223,7 @@ class Segment:
             inside = logits.argmax(1) == self.label % logits.shape[1]
         else:
             mask = self.mask[None] if self.mask.dim() == 2 else self.mask
-            if mask.dim() != 3 or len(mask) not in (1, len(logits)):
+            if mask.dim() != 3 or len(mask) not in (1, len(logits)) or 0 in mask.shape or mask.is_complex():
                 raise AttributionError(f"a mask of shape {list(self.mask.shape)} is no [h, w] or [{len(logits)}, h, w]")
             inside = interpolate(mask[:, None].to(logits), logits.shape[2:], mode="nearest")[:, 0] > 0.5
         if not bool(inside.flatten(1).any(1).all()):
@@ -234,8 +255,12 @@ class Box:
             raise AttributionError(f"logits of shape {list(logits.shape)} are no [n, queries, classes]")
         count, classes = logits.shape[1:]
         for name, value, most in (("label", self.label, classes), ("query", self.query, count), ("side", self.side, 4)):
-            if value is not None and not 0 <= value < most:
-                raise AttributionError(f"{name}={value} is out of range: 0 to {most - 1}")
+            if value is not None:
+                _check_whole(name, value)
+                if not 0 <= value < most:
+                    raise AttributionError(f"{name}={value} is out of range: 0 to {most - 1}")
+        if self.query is not None and self.box is not None:
+            raise AttributionError("a target is the query of a number or that of a box; give query= or box=, not both")
         rows = torch.arange(len(logits), device=logits.device)
         query = self._query(out, logits)
         if self.side is not None:
@@ -250,9 +275,15 @@ class Box:
             return torch.full((len(logits),), self.query, device=logits.device)
         if self.box is not None:
             boxes = _part(out, ("pred_boxes",), "boxes").detach()
-            if len(self.box) != 4 or isinstance(out, Tensor):
-                raise AttributionError(f"box={self.box} must be x, y, width and height, for an output with pred_boxes")
-            return _overlap(boxes, boxes.new_tensor(self.box)).argmax(1)
+            try:
+                sides = torch.as_tensor(self.box, dtype=boxes.dtype, device=boxes.device)
+            except (TypeError, ValueError, RuntimeError):
+                sides = boxes.new_zeros(0)
+            if sides.shape != (4,) or not bool(sides.isfinite().all()):
+                raise AttributionError(
+                    f"box={self.box!r} must be four numbers: x and y of the centre, width and height"
+                )
+            return _overlap(boxes, sides).argmax(1)
         scores = logits.detach()
         return (scores.amax(2) if self.label is None else scores[..., self.label]).argmax(1)
 

@@ -18,6 +18,7 @@ from ..errors import LfpGraphError, TraceError
 __all__ = [
     "are_tensors",
     "arguments_of",
+    "check_module",
     "fill_slots",
     "flatten_input",
     "flatten_output",
@@ -28,7 +29,15 @@ __all__ = [
 ]
 
 
-def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def check_module(model: Any, function: str, error: type[LfpGraphError]) -> None:
+    """Raise `error` unless the model that a function was given is an `nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise error(f"{function} takes an nn.Module, not {type(model).__name__}")
+
+
+def arguments_of(
+    inputs: Any, error: type[LfpGraphError], what: str = "inputs"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call, from a tensor, a tuple or a mapping; `error` is raised for anything else."""
     if isinstance(inputs, Tensor):
         return (inputs,), {}
@@ -36,7 +45,7 @@ def arguments_of(inputs: Any, error: type[LfpGraphError]) -> tuple[tuple[Any, ..
         return (), dict(inputs)
     if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
         return tuple(inputs), {}
-    raise error(f"inputs must be a tensor, a tuple or a dict, not {type(inputs).__name__}")
+    raise error(f"{what} must be a tensor, a tuple or a dict, not {type(inputs).__name__}")
 
 
 def flatten_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:

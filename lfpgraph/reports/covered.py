@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
+from ..errors import TraceError
+from ..graph.calls import check_module
 from ..graph.graph import OpGraph, is_float, module_path, operation_name, source_line
 from ..tracing.tracer import trace
 from .classes import CLASSES, NodeClass, arrivals, classify_nodes, leak_counts, place_of
@@ -77,7 +79,7 @@ class CoverageReport:
 
 def coverage(
     model: nn.Module,
-    args: Sequence[Any] | None = None,
+    args: Sequence[Any] | Mapping[str, Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
     composite: str | Composite = "lfp",
@@ -88,7 +90,7 @@ def coverage(
 
     Args:
         model: any module, on any device; of fake tensors, or on "meta", it needs no memory.
-        args, kwargs: example inputs, a single tensor allowed; without both, inputs are worked out from the model.
+        args, kwargs: example inputs, a single tensor or a dict allowed; without both, inputs are worked out from the model.
         composite: whose rules are reported.
         name: for the report; the class's name otherwise.
         fallback: "retrace" traces real values where torch.export cannot (if the tensors are real); "error" does not.
@@ -98,6 +100,7 @@ def coverage(
             `fallback`.
     """
     start = time.perf_counter()
+    check_module(model, "coverage", TraceError)
     fallback = Options(fallback=fallback).fallback
     fake = next((p for p in model.parameters() if isinstance(p, FakeTensor)), None)
     if args is None and kwargs is None:

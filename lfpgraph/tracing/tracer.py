@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DataDependentError, InputError, TraceError, check_choice
-from ..graph.calls import input_tensors
+from ..graph.calls import check_module, input_tensors
 from ..graph.classes import classify
 from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import NodeInfo, OpGraph, Placeholder
@@ -28,7 +28,7 @@ FALLBACKS = ("error", "retrace")
 
 def trace(
     model: nn.Module,
-    args: Sequence[Any] = (),
+    args: Sequence[Any] | Mapping[str, Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic: bool = True,
@@ -39,19 +39,20 @@ def trace(
 
     Args:
         model: any module, on any device, also on fake or meta tensors.
-        args: positional example inputs; a single tensor is allowed too.
+        args: positional example inputs; a single tensor, or a dict of keyword inputs, is allowed too.
         kwargs: keyword example inputs.
         dynamic: leave batch and sequence sizes open, so that the graph serves other sizes.
         compare: run the graph and the model once on the example, and compare.
         fallback: "error", or "retrace" to trace real values where torch.export cannot (right for this call only).
 
     Raises:
-        TraceError: the model cannot be traced (DataDependentError: because it branches on data), or the graph does not
+        TraceError: no module, the model cannot be traced (DataDependentError: because it branches on data), or the graph does not
             give its outputs (checked once, on the example, where tensors have values).
         InputError: no tensor goes in, no float tensor comes out, the model itself does not run on the example, or an
             unknown `fallback`.
     """
     check_choice("fallback", fallback, FALLBACKS, InputError)
+    check_module(model, "trace", TraceError)
     if isinstance(args, Tensor):
         args = (args,)
     with alone(model):
@@ -61,6 +62,9 @@ def trace(
 def _traced(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool, fallback: str, compare: bool
 ) -> OpGraph:
+    kwargs = kwargs or {}
+    if isinstance(args, Mapping):
+        args, kwargs = (), {**args, **kwargs}
     try:
         graph = capture(model, args, kwargs, dynamic)
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):

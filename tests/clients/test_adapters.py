@@ -54,35 +54,78 @@ def test_captum() -> None:
     assert sensitivity_max(Relevance(model).attribute, x, target=1, n_perturb_samples=2).isfinite().all()
 
 
+FEW: dict[str, Any] = {"nr_samples": 2}
+MEAN: dict[str, Any] = {"perturb_baseline": "mean"}
+# All that Quantus lists, by their names there, at sizes that suit images of 8 x 8 and three classes; but for SmoothMPRT, which
+# explains by Quantus's own methods, whatever it is given.
 METRICS: dict[str, dict[str, Any]] = {
-    "FaithfulnessCorrelation": {"nr_runs": 8, "subset_size": 8, "perturb_baseline": "mean"},
-    "PixelFlipping": {"features_in_step": 8, "perturb_baseline": "mean"},
-    "RegionPerturbation": {"patch_size": 2, "regions_evaluation": 4},
-    "MaxSensitivity": {"nr_samples": 3},
-    "LocalLipschitzEstimate": {"nr_samples": 3},
-    "Sparseness": {},
-    "Complexity": {},
-    "EffectiveComplexity": {},
+    "AUC": {},
+    "AttributionLocalisation": {},
+    "AvgSensitivity": FEW,
     "Completeness": {},
-    "RandomLogit": {"num_classes": 3},
+    "Complexity": {},
+    "Consistency": {},
+    "Continuity": {"nr_steps": 4},
+    "EffectiveComplexity": {},
+    "EfficientMPRT": {},
+    "FaithfulnessCorrelation": {"nr_runs": 8, "subset_size": 8, **MEAN},
+    "FaithfulnessEstimate": {"features_in_step": 8, **MEAN},
+    "Focus": {"mosaic_shape": 8},
+    "IROF": {},
+    "Infidelity": {"perturb_patch_sizes": [4], "n_perturb_samples": 2},
+    "InputInvariance": {},
+    "LocalLipschitzEstimate": FEW,
     "MPRT": {},
+    "MaxSensitivity": FEW,
+    "Monotonicity": {"features_in_step": 8, **MEAN},
+    "MonotonicityCorrelation": {"features_in_step": 8, "nr_samples": 2},
+    "NonSensitivity": MEAN,
+    "PixelFlipping": {"features_in_step": 8, **MEAN},
+    "PointingGame": {},
+    "ROAD": {"percentages": [25, 50]},
+    "RandomLogit": {"num_classes": 3},
+    "RegionPerturbation": {"patch_size": 2, "regions_evaluation": 4, **MEAN},
+    "RelativeInputStability": FEW,
+    "RelativeOutputStability": FEW,
+    "RelativeRepresentationStability": FEW,
+    "RelevanceMassAccuracy": {},
+    "RelevanceRankAccuracy": {},
+    "Selectivity": {"patch_size": 4, **MEAN},
+    "SensitivityN": {"features_in_step": 8, **MEAN},
+    "Sparseness": {},
+    "Sufficiency": {},
+    "TopKIntersection": {"k": 8},
 }
 
 
 @pytest.mark.client("Quantus", "`lfpgraph.adapters.quantus.explain`, {name}", "relevance")
 @pytest.mark.parametrize("name", METRICS)
-def test_quantus(name: str) -> None:
+def test_quantus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every metric runs over relevance that it asks the adapter for itself."""
     quantus = peer("quantus")
     from lfpgraph.adapters.quantus import explain
 
+    listed = {metric.__name__ for kind in quantus.AVAILABLE_METRICS.values() for metric in kind.values()}
+    assert listed - {"SmoothMPRT"} == set(METRICS)
+    monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)  # which Quantus 0.6 calls, and numpy 2.4 has no more
     x, y = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32), np.array([0, 1, 2, 1])
+    asked: list[int] = []
+
+    def ours(*args: Any, **kwargs: Any) -> Any:
+        asked.append(1)
+        return explain(*args, **kwargs)
+
+    inside = np.zeros((4, 1, 8, 8), bool)
+    inside[..., 2:6, 2:6] = True
     metric = getattr(quantus, name)(**METRICS[name], disable_warnings=True, display_progressbar=False)
+    given: dict[str, Any] = {"custom_batch": [(0, 0, 1, 1)] * 4} if name == "Focus" else {}
     scores = metric(
-        model=_cnn(), x_batch=x, y_batch=y, a_batch=None, device="cpu", explain_func=explain,
-        explain_func_kwargs={"composite": "epsilon"},
+        model=_cnn(), x_batch=x, y_batch=y, a_batch=None, s_batch=inside, device="cpu", explain_func=ours,
+        explain_func_kwargs={"composite": "epsilon"}, **given,
     )  # fmt: skip
-    flat = np.concatenate([np.ravel(v) for v in (scores.values() if isinstance(scores, dict) else scores)])
-    assert flat.size and np.isfinite(flat.astype(float)).all()
+    parts = list(scores.values()) if isinstance(scores, dict) else [scores]
+    flat = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in parts])
+    assert asked and flat.size and not np.isinf(flat).any()
 
 
 @pytest.mark.client("inseq", '`inseq.load_model(model, "lfpgraph")`', "relevance")
@@ -107,6 +150,55 @@ def test_inseq() -> None:
         inputs = {"input_ids": ids[:, :place], "use_cache": False}
         mine = lfpgraph.attribute(model, inputs, (-1, int(ids[0, place])), "attnlrp")["input_ids"][0]
         torch.testing.assert_close(sequence.target_attributions[:place, place - first], mine, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.client("inseq", "the same for a model with an encoder", "relevance")
+def test_inseq_with_an_encoder() -> None:
+    """For each generated token, the relevance of the source and of what was written before."""
+    inseq = pytest.importorskip("inseq")
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    import lfpgraph.adapters.inseq  # noqa: F401
+
+    words = tokenizer()
+    words.bos_token = "<|im_start|>"
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=words.pad_token_id,
+        eos_token_id=words.eos_token_id, decoder_start_token_id=words.pad_token_id,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    wrapped = inseq.load_model(model, "lfpgraph", tokenizer=words)
+    out = wrapped.attribute(
+        "the class", "is bound", attributed_fn="logit", composite="attnlrp", attribute_target=True, show_progress=False
+    )
+    (sequence,) = out.sequence_attributions
+    source, target = (torch.tensor([[token.id for token in part]]) for part in (sequence.source, sequence.target))
+    count = sequence.source_attributions.shape[1]
+    assert count == sequence.target_attributions.shape[1] == target.shape[1] - sequence.attr_pos_start > 1
+    for place in range(sequence.attr_pos_start, target.shape[1]):
+        inputs = {"input_ids": source, "decoder_input_ids": target[:, :place], "use_cache": False}
+        mine = lfpgraph.attribute(model, inputs, (-1, int(target[0, place])), "attnlrp")
+        found = place - sequence.attr_pos_start
+        for theirs, name in ((sequence.source_attributions, "input_ids"), (sequence.target_attributions, "decoder_input_ids")):
+            own = mine[name][0]
+            torch.testing.assert_close(theirs[: len(own), found], own, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.client("zennit", "`EpsilonPlus` and `EpsilonAlpha2Beta1` as `attribute`", "relevance")
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("EpsilonPlus", "epsilon-plus"), ("EpsilonAlpha2Beta1", "epsilon-alpha2-beta1")]
+)
+def test_zennit(theirs: str, ours: str) -> None:
+    composites, model = peer("zennit.composites"), _cnn().double()
+    x = torch.randn(2, 1, 8, 8, dtype=torch.double).requires_grad_()
+    with getattr(composites, theirs)().context(model) as changed:
+        out = changed(x)
+        chosen = nn.functional.one_hot(torch.tensor([2, 0]), 3) * out.detach()
+        (expected,) = torch.autograd.grad(out, x, chosen)
+    found = lfpgraph.attribute(model, x, [2, 0], ours)
+    assert float(expected.norm()) > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.client("transformer-lens", "`record=` the modules behind its hook points", "relevance")

@@ -138,8 +138,8 @@ class Builder(_Recorder):
             path.parent.mkdir(parents=True, exist_ok=True)
             data = f"{path.name}.data" if outside else None
             ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL)
-        except OSError as error:
-            raise OnnxError(f"cannot write {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
+            raise OnnxError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
 
 
 def _key(value: Any) -> Any:

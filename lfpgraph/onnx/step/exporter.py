@@ -144,7 +144,7 @@ def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         return [*model.input_names[: len(args)], *kwargs]  # type: ignore[index]
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:  # what is no module has no forward
         raise InputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
     named = {id(leaf): path for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]}
     names: list[str] = []
