@@ -25,6 +25,7 @@ from .kept import Remade, is_alone
 from .notes import is_alive, is_compressed
 from .parameters import Scale, is_differentiated, replaced, tap
 from .record import Record
+from .repeats.aliases import scaled_by
 from .repeats.factors import Factor, LoneFactor, is_usual, must_be_true
 from .schedule import Amendment, Schedule
 
@@ -48,7 +49,9 @@ def amend(
         if edge is not None and not (how.plain and watch is None):
             scale = Scale(schedule.plan, how, leaf.tensor, record.shapes[leaf.value], watch)
             alias = record.aliases.get(leaf.value)
-            if alias is not None and alias.numel() < LARGE:
+            if alias is not None and scaled_by(alias, scale):
+                pass
+            elif alias is not None and alias.numel() < LARGE:
                 alias._backward_hooks = {0: scale.at_alias}  # `register_hook` without its handle
                 edge[0]._register_hook_dict(alias)
             else:

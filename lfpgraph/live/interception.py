@@ -23,10 +23,22 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from ..tracing import flat
 
-__all__ = ["Recorder", "paused", "record_again", "recorder", "recording", "resumed", "seen", "unrecorded"]
+__all__ = [
+    "Recorder",
+    "hide",
+    "paused",
+    "record_again",
+    "recorder",
+    "recording",
+    "resumed",
+    "seen",
+    "show",
+    "unrecorded",
+]
 
 PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
+_PYTHON = torch._C.DispatchKey.PythonDispatcher
 include = torch._C._dispatch_tls_set_dispatch_key_included
 without_python = torch._C._DisablePythonDispatcher
 _mode_of = torch._C._get_dispatch_mode
@@ -115,6 +127,18 @@ def _as_written(change: int) -> None:
             frames._stance = _AsWritten(frames._stance)
         elif not _recordings and isinstance(frames._stance, _AsWritten):
             frames._stance = frames._stance.before
+
+
+def hide() -> None:
+    """Let nobody see the operations to come, in a thread that records; quicker than `paused`."""
+    include(PRE_DISPATCH, False)
+    include(_PYTHON, False)
+
+
+def show() -> None:
+    """End `hide`."""
+    include(_PYTHON, True)
+    include(PRE_DISPATCH, True)
 
 
 class paused:

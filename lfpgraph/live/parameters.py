@@ -21,6 +21,150 @@ _is_batched = torch._C._dispatch_tls_is_dispatch_key_included
 _VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
+class Watch:
+    """Hooks on a model's parameters that compare what arrives with what the engine has handed on.
+
+    A gradient reaches a parameter by other ways where the loss uses the parameter itself (`F.linear(h, model.head.weight)`),
+    or where modules run that are not wrapped. The first two gradients of each parameter are compared in value, later ones
+    only for whether anything came through feedback at all.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._watched: dict[int, weakref.ref[Tensor]] = {}
+        self._said: set[str] = set()
+        self._said_else: set[str] = set()
+        self._handles: list[Any] = []
+        self.away = 0  # more than 0 while a model runs
+        self.inside: set[int] = set()  # parameters that have had feedback in a run inside this backward pass
+        self.differentiated = False  # whether a second derivative has been asked for
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(Watch(self.name))
+
+    def add(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Watch these parameters, as far as they are not watched yet."""
+        for name, parameter in parameters:
+            found = self._watched.get(id(parameter))
+            if is_lazy(parameter):
+                continue
+            if parameter.requires_grad and parameter.is_leaf and (found is None or found() is not parameter):
+                self._watched[id(parameter)] = weakref.ref(parameter)
+                arrival = _Arrival(self, name, parameter)
+                self._handles.append(parameter.register_hook(arrival))
+                key = id(parameter)
+                _ARRIVALS.setdefault(key, []).append(weakref.ref(arrival, functools.partial(_forget, key)))
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watched.clear()
+
+    def second(self) -> None:
+        """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
+        self.differentiated = True
+        self._say_once(
+            "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
+            "flows when the loss itself is propagated."
+        )
+
+    def transformed(self) -> None:
+        """Say that a transform of torch.func runs the model."""
+        self._say_once("inside transforms of torch.func (grad, vmap) the model gives its gradient, not feedback.")
+
+    def begin(self) -> None:
+        """A run begins."""
+        if torch._C._current_graph_task_id() == -1:
+            self.inside.clear()
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said_else:
+            self._said_else.add(what)
+            log.warning("%s: %s", self.name, what)
+
+    def say(self, name: str, what: str) -> None:
+        """Say once that a parameter's gradient is no feedback."""
+        if not self._said:
+            log.warning(
+                "%s: the parameter %s %s. The loss uses it, or a module that holds it, other than through the call of a "
+                "wrapped module: call the module itself, or wrap the module whose call computes the loss.",
+                self.name, name, what,
+            )  # fmt: skip
+        self._said.add(name)
+
+
+class _Arrival:
+    """A hook of one parameter; does not keep the watch alive by more than the parameter.
+
+    Attributes:
+        fed: what is on its way as feedback, of a parameter whose gradients are still compared; afterwards only that there is.
+        compared: how many gradients have been compared in value; compares: whether further ones are.
+    """
+
+    __torch_unserializable__ = True  # a pickle goes without it, and nobody need be warned
+
+    def __init__(self, watch: Watch, name: str, parameter: Tensor) -> None:
+        self.watch, self.name, self.parameter = weakref.ref(watch), name, weakref.ref(parameter)
+        self.fed: tuple[Tensor, ...] | bool = False
+        self.compared, self.compares = 0, True
+
+    def __call__(self, gradient: Tensor | None) -> None:
+        """Compare a gradient that has arrived with the feedback that was on its way; None is no gradient at all."""
+        watch = self.watch()
+        if gradient is None or watch is None or watch.away:
+            return
+        fed, self.fed = self.fed, False
+        if not fed:
+            watch.say(self.name, "has received a gradient that is no feedback")
+        elif self.compares:
+            parameter = self.parameter()
+            # the user's hooks may have changed it before
+            if parameter is not None and len(parameter._backward_hooks or ()) == 1:
+                self.compared += 1
+                self.compares = self.compared < _COMPARED
+                if isinstance(fed, tuple) and not gradient.is_sparse and not _equal(gradient, fed):
+                    watch.say(self.name, "has received a gradient that is feedback only in part")
+
+
+_ARRIVALS: dict[int, list[weakref.ref[_Arrival]]] = {}  # by the identity of a parameter
+
+
+def watching(parameter: Tensor) -> list[_Arrival]:
+    """The hooks of all who watch a parameter: a wrapped model may be inside another one."""
+    return [arrival for ref in _ARRIVALS.get(id(parameter), ()) if (arrival := ref()) is not None]
+
+
+def feed(parameter: Tensor, feedback: Tensor) -> None:
+    """Note feedback that is on its way to a parameter, for all who watch it."""
+    for ref in _ARRIVALS.get(id(parameter), ()):
+        if (arrival := ref()) is None:
+            continue
+        if arrival.compares:
+            before = arrival.fed if isinstance(arrival.fed, tuple) else ()
+            arrival.fed = (*before, feedback.detach())
+        else:
+            arrival.fed = True
+
+
+def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:
+    _ARRIVALS[key].remove(ref)
+    if not _ARRIVALS[key]:
+        del _ARRIVALS[key]
+
+
+def _equal(gradient: Tensor, parts: Sequence[Tensor]) -> bool:
+    if gradient.is_meta or (len(parts) == 1 and type(gradient) is Tensor and gradient.is_set_to(parts[0])):
+        return True
+    with torch.no_grad():
+        total = parts[0] if len(parts) == 1 else torch.stack([p.to(gradient.dtype) for p in parts]).sum(0)
+        scale = float(gradient.abs().max()) if gradient.numel() else 0.0
+        return bool(((gradient - total).abs() <= 1e-2 * scale + 1e-12).all()) or not bool(
+            torch.isfinite(gradient).all()
+        )
+
+
 def tap(record: Any, number: int, given: list[Any], place: int, check: bool, watch: Watch | None) -> None:
     """Note the signal at one of the outputs, `given[place]`, when it arrives."""
     edge = record.edge_of.get(number)

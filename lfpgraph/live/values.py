@@ -179,7 +179,7 @@ class Values:
                 self._begin(x, number)
         else:
             self.aliases[number] = alias = alias_of(x) if alias is None else alias
-            self.edge_of[number] = edge = (alias.grad_fn, 0)
+            self.edge_of[number] = edge = (alias.grad_fn, alias.output_nr)
             self.edges[edge] = number
         return number
 

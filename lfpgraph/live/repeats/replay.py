@@ -16,11 +16,12 @@ from torch._ops import OpOverload
 from ...engine.plan import How
 from ..arrivals.watch import Watch, watching
 from ..bridges import LARGE
-from ..interception import PRE_DISPATCH, include, without_python
+from ..interception import hide, show
 from ..notes import NameLeaf, alias_of, is_over, version_of
 from ..parameters import Scale
 from ..record import Record
 from ..schedule import Schedule
+from .aliases import Met, hold
 from .factors import USUAL, Factor, LoneFactor, is_usual
 from .modules import OneOperation
 from .steps import ANOTHER, Quick, note_made
@@ -81,12 +82,14 @@ def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
     leaves = {}
     for leaf, (kind, name, (dtype, dims, follows)) in zip(record.leaves, schedule.around[0]):
         leaves[leaf.value] = (kind, name), dtype, dims, follows
-    for step in schedule.quick:
-        step.sort(leaves)
     factors = [(n, factor) for n, factor in lone if factor]
     reads = Counter(n for step in schedule.quick for _, n in step.tensors)
     numbers = [(record.leaves[place].value, how) for place, how in schedule.parameters]
     parameters = {n: how for n, how in numbers if leaves[n][3]}
+    kept = schedule.kept_values
+    own = {n for n, how in parameters.items() if reads[n] == 1 and (how.plain or how.small) and n not in kept}
+    for step in schedule.quick:
+        step.sort(leaves, own)
     direct: dict[int, list[int]] = {n: [] for n, _ in factors}
     for step in schedule.quick:
         if step.number in direct:
@@ -110,6 +113,7 @@ class Replay:
 
     Attributes:
         edges, shapes, kept: as of a record, by number; aliases: of leaves; versions: of those that autograd does not follow.
+        met: of the steps that have met what the run before met there, that.
         tensors: by number, what the run has found, and weak references to what it has made.
         done: how many steps have run. path: of the module whose call is running.
     """
@@ -124,6 +128,7 @@ class Replay:
         self.kept: list[Tensor | None] = [None] * count
         self.aliases: dict[int, Tensor] = {}
         self.versions: dict[int, int] = {}
+        self.met: list[list[Met]] = []
         self._scaled: list[tuple[Tensor, _Scaled]] = []
         self._record: Record | None = None
         self._started = torch._C._autograd._get_sequence_nr()
@@ -148,12 +153,11 @@ class Replay:
             return ANOTHER
         if not _grad() or _transform() is not None or _autocast() or (given := known.arguments(own, args)) is None:
             return ANOTHER
-        include(PRE_DISPATCH, False)
+        hide()
         try:
-            with without_python():
-                return steps[done].again(self, given)
+            return steps[done].again(self, given)
         finally:
-            include(PRE_DISPATCH, True)
+            show()
 
     def meet(self, number: int, x: Tensor) -> bool:
         """Whether a tensor that the run has not met is what was found in its place; it is met then."""
@@ -171,8 +175,18 @@ class Replay:
         if not x.requires_grad:
             self.versions[number] = version_of(x)
         if number in self.schedule.kept_values:
+            if not is_usual(x, LARGE):
+                return False
             self.kept[number] = x.detach()
         return True
+
+    def hold(self, args: tuple[Any, ...], places: list[tuple[int, int]]) -> list[Met] | None:
+        """What the next run takes a step's own parameters by; nothing while their first gradients are compared."""
+        bare, scales = self.simple.bare, self.simple.scales
+        found = [(i, n, args[i], None if n in bare else scales[n].scale) for i, n in places]
+        if any(scale is None and a.compares for _, _, x, scale in found for a in watching(x)):
+            return None
+        return hold(found)
 
     def _is_found(self, number: int, x: Tensor) -> bool:
         """The same of a parameter that is another tensor than in the run before, or of what is none."""
@@ -198,16 +212,17 @@ class Replay:
             return record
         self._record = record = Record(self.name_leaf, self.schedule, self.root)
         record.started, record.path = self._started, self.path
+        aliases = {n: given for met in self.met for _, n, x, _, _, given in met if given is not x} | self.aliases
         made = {step.number: step for step in self.simple.steps[: self.done]}
         for number, x in enumerate(self.tensors):
             if x is None:
                 break
             step = made.get(number)
             if step is None:
-                record._leaf(x, self.aliases.get(number))
+                record._leaf(x, aliases.get(number))
                 if number in self.versions:
                     record._versions[id(x)] = self.versions[number]
-                if number in self.simple.parameters and number not in self.aliases:  # an operation has read it itself
+                if number in self.simple.parameters and number not in aliases:  # an operation has read it itself
                     edge: Any = alias_of(x).grad_fn.next_functions[0]  # type: ignore[union-attr]
                     record.edges[edge] = number
                     record.also[number].append(edge)
@@ -224,10 +239,13 @@ class Replay:
         if self._record is not None or self.done != len(simple.steps):
             return False
         _, outputs, ends = self.schedule.around
-        found = dict.fromkeys(self._number(x, outputs) for x in tensors if x.requires_grad)
-        if tuple(found) != outputs or tuple(n for n in simple.unread if self._is_held(n)) != ends:
+        if len(tensors) == 1 == len(outputs):
+            edge = edges[outputs[0]]
+            if edge is None or tensors[0].grad_fn is not edge[0] or tensors[0].output_nr != edge[1]:
+                return False
+        elif tuple(dict.fromkeys(self._number(x, outputs) for x in tensors if x.requires_grad)) != outputs:
             return False
-        if not all(is_usual(kept[factor.measure], LARGE) for _, factor in simple.factors):
+        if simple.unread and tuple(n for n in simple.unread if self._is_held(n)) != ends:
             return False
         for alias, (_, _, _, scale, hooks) in self._scaled:
             node: Any = alias.grad_fn

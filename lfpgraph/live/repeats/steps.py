@@ -12,6 +12,8 @@ from torch import Tensor
 from ..bridges import LARGE
 from ..notes import Ref, version_of
 from ..operations import OWN_BACKWARD, OWN_VIEW, SIZE, TENSOR, TENSORS, info_of
+from .aliases import Met
+from .factors import is_usual
 
 __all__ = ["ANOTHER", "Quick", "note_made", "quick_steps"]
 
@@ -43,11 +45,16 @@ class Quick:
         self.alike = (rest[2] or (True,) * len(self.others)) if self.others else ()
         self.inner: list[tuple[int, int]] = []
         self.outer: list[tuple[int, int]] = []
+        self.own: list[tuple[int, int]] = []
+        self.foreign: list[tuple[int, int]] = []
+        self.met: list[Met] | None = None  # the parameters of its own, as the last run has met them
 
-    def sort(self, leaves: Container[int]) -> None:
-        """Say which values the run finds: the others are those of earlier steps."""
+    def sort(self, leaves: Container[int], own: Container[int]) -> None:
+        """Say which values the run finds: the others are those of earlier steps; and which of them only this step reads."""
         self.inner = [(i, n) for i, n in self.tensors if n not in leaves]
         self.outer = [(i, n) for i, n in self.tensors if n in leaves]
+        self.own = [(i, n) for i, n in self.outer if n in own]
+        self.foreign = [(i, n) for i, n in self.outer if n not in own]
 
     def _is_another(self, args: tuple[Any, ...]) -> bool:
         """Whether arguments that are no tensors differ."""
@@ -103,6 +110,18 @@ class Quick:
             record.keep(self.number, out)
         return out
 
+    def _met_again(self, run: Any, args: tuple[Any, ...], met: list[Met]) -> Any:
+        """The arguments with what this step's own parameters are given as; as they are if one is not what it was."""
+        tensors, shapes, given = run.tensors, run.shapes, list(args)
+        for i, n, x, shape, same, alias in met:
+            if args[i] is not x or not x.requires_grad or x.grad_fn is not None or not same.is_set_to(x):
+                for _, m, *_ in met:
+                    tensors[m] = None
+                return args
+            given[i], tensors[n], shapes[n] = alias, x, shape
+        run.met.append(met)
+        return given
+
     def again(self, run: Any, args: tuple[Any, ...]) -> Any:
         """The same in a run that has been this one so far (`Replay`)."""
         if self.rest and self._is_another(args) or len(args) != self.count:
@@ -113,7 +132,14 @@ class Quick:
             if not isinstance(x, Tensor) or x.grad_fn is not edge[0] or x.output_nr != edge[1]:
                 return ANOTHER
         given: Any = args
-        for i, want in self.outer:
+        outer, met = self.outer, self.met
+        if met is not None:
+            given = self._met_again(run, args, met)
+            if given is args:
+                met = None
+            else:
+                outer = self.foreign
+        for i, want in outer:
             x = args[i]
             if x is not tensors[want]:
                 if tensors[want] is not None or not isinstance(x, Tensor) or not run.meet(want, x):
@@ -137,8 +163,10 @@ class Quick:
         if self.shape_is_first is not None and (shape == run.shapes[self.first]) is not self.shape_is_first:
             return run.record().note(self.op, args, out)
         number = self.number
+        if met is None and self.own:
+            self.met = run.hold(args, self.own)
         if self.keep:
-            if shape.numel() >= LARGE:  # of which less may be kept, and what is saved otherwise does not count
+            if not is_usual(out, LARGE):  # of which less may be kept, and what is saved otherwise does not count
                 run.schedule.simple = None
                 return run.record().note(self.op, args, out)
             run.kept[number] = out.detach()
