@@ -74,7 +74,8 @@ def learning_structure(
 
 def _bending(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> Callable[[float, Call, Tensor, int], Tensor] | None:
     """How the slope of f is taken; None for f(2x) = 2f(x), as of a relu, or an f that does not take a row of numbers."""
-    x = torch.cat([torch.linspace(-4, 4, 17), torch.linspace(-0.4, 0.4, 9)]).to("cpu", torch.float64)
+    wide, narrow = (torch.linspace(-n, n, 17, dtype=torch.float64, device="cpu") for n in (4, 0.4))
+    x = torch.cat([wide, narrow])
     once, twice = values_on(entry, nodes, x), values_on(entry, nodes, 2 * x)
     if once is None or twice is None or once.shape != x.shape:
         return None

@@ -55,16 +55,14 @@ def trace(
     check_module(model, "trace", TraceError)
     if isinstance(args, Tensor):
         args = (args,)
+    positional, named = ((), {**args, **(kwargs or {})}) if isinstance(args, Mapping) else (args, kwargs or {})
     with alone(model):
-        return _traced(model, args, kwargs or {}, dynamic, fallback, compare)
+        return _traced(model, positional, named, dynamic, fallback, compare)
 
 
 def _traced(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool, fallback: str, compare: bool
 ) -> OpGraph:
-    kwargs = kwargs or {}
-    if isinstance(args, Mapping):
-        args, kwargs = (), {**args, **kwargs}
     try:
         graph = capture(model, args, kwargs, dynamic)
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):

@@ -167,8 +167,9 @@ def watching(parameter: Tensor) -> list[_Arrival]:
 
 def feed(parameter: Tensor, feedback: Tensor) -> None:
     """Note feedback that is on its way to a parameter, for all who watch it."""
-    for arrival in watching(parameter):
-        arrival.tell(feedback)
+    for ref in _ARRIVALS.get(id(parameter), ()):
+        if (arrival := ref()) is not None:
+            arrival.tell(feedback)
 
 
 def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:

@@ -4,8 +4,8 @@ A run that is recorded takes each parameter through an alias of its own, and han
 it takes the aliases that were made for that one: nothing is to be made anew, and no hook to be put.
 
 Note [Not a view]: torch makes the autograd node of a view anew once the memory has been written to, as each step of an
-optimizer does. What a custom Function hands out is no view; it lies in the same memory all the same, and autograd counts writes to
-it as it counts those to the parameter.
+optimizer does. What a custom Function hands out is no view; it lies in the same memory all the same, and autograd counts writes
+to it as it counts those to the parameter.
 """
 
 from __future__ import annotations

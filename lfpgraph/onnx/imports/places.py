@@ -47,7 +47,7 @@ def gather_elements(node: Node, x: Tensor, index: Any) -> Any:
 def gather_nd(node: Node, x: Tensor, index: Any) -> Any:
     batch = node.get("batch_dims", 0)
     lead = [torch.arange(n).reshape(n, *[1] * (index.dim() - 2 - axis)) for axis, n in enumerate(x.shape[:batch])]
-    return x[(*lead, *(index[..., i] for i in range(index.shape[-1])))]
+    return x[tuple([*lead, *(index[..., i] for i in range(index.shape[-1]))])]
 
 
 @imports("ScatterND")
