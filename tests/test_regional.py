@@ -248,6 +248,17 @@ def test_an_object_that_the_model_may_change_is_never_traced() -> None:
     assert "Memory" in lfpgraph.explain_wrap(model).why
 
 
-def test_a_compiled_model_is_refused() -> None:
-    with pytest.raises(WrapError, match="compiled already"):
-        lfpgraph.wrap(torch.compile(nn.Linear(2, 2), backend="eager"))
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_compiled_already(whole: bool) -> None:
+    """What torch.compile was called on before the wrap runs as it was written."""
+    plain = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Tanh(), nn.Linear(4, 3))).double()
+    expected = gradients(lfpgraph.wrap(copy.deepcopy(plain), engine="live"), X)
+    model = (
+        torch.compile(plain, backend="eager")
+        if whole
+        else nn.Sequential(plain[0], torch.compile(plain[1], backend="eager"))
+    )
+    lfpgraph.wrap(model, engine="live")
+    for _ in range(2):
+        found = gradients(model, X)
+        assert_same({name.replace("_orig_mod.", ""): g for name, g in found.items()}, expected, 1e-12)

@@ -21,7 +21,7 @@ from .amendments import amend
 from .arrivals.watch import Watch
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, refs_in, tensors_in
+from .notes import Notes, as_inputs, as_met, refs_in, tensors_in, with_parts
 from .record import Record
 from .repeats.replay import Replay, simple
 from .repeats.steps import quick_steps
@@ -68,6 +68,7 @@ class LiveEngine:
     ) -> None:
         self.model, self.composite, self.on_missing, self.check = model, composite, on_missing, check
         self._changes = changes_gradients(composite)
+        self._bridges: dict[str, bool] = {}
         self.watch, self.path, self.adopt = watch or Watch(type(model).__name__), path, adopt
         self.schedules: dict[Any, Schedule] = {}
         self.last: dict[Any, Schedule] = {}  # by the kind of call: its mode, and which arguments it has
@@ -218,22 +219,22 @@ class LiveEngine:
         self.names[id(parameter)] = (weakref.ref(parameter), ("parameter", ""))
         return "parameter", ""
 
+    def bridges(self, path: str) -> bool:
+        """Whether a rule in a module may hand reward on where autograd stops."""
+        found = self._bridges.get(path)
+        if found is None and not (self.composite.by_place or self.composite.structure is not None):
+            rules = self.composite.ruleset(path.removeprefix(self.path).removeprefix("."))
+            found = self._bridges[path] = rules.rules or bool(rules.handlers)
+        return found is not False
+
     def look_again(self) -> None:
         """Read the names of the model's parameters and buffers anew; of others that were met, keep what they were."""
         self.adopt()
         self.names = {key: found for key, found in self.names.items() if found[0]() is not None}
         for kind, named in (("buffer", self.model.named_buffers()), ("parameter", self.model.named_parameters())):
             for name, tensor in named:
-                for part in _parts(tensor):
+                for part in with_parts(tensor):
                     self.names[id(part)] = (weakref.ref(part), (kind, name))
-
-
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """A tensor, and where it is made of others (a quantised weight: of whole numbers and scales) these, which operations read."""
-    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-    return [tensor, *(part for t in inner for part in _parts(t))]
 
 
 def _forget_oldest(kept: dict[Any, Any]) -> None:
@@ -256,7 +257,7 @@ class _Leaves:
     """Says of tensors that a run finds what they are."""
 
     def __init__(self, engine: LiveEngine, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self.engine, self.args, self.kwargs = engine, args, kwargs
+        self.engine, self.args, self.kwargs, self.bridges = engine, args, kwargs, engine.bridges
         self.inputs: dict[int, int] | None = None
         self.looked = False
 

@@ -32,6 +32,7 @@ __all__ = [
     "is_compressed",
     "is_older",
     "is_over",
+    "only_if_reached",
     "refs_in",
     "save_apart",
     "storage_of",
@@ -39,6 +40,7 @@ __all__ = [
     "tensors_in",
     "user_line",
     "version_of",
+    "with_parts",
 ]
 
 
@@ -133,6 +135,9 @@ class NameLeaf(Protocol):
     def givens(self) -> list[Tensor]:
         """The tensors that the run was given and that autograd follows."""
 
+    def bridges(self, path: str) -> bool:
+        """Whether a rule in this module may hand reward on where autograd stops."""
+
     def unused(self) -> Tensor | None:
         """A float tensor that the run was given."""
 
@@ -186,6 +191,14 @@ def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list
     return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []
 
 
+def with_parts(tensor: Tensor) -> list[Tensor]:
+    """A tensor, and where it is made of others (a quantised weight: of whole numbers and scales) these, which operations read."""
+    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [tensor, *(part for t in inner for part in with_parts(t))]
+
+
 def alias_of(x: Tensor) -> Tensor:
     """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
     found = x[...] if x.layout is torch.strided or not is_compressed(x) else x.clone()
@@ -229,6 +242,21 @@ def save_apart(node: Any, storage: int, known: Container[Any]) -> None:
         stack += [
             source for source, index in node.next_functions if source is not None and (source, index) not in known
         ]
+
+
+def only_if_reached(node: Any) -> None:
+    """Leave out a custom function's own backward where no signal arrives at all, as where no bridge leads to it."""
+    reached, this = [True], weakref.ref(node)
+
+    def before(signals: tuple[Any, ...]) -> None:
+        reached[0] = any(s is not None for s in signals)
+
+    def apply(*signals: Any) -> Any:
+        node = this()  # which would otherwise hold itself
+        return type(node).apply(node, *signals) if reached[0] else (None,) * len(node.next_functions)  # type: ignore[union-attr]
+
+    node.register_prehook(before)
+    node.apply = apply  # which torch looks up on the node
 
 
 def version_of(x: Tensor) -> int:

@@ -17,7 +17,7 @@ from ..tracing.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
 from .interception import paused, record_again
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
-from .notes import NameLeaf, Ref, storage_of, tensors_among, user_line
+from .notes import NameLeaf, Ref, only_if_reached, storage_of, tensors_among, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .repeats.steps import ANOTHER, Quick
 
@@ -189,9 +189,11 @@ class Record(Kept):
         changed = has_no_derivative(info, results)
         if changed:
             results = [x.detach() if isinstance(x, Tensor) else x for x in results]
-        if not info.forgets and (not info.writes or args[0] is self.written):
+        if not info.forgets and (not info.writes or args[0] is self.written) and self.name_leaf.bridges(self.path):
             if self.sources.bridge(ins, results, (*args, *kwargs.values()), info.looks_up):
                 changed, self._bridged = True, not followed
+                while self.own_nodes:
+                    only_if_reached(self.own_nodes.pop())
                 record_again(partial(Record, self.name_leaf))
         if changed and isinstance(out, Tensor):
             out = results[0]

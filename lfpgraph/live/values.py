@@ -27,8 +27,9 @@ from .notes import (
     is_older,
     is_over,
     storage_of,
+    tensors_among,
     version_of,
-)
+)  # fmt: skip
 from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values", "tensor_of"]
@@ -50,7 +51,7 @@ class Values:
             which another gives back what they are of.
         leaves: what the run found, in order. seen: of each value that autograd follows, the tensor, as long as somebody holds it.
         begun: values that the run has made and that autograd follows from then on (`requires_grad_`).
-        own: custom backward functions that were met; checkpoints: nodes among them that run a part again (reentrant).
+        own: custom backward functions that were met; own_nodes: their autograd nodes; checkpoints: those that run a part again.
         own_reads: parameters that custom functions read themselves: number, autograd node and its slot.
     """
 
@@ -68,18 +69,16 @@ class Values:
         self.leaves: list[Leaf] = []
         self.seen: dict[int, weakref.ref[Tensor]] = {}
         self.begun: list[int] = []
-        self.own: list[str] = []
-        self.checkpoints: list[Any] = []
+        self.own, self.own_nodes, self.checkpoints = list[str](), list[Any](), list[Any]()
         self.own_reads: list[tuple[int, Any, int]] = []
         self.started = torch._C._autograd._get_sequence_nr()  # nodes with a smaller number are older than the run
         self.aliases: dict[int, Tensor] = {}  # the one alias that a run takes each parameter through
-        self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen, and their numbers
+        self._lying: list[tuple[Tensor, int]] = []  # whose memory must not be written to unseen; numbers
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._versions: dict[int, int] = {}  # how often the memory of these had been written to
-        self.writers: dict[
-            int, int
-        ] = {}  # by storage: the number of what was last written there, where nothing follows it
+        # by storage: the number of what was last written there, where nothing follows it
+        self.writers: dict[int, int] = {}
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
         self.wanted: Container[int] | None = None  # values that are going to be looked at; None for all
@@ -223,8 +222,9 @@ class Values:
                 continue
             seen.add(node)
             names.add(node.name().rpartition("::")[2])
-            if getattr(node, "_forward_cls", None) is CheckpointFunction:
-                self.checkpoints.append(node)
+            function = getattr(node, "_forward_cls", None)
+            self.own_nodes += [] if function is None else [node]
+            self.checkpoints += [node] if function is CheckpointFunction else []
             for slot, (source, index) in enumerate(node.next_functions):
                 if source is None or (slot == 0 and node in self.covering):
                     continue
@@ -250,8 +250,8 @@ class Values:
 
     def _look_at(self, args: tuple[Any, ...]) -> None:
         """Note what an operation reads that is not recorded: inside a custom function, under no_grad, under vmap."""
-        for x in args:
-            if isinstance(x, Tensor) and not x.requires_grad:
+        for x in tensors_among(args, {}):
+            if not x.requires_grad:
                 while torch._C._functorch.is_functorch_wrapped_tensor(x):
                     x = torch._C._functorch.get_unwrapped(x)
                 now = torch._C._autograd._get_sequence_nr()

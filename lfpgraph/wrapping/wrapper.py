@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from .regional import WrappingInParts, leaders_of
 from .stand_in import stand_in_of
 
 __all__ = ["explain_wrap", "is_wrapped", "unwrap", "wrap"]
+
+log = logging.getLogger("lfpgraph")
 
 
 def wrap(
@@ -73,11 +76,9 @@ def wrap(
             f"{type(model).__name__} is {outer.path} of a wrapped {whole}, which gives it feedback already."
         )
     dynamo = sys.modules.get("torch._dynamo.eval_frame")  # not imported for this: it takes seconds
-    if dynamo is not None and any(isinstance(module, dynamo.OptimizedModule) for module in model.modules()):
-        raise WrapError(
-            f"{type(model).__name__} is compiled already, so what happens inside cannot be seen. Wrap the model itself, and "
-            "compile it then, if at all: a wrapped model runs as it is."
-        )
+    for name, module in model.named_modules() if dynamo is not None else ():
+        if isinstance(module, dynamo.OptimizedModule):  # type: ignore[union-attr]
+            log.info("%s is compiled; while it gives feedback it runs as it was written", name or "the model")
     check_choice("engine", engine, ENGINES, WrapError)
     if fallback is not None:
         check_choice("fallback", fallback, FALLBACKS, WrapError)

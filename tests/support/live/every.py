@@ -13,7 +13,7 @@ from . import (  # noqa: F401  (fill CASES)
     states,
     tools,
 )
-from .odd import callers, further, hidden, inner, pythonic, values, writes  # noqa: F401
+from .odd import callers, further, hidden, inner, pythonic, unreached, values, writes  # noqa: F401
 from .table import CASES
 
 __all__ = ["CASES"]
