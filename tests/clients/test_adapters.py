@@ -180,7 +180,10 @@ def test_inseq_with_an_encoder() -> None:
         inputs = {"input_ids": source, "decoder_input_ids": target[:, :place], "use_cache": False}
         mine = lfpgraph.attribute(model, inputs, (-1, int(target[0, place])), "attnlrp")
         found = place - sequence.attr_pos_start
-        for theirs, name in ((sequence.source_attributions, "input_ids"), (sequence.target_attributions, "decoder_input_ids")):
+        for theirs, name in (
+            (sequence.source_attributions, "input_ids"),
+            (sequence.target_attributions, "decoder_input_ids"),
+        ):
             own = mine[name][0]
             torch.testing.assert_close(theirs[: len(own), found], own, rtol=1e-3, atol=1e-4)
 
