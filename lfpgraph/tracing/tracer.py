@@ -52,11 +52,12 @@ def trace(
     """
     check_choice("fallback", fallback, FALLBACKS, InputError)
     check_module(model, "trace", TraceError)
-    if isinstance(args, Tensor):
+    if isinstance(args, Mapping):
+        kwargs = {**args, **(kwargs or {})}
+        args = ()
+    elif isinstance(args, Tensor):
         args = (args,)
     kwargs = kwargs or {}
-    if isinstance(args, Mapping):
-        args, kwargs = (), {**args, **kwargs}
     try:
         graph = capture(model, args, kwargs, dynamic)
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):
