@@ -103,8 +103,9 @@ def side(name: str, model: nn.Module, x: Tensor) -> Run:
     return _zennit(model, x) if name == "zennit" else _ours(model, x, name)
 
 
-def timed(model_name: str, names: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round, the sides in turn."""
+def timed(model_name: str, names: list[str], rounds: int, busy: bool = False) -> dict[str, list[float]]:
+    """Seconds of each round, the sides in turn; of the processor where others use the machine (`busy`)."""
+    clock = time.process_time if busy else time.perf_counter
     torch.manual_seed(0)
     model, x = MODELS[model_name]()
     state = {k: v.clone() for k, v in model.state_dict().items()}
@@ -117,9 +118,9 @@ def timed(model_name: str, names: list[str], rounds: int) -> dict[str, list[floa
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--sides", default="autograd," + ",".join(COMPOSITES))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--busy", action="store_true", help="processor time, where others use the machine (one thread)")
     parser.add_argument("--memory", action="store_true", help="measure memory instead, a process for each side")
     parser.add_argument("--one", help="one side's memory, in this process")
     parser.add_argument("--json", type=Path)
@@ -157,7 +159,7 @@ def main() -> None:
             }
             unit = "MiB"
         else:
-            seconds = timed(model, names, options.rounds)
+            seconds = timed(model, names, options.rounds, options.busy)
             found = {n: statistics.median(s) for n, s in seconds.items()}
             unit = "s"
         results[model] = {n: {unit: v, "ratio": v / found["autograd"]} for n, v in found.items()}

@@ -92,10 +92,11 @@ def test_no_numbers(net: nn.Module) -> None:
         (["cat", "dog"], "cannot be explained"),
         (("cat",), "must hold whole numbers"),
         (1.5, "is no class index"),
+        (torch.ones(2, dtype=torch.complex64), "is no class index"),
         (lfpgraph.Contrast(sum, 1), "within a Contrast"),
         (lambda out: out["logits"], r"a tensor of shape \[2, 3\]: IndexError"),
     ],
-    ids=["dict", "words", "place", "float", "contrast", "function"],
+    ids=["dict", "words", "place", "float", "complex", "contrast", "function"],
 )
 def test_targets_of_a_wrong_kind(net: nn.Module, target: Any, message: str) -> None:
     refused(AttributionError, message, net, X, target)
@@ -105,6 +106,16 @@ def test_names_and_options(net: nn.Module) -> None:
     refused(CompositeError, "unknown composite 'epsilon-pluss'; near it: epsilon-plus,", net, X, 0, "epsilon-pluss")
     refused(AttributionError, "no module or node of the graph; modules: 0, 1, 2, 3$", net, X, 0, record="head")
     refused(AttributionError, "must be names", net, X, 0, record=3)
+    refused(CompositeError, "unknown composite ..epsilon", net, X, 0, ["epsilon"])
+    refused(AttributionError, "condition: 'head' is no module", net, X, 0, "epsilon", condition={"head": [0]})
+    refused(AttributionError, "'0' has channels 0 to 1, not .None.", net, X, 0, "epsilon", condition={"0": None})
+    refused(
+        AttributionError, "'0' has channels 0 to 1, not .True", net, X, 0, "epsilon", condition={"0": [True, False]}
+    )
+    refused(AttributionError, "that is no number must be a tensor", net, X, 0, baseline="black")
+    refused(NonFiniteError, "the baseline holds NaN or infinity", net, X, 0, baseline=torch.nan)
+    refused(NonFiniteError, "the baseline holds NaN or infinity", net, X, 0, baseline=X / 0)
+    refused(AttributionError, "a sparse float input has no difference", net, X.to_sparse(), 0)
     refused(
         AttributionError, "on_missing='drive' is not known; choose one of derive, error", net, X, 0, on_missing="drive"
     )

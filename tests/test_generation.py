@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import AttributionError
+from lfpgraph.errors import AttributionError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,18 @@ def test_what_is_refused(causal: Any) -> None:
         ((causal, prompt.expand(2, 3)), {}, "token ids of one prompt"),
         ((causal, {"inputs_embeds": torch.rand(1, 2, 8)}), {}, "token ids of one prompt"),
         ((causal, prompt, torch.tensor([])), {}, "nothing was written"),
+        ((causal, "a text"), {}, "token ids of one prompt"),
+        ((causal, prompt, torch.tensor([[1, 2], [3, 4]])), {}, r"one text, .* not torch.int64 \[2, 2\]"),
+        ((causal, prompt, torch.tensor([1.5])), {}, "one text, .* not torch.float32"),
+        ((causal, prompt, "ab"), {}, "one text, .* not str"),
+        ((causal, prompt, [1]), {"record": "head"}, "explain_generation has no record; it hands on baseline"),
+        ((nn.Embedding(3, 3), prompt, [1]), {}, "itself does not run on the text of 4 tokens"),
+        ((causal, prompt, [9999]), {}, "itself does not run .*IndexError"),
+        ((None, prompt), {}, "takes an nn.Module, not NoneType"),
         ((causal, prompt), {"against": "second"}, "against='second' is not known"),
         ((causal, prompt), {"batch": 0}, "batch must be a whole number"),
         ((causal, prompt), {"generate": {"max_tokens": 3}}, "model.generate fails: "),
         ((Plain(), prompt), {}, "Plain has no generate.*written="),
     ):
-        with pytest.raises(AttributionError, match=message):
+        with pytest.raises((AttributionError, InputError), match=message):
             lfpgraph.explain_generation(*args, **how)

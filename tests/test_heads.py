@@ -30,7 +30,13 @@ def test_boxes() -> None:
         ({"label": 3}, OUT, "label=3 is out of range: 0 to 2"),
         ({"side": 0}, {"pred_logits": OUT.logits}, r"\(pred_logits\) has no boxes; expected one of pred_boxes"),
         ({}, torch.zeros(2, 3), "are no .n, queries, classes"),
-        ({"box": (0, 0)}, OUT, "must be x, y, width and height"),
+        ({"box": (0, 0)}, OUT, "must be four numbers: x and y of the centre, width and height"),
+        ({"box": ("a", 0, 0, 0)}, OUT, "must be four numbers"),
+        ({"box": (torch.nan, 0, 0, 0)}, OUT, "must be four numbers"),
+        ({"box": (0, 0, 1, 1)}, OUT.logits, "needs an output with pred_boxes"),
+        ({"box": (0, 0, 1, 1), "query": 0}, OUT, "query= or box=, not both"),
+        ({"label": "cat"}, OUT, "label='cat' must be a whole number"),
+        ({"query": 1.0}, OUT, "query=1.0 must be a whole number"),
     ):
         with pytest.raises(AttributionError, match=message):
             lfpgraph.Box(**what)(out)
@@ -51,6 +57,9 @@ def test_segments() -> None:
         (lfpgraph.Segment(2), logits, "are no .n, classes, h, w. with a class 2"),
         (lfpgraph.Segment(0, torch.ones(3)), logits, r"a mask of shape \[3\]"),
         (lfpgraph.Segment(0, torch.zeros(1, 2)), logits, "at no place of the mask"),
+        (lfpgraph.Segment(0, torch.zeros(0, 2)), logits, r"a mask of shape \[0, 2\]"),
+        (lfpgraph.Segment(0, [[1.0]]), logits, "mask must be a tensor .*, not list"),  # type: ignore[arg-type]
+        (lfpgraph.Segment(0.5), logits, "label=0.5 must be a whole number"),  # type: ignore[arg-type]
         (lfpgraph.Segment(0), {"aux": logits}, r"\(aux\) has no logits of places"),
     ):
         with pytest.raises(AttributionError, match=message):
@@ -80,9 +89,15 @@ def test_tune() -> None:
 
 
 def test_what_tune_refuses() -> None:
+    with pytest.raises(AttributionError, match="tune takes an nn.Module, not str"):
+        lfpgraph.tune("model", [])  # type: ignore[arg-type]
     model, x = nn.Linear(4, 3), torch.randn(2, 4)
     for args, how, message in (
-        (([],), {}, "at least one batch"),
+        (([],), {}, "a list of batches"),
+        ((x,), {}, "a list of batches"),
+        (([x],), {}, "a list of batches"),
+        (([(x, 1)],), {"candidates": "lrp-0"}, "a list of candidates"),
+        (([(x, 1)], lambda *_: torch.nan), {"candidates": ["lrp-0"]}, "lrp-0: NonFiniteError: the metric is NaN"),
         (([(x, 1)], "aopc"), {}, "metric='aopc'"),
         (([(x, 1)],), {"baseline": x}, "replaces entries by one number"),
         (

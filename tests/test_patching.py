@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import AttributionError, CompositeError
+from lfpgraph.errors import AttributionError, CompositeError, NonFiniteError
 
 from .support.helpers import relative
 
@@ -136,11 +136,26 @@ def test_what_is_refused(language: Any) -> None:
         ((clean, {"ids": corrupt}, metric), "in the same way"),
         (((clean, 1.0), (corrupt, 2.0), metric), "no tensor: 1.0 and 2.0"),
         ((clean, corrupt, metric, "layers"), "sites='layers'"),
+        ((clean, corrupt, metric, []), "sites=.. must be one of nodes, heads"),
+        (
+            (clean, corrupt, lambda out: out.nothing),
+            "the metric fails on the model's output, a tensor of shape .3, 5, 9.",
+        ),
+        ((clean, corrupt, lambda out: 1.0, "nodes", "exact"), "the metric must return a tensor of numbers.*not float"),
         ((clean, corrupt, metric, ["blocks.7"]), "no module or node of the graph"),
         ((clean, corrupt, metric, ["places"]), "does not depend on the model's inputs"),
     ):
         with pytest.raises(AttributionError, match=message):
             lfpgraph.patching(model, *given)
+    with pytest.raises(NonFiniteError, match="the metric is NaN"):
+        lfpgraph.patching(model, clean, corrupt, lambda out: metric(out) * torch.nan, ["blocks"])
+    with pytest.raises(AttributionError, match="modules=3 must be a pattern"):
+        lfpgraph.patching(model, clean, corrupt, metric, modules=3)  # type: ignore[arg-type]
+    with pytest.raises(CompositeError, match="unknown composite None"):
+        lfpgraph.patching(model, clean, corrupt, metric, method=None)  # type: ignore[arg-type]
+    by_place = (lfpgraph.patching(model, clean[i:], corrupt[i:], metric, ["blocks"]) for i in (0, 1))
+    with pytest.raises(AttributionError, match="do not belong together"):
+        next(by_place).correlation(next(by_place))
     with pytest.raises(CompositeError, match="unknown composite 'slopes'"):
         lfpgraph.patching(model, clean, corrupt, metric, method="slopes")
     with pytest.raises(AttributionError, match='with sites="edges", not .nodes.'):

@@ -223,3 +223,11 @@ def test_explain_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     )
     assert run_cli(monkeypatch, "explain", "worded:build", "--input", "one three five", "--target", "1") == 0
     assert "w3" in capsys.readouterr().out and "w5" in Path("explanation.html").read_text()
+    two = ("--input", "one three", "--input", "<b> is no tag", "--target", "1", "--json", "two.json")
+    assert run_cli(monkeypatch, "explain", "worded:build", *two, "--flow") == 0
+    said, page = capsys.readouterr().out, Path("explanation.html").read_text()
+    assert [found["input"] for found in json.loads(Path("two.json").read_text())] == ["one three", "<b> is no tag"]
+    assert "one three: explained " in said and said.count("report: ") == 1
+    assert (
+        page.count("Flow of relevance by cp-lrp") == 2 and "<h2>&lt;b&gt; is no tag</h2>" in page and "<b>" not in page
+    )

@@ -1,8 +1,9 @@
-"""`lfpgraph explain`: an explanation of one input, as a self-contained HTML page."""
+"""`lfpgraph explain`: explanations of one input or several, as a self-contained HTML page."""
 
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +18,16 @@ from .transformers import transformers_library
 
 __all__ = ["explain"]
 
+FACTS = ("model", "input", "target", "rules", "explained value", "relevance at the input", "predicted class")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 def explain(
     model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module, or a transformers folder.")],
-    input_: Annotated[str, typer.Option("--input", help="An image file, a .npy array, or a text.")],
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", help="An image file, a .npy array, or a text; given several times, all of them."),
+    ],
     target: Annotated[
         str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
     ] = "predicted",
@@ -43,54 +48,96 @@ def explain(
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("explanation.html"),
     json_file: JsonFile = None,
 ) -> None:
-    """Explain what a model makes of one image, text or array."""
-    from ..composites.composite import get_composite
+    """Explain what a model makes of images, texts or arrays, all on one page."""
     from ..explain import pictures
-    from ..explain.attribution import attribute
     from ..reports import explanation as sheet
 
     writable(out, json_file)
     network, tokenizer = _model(model)
-    network.eval()
-    wanted = _target(target)
-    inputs, tokens = _inputs(input_, tokenizer, size, mean, std, channels)
-    kind = "text" if tokens is not None else _kind(show, inputs)
-    with own_code(f"explaining {model!r}"):
-        found = attribute(network, inputs, wanted, composite, details=True)
+    asked = _Asked(
+        model, network.eval(), tokenizer, target, composite, show, flow, checked, (size, mean, std, channels)
+    )
+    parts: list[str] = []
+    figures = []
+    for text in inputs:
+        if len(inputs) > 1:
+            parts.append(f"<h2>{html.escape(text[:80])}</h2>")
+        more, figure = _explained(asked, text)
+        parts += more
+        figures.append(figure)
+    facts = [{name: figure[name] for name in FACTS} for figure in figures]
+    title = f"Explanation: {inputs[0][:80]}" if len(inputs) == 1 else f"Explanations of {len(inputs)} inputs"
+    out.write_text(sheet.page(title, parts, facts), encoding="utf-8")
+    give_json(json_file, lambda: figures[0] if len(figures) == 1 else figures)
+    if json_file == STDOUT:
+        return
+    for figure in figures:
+        if figure["tokens"] is not None:
+            typer.echo(pictures.tokens_text(figure["tokens"], torch.tensor(figure["relevance"])))
+        of = f"{figure['input'][:80]}: " if len(figures) > 1 else ""
+        typer.echo(f"{of}explained {figure['explained value']}, at the input {figure['relevance at the input']}")
+    typer.echo(f"report: {out}")
+
+
+@dataclass
+class _Asked:
+    """What is asked of each input; the fields are those of the command line, with the model as it was loaded."""
+
+    model: str
+    network: nn.Module
+    tokenizer: Any
+    target: str
+    composite: str | None
+    show: str | None
+    flow: bool
+    checked: bool
+    pixels: tuple[int | None, float, float, int]  # size, mean, std, channels
+
+
+def _explained(asked: _Asked, text: str) -> tuple[list[str], dict[str, Any]]:
+    """The parts of a page about one input, and its figures: `FACTS` and what the page draws."""
+    from ..explain import pictures
+    from ..explain.attribution import attribute
+    from ..reports import explanation as sheet
+
+    wanted = _target(asked.target)
+    inputs, tokens = _inputs(text, asked.tokenizer, *asked.pixels)
+    kind = "text" if tokens is not None else _kind(asked.show, inputs)
+    with own_code(f"explaining {asked.model!r}"):
+        found = attribute(asked.network, inputs, wanted, asked.composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
-    facts = {
-        "model": model, "input": input_, "target": target, "rules": found.composite,
-        "explained value": f"{float(found.explained.sum()):.5g}",
-        "relevance at the input": f"{float(relevance.sum()):.5g}",
-        "predicted class": str(int(found.output[0].flatten().argmax())),
-    }  # fmt: skip
+    facts = (
+        asked.model, text, asked.target, found.composite, f"{float(found.explained.sum()):.5g}",
+        f"{float(relevance.sum()):.5g}", str(int(found.output[0].flatten().argmax())),
+    )  # fmt: skip
     noted = sheet.places(relevance[0], kind, tokens)
     curves, replaced = None, "Not checked."
-    if checked:
+    if asked.checked:
         value = sheet.explained_as(wanted, found.output)
-        with own_code(f"running {model!r} on a part of its input"):
-            curves, replaced = _curves(lambda x: value(network, x), inputs, relevance, kind, tokenizer)
+        with own_code(f"running {asked.model!r} on a part of its input"):
+            curves, replaced = _curves(lambda x: value(asked.network, x), inputs, relevance, kind, asked.tokenizer)
     if tokens is not None:
         drawn = pictures.tokens_html(tokens, relevance[0])
     else:
         drawn = f'<div class="figure">{pictures.figure_html(_drawn(kind, relevance, inputs, noted))}</div>'
     parts = [sheet.section(drawn, noted, curves, replaced)]
-    if flow:
-        from ..audits.flow import relevance_flow
-
-        rules = "attnlrp" if get_composite(found.composite).compares else found.composite  # two runs have no flow
-        drawing = pictures.flow_drawing(relevance_flow(network, inputs, wanted, rules))
-        title = f"Flow of relevance by {html.escape(rules)}"
-        parts.append(f'<h2>{title}</h2><div class="figure">{pictures.figure_html(drawing)}</div>')
-    out.write_text(sheet.page(f"Explanation: {input_[:80]}", parts, facts), encoding="utf-8")
+    if asked.flow:
+        parts.append(_flow(asked, inputs, wanted, found.composite))
     lines = {} if curves is None else {"most": curves.morf[0].tolist(), "least": curves.lerf[0].tolist()}
-    figures = {**facts, "tokens": tokens, "relevance": relevance[0].tolist(), "places": noted, "curves": lines}
-    give_json(json_file, lambda: figures)
-    if json_file == STDOUT:
-        return
-    if tokens is not None:
-        typer.echo(pictures.tokens_text(tokens, relevance[0]))
-    typer.echo(f"explained {facts['explained value']}, at the input {facts['relevance at the input']}; report: {out}")
+    figures = {"tokens": tokens, "relevance": relevance[0].tolist(), "places": noted, "curves": lines}
+    return parts, {**dict(zip(FACTS, facts)), **figures}
+
+
+def _flow(asked: _Asked, inputs: Any, wanted: Any, rules: str) -> str:
+    """The drawing of the flow between modules, as HTML; two runs that are compared have no flow."""
+    from ..audits.flow import relevance_flow
+    from ..composites.composite import get_composite
+    from ..explain import pictures
+
+    rules = "attnlrp" if get_composite(rules).compares else rules
+    drawing = pictures.flow_drawing(relevance_flow(asked.network, inputs, wanted, rules))
+    title = f"Flow of relevance by {html.escape(rules)}"
+    return f'<h2>{title}</h2><div class="figure">{pictures.figure_html(drawing)}</div>'
 
 
 def _kind(show: str | None, inputs: Tensor) -> str:

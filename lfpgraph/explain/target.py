@@ -274,6 +274,8 @@ class Box:
         if self.query is not None:
             return torch.full((len(logits),), self.query, device=logits.device)
         if self.box is not None:
+            if isinstance(out, Tensor):
+                raise AttributionError("box= needs an output with pred_boxes; this model returns logits alone")
             boxes = _part(out, ("pred_boxes",), "boxes").detach()
             try:
                 sides = torch.as_tensor(self.box, dtype=boxes.dtype, device=boxes.device)

@@ -66,11 +66,8 @@ def amend(
     for amendment in schedule.amendments:
         if (factor := amendment.lone) is not None:
             edge = record.edge_of.get(amendment.exits[0])
-            value = (
-                None
-                if factor.measure in record.remade or factor.measure in record.halved
-                else record.kept[factor.measure]
-            )
+            away = factor.measure in record.remade or factor.measure in record.halved
+            value = None if away else record.kept[factor.measure]
             if edge is not None and is_alive(edge[0]) and is_usual(value, LARGE):
                 hook = LoneFactor(edge[1], value, factor.epsilon, factor.positive, watch)
                 edge[0].register_prehook(hook)

@@ -123,7 +123,10 @@ def section(wide: str, found: Sequence[Mapping[str, Any]], curves: Any, replaced
     return f'{wide}<div class="side">{left}<div class="narrow"><h2>Is it true?</h2>{check}</div></div>'
 
 
-def page(title: str, parts: Sequence[str], facts: Mapping[str, str]) -> str:
-    """A self-contained HTML page of parts, with a table of facts."""
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
+def page(title: str, parts: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str:
+    """A self-contained HTML page of parts, with a table of facts, a column for each input."""
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{html.escape(each[name])}</td>' for each in facts)}</tr>"
+        for name in facts[0]
+    )
     return encodable(f"{head(title, _STYLE)}{''.join(parts)}<h2>Facts</h2><table>{rows}</table></body></html>\n")

@@ -53,11 +53,13 @@ def trace(
     """
     check_choice("fallback", fallback, FALLBACKS, InputError)
     check_module(model, "trace", TraceError)
-    if isinstance(args, Tensor):
+    if isinstance(args, Mapping):
+        kwargs = {**args, **(kwargs or {})}
+        args = ()
+    elif isinstance(args, Tensor):
         args = (args,)
-    positional, named = ((), {**args, **(kwargs or {})}) if isinstance(args, Mapping) else (args, kwargs or {})
     with alone(model):
-        return _traced(model, positional, named, dynamic, fallback, compare)
+        return _traced(model, args, kwargs or {}, dynamic, fallback, compare)
 
 
 def _traced(

@@ -52,7 +52,7 @@ def explanation(folder: Path) -> Path:
     found = sheet.places(x[0], "image")
     figure = pictures.side_by_side(x[0], x[0])
     parts = [sheet.section(pictures.figure_html(figure), [{**found[0], "name": HOSTILE}], None, HOSTILE)]
-    (folder / "explanation.html").write_text(sheet.page(HOSTILE, parts, {"input": HOSTILE}))
+    (folder / "explanation.html").write_text(sheet.page(HOSTILE, parts, [{"input": HOSTILE}]))
     return folder / "explanation.html"
 
 
