@@ -50,7 +50,8 @@ def compare(
     torch.set_num_threads(threads or torch.get_num_threads())
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    with own_code(f"training {model!r}"), Progress(*columns, console=console) as bar:
+    shown = Progress(*columns, console=console, disable=not console.is_terminal)
+    with own_code(f"training {model!r}"), shown as bar:
         task = bar.add_task("preparing", total=None)
         result = compare_ways(
             lambda: call_target(build, model), train, test, [way.strip() for way in ways.split(",")],

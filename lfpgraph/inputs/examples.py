@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modes import eval_mode
+from ..silence import quiet
 from .maker import TensorMaker
 
 __all__ = ["example_inputs"]
@@ -82,7 +83,7 @@ def _fits(model: nn.Module, side: int) -> bool:
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     try:
-        with eval_mode(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with quiet(), eval_mode(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             weight = first.weight
             model(torch.empty(2, first.in_channels, side, side, dtype=weight.dtype, device=weight.device))
         return True
