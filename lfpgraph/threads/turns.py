@@ -7,12 +7,13 @@ also puts other tensors in the place of its parameters and buffers, so that nobo
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
@@ -20,11 +21,12 @@ from ..errors import TraceError
 
 __all__ = ["LOCK", "alone", "another_thread_traces", "begin_run", "end_run", "one_at_a_time", "wait_for_traces"]
 
+log = logging.getLogger("lfpgraph")
 LOCK = threading.RLock()  # held by the thread that traces
 _cut_off = False  # whether this process was forked in the middle of another thread's trace
 _runs: dict[int, list[nn.Module]] = {}  # by thread: the wrapped models that it runs, one inside the other
 _waiting: dict[int, int] = {}  # threads that wait for the lock, and touch nothing until they have it
-_seen: dict[int, tuple[Any, float]] = {}  # where a thread was when it was looked at, and since when
+_LONGEST = 300.0  # seconds that a run is waited for
 _STANDS = 2.0  # seconds at one place, after which a thread is taken to wait for something else: this thread, perhaps
 
 
@@ -33,7 +35,7 @@ def _after_fork() -> None:
     global _cut_off
     _cut_off = _cut_off or not LOCK.acquire(blocking=False)
     LOCK._at_fork_reinit()  # type: ignore[attr-defined]
-    for others in (_runs, _waiting, _seen):
+    for others in (_runs, _waiting):
         for thread in [thread for thread in others if thread != threading.get_ident()]:
             del others[thread]  # type: ignore[attr-defined]
 
@@ -120,26 +122,39 @@ def alone(model: nn.Module) -> Iterator[None]:
     for what this one is about to do, as a forward that calls its parts in other threads does.
     """
     with one_at_a_time():
-        modules = None
+        modules, since = None, time.monotonic()
+        seen: dict[int, tuple[types.FrameType, int, float]] = {}
         while len(_runs) > (threading.get_ident() in _runs):
             modules = set(model.modules()) if modules is None else modules
-            if not _moving(modules):
+            if not _moving(modules, seen):
+                break
+            if time.monotonic() - since > _LONGEST:
+                log.warning(
+                    "%s is traced in the midst of another thread's call of it, which has lasted more than %d seconds; that call "
+                    "may meet tensors without data.",
+                    type(model).__name__, _LONGEST,
+                )  # fmt: skip
                 break
             time.sleep(1e-3)
+        seen.clear()
         yield
 
 
-def _moving(modules: set[nn.Module]) -> bool:
-    """Whether another thread runs one of the modules, and neither waits for the lock nor stands still."""
+def _moving(modules: set[nn.Module], seen: dict[int, tuple[types.FrameType, int, float]]) -> bool:
+    """Whether another thread runs one of the modules, and neither waits for the lock nor stands still.
+
+    Args:
+        seen: by thread, the frame and the place in it where it was when it was looked at, and since when.
+    """
     frames, now, moving = sys._current_frames(), time.monotonic(), False
     for thread, runs in list(_runs.items()):
-        if thread == threading.get_ident() or thread in _waiting or thread not in frames:
+        frame = frames.get(thread)
+        if thread == threading.get_ident() or thread in _waiting or frame is None:
             continue
         if not any(part in modules for run in list(runs) for part in run.modules()):
             continue
-        place = id(frames[thread]), frames[thread].f_lasti
-        before, since = _seen.get(thread, (None, now))
-        if place != before:
-            _seen[thread], since = (place, now), now
-        moving = moving or now - since < _STANDS
+        before = seen.get(thread)
+        if before is None or before[0] is not frame or before[1] != frame.f_lasti:
+            before = seen[thread] = frame, frame.f_lasti, now
+        moving = moving or now - before[2] < _STANDS
     return moving
