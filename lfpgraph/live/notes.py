@@ -32,6 +32,7 @@ __all__ = [
     "is_compressed",
     "is_older",
     "is_over",
+    "made_of",
     "refs_in",
     "save_apart",
     "storage_of",
@@ -184,6 +185,14 @@ def tensors_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> list
         return [t for item in value for t in tensors_in(item, depth + 1, seen)]
     held = getattr(value, "__dict__", None)
     return tensors_in(held, depth + 1, seen) if isinstance(held, dict) else []
+
+
+def made_of(tensor: Tensor) -> list[Tensor]:
+    """A tensor, and where it is made of others (a quantised weight: of whole numbers and scales) these, which operations read."""
+    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [tensor, *(part for t in inner for part in made_of(t))]
 
 
 def alias_of(x: Tensor) -> Tensor:

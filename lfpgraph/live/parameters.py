@@ -144,9 +144,7 @@ def watching(parameter: Tensor) -> list[_Arrival]:
 
 def feed(parameter: Tensor, feedback: Tensor) -> None:
     """Note feedback that is on its way to a parameter, for all who watch it."""
-    for ref in _ARRIVALS.get(id(parameter), ()):
-        if (arrival := ref()) is None:
-            continue
+    for arrival in watching(parameter):
         if arrival.compares:
             before = arrival.fed if isinstance(arrival.fed, tuple) else ()
             arrival.fed = (*before, feedback.detach())

@@ -4,12 +4,13 @@ A run that is recorded takes each parameter through an alias of its own, and han
 it takes the aliases that were made for that one: nothing is to be made anew, and no hook to be put.
 
 Note [Not a view]: torch makes the autograd node of a view anew once the memory has been written to, as each step of an
-optimizer does. What a custom Function hands out is no view; it lies in the same memory all the same, and autograd counts writes to
-it as it counts those to the parameter.
+optimizer does. What a custom Function hands out is no view; it lies in the same memory all the same, and autograd counts
+writes to it as it counts those to the parameter.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ..parameters import Scale
 
 __all__ = ["Met", "hold", "scaled_by"]
 
+log = logging.getLogger("lfpgraph")
 _grad = torch.is_grad_enabled
 
 
@@ -71,9 +73,18 @@ def hold(found: Sequence[tuple[int, int, Tensor, Scale | None]]) -> list[Met]:
 
 
 def scaled_by(alias: Tensor, scale: Scale) -> bool:
-    """Whether an alias makes feedback by itself: from now on by this scale, which is nearly always what it did."""
+    """Whether an alias makes feedback by itself: from now on by this scale.
+
+    Where the composite's rules for a parameter depend on the way that a run takes, and an earlier run through the same alias is
+    still to be propagated, the feedback of both is what it is in the later one; one log line says so.
+    """
     node: Any = alias.grad_fn
     if type(node) is not _NODE:
         return False
-    node.scales[alias.output_nr] = scale
+    place = alias.output_nr
+    if node.scales[place].how[1:] != scale.how[1:]:
+        log.warning(
+            "a parameter's feedback is another one in this run than in that before; so is that run's, if it comes yet"
+        )
+    node.scales[place] = scale
     return True
