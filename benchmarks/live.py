@@ -2,7 +2,8 @@
 
 Time: forward and backward in processor time of one thread; two copies of a model take turns, figures are medians. Memory: the
 peak of a step, each side in a process of its own (`benchmarks.memory`). With `--page FILE` the section "Live engine" of a
-Markdown file is written anew, up to the next heading: what is written by hand has a heading of its own.
+Markdown file is written anew after each row, up to the next heading: what is written by hand has a heading of its own. The rows
+are kept in `live.json` beside it, and not measured again as long as the library is the same: a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import hashlib
 import json
 import statistics
 import time
@@ -28,6 +30,7 @@ COMPOSITES = ["lfp", "lfp-epsilon"]
 MODELS = ["mlp-64", "mlp-784", "digits-cnn", "digits-vit", "resnet18", "vit-s16", "bert-base", "gpt2"]
 GUARDED = ["mlp-64", "mlp-784", "vit-s16"]
 TITLE = "## Live engine"
+LARGE = MODELS[4:]  # of which memory is measured; that of the others moves by itself
 WARM_UP = 6  # the live engine keeps no more than it has to from its fifth step on
 
 
@@ -46,9 +49,9 @@ def step_times(name: str, budget: float) -> dict[str, Any]:
         return time.process_time() - start
 
     first = {side: step(side) for side in sides}
-    for _ in range(WARM_UP):
-        once = sum(step(side) for side in sides)
-    rounds = max(7, min(500, int(budget / once)))
+    for i in range(WARM_UP):
+        once = sum(step(side) for side in sides if side != "backprop" or i > WARM_UP - 3)
+    rounds = max(5, min(500, int(budget / once)))
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
@@ -127,29 +130,49 @@ def section(rows: list[dict[str, Any]], guards: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def version() -> str:
+    """Stands for the library as it is, and for torch."""
+    files = sorted(Path(lfpgraph.__file__).parent.rglob("*.py"))
+    found = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return f"{found}, torch {torch.__version__}"
+
+
+def write(page: Path, known: dict[str, Any]) -> None:
+    """Write the rows that are known, beside the page and on it."""
+    page.with_name("live.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    rows = [known["rows"][name] for name in MODELS if name in known["rows"]]
+    guards = [known["guards"][name] for name in GUARDED if name in known["guards"]]
+    before, _, rest = page.read_text(encoding="utf-8").partition(TITLE)
+    after = "".join(rest.partition("\n## ")[1:])
+    page.write_text(f"{before.rstrip()}\n\n{section(rows, guards)}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="*", default=MODELS)
-    parser.add_argument("--guarded", nargs="*", default=GUARDED)
-    parser.add_argument("--budget", type=float, default=30.0, help="seconds for the steps of one model")
+    parser.add_argument("--model", nargs="*", default=MODELS, choices=MODELS)
+    parser.add_argument("--guarded", nargs="*", default=GUARDED, choices=MODELS)
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds for the steps of one model")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--page", type=Path, help="a Markdown file whose section is written anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows, guards = [], []
-    for name in options.model:
-        rows.append(step_times(name, options.budget) | ({} if options.no_memory else peaks(name)))
-        print(json.dumps(rows[-1]), flush=True)
-    for name in options.guarded:
-        guards.append(guard_times(name))
-        print(json.dumps(guards[-1]), flush=True)
-    text = section(rows, guards)
-    print(text)
-    if options.page is not None:
-        page = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
-        before, _, rest = page.partition(TITLE)
-        after = "".join(rest.partition("\n## ")[1:])
-        options.page.write_text(f"{before.rstrip()}\n\n{text}{after}", encoding="utf-8")
+    known: dict[str, Any] = {"version": version(), "rows": {}, "guards": {}}
+    kept = options.page.with_name("live.json") if options.page is not None else None
+    if kept is not None and kept.exists():
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        known = before if before["version"] == known["version"] else known
+    jobs = [("guards", name) for name in options.guarded] + [("rows", name) for name in options.model]
+    for kind, name in jobs:
+        if name not in known[kind]:
+            if kind == "guards":
+                known[kind][name] = guard_times(name)
+            else:
+                memory = {} if options.no_memory or name not in LARGE else peaks(name)
+                known[kind][name] = step_times(name, options.budget) | memory
+            if options.page is not None:
+                write(options.page, known)
+        print(json.dumps(known[kind][name]), flush=True)
+    print(section(list(known["rows"].values()), list(known["guards"].values())))
 
 
 if __name__ == "__main__":

@@ -161,15 +161,12 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
         constants = (share, unit, 1.0 if unit == 1 else _tiny(w.dtype))
         made = in_one_kernel("scale_by_floored_size", (s, w, _rms(w)), *constants) if w.is_cuda else None
         return _floored(s, w, *floor_and_unit(w, share, unit), out=out) if made is None else made
-    if w.dtype in _USUAL:  # the same in fewer operations
-        rms = _norm(w).item() / math.sqrt(w.numel())
-    else:
-        rms = _rms(w).item()
+    few = w.dtype in (torch.float32, torch.float64) and w.numel() <= _BLOCK
+    rms = (
+        torch.linalg.vector_norm(w).item() / math.sqrt(w.numel()) if few else _rms(w).item()
+    )  # the same in fewer operations
     unit = unit if unit == 1 else max(unit, 1 / max(rms, _tiny(w.dtype)))
     return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(share * rms), value=unit, out=out)
-
-
-_norm, _USUAL = torch.linalg.vector_norm, (torch.float32, torch.float64)
 
 
 @functools.cache

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 import lfpgraph
 from lfpgraph.live import engine
-from lfpgraph.live.repeats.replay import Replay
 
 from .support.live.every import CASES
+from .support.live.replays import SETTLED, compare, replayed, step
 from .support.live.table import assert_equal, run
 
-_SETTLED = 5  # steps after which a run is only compared
+__all__ = ["replayed"]
 
 
 class Net(nn.Module):
@@ -38,39 +38,13 @@ class Net(nn.Module):
         return out
 
 
-@pytest.fixture
-def replayed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each run that was only compared was as expected to its end."""
-    found: list[bool] = []
-    amend = Replay.amend
-
-    def noted(self: Replay, tensors: Any) -> bool:
-        found.append(amend(self, tensors))
-        return found[-1]
-
-    monkeypatch.setattr(Replay, "amend", noted)
-    return found
-
-
-def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    model.zero_grad(set_to_none=True)
-    model(x).square().sum().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def settled(composite: str) -> tuple[Net, Tensor]:
     torch.manual_seed(0)
     model, x = Net().double(), torch.randn(4, 5, dtype=torch.float64)
     lfpgraph.wrap(model, composite, engine="live")
-    for _ in range(_SETTLED):
+    for _ in range(SETTLED):
         step(model, x)
     return model, x
-
-
-def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert list(found) == list(expected)
-    for name, value in found.items():
-        assert (value - expected[name]).norm() <= 1e-12 * expected[name].norm(), name
 
 
 def another_parameter(net: Net) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .notes import Notes, as_inputs, as_met, refs_in, tensors_in, with_parts
 from .record import Record
-from .repeats.replay import Replay, simple
+from .repeats.expected import simple
+from .repeats.replay import Replay
 from .repeats.steps import quick_steps
 from .schedule import Schedule, make_schedule
 
@@ -76,16 +78,18 @@ class LiveEngine:
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
         self._planned = 0
-        self.names: dict[
-            int, tuple[weakref.ref[Tensor], tuple[str, str]]
-        ] = {}  # by identity: what tensors are in the model
+        # by identity: what tensors are in the model
+        self.names: dict[int, tuple[weakref.ref[Tensor], tuple[str, str]]] = {}
 
     @property
     def plans(self) -> int:
         return self._planned
 
-    def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Any, stand_in: Any = None) -> Any:
         """Call the model and let `.backward()` of whatever comes of it give feedback.
+
+        Args:
+            stand_in: what stands in place of the model's own call, if it is that which is called.
 
         Raises:
             NoRuleError: with on_missing="error", an operation has no rule.
@@ -99,12 +103,15 @@ class LiveEngine:
         leaves, last = _Leaves(self, args, kwargs), self.last.get(kind)
         again = last is not None and last.simple is not None and not self._keep_all and not kind[3]
         record: Any = Record(leaves, last, self.path, self._keep_all > 0) if not again else None
-        record = record or Replay(last, leaves, self.path, self.watch)  # type: ignore[arg-type]
+        if last is not None and again:
+            record = Replay(last, leaves, self.path, self.watch)
         self.watch.begin()
         try:
             try:
-                with steps_as_one(lambda: takes_steps_as_one(self.composite)), recording(record):
-                    result = call(*args, **kwargs)
+                left, result = record.along(self.model, stand_in, args, kwargs) if again else (None, None)
+                if left is None or left:
+                    with steps_as_one(lambda: takes_steps_as_one(self.composite)), recording(record):
+                        result = reduce(lambda x, part: part(x), left, result) if left else call(*args, **kwargs)
             finally:
                 self.watch.end()
             with paused():

@@ -198,7 +198,7 @@ class Wrapping:
     def _lively(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         if part.path == "":
             self._count("live")
-        return self._engine(part).run(part.run_module, args, kwargs)
+        return self._engine(part).run(part.run_module, args, kwargs, part)
 
     def _statically(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         found = [mode for mode in modes() if not (isinstance(mode, TorchDispatchMode) and mode.is_infra_mode())]

@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
-__all__ = ["OneOperation", "one_operation"]
+__all__ = ["OneOperation", "chained", "one_operation"]
 
 aten = torch.ops.aten
 _TYPES = (Tensor, nn.Parameter, type(None))
@@ -44,9 +44,7 @@ class OneOperation(NamedTuple):
 
     def arguments(self, own: dict[str, Any], args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The operation's arguments for a module with these attributes; None if the module is to run as it is."""
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
-            return None
-        if _before or _after or _full or _before_full or "forward" in own or _modes() or _profile() or _trace():
+        if _is_seen(own):
             return None
         if self.kind.forward is not self.forward or getattr(functional, self.name) is not self.function:
             return None
@@ -54,6 +52,26 @@ class OneOperation(NamedTuple):
             return None
         held = self.held(own)
         return None if held is None else (*args, *held)
+
+
+def _is_seen(own: dict[str, Any]) -> bool:
+    """Whether anybody may see that a module with these attributes is called, or change what it does."""
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return True
+    if _before or _after or _full or _before_full or "forward" in own or own.get("_compiled_call_impl") is not None:
+        return True
+    return bool(_modes() or _profile() or _trace())
+
+
+def chained(module: nn.Module) -> list[nn.Module] | None:
+    """The modules that a module calls one after the other, each with what the one before it returns, if that is all it does."""
+    own = vars(module)
+    if type(module) is not nn.Sequential or nn.Sequential.forward is not _CHAIN or _is_seen(own):
+        return None
+    return list(own["_modules"].values()) if nn.Module.__call__ is _CALL else None
+
+
+_CHAIN, _CALL = nn.Sequential.forward, nn.Module.__call__
 
 
 def _weight_and_bias(own: dict[str, Any]) -> tuple[Any, ...] | None:

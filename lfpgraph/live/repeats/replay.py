@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from ...engine.plan import How
 from ..arrivals.watch import Watch, watching
 from ..bridges import LARGE
 from ..interception import hide, show
@@ -22,83 +19,16 @@ from ..parameters import Scale
 from ..record import Record
 from ..schedule import Schedule
 from .aliases import Met, hold
-from .factors import USUAL, Factor, LoneFactor, is_usual
-from .modules import OneOperation
-from .steps import ANOTHER, Quick, note_made
+from .expected import Scaled
+from .factors import LoneFactor, is_usual
+from .modules import OneOperation, chained
+from .steps import ANOTHER, note_made
 
-__all__ = ["Replay", "Simple", "simple"]
+__all__ = ["Replay"]
 
 _grad = torch.is_grad_enabled
 _transform = torch._C._functorch.peek_interpreter_stack
 _autocast = torch._C._is_any_autocast_enabled
-
-
-class _Scaled(NamedTuple):
-    """A parameter that was met, and what makes its signal feedback, also as a tensor holds its hooks (of a large one: None)."""
-
-    parameter: Tensor
-    shape: torch.Size
-    dtype: torch.dtype
-    scale: Scale
-    hooks: dict[int, Any] | None
-
-
-@dataclass(frozen=True)
-class Simple:
-    """A planned run of which every step is quickly compared, and that is amended by epsilon factors alone.
-
-    Attributes:
-        leaves: by number, of each value that the run finds its kind and name, type, dimensions, and whether autograd follows it.
-        steps: all of the run. count: of its values. unread: values besides the outputs that nothing in the run reads.
-        parameters: by number, how the signal becomes feedback; scales: what does it, with the parameter that was met last.
-        factors: the number of each output, and its factor.
-        direct: parameters whose feedback is their signal, and that one operation reads whose output has a factor: by the number
-            of that output. They need no alias, and the factor tells the watch of them. bare: all of these.
-    """
-
-    leaves: dict[int, tuple[tuple[str, Any], torch.dtype, int, bool]]
-    steps: list[Quick]
-    count: int
-    unread: list[int]
-    parameters: dict[int, How]
-    scales: dict[int, _Scaled]
-    factors: list[tuple[int, Factor]]
-    direct: dict[int, list[int]]
-    bare: set[int]
-
-
-def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
-    """A planned run made ready for `Replay`, if it is such a run; `record` is the run it was planned for."""
-    lone = [(a.exits[0], a.lone) for a in schedule.amendments]
-    outside = any(leaf.tensor.grad_fn is not None for leaf in record.leaves)  # made by another network
-    if check or outside or record.begun or record.own or not lone or not all(schedule.quick):
-        return None
-    if schedule.looks_at_outputs or not all(factor for _, factor in lone):
-        return None
-    if any(leaf.tensor.is_cuda for leaf in record.leaves) or any(
-        f and record.dtypes[f.measure] not in USUAL for _, f in lone
-    ):
-        return None
-    leaves = {}
-    for leaf, (kind, name, (dtype, dims, follows)) in zip(record.leaves, schedule.around[0]):
-        leaves[leaf.value] = (kind, name), dtype, dims, follows
-    factors = [(n, factor) for n, factor in lone if factor]
-    reads = Counter(n for step in schedule.quick for _, n in step.tensors)
-    numbers = [(record.leaves[place].value, how) for place, how in schedule.parameters]
-    parameters = {n: how for n, how in numbers if leaves[n][3]}
-    kept = schedule.kept_values
-    own = {n for n, how in parameters.items() if reads[n] == 1 and (how.plain or how.small) and n not in kept}
-    for step in schedule.quick:
-        step.sort(leaves, own)
-    direct: dict[int, list[int]] = {n: [] for n, _ in factors}
-    for step in schedule.quick:
-        if step.number in direct:
-            direct[step.number] = [
-                n for _, n in step.outer if n in parameters and parameters[n].plain and reads[n] == 1
-            ]
-    unread = [n for n in schedule.unread if n not in schedule.around[1]]
-    bare = {n for numbers in direct.values() for n in numbers}
-    return Simple(leaves, schedule.quick, len(record.shapes), unread, parameters, {}, factors, direct, bare)
 
 
 class Replay:
@@ -129,7 +59,7 @@ class Replay:
         self.aliases: dict[int, Tensor] = {}
         self.versions: dict[int, int] = {}
         self.met: list[list[Met]] = []
-        self._scaled: list[tuple[Tensor, _Scaled]] = []
+        self._scaled: list[tuple[Tensor, Scaled]] = []
         self._record: Record | None = None
         self._started = torch._C._autograd._get_sequence_nr()
 
@@ -146,18 +76,55 @@ class Replay:
         record.path = self.path
         return record.run(op, args, kwargs)
 
-    def at_once(self, known: OneOperation, own: dict[str, Any], args: tuple[Any, ...]) -> Any:
-        """The result of a module whose forward is one operation, if that is the expected one; else ANOTHER."""
+    def at_once(self, known: OneOperation, own: dict[str, Any], args: tuple[Any, ...], unseen: bool = False) -> Any:
+        """The result of a module whose forward is one operation, if that is the expected one; else ANOTHER.
+
+        With `unseen`, nobody records what is run here.
+        """
         steps, done = self.simple.steps, self.done
         if self._record is not None or done == len(steps) or steps[done].op is not known.op:
             return ANOTHER
         if not _grad() or _transform() is not None or _autocast() or (given := known.arguments(own, args)) is None:
             return ANOTHER
+        if unseen:
+            return steps[done].again(self, given, known.function)
         hide()
         try:
-            return steps[done].again(self, given)
+            return steps[done].again(self, given, known.function)
         finally:
             show()
+
+    def along(
+        self, model: nn.Module, stand_in: Any, args: Sequence[Any], kwargs: Any
+    ) -> tuple[list[nn.Module] | None, Any]:
+        """Run the first of a chain of modules, without a call of each, as far as they are the expected operations.
+
+        Nobody records meanwhile.
+
+        Args:
+            model: which may be such a chain. stand_in: in place of its call; None if it is not that which runs.
+
+        Returns:
+            The modules that are left to run, None where it is no chain; and what the first of them is given.
+        """
+        left = chained(model) if stand_in is not None and len(args) == 1 and not kwargs else None
+        if not left:
+            return None, None
+        x = args[0]
+        while left:
+            own = vars(left[0])
+            part: Any = own.get("_call_impl")
+            known = getattr(part, "known", None)
+            if known is None or part.module is not left[0] or part.wrapping is not stand_in.wrapping:
+                break
+            self.path = part.whole_path
+            out = self.at_once(known, own, (x,), True)
+            if out is ANOTHER:
+                break
+            x = out
+            del left[0]
+        self.path = self.root
+        return left, x
 
     def meet(self, number: int, x: Tensor) -> bool:
         """Whether a tensor that the run has not met is what was found in its place; it is met then."""
@@ -186,6 +153,10 @@ class Replay:
         found = [(i, n, args[i], None if n in bare else scales[n].scale) for i, n in places]
         if any(scale is None and a.compares for _, _, x, scale in found for a in watching(x)):
             return None
+        if any(
+            type(x) not in (Tensor, nn.Parameter) for _, _, x, _ in found
+        ):  # made of others, it has no memory of its own
+            return None
         return hold(found)
 
     def _is_found(self, number: int, x: Tensor) -> bool:
@@ -202,7 +173,7 @@ class Replay:
         if how is not None:
             scale = Scale(self.schedule.plan, how, x, x.shape, self.watch)
             hooks = {0: scale.at_alias} if x.numel() < LARGE else None
-            simple.scales[number] = _Scaled(x, x.shape, dtype, scale, hooks)
+            simple.scales[number] = Scaled(x, x.shape, dtype, scale, hooks)
         return True
 
     def record(self) -> Record:

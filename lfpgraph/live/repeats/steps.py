@@ -122,8 +122,8 @@ class Quick:
         run.met.append(met)
         return given
 
-    def again(self, run: Any, args: tuple[Any, ...]) -> Any:
-        """The same in a run that has been this one so far (`Replay`)."""
+    def again(self, run: Any, args: tuple[Any, ...], function: Any = None) -> Any:
+        """The same in a run that has been this one so far (`Replay`); run by a function of torch, if one is given."""
         if self.rest and self._is_another(args) or len(args) != self.count:
             return ANOTHER
         edges, tensors = run.edges, run.tensors
@@ -153,7 +153,7 @@ class Quick:
                 given[i] = run.aliases[want]
         if self.others and self._has_another_shape(run.shapes):
             return ANOTHER
-        out = self.op._op(*given)
+        out = (function or self.op._op)(*given)
         node = out.grad_fn if isinstance(out, Tensor) else None
         if node is None or out.dtype is not self.dtype or len(shape := out.shape) != self.dims:
             return run.record().note(self.op, args, out)
