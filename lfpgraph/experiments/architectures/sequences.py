@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from ..common.models import seeded
 
 __all__ = ["continued", "curves_in_time", "run"]
 
-RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+RATES = (3e-2, 1e-1, 3e-1)
 TRAINED, LENGTH, KNOWN, DIVERGENCE = 32, 12, 6, 1e-3
 
 
@@ -82,9 +83,9 @@ def run(settings: Settings) -> Report:
         case.more["seen"], case.values = case.values, case.more.pop("error")
         return case
 
-    cases, notes = list[Case](), list[str]()
+    cases, notes, once = list[Case](), list[str](), replace(settings, seeds=1)
     for make in (partial(Way, "LFP", "lfp", _loss), partial(Way, "backprop", None, _loss)):
-        tried = {rate: measured(make(lr=rate), chosen_by, settings, "choosing").mean for rate in RATES}
+        tried = {rate: measured(make(lr=rate), chosen_by, once, "choosing").mean for rate in RATES}
         rate = min(tried, key=lambda rate: tried[rate] if math.isfinite(tried[rate]) else math.inf)
         case = measured(make(lr=rate), test, settings, "PV-RNN")
         case.more["lr"] = rate
