@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from lfpgraph.models_zoo.digits import cnn, vit
-from lfpgraph.models_zoo.other_kinds import GCN
+from lfpgraph.models_zoo.other_kinds import GCN, SpikingMLP
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -30,7 +30,6 @@ from lfpgraph.comparison.examples import IGNORED, Examples
 from lfpgraph.comparison.runs import optimizer_of, step
 from lfpgraph.demo.data import digits
 from lfpgraph.errors import LfpGraphError
-from lfpgraph.experiments.common.models import LifNet
 
 __all__ = ["FOLDER", "PAGE", "TASKS", "cnn", "digits", "draws", "gnn", "graph", "spikes", "table", "vit", "with_table"]
 
@@ -46,7 +45,12 @@ def gnn() -> nn.Module:
 
 def spikes() -> nn.Module:
     """Two layers of leaky neurons, five steps; the output is how often each of the last ones spiked."""
-    return nn.Sequential(nn.Flatten(), LifNet((64, 128, 10), 5, 0.9))
+
+    class Counted(SpikingMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.steps
+
+    return nn.Sequential(nn.Flatten(), Counted(64, 128, 10, 5))
 
 
 def draws() -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from ...composites.composite import get_composite
 from ...models_zoo.forecasting import PVRNN
 from ..common.drawing import draw_bars
 from ..common.harness import Case, Report, Settings, Way, fit
@@ -84,7 +85,12 @@ def run(settings: Settings) -> Report:
         return case
 
     cases, notes, once = list[Case](), list[str](), replace(settings, seeds=1)
-    for make in (partial(Way, "LFP", "lfp", _loss), partial(Way, "backprop", None, _loss)):
+    plain = get_composite("lfp").override("causes", scale="signal")  # causes are states of a sequence, not weights
+    for make in (
+        partial(Way, "LFP", "lfp", _loss),
+        partial(Way, "LFP, causes by their signal", plain, _loss),
+        partial(Way, "backprop", None, _loss),
+    ):
         tried = {rate: measured(make(lr=rate), chosen_by, once, "choosing").mean for rate in RATES}
         rate = min(tried, key=lambda rate: tried[rate] if math.isfinite(tried[rate]) else math.inf)
         case = measured(make(lr=rate), test, settings, "PV-RNN")
