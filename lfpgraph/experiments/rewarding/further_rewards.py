@@ -55,10 +55,10 @@ def ranked(outputs: Tensor, real: Tensor) -> float:
 
 
 def _with_shuffled(data: Arrays) -> Arrays:
-    """Digits, and as many with their pixels in another order."""
+    """Digits in turn with the same whose pixels are in another order."""
     x, _ = data
     order = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).argsort(1)
-    return torch.cat([x, x.gather(1, order)]), torch.cat([torch.ones(len(x)), torch.zeros(len(x))]).long()
+    return torch.stack([x, x.gather(1, order)], 1).flatten(0, 1), torch.tensor([1, 0]).repeat(len(x))
 
 
 def run(settings: Settings) -> Report:
