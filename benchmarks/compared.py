@@ -1,6 +1,7 @@
-"""Ways of training side by side on a CNN, a ViT and a graph network: the tables of docs/methods.md.
+"""Ways of training side by side on a CNN, a ViT, a graph network, spiking neurons and draws: the tables of docs/methods.md.
 
-python -m benchmarks.compared cnn FOLDER    runs what is missing, one file a way, and prints the table
+python -m benchmarks.compared cnn           runs what docs/methods/cnn.json lacks, way by way, and writes the table
+python -m benchmarks.compared cnn --folder /tmp/mine --ways lfp,backprop
 lfpgraph compare benchmarks.compared:vit benchmarks.compared:digits --ways lfp,backprop,local --steps 300 --seeds 3
 """
 
@@ -9,16 +10,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
+import re
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lfpgraph.models_zoo.digits import cnn, vit
-from lfpgraph.models_zoo.other_kinds import GCN
-from torch import nn
+from lfpgraph.models_zoo.other_kinds import GCN, SpikingMLP
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -28,14 +31,36 @@ from lfpgraph.comparison.runs import optimizer_of, step
 from lfpgraph.demo.data import digits
 from lfpgraph.errors import LfpGraphError
 
-__all__ = ["cnn", "digits", "gnn", "graph", "vit"]
+__all__ = ["FOLDER", "PAGE", "TASKS", "cnn", "digits", "draws", "gnn", "graph", "spikes", "table", "vit", "with_table"]
 
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER, PAGE = ROOT / "docs/methods", ROOT / "docs/methods.md"
 NODES, CLASSES, FEATURES = 1000, 6, 16
 
 
 def gnn() -> nn.Module:
     """The zoo's graph convolutional network, which is given a whole graph."""
     return GCN(FEATURES, 32, CLASSES)
+
+
+def spikes() -> nn.Module:
+    """Two layers of leaky neurons, five steps; the output is how often each of the last ones spiked."""
+
+    class Counted(SpikingMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.steps
+
+    return nn.Sequential(nn.Flatten(), Counted(64, 128, 10, 5))
+
+
+def draws() -> nn.Module:
+    """A hidden layer of neurons that are on or off by chance."""
+
+    class Drawn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.bernoulli(x.sigmoid())
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), Drawn(), nn.Linear(128, 10))
 
 
 def graph() -> tuple[Any, Any]:
@@ -53,84 +78,119 @@ def graph() -> tuple[Any, Any]:
     return tuple(DataLoader([(whole, y)], batch_size=None) for y in (train, test))  # type: ignore[return-value,arg-type]
 
 
+@dataclass(frozen=True)
+class Task:
+    """A model, its data, steps, rates, and the ways that train it."""
+
+    build: Callable[[], nn.Module]
+    data: Callable[[], tuple[Any, Any]]
+    steps: int
+    rates: tuple[float, ...]
+    ways: tuple[str, ...]
+
+
 WAYS = (
     "backprop", "lfp", "local", "auglocal", "man", "forward-gnn", "counter-current", "usf", "fa", "dfa", "drtp", "tpsgd",
     "forward-forward", "noprop", "mezo", "es",
 )  # fmt: skip
 TASKS = {
-    "cnn": (cnn, digits, 300, (1e-3, 3e-3, 1e-2)),
-    "vit": (vit, digits, 400, (3e-4, 1e-3)),
-    "gnn": (gnn, graph, 200, (3e-3, 1e-2, 3e-2)),
+    "cnn": Task(cnn, digits, 300, (1e-3, 3e-3, 1e-2), WAYS),
+    "vit": Task(vit, digits, 400, (3e-4, 1e-3), WAYS),
+    "gnn": Task(gnn, graph, 200, (3e-3, 1e-2, 3e-2), WAYS),
+    "spikes": Task(
+        spikes, digits, 300, (3e-3, 1e-2), ("backprop", "lfp", "surrogate", "straight-through", "sltt", "sltt-k")
+    ),
+    "draws": Task(draws, digits, 300, (3e-3, 1e-2), ("backprop", "lfp", "unbiased", "through-draws", "smooth-draws")),
 }
 
 
-def run(task: str, folder: Path, ways: list[str]) -> None:
-    """Train in each way that has no file yet."""
-    build, data, steps, rates = TASKS[task]
+def run(name: str, file: Path, ways: list[str]) -> None:
+    """Train in each way that the file has not yet."""
+    task = TASKS[name]
     for way in ways:
-        file = folder / f"{task}-{way}.json"
-        if not file.exists():
-            found = compare(build, *data(), (way,), steps=steps, rates=rates, seeds=3, name=task)
-            file.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"ways": {}, "step_s": {}}
+        if way not in known["ways"]:
+            found = compare(task.build, *task.data(), (way,), steps=task.steps, rates=task.rates, seeds=3, name=name)
+            known |= {"torch": torch.__version__, "budget": found.budget, "batch_size": found.batch_size}
+            known["ways"][way] = shorter(found.to_json()["ways"][0])
+            file.write_text(json.dumps(known, indent=None).replace('"way":', '\n"way":'), encoding="utf-8")
 
 
-def times(task: str, file: Path, ways: list[str], rounds: int = 11) -> None:
+def shorter(way: dict[str, Any]) -> dict[str, Any]:
+    """A way's figures with the mean of its layers' angles in place of each."""
+    for one in way["runs"]:
+        known = [[value for value in angles.values() if value is not None] for angles in one["angles"]]
+        one["angles"] = [round(statistics.fmean(values), 1) if values else None for values in known]
+    return way
+
+
+def times(name: str, file: Path, ways: list[str], rounds: int = 11) -> None:
     """Processor seconds of a step, the ways in turn, the median of some rounds; those that cannot train are left out."""
-    build, data, _, rates = TASKS[task]
-    batch = next(Examples.of(data()[0], "train").batches(0, 64))
+    task = TASKS[name]
+    batch = next(Examples.of(task.data()[0], "train").batches(0, 64))
     learners: dict[str, tuple[Any, ...]] = {}
     for way in ways:
         torch.manual_seed(0)
         method = method_named(way)
         with contextlib.suppress(LfpGraphError):
-            learner = method.learner_of(build().train(), cross_entropy, batch[0])
-            learners[way] = learner, method, optimizer_of(learner, method, rates[0])
+            learner = method.learner_of(task.build().train(), cross_entropy, batch[0])
+            optimizer = optimizer_of(learner, method, task.rates[0])
+            step(learner, method, optimizer, task.rates[0], batch)
+            learners[way] = learner, method, optimizer
     taken: dict[str, list[float]] = {way: [] for way in learners}
     for _ in range(rounds):
         for way, (learner, method, optimizer) in learners.items():
             begin = time.process_time()
-            step(learner, method, optimizer, rates[0], batch)
+            step(learner, method, optimizer, task.rates[0], batch)
             taken[way].append(time.process_time() - begin)
-    file.write_text(json.dumps({way: statistics.median(seconds[3:]) for way, seconds in taken.items()}))
+    known = json.loads(file.read_text(encoding="utf-8"))
+    known["step_s"] = {way: round(statistics.median(seconds[3:]), 6) for way, seconds in taken.items()}
+    file.write_text(json.dumps(known, indent=None).replace('"way":', '\n"way":'), encoding="utf-8")
 
 
-def table(task: str, folder: Path, ways: list[str]) -> str:
+def table(file: Path) -> str:
     """The rows, by accuracy; memory is that of a step and, in brackets, with what is kept, over backprop's."""
-    found = {way: json.loads((folder / f"{task}-{way}.json").read_text())["ways"][0] for way in ways}
+    known = json.loads(file.read_text(encoding="utf-8"))
+    found, took = known["ways"], known["step_s"]
     base = found["backprop"]
-    times = json.loads((folder / f"{task}-times.json").read_text())
-    rows = {}
+    rows = []
     for way, one in found.items():
         if one["failure"]:
-            rows[way] = (-1.0, f"| `{way}` | cannot: {one['failure']} | | | | |")
+            rows.append((-1.0, f"| `{way}` | cannot: {one['failure']} | | | | |\n"))
             continue
         scores = [run["accuracy"] for run in one["runs"]]
-        angles = [_mean(one["runs"][0]["angles"][i]) for i in (0, -1)]
+        if None in scores:
+            rows.append((-0.5, f"| `{way}` | diverged | {one['rate']:g} | | | |\n"))
+            continue
+        angles = [
+            "none" if one["runs"][0]["angles"][i] is None else f"{one['runs'][0]['angles'][i]:.0f}°" for i in (0, -1)
+        ]
         share = one["peak_bytes"] / base["peak_bytes"]
         whole = (one["peak_bytes"] + one["kept_bytes"]) / (base["peak_bytes"] + base["kept_bytes"])
         mean = statistics.fmean(scores)
-        took = times[way] / times["backprop"]
-        text = (
-            f"| `{way}` | {100 * mean:.1f} ± {100 * statistics.stdev(scores):.1f} % | {one['rate']:g} | {took:.1f} | "
-        )
-        rows[way] = mean, text + f"{share:.2f} ({whole:.2f}) | {angles[0]:.0f}°, {angles[1]:.0f}° |"
-    head = "| way | held-out accuracy | rate | time of a step | memory of a step | angle, first and last |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *(row for _, row in sorted(rows.values(), reverse=True))])
+        longer = f"{took[way] / took['backprop']:.1f}" if way in took else ""
+        text = f"| `{way}` | {100 * mean:.1f} ± {100 * statistics.stdev(scores):.1f} % | {one['rate']:g} | {longer} | "
+        rows.append((mean, text + f"{share:.2f} ({whole:.2f}) | {', '.join(angles)} |\n"))
+    head = "| way | held-out accuracy | rate | time of a step | memory of a step | angle, first and last |\n"
+    return head + "|---|---|---|---|---|---|\n" + "".join(row for _, row in sorted(rows, reverse=True))
 
 
-def _mean(angles: dict[str, float | None]) -> float:
-    known = [value for value in angles.values() if value is not None]
-    return statistics.fmean(known) if known else math.nan
+def with_table(page: str, name: str, text: str) -> str:
+    """The page with a table between its marks."""
+    return re.sub(rf"(<!-- compared: {name} -->\n)(?:.*\n)*?(<!-- end -->)", lambda m: m[1] + text + m[2], page)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--ways", help="with commas between; all by default")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    chosen = given.ways.split(",")
-    run(given.task, given.folder, chosen)
-    times(given.task, given.folder / f"{given.task}-times.json", chosen)
-    print(table(given.task, given.folder, chosen))
+    kept = given.folder / f"{given.task}.json"
+    chosen = given.ways.split(",") if given.ways else list(TASKS[given.task].ways)
+    run(given.task, kept, chosen)
+    times(given.task, kept, chosen)
+    print(table(kept))
+    if given.folder == FOLDER:
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), given.task, table(kept)), encoding="utf-8")

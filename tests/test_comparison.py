@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
 import lfpgraph
+from benchmarks.compared import FOLDER, PAGE, TASKS, table, with_table
 from lfpgraph.cli.functions import examples
 from lfpgraph.comparison import Learner, Method, zeroth_order
 from lfpgraph.comparison.examples import Examples, held_back
@@ -260,3 +261,10 @@ def test_data_of_the_command() -> None:
     assert named[0]["b"].shape == (6,) and torch.equal(named[1], y) and isinstance(loader, DataLoader)
     with pytest.raises(TargetError, match="equally many"):
         examples(((({"a": x}, y[:3])), (x, y)), "t")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tables_of_the_page_are_those_of_the_runs(name: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count(f"<!-- compared: {name} -->\n") == 1
+    assert with_table(page, name, table(FOLDER / f"{name}.json")) == page

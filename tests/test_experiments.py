@@ -100,6 +100,7 @@ LONG = [
     "diffusion",
     "fields",
     "forecasting",
+    "further_rewards",
     "graphs",
     "hybrids",
     "language",

@@ -106,7 +106,8 @@ class SASR:
 
     `p = g / (g + gamma g_0)` is the chance of the former, with g the norm of the gradient at the last step on demonstrations and
     g_0 that at the end of a warm-up on demonstrations alone: the more is left to learn of them, the more often they come.
-    Source: SASR, Chen et al. 2025 (arXiv 2505.13026).
+    Source: after SASR, Chen et al. 2025 (arXiv 2505.13026). Its abstract, which speaks of gradient norms and of a warm-up, was
+    at hand; the formula is from memory and was not compared with the paper's.
 
         if sasr.next() == "sft":
             sft.loss(l_shown).backward()

@@ -57,6 +57,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "the pretrained MiniLM learns from which library a docstring is: whole, and by LoRA",
         ),
         Experiment(
+            "rewarding.further_rewards", "rewards of post-training, correlation, contrast and energy: an MLP on digits"
+        ),
+        Experiment(
             "rewarding.metric",
             "an MLP told right or wrong alone, beside zeroth-order training on as many passes: digits",
         ),
