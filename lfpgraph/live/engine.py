@@ -77,13 +77,9 @@ class LiveEngine:
         self._keep_all = _UNSURE  # for how many runs yet to keep all values, in case they take another way
         self._hopeless: set[Any] = set()  # sequences of which nothing can carry reward
         self._unread: dict[Any, list[int]] = {}
-        self._planned = 0
+        self.plans = 0
         # by identity: what tensors are in the model
         self.names: dict[int, tuple[weakref.ref[Tensor], tuple[str, str]]] = {}
-
-    @property
-    def plans(self) -> int:
-        return self._planned
 
     def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Any, stand_in: Any = None) -> Any:
         """Call the model and let `.backward()` of whatever comes of it give feedback.
@@ -148,7 +144,7 @@ class LiveEngine:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
                 schedule.around, schedule.unread = (leaves, outputs, ends), self._unread[key[0]]
                 schedule.simple = simple(schedule, record, self.check)
-                self._planned += 1
+                self.plans += 1
                 _forget_oldest(self.schedules)
             except InputError as error:
                 self._hopeless.add(key)
@@ -159,8 +155,7 @@ class LiveEngine:
         self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
-        lost = amend(schedule, record, outputs, self.check, self.watch)
-        if lost:
+        if lost := amend(schedule, record, outputs, self.check, self.watch):
             log.warning(
                 "%s took another way than in the call before: in this step %d operations hand on the plain gradient (%s)",
                 type(self.model).__name__, len(lost), ", ".join(lost[:3]),
@@ -205,8 +200,7 @@ class LiveEngine:
         try:
             return graph_of(record, outputs)
         except InputError:
-            unused = record.name_leaf.unused()
-            if unused is not None:  # then what is made of parameters alone is no activation, as in a trace
+            if (unused := record.name_leaf.unused()) is not None:  # then what is made of parameters alone is no activation, as in a trace
                 record.number(unused)
                 return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
