@@ -200,7 +200,9 @@ class LiveEngine:
         try:
             return graph_of(record, outputs)
         except InputError:
-            if (unused := record.name_leaf.unused()) is not None:  # then what is made of parameters alone is no activation, as in a trace
+            if (
+                unused := record.name_leaf.unused()
+            ) is not None:  # what is made of parameters alone is no activation, as in a trace
                 record.number(unused)
                 return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
