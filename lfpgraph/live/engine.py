@@ -202,7 +202,7 @@ class LiveEngine:
         except InputError:
             if (
                 unused := record.name_leaf.unused()
-            ) is not None:  # what is made of parameters alone is no activation, as in a trace
+            ) is not None:  # what parameters alone make is no activation, as in a trace
                 record.number(unused)
                 return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
