@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +70,14 @@ def run(settings: Settings) -> Report:
     train, chosen_by, test = (curves_in_time(n, seed) for n, seed in ((TRAINED, 0), (16, 1), (16, 2)))
     data = torch.arange(TRAINED).float(), train
     start = seeded(lambda: PVRNN(TRAINED, LENGTH, 32, 4, 2))
-    how = {"epochs": 80, "batch_size": 16, "score": _apart, "start": start}
+    how: dict[str, Any] = {"epochs": 80, "batch_size": 16, "score": _apart, "start": start}
 
     def measured(way: Way, curves: Tensor, settings: Settings, name: str) -> Case:
-        found = list[float]()
+        def go_on(seed: int, model: nn.Module) -> dict[str, float]:
+            return {"goes_on": continued(model, curves, settings.epochs(60))}
 
-        def go_on(case: Case, seed: int, model: nn.Module) -> None:
-            found.append(continued(model, curves, settings.epochs(60)))
-
-        (case,) = fit(start(0), [way], data, data, settings, name=name, after=go_on, **how)  # type: ignore[arg-type]
-        case.more["seen"], case.values = case.values, found
+        (case,) = fit(start(0), [way], data, data, settings, name=name, after=go_on, **how)
+        case.more["seen"], case.values = case.values, case.more.pop("goes_on")
         return case
 
     cases, notes = list[Case](), list[str]()
