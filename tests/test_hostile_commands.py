@@ -101,6 +101,7 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
     "compared on wrong labels": (["compare", "own:build", "own:labels", "--steps", "2"], 1, "out of bounds"),
     "an experiment without end": (["reproduce", "regression", "--effort", "inf"], 2, "finite"),
     "on no such device": (["reproduce", "regression", "--device", "abacus"], 1, "abacus"),
+    "runs in a pipe": (["reproduce", "regression", "--runs", "pipe.npy"], 1, "pipe"),
     "runs in a folder": (["reproduce", "regression", "--runs", "."], 1, "folder"),
     "a target of nothing": (["coverage", ""], 1, "config.json"),
     "a target with a zero": (["coverage", "\0.onnx"], 1, "\\x00"),
@@ -117,12 +118,18 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
     "an array of nothing": ([*EXPLAIN, "empty.npy"], 1, "numbers are needed"),
     "an array that says it is huge": ([*EXPLAIN, "huge.npy"], 1, "cannot be read"),
     "an array of objects": ([*EXPLAIN, "objects.npy"], 1, "cannot be read"),
+    "an archive of arrays": ([*EXPLAIN, "archive.npy"], 1, "archive of arrays"),
+    "an array of long numbers": ([*EXPLAIN, "long.npy"], 1, "numbers are needed"),
+    "an array without a batch": ([*EXPLAIN, "flat.npy"], 1, "[1, length]"),
+    "an array of too many dimensions": ([*EXPLAIN, "many.npy"], 1, "[1, height, width]"),
+    "a row for an image": ([*EXPLAIN, "row.npy", "--show", "image"], 1, "[1, height, width]"),
     "an image of nothing": ([*EXPLAIN, "torn.png"], 1, "cannot be read"),
     "a class that is not there": ([*EXPLAIN, "row.npy", "--target", "99"], 1, "99"),
     "a class beyond all": ([*EXPLAIN, "row.npy", "--target", str(10**30)], 1, "1000000"),
     "divided by zero": ([*EXPLAIN, "row.npy", "--std", "0"], 2, "--std"),
     "an image of a mile": ([*EXPLAIN, "torn.png", "--size", "1000000"], 2, "--size"),
     "weights of something else": (["export", "own:build", "x.onnx", "--weights", "own.py", "--shape", "4"], 1, "own.py"),
+    "a pipe for weights": (["export", "own:build", "x.onnx", "--weights", "pipe.npy", "--shape", "4"], 1, "no regular"),
     "no parameter of this name": (["export", "own:build", "x.onnx", "--trainable", "z", "--shape", "4"], 1, "'z'"),
     "an unknown kind": (["export", "own:build", "x.onnx", "--what", "x"], 1, "attribution"),
 }  # fmt: skip
@@ -135,6 +142,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(tmp_path / "wide.npy", np.ones((1, 5), np.float32))
     np.save(tmp_path / "empty.npy", np.ones((0, 4), np.float32))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.save(tmp_path / "flat.npy", np.ones(4, np.float32))
+    np.save(tmp_path / "many.npy", np.ones((1,) * 40 + (4,), np.float32))
+    np.save(tmp_path / "long.npy", np.ones((1, 4), np.longdouble if np.longdouble(1).itemsize > 8 else np.complex64))
+    np.savez(tmp_path / "archive.npz", row=np.ones((1, 4)))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
     held = (tmp_path / "row.npy").read_bytes()
     (tmp_path / "huge.npy").write_bytes(held.replace(b"(1, 4)", b"(9999999999999, 4)", 1)[: len(held)])
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
@@ -156,6 +168,17 @@ def test_calls(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     line = error[error.rfind("lfpgraph: ") :]
     assert word in line and line.count("\n") == 1 and len(line) < 1200 and "\x1b[2J" not in error, error
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_an_array_of_another_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers with their bytes the other way round."""
+    np.save(folder / "turned.npy", np.ones((1, 4), ">f4"))
+    found = []
+    for name in ("row", "turned"):
+        call = [*EXPLAIN, f"{name}.npy", "--no-check", "--json", f"{name}.json"]
+        assert run_cli(monkeypatch, *call) == 0
+        found.append(np.array(json.loads((folder / f"{name}.json").read_text())["relevance"]).shape)
+    assert found == [(4,), (4,)]
 
 
 def test_a_file_of_runs_that_was_torn(

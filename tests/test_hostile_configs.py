@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lfpgraph.silence import quiet
 
 from lfpgraph.cli.limits import limited
 from lfpgraph.errors import TargetError
@@ -49,6 +50,36 @@ def test_wrong_configurations(
     assert run_cli(monkeypatch, "coverage", str(tmp_path)) == 1
     error = capsys.readouterr().err
     assert error.startswith("lfpgraph: ") and error.count("\n") == 1 and len(error) < 600, error
+
+
+def test_folders_that_explain_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is no model, code of a hub, and tokenizers of any damage: one line each."""
+    import transformers
+
+    with quiet():
+        transformers.BertModel(transformers.BertConfig(**TINY, intermediate_size=16)).save_pretrained(tmp_path)
+    good = json.loads((tmp_path / "config.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    for entries, files, word in (
+        ({"architectures": ["AutoTokenizer"]}, {}, "none of its models"),
+        ({"architectures": [3]}, {}, "holds no model"),
+        ({"attn_implementation": "kernels-community/flash-attn"}, {}, "code from a hub"),
+        ({"hidden_size": -16}, {}, "negative dimension"),
+        ({}, {"tokenizer.json": b"[" * 100_000}, "RecursionError"),
+        ({}, {"tokenizer.json": b"{}", "tokenizer_config.json": b"[1]"}, "AttributeError"),
+        ({}, {"vocab.txt": b"\xff\xfe"}, "UTF-8"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**good, **entries}))
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        assert run_cli(monkeypatch, "explain", str(tmp_path), "--input", "a b") == 1
+        error = capsys.readouterr().err
+        line = error[error.rfind("lfpgraph: ") :]
+        assert word in line and line.count("\n") == 1 and len(line) < 600, error
+        for name in files:
+            (tmp_path / name).unlink()
 
 
 def test_entries_of_wrong_types_that_nobody_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

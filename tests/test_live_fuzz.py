@@ -27,9 +27,7 @@ def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
     Raises:
         AssertionError: with the seed and the module's source.
     """
-    module, inputs, source = random_module(seed, length, (*WIDE, COMPLEX) if seed % 3 == 2 else WIDE)
-    if not dict(module.named_parameters()):
-        return
+    module, inputs, source = random_module(seed, length, (*WIDE, COMPLEX) if seed % 3 == 2 else WIDE, trainable=True)
     generator = torch.Generator().manual_seed(seed)
     outputs = copy.deepcopy(module)(*inputs)
     signals = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]

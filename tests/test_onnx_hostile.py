@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,19 @@ def test_a_companion_stays_in_the_folder(tmp_path: Path) -> None:
         with pytest.raises(OnnxError, match="outside its folder"):
             OrtTrainer(path).predict(np.zeros((2, 3)))
         entry.value = entry.value.replace(wrong, "s.forward.onnx")
-    for text in ("[]", "{", '{"format": 1}', entry.value.replace('"format": 1', '"format": 9')):
+    described = json.loads(entry.value)
+    changes = {
+        "format": 9,
+        "target": 3,
+        "outputs": [1],
+        "metrics": ["x"],
+        "aliases": [],
+        "inputs": [[]],
+        "state": ["x"],
+    }
+    changes |= {"example": {"input": [2**50]}, "reward": None, "optimizer": {}}
+    wrong = [json.dumps({**described, key: value}) for key, value in changes.items()]
+    for text in ("[]", "{", '{"format": 1}', "[" * 9999, *wrong):
         entry.value = text
         onnx.save(proto, str(path))
         with pytest.raises(OnnxError, match="training step|another version"):

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lfpgraph.errors import CheckpointError, DataError, TrainingError
 from lfpgraph.training.checkpoint import MODEL, NOTE, TRAINING, checked_weights, find_checkpoint, read_state
+from lfpgraph.training.logs import JsonLines
+from lfpgraph.training.resuming.lock import locked
 from lfpgraph.training.resuming.tree import save_tree
 
 from .support.processes import start
@@ -186,6 +188,26 @@ def test_one_run_to_a_folder(tmp_path: Path) -> None:
     process.join()
     assert plain_trainer(tmp_path / "b").train(resume="auto").steps == 6
     assert plain_trainer(tmp_path / "b").train(resume="auto").reason == "finished"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes with names are of Unix")
+@pytest.mark.parametrize("name", [".lock", ".log.jsonl.part", "log.jsonl.odd"])
+@pytest.mark.parametrize("kind", ["symlink", "hardlink", "pipe"])
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str, kind: str) -> None:
+    """A folder from elsewhere may hold them where a run writes: nothing outside changes, and nothing waits."""
+    folder, secret = tmp_path / "run", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_text("mine")
+    (folder / "log.jsonl").write_text("torn")
+    make = {"symlink": Path.symlink_to, "hardlink": Path.hardlink_to, "pipe": lambda file, _: os.mkfifo(file)}[kind]
+    make(folder / name, secret)
+    if name.endswith(".part"):
+        JsonLines(folder / "log.jsonl", 3).close()
+    else:
+        with pytest.raises((TrainingError, OSError), match="link|symbolic"):
+            with locked(folder):
+                JsonLines(folder / "log.jsonl", 3).close()
+    assert secret.read_text() == "mine" and (folder / "log.jsonl").is_file()
 
 
 TORN = (

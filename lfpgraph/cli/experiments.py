@@ -61,6 +61,8 @@ def reproduce(
         torch.empty(1, device=device)
     except Exception as error:  # a device's own library raises what it likes
         raise TargetError(f"--device {device!r} cannot be used: {first_line(error)}") from error
+    if runs is not None and runs.is_fifo():  # reading it may never end
+        raise TargetError(f"cannot keep runs in {runs}: it is a pipe")
     writable(runs, *(out / f"{name}.json" for name in todo))
     torch.set_num_threads(threads or torch.get_num_threads())
     book = Runs.side_by_side(processes, runs, device)

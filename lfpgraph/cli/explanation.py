@@ -11,15 +11,21 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from ..errors import AttributionError, TargetError, first_line
+from ..errors import AttributionError, TargetError, first_line, one_line
 from .functions import own_code
 from .reports import STDOUT, JsonFile, finite, give_json, writable
-from .transformers import transformers_library
+from .transformers import config_file, transformers_library
 
 __all__ = ["explain"]
 
 FACTS = ("model", "input", "target", "rules", "explained value", "relevance at the input", "predicted class")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+# How arrays are drawn, and what their dimensions are, but for channels.
+SHAPES = {
+    "image": ("batch", "height", "width"),
+    "spectrogram": ("batch", "time", "frequencies"),
+    "series": ("batch", "length"),
+}
 
 
 def explain(
@@ -142,9 +148,14 @@ def _flow(asked: _Asked, inputs: Any, wanted: Any, rules: str) -> str:
 
 def _kind(show: str | None, inputs: Tensor) -> str:
     """How an array is drawn: as it was asked for, else by its dimensions."""
-    if show not in (None, "image", "spectrogram", "series"):
-        raise AttributionError(f"--show {show!r} is not known; choose image, spectrogram or series")
-    return show or ("image" if inputs.dim() > 2 else "series")
+    if show not in (None, *SHAPES):
+        raise AttributionError(f"--show {show!r} is not known; choose {', '.join(SHAPES)}")
+    kind = show or ("image" if inputs.dim() > 2 else "series")
+    shape = SHAPES[kind]
+    if inputs.dim() not in (len(shape), len(shape) + 1):
+        wanted = f"[1, {', '.join(shape[1:])}] or [1, channels, {', '.join(shape[1:])}]"
+        raise AttributionError(f"an input of shape {list(inputs.shape)} is not drawn as {kind}: it must be {wanted}")
+    return kind
 
 
 def _drawn(kind: str, relevance: Tensor, inputs: Tensor, noted: list[dict[str, Any]]) -> Any:
@@ -190,21 +201,32 @@ def _curves(score: Any, inputs: Any, relevance: Tensor, kind: str, tokenizer: An
     return found, f"What was taken away was replaced by the tokenizer's {name} token."
 
 
-def _model(target: str) -> tuple[nn.Module, Any]:
-    """The model, and its tokenizer or None. A transformers folder may hold both, and a function may return both."""
-    if Path(target).is_dir():
-        transformers = transformers_library()
+def _of_folder(target: str) -> tuple[nn.Module, Any]:
+    """The model of a transformers folder, and its tokenizer or why there is none."""
+    config_file(
+        Path(target)
+    )  # asks for no code from elsewhere, and is built without weights in bounded time and memory
+    transformers = transformers_library()
+    try:
+        config = transformers.AutoConfig.from_pretrained(target, trust_remote_code=False)
+        name = (config.architectures or ["AutoModel"])[0]
+        kind = getattr(transformers, name, None)
+        if kind is not transformers.AutoModel and not hasattr(kind, "_from_config"):
+            raise TypeError(f"{name!r} is none of its models")
+        network = kind.from_pretrained(target)
+    except Exception as error:  # of whatever a damaged folder makes
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise TargetError(f"{target!r} holds no model of transformers: {reason}") from error
+    try:
+        return network, transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+    except Exception as error:  # the same; only a text needs it
+        return network, error
 
-        try:
-            config = transformers.AutoConfig.from_pretrained(target, trust_remote_code=False)
-            network = getattr(transformers, (config.architectures or ["AutoModel"])[0]).from_pretrained(target)
-        except Exception as error:  # of whatever a damaged folder makes
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise TargetError(f"{target!r} holds no model of transformers: {reason}") from error
-        try:
-            return network, transformers.AutoTokenizer.from_pretrained(target, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError):
-            return network, None
+
+def _model(target: str) -> tuple[nn.Module, Any]:
+    """The model, and its tokenizer, or None or an error. A transformers folder may hold both, and a function may return both."""
+    if Path(target).is_dir():
+        return _of_folder(target)
     from .functions import call_target, load_target
 
     made = call_target(load_target(target), target)
@@ -244,12 +266,15 @@ def _inputs(
         return _image(path, size, mean, std, channels), None
     if path.suffix.lower() == ".npy":
         return _array(path), None
-    if tokenizer is None:
+    if tokenizer is None or isinstance(tokenizer, Exception):
+        why = f" ({type(tokenizer).__name__}: {one_line(tokenizer)})" if tokenizer is not None else ""
         raise AttributionError(
-            "a text needs a tokenizer: give a transformers folder that has one, or a function that returns (model, tokenizer)"
+            f"a text needs a tokenizer{why}: give a transformers folder that has one, or a function that returns "
+            "(model, tokenizer)"
         )
-    encoded = dict(tokenizer(text, return_tensors="pt"))
-    return encoded, tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
+    with own_code("reading the text"):
+        encoded = dict(tokenizer(text, return_tensors="pt"))
+        return encoded, tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
 
 
 def _image(path: Path, size: int | None, mean: float, std: float, channels: int) -> Tensor:
@@ -276,8 +301,11 @@ def _array(path: Path) -> Tensor:
 
     try:
         values = np.load(path, allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            values.close()
+            raise ValueError("it is an archive of arrays")
     except Exception as error:  # of whatever a damaged file makes, or one that says it is larger than memory
         raise AttributionError(f"{path} cannot be read as an array: {first_line(error)}") from error
-    if values.dtype.kind not in "fiu" or values.size == 0:
+    if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8 or values.size == 0:
         raise AttributionError(f"{path} holds {values.dtype} of shape {list(values.shape)}; numbers are needed")
-    return torch.from_numpy(values).float()
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), copy=False)).float()

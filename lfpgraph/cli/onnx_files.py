@@ -124,6 +124,8 @@ def _load(model: Any, path: Path) -> None:
     from safetensors.torch import load_model
 
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")  # reading a pipe may never end
         load_model(model, str(path))
     except Exception as error:  # OSError, SafetensorError, RuntimeError of a missing name
         raise TargetError(f"{path} does not fit the model: {one_line(error, 300)}") from error

@@ -92,6 +92,8 @@ def _put_aside(file: Path, odd: Sequence[str]) -> None:
     """Keep lines that are no records in a file of their own."""
     if odd:
         aside = file.with_name(f"{file.name}.odd")
+        if aside.is_symlink() or (aside.exists() and (not aside.is_file() or aside.stat().st_nlink > 1)):
+            raise OSError(errno.EINVAL, f"{aside.name} is a link or no regular file")
         with aside.open("a", encoding="utf-8", errors="surrogateescape") as rest:
             rest.writelines(line + "\n" for line in odd)
         log.warning(
@@ -173,7 +175,9 @@ def _cell(value: Any) -> Any:
 
 def _replace(file: Path, lines: Iterable[str]) -> None:
     part = file.with_name(f".{file.name}.part")
-    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    part.unlink(missing_ok=True)  # a link would be followed
+    with part.open("x", encoding="utf-8", errors="surrogateescape") as new:
+        new.writelines(line + "\n" for line in lines)
     part.replace(file)
 
 

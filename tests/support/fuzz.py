@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import warnings
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 
 from .fuzz_lines import BINARY, IN_PLACE, LAYERS, REDUCTIONS, SHAPES, UNARY
 
-__all__ = ["STATE", "Writer", "random_module"]
+__all__ = ["BETWEEN_DRAWS", "STATE", "Writer", "random_module"]
 
 KINDS = (UNARY, UNARY, BINARY, BINARY, SHAPES, SHAPES, REDUCTIONS, LAYERS, LAYERS, IN_PLACE)
+BETWEEN_DRAWS = 2**40  # added to the seed when a case is drawn again
 STATE = re.compile(r"{([ws]):(.*?)}")
 
 
@@ -86,13 +88,22 @@ class Writer:
 
 
 def random_module(
-    seed: int, length: int = 12, kinds: tuple[tuple[str, ...], ...] = KINDS
+    seed: int, length: int = 12, kinds: tuple[tuple[str, ...], ...] = KINDS, trainable: bool = False
 ) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     """A module of about `length` operations with one to three outputs, its inputs, and its source.
 
     Args:
         kinds: lists of lines; a list is drawn first, then a line of it.
+        trainable: it is drawn again until it has a parameter.
     """
+    for again in itertools.count():
+        module, inputs, source = _drawn(seed + again * BETWEEN_DRAWS, length, kinds)
+        if not trainable or dict(module.named_parameters()):
+            return module, inputs, source
+    raise AssertionError("never reached")
+
+
+def _drawn(seed: int, length: int, kinds: tuple[tuple[str, ...], ...]) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     writer = Writer(seed, kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fuzz import STATE, Writer
+from .fuzz import BETWEEN_DRAWS, STATE, Writer
 from .fuzz_lines import UNARY
 from .fuzz_wide import WIDE
 
@@ -274,8 +275,15 @@ class _Composer:
 
 
 def random_program(seed: int, length: int = 10) -> Program:
-    """A program of about `length` statements."""
-    composer = _Composer(seed)
+    """A program of about `length` statements, and with a parameter: it is drawn again until it has one."""
+    for again in itertools.count():
+        program = _compose(_Composer(seed + again * BETWEEN_DRAWS), length)
+        if any(p.requires_grad for p in program.module().parameters()):
+            return program
+    raise AssertionError("never reached")
+
+
+def _compose(composer: _Composer, length: int) -> Program:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for _ in range(12 * length):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def run(settings: Settings) -> Report:
     train, chosen_by, test = (curves_in_time(n, seed) for n, seed in ((TRAINED, 0), (TRAINED, 1), (TRAINED, 2)))
     data = torch.arange(TRAINED).float(), train
     start = seeded(lambda: PVRNN(TRAINED, LENGTH, 32, 4, 2))
-    how = {"epochs": 80, "batch_size": 16, "score": _apart, "start": start}
+    how: dict[str, Any] = {"epochs": 80, "batch_size": 16, "score": _apart, "start": start}
 
     def measured(way: Way, curves: Tensor, settings: Settings, name: str) -> Case:
         """Trained by a way; its values are the errors of curves that go on, and `more["seen"]` those of the ones trained on."""
@@ -80,7 +81,7 @@ def run(settings: Settings) -> Report:
         def go_on(seed: int, model: nn.Module) -> dict[str, float]:
             return {"error": continued(model, curves, settings.epochs(60))}
 
-        (case,) = fit(start(0), [way], data, data, settings, name=name, after=go_on, **how)  # type: ignore[arg-type]
+        (case,) = fit(start(0), [way], data, data, settings, name=name, after=go_on, **how)
         case.more["seen"], case.values = case.values, case.more.pop("error")
         return case
 

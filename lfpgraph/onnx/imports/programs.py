@@ -81,8 +81,8 @@ class Reader:
             stored = self.tensors.get(names.get(item.input[0], "") if item.input else "")
             if item.op_type == "Constant":
                 self._keep(item.output[0], _constant(item), names)
-            elif item.op_type == "ConstantOfShape" and stored is not None and stored.numel():
-                self._keep(item.output[0], _filled(item, stored), names)
+            elif (filled := _filled(item, stored)) is not None:
+                self._keep(item.output[0], filled, names)
             elif item.op_type == "Identity" and item.domain in ("", "ai.onnx"):
                 names[item.output[0]] = names[item.input[0]]  # so what is shared stays one
             else:
@@ -136,9 +136,15 @@ def _constant(item: Any) -> Tensor:
     return value
 
 
-def _filled(item: Any, sizes: Tensor) -> Tensor:
-    """What a ConstantOfShape node makes of sizes that the file holds: as good as an initializer."""
+def _filled(item: Any, sizes: Tensor | None) -> Tensor | None:
+    """What a ConstantOfShape node makes of sizes that the file holds: as good as an initializer. Whole numbers may be sizes
+    themselves, and are computed where they are used; None for them, and for any other node.
+    """
+    if item.op_type != "ConstantOfShape" or sizes is None or not sizes.numel():
+        return None
     value = next((_attribute(a) for a in item.attribute if a.name == "value"), torch.zeros(1))
+    if not value.is_floating_point():
+        return None
     return value.reshape(()).expand(modest(Node(item.op_type, item.name, 0, {}, 1), sizes.tolist())).clone()
 
 

@@ -29,6 +29,8 @@ def reshape(node: Node, x: Any, wanted: Any = None) -> Any:
     if isinstance(x, Known):
         if len(x.items) == 1 and items in ([], [1], [-1]):
             return Known(x.items, not items, x.dtype)
+        if items in ([-1], [len(x.items)]):
+            return x
         x = tensor_of(x)
     if not node.get("allowzero", 0):
         items = [x.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(items)]

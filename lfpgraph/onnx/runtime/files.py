@@ -45,16 +45,34 @@ def description_of(session: Any, path: Path) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     try:
         found = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     lists = ("inputs", "parameters", "frozen", "buffers", "state", "outputs", "metrics")
-    if not isinstance(found, dict) or any(not isinstance(found.get(key), list) for key in lists):
+    if not isinstance(found, dict) or not all(_are_names(found.get(key)) for key in lists):
         raise OnnxError(f"{path} is no training step; lfpgraph.onnx.export_training_step writes one.")
-    names = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
-    absent = [n for key in lists[:5] for n in found[key] if n not in names]
-    if found.get("format") != 1 or absent:
-        raise OnnxError(f"{path} was written by another version of lfpgraph; export it again. {absent[:3]}")
+    texts = [found.get(key) for key in ("target", "reward", "optimizer")]
+    aliases, example = found.get("aliases"), found.get("example", {})
+    wrong = found.get("format") != 1 or not _are_names(texts)
+    wrong |= not isinstance(aliases, dict) or not _are_names([*aliases.values()])
+    wrong |= not isinstance(example, dict) or not all(map(_is_shape, example.values()))
+    taken = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
+    given = {o.name for o in session.get_outputs()}
+    changing = [name for key in ("parameters", "buffers", "state") for name in found[key]]
+    wanted = [*found["outputs"], *(f"metric/{n}" for n in found["metrics"]), *(f"new/{n}" for n in changing)]
+    absent = [n for n in (*(n for key in lists[:5] for n in found[key]), texts[0]) if not wrong and n not in taken]
+    absent += [n for n in wanted if n not in given]
+    if wrong or absent:
+        names = f" It lacks {', '.join(absent[:3])}." if absent else ""
+        raise OnnxError(f"{path} was written by another version of lfpgraph; export it again.{names}")
     return found
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) and 0 <= n < 2**31 for n in value)
 
 
 def companion(path: Path, name: Any) -> Path:
@@ -68,6 +86,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file by name."""
     load_file = safetensors_function("load_file")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")  # reading a pipe may never end
         return dict(load_file(str(path)))
     except Exception as error:  # SafetensorError, OSError
         raise OnnxError(f"cannot read {path}: {one_line(error, 300)}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
         with _own:
             handle, key = _take(folder / _NAME)
     except OSError as error:
-        raise TrainingError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise TrainingError(f"cannot make the folder {folder}, or its {_NAME}: {error.strerror}") from error
     try:
         yield
     finally:
@@ -47,7 +48,14 @@ def _take(file: Path) -> tuple[int, tuple[int, int]]:
         known = file.stat()
         if _held.get((known.st_dev, known.st_ino)) == os.getpid():
             raise _taken(file, "of this process")
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    # In a folder from elsewhere it may be a link to a file of somebody else's, which would be written over.
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    made = os.fstat(handle)
+    if not stat.S_ISREG(made.st_mode) or made.st_nlink > 1:
+        os.close(handle)
+        raise TrainingError(
+            f"{file} is no file of its own but a link, a pipe or a device: give another folder, or remove it"
+        )
     try:
         _lock(handle)
     except (BlockingIOError, PermissionError):
@@ -58,7 +66,6 @@ def _take(file: Path) -> tuple[int, tuple[int, int]]:
         log.warning("%s cannot be locked (%s): nothing keeps a second run out of its folder", file, error.strerror)
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    made = os.fstat(handle)
     _held[made.st_dev, made.st_ino] = os.getpid()
     return handle, (made.st_dev, made.st_ino)
 
