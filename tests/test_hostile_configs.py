@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lfpgraph.silence import quiet
 
 from lfpgraph.cli.limits import limited
 from lfpgraph.errors import TargetError
+from lfpgraph.threads.silence import quiet
 
 from .support.helpers import run_cli
 

@@ -12,6 +12,7 @@ import typer
 from torch import Tensor, nn
 
 from ..errors import AttributionError, TargetError, first_line, one_line
+from ..inputs.files import array_of, image_of
 from .functions import own_code
 from .reports import STDOUT, JsonFile, finite, give_json, writable
 from .transformers import config_file, transformers_library
@@ -203,9 +204,7 @@ def _curves(score: Any, inputs: Any, relevance: Tensor, kind: str, tokenizer: An
 
 def _of_folder(target: str) -> tuple[nn.Module, Any]:
     """The model of a transformers folder, and its tokenizer or why there is none."""
-    config_file(
-        Path(target)
-    )  # asks for no code from elsewhere, and is built without weights in bounded time and memory
+    config_file(Path(target))  # asks for no code from elsewhere, and is built within bounds, without weights
     transformers = transformers_library()
     try:
         config = transformers.AutoConfig.from_pretrained(target, trust_remote_code=False)
@@ -263,9 +262,9 @@ def _inputs(
     if path.suffix.lower() in (*IMAGES, ".npy") and not path.is_file():  # reading a pipe may never end
         raise AttributionError(f"no such file: {path}")
     if path.suffix.lower() in IMAGES:
-        return _image(path, size, mean, std, channels), None
+        return image_of(path, size, mean, std, channels), None
     if path.suffix.lower() == ".npy":
-        return _array(path), None
+        return array_of(path), None
     if tokenizer is None or isinstance(tokenizer, Exception):
         why = f" ({type(tokenizer).__name__}: {one_line(tokenizer)})" if tokenizer is not None else ""
         raise AttributionError(
@@ -275,37 +274,3 @@ def _inputs(
     with own_code("reading the text"):
         encoded = dict(tokenizer(text, return_tensors="pt"))
         return encoded, tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
-
-
-def _image(path: Path, size: int | None, mean: float, std: float, channels: int) -> Tensor:
-    import numpy as np
-
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise AttributionError("images need pillow; pip install pillow") from error
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # of whatever a damaged file makes, or one that unpacks to more than memory holds
-        raise AttributionError(f"{path} cannot be read as an image: {first_line(error)}") from error
-    if size is not None:
-        image = image.resize((size, size))
-    pixels = torch.from_numpy(np.array(image)).float() / 255
-    pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-    return ((pixels - mean) / std)[None]
-
-
-def _array(path: Path) -> Tensor:
-    import numpy as np
-
-    try:
-        values = np.load(path, allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            values.close()
-            raise ValueError("it is an archive of arrays")
-    except Exception as error:  # of whatever a damaged file makes, or one that says it is larger than memory
-        raise AttributionError(f"{path} cannot be read as an array: {first_line(error)}") from error
-    if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8 or values.size == 0:
-        raise AttributionError(f"{path} holds {values.dtype} of shape {list(values.shape)}; numbers are needed")
-    return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), copy=False)).float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modes import eval_mode
-from ..silence import quiet
+from ..threads.silence import quiet
 from .maker import TensorMaker
 
 __all__ = ["example_inputs"]

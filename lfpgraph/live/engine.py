@@ -200,9 +200,7 @@ class LiveEngine:
         try:
             return graph_of(record, outputs)
         except InputError:
-            if (
-                unused := record.name_leaf.unused()
-            ) is not None:  # what parameters alone make is no activation, as in a trace
+            if (unused := record.name_leaf.unused()) is not None:  # parameters alone make no activation, as in a trace
                 record.number(unused)
                 return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]

@@ -124,8 +124,7 @@ def attention(
 ) -> Any:  # fmt: skip
     """The projections to queries, keys and values, one beside the other, and attention."""
     _refuse_more(node, past, *rest)
-    sizes = node.get("qkv_hidden_sizes") or [w.shape[1] // 3] * 3
-    q, k, v = F.linear(x, w.t(), bias).split(sizes, -1)
+    q, k, v = F.linear(x, w.t(), bias).split(node.get("qkv_hidden_sizes") or [w.shape[1] // 3] * 3, -1)
     return _attended(node, q, k, v, mask, more)
 
 

@@ -223,8 +223,7 @@ def selu(node: Node, x: Tensor) -> Any:
 @imports("Shrink")
 def shrink(node: Node, x: Tensor) -> Any:
     bias, edge = node.get("bias", 0.0), node.get("lambd", 0.5)
-    zero = torch.zeros_like(x)
-    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, zero)).to(x.dtype)
+    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, torch.zeros_like(x))).to(x.dtype)
 
 
 @imports("Dropout", known=True)

@@ -184,8 +184,7 @@ def _sort(graph: Any) -> None:
     before = {i: {makers[name] for name in _reads(node) if name in makers} for i, node in enumerate(graph.node)}
     if any(j >= i for i, sources in before.items() for j in sources):
         with contextlib.suppress(graphlib.CycleError):
-            order = list(graphlib.TopologicalSorter(before).static_order())
-            nodes = [graph.node[i] for i in order]
+            nodes = [graph.node[i] for i in graphlib.TopologicalSorter(before).static_order()]
             del graph.node[:]
             graph.node.extend(nodes)
 

@@ -78,10 +78,10 @@ class Reader:
             self._keep(tensor.name, tensor_from(tensor, self.file), names)
         program = Program([self._new(i.name, names) for i in graph.input if i.name not in names.maps[0]])
         for item in graph.node:
-            stored = self.tensors.get(names.get(item.input[0], "") if item.input else "")
+            sizes = self.tensors.get(names.get(item.input[0], "")) if item.op_type == "ConstantOfShape" else None
             if item.op_type == "Constant":
                 self._keep(item.output[0], _constant(item), names)
-            elif (filled := _filled(item, stored)) is not None:
+            elif sizes is not None and (filled := _filled(item, sizes)) is not None:
                 self._keep(item.output[0], filled, names)
             elif item.op_type == "Identity" and item.domain in ("", "ai.onnx"):
                 names[item.output[0]] = names[item.input[0]]  # so what is shared stays one
@@ -136,14 +136,10 @@ def _constant(item: Any) -> Tensor:
     return value
 
 
-def _filled(item: Any, sizes: Tensor | None) -> Tensor | None:
-    """What a ConstantOfShape node makes of sizes that the file holds: as good as an initializer. Whole numbers may be sizes
-    themselves, and are computed where they are used; None for them, and for any other node.
-    """
-    if item.op_type != "ConstantOfShape" or sizes is None or not sizes.numel():
-        return None
+def _filled(item: Any, sizes: Tensor) -> Tensor | None:
+    """What a ConstantOfShape node makes of sizes that the file holds: as good as an initializer, unless sizes themselves."""
     value = next((_attribute(a) for a in item.attribute if a.name == "value"), torch.zeros(1))
-    if not value.is_floating_point():
+    if not value.is_floating_point() or not sizes.numel():
         return None
     return value.reshape(()).expand(modest(Node(item.op_type, item.name, 0, {}, 1), sizes.tolist())).clone()
 

@@ -27,8 +27,7 @@ def _outputs(found: list[Any]) -> Any:
 
 @imports("If", known=True)
 def if_(node: Node, run: Run, condition: Any) -> Any:
-    taken = "then_branch" if numbers(node, condition)[0] else "else_branch"
-    return _outputs(run(node.get(taken), []))
+    return _outputs(run(node.get("then_branch" if numbers(node, condition)[0] else "else_branch"), []))
 
 
 @imports("Loop", known=True)

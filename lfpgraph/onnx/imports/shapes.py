@@ -14,8 +14,7 @@ from .table import Known, Node, axes_of, imports, modest, numbers, pad_widths, t
 
 @imports("Shape")
 def shape(node: Node, x: Any) -> Any:
-    items = list(x.shape)
-    return Known(items[slice(node.get("start", 0), node.get("end"))])
+    return Known(list(x.shape)[slice(node.get("start", 0), node.get("end"))])
 
 
 @imports("Size")
@@ -196,5 +195,4 @@ def reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Any:
     moved = x.movedim((time, batch), (0, 1))
     steps = torch.arange(moved.shape[0]).unsqueeze(1)
     places = torch.where(steps < lengths, lengths - 1 - steps, steps)
-    found = moved[places, torch.arange(moved.shape[1])]
-    return found.movedim((0, 1), (time, batch))
+    return moved[places, torch.arange(moved.shape[1])].movedim((0, 1), (time, batch))

@@ -54,5 +54,4 @@ def length_of(x: Batch) -> int:
 def batches_of(arrays: Mapping[str, np.ndarray], order: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
     """The arrays' rows in this order, `size` at a time; one empty batch where there are no rows."""
     for start in range(0, max(len(order), 1), size):
-        places = order[start : start + size]
-        yield {name: array[places] for name, array in arrays.items()}
+        yield {name: array[order[start : start + size]] for name, array in arrays.items()}

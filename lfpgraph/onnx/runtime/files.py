@@ -52,16 +52,16 @@ def description_of(session: Any, path: Path) -> dict[str, Any]:
         raise OnnxError(f"{path} is no training step; lfpgraph.onnx.export_training_step writes one.")
     texts = [found.get(key) for key in ("target", "reward", "optimizer")]
     aliases, example = found.get("aliases"), found.get("example", {})
-    wrong = found.get("format") != 1 or not _are_names(texts)
-    wrong |= not isinstance(aliases, dict) or not _are_names([*aliases.values()])
-    wrong |= not isinstance(example, dict) or not all(map(_is_shape, example.values()))
+    right = found.get("format") == 1 and isinstance(aliases, dict) and isinstance(example, dict) and (
+        _are_names([*texts, *aliases.values()]) and all(map(_is_shape, example.values()))
+    )  # fmt: skip
     taken = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
     given = {o.name for o in session.get_outputs()}
     changing = [name for key in ("parameters", "buffers", "state") for name in found[key]]
     wanted = [*found["outputs"], *(f"metric/{n}" for n in found["metrics"]), *(f"new/{n}" for n in changing)]
-    absent = [n for n in (*(n for key in lists[:5] for n in found[key]), texts[0]) if not wrong and n not in taken]
+    absent = [n for n in (*(n for key in lists[:5] for n in found[key]), texts[0]) if right and n not in taken]
     absent += [n for n in wanted if n not in given]
-    if wrong or absent:
+    if absent or not right:
         names = f" It lacks {', '.join(absent[:3])}." if absent else ""
         raise OnnxError(f"{path} was written by another version of lfpgraph; export it again.{names}")
     return found

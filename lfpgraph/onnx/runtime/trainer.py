@@ -13,13 +13,7 @@ import numpy as np
 
 from ...errors import OnnxError, one_line
 from .arrays import DTYPES, Batch, batches_of, fitting, length_of, of_shape
-from .files import (
-    companion,
-    description_of,
-    open_session,
-    read_tensors,
-    safetensors_function,
-)
+from .files import companion, description_of, open_session, read_tensors, safetensors_function
 
 __all__ = ["OrtTrainer", "StepResult"]
 
@@ -81,8 +75,7 @@ class OrtTrainer:
         feeds = self._arrays(x, self._inputs, self.description["inputs"])
         feeds[self.description["target"]] = fitting(y, self._inputs[self.description["target"]])
         feeds["lr"] = np.asarray(lr, np.float32)
-        results = self._run(self._session, self._asked, feeds, self._values)
-        named = dict(zip(self._asked, results))
+        named = dict(zip(self._asked, self._run(self._session, self._asked, feeds, self._values)))
         for name in self._changing:
             self._values[name] = named[f"new/{name}"]
         metrics = {name: float(named[f"metric/{name}"].numpy()) for name in self.description["metrics"]}
@@ -98,10 +91,8 @@ class OrtTrainer:
         inputs = {i.name: i for i in session.get_inputs()}
         known = {name: value for name, value in self._known().items() if name in inputs}
         names = [name for name in self.description["inputs"] if name in inputs]
-        found = []
-        for part in batches_of(self._arrays(x, inputs, names), np.arange(length_of(x)), batch_size):
-            found.append(self._run(session, ["output"], part, known)[0].numpy())
-        return np.concatenate(found)
+        parts = batches_of(self._arrays(x, inputs, names), np.arange(length_of(x)), batch_size)
+        return np.concatenate([self._run(session, ["output"], part, known)[0].numpy() for part in parts])
 
     def fit(
         self,
@@ -132,8 +123,7 @@ class OrtTrainer:
         length, y = length_of(x), np.asarray(y)
         if len(y) != length or not length:
             raise OnnxError(f"{length} inputs and {len(y)} targets; there must be as many of both, and at least one")
-        names = self.description["inputs"]
-        arrays = self._arrays(x, self._inputs, names)
+        arrays = self._arrays(x, self._inputs, self.description["inputs"])
         draw = np.random.default_rng(seed)
         total, done = epochs * -(-length // batch_size), 0
         bar = _Bar(total, sys.stderr.isatty() if progress is None else progress)
@@ -143,8 +133,7 @@ class OrtTrainer:
             order, start = draw.permutation(length), time.perf_counter()
             for part in batches_of({**arrays, "\0y": y}, order, batch_size):
                 target = part.pop("\0y")
-                rate = lr(done / total) if callable(lr) else lr
-                metrics = self.step(part, target, rate).metrics
+                metrics = self.step(part, target, lr(done / total) if callable(lr) else lr).metrics
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0.0) + value * len(target)
                 done += 1
@@ -153,9 +142,8 @@ class OrtTrainer:
             row = {name: value / length for name, value in sums.items()}
             row["seconds"] = time.perf_counter() - start
             if validation is not None:
-                row["val_accuracy"] = float(
-                    (self.predict(validation[0]).argmax(-1) == np.asarray(validation[1])).mean()
-                )
+                right = self.predict(validation[0]).argmax(-1) == np.asarray(validation[1])
+                row["val_accuracy"] = float(right.mean())
             history.append(row)
         bar.close()
         return history
@@ -178,8 +166,7 @@ class OrtTrainer:
         Raises:
             OnnxError: names are missing or unknown, or a shape differs; nothing has changed then.
         """
-        aliases = self.description["aliases"]
-        own = {name: value for name, value in values.items() if name not in aliases}
+        own = {name: value for name, value in values.items() if name not in self.description["aliases"]}
         missing, unknown = sorted(set(self._stored) - set(own)), sorted(set(own) - set(self._stored))
         if missing or unknown:
             raise OnnxError(f"the values do not fit this model: missing {missing[:5]}, unknown {unknown[:5]}")

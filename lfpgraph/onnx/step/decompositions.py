@@ -89,8 +89,7 @@ def attention_backward(
     at_weights = torch.matmul(s, v.transpose(-1, -2))
     at_scores = weights * (at_weights - (s * out).sum(-1, keepdim=True))
     of_q = torch.matmul(at_scores, k) * factor
-    of_k = torch.matmul(at_scores.transpose(-1, -2), q * factor)
-    return of_q, of_k, of_v
+    return of_q, torch.matmul(at_scores.transpose(-1, -2), q * factor), of_v
 
 
 @decomposes(aten.native_group_norm.default)

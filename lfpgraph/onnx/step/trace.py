@@ -116,8 +116,7 @@ def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any],
     graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed)
 
     def run(*values: Any) -> list[Any]:
-        env = fx.Interpreter(graph.module).run(*(values[i] for i in places))
-        return list(env)[len(graph.mutations) :]
+        return list(fx.Interpreter(graph.module).run(*(values[i] for i in places)))[len(graph.mutations) :]
 
     step = Step(static(run, fakes), graph, inputs, fakes, aliases=aliases)
     step.parameters = [name for kind, name in inputs if kind == "parameter"]
@@ -222,16 +221,14 @@ def _signal(reward: str, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str,
     if reward == "signal":
         return -target, {"reward": (target * out).sum()}
     if reward == "external":
-        small = out.abs() <= 1e-6
-        return -target / torch.where(small, stabilize(out, 1e-6), out), {"reward": target.sum()}
+        return -target / torch.where(out.abs() <= 1e-6, stabilize(out, 1e-6), out), {"reward": target.sum()}
     if reward == "mse":
         difference = out - target
         size = torch.scalar_tensor(out.numel(), dtype=out.dtype, device=out.device)
         return difference * (2 / size), {"loss": (difference * difference).mean()}
     counts = (target != IGNORED).to(out.dtype)
     n = counts.sum().clamp_min(1.0)
-    classes = torch.arange(out.shape[-1], device=out.device)
-    chosen = (target.unsqueeze(-1) == classes).to(out.dtype)
+    chosen = (target.unsqueeze(-1) == torch.arange(out.shape[-1], device=out.device)).to(out.dtype)
     logs = torch.log_softmax(out, -1)
     signal = (torch.softmax(out, -1) - chosen) * (counts / n).unsqueeze(-1)
     right = (out.argmax(-1) == target).to(out.dtype)
