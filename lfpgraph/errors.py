@@ -6,7 +6,9 @@ Also here: functions that quote other errors, and names near a wrong one, in suc
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 __all__ = [
     "AttributionError",
@@ -30,9 +32,11 @@ __all__ = [
     "TrainingInterrupted",
     "WrapError",
     "check_choice",
+    "check_count",
     "first_line",
     "near",
     "one_line",
+    "path_of",
     "printable",
 ]
 
@@ -121,6 +125,19 @@ def check_choice(option: str, value: object, choices: Collection[object], error:
     """Raise `error`, with a message that lists the choices, unless the value of an option is one of them."""
     if value not in list(choices):
         raise error(f"{option}={value!r} is not known; choose one of {', '.join(map(str, choices))}")
+
+
+def check_count(option: str, value: object, error: type[LfpGraphError]) -> None:
+    """Raise `error` unless the value of an option is a whole number from one on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise error(f"{option}={value!r} must be a whole number, at least 1")
+
+
+def path_of(path: object, error: type[LfpGraphError]) -> Path:
+    """A path that was given as text or as a path; anything else raises `error`."""
+    if not isinstance(path, str | os.PathLike):
+        raise error(f"path={path!r} is no path of a file")
+    return Path(path)
 
 
 def near(name: object, names: Iterable[str]) -> str:

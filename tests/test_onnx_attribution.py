@@ -74,3 +74,9 @@ def test_refuses_a_target_that_is_none(target: Any, tmp_path: Path) -> None:
     with pytest.raises(OnnxError, match="target="):
         lfpgraph.onnx.export_attribution(*norm_cnn(), tmp_path / "explain.onnx", target=target)
     assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_path_that_is_none() -> None:
+    for write in (lfpgraph.onnx.export_attribution, lfpgraph.onnx.export_training_step):
+        with pytest.raises(OnnxError, match="path=3 is no path of a file"):
+            write(*norm_cnn(), 3)  # type: ignore[operator]

@@ -158,8 +158,16 @@ def test_what_is_refused(language: Any) -> None:
         next(by_place).correlation(next(by_place))
     with pytest.raises(CompositeError, match="unknown composite 'slopes'"):
         lfpgraph.patching(model, clean, corrupt, metric, method="slopes")
+    found = lfpgraph.patching(model, clean, corrupt, metric)
     with pytest.raises(AttributionError, match='with sites="edges", not .nodes.'):
-        lfpgraph.patching(model, clean, corrupt, metric).circuit()
+        found.circuit()
+    for read, most in ((found.top, "five"), (found.circuit, "all"), (found.top, 0)):
+        with pytest.raises(AttributionError, match="most=.* must be a whole number"):
+            read(most)  # type: ignore[arg-type]
+    with pytest.raises(AttributionError, match="another lfpgraph.patching, not NoneType"):
+        found.correlation(None)  # type: ignore[arg-type]
+    with pytest.raises(AttributionError, match="a flow comes from lfpgraph.relevance_flow"):
+        lfpgraph.pictures.flow_drawing(None)  # type: ignore[arg-type]
     plain, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)
     with pytest.raises(AttributionError, match="no attention head whose output is"):
         lfpgraph.patching(plain, x, x, 1, "heads")

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
-from ..errors import AttributionError, NonFiniteError, check_choice
+from ..errors import AttributionError, NonFiniteError, check_choice, check_count
 from ..graph.calls import check_module
 from .runs import OUTPUT, Runs
 
@@ -49,6 +49,7 @@ class Patching:
 
     def top(self, most: int = 10) -> list[tuple[Any, float]]:
         """The sites with the largest effect, mean over samples: (name, effect), with (name, place) for heads and positions."""
+        check_count("most", most, AttributionError)
         found: list[tuple[Any, float]] = []
         for name, effect in self.effects.items():
             mean = effect.mean(0)
@@ -61,6 +62,10 @@ class Patching:
 
     def correlation(self, other: Patching) -> float:
         """Pearson's correlation with another method's effects at the same sites, over all samples, sites and places."""
+        if not isinstance(other, Patching):
+            raise AttributionError(
+                f"effects are compared with those of another lfpgraph.patching, not {type(other).__name__}"
+            )
         names = [name for name in self.effects if name in other.effects]
         if not names or any(self.effects[name].shape != other.effects[name].shape for name in names):
             raise AttributionError(
@@ -77,6 +82,7 @@ class Patching:
         """
         import networkx
 
+        check_count("most", most, AttributionError)
         if self.sites != "edges":
             raise AttributionError(f'a circuit is made of edges; call patching with sites="edges", not {self.sites!r}')
         edges = sorted(((name, float(e.mean())) for name, e in self.effects.items()), key=lambda pair: -abs(pair[1]))

@@ -193,9 +193,15 @@ def flow_drawing(flow: networkx.DiGraph, title: str = "") -> Figure:
     modules goes round them. Beside each module: what was handed to it, and in brackets what stayed there, in units of the output.
 
     Args:
-        flow: from `lfpgraph.relevance_flow`.
+        flow: from `lfpgraph.relevance_flow`, or a circuit of `lfpgraph.patching`.
+
+    Raises:
+        AttributionError: it is something else.
     """
     from matplotlib.patches import FancyArrowPatch
+
+    if not hasattr(flow, "edges") or any("order" not in facts for _, facts in flow.nodes(data=True)):
+        raise AttributionError(f"a flow comes from lfpgraph.relevance_flow or a circuit, not {type(flow).__name__}")
 
     order = sorted(flow, key=lambda name: flow.nodes[name]["order"])
     rows = {name: -i for i, name in enumerate(order)}

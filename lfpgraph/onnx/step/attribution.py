@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ...composites.composite import Composite, get_composite
 from ...engine.plan import make_plan
 from ...engine.propagate import run_backward, run_forward
-from ...errors import InputError, OnnxError, check_choice
+from ...errors import InputError, OnnxError, check_choice, path_of
 from ...explain.batch_norms import merge_norms
 from ...explain.readings import Reading, readings_of
 from ...graph.calls import arguments_of
@@ -61,7 +61,7 @@ def export_attribution(
     Raises:
         OnnxError: an operation without ONNX form, an unknown target. TraceError, NoRuleError, InputError: as for `attribute`.
     """
-    path = Path(path)
+    path = path_of(path, OnnxError)
     if isinstance(target, bool) or not (isinstance(target, int) or target in ("predicted", "weights")):
         raise OnnxError(f'target={target!r} is not known; give a class index, "predicted" or "weights"')
     check_choice("parameters", parameters, ("inside", "inputs"), OnnxError)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...composites.composite import Composite, get_composite
-from ...errors import InputError, OnnxError, check_choice
+from ...errors import InputError, OnnxError, check_choice, path_of
 from ...graph.calls import arguments_of, state_tensors
 from ...modes import eval_mode
 from ..operators.builder import Builder
@@ -87,7 +87,7 @@ def export_training_step(
         OnnxError: an operation without ONNX form, random numbers without seed, unknown options.
         TraceError, NoRuleError, InputError: as for `wrap`.
     """
-    path = Path(path)
+    path = path_of(path, OnnxError)
     args, kwargs = arguments_of(example, InputError)
     check_choice("frozen", frozen, FROZEN, OnnxError)
     chosen = _optimizer_options(reward, optimizer, parameters, options)
@@ -121,7 +121,7 @@ def export_forward(model: nn.Module, example: Any, path: str | Path, *, external
 
     As the companion that `export_training_step` writes for `OrtTrainer.predict`; arguments and errors as there.
     """
-    path = Path(path)
+    path = path_of(path, OnnxError)
     args, kwargs = arguments_of(example, InputError)
     _forward_graph(model, args, kwargs, input_names(model, args, kwargs)).save(path, {}, external_data)
     return path

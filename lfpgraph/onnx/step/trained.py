@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...errors import InputError, OnnxError
+from ...errors import InputError, OnnxError, path_of
 from ...graph.calls import arguments_of, input_tensors
 from ...modes import eval_mode
 from ...threads.silence import quiet
@@ -54,7 +54,7 @@ def export(
         OnnxError: the model has no ONNX form, or the file gives other outputs; it is removed then.
         InputError: the example does not fit.
     """
-    path = Path(path)
+    path = path_of(path, OnnxError)
     if example is None and callable(own := getattr(model, "example", None)):
         example = own()
     args, kwargs = arguments_of(example, InputError)
