@@ -117,6 +117,8 @@ class Wrapping:
         """Call a module of the model from outside of any run of it."""
         if wants_it_as_it_is() or self in _local.unrecorded:
             return part.run_module(*args, **kwargs)
+        if part.path and is_observed_elsewhere(part.module):  # by a thread that may wait for this call
+            return self._run(part, args, kwargs)
         begin_run(self.model)
         try:
             return self._run(part, args, kwargs)
