@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.engine.units import Unit
 from lfpgraph.kernels import halved, halved_factor
-from lfpgraph.live import amendments, kept, parameters
+from lfpgraph.live import amendments, kept
+from lfpgraph.live.arrivals import references
 from lfpgraph.live.call import answers_of
 from lfpgraph.live.record import Record
 from lfpgraph.numerics import epsilon_factor
@@ -25,7 +26,7 @@ _SETTLED = 5  # steps after which a model keeps no more than it has to
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kept, parameters, amendments):
+    for module in (kept, references, amendments):
         monkeypatch.setattr(module, "LARGE", 1)
 
 
