@@ -168,6 +168,8 @@ def test_what_is_refused(language: Any) -> None:
         found.correlation(None)  # type: ignore[arg-type]
     with pytest.raises(AttributionError, match="a flow comes from lfpgraph.relevance_flow"):
         lfpgraph.pictures.flow_drawing(None)  # type: ignore[arg-type]
+    with pytest.raises(AttributionError, match="relevance is a tensor, not NoneType"):
+        lfpgraph.pictures.heatmap(None)  # type: ignore[arg-type]
     plain, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)
     with pytest.raises(AttributionError, match="no attention head whose output is"):
         lfpgraph.patching(plain, x, x, 1, "heads")

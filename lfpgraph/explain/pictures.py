@@ -264,14 +264,14 @@ def figure_html(figure: Figure) -> str:
 
 
 def _maps(relevance: Tensor) -> Tensor:
+    if not isinstance(relevance, Tensor):
+        raise AttributionError(f"relevance is a tensor, not {type(relevance).__name__}")
     values = relevance.detach().double().cpu()
     if values.dim() == 4:
         values = values.sum(1)
     values = values[None] if values.dim() == 2 else values
     if values.dim() != 3 or len(values) == 0:
-        raise AttributionError(
-            f"relevance of shape {list(relevance.shape)} is no image [n, c, h, w], [n, h, w] or [h, w]"
-        )
+        raise AttributionError(f"relevance {list(relevance.shape)} is no image [n, c, h, w], [n, h, w] or [h, w]")
     return values
 
 
