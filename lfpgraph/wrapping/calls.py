@@ -118,14 +118,14 @@ class Wrapping:
         if wants_it_as_it_is() or self in _local.unrecorded:
             return part.run_module(*args, **kwargs)
         if part.path and is_observed_elsewhere(part.module):  # by a thread that may wait for this call
-            return self._run(part, args, kwargs)
+            return self._run(part, args, kwargs, observed=True)
         begin_run(self.model)
         try:
-            return self._run(part, args, kwargs)
+            return self._run(part, args, kwargs, observed=False)
         finally:
             end_run()
 
-    def _run(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
+    def _run(self, part: CallStandIn, args: Any, kwargs: Any, observed: bool) -> Any:
         if not torch.is_grad_enabled():
             _local.unrecorded.append(self)
             try:
@@ -140,7 +140,7 @@ class Wrapping:
             if changes_gradients(self.composite):
                 self.watch.transformed()
             return part.run_module(*args, **kwargs)
-        if part.path and is_observed_elsewhere(part.module):
+        if observed:
             return self._lively(part, args, kwargs)
         if not self._told:
             self._watch_parameters()
