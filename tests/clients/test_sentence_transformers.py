@@ -103,7 +103,8 @@ def test_feedback_of_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     inner = wrapped(minilm()[0].auto_model, "fine, traced")
     vectors = []
     for features in Spy.seen:
-        hidden = inner(input_ids=features["input_ids"], attention_mask=features["attention_mask"]).last_hidden_state
+        given = {name: features[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        hidden = inner(**given).last_hidden_state
         mask = features["attention_mask"].unsqueeze(-1).float()
         vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
     F.cross_entropy(20 * vectors[0] @ vectors[1].T, torch.arange(8)).backward()
