@@ -182,3 +182,28 @@ def test_backward_hooks_that_look_on_change_nothing(composite: str) -> None:
     ]
     assert len(seen) == 7
     compare(composite, *found)
+
+
+class SharedWithTheIdle(nn.Module):
+    """An operation that an output reads, and what leads to a detached value only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.eye(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        shared = torch.tanh(-y)
+        aim = shared * 1.5 - 0.25
+        aim = (aim + aim.mean()).square()
+        return (x - aim.detach()).square() @ self.w, nn.functional.leaky_relu(shared, 0.1).prod()
+
+
+def test_what_leads_to_a_detached_value_takes_nothing_from_the_way_it_shares() -> None:
+    """Both have the same autograd nodes; found by seed 1200, where the input's feedback was zero."""
+    module, inputs = SharedWithTheIdle(), (torch.randn(2, 3).double(), torch.randn(2, 3).double())
+    signals = _signals(module(*inputs), torch.Generator().manual_seed(0))
+    walk = walked(trace(module, inputs, dynamic=False), module, inputs, signals, "lfp-epsilon")
+    want = {name.replace("input", "input 0"): g for name, g in walk.items()}
+    assert bool(want["input 0 1"].any())
+    found = run(lfpgraph.wrap(module, "lfp-epsilon", engine="live"), [inputs], [signals], "together")
+    compare("live", found, want)

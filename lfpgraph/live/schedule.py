@@ -151,6 +151,8 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             amendment.shares = tuple(0.0 for _ in unit.inputs)  # no reward passes, so no gradient does
             schedule.amendments.append(amendment)
             continue
+        if not _is_reached(node, arrivals):
+            continue  # nothing to amend; and a copy for the idle has its autograd nodes in common with what it is a copy of
         _settle(amendment, arrivals, by_unit)
         alike = likeness_of(unit)
         if alike is None or alike not in asked:
@@ -171,10 +173,9 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             form = unit.option_epsilon if stabilized is True else stabilized
         elif not (unit.family.passes_form or unit.ends_layer):
             form = None
-        if _is_reached(node, arrivals):
-            for i, source in enumerate(unit.inputs):
-                if unit.wanted[i] and (answers is None or answers[i] is not None):
-                    arrivals[source].append((unit, i, form))
+        for i, source in enumerate(unit.inputs):
+            if unit.wanted[i] and (answers is None or answers[i] is not None):
+                arrivals[source].append((unit, i, form))
         by_unit[id(unit)] = amendment
         schedule.amendments.append(amendment)
     schedule.amendments = [a for a in reversed(schedule.amendments) if a.factors or a.reaches_inside]
