@@ -12,7 +12,8 @@ from ...composites.rivals import fixed_random
 from ...errors import InputError
 from ..examples import IGNORED
 from ..learners import Learner, Loss
-from ..local.blocks import Blocks, ByMode, Flow, signature
+from ..local.block import signature
+from ..local.blocks import Blocks, ByMode, Flow
 
 __all__ = ["NoProp", "equal_blocks", "schedule"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -18,52 +18,13 @@ from ...graph.graph import ACTIVE, WEIGHT, OpGraph, ancestors, shape_of
 from ...graph.sizes import Sizes
 from ...registry import VIEW
 from ...tracing.tracer import trace
+from .block import Block, numbers_of, sizes_of
 
-__all__ = ["Block", "Blocks", "ByMode", "Flow", "signature", "sizes_of"]
+__all__ = ["Blocks", "ByMode", "Flow", "backward"]
 
 log = logging.getLogger("lfpgraph")
 _ROOT = "input"
 _FIRST = -1  # the place of what depends on no parameter
-
-
-class Block:
-    """Some nodes of a graph, in order.
-
-    Attributes:
-        entry: the activation that the block before hands over; None for the first block.
-        end: what it hands on.
-        carried: further values of it that later blocks read.
-        late: whether it reads such values of earlier blocks, so that it cannot run apart from them.
-        parameters: names of the parameters that it reads.
-    """
-
-    def __init__(self, nodes: Sequence[fx.Node], entry: fx.Node | None, end: fx.Node) -> None:
-        self.nodes, self.entry, self.end = list(nodes), entry, end
-        self.carried: list[fx.Node] = []
-        self.updates: list[tuple[str, fx.Node]] = []
-        self.late = False
-        self.parameters: list[str] = []
-        self._dead: dict[fx.Node, list[fx.Node]] = {}
-
-    def settle(self, kept: set[fx.Node]) -> None:
-        """Find out after which node each value is needed no more; `kept` are needed when the block is over."""
-        last = {source: node for node in self.nodes for source in node.all_input_nodes}
-        own = {*self.nodes, *([self.entry] if self.entry is not None else [])}
-        self._dead = {node: [] for node in self.nodes}
-        for source, node in last.items():
-            if source in own and source not in kept:
-                self._dead[node].append(source)
-
-    def run(self, values: Mapping[fx.Node, Any], given: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
-        """Run the block on values, of which `given` take precedence. What is needed no more is let go at once, of `given` too."""
-        local = given
-        for node in self.nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: local[n] if n in local else values[n])
-            local[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            del args, kwargs
-            for source in self._dead[node]:
-                del local[source]
-        return local
 
 
 class Blocks:
@@ -135,10 +96,13 @@ class Blocks:
             later = {s for j, read in reads.items() if j > k for s in read} - {end}
             block.carried = [n for n in block.nodes if n in later and n not in remade]
             block.updates = [(written[n], n) for n in block.nodes if n in written]
-            block.settle({end, *block.carried, *(n for _, n in block.updates)})
+            block.settle()
             block.late = any(n in order and _FIRST < place[n] < k and n is not entry for n in reads[k])
             block.parameters = [name for name, node in self.placeholder.items() if node in reads[k]]
             made.append(block)
+        largest = max(numbers_of(end) for end in ends)
+        for block in made[1:-1]:
+            block.part(trained, largest)
         return made[0], made[1:]
 
     def __len__(self) -> int:
@@ -180,6 +144,7 @@ class Flow:
         }  # backward reads what was there before
         self.values: dict[fx.Node, Any] = dict(zip(graph.placeholder_nodes, graph.values(tensors, state)))
         self._updates: list[tuple[str, Tensor]] = []
+        self._own: set[fx.Node] = set()
         with torch.no_grad():
             self._keep(blocks.first, blocks.first.run(self.values, {}))
 
@@ -195,14 +160,38 @@ class Flow:
         Block k - 1 has run, and `hand_over` has given its activation. The last block writes the model's buffers.
         """
         block = self.blocks.blocks[k]
-        given = {block.entry: self.values.pop(block.entry)} if block.entry is not None else {}
-        local = block.run(self.values, given)
+        return self._run(block, block.run(self.values, self._entry(block)))
+
+    def _entry(self, block: Block) -> dict[fx.Node, Any]:
+        return {block.entry: self.values.pop(block.entry)} if block.entry is not None else {}
+
+    def _run(self, block: Block, local: dict[fx.Node, Any]) -> Tensor:
         self._keep(block, local)
-        if k == len(self.blocks) - 1:
+        if block is self.blocks.blocks[-1]:
             with torch.no_grad():
                 for name, value in self._updates:
                     self.state[name].copy_(value)
         return local[block.end]
+
+    def learn(self, k: int, loss: Callable[[Tensor], Tensor]) -> None:
+        """Run block k, let it learn by a loss of its activation, and hand that over to the next block.
+
+        Where it pays (see `Block.part`), the activation is let go before the backward pass and made again behind it, and what
+        nobody else holds is written over: so neither lies beside its own gradient, or beside the next activation.
+        """
+        block = self.blocks.blocks[k]
+        entry, over = self._entry(block), block.entry in self._own
+        if not block.behind:
+            x = self._run(block, block.run(self.values, entry))
+            self.hand_over(k, x)
+            backward(loss(x))
+            return
+        with torch.no_grad():
+            ready = block.run(self.values, entry, block.before, over)
+        backward(loss(self._run(block, block.run(self.values, dict(ready), block.behind))))
+        with torch.no_grad():
+            self.values[block.end] = block.run(self.values, ready, block.behind)[block.end]
+        self._own.add(block.end)
 
     def hand_over(self, k: int, activation: Tensor) -> None:
         """Give the next block what block k made, or something in its place."""
@@ -214,6 +203,12 @@ class Flow:
         assert block.entry is not None
         given = {self.blocks.placeholder[name]: value for name, value in parameters.items()}
         return block.run(self.values, {block.entry: activation, **given})[block.end]
+
+
+def backward(loss: Tensor) -> None:
+    """The backward pass of a loss, if anything that it is of is trained."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 class ByMode:
@@ -230,17 +225,6 @@ class ByMode:
             if len({len(blocks) for blocks in self.known.values()}) > 1:
                 raise InputError(f"{type(self.model).__name__} has other points to cut at in eval mode")
         return self.known[mode]
-
-
-def signature(block: Block) -> tuple[Any, ...]:
-    """What two blocks have in common that differ in their weights alone."""
-    return tuple((str(n.target), shape_of(n), len(n.all_input_nodes)) for n in block.nodes)
-
-
-def sizes_of(node: fx.Node) -> list[int]:
-    """The sizes of a node's tensor without the first, those of the example where they are open."""
-    sizes = node.meta["val"].shape[1:]
-    return [int(n.node.hint) if isinstance(n, torch.SymInt) else int(n) for n in sizes]
 
 
 def _chosen(graph: OpGraph, output: fx.Node, matrices: set[fx.Node], early: bool) -> list[fx.Node]:

@@ -15,7 +15,7 @@ from .blocks import Blocks, Flow
 __all__ = ["Adapter", "Averaged", "Copy", "Head", "LaterLayers", "later_blocks", "read_out"]
 
 _SIDE = 2  # images are averaged down to at most so many rows and columns before a flat product,
-_WEIGHTS = 2**13  # and to fewer where that product had more weights than this
+_WEIGHTS = 2**10  # and to fewer where that product had more weights than this
 _FLAT = 2**13  # more numbers than this are averaged over their first dimension
 
 
@@ -78,6 +78,8 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.shape[2:] == (height, width):
         return x
     smaller = x.shape[2] >= height and x.shape[3] >= width
+    if smaller and x.shape[2] % height == 0 and x.shape[3] % width == 0:  # a mean keeps nothing for its backward pass
+        return x.unflatten(3, (width, -1)).unflatten(2, (height, -1)).mean((3, 5))
     return adaptive_avg_pool2d(x, (height, width)) if smaller else interpolate(x, (height, width))
 
 

@@ -4,11 +4,13 @@ Block k makes h_k = f_k(h_{k-1}; w_k), where h_{k-1} is a constant to it, and it
 
     dw_k = - rate * dL_k / dw_k,    L_k = loss(head_k(h_k), y),    L_K = loss(f_K(h_{K-1}), y) for the last block.
 
-A block's backward pass runs as soon as its forward pass is over, so the activations of one block alone are kept at a time.
+A block's backward pass runs as soon as its forward pass is over, so the activations of one block alone are kept at a time; and
+where h_k is large beside them, it is made again for block k+1, so that it does not lie beside its own gradient (`Flow.learn`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,7 @@ from ...composites.rivals import fixed_random
 from ...errors import InputError
 from ..examples import IGNORED
 from ..learners import Learner, Loss
-from .blocks import Blocks, Flow
+from .blocks import Blocks, Flow, backward
 from .heads import Averaged, Head, LaterLayers
 
 __all__ = [
@@ -73,11 +75,11 @@ class LocalLosses(Learner):
         flow = self.blocks.flow(inputs)
         last = len(self.blocks) - 1
         for k in range(last):
-            x = flow.run(k)
-            flow.hand_over(k, x)
-            _backward(self.local_loss(k, x, labels, flow))
-            del x
-        _backward(self.loss(flow.run(last), labels))
+            flow.learn(k, partial(self._loss_of, k, labels, flow))
+        backward(self.loss(flow.run(last), labels))
+
+    def _loss_of(self, k: int, labels: Tensor, flow: Flow, x: Tensor) -> Tensor:
+        return self.local_loss(k, x, labels, flow)
 
     def follow(self) -> None:
         """A step begins: let heads follow the model."""
@@ -85,11 +87,6 @@ class LocalLosses(Learner):
     def local_loss(self, k: int, x: Tensor, labels: Tensor, flow: Flow) -> Tensor:
         """L_k, of the block's activation."""
         return self.loss(self.heads[k](x, flow), labels)
-
-
-def _backward(loss: Tensor) -> None:
-    if loss.requires_grad:
-        loss.backward()
 
 
 class AugLocal(LocalLosses):
