@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.composites.learning import learning_structure
-from lfpgraph.errors import CompositeError
 
 from .support.helpers import secant_slope
 
@@ -246,19 +245,13 @@ def test_a_matrix_in_units_of_its_size(floor, size, zero, engine):
         for name in ("first", "second"):
             w = model.get_parameter(f"{name}.weight")
             rms = w.abs().clamp_min(floor if floor == 0.05 else 0.0).square().mean().sqrt().item()
-            units[f"{name}.weight"] = min((3 * w.shape[1]) ** -0.5, rms) or 1.0
+            units[f"{name}.weight"] = (3 * w.shape[1]) ** -0.5, rms
     without = feedback(model, PLAIN.with_options(floor=floor), x, engine)
-    found = feedback(model, LFP.with_options(floor=floor), x, engine)
-    same(found, {n: g / units.get(n, 1) for n, g in without.items()})
-    assert zero or all(g.any() for g in found.values())
-    with pytest.raises(CompositeError, match="unit"):
-        LFP.with_options(unit="entries")
-
-
-@pytest.mark.parametrize("floor", [-1, "rms 2", "-1 rms", "0.3", "much rms", None, float("nan")])
-def test_a_floor_that_is_none_is_refused(floor):
-    with pytest.raises(CompositeError, match="floor"):
-        LFP.with_options(floor=floor)
+    for options, share in (({}, 1 / 3), ({"unit": "start"}, 1.0)):
+        found = feedback(model, LFP.with_options(floor=floor, **options), x, engine)
+        over = {name: min(share * start, rms) or 1.0 for name, (start, rms) in units.items()}
+        same(found, {n: g / over.get(n, 1) for n, g in without.items()})
+        assert zero or all(g.any() for g in found.values())
 
 
 def test_biases_of_zero_move():

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as xml
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,10 @@ def _rows(printed: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
-def steps(device: str, seconds: float) -> dict[str, Any]:
-    """A row for each model that fits into the time."""
+def steps(device: str, seconds: float, models: Sequence[str] = MODELS) -> dict[str, Any]:
+    """A row for each of the models that fits into the time."""
     end, found = time.time() + seconds, []
-    for model in MODELS:
+    for model in models:
         sides = SIDES if model in COMPILED else SIDES[:3]
         arguments = ["-m", "benchmarks.step", "--model", model, "--device", device, "--repeats", "15", "--side", *sides]
         rows = _rows(_python(arguments, min(end - time.time(), 120)))
@@ -61,7 +62,7 @@ def steps(device: str, seconds: float) -> dict[str, Any]:
         if time.time() > end:
             break
     measured = {row["model"] for row in found}
-    return {"rows": found, "not_measured": [model for model in MODELS if model not in measured]}
+    return {"rows": found, "not_measured": [model for model in models if model not in measured]}
 
 
 def tests(seconds: float, processes: int, chosen: list[str]) -> dict[str, Any]:
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
     parser.add_argument("--processes", type=int, default=8, help="that run tests")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: to try this out")
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, help="whose steps are measured")
     parser.add_argument("--only", choices=["steps", "tests"])
     parser.add_argument("--tests", nargs="*", default=["tests/gpu", "tests/test_randomness.py"])
     options = parser.parse_args()
@@ -151,7 +153,7 @@ def main() -> None:
         found["tests"] = tests(left() / 2 if options.only is None else left(), options.processes, options.tests)
         path.write_text(json.dumps(found, indent=1) + "\n")
     if options.only != "tests":
-        found["steps"] = steps(options.device, left())
+        found["steps"] = steps(options.device, left(), options.models)
     path.write_text(json.dumps(found | {"seconds": round(time.time() - start)}, indent=1) + "\n")
     if options.page:
         put(found, Path(options.page))

@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..errors import CompositeError, check_choice, near
 from ..graph.depths import Depths, Place
 from ..numerics import is_zero, scale_by_floored_size, scale_by_size
-from ..registry import ATTENTION, CONTRACTION, PRODUCT, QUOTIENT, Family, Handler, Rule
+from ..registry import ATTENTION, CONTRACTION, PRODUCT, QUOTIENT, REDUCTION, SPLIT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 from ..rules.views import vjp
+from .sizes import floor_of, unit_of
 
 if TYPE_CHECKING:
     from ..graph.graph import OpGraph
@@ -28,20 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Composite", "Ruleset", "composite_names", "get_composite", "register_composite"]
 
 _PRODUCTS = (CONTRACTION, PRODUCT, QUOTIENT, ATTENTION)
+_SUMS = (SPLIT, REDUCTION)
 _WHOLE = Rule(vjp, is_vjp=True)
-
-
-@functools.lru_cache
-def _floor_of(floor: float | str) -> tuple[float, bool]:
-    """A ruleset's floor as a number, and whether its unit is the parameter's root mean square."""
-    relative = isinstance(floor, str)
-    try:
-        number = float((str(floor).removesuffix("rms").strip() or 1) if relative else floor)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not number >= 0 or (isinstance(floor, str) and not floor.endswith("rms")):
-        raise CompositeError(f'floor={floor!r} must be a number of zero or more, or one before "rms", as "0.3 rms"')
-    return number, relative
 
 
 @dataclass(frozen=True)
@@ -62,11 +51,14 @@ class Ruleset:
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
         unit: "start" divides `max(abs(w), floor) * s_w` of a matrix by the root mean square of a weight as torch's layers start
             it, `1 / sqrt(3 n)` with n the number of entries for each of its rows, or by its own where that is less. So the
-            feedback is about as large as the signal. "parameter" leaves it as it is.
+            feedback is about as large as the signal. A number before it, as in "1/3 start", multiplies that size of a start.
+            "parameter" leaves the feedback as it is.
         wake: a wholly zero factor of activations (LoRA's `B` at its start, VeRA's vector), which would never move and let
             nothing behind it move, gets the plain signal for as long as it is wholly zero; not so a bias, which is added.
         products: of several activations. "shared" gives each factor an equal share of the vector-Jacobian product, and a
             divisor none, so that reward is kept (AttnLRP prop. 3.2, 3.3); "whole" gives each all of it, divisors too.
+        sums: of activations, `x + y` or over a dimension. "epsilon" divides by the stabilized total, which passes nothing on
+            where that is exactly zero; "whole" hands each term the signal of the total, which is the vector-Jacobian product.
     """
 
     rules: bool = True
@@ -78,13 +70,14 @@ class Ruleset:
     vectors: str = "weight"
     products: str = "shared"
     unit: str = "parameter"
+    sums: str = "epsilon"
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
         check_choice("vectors", self.vectors, ("weight", "signal"), CompositeError)
         check_choice("products", self.products, ("shared", "whole"), CompositeError)
-        check_choice("unit", self.unit, ("parameter", "start"), CompositeError)
-        _floor_of(self.floor)
+        check_choice("sums", self.sums, ("epsilon", "whole"), CompositeError)
+        floor_of(self.floor), unit_of(self.unit)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "handlers": _names_of(self.handlers)}
@@ -95,7 +88,9 @@ class Ruleset:
     def rule(self, op: Any, family: Family | None) -> Rule | None:
         """The rule that this ruleset has in place of the registry's: for the operation itself, or for its family."""
         found = self.handlers.get(op) or (self.handlers.get(family.name) if family is not None else None)
-        if found is None and self.products == "whole" and family in _PRODUCTS:
+        if found is None and (
+            self.products == "whole" and family in _PRODUCTS or self.sums == "whole" and family in _SUMS
+        ):
             return _WHOLE
         known = found is None or isinstance(found, Rule)
         return found if known else Rule(found, own_stabilizer=isinstance(found, LayerRule))  # type: ignore[return-value,arg-type]
@@ -110,7 +105,7 @@ class Ruleset:
 
     def wakes(self, w: Tensor) -> bool:
         """Whether w is wholly zero, or its memory is away until the feedback (FSDP), and it is to get a signal all the same."""
-        may = self.wake or _floor_of(self.floor)[0] > 0 or self.takes_signal(w)
+        may = self.wake or floor_of(self.floor)[0] > 0 or self.takes_signal(w)
         if not may or w.numel() == 0 or w.device.type == "meta" or isinstance(w, FakeTensor):
             return False
         return w.untyped_storage().nbytes() == 0 or is_zero(w)
@@ -132,8 +127,9 @@ class Ruleset:
 
     def size_of(self, w: Tensor) -> tuple[float, float, float]:
         """Share, unit, floor: `max(abs(w), share * rms(w), floor) * max(unit, 1 / rms(w)) * s` (a unit of 1 is none)."""
-        floor, relative = _floor_of(self.floor)
-        unit = math.sqrt(3 * math.prod(w.shape[1:])) if self.unit == "start" and w.dim() > 1 and w.numel() else 1.0
+        floor, relative = floor_of(self.floor)
+        start = unit_of(self.unit) if w.dim() > 1 and w.numel() else None
+        unit = 1.0 if start is None else math.sqrt(3 * math.prod(w.shape[1:])) / start
         return (floor if w.numel() else 0.0, unit, 0.0) if relative else (0.0, unit, floor)
 
 

@@ -1,12 +1,13 @@
-"""`lfp`: LFP as it learns best, the published rule changed in seven places. Each is an option of its own.
+"""`lfp`: LFP as it learns best, the published rule changed in eight places. Each is an option of its own.
 
 - Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it, and quotients to
   divisor and numerator alike (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products.
   Reward is not conserved there.
+- Sums of activations hand all of the total's signal to each term (`Ruleset.sums="whole"`), also where the total is zero.
 - Matrices take `max(abs(w), c rms(w)) * s` (`Ruleset.floor`), so that weights near zero move; c was chosen by experiment `rule`.
-- That is divided by the size at which torch's layers start a weight, or by the matrix's own if that is less (`Ruleset.unit`),
-  so that the feedback is about as large as the gradient: clipping by a common norm acts on matrices and not on vectors
-  alone, and SGD bears backprop's rates.
+- That is divided by a third of the size at which torch's layers start a weight, or by the matrix's own if that is less
+  (`Ruleset.unit`), so that the feedback is as large as the gradient, or up to three times that: clipping by a common norm acts
+  on matrices and not on vectors alone.
 - Vectors (biases, scales of norms) take the plain signal (`Ruleset.vectors="signal"`), so a bias of zero moves.
 - Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
   right sign, and takes no derivative. A function with f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope.
@@ -33,7 +34,7 @@ from ..graph.structure import Structure
 from ..registry import Call, Handler
 from .centred import activations_of, centred_rule, centred_signal, in_place_of, is_zero_at_zero, value_at, values_on
 from .choices import BLIND_SHARE, SHARPNESS, add_choices
-from .steps import STEP_WIDTHS, add_steps
+from .steps import STEP_SPREAD, STEP_WIDTHS, add_steps
 
 __all__ = ["learning_structure"]
 
@@ -42,6 +43,7 @@ def learning_structure(
     graph: OpGraph,
     secant: float = 0.5,
     step_widths: tuple[float, ...] = STEP_WIDTHS,
+    step_spread: float = STEP_SPREAD,
     blind_share: float = BLIND_SHARE,
     sharpness: float = SHARPNESS,
 ) -> Structure:
@@ -51,15 +53,16 @@ def learning_structure(
         secant: h of an activation that bends, in units of x or, where it is not defined for all numbers, as a share of it; 0
             for `f(x) / x`, centred.
         step_widths: the widths of a step's secants, in units of the spread of x.
+        step_spread: a larger spread of x counts as this one.
         blind_share, sharpness: of a choice (see `choices`).
 
     Raises:
-        CompositeError: an option is negative, or `step_widths` holds a zero or nothing.
+        CompositeError: an option is negative, or `step_widths` holds a zero or nothing, or `step_spread` is zero.
     """
     if secant < 0:
         raise CompositeError(f"secant={secant!r} must be zero or more")
     found = Structure(find_regions(graph))
-    add_steps(graph, found, step_widths)
+    add_steps(graph, found, step_widths, step_spread)
     add_choices(graph, found, blind_share, sharpness)
     for entry, nodes in activations_of(graph, found):
         if nodes[-1] in found.rules:

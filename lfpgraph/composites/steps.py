@@ -2,9 +2,10 @@
 
 A step has no derivative of use, and `f(x) / x` says nothing of where its threshold is. A secant, `(f(x + h) - f(x - h)) / 2h`,
 sees every threshold within h, and needs nothing but f. The widths are multiples of the spread of x, so the rule is the same
-whatever the units of x are: the narrow ones weigh what is about to change, the wide ones let what is far from a threshold learn
-all the same. Each width weighs in inverse proportion to its size, so the slope falls with the square of the distance from the
-threshold, about as the derivative of an arctangent does.
+whatever the units of x are, up to a spread of 1: what has grown further is looked at more narrowly, as a surrogate of a fixed
+width does. The narrow widths weigh what is about to change, the wide ones let what is far from a threshold learn all the same.
+Each weighs in inverse proportion to its size, so the slope falls with the square of the distance from the threshold, about as
+the derivative of an arctangent does.
 
 Where spikes reset their own membrane, that way is closed to reward: the membrane learns from what its spikes did. Parameters
 that a step is made of (binary or rounded weights) get their signal in the same way.
@@ -29,9 +30,10 @@ from ..rules.activations import activation
 from ..rules.views import vjp
 from .centred import activations_of, in_place_of, value_at
 
-__all__ = ["STEP_WIDTHS", "add_steps"]
+__all__ = ["STEP_SPREAD", "STEP_WIDTHS", "add_steps"]
 
 STEP_WIDTHS = (0.3, 1.0, 3.0, 10.0)  # chosen on validation parts; see docs/spiking.md
+STEP_SPREAD = 1.0
 
 aten = torch.ops.aten
 _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
@@ -40,15 +42,21 @@ _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
 }
 
 
-def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...]) -> None:
+def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...], most: float = STEP_SPREAD) -> None:
     """Give every step of a graph the rule above, and close the way of reward over resets.
 
+    Args:
+        widths: of the secants, in units of the spread of x.
+        most: a larger spread counts as this one.
+
     Raises:
-        CompositeError: there is no width, or one is not above zero.
+        CompositeError: there is no width, or a number is not above zero.
     """
     if not widths or not all(width > 0 for width in widths):
         raise CompositeError(f"step_widths={widths!r} must hold at least one number, all of them above zero")
-    rule = partial(_stepped, widths)
+    if not most > 0:
+        raise CompositeError(f"step_spread={most!r} must be above zero")
+    rule = partial(_stepped, widths, most)
     for entry, nodes in activations_of(graph, found):
         if _is_step(graph, entry, nodes):
             found.rules[nodes[-1]] = rule
@@ -74,22 +82,22 @@ def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) 
     return nodes[-1] not in direct
 
 
-def _stepped(widths: tuple[float, ...], usual: Handler) -> Handler:
+def _stepped(widths: tuple[float, ...], most: float, usual: Handler) -> Handler:
     """The rule of a step in place of the usual one: of an activation, or of an operation on parameters."""
     if usual is vjp:
-        return partial(_of_parameters, widths)
-    return in_place_of(usual, partial(_secants, widths))
+        return partial(_of_parameters, widths, most)
+    return in_place_of(usual, partial(_secants, widths, most))
 
 
-def _of_parameters(widths: tuple[float, ...], call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-    return [_secants(widths, call, s, i) if call.wanted[i] else None for i in range(len(call.inputs))]
+def _of_parameters(widths: tuple[float, ...], most: float, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
+    return [_secants(widths, most, call, s, i) if call.wanted[i] else None for i in range(len(call.inputs))]
 
 
-def _secants(widths: tuple[float, ...], call: Call, s: Tensor, place: int) -> Tensor:
+def _secants(widths: tuple[float, ...], most: float, call: Call, s: Tensor, place: int) -> Tensor:
     """Signal of x for z = f(x): by the slopes of the lines through f(x - h) and f(x + h), each with a weight of 1 / h."""
     x = call.inputs[place]
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    spread = wide.var(correction=0).sqrt()
+    spread = wide.var(correction=0).sqrt().clamp_max(most)
     spread = torch.where(spread > 0, spread, 1.0)  # one number, or all alike
     slope = torch.zeros_like(wide)
     for width in widths:

@@ -246,7 +246,8 @@ def _settle_epsilon(graph: OpGraph, units: Sequence[Unit]) -> None:
         actives, weighted = sum(unit.active), any(unit.weightlike)
         kind = unit.family.epsilon
         takes = kind == "always" or (kind == "weighted" and actives <= 1 and weighted)
-        takes = takes or (kind == "mixing" and actives > 1)
+        whole = unit.rule.is_vjp and unit.family in (SPLIT, REDUCTION)  # sums that hand on all of it (`Ruleset.sums`)
+        takes = (takes or (kind == "mixing" and actives > 1)) and not whole
         if unit.family.elementwise and unit.family.affine and actives == 1 and weighted:
             unit.ends_layer = _follows_layer(unit, producer, linear)
             takes = takes or unit.ends_layer

@@ -105,10 +105,14 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-def secant_slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What `lfp` takes for the slope of a step f at x, by hand: secants, of which the one of width h weighs 1 / h."""
+def secant_slope(f: Callable[[Tensor], Tensor], x: Tensor, most: float = 1.0) -> Tensor:
+    """What `lfp` takes for the slope of a step f at x, by hand: secants, of which the one of width h weighs 1 / h.
+
+    `most` is the largest spread of x that counts.
+    """
     widths = (0.3, 1.0, 3.0, 10.0)
-    slopes = [(f(x + h) - f(x - h)) / (2 * h) for h in (width * x.std(correction=0) for width in widths)]
+    spread = min(x.std(correction=0).item(), most)
+    slopes = [(f(x + h) - f(x - h)) / (2 * h) for h in (width * spread for width in widths)]
     return sum(slope / width for slope, width in zip(slopes, widths)) / sum(1 / width for width in widths)
 
 

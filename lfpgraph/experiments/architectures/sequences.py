@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ...composites.composite import get_composite
+from ...composites.composite import Composite, get_composite
 from ...models_zoo.forecasting import PVRNN
+from ...wrapping.wrapper import wrap
 from ..common.drawing import draw_bars
 from ..common.harness import Case, Report, Settings, Way, fit
 from ..common.models import seeded
@@ -75,11 +76,19 @@ def run(settings: Settings) -> Report:
     start = seeded(lambda: PVRNN(TRAINED, LENGTH, 32, 4, 2))
     how: dict[str, Any] = {"epochs": 80, "batch_size": 16, "score": _apart, "start": start}
 
-    def measured(way: Way, curves: Tensor, settings: Settings, name: str) -> Case:
-        """Trained by a way; its values are the errors of curves that go on, and `more["seen"]` those of the ones trained on."""
+    def measured(way: Way, curves: Tensor, settings: Settings, name: str, finds: Composite | None = None) -> Case:
+        """Trained by a way; its values are the errors of curves that go on, and `more["seen"]` those of the ones trained on.
+
+        `finds` finds the causes of new curves; by default the way that the model was trained by.
+        """
 
         def go_on(seed: int, model: nn.Module) -> dict[str, float]:
-            return {"error": continued(model, curves, settings.epochs(60))}
+            finder = model
+            if finds is not None:
+                finder = start(0)
+                finder.load_state_dict(model.state_dict())
+                wrap(finder, finds)
+            return {"error": continued(finder, curves, settings.epochs(60))}
 
         (case,) = fit(start(0), [way], data, data, settings, name=name, after=go_on, **how)
         case.more["seen"], case.values = case.values, case.more.pop("error")
@@ -87,14 +96,15 @@ def run(settings: Settings) -> Report:
 
     cases, notes, once = list[Case](), list[str](), replace(settings, seeds=1)
     plain = get_composite("lfp").override("causes", scale="signal")  # causes are states of a sequence, not weights
-    for make in (
-        partial(Way, "LFP", "lfp", _loss),
-        partial(Way, "LFP, causes by their signal", plain, _loss),
-        partial(Way, "backprop", None, _loss),
+    for make, finds in (
+        (partial(Way, "LFP", "lfp", _loss), None),
+        (partial(Way, "LFP, new causes by their signal", "lfp", _loss), plain),
+        (partial(Way, "LFP, all causes by their signal", plain, _loss), None),
+        (partial(Way, "backprop", None, _loss), None),
     ):
-        tried = {rate: measured(make(lr=rate), chosen_by, once, "choosing").mean for rate in RATES}
+        tried = {rate: measured(make(lr=rate), chosen_by, once, "choosing", finds).mean for rate in RATES}
         rate = min(tried, key=lambda rate: tried[rate] if math.isfinite(tried[rate]) else math.inf)
-        case = measured(make(lr=rate), test, settings, "PV-RNN")
+        case = measured(make(lr=rate), test, settings, "PV-RNN", finds)
         case.more["lr"] = rate
         cases.append(case)
         seen = sum(case.more["seen"]) / len(case.more["seen"])
