@@ -24,6 +24,7 @@ lfpgraph.register_composite(
 )  # fmt: skip
 # For comparisons of which one side has no place for an epsilon (a fused head, a loop of one's own).
 FINE = lfpgraph.get_composite("lfp").with_options(epsilon=1e-10)
+EXACT = lfpgraph.get_composite("lfp").with_options(epsilon=0.0)
 
 WAYS: dict[str, dict[str, Any] | None] = {
     "plain": None,  # not wrapped
@@ -35,6 +36,8 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "recorded": {"composite": "recorded", "engine": "live"},
     "fine": {"composite": FINE},
     "fine, traced": {"composite": FINE, "engine": "static"},
+    "exact": {"composite": EXACT},
+    "exact, traced": {"composite": EXACT, "engine": "static"},
 }
 
 
@@ -76,12 +79,14 @@ def check_first_step(
     caplog: pytest.LogCaptureFixture,
     rounding: float = 1e-5,
     second: Callable[[], dict[str, Tensor]] | str | None = "traced",
+    told: str = "",
 ) -> dict[str, Tensor]:
-    """That `lfpgraph.wrap(model)` gives the client feedback, the right one, and says nothing; returns it.
+    """That `lfpgraph.wrap(model)` gives the client feedback, the right one, and says nothing but `told`; returns it.
 
     Args:
         first: the gradients that the optimizer gets at its first step, with the model wrapped in one of `WAYS`.
         rounding: how far two ways to the same numbers may be apart.
+        told: words of a warning that is to come.
         second: another way to the feedback, a name of `WAYS` or a function; None where there is none. A model that the
             static engine refuses has none: what runs as Python alone is the live engine's.
     """
@@ -92,7 +97,8 @@ def check_first_step(
         assert difference(first("recorded"), plain) < rounding
         feedback = first("wrapped")
         other = _by(first, second) or feedback
-    assert [record.getMessage() for record in caplog.records if record.name == "lfpgraph"] == []
+    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
+    assert all(told and told in line for line in said) and bool(said) == bool(told)
     assert set(feedback) == set(plain) and difference(feedback, plain) > min(100 * rounding, 0.1)
     assert all(bool(torch.isfinite(g).all()) for g in feedback.values())
     assert difference(feedback, other) < rounding

@@ -18,7 +18,7 @@ from .checks import FINE, check_first_step, difference, wrapped
 from .support import gpt2, qwen3
 
 CAUSAL = [kind for kind in trl_runs.KINDS if kind != "Reward"]
-REINFORCED = ("GRPO", "RLOO")
+REINFORCED = ("GRPO", "RLOO", "GMPO")
 OF_HIDDEN_STATES = ("Reward", "Distillation")  # whose loss is no function of a language model's logits
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 
@@ -62,7 +62,7 @@ def test_first_step(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert difference(first_gradients(kind, tmp_path, "wrapped", "after"), feedback) < 1e-6
     if kind not in OF_HIDDEN_STATES:
         assert difference(first_gradients(kind, tmp_path, "fine"), by_logits(kind, tmp_path)) < 1e-5
-        assert difference(feedback, by_logits(kind, tmp_path, "lfp")) < 1e-3  # the epsilon of logits that nobody sees
+        assert difference(feedback, by_logits(kind, tmp_path, "lfp")) < 3e-3  # the epsilon of logits that nobody sees
 
 
 @pytest.mark.client("trl", "{kind} with `peft_config` (LoRA)")
