@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from lfpgraph.models_zoo.digits import cnn
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, linear, one_hot, softplus
 
-from lfpgraph.comparison import compare, forward_only, local
-from lfpgraph.comparison.local.block import Block
+from lfpgraph.comparison import forward_only, local
 from lfpgraph.comparison.local.goodness import with_labels
 from lfpgraph.composites.rivals import fixed_random
 from lfpgraph.errors import InputError
@@ -283,43 +280,3 @@ def test_heads_of_models_with_tied_weights() -> None:
         model.zero_grad()
         learner.gradients(x, y)
         assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-
-
-def test_what_is_made_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large activations are made again behind the backward pass, and written over by the next one: gradients, statistics and
-    inputs are as without that."""
-    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 8, 3, padding=1), nn.Tanh()]
-    torch.manual_seed(0)
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 12), nn.ReLU(), nn.Linear(12, 3)).double()
-    twin, x, y = copy.deepcopy(model), torch.randn(6, 2, 4, 4, dtype=torch.float64), torch.randint(3, (6,))
-    learner, before = local.LocalLosses(model, cross_entropy, x), x.clone()
-    assert [bool(block.behind) for block in learner.blocks.blocks] == [True, True, False, False]
-    monkeypatch.setattr(Block, "part", lambda *_: False)
-    plain = local.LocalLosses(twin, cross_entropy, x)
-    assert not any(block.behind for block in plain.blocks.blocks)
-    plain.heads.load_state_dict(learner.heads.state_dict())
-    for one in (learner, plain):
-        one.gradients(x, y)
-    assert torch.equal(x, before)
-    torch.testing.assert_close(model.state_dict(), twin.state_dict())
-    for mine, other in zip(
-        [*model.parameters(), *learner.heads.parameters()], [*twin.parameters(), *plain.heads.parameters()]
-    ):
-        torch.testing.assert_close(mine.grad, other.grad)
-
-
-def test_what_is_drawn_is_not_made_again() -> None:
-    """A second draw would hand on other activations than those that the block has learnt by."""
-    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
-    learner = local.LocalLosses(
-        nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 3)), cross_entropy, torch.randn(6, 2, 4, 4)
-    )
-    assert [bool(block.behind) for block in learner.blocks.blocks] == [True, False, False]
-
-
-def test_memory_of_the_digits_cnn() -> None:
-    """All that is alive at once, with weights, heads and AdamW's moments, is at most 0.7 of what backprop needs."""
-    x, y = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
-    found = compare(cnn, (x, y), (x, y), ("backprop", "local"), steps=1, rates=(1e-3,))
-    backprop, ours = (way.kept_bytes + way.peak_bytes for way in found.ways)
-    assert ours < 0.7 * backprop

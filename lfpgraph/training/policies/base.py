@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
+import weakref
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from ...errors import PolicyError
 
 __all__ = ["Pairs", "Policies", "Policy", "checked"]
 
+log = logging.getLogger("lfpgraph")
 Pairs = list[tuple[str, Tensor]]
 
 
@@ -25,6 +28,8 @@ class Policy:
         pattern: names of the parameters it acts on, shell style (`"encoder.*"`, `"*.weight"`), one or several.
         exclude: names that it leaves alone.
     """
+
+    _optimizer_at: weakref.ref[Optimizer] | None = None  # the one it was last attached to
 
     def __init__(self, pattern: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()) -> None:
         self.pattern = (pattern,) if isinstance(pattern, str) else tuple(pattern)
@@ -63,6 +68,9 @@ class Policy:
     def attach(self, optimizer: Optimizer, model: nn.Module) -> Any:
         """Act before every step of the optimizer; its `state_dict` carries the policy's state.
 
+        A policy that remembers something acts on one optimizer at a time: attached to a second one it begins anew, and a step
+        of the first is refused. Parameters that the optimizer is given later are left to it, with a warning.
+
         Args:
             model: gives the parameters their names.
 
@@ -70,17 +78,19 @@ class Policy:
             A handle with `remove()`.
 
         Raises:
-            PolicyError: none of the optimizer's parameters matches.
+            PolicyError: none of the optimizer's parameters matches; the policy is attached to it already, or another of its kind.
         """
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        named = [(name, p) for name, p in model.named_parameters() if id(p) in own]
-        if not any(self.matches(name) for name, _ in named):
-            shown = ", ".join(name for name, _ in named[:3])
-            raise PolicyError(
-                f"{type(self).__name__}: no trained parameter matches {self.pattern}; there are {shown}, ..."
-            )
+        named = self._named(optimizer, model)
+        chosen = [(name, p) for name, p in named if self.matches(name)]
+        attached = optimizer.__dict__.setdefault("_lfpgraph_attached", [])
+        self._check_alone({name for name, _ in chosen}, attached)
         with torch.no_grad():
-            self.start([(name, p) for name, p in named if self.matches(name)], optimizer)
+            if self._left_for(optimizer):
+                self.stop()  # where it was before
+            self.start(chosen, optimizer)
+        entry = (self, {name for name, _ in chosen})
+        attached.append(entry)
+        self._optimizer_at = weakref.ref(optimizer)
         key = f"lfpgraph.training.policies.{len(getattr(optimizer, '_lfpgraph_policies', []))}"
         optimizer.__dict__.setdefault("_lfpgraph_policies", []).append(self)
 
@@ -96,20 +106,88 @@ class Policy:
             with torch.no_grad():
                 self.after()
 
+        count = _count(optimizer)
+
+        def act(optimizer: Optimizer, *_: Any) -> None:
+            nonlocal count
+            if self.remembers() and self._left_for(optimizer):
+                raise PolicyError(
+                    f"this {type(self).__name__} has since been attached to another optimizer, and remembers for one alone: make "
+                    "one for each"
+                )
+            if _count(optimizer) > count:
+                count = _count(optimizer)
+                log.warning(
+                    "%s: the optimizer was given parameters after it was attached, on which it does not act: attach it behind "
+                    "add_param_group", type(self).__name__
+                )  # fmt: skip
+            self(named)
+
         handles = (
-            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: self(named)),
+            optimizer.register_step_pre_hook(act),
             optimizer.register_step_post_hook(settle),
             optimizer.register_state_dict_post_hook(save),
             optimizer.register_load_state_dict_pre_hook(load),
         )
 
         def remove() -> None:
+            if not any(one is entry for one in attached):
+                return
+            attached[:] = [one for one in attached if one is not entry]
             for handle in handles:
                 handle.remove()
-            with torch.no_grad():
-                self.stop()
+            if not self._left_for(optimizer):
+                self._optimizer_at = None
+                with torch.no_grad():
+                    self.stop()
 
         return SimpleNamespace(remove=remove)
+
+    def _named(self, optimizer: Optimizer, model: nn.Module) -> Pairs:
+        """The parameters that the optimizer holds, by the model's names."""
+        kind = type(self).__name__
+        if not hasattr(optimizer, "param_groups") or not isinstance(model, nn.Module):
+            raise PolicyError(
+                f"{kind}.attach takes an optimizer and then the model, not {type(optimizer).__name__} and {type(model).__name__}"
+            )
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named: Pairs = [(name, p) for name, p in model.named_parameters() if id(p) in own]
+        if not named:
+            taken = [type(policy).__name__ for policy, _ in getattr(optimizer, "_lfpgraph_attached", [])]
+            why = f": {', '.join(taken)} is attached to it already" if taken else ""
+            raise PolicyError(
+                f"{kind}: no trained parameter of this {type(model).__name__} is in the optimizer{why}; remove() what is "
+                "attached, or make the optimizer of this model's parameters"
+            )
+        if not any(self.matches(name) for name, _ in named):
+            shown = ", ".join(name for name, _ in named[:3])
+            raise PolicyError(f"{kind}: no trained parameter matches {self.pattern}; there are {shown}, ...")
+        return named
+
+    def _left_for(self, optimizer: Optimizer) -> bool:
+        """Whether it acts on an optimizer other than this one."""
+        known = self._optimizer_at() if self._optimizer_at is not None else None
+        return known is not None and known is not optimizer
+
+    def remembers(self) -> bool:
+        """Whether it keeps something from step to step, and so can act on one optimizer only."""
+        return type(self).state_dict is not Policy.state_dict or type(self).start is not Policy.start
+
+    def _check_alone(self, names: set[str], attached: list[tuple[Policy, set[str]]]) -> None:
+        kind = type(self).__name__
+        if any(policy is self for policy, _ in attached):
+            raise PolicyError(f"this {kind} is attached already: remove() it first, or make another one")
+        for policy, others in attached:
+            shared = sorted(names & others)
+            if self.remembers() and type(policy) is type(self) and shared and not isinstance(self, Policies):
+                raise PolicyError(
+                    f"another {kind} is attached to this optimizer already and acts on {shared[0]}, too: remove() it first, or "
+                    "give each a pattern of its own"
+                )
+
+
+def _count(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 class Policies(Policy):
@@ -121,6 +199,9 @@ class Policies(Policy):
 
     def matches(self, name: str) -> bool:
         return any(policy.matches(name) for policy in self.policies)
+
+    def remembers(self) -> bool:
+        return any(policy.remembers() for policy in self.policies)
 
     def start(self, parameters: Pairs, optimizer: Optimizer) -> None:
         for policy in self.policies:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ...errors import PolicyError, check_choice
 from .base import Pairs, Policy, checked
@@ -122,6 +123,9 @@ class SmallestWeights(Policy):
         super().__init__(**names)
         self.share = checked("share", share, 0.0, 1.0)
         self.masks: dict[str, Tensor] = {}
+
+    def start(self, parameters: Pairs, optimizer: Optimizer) -> None:
+        self.masks = {}
 
     def apply(self, parameters: Pairs) -> None:
         for name, p in parameters:

@@ -62,7 +62,10 @@ class SaRA(Policy):
     def start(self, parameters: Pairs, optimizer: Optimizer) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise PolicyError("SaRA cuts gradients down before processes could share them: use it in one process")
-        self._whole, self._optimizer = dict(parameters), optimizer
+        parameters = [(name, p) for name, p in parameters if p.requires_grad]  # frozen ones get no gradient to cut
+        if not parameters:
+            raise PolicyError("SaRA: all parameters that it is to act on are frozen")
+        self._whole, self._optimizer, self.masks, self.steps = dict(parameters), optimizer, {}, 0
         if self.threshold is None:
             assert self.share is not None
             # The smallest entry that is left out bounds those that are trained.

@@ -65,6 +65,7 @@ class ElectronicSynapses(Policy):
         self._moving: list[tuple[str, Tensor, Tensor]] = []
 
     def start(self, parameters: Pairs, optimizer: Optimizer) -> None:
+        self.limits, self.minus, self.rest, self._moving = {}, {}, {}, []
         for name, p in parameters:
             if p.dtype not in (torch.float32, torch.float64):
                 raise PolicyError(
