@@ -17,14 +17,15 @@ from torch.utils._pytree import tree_map
 from ..composites.composite import Composite
 from ..graph.graph import module_path
 from ..numerics import epsilon_factor
+from ..passes.written_out import run_written_out, walk_written_out
 from ..registry import GENERAL, Call, find_rule, rule
 from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
-from ..rules.recurrent import Slopes, walk
+from ..rules.recurrent import Slopes, gradient_slopes, walk
 from ..rules.recurrent_loops import is_worth_a_loop, walk_in_loop
 from ..rules.views import vjp
-from .slopes import Step, backward_loop, slopes_program, step_graph
+from .slopes import Step, backward_loop, slopes_graph, slopes_program, step_graph
 
-__all__ = ["takes_steps_as_one"]
+__all__ = ["WRITTEN_OUT", "takes_steps_as_one"]
 
 aten = torch.ops.aten
 _PARTS = (
@@ -151,3 +152,23 @@ torch.library.register_fake("lfpgraph_loops::feedback", lambda signals, *args: l
 
 
 rule(LSTM, RECURRENT, family=GENERAL, source="the rules of one step", made_by=_rule_of, override=True)(vjp)
+
+
+def _slopes_of(rule: int, form: float | None, w: Tensor) -> list[Any]:
+    with on_a_tape():
+        return _known[rule].make(slopes_graph, form, w)
+
+
+def _gradient(gs: Sequence[Tensor | None], *given: Any) -> list[Tensor]:
+    with on_a_tape():
+        return walk_written_out([partial(gradient_slopes, given[-1])] * 2, gs, *given[:-1])
+
+
+WRITTEN_OUT: dict[Any, Callable[..., Any]] = {  # operation -> the same in operations of ATen, none of them in place
+    LSTM: lambda x, h, c, w, b: run_written_out("lstm", x, (h, c), w, b),
+    RECURRENT: lambda x, h, w, b, cell: run_written_out(cell, x, (h,), w, b),
+    torch.ops.lfpgraph_loops.feedback.default: lambda s, x, first, states, z, w, rule, form: walk_written_out(
+        _slopes_of(rule, form, w), s, x, first, states, z, w
+    ),
+    torch.ops.lfpgraph_steps.backward.default: _gradient,
+}

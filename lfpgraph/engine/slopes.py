@@ -18,12 +18,13 @@ from torch.nn.functional import linear
 from ..composites.composite import Composite
 from ..errors import RuleError
 from ..graph.classes import classify
-from ..graph.graph import OpGraph, Placeholder, shape_of
+from ..graph.graph import OpGraph, Placeholder
 from ..kernels import DECOMPOSITIONS
 from ..native.loops import Loop, loop_of_graph
 from ..numerics import epsilon_factor, stabilize
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
+from ..passes.gates import by_gate, leave_ones_out
 from ..passes.inplace import write_in_place
 from ..registry import Rule
 from ..rules.recurrent import CELLS
@@ -35,7 +36,7 @@ from .propagate import run_backward
 from .static import functional_graph, no_autocast
 from .units import Unit
 
-__all__ = ["Step", "backward_loop", "slopes_program", "step_graph"]
+__all__ = ["Step", "backward_loop", "slopes_graph", "slopes_program", "step_graph"]
 
 aten = torch.ops.aten
 
@@ -80,7 +81,7 @@ def step_graph(cell: str, width: int, biased: bool, dtype: torch.dtype, device: 
     return trace(_Step(cell, width, biased, **of), (torch.ones(3, 1, **of), *states))
 
 
-def slopes_program(step: Step, composite: Composite, form: float | None) -> Callable[..., Any]:
+def slopes_graph(step: Step, composite: Composite, form: float | None) -> fx.GraphModule:
     """(x, z, states before), [rows, ...] each -> the slopes, in the order of `Slopes`."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
         planned = _PlannedStep(step, composite, form)
@@ -90,9 +91,17 @@ def slopes_program(step: Step, composite: Composite, form: float | None) -> Call
         program = functional_graph(planned.slopes, [x, z, *states])
         clean(program)
         program.graph = fx_graph_cse(program.graph)
-        _leave_ones_out(program.graph)
-        _by_gate(program.graph, len(z[0]) // len(states[0][0]))
+        leave_ones_out(program.graph)
+        by_gate(program.graph, len(z[0]) // len(states[0][0]))
         program.graph.eliminate_dead_code()
+        program.recompile()
+        return program
+
+
+def slopes_program(step: Step, composite: Composite, form: float | None) -> Callable[..., Any]:
+    """What `slopes_graph` makes, as quick as it can be on real tensors."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        program = slopes_graph(step, composite, form)
         fuse_pairs(program.graph)
         write_in_place(program.graph)
         program.recompile()
@@ -246,53 +255,3 @@ def _stop(arrived: dict[fx.Node, Any], call: Any, s: Tensor, *args: Any, **kwarg
     """In place of a rule: keep the signal, and hand on nothing."""
     arrived[call.unit.node] = s, call.form
     return [None] * len(call.inputs)
-
-
-def _by_gate(graph: fx.Graph, gates: int) -> None:
-    """Give the slopes at the gates gate by gate, and those at the product with the state as multiples of the others."""
-    end = graph.output_node()
-    found = list(end.args[0])  # type: ignore[arg-type]
-    x_h, x_c, z_h, z_c = found[1:5]
-    width = x_h.meta["val"].shape[-1] // gates
-    if all(_is_factor_of(z, x) for x, z in ((x_h, z_h), (x_c, z_c)) if x is not None):
-        factor = z_h if z_h is not x_h else None
-        if factor is not None:
-            with graph.inserting_before(end):
-                ones = graph.call_function(aten.ones_like.default, (x_h,))
-                ones.meta = dict(x_h.meta)
-                found[5] = graph.call_function(factor.target, (ones, *factor.args[1:]))
-                found[5].meta = dict(x_h.meta)
-        found[3] = found[4] = None
-    for place in range(1, 5):
-        found[place] = None if found[place] is None and place > 2 else _gates_of(graph, found[place], gates, width)
-    end.args = (found,)
-
-
-def _is_factor_of(z: fx.Node, x: fx.Node) -> bool:
-    """Whether z is x, or x times the epsilon factor of something."""
-    return z is x or (z.target is torch.ops.lfpgraph.epsilon_factor.default and z.args[0] is x)
-
-
-def _gates_of(graph: fx.Graph, node: fx.Node | None, gates: int, width: int) -> list[fx.Node | None]:
-    """What a node holds for each gate, None for zeros."""
-    if node is None:
-        return [None] * gates
-    if gates == 1:
-        return [node]
-    if node.target is aten.cat.default and len(node.args[0]) == gates:  # type: ignore[arg-type]
-        parts: Any = node.args[0]
-        return [None if part.target is aten.zeros.default else part for part in parts]
-    with graph.inserting_before(graph.output_node()):
-        return [graph.call_function(aten.slice.Tensor, (node, 1, i * width, (i + 1) * width)) for i in range(gates)]
-
-
-def _leave_ones_out(graph: fx.Graph) -> None:
-    """Replace products with ones by their other factor."""
-    ones = {node for node in graph.nodes if node.target is aten.ones_like.default}
-    for node in list(graph.nodes):
-        if node.target is aten.mul.Tensor and ones & set(node.args):
-            other = node.args[1] if node.args[0] in ones else node.args[0]
-            if isinstance(other, fx.Node) and shape_of(other) == shape_of(node):
-                node.replace_all_uses_with(other)
-                ones |= {node} if other in ones else set()
-    graph.eliminate_dead_code()

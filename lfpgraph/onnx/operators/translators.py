@@ -161,17 +161,59 @@ def max_pool_with_indices(
     dilation: Sequence[int] = (1,), ceil_mode: bool = False,
 ) -> Any:  # fmt: skip
     """Torch's indices count within an image and channel; ONNX's over the whole tensor, so they are taken modulo."""
-    n = len(x.shape) - 2
-    kernel = each_of(kernel, n)
-    value, places = op.MaxPool(
-        x, ceil_mode=int(ceil_mode), dilations=each_of(dilation, n), kernel_shape=kernel, pads=each_of(padding, n) * 2,
-        strides=each_of(stride, n) if stride else kernel,
-    )  # fmt: skip
+    value, places = _max_pool(x, kernel, stride, padding, dilation, ceil_mode)
     sizes = list(x.shape)[2:]
     area = (
         math.prod(sizes) if all(isinstance(n, int) for n in sizes) else op.ReduceProd(op.Shape(x, start=2), keepdims=0)
     )
     return [value, op.Mod(places, area)]
+
+
+def _max_pool(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Any:
+    n = len(x.shape) - 2
+    kernel = each_of(kernel, n)
+    return op.MaxPool(
+        x, ceil_mode=int(ceil_mode), dilations=each_of(dilation, n), kernel_shape=kernel, pads=each_of(padding, n) * 2,
+        strides=each_of(stride, n) if stride else kernel,
+    )  # fmt: skip
+
+
+@translates(aten.max_pool2d_with_indices_backward.default)
+def max_pool_backward(
+    s: Any, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    ceil_mode: bool, places: Any,
+) -> Any:  # fmt: skip
+    """At ONNX's own places, which the node of the forward pass has: each once where windows are apart, else summed."""
+    places = _max_pool(x, kernel, stride, padding, dilation, ceil_mode)[1]
+    kernel, stride = each_of(kernel, 2), each_of(stride or kernel, 2)
+    if all(k <= step for k, step in zip(kernel, stride)) and each_of(dilation, 2) == [1, 1] and str(s.dtype) == "FLOAT":
+        sizes = op.Shape(x)
+        return op.MaxUnpool(s, places, sizes, kernel_shape=kernel, strides=stride)
+    empty = op.Expand(op.CastLike(0.0, s), op.Size(x))
+    summed = op.ScatterElements(empty, op.Reshape(places, [-1]), op.Reshape(s, [-1]), reduction="add")
+    return op.Reshape(summed, op.Shape(x))
+
+
+@translates(aten.threshold_backward.default)
+def threshold_backward(s: Any, x: Any, threshold: float) -> Any:
+    found = op.Where(op.LessOrEqual(x, float(threshold)), op.CastLike(0.0, s), s)
+    if threshold == 0:
+        found.producer().meta["passed"] = s, x
+    return found
+
+
+@translates(torch.ops.lfpgraph.epsilon_factor.default)
+def epsilon_factor(s: Any, z: Any, epsilon: float, positive: bool) -> Any:
+    """`s * abs(z) / (abs(z) + epsilon)` in the fewest passes over memory, right for infinite z; zero where z is.
+
+    So where the signal comes from a relu with output z, it need not have been made zero there.
+    """
+    made_by = s.producer()
+    passed, x = (made_by.meta.get("passed") if made_by is not None else None) or (None, None)
+    s, dtype = passed if positive and x is z else s, s.dtype
+    s, z = (op.Cast(t, to=1) if dtype in (10, 16) else t for t in (s, z))  # float32 for float16 and bfloat16
+    found = op.Div(s, op.Add(op.Div(epsilon, z if positive else op.Abs(z)), 1.0))
+    return op.Cast(found, to=dtype) if dtype in (10, 16) else found
 
 
 @translates(aten.native_dropout.default)

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
 from ... import kernels
+from ...engine.recurrent import WRITTEN_OUT
 from ...errors import OnnxError
+from ...passes.written_out import batch_norm_written_out, group_norm_written_out
 from ..operators import translators  # noqa: F401  (it fills the registry)
 from ..registry import DECOMPOSITIONS, TRANSLATORS, decomposes
 from . import decompositions_windows  # noqa: F401  (it fills the table)
@@ -26,11 +28,9 @@ aten = torch.ops.aten
 # What torch can take apart, but does not among its core decompositions.
 _FURTHER = [
     aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_functional,
     aten._native_batch_norm_legit_no_training,
     aten.elu,
     aten.linalg_vector_norm,
-    aten.max_pool2d_with_indices_backward,
     aten.native_batch_norm,
     aten.var,
     aten.var_mean,
@@ -45,8 +45,8 @@ _WHOLE = {
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
     """Decompositions for make_fx: ours, those of our own operations, then torch's for what is not translated as a whole."""
     torchs = {**core_aten_decompositions(), **get_decompositions(_FURTHER)}
-    table = {op: how for op, how in torchs.items() if op not in TRANSLATORS and op.overloadpacket not in _WHOLE}
-    return {**table, **kernels.DECOMPOSITIONS, **DECOMPOSITIONS}
+    table = {**torchs, **kernels.DECOMPOSITIONS, **WRITTEN_OUT, **DECOMPOSITIONS}
+    return {op: how for op, how in table.items() if op not in TRANSLATORS and op.overloadpacket not in _WHOLE}
 
 
 def _attention_weights(
@@ -92,19 +92,13 @@ def attention_backward(
     return of_q, torch.matmul(at_scores.transpose(-1, -2), q * factor), of_v
 
 
-@decomposes(aten.native_group_norm.default)
-def group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: Any, c: Any, places: Any, groups: int, eps: float
-) -> tuple[Tensor, ...]:
-    """Output, and mean and inverse deviation [n, groups]; torch's own decomposition reads memory by strides."""
-    grouped = x.reshape(x.shape[0], groups, -1)
-    mean = grouped.mean(-1, keepdim=True)
-    centred = grouped - mean
-    invstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
-    out = (centred * invstd).reshape(x.shape)
-    channels = (-1, *[1] * (x.dim() - 2))
-    if weight is not None:
-        out = out * weight.reshape(channels)
-    if bias is not None:
-        out = out + bias.reshape(channels)
-    return out, mean.squeeze(-1), invstd.squeeze(-1)
+decomposes(aten.native_group_norm.default)(group_norm_written_out)
+
+
+@decomposes(aten._native_batch_norm_legit_functional.default)
+def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """With batch statistics, centred once for all that needs it; else as torch has it."""
+    if rest[4] and x.dtype not in kernels.LOW_PRECISION:
+        return batch_norm_written_out(x, *rest[:4], *rest[5:])
+    op = aten._native_batch_norm_legit_functional.default
+    return get_decompositions([op])[op](x, *rest)  # type: ignore[operator]

@@ -12,10 +12,12 @@ from torch import Tensor, fx, nn
 from ...composites.composite import Composite
 from ...engine.plan import Plan, make_plan
 from ...engine.propagate import run_backward, run_forward
+from ...engine.recurrent import takes_steps_as_one
 from ...engine.static import functional_graph, on_fakes
 from ...errors import InputError, OnnxError, one_line
 from ...graph.graph import OpGraph
 from ...numerics import stabilize
+from ...tracing.recurrent import steps_as_one
 from ...tracing.tracer import trace
 from .decompositions import decomposition_table
 from .optimizers import OPTIMIZERS, clip_by_norm
@@ -62,10 +64,14 @@ class Step:
 
 
 def traced(
-    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None, as_one: Callable[[], bool] = bool
 ) -> tuple[OpGraph, list[tuple[str, Any]], list[int], list[Tensor], dict[str, str]]:
-    """The graph with tied parameters as one: its inputs, for each placeholder its input, fakes of the inputs, aliases."""
-    graph = trace(model, args, kwargs)
+    """The graph with tied parameters as one: its inputs, for each placeholder its input, fakes of the inputs, aliases.
+
+    `as_one`: whether the steps of recurrent layers are to be one operation.
+    """
+    with steps_as_one(as_one):
+        graph = trace(model, args, kwargs)
     _check(graph, seed)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     first: dict[int, str] = {}
@@ -113,7 +119,7 @@ def static(function: Callable[..., Any], fakes: Sequence[Any]) -> fx.GraphModule
 
 def trace_forward(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], seed: int | None = None) -> Step:
     """The model's forward alone, in the mode the model is in; its inputs and results are the graph's."""
-    graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed)
+    graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed, lambda: True)
 
     def run(*values: Any) -> list[Any]:
         return list(fx.Interpreter(graph.module).run(*(values[i] for i in places)))[len(graph.mutations) :]
@@ -138,7 +144,7 @@ def trace_step(
     Raises:
         OnnxError: the step cannot be one fixed graph. TraceError, NoRuleError, InputError: as for `wrap`.
     """
-    graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed)
+    graph, inputs, places, fakes, aliases = traced(model, args, kwargs, seed, lambda: takes_steps_as_one(composite))
     tensors = dict(model.named_parameters(remove_duplicate=False))
     trained = [i for i, (kind, name) in enumerate(inputs) if kind == "parameter" and tensors[name].requires_grad]
     wanted = {node for node, place in zip(graph.placeholder_nodes, places) if place in trained}
