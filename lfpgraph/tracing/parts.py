@@ -68,10 +68,12 @@ def take_apart_all(module: fx.GraphModule) -> list[fx.Node] | None:
     if written is None:
         return None
     end = module.graph.output_node()
+    end.args = ((*written.values(), *end.args[0]),)  # type: ignore[misc]  # first: they may be taken apart, too
     if _are_taken_apart(module):
-        end.args = ((*written.values(), *end.args[0]),)  # type: ignore[misc]
         return list(written)
-    for node, value in written.items():
+    results: Any = end.args[0]
+    end.args = (results[len(written) :],)
+    for node, value in zip(written, results):
         with module.graph.inserting_before(end):
             module.graph.call_function(_aten.copy_.default, (node, value)).meta = dict(value.meta)
     return None

@@ -20,6 +20,7 @@ from .cells import cells_kept_whole
 from .inverse_views import cancel_inverse_views
 from .origins import remember_places
 from .recurrent import FUSED_CELLS, RECURRENT, decomposition_of
+from .writes import MAY_RETURN_SELF, detach_what_is_read, is_written, put_after
 
 __all__ = [
     "OWN_PARTS",
@@ -35,15 +36,6 @@ __all__ = [
 ]
 
 _aten = torch.ops.aten
-_MAY_RETURN_SELF = {
-    _aten.contiguous.default,
-    _aten.expand_as.default,
-    _aten.to.device,
-    _aten.to.dtype,
-    _aten.to.dtype_layout,
-    _aten.to.other,
-    _aten.type_as.default,
-}
 
 _KINDS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 _DROPOUT = {getattr(_aten, f"{kind}{in_place}").default for kind in _KINDS for in_place in ("", "_")}
@@ -88,7 +80,8 @@ def keep_no_grad(module: fx.GraphModule) -> None:
             if outside is not None:
                 user.replace_all_uses_with(outside)
                 continue
-            _put_after(module.graph, user, _aten.detach.default)
+            put_after(module.graph, user, _aten.detach.default)
+        detach_what_is_read(body)
 
 
 def region_body(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:
@@ -106,7 +99,7 @@ def _passed_through(module: fx.GraphModule, region: fx.Node, item: fx.Node) -> f
     if inner is None or item.target is not operator.getitem:
         return None
     node: Any = inner.graph.output_node().args[0][item.args[1]]  # type: ignore[index]
-    while isinstance(node, fx.Node) and node.target in _MAY_RETURN_SELF:
+    while isinstance(node, fx.Node) and node.target in MAY_RETURN_SELF:
         source = node.args[0]
         if not isinstance(source, fx.Node) or _layout(source) != _layout(node):
             return None
@@ -128,9 +121,9 @@ def free_detached(module: fx.GraphModule) -> None:
     Functionalisation takes detach for a view, and would detach what was written as well.
     """
     for node in list(module.graph.nodes):
-        if node.target is not _aten.detach.default or len(node.args[0].users) != 1 or not _is_written(node):
+        if node.target is not _aten.detach.default or len(node.args[0].users) != 1 or not is_written(node):
             continue
-        _put_after(module.graph, node, _aten.clone.default)
+        put_after(module.graph, node, _aten.clone.default)
 
 
 def without_idle_dropout(module: fx.GraphModule) -> None:
@@ -142,25 +135,6 @@ def without_idle_dropout(module: fx.GraphModule) -> None:
             inner.graph.erase_node(node)
         if idle:
             inner.recompile()
-
-
-def _put_after(graph: fx.Graph, node: fx.Node, op: OpOverload) -> None:
-    """Let all users of a node read an operation on it instead."""
-    with graph.inserting_after(node):
-        made = graph.call_function(op, (node,))
-    made.meta = dict(node.meta)
-    node.replace_all_uses_with(made, delete_user_cb=lambda other: other is not made)
-
-
-def _is_written(node: fx.Node) -> bool:
-    """Whether something writes to a tensor, or to a view of it."""
-    for user in node.users:
-        op = user.target
-        if not isinstance(op, OpOverload) or not user.args or user.args[0] is not node:
-            continue
-        if op._schema.is_mutable or ((op.is_view or op in _MAY_RETURN_SELF) and _is_written(user)):
-            return True
-    return False
 
 
 def decompositions(module: fx.GraphModule, done: Container[Any] | None = None) -> dict[Any, Callable[..., Any]]:

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from .cells import emit
 
-__all__ = ["return_writes"]
+__all__ = ["MAY_RETURN_SELF", "detach_what_is_read", "is_written", "put_after", "return_writes"]
 
 _aten = torch.ops.aten
 _NAMES = "add copy detach div elu hardsigmoid hardswish hardtanh leaky_relu mul relu sigmoid silu sub tanh".split()
@@ -32,6 +32,15 @@ _OWN_MEMORY = {
     for name in (
         "batch_norm conv1d conv2d conv3d group_norm instance_norm layer_norm linear matmul max_pool1d max_pool2d max_pool3d"
     ).split()
+}
+MAY_RETURN_SELF = {
+    _aten.contiguous.default,
+    _aten.expand_as.default,
+    _aten.to.device,
+    _aten.to.dtype,
+    _aten.to.dtype_layout,
+    _aten.to.other,
+    _aten.type_as.default,
 }
 
 
@@ -121,3 +130,34 @@ def _norm(graph: fx.Graph, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
     node.replace_all_uses_with(result)
     graph.erase_node(node)
     return list(zip(statistics, after))
+
+
+def detach_what_is_read(body: fx.GraphModule) -> None:
+    """Where a no_grad region writes to memory from outside it, detach what it reads: else reward would pass by the memory."""
+    arguments = [n for n in body.graph.nodes if n.op == "placeholder"]
+    written = [n for n in arguments if is_written(n)]
+    for node in arguments if written else ():
+        value = node.meta.get("val")
+        if node not in written and isinstance(value, Tensor) and value.is_floating_point():
+            put_after(body.graph, node, _aten.detach.default)
+    if written:
+        body.recompile()
+
+
+def is_written(node: fx.Node) -> bool:
+    """Whether something writes to a tensor, or to a view of it."""
+    for user in node.users:
+        op = user.target
+        if not isinstance(op, OpOverload) or not user.args or user.args[0] is not node:
+            continue
+        if op._schema.is_mutable or ((op.is_view or op in MAY_RETURN_SELF) and is_written(user)):
+            return True
+    return False
+
+
+def put_after(graph: fx.Graph, node: fx.Node, op: OpOverload) -> None:
+    """Let all users of a node read an operation on it instead."""
+    with graph.inserting_after(node):
+        made = graph.call_function(op, (node,))
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made, delete_user_cb=lambda other: other is not made)

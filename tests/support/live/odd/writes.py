@@ -245,3 +245,40 @@ def mutation_allowed():
         return out
 
     return mlp(6, 8, 3), step
+
+
+@case(static=True)
+def statistics_copied():
+    """Running statistics that are copied into their buffer whole, and read after it."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x):
+            h = self.a(x)
+            self.mean.copy_(0.9 * self.mean + 0.1 * h.mean(0).detach())
+            return self.b((h - self.mean).relu())
+
+    return Model(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+@case(static=True)
+def rows_written_under_no_grad():
+    """A row of a memory that is written under no_grad with a value that autograd follows, and read after it."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("memory", torch.zeros(4, 8))
+
+        def forward(self, x):
+            h = self.a(x)
+            with torch.no_grad():
+                self.memory[0].copy_(h[0])
+            return self.b((h - self.memory.mean(0)).relu())
+
+    return Model(), lambda model, i: train(model, data(5, 6, seed=i))
