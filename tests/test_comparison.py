@@ -82,6 +82,9 @@ def test_a_way_that_cannot_train_says_why() -> None:
     found = lfpgraph.compare(Odd(), data, data, ("backprop", "dfa"), loss=mse_loss, steps=3, rates=[1e-2], name="odd")
     assert found.metric == "loss" and not found.ways[0].failure and "cannot be projected" in found.ways[1].failure
     assert "cannot train this model" in found.to_html() and "cannot train" in str(found.rows())
+    assert str(found.table().caption).startswith("dfa cannot train this model") and found.table().row_count == 2
+    with pytest.raises(CompositeError, match="unknown ways 'lpf', near it: lfp.*'dfaa', near it: dfa"):
+        lfpgraph.compare(Odd(), data, data, ("lpf", "dfaa", "backprop"), loss=mse_loss)
     json.dumps(found.to_json(), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""Memory of local learning: what is made again behind a backward pass, what all of that holds, and the table of the page."""
+"""Blocks of local learning: what crosses cuts, what is made again, the memory of it all, and the table of the page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 from lfpgraph.models_zoo.digits import cnn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.compared import PAGE, with_table
 from benchmarks.local_memory import FILE, SIZES
 from benchmarks.local_memory import table as memory_table
-from lfpgraph.comparison import compare, local
+from lfpgraph.comparison import compare, forward_only, local
 from lfpgraph.comparison.local.block import Block
 
 
@@ -62,3 +62,25 @@ def test_the_table_of_the_page_is_that_of_the_runs() -> None:
     assert page.count("<!-- compared: memory -->\n") == 1
     assert with_table(page, "memory", memory_table(FILE)) == page
     assert memory_table(FILE).count(" images") == len(SIZES)
+
+
+def test_floats_that_every_layer_reads_cross_cuts() -> None:
+    """A mask of floats is no way around a cut: it depends on no parameter."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(4)])
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = torch.tanh(layer(x)) * mask
+            return x
+
+    model, inputs = Net(), (torch.randn(6, 4), torch.ones(6, 4))
+    learner = local.LocalLosses(model, cross_entropy, inputs)
+    assert len(learner.blocks) == 4 and not any(block.late for block in learner.blocks.blocks)
+    learner.gradients(inputs, torch.arange(6) % 4)
+    assert all(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in model.parameters())
+    assert forward_only.NoProp(model, cross_entropy, inputs).count >= 2

@@ -21,7 +21,7 @@ from ..wrapping.wrapper import is_wrapped
 from .examples import IGNORED, Examples
 from .learners import Learner, Loss, output_of
 from .memory import LiveBytes, held_bytes
-from .methods import RATES, Method, method_named
+from .methods import RATES, Method, methods_named
 from .results import Comparison, WayResult
 from .runs import Budget, Run, Task, optimizer_of, step
 from .runs import train as train_once
@@ -72,7 +72,7 @@ def compare(
         CompositeError: an unknown way.
         InputError: nothing to compare, two budgets or none above zero, a wrapped model, labels that the loss does not fit.
     """
-    methods = [method_named(way) for way in ways]
+    methods = methods_named(ways)
     given, held_out = Examples.of(train, "train"), Examples.of(test, "test")
     _check(methods, given, steps, seconds, rates, seeds, batch_size)
     budget = Budget(steps if steps is not None or seconds is not None else 300, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from . import forward_only, local
 from .learners import Learner, Loss
 from .stochastic import SmoothDraws, ThroughDraws, Unbiased
 
-__all__ = ["METHODS", "RATES", "Method", "method_named"]
+__all__ = ["METHODS", "RATES", "Method", "method_named", "methods_named"]
 
 RATES = (1e-3, 3e-3, 1e-2)
 
@@ -90,3 +90,17 @@ def method_named(way: str | Composite | Method) -> Method:
         known = [*METHODS, *composite_names()]
         raise CompositeError(f"unknown way {way!r}{near(way, known)}; known: {', '.join(known)}")
     return Method(way, get_composite(way))
+
+
+def methods_named(ways: Sequence[str | Composite | Method]) -> list[Method]:
+    """The methods of several names.
+
+    Raises:
+        CompositeError: unknown names, all of them in one line.
+    """
+    known = [*METHODS, *composite_names()]
+    wrong = [way for way in ways if isinstance(way, str) and way not in known]
+    if len(wrong) > 1:
+        named = "; ".join(f"{way!r}{near(way, known).replace(';', ',')}" for way in wrong)
+        raise CompositeError(f"unknown ways {named}; known: {', '.join(known)}")
+    return [method_named(way) for way in ways]

@@ -101,14 +101,19 @@ class Comparison:
         return list(longest)
 
     def table(self) -> Any:
-        """A rich table, without the columns of seconds and steps, so that it fits a terminal."""
+        """A rich table, without the columns of seconds and steps, so that it fits a terminal. Below it, why ways cannot train."""
+        from rich.markup import escape
+
         from ..reports.table import table_of
 
         rows = self.rows()
         columns = [name for name in self._columns(rows) if name not in _PAGE_ALONE]
         table = table_of(f"{self.name}: {self.budget} each, at its best rate", *columns)
-        for row in rows:
-            table.add_row(*(row.get(column, "") for column in columns))
+        for way, row in zip(self.ways, rows):
+            cells = [row.get(column, "") for column in columns]
+            table.add_row(*([way.way, "cannot"] + [""] * (len(cells) - 2) if way.failure else cells))
+        if reasons := [f"{way.way} cannot train this model: {way.failure}" for way in self.ways if way.failure]:
+            table.caption, table.caption_justify = escape("\n".join(reasons)), "left"
         return table
 
     def to_json(self) -> dict[str, Any]:

@@ -228,9 +228,18 @@ class ByMode:
 
 
 def _chosen(graph: OpGraph, output: fx.Node, matrices: set[fx.Node], early: bool) -> list[fx.Node]:
-    """Of all points to cut at, from the input down, those that leave each block matrices; their value has the batch first."""
-    flow = nx.DiGraph()
-    active = [n for n in graph.graph.nodes if n in graph.info and graph.info[n].kind == ACTIVE]
+    """Of all points to cut at, from the input down, those that leave each block matrices; their value has the batch first.
+
+    What depends on no parameter, such as a mask of floats that each layer reads, is the same for all blocks and crosses cuts.
+    """
+    flow, varying = (
+        nx.DiGraph(),
+        {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"},
+    )
+    for node in graph.operations():
+        if not varying.isdisjoint(node.all_input_nodes):
+            varying.add(node)
+    active = [n for n in graph.graph.nodes if n in varying and n in graph.info and graph.info[n].kind == ACTIVE]
     flow.add_node(_ROOT)
     for node in active:
         sources = [s for s in node.all_input_nodes if s in flow] or [_ROOT]
