@@ -129,7 +129,6 @@ def batch_norm_written_out(
     bias: Tensor | None,
     mean: Tensor,
     var: Tensor,
-    training: bool,
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, ...]:
