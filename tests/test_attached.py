@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +44,7 @@ def test_attached_twice(make: Callable[[], Policy], caplog: pytest.LogCaptureFix
         with pytest.raises(PolicyError, match="since been attached to another optimizer"):
             _step(model, first)
     assert torch.allclose(model[0].bias, bias, atol=1e-6)
+    assert type(pickle.loads(pickle.dumps(policy))) is type(policy)
     added = nn.Linear(5, 5)
     other.append(added)
     second.add_param_group({"params": list(added.parameters())})

@@ -65,6 +65,11 @@ class Policy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if name != "_optimizer_at"
+        }  # a copy is attached to nothing
+
     def attach(self, optimizer: Optimizer, model: nn.Module) -> Any:
         """Act before every step of the optimizer; its `state_dict` carries the policy's state.
 
