@@ -234,7 +234,7 @@ def test_the_table_of_live_python(composite: str, monkeypatch: pytest.MonkeyPatc
     """Compared from the second step on, each case does what it does when all of it is noted."""
     monkeypatch.setattr(engine, "_UNSURE", 0)
     count = 0
-    for case in CASES.values():
+    for case in (case for case in CASES.values() if case.lfp):  # a hook on what has no gradient may be given None
         replayed.clear()
         found = run(case, composite, "live")
         if replayed:
