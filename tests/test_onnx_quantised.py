@@ -89,7 +89,7 @@ def test_the_quantisers_files_run_and_train(way: str, tmp_path: Path, caplog: py
     for name, parameter in weights.items():  # as they were, up to rounding; some lie transposed
         np.testing.assert_allclose(np.sort(parameter.detach(), None), np.sort(plain[name], None), atol=0.05)
     lfpgraph.wrap(model)
-    update, losses = torch.optim.SGD(model.parameters(), 1e-3), []
+    update, losses = torch.optim.SGD(model.parameters(), 3e-4), []
     for _ in range(10):
         loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 0]))
         update.zero_grad()

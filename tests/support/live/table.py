@@ -186,7 +186,9 @@ def first_call(chosen: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return calls[0]
 
 
-def first_feedback(chosen: Case, args: Any, kwargs: Any, composite: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def first_feedback(
+    chosen: Case, args: Any, kwargs: Any, composite: str | lfpgraph.Composite
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Feedback of one call: live, and by `lfpgraph.feedback`; by parameter, for a reward of the first output."""
 
     def given(out: Tensor) -> Tensor:
