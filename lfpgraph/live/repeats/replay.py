@@ -227,7 +227,8 @@ class Replay:
                 node._register_hook_dict(alias)
         if not simple.factors:
             for number in outputs:
-                note_second(*edges[number], self.watch)
+                node, slot = edges[number]
+                note_second(node, slot, self.watch)
         carrier = _local.carrier
         for number, factor in simple.factors:
             node, slot = edges[number]
