@@ -52,7 +52,9 @@ def test_softmax_reward_is_cross_entropy() -> None:
 def test_wrapped_and_eager_feedback_agree() -> None:
     """`feedback` and `.backward()` of `reward_loss` are one number with two signs; `feedback` changes nothing."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 3)).double()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 3)
+    ).double()
     x, reward = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     found = lfpgraph.feedback(model, x, reward)

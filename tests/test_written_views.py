@@ -107,3 +107,38 @@ def test_views_that_change_nothing_part_no_function(name: str) -> None:
     for _ in range(3):
         assert_same(gradients(live, x.double()), expected, 1e-9)
     assert lfpgraph.explain_wrap(live).plans == 1
+
+
+def filled(mask: Tensor) -> Tensor:
+    mask = mask.to(torch.float64)
+    mask[0] += 1
+    mask[:, 1] = 0.5
+    return mask
+
+
+ASKED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "written to": lambda v, h: filled(torch.zeros_like(v)),
+    "read": lambda v, h: torch.full_like(v, 0.5),
+    "new": lambda v, h: filled(v.new_zeros(v.shape)),
+    "of a comparison": lambda v, h: filled(torch.zeros_like(v > 0.1)),
+    "twice": lambda v, h: filled(torch.zeros_like(v * 2)) + torch.ones_like(v + 1),
+    "of no part of it": lambda v, h: filled(torch.zeros_like(h)),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
+def test_to_be_asked_for_its_size_parts_no_function(name: str, composite: str) -> None:
+    """An activation written out is one, whether or not what multiplies it is made as large as a value within it."""
+    torch.manual_seed(0)
+
+    def of(mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda h, w: (v := torch.sigmoid(h)) * mask(v, h) + 0.1
+
+    fixed = ASKED[name](torch.zeros(2, 3, 4).double(), torch.zeros(2, 3, 4).double())
+    asking, plain = (Net(lambda h, w: h * 1.5, of(mask)).double() for mask in (ASKED[name], lambda v, h: fixed))
+    plain.load_state_dict(asking.state_dict())
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    expected = gradients(lfpgraph.wrap(plain, composite, engine="live"), x)
+    for engine in ("live", "static"):
+        assert_same(gradients(lfpgraph.wrap(copy.deepcopy(asking), composite, engine=engine), x), expected, 1e-9)

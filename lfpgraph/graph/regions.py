@@ -8,21 +8,28 @@ constant; a fused gelu does neither. So single-entry, single-exit runs are found
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
-from ..registry import ACTIVATION, NORMALISATION, PRODUCT, QUOTIENT, Family
+from ..registry import ACTIVATION, COMPARISON, NORMALISATION, PRODUCT, QUOTIENT, Family
 from ..rules.norms import MEANS, ROOTS, SPREADS
 from .graph import ACTIVE, WEIGHT, OpGraph, is_float, shape_of
 
-__all__ = ["Region", "active_positions", "find_regions", "may_join"]
+__all__ = ["Region", "active_positions", "find_regions", "let_entries_give_sizes", "may_join"]
 
 aten = torch.ops.aten
 _MAX_RUN = 64
 _REDUCTIONS = MEANS | SPREADS
 _ROOTS = ROOTS | {aten.div.Tensor, aten.linalg_vector_norm.default, aten.std.correction}
+_ASK_SIZES = {  # and type, of a tensor whose numbers they do not read
+    aten.empty_like.default, aten.full_like.default, aten.new_empty.default, aten.new_full.default, aten.new_ones.default,
+    aten.new_zeros.default, aten.ones_like.default, aten.rand_like.default, aten.rand_like.generator, aten.randint_like.default,
+    aten.randint_like.low_dtype, aten.randn_like.default, aten.randn_like.generator, aten.zeros_like.default,
+}  # fmt: skip
 _EXPANSIONS = {aten.expand.default, aten.expand_as.default, aten.unsqueeze.default}
 
 
@@ -52,14 +59,68 @@ def active_positions(graph: OpGraph, node: fx.Node) -> int:
     return count
 
 
-def find_regions(graph: OpGraph) -> list[Region]:
-    """All regions of the network part, disjoint, normalisations before activations."""
+def let_entries_give_sizes(graph: OpGraph) -> None:
+    """Have what asks a value within a region for its size and type ask the region's entry, if that is laid out alike. In place.
+
+    So that value has no reader outside, and a function with a mask of its own making (`v * torch.ones_like(v)`) is one function.
+    A live run sees nothing of a question whose answer is written to before it is read.
+    """
+    asking = [node for node in graph.graph.nodes if node.target in _ASK_SIZES and isinstance(node.args[0], fx.Node)]
+    for user in asking:
+        source = user.args[0]
+        while len(source.users) == 1 and _may_be_left_out(graph, source):
+            other = _alike(source, source.all_input_nodes)
+            if other is None:
+                break
+            _ask_instead(user, source, other)
+            graph.graph.erase_node(source)
+            source = other
+    for region in find_regions(graph, sizes=False) if asking else ():
+        inside = {*region.nodes}
+        for node in region.nodes[:-1]:
+            if _alike(node, [region.entry]) is not None:
+                for user in [u for u in node.users if u not in inside]:
+                    _ask_instead(user, node, region.entry)
+    if asking:
+        graph.module.recompile()
+
+
+def _may_be_left_out(graph: OpGraph, node: fx.Node) -> bool:
+    """Whether an operation that nobody reads the numbers of might be part of a region, and draws no numbers itself."""
+    family = graph.info[node].family
+    joins = family is not None and (family.elementwise or family is COMPARISON)
+    return joins and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+
+
+def _ask_instead(user: fx.Node, source: fx.Node, other: fx.Node) -> None:
+    user.kwargs = {"dtype": source.meta["val"].dtype, **user.kwargs}
+    user.replace_input_with(source, other)
+
+
+def _alike(node: fx.Node, others: Sequence[fx.Node]) -> fx.Node | None:
+    """The first of other nodes whose tensor has the sizes and strides of this one's."""
+
+    def layout(node: fx.Node) -> Any:
+        value: Any = node.meta.get("val")
+        is_one = isinstance(value, torch.Tensor) and value.layout is torch.strided
+        return (shape_of(node), value.device, [str(n) for n in value.stride()]) if is_one else None
+
+    wanted = layout(node)
+    return next((n for n in others if wanted is not None and layout(n) == wanted), None)
+
+
+def find_regions(graph: OpGraph, sizes: bool = True) -> list[Region]:
+    """All regions of the network part, disjoint, normalisations before activations.
+
+    Args:
+        sizes: a value that is asked for its size is read; else as if nobody asked.
+    """
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     taken: set[fx.Node] = set()
     found: list[Region] = []
     for family in (NORMALISATION, ACTIVATION):
         for node in reversed(list(graph.graph.nodes)):
-            region = None if node in taken else _region_ending_at(graph, node, family, order, taken)
+            region = None if node in taken else _region_ending_at(graph, node, family, order, taken, sizes)
             if region is not None:
                 found.append(region)
                 taken.update(region.nodes)
@@ -98,12 +159,12 @@ def _divisor_kind(graph: OpGraph, node: fx.Node) -> str | None:
 
 
 def _region_ending_at(
-    graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node]
+    graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node], sizes: bool
 ) -> Region | None:
     """The longest region of the family that ends at a node."""
     if not _eligible(graph, exit_, family) or not is_float(exit_.meta.get("val")) or _is_weighted_affine(graph, exit_):
         return None
-    run = _closed_run(graph, exit_, family, order, taken)
+    run = _closed_run(graph, exit_, family, order, taken, frozenset() if sizes else _ASK_SIZES)
     roots = {s for node in run for s in node.all_input_nodes if graph.info[s].kind == ACTIVE and s not in run}
     candidates = sorted(roots, key=order.__getitem__) if len(roots) == 1 else []
     candidates += sorted(run - {exit_}, key=order.__getitem__)
@@ -122,15 +183,15 @@ def _region_ending_at(
 
 
 def _closed_run(
-    graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node]
+    graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node], unread: Set[object]
 ) -> set[fx.Node]:
-    """The exit and the eligible nodes before it whose every user is in the run."""
+    """The exit and the eligible nodes before it whose every user is in the run, or is one of these operations."""
     run: set[fx.Node] = set()
     heap = [(-order[exit_], exit_)]
     queued = {exit_}
     while heap and len(run) < _MAX_RUN:
         _, node = heapq.heappop(heap)
-        if node is not exit_ and not all(user in run for user in node.users):
+        if node is not exit_ and not all(user in run or user.target in unread for user in node.users):
             continue
         run.add(node)
         for source in node.all_input_nodes:

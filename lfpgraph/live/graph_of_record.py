@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..graph.classes import classify
 from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import OpGraph, Placeholder
+from ..graph.regions import let_entries_give_sizes
 from ..registry import find_rule
 from .notes import Ref, refs_in
 from .record import Record
@@ -92,9 +93,10 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         step_of[node] = step_of[original]
         if original in values:
             values[node] = values[original]
+    let_entries_give_sizes(classify(found))
     left = set(graph.nodes)
     return LiveGraph(
-        classify(found),
+        found,
         {node: n for node, n in values.items() if node in left},
         {node: step for node, step in step_of.items() if node in left},
     )

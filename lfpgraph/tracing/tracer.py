@@ -14,6 +14,7 @@ from ..graph.classes import classify
 from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
 from ..graph.graph import NodeInfo, OpGraph, Placeholder
 from ..graph.masks import simplify_masks
+from ..graph.regions import let_entries_give_sizes
 from ..graph.sizes import Sizes
 from ..threads.turns import alone
 from .export import capture
@@ -85,7 +86,9 @@ def _traced(
         graph = capture_values(model, args, kwargs)
     copy_for_the_idle(graph)
     copy_shared_comparisons(graph)
-    return classify(graph)
+    classify(graph)
+    let_entries_give_sizes(graph)
+    return graph
 
 
 def refuse_difference(
