@@ -136,8 +136,8 @@ def _floored(
 
 def _rms(w: Tensor) -> Tensor:
     norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float32 if w.dtype in LOW_PRECISION else None)
-    # one sum over millions of float32 would lose digits
-    found = norm(w) if w.numel() <= _BLOCK else norm(norm(w, dim=-1))
+    # one sum over millions of float32 would lose digits; sums of three entries, as a kernel has in a row, would take long
+    found = norm(w) if w.numel() <= _BLOCK else norm(norm(w, dim=[*range(1, w.dim())] or None))
     return (found / math.sqrt(w.numel())).to(w.real.dtype if w.is_complex() else w.dtype)
 
 

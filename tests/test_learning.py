@@ -78,7 +78,9 @@ def test_theorem_one_holds_for_products(engine):
 def test_smooth_activations_are_centred(function):
     torch.manual_seed(0)
     model, x = OneFunction(function).double(), torch.randn(6, 5, dtype=torch.float64)
-    plain = replace(PLAIN.with_options(vectors="weight", floor=0.0), structure=partial(learning_structure, secant=0.0))
+    plain = replace(
+        PLAIN.with_options(vectors="weight", floor=0.0, epsilon=1e-6), structure=partial(learning_structure, secant=0.0)
+    )
     same(feedback(model, plain, x), feedback(model, "lfp-centred", x))
     same(feedback(model, plain, x), feedback(model, plain, x, "static"))
     found = feedback(model, plain.with_options(epsilon=0.0), x)["first.bias"]

@@ -70,12 +70,30 @@ def test_sums_of_exactly_zero_pass_signals_on(engine):
         model.second.weight.copy_(-model.first.weight)
         model.second.bias.copy_(-model.first.bias)
     for name in ("weight", "bias"):
-        published = feedback(model, LFP.with_options(sums="epsilon"), x, engine)[f"first.{name}"]
-        whole = feedback(model, LFP.with_options(scale="signal", epsilon=0.0), x, engine)[f"first.{name}"]
+        published = feedback(model, LFP.with_options(sums="epsilon", epsilon=1e-6), x, engine)[f"first.{name}"]
+        whole = feedback(model, LFP.with_options(scale="signal"), x, engine)[f"first.{name}"]
         torch.testing.assert_close(whole, feedback(model, "gradient", x, engine)[f"first.{name}"])
         assert whole.abs().max() > 10 * published.abs().max()
     with pytest.raises(CompositeError, match="sums"):
         LFP.with_options(sums="none")
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_layer_that_gives_exactly_zero_passes_signals_on(norm, engine):
+    """A product that cancels, or a norm of it; under a stabilizer nothing passes."""
+    torch.manual_seed(0)
+    parts = [nn.Linear(5, 2), nn.Linear(2, 4), nn.GroupNorm(1, 4) if norm else nn.Identity(), nn.Linear(4, 3)]
+    model, x = nn.Sequential(*parts).double(), torch.randn(6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = model[0].weight[0], model[0].bias[0]
+        model[1].weight[:, 1] = -model[1].weight[:, 0]
+        model[1].bias.zero_()
+    assert not model[:2](x).any()
+    found = feedback(model, LFP.with_options(scale="signal"), x, engine)["0.weight"]
+    torch.testing.assert_close(found, feedback(model, "gradient", x, engine)["0.weight"])
+    stopped = feedback(model, LFP.with_options(scale="signal", epsilon=1e-6), x, engine)["0.weight"]
+    assert found.abs().max() > 1e9 * stopped.abs().max()
 
 
 NONE = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
 import lfpgraph
 from lfpgraph.errors import TraceError, WrapError
@@ -193,3 +194,20 @@ def test_a_trace_without_guards_takes_no_weight_for_a_constant() -> None:
     lfpgraph.wrap(model, "lfp", engine="live")(x).sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[name], p.grad)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_parameters_of_a_class_that_lets_nothing_be_followed_are_refused(told: bool) -> None:
+    """Torch's weights that give the gradients of each sample take a few functions of torch, and no others."""
+    x = torch.randn(5, 4)
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), "lfp")
+    before: list[Tensor] = []
+    if told:
+        model(x).sum().backward()
+        before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    with pytest.raises(WrapError, match="ExpandedWeight"):
+        call_for_per_sample_grads(model, batch_size=5)(x)
+    model.zero_grad()
+    model(x).sum().backward()  # it goes on as before
+    after = [p.grad for p in model.parameters()]
+    assert None not in after and all(torch.equal(g, p) for g, p in zip(before, after, strict=told))

@@ -1,8 +1,9 @@
-"""`lfp`: LFP as it learns best, the published rule changed in eight places. Each is an option of its own.
+"""`lfp`: LFP as it learns best, the published rule changed in nine places. Each is an option of its own.
 
 - Products of activations hand the whole vector-Jacobian product to each factor, not an equal share of it, and quotients to
   divisor and numerator alike (`Ruleset.products="whole"`): theorem 1 of the LFP paper carried from layers to products.
   Reward is not conserved there.
+- Layers, norms and poolings hand on all of their signal, also where an output is near zero: no stabilizer (`Ruleset.epsilon=0`).
 - Sums of activations hand all of the total's signal to each term (`Ruleset.sums="whole"`), also where the total is zero.
 - Matrices take `max(abs(w), c rms(w)) * s` (`Ruleset.floor`), so that weights near zero move; c was chosen by experiment `rule`.
 - That is divided by a third of the size at which torch's layers start a weight, or by the matrix's own if that is less

@@ -13,9 +13,10 @@ from ..kernels import scale_small
 from .arrivals.references import owned
 from .arrivals.watch import Watch, feed
 
-__all__ = ["Scale", "is_differentiated", "refuse_batched", "replaced", "tap"]
+__all__ = ["Scale", "is_differentiated", "note_second", "refuse_batched", "replaced", "tap"]
 
 
+_grad = torch.is_grad_enabled
 _pass = torch._C._current_graph_task_id  # the number of the backward pass that this thread is in; -1 for none
 _is_batched = torch._C._dispatch_tls_is_dispatch_key_included
 _VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
@@ -34,6 +35,16 @@ def tap(record: Any, number: int, given: list[Any], place: int, check: bool, wat
             watch.second()
         if check and s is not None and not bool(torch.isfinite(s).all()):
             raise NonFiniteError("the signal given to the outputs holds NaN or infinity")
+
+    node.register_prehook(note)
+
+
+def note_second(node: Any, slot: int, watch: Watch) -> None:
+    """Tell of a second derivative when a signal arrives at an output, where nothing else looks at it."""
+
+    def note(signals: tuple[Any, ...]) -> None:
+        if _grad() and signals[slot] is not None:
+            watch.second()
 
     node.register_prehook(note)
 

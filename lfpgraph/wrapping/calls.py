@@ -25,7 +25,7 @@ from .choice import Choice, Explanation
 from .programs import Entry, ModelCall, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
-from .surroundings import hooks_of, in_checkpoint, in_force, modes, wants_it_as_it_is
+from .surroundings import hooks_of, in_checkpoint, in_force, modes, refuse_unreadable, wants_it_as_it_is
 
 __all__ = ["Wrapping", "within_hooks", "wrapping_of"]
 
@@ -122,6 +122,9 @@ class Wrapping:
         begin_run(self.model)
         try:
             return self._run(part, args, kwargs, observed=False)
+        except RuntimeError as error:
+            refuse_unreadable(self.path, self.model, error)
+            raise
         finally:
             end_run()
 

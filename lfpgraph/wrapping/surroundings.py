@@ -1,4 +1,4 @@
-"""What is in force around a call of a wrapped model: tracers, checkpoints, hooks, modes."""
+"""What is in force around a call of a wrapped model: tracers, checkpoints, hooks, modes, parameters of odd classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 from torch.utils._device import DeviceContext
 
+from ..errors import WrapError
 from ..threads.turns import another_thread_traces
 from ..tracing.flat import is_running_plainly
 
-__all__ = ["hooks_of", "in_checkpoint", "in_force", "modes", "wants_it_as_it_is"]
+__all__ = ["hooks_of", "in_checkpoint", "in_force", "modes", "refuse_unreadable", "wants_it_as_it_is"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -58,3 +59,23 @@ def in_force(module: nn.Module) -> str | None:
     return (
         "parametrize.cached(), which keeps weights of one run for the next, is" if parametrize._cache_enabled else None
     )
+
+
+def refuse_unreadable(path: str, model: nn.Module, error: RuntimeError) -> None:
+    """A run has failed: say so where a parameter's class takes a few chosen functions of torch, and nothing else.
+
+    Torch's weights that compute the gradients of each sample are such, which stand in for a model's own during a call.
+
+    Raises:
+        WrapError: A parameter does not even say whether it takes a gradient, so nothing can follow its values.
+    """
+    for name, parameter in model.named_parameters():
+        try:
+            _ = parameter.requires_grad
+        except RuntimeError:
+            where = f"{path}.{name}" if path else name
+            raise WrapError(
+                f"the parameter {where} is of the class {type(parameter).__name__}, which lets nothing follow its values "
+                f"({error}). Call the model with parameters of torch's own class (gradients of each sample can be computed "
+                "by hooks), or wrap it with the composite 'gradient'."
+            ) from error

@@ -24,7 +24,6 @@ lfpgraph.register_composite(
 )  # fmt: skip
 # For comparisons of which one side has no place for an epsilon (a fused head, a loop of one's own).
 FINE = lfpgraph.get_composite("lfp").with_options(epsilon=1e-10)
-EXACT = lfpgraph.get_composite("lfp").with_options(epsilon=0.0)
 
 WAYS: dict[str, dict[str, Any] | None] = {
     "plain": None,  # not wrapped
@@ -36,8 +35,6 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "recorded": {"composite": "recorded", "engine": "live"},
     "fine": {"composite": FINE},
     "fine, traced": {"composite": FINE, "engine": "static"},
-    "exact": {"composite": EXACT},
-    "exact, traced": {"composite": EXACT, "engine": "static"},
 }
 
 

@@ -31,7 +31,7 @@ class Scaled(NamedTuple):
 
 @dataclass(frozen=True)
 class Simple:
-    """A planned run of which every step is quickly compared, and that is amended by epsilon factors alone.
+    """A planned run of which every step is quickly compared, and that is amended by epsilon factors alone, or by nothing.
 
     Attributes:
         leaves: by number, of each value that the run finds its kind and name, type, dimensions, and whether autograd follows it.
@@ -57,7 +57,7 @@ def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
     """A planned run made ready for `Replay`, if it is such a run; `record` is the run it was planned for."""
     lone = [(a.exits[0], a.lone) for a in schedule.amendments]
     outside = any(leaf.tensor.grad_fn is not None for leaf in record.leaves)  # made by another network
-    if check or outside or record.begun or record.own or not lone or not all(schedule.quick):
+    if check or outside or record.begun or record.own or not all(schedule.quick):
         return None
     if schedule.looks_at_outputs or not all(factor for _, factor in lone):
         return None

@@ -15,7 +15,7 @@ from ..arrivals.watch import Watch, watching
 from ..bridges import LARGE
 from ..interception import hide, show
 from ..notes import NameLeaf, alias_of, is_over, version_of
-from ..parameters import Scale
+from ..parameters import Scale, note_second
 from ..record import Record
 from ..schedule import Schedule
 from .aliases import Met, hold
@@ -225,6 +225,10 @@ class Replay:
             else:
                 alias._backward_hooks = hooks  # `register_hook` without its handle
                 node._register_hook_dict(alias)
+        if not simple.factors:
+            for number in outputs:
+                node, slot = edges[number]
+                note_second(node, slot, self.watch)
         carrier = _local.carrier
         for number, factor in simple.factors:
             node, slot = edges[number]
