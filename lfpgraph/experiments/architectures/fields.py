@@ -36,9 +36,7 @@ def run(settings: Settings) -> Report:
         ("MLP of coordinates", lambda: mlp([3, 64, 64, 2])),
     ):
         start = seeded(build)
-        found, chosen = tuned(
-            start(0), ways, RATES, train, test, settings, epochs=10, name=name, start=start, choosing=1
-        )
+        found, chosen = tuned(start(0), ways, RATES, train, test, settings, epochs=10, name=name, start=start)
         cases += found
         notes += chosen
     return Report("fields", "accuracy", cases, draw_curves, (10, 4), notes)
