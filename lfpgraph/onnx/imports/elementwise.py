@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,13 +47,9 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 }
 
 
-def _bit_shift(x: Tensor, y: Tensor, direction: str) -> Tensor:
-    return torch.bitwise_left_shift(x, y) if direction == "LEFT" else torch.bitwise_right_shift(x, y)
-
-
 # Functions of the inputs and of attributes, these with what the operator takes where the file has none.
 _WITH_ATTRIBUTES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    "BitShift": (_bit_shift, {"direction": "RIGHT"}),
+    "BitShift": (lambda x, y, side: getattr(torch, f"bitwise_{side.lower()}_shift")(x, y), {"direction": "RIGHT"}),
     "Celu": (lambda x, alpha: F.celu(x, alpha), {"alpha": 1.0}),
     "Elu": (lambda x, alpha: F.elu(x, alpha), {"alpha": 1.0}),
     "Gelu": (lambda x, approximate: F.gelu(x, approximate=approximate), {"approximate": "none"}),
@@ -167,11 +164,7 @@ def div(node: Node, x: Any, y: Any) -> Any:
     if found is not None:
         return found
     x, y = _operands(x, y)
-    return torch.div(x, y) if x.is_floating_point() else _any_integer(_whole_quotient)(x, y)
-
-
-def _whole_quotient(x: Tensor, y: Any) -> Tensor:
-    return torch.div(x, y, rounding_mode="trunc")
+    return torch.div(x, y) if x.is_floating_point() else _any_integer(partial(torch.div, rounding_mode="trunc"))(x, y)
 
 
 @imports("Pow", known=True)

@@ -53,10 +53,8 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
         proto = _with_bodies(proto)
         _check_order(proto.graph)
         beside = [found for tensor in _tensors(proto.graph) if (found := _check_tensor(tensor, file)) is not None]
-        if (
-            sum(size for _, size in beside)
-            > 4 * sum(path.stat().st_size for path in {path for path, _ in beside}) + _SOME
-        ):
+        held = sum(path.stat().st_size for path in {path for path, _ in beside})
+        if sum(size for _, size in beside) > 4 * held + _SOME:
             raise OnnxError("many tensors of the file share the same bytes of a file beside it.")
     except OnnxError:
         raise

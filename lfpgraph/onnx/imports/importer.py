@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from ...errors import OnnxError, one_line
 from ...threads.silence import quiet
@@ -21,7 +21,7 @@ from ...tracing.flat import is_tracing
 from ..registry import DTYPES
 from . import contrib, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
 from .files import operator_of, read_model
-from .programs import Line, Program, Reader, refuse_unknown
+from .programs import Line, Program, Reader, refilled, refuse_unknown
 from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
 from .weights import Dequantised, dequantised, is_weight, weights_of
 
@@ -54,9 +54,8 @@ def load(
     Raises:
         OnnxError: the file is broken or hostile, or holds operators that are not known, all of them named.
     """
-    proto, file = read_model(source)
     try:
-        return OnnxModel(proto, file, trainable, dequantise)
+        return OnnxModel(source, trainable, dequantise)
     except OnnxError:
         raise
     except Exception as error:
@@ -66,12 +65,12 @@ def load(
 class _Step(nn.Module):
     """One node; a submodule, so that reports and composites can name it."""
 
-    def __init__(self, node: Node, function: Callable[..., Any]) -> None:
+    def __init__(self, node: Node, operator: str) -> None:
         super().__init__()
-        self.node, self.function = node, function
+        self.node, self.operator = node, operator
 
     def forward(self, *inputs: Any) -> Any:
-        return self.function(self.node, *inputs)
+        return IMPORTERS[self.operator](self.node, *inputs)
 
     def extra_repr(self) -> str:
         return self.node.kind
@@ -84,8 +83,9 @@ class OnnxModel(nn.Module):
         input_names, output_names: as the file has them, in the order of forward's arguments and results.
     """
 
-    def __init__(self, proto: Any, file: Path | None, trainable: Any, dequantise: bool) -> None:
+    def __init__(self, source: Any, trainable: Any, dequantise: bool) -> None:
         super().__init__()
+        self.source, (proto, file) = source, read_model(source)
         graph = proto.graph
         version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
         initializers = {t.name for t in graph.initializer}
@@ -115,7 +115,8 @@ class OnnxModel(nn.Module):
     def _store(self, name: str, tensor: Tensor, chosen: set[str], trainable: Any, floats: Dequantised | None) -> None:
         """Keep an initializer as a parameter, a buffer or a known number."""
         trains = (floats or tensor.is_floating_point()) and is_weight(name, tensor, chosen, trainable)
-        if not trains and tensor.dim() <= 1 and tensor.numel() <= _SMALL and _is_plain(tensor):
+        small = tensor.dim() <= 1 and tensor.numel() <= _SMALL
+        if not trains and small and (_is_plain(tensor) or f"{name}\0size" in chosen):
             self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
             return
         owner, path = self._place(name)
@@ -155,7 +156,7 @@ class OnnxModel(nn.Module):
         title = re.sub(r"\W+", "_", item.name or item.op_type).strip("_") or "node"
         if title in self.steps or hasattr(self.steps, title):
             title = f"{title}_{position}"
-        self.steps[title] = _Step(node, IMPORTERS[operator_of(item)])
+        self.steps[title] = _Step(node, operator_of(item))
         line.title = title
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
@@ -215,9 +216,9 @@ class OnnxModel(nn.Module):
             return
         step: Any = self.steps[title]
         with quiet(), mode, torch.no_grad():
-            fakes = [_faked(value, mode) for value in values]
+            fakes = pytree.tree_map_only(Tensor, mode.from_tensor, values)
             try:
-                made = step.function(step.node, *fakes)
+                made = step.forward(*fakes)
             except Exception as error:
                 if isinstance(error, OnnxError) and "elements" in str(error):
                     raise
@@ -230,6 +231,11 @@ class OnnxModel(nn.Module):
                 )
         if self._branches and len(self._measured) < _MOST_ROUNDS:
             self._measured.add(key)
+
+    def as_file(self) -> Any:
+        """The file it was loaded from, with parameters and buffers as they are now; None if one of them has no place there."""
+        held = {name: attrgetter(path)(self) for name, path in self.paths.items()}
+        return refilled(self.source, held) if all(isinstance(t, Tensor) for t in held.values()) else None
 
     def example(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs of the shapes that the file gives; open sizes become `batch` first, else 8.
@@ -281,12 +287,6 @@ def _size_of(value: Any) -> Any:
     if isinstance(value, Known):
         return tuple(value.items), value.scalar
     return tuple(value.shape) if isinstance(value, Tensor) else len(value) if isinstance(value, list) else None
-
-
-def _faked(value: Any, mode: FakeTensorMode) -> Any:
-    if isinstance(value, list):
-        return [_faked(item, mode) for item in value]
-    return mode.from_tensor(value) if isinstance(value, Tensor) else value
 
 
 def _whole_type(info: Any) -> torch.dtype | None:

@@ -100,7 +100,6 @@ def _reduction(kind: str) -> Any:
         chosen, keep = axes_of(node, axes), bool(node.get("keepdims", 1))
         if not chosen:
             if node.get("noop_with_empty_axes", 0):
-                chosen = []
                 return _REDUCTIONS[kind](x.unsqueeze(0), [0], False) if kind not in _PLAIN else x
             chosen = list(range(x.dim()))
         return _REDUCTIONS[kind](x, chosen, keep) if chosen else x

@@ -7,7 +7,7 @@ of values as the graph around them.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ...errors import OnnxError
-from .files import operator_of, tensor_from
+from ..registry import DTYPES
+from .files import operator_of, read_model, tensor_from
 from .table import IMPORTERS, Node, modest
 
-__all__ = ["Line", "Program", "Reader", "refuse_unknown"]
+__all__ = ["Line", "Program", "Reader", "refilled", "refuse_unknown"]
 
 
 @dataclass
@@ -69,18 +70,19 @@ class Reader:
     def __init__(self, file: Path | None) -> None:
         self.file = file
         self.tensors: dict[str, Tensor] = {}
+        self.holders: dict[str, Any] = {}  # the file's own tensors that these were read from
         self._names: set[str] = set()
 
     def program(self, graph: Any, around: MutableMapping[str, str] | None = None) -> Program:
         """The program of a graph; `around` names the values of the graphs that it lies in."""
         names: ChainMap[str, str] = ChainMap({}, around if around is not None else {"": ""})
         for tensor in graph.initializer:
-            self._keep(tensor.name, tensor_from(tensor, self.file), names)
+            self._keep(tensor.name, tensor_from(tensor, self.file), names, tensor)
         program = Program([self._new(i.name, names) for i in graph.input if i.name not in names.maps[0]])
         for item in graph.node:
             sizes = self.tensors.get(names.get(item.input[0], "")) if item.op_type == "ConstantOfShape" else None
             if item.op_type == "Constant":
-                self._keep(item.output[0], _constant(item), names)
+                self._keep(item.output[0], _constant(item), names, item.attribute[0].t)
             elif sizes is not None and (filled := _filled(item, sizes)) is not None:
                 self._keep(item.output[0], filled, names)
             elif item.op_type == "Identity" and item.domain in ("", "ai.onnx"):
@@ -103,8 +105,9 @@ class Reader:
         names[name] = found
         return found
 
-    def _keep(self, name: str, tensor: Tensor, names: MutableMapping[str, str]) -> None:
-        self.tensors[self._new(name, names)] = tensor
+    def _keep(self, name: str, tensor: Tensor, names: MutableMapping[str, str], holder: Any = None) -> None:
+        found = self._new(name, names)
+        self.tensors[found], self.holders[found] = tensor, holder
 
     def _attribute(self, attribute: Any, names: MutableMapping[str, str]) -> Any:
         if attribute.type == onnx.AttributeProto.GRAPH:
@@ -156,6 +159,25 @@ def _last_uses(program: Program) -> dict[int, list[str]]:
         if name and name in made and name not in program.outputs:
             found.setdefault(position, []).append(name)
     return found
+
+
+def refilled(source: Any, values: Mapping[str, Tensor]) -> Any:
+    """A copy of a file (as `read_model` takes it) with new values in tensors, by a Reader's names; None if one has no place."""
+    read, file = read_model(source)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(read)
+    reader = Reader(file)
+    reader.program(proto.graph)
+    for name, old in reader.tensors.items():
+        new, holder = values.get(name, old).detach().cpu(), reader.holders[name]
+        same = new.dtype == old.dtype and torch.equal(new, old)
+        if holder is not None and holder.dims == list(new.shape) and DTYPES.get(holder.data_type) == new.dtype:
+            if not same or holder.data_location == onnx.TensorProto.EXTERNAL:
+                raw = new.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                holder.CopyFrom(onnx.helper.make_tensor(holder.name, holder.data_type, new.shape, raw, raw=True))
+        elif not same:
+            return None
+    return proto
 
 
 def refuse_unknown(lines: list[Line]) -> None:

@@ -127,9 +127,8 @@ def has_element(node: Node, item: Any = None) -> Any:
     return Known([item is not None], True, torch.bool)
 
 
-_FUNCTIONS: dict[
-    str, tuple[Any, tuple[float, ...]]
-] = {  # of x, then of alpha and beta, with what they are where not given
+# Of x, then of alpha and beta, with what they are where not given.
+_FUNCTIONS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "affine": (lambda x, a, b: a * x + b, (1.0, 0.0)),
     "elu": (lambda x, a: F.elu(x, a), (1.0,)),
     "hardsigmoid": (lambda x, a, b: torch.clamp(a * x + b, 0, 1), (0.2, 0.5)),
@@ -237,11 +236,8 @@ class _Cell:
         put, out, forget, new = (given + self.linear(h, self.r, self.bias)).chunk(4, -1)
         p = None if self.peepholes is None else self.peepholes.chunk(3)
         gate = f(self._clipped(put if p is None else put + p[0] * c))
-        keep = (
-            1 - gate
-            if self.node.get("input_forget", 0)
-            else f(self._clipped(forget if p is None else forget + p[2] * c))
-        )
+        forget = forget if p is None else forget + p[2] * c
+        keep = 1 - gate if self.node.get("input_forget", 0) else f(self._clipped(forget))
         c = keep * c + gate * g(self._clipped(new))
         return [f(self._clipped(out if p is None else out + p[1] * c)) * last(c), c]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,9 +41,7 @@ def reshape(node: Node, x: Any, wanted: Any = None) -> Any:
 def flatten(node: Node, x: Tensor) -> Any:
     axis = node.get("axis", 1)
     axis = axis + x.dim() if axis < 0 else axis
-    first = 1
-    for n in x.shape[:axis]:
-        first = first * n
+    first = math.prod(x.shape[:axis])
     return x.reshape(first, -1) if x.numel() else x.reshape(first, x.shape[axis:].numel())
 
 
@@ -56,9 +55,7 @@ def squeeze(node: Node, x: Any, axes: Any = None) -> Any:
     if isinstance(x, Known):
         return Known(x.items, len(x.items) == 1, x.dtype)
     chosen = axes_of(node, axes)
-    if chosen is None:
-        return x.squeeze()
-    return x.squeeze(tuple(chosen))
+    return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
 
 
 @imports("Unsqueeze", known=True)

@@ -80,13 +80,12 @@ def is_weight(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bo
         return bool(trainable(name, tensor))
     if trainable is not None:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
-    if name not in chosen:
-        return False
-    return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
+    finite = name in chosen and bool(torch.isfinite(tensor).all())
+    return finite and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
 
 
 def weights_of(tensors: Iterable[str], lines: Iterable[Line]) -> set[str]:
-    """Names of tensors that are read as weights; `name\\0weight` marks those that may have one element."""
+    """Names of tensors that are read as weights; `name\\0weight` marks those that may have one element, `name\\0size` scales."""
     sources: dict[str, list[str]] = {name: [name] for name in tensors}
     found: set[str] = set()
     for line in lines:
@@ -94,6 +93,8 @@ def weights_of(tensors: Iterable[str], lines: Iterable[Line]) -> set[str]:
         if kind in _MOVES:
             moved = [n for name in line.reads[: None if kind == "Concat" else 1] for n in sources.get(name, ())]
             sources.update(dict.fromkeys(line.makes, moved[:_MOST_PARTS]) if moved else {})
+        if kind in ("Resize", "Upsample"):  # what they are scaled by must be known while tracing
+            found.update(f"{name}\0size" for name in line.reads[1:])
         slots = _WEIGHTS.get(kind, (0, 1) if kind in _TERMS else ())
         for name in {n for slot in slots if slot < len(line.reads) for n in sources.get(line.reads[slot], ())}:
             found.add(name)

@@ -114,12 +114,9 @@ class Builder(_Recorder):
         self.graph.extend(self.nodes)
         functions = [ir.serde.deserialize_function(f.to_function_proto()) for f in self.functions.values()]
         model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="lfpgraph", functions=functions)
-        for work in (
-            common.InlinePass(),
-            common.LiftConstantsToInitializersPass(True, 0),
-            common.RemoveUnusedNodesPass(),
-        ):
-            work(model)
+        work = common.InlinePass(), common.LiftConstantsToInitializersPass(True, 0), common.RemoveUnusedNodesPass()
+        for task in work:
+            task(model)
         self.graph.opset_imports.clear()  # functions of torch name older opsets, of which nothing used has changed
         self.graph.opset_imports[""] = OPSET
         alike = [n for n in self.graph if n.op_type == "CastLike"]  # of which onnxruntime-web complains

@@ -26,15 +26,8 @@ from .functions import op, torchs
 __all__ = ["packed", "translate"]
 
 aten = torch.ops.aten
-_SUMS = {
-    aten.cat,
-    aten.cumsum,
-    aten.mean,
-    aten.prod,
-    aten.sum,
-    aten._softmax,
-    aten._log_softmax,
-}  # in their result's dtype
+# Worked out in their result's dtype.
+_SUMS = {aten.cat, aten.cumsum, aten.mean, aten.prod, aten.sum, aten._softmax, aten._log_softmax}
 _ORDERS = {aten.lt, aten.le, aten.gt, aten.ge}
 
 
@@ -91,10 +84,8 @@ def _call(b: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     own = TRANSLATORS.get(target)
     args, kwargs = fx.node.map_arg((_operands(node, env), node.kwargs), lambda n: env[n])  # type: ignore[misc]
     if own is None:
-        args, kwargs = (
-            _plain(args),
-            {name: -1 if name == "dtype" and v is None else _plain(v) for name, v in kwargs.items()},
-        )
+        args = _plain(args)
+        kwargs = {name: -1 if name == "dtype" and v is None else _plain(v) for name, v in kwargs.items()}
     try:
         found = (own or torchs(target))(*args, **kwargs)
     except Exception as error:  # torch's functions raise what they like

@@ -126,7 +126,7 @@ class OrtTrainer:
         arrays = self._arrays(x, self._inputs, self.description["inputs"])
         draw = np.random.default_rng(seed)
         total, done = epochs * -(-length // batch_size), 0
-        bar = _Bar(total, sys.stderr.isatty() if progress is None else progress)
+        shown = sys.stderr.isatty() if progress is None else progress
         history: list[dict[str, float]] = []
         for epoch in range(epochs):
             sums: dict[str, float] = {}
@@ -138,14 +138,14 @@ class OrtTrainer:
                     sums[name] = sums.get(name, 0.0) + value * len(target)
                 done += 1
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                bar.show(done, f"epoch {epoch + 1}/{epochs} {figures}")
+                if shown and (done == total or done % max(total // 500, 1) == 0):
+                    _show(done, total, f"epoch {epoch + 1}/{epochs} {figures}")
             row = {name: value / length for name, value in sums.items()}
             row["seconds"] = time.perf_counter() - start
             if validation is not None:
                 right = self.predict(validation[0]).argmax(-1) == np.asarray(validation[1])
                 row["val_accuracy"] = float(right.mean())
             history.append(row)
-        bar.close()
         return history
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -174,9 +174,7 @@ class OrtTrainer:
 
     def reset_optimizer(self) -> None:
         """Set the optimizer's state to its beginning, zeros."""
-        for name in self.description["state"]:
-            shape = [int(n) for n in self._inputs[name].shape]
-            self._set({name: np.zeros(shape, DTYPES[self._inputs[name].type])})
+        self._set({name: self._blank(self._inputs[name]) for name in self.description["state"]})
 
     def save(self, path: str | Path, *, optimizer: bool = True) -> None:
         """Write parameters and buffers, by the model's own names, and the optimizer's state to a safetensors file.
@@ -261,18 +259,7 @@ class OrtTrainer:
         return open_session(companion(self.path, name), *self._options)
 
 
-class _Bar:
+def _show(done: int, total: int, text: str) -> None:
     """A progress bar of one line on stderr."""
-
-    def __init__(self, total: int, on: bool) -> None:
-        self.total, self.on, self.last = total, on, 0.0
-
-    def show(self, done: int, text: str) -> None:
-        now = time.perf_counter()
-        if self.on and (now - self.last > 0.1 or done == self.total):
-            self.last, filled = now, 24 * done // self.total
-            print(f"\r[{'#' * filled}{'.' * (24 - filled)}] {done}/{self.total} {text}", end="\033[K", file=sys.stderr)
-
-    def close(self) -> None:
-        if self.on:
-            print(file=sys.stderr)
+    filled, end = 24 * done // total, "\n" if done == total else ""
+    print(f"\r[{'#' * filled}{'.' * (24 - filled)}] {done}/{total} {text}\033[K", end=end, file=sys.stderr, flush=True)

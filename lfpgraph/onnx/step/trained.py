@@ -1,4 +1,4 @@
-"""`export`: a trained model as an ONNX file, by torch's own exporter, and compared with the model in onnxruntime."""
+"""`export`: a trained model as an ONNX file, its own or one by torch's exporter, compared with the model in onnxruntime."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -24,6 +25,7 @@ from .exporter import input_names
 __all__ = ["export"]
 
 log = logging.getLogger("lfpgraph")
+_LARGEST = 2**31 - 2**20  # bytes that protobuf writes into one file, but for the names
 
 
 def export(
@@ -31,19 +33,20 @@ def export(
     path: str | Path,
     example: Any = None,
     *,
-    opset: int = OPSET,
+    opset: int | None = None,
     tolerance: float = 1e-4,
     external_data: bool | None = None,
 ) -> Path:
     """Write a model, wrapped or not, in eval mode, and compare the file with it in onnxruntime.
 
-    Inputs are named as forward's arguments, outputs `output`, `output_1`...; the first axis of every input is open.
+    A model made by `load` goes out as its own file with other weights, as long as that agrees with the model. Any other has
+    inputs named as forward's arguments, outputs `output`, `output_1`..., and the first axis of every input open.
 
     Args:
         model: any module that torch.export takes; its mode is put back.
         path: the file to write.
         example: a tensor, a tuple of arguments or a dict of keyword arguments; a loaded ONNX model has its own.
-        opset: of ONNX's operators.
+        opset: of ONNX's operators; None for this library's own, or that of the file that the model was loaded from.
         tolerance: the largest relative difference between onnxruntime's outputs and torch's.
         external_data: keep large tensors in `<name>.data` beside the file; None does so from 2 GB on.
 
@@ -62,23 +65,36 @@ def export(
     if not tensors:
         raise OnnxError("the example holds no tensor")
     flat = FlatModel(model, args, kwargs)
+    loaded = getattr(model, "as_file", None) if opset is None else None
     with eval_mode(flat):
         with torch.no_grad(), tracing():
             expected = flat(*tensors)
-        program = _to_onnx(flat, tensors, names, len(expected), opset)
+        if loaded is not None and (proto := loaded()) is not None:
+            try:
+                _write(proto, path, external_data)
+                _compare(path, dict(zip(names, tensors)), expected, tolerance)
+                return path
+            except OnnxError as error:
+                log.warning("the file that the model was loaded from does not hold it (%s); it is written anew", error)
+        program = _to_onnx(flat, tensors, names, len(expected), opset or OPSET)
     _name_values(program.model.graph, "model.")  # FlatModel holds the model as `model`
+    _write(program, path, external_data)
+    _compare(path, dict(zip(names, tensors)), expected, tolerance)
+    return path
+
+
+def _write(made: Any, path: Path, external_data: bool | None) -> None:
+    """Write what torch's exporter made, or a ModelProto."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(str(path), external_data=external_data)
+        if isinstance(made, onnx.ModelProto):
+            path.with_name(beside := f"{path.name}.data").unlink(missing_ok=True)
+            apart = made.ByteSize() >= _LARGEST if external_data is None else external_data
+            onnx.save_model(made, path, save_as_external_data=apart, location=beside)
+        else:
+            made.save(str(path), external_data=external_data)
     except OSError as error:
         raise OnnxError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        _compare(path, dict(zip(names, tensors)), expected, tolerance)
-    except OnnxError:
-        path.unlink()
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], outputs: int, opset: int) -> Any:
@@ -114,7 +130,7 @@ def _name_values(graph: Any, prefix: str) -> None:
 
 
 def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    """Run the file on the example and hold it against the model."""
+    """Run the file on the example and hold it against the model; a file that differs is removed."""
     from ..runtime.trainer import open_session
 
     session = open_session(path, 0, ["CPUExecutionProvider"])
@@ -125,6 +141,8 @@ def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], 
         size = float(np.linalg.norm(b))
         distance = float(np.linalg.norm(a - b)) / size if size else float(np.linalg.norm(a))
         if a.shape != b.shape or not distance <= tolerance:
+            path.unlink()
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)
             raise OnnxError(
                 f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than {tolerance}"
             )
