@@ -14,38 +14,49 @@ from tools import long_runs
 
 from .support.fuzz import random_module
 from .support.helpers import RECORDED
-from .support.seeds import check_all
+from .support.seeds import check_all, failures
+from .support.together import Case, Joint, by_writes
 from .support.ways import compare, expected, programmed, walked, wrapped
 
 QUICK, MANY = 100, 600
 
 
-def check(seed: int) -> None:
-    """One random graph, all ways.
+def check(*seeds: int) -> None:
+    """Random graphs, all ways; those of several seeds are traced as one, and only one that is alone by programs as well.
 
     Raises:
         AssertionError: with the seed and the module's source.
     """
+    for joint in by_writes([_case(seed) for seed in seeds]):
+        try:
+            _check(joint, whole=all(seed % 10 == 0 for seed in seeds))
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__}: {error}\n{joint.source}") from error
+
+
+def _case(seed: int) -> Case:
     module, inputs, source = random_module(seed)
     generator = torch.Generator().manual_seed(seed)
     outputs = copy.deepcopy(module)(*inputs)
-    signals = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]
-    try:
-        want = expected(module, inputs, signals)
-        graph = trace(module, inputs, dynamic=False)
-        compare("walk", walked(graph, module, inputs, signals, "gradient"), want)
-        feedback = walked(graph, module, inputs, signals, "lfp-epsilon")
-        if all(bool(torch.isfinite(g).all()) for g in want.values()):
-            assert all(bool(torch.isfinite(s).all()) for s in feedback.values()), "feedback is not finite"
-        trainable = bool(dict(module.named_parameters()))
+    return Case(
+        seed, module, inputs, [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs], source
+    )
+
+
+def _check(joint: Joint, whole: bool) -> None:
+    given = joint.module, joint.inputs, joint.signals
+    want = expected(*given)
+    graph = trace(joint.module, joint.inputs, dynamic=False)
+    joint.compare("walk", walked(graph, *given, "gradient"), want)
+    feedback = walked(graph, *given, "lfp-epsilon")
+    joint.assert_finite(feedback, want)
+    trainable = bool(dict(joint.module.named_parameters()))
+    if trainable:
+        joint.compare("live", wrapped(*given, RECORDED, "live"), want)
+    if whole:
         if trainable:
-            compare("live", wrapped(module, inputs, signals, RECORDED, "live"), want)
-        if seed % 10 == 0:
-            if trainable:
-                compare("static", wrapped(module, inputs, signals, "gradient", "static"), want)
-            compare("program", programmed(graph, module, inputs, signals, "lfp-epsilon"), feedback)
-    except Exception as error:
-        raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{source}") from error
+            joint.compare("static", wrapped(*given, "gradient", "static"), want)
+        joint.compare("program", programmed(graph, *given, "lfp-epsilon"), feedback)
 
 
 @pytest.mark.parametrize("seed", range(QUICK))
@@ -131,3 +142,30 @@ def test_fixed_sizes_after_open_ones_fail() -> None:
             return x + x[1:]
 
     assert not trace(OneRow(), (torch.randn(2, 3),)).dynamic
+
+
+def test_each_of_several_graphs_is_compared_by_itself() -> None:
+    """What is off by little in a case of small numbers is seen beside one of large numbers."""
+    cases = [Case(seed, nn.Linear(1, 1), (torch.ones(1),) * 2, [torch.ones(1)], "") for seed in (3, 7)]
+    want = {"parts.0.weight": torch.full((2,), 1e6), "input 1": torch.ones(2), "parts.1.weight": torch.ones(2)}
+    want |= {"input 2": torch.ones(2), "input 3": torch.ones(2)}
+    joint = Joint(cases)
+    joint.compare("walk", want, want)
+    for name, seed in {"parts.1.weight": 7, "input 3": 7, "input 1": 3}.items():
+        found = {**want, name: want[name] + (1 if seed == 3 else 1e-5)}
+        with pytest.raises(AssertionError, match=f"walk, seed {seed}: .* is off"):
+            joint.compare("walk", found, want)
+
+
+def test_a_seed_that_fails_among_others_is_told_alone() -> None:
+    def check(*seeds: int) -> None:
+        calls.append(seeds)
+        if 7 in seeds or seeds == (2, 6):
+            raise ValueError("wrong")
+
+    calls: list[tuple[int, ...]] = []
+    found = failures(check, range(12))
+    assert found == {7: "ValueError: wrong", 2: "only together with [6]: ValueError: wrong"}
+    assert (
+        (0,) in calls and (10,) in calls and (1, 5, 9) in calls and {s for some in calls for s in some} == {*range(12)}
+    )

@@ -15,29 +15,37 @@ from lfpgraph.tracing.tracer import trace
 from .support.fuzz import random_module
 from .support.fuzz_wide import COMPLEX, WIDE
 from .support.seeds import check_all
+from .support.together import Case, by_writes
 from .support.ways import compare, walked, wrapped
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
 QUICK, MANY = 64, 400
 
 
-def check(seed: int, length: int, composites: tuple[str, ...]) -> None:
-    """One random graph under some composites.
+def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITES) -> None:
+    """Random graphs under some composites; those of several seeds are traced as one.
 
     Raises:
         AssertionError: with the seed and the module's source.
     """
+    for joint in by_writes([_case(seed, length) for seed in seeds]):
+        given = joint.module, joint.inputs, joint.signals
+        graph = trace(joint.module, joint.inputs, dynamic=False)
+        for composite in composites:
+            try:
+                expected = walked(graph, *given, composite)
+                joint.compare(composite, wrapped(*given, composite, "live"), expected)
+            except Exception as error:
+                raise AssertionError(f"{composite}: {type(error).__name__}: {error}\n{joint.source}") from error
+
+
+def _case(seed: int, length: int) -> Case:
     module, inputs, source = random_module(seed, length, (*WIDE, COMPLEX) if seed % 3 == 2 else WIDE, trainable=True)
     generator = torch.Generator().manual_seed(seed)
     outputs = copy.deepcopy(module)(*inputs)
-    signals = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]
-    graph = trace(module, inputs, dynamic=False)
-    for composite in composites:
-        try:
-            expected = walked(graph, module, inputs, signals, composite)
-            compare(composite, wrapped(module, inputs, signals, composite, "live"), expected, source)
-        except Exception as error:
-            raise AssertionError(f"seed {seed}, {composite}: {type(error).__name__}: {error}\n{source}") from error
+    return Case(
+        seed, module, inputs, [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs], source
+    )
 
 
 # What once differed: a composite, and lines that make `v` of x and y.
@@ -102,14 +110,14 @@ def test_mended(name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(QUICK))
 def test_random_graph(seed: int) -> None:
-    check(seed, 6, (COMPOSITES[seed % len(COMPOSITES)],))
+    check(seed, length=6, composites=(COMPOSITES[seed % len(COMPOSITES)],))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(1000, 1000 + MANY, 100))
 def test_many_random_graphs(start: int) -> None:
     """A hundred at a time; every failure of the hundred is told."""
-    check_all(lambda seed: check(seed, 12, COMPOSITES), start)
+    check_all(check, start)
 
 
 def test_group_norm_of_a_signal_that_lies_transposed() -> None:

@@ -11,6 +11,7 @@ import copy
 import logging
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from lfpgraph.tracing.tracer import trace
 from .support.fuzz_programs import Program, random_program
 from .support.helpers import RECORDED
 from .support.seeds import check_all
+from .support.together import Case, Joint
 from .support.ways import Grads, Inputs, compare, leaves, walked
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
@@ -54,26 +56,64 @@ def run(module: nn.Module, calls: list[Inputs], signals: list[list[Tensor]], how
     return {name: x.grad for name, x in names.items() if x.grad is not None}
 
 
-def straight(program: Program, calls: list[Inputs], signals: list[list[Tensor]], how: str, rules: str) -> Grads:
-    """The same by walks over traces of the calls' straight twins."""
-    module, found, graphs = program.module(), {}, {}  # type: Any, Grads, dict[str, Any]
-    for k, (inputs, given) in enumerate(zip(calls, signals)):
-        before = {name: b.clone() for name, b in module.named_buffers()}
-        module.way.clear()
-        module(*leaves(inputs))
-        after = {name: b.clone() for name, b in module.named_buffers()}
-        _set(module, before)
-        twin, key = program.straight(module, module.way), str(module.way)
-        _set(module, after)
-        if key not in graphs:
-            graphs[key] = trace(twin, inputs, dynamic=False)
-        answers = walked(graphs[key], twin, inputs, given, rules)
-        names = {name.replace(".", "_"): name for name, _ in module.named_parameters()}
-        for name, value in answers.items():
-            name = names.get(name, name.replace("input", f"input {k}"))
-            value = value * 2 if how == "twice" else value
-            found[name] = found[name] + value if name in found else value
-    return found
+@dataclass
+class Drawn:
+    """A program, and what is done with it."""
+
+    seed: int
+    program: Program
+    calls: list[Inputs]
+    signals: list[list[Tensor]]
+    how: str
+    expected: Grads  # autograd's
+
+    @property
+    def composite(self) -> str:
+        return COMPOSITES[self.seed % len(COMPOSITES)]
+
+    def twins(self) -> list[tuple[str, Case]]:
+        """The straight twin of each call, with the buffers that it found, and the way that it took."""
+        module, found = self.program.module(), []  # type: Any, list[tuple[str, Case]]
+        for k, (inputs, given) in enumerate(zip(self.calls, self.signals)):
+            before = {name: b.clone() for name, b in module.named_buffers()}
+            module.way.clear()
+            module(*leaves(inputs))
+            after = {name: b.clone() for name, b in module.named_buffers()}
+            _set(module, before)
+            twin = self.program.straight(module, module.way)
+            found.append((str(module.way), Case(k, twin, inputs, given, self.program.source)))
+            _set(module, after)
+        return found
+
+    def sum(self, answers: list[Grads]) -> Grads:
+        """What the twins of the calls say, by the program's own names."""
+        names, found = {name.replace(".", "_"): name for name, _ in self.program.module().named_parameters()}, {}
+        for k, grads in enumerate(answers):
+            for name, value in grads.items():
+                name = names.get(name, name.replace("input", f"input {k}"))
+                value = value * 2 if self.how == "twice" else value
+                found[name] = found[name] + value if name in found else value
+        return found
+
+
+def straight(drawn: list[Drawn]) -> list[Grads]:
+    """Feedback by walks over traces of the calls' straight twins; those that go one way are walked over one trace.
+
+    Args:
+        drawn: of one composite, all of them traced at once.
+    """
+    twins = [(i, way, case) for i, one in enumerate(drawn) for way, case in one.twins()]
+    ways: dict[tuple[int, str], list[Case]] = {}
+    for i, way, case in twins:
+        ways.setdefault((i, way), []).append(case)
+    joint = Joint([cases[0] for cases in ways.values()])
+    graph = trace(joint.module, joint.inputs, dynamic=False)
+    answers: dict[int, Grads] = {}
+    for k in range(max(map(len, ways.values()))):
+        now = Joint([cases[min(k, len(cases) - 1)] for cases in ways.values()])
+        found = now.parted(walked(graph, now.module, now.inputs, now.signals, drawn[0].composite))
+        answers |= {id(case): grads for case, grads in zip(now.cases, found)}
+    return [one.sum([answers[id(case)] for i, _, case in twins if i == k]) for k, one in enumerate(drawn)]
 
 
 def _set(module: nn.Module, buffers: dict[str, Tensor]) -> None:
@@ -108,12 +148,23 @@ def _told() -> Iterator[_Told]:
         log.removeHandler(handler)
 
 
-def check(seed: int, length: int = 10) -> None:
-    """One random program.
+def check(*seeds: int) -> None:
+    """Random programs; those of several seeds, equal modulo 4, are traced as one.
 
     Raises:
         AssertionError: with the seed and the program's source.
     """
+    drawn = [one for one in map(_draw, seeds) if all(bool(torch.isfinite(g).all()) for g in one.expected.values())]
+    text = "trace"
+    try:
+        for one, want in zip(drawn, straight(drawn) if drawn else []):
+            text = f"seed {one.seed}\n{one.program.source}"
+            _check(one, want)
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}\n{text}") from error
+
+
+def _draw(seed: int, length: int = 10) -> Drawn:
     program, draw = random_program(seed, length), random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     calls = [program.inputs]
@@ -126,22 +177,18 @@ def check(seed: int, length: int = 10) -> None:
         calls, how = calls[:1], "together"
         signals = [_signals(program.module()(*leaves(calls[0])), generator)]
         expected = run(program.module(hooked=True), calls, signals, how)
-    if not all(bool(torch.isfinite(g).all()) for g in expected.values()):
-        return
-    composite, what = COMPOSITES[seed % len(COMPOSITES)], ""
-    try:
-        what = f"true gradient, live, {how}"
-        compare(what, run(wrapped(program, RECORDED, "live", hooked=True), calls, signals, how), expected)
-        want = straight(program, calls, signals, how, composite)
-        for engine in ("live", "auto") if seed % 3 == 0 else ("live",):
-            what = f"{composite}, {engine}, {how}"
-            with _told() as told:
-                found = run(wrapped(program, composite, engine), calls, signals, how)
-            if not told.limit:
-                compare(what, found, want, program.source)
-    except Exception as error:
-        text = f"seed {seed}, {what}: {type(error).__name__}: {error}\n{program.source}"
-        raise AssertionError(text) from error
+    return Drawn(seed, program, calls, signals, how, expected)
+
+
+def _check(one: Drawn, want: Grads) -> None:
+    given = one.calls, one.signals, one.how
+    found = run(wrapped(one.program, RECORDED, "live", hooked=True), *given)
+    compare(f"true gradient, live, {one.how}", found, one.expected)
+    for engine in ("live", "auto") if one.seed % 3 == 0 else ("live",):
+        with _told() as told:
+            found = run(wrapped(one.program, one.composite, engine), *given)
+        if not told.limit:
+            compare(f"{one.composite}, {engine}, {one.how}", found, want, one.program.source)
 
 
 def _signals(outputs: Any, generator: torch.Generator) -> list[Tensor]:

@@ -17,6 +17,7 @@ import multiprocessing
 import resource
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import _lazy_graph_module
+from torch.utils._traceback import CapturedTraceback
 
 __all__ = ["KINDS", "TABLE", "Row", "known", "run"]
 
@@ -50,24 +53,24 @@ class Row:
     told: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
-def _graph(seed: int) -> str:
+def _graph(*seeds: int) -> str:
     from tests.test_fuzz import check
 
-    check(seed)
+    check(*seeds)
     return ""
 
 
-def _live_graph(seed: int) -> str:
-    from tests.test_live_fuzz import COMPOSITES, check
+def _live_graph(*seeds: int) -> str:
+    from tests.test_live_fuzz import check
 
-    check(seed, 12, COMPOSITES)
+    check(*seeds)
     return ""
 
 
-def _program(seed: int) -> str:
+def _program(*seeds: int) -> str:
     from tests.test_program_fuzz import check
 
-    check(seed)
+    check(*seeds)
     return ""
 
 
@@ -82,12 +85,13 @@ def _onnx(seed: int) -> str:
 
 
 # By kind: the first seed, and what a case is. Seeds below are those of the tests.
-KINDS: dict[str, tuple[int, Callable[[int], str]]] = {
+KINDS: dict[str, tuple[int, Callable[..., str]]] = {
     "graphs": (30_000, _graph),
     "live graphs": (30_000, _live_graph),
     "programs": (30_000, _program),
     "onnx": (0, _onnx),
 }
+TOGETHER = ("graphs", "live graphs", "programs")  # several cases at once
 
 
 def known() -> dict[tuple[str, str], Row]:
@@ -130,6 +134,8 @@ def _prepare() -> None:
         raise TimeoutError(f"no end after {_LONGEST} s of processor time")
 
     choice.LIVE_FIRST = 0
+    _lazy_graph_module._use_lazy_graph_module_flag = True
+    CapturedTraceback.summary = lambda self: traceback.StackSummary()  # type: ignore[method-assign]  # nobody reads them here
     gc.freeze()  # and a collector that does not walk over torch again and again
     gc.set_threshold(20_000, 20, 50)
     torch.set_num_threads(1)
@@ -140,16 +146,19 @@ def _prepare() -> None:
 
 def _cases(kind: str, seeds: Sequence[int]) -> list[tuple[int, str, str]]:
     """Of each seed: how it went, and what was wrong."""
-    found = []
-    for seed in seeds:
-        signal.setitimer(signal.ITIMER_VIRTUAL, _LONGEST)
+    from tests.support.seeds import failures
+
+    went: dict[int, str] = {}
+
+    def run(*some: int) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, _LONGEST * len(some))
         try:
-            found.append((seed, KINDS[kind][1](seed), ""))
-        except Exception as error:
-            found.append((seed, "", f"{type(error).__name__}: {error}"))
+            went.update(dict.fromkeys(some, KINDS[kind][1](*some)))
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    return found
+
+    wrong = failures(run, seeds, 10 if kind in TOGETHER else 1)
+    return [(seed, "" if seed in wrong else went[seed], wrong.get(seed, "")) for seed in seeds]
 
 
 def _blocks(kinds: Sequence[str], rows: dict[tuple[str, str], Row], again: bool) -> Iterator[tuple[str, list[int]]]:
@@ -159,7 +168,10 @@ def _blocks(kinds: Sequence[str], rows: dict[tuple[str, str], Row], again: bool)
         behind = [row.first + row.tried for (name, _), row in rows.items() if name == kind]  # of any torch
         rows.setdefault((kind, version), Row(max(behind, default=KINDS[kind][0])))
     if again:
-        yield from ((kind, list(rows[kind, version].missed)) for kind in kinds)
+        for kind in kinds:  # with the hundred that they were checked with
+            missed = rows[kind, version].missed
+            tens = {seed - seed % BLOCK for seed in missed} if kind in TOGETHER else ()
+            yield kind, [seed for start in sorted(tens) for seed in range(start, start + BLOCK)] or list(missed)
         return
     following = {kind: rows[kind, version].first + rows[kind, version].tried for kind in kinds}
     while True:
