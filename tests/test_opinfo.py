@@ -14,13 +14,13 @@ from .support.opinfo import differentiable, module_outcomes, modules, outcomes  
 
 
 def test_a_sample_of_operations() -> None:
-    """Sixty operations and twenty modules, always the same: gradients equal autograd's; all but two known ones have rules."""
+    """Sixty operations and twenty modules, always the same: gradients equal autograd's; all but four known ones have rules."""
     known, chosen = lines(), random.Random(13)
     found = [o for op in chosen.sample(differentiable(), 60) for o in outcomes(op, most=1)]
     found += [o for info in chosen.sample(modules(), 20) for o in module_outcomes(info, most=1)]
     assert len(found) >= 70
     derived = {line.name for line in known.values() if line.engine == "live" and line.derived}
-    assert derived == {"_batch_norm_with_update", "to_sparse"}
+    assert derived == {"_batch_norm_with_update", "sparse_mm_reduce", "sparse_sampled_addmm", "to_sparse"}
     missed = [o for o in found if (o.gradient, o.feedback) != ("equal", "finite")]
     assert [
         o for o in missed if o.name not in derived or (o.gradient, o.feedback) != ("equal", "finite, no rule")
@@ -29,9 +29,11 @@ def test_a_sample_of_operations() -> None:
 
 
 def test_sparse_tensors_of_compressed_rows() -> None:
-    """The gradient passes; of a rule with an epsilon there is none, and that is said."""
+    """Without an epsilon the gradient passes, as by any operation without a rule; a rule with one is refused, and says so."""
     op = next(op for op in differentiable() if op.formatted_name == "sparse_sampled_addmm")
     (found,) = outcomes(op, most=1)
+    assert (found.gradient, found.feedback) == ("equal", "finite, no rule")
+    (found,) = outcomes(op, most=1, composite="lfp-epsilon")
     assert found.gradient == "equal" and found.feedback.startswith("refused") and "to_dense" in found.feedback
 
 

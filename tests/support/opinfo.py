@@ -85,14 +85,14 @@ def modules() -> list[Any]:
     return [info for info in module_db if torch.float64 in info.dtypes]
 
 
-def outcomes(op: Any, most: int | None = 2, engine: str = "live") -> Iterator[Outcome]:
+def outcomes(op: Any, most: int | None = 2, engine: str = "live", composite: str = "lfp") -> Iterator[Outcome]:
     """Run the first samples of an operation, or all; those that plain autograd cannot take are left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = op.sample_inputs("cpu", torch.float64, requires_grad=True)
         for number, sample in enumerate(itertools.islice(samples, most)):
             args, process = (sample.input, *sample.args), sample.output_process_fn_grad
-            yield from _outcome(op.formatted_name, number, op, args, sample.kwargs, process, engine)
+            yield from _outcome(op.formatted_name, number, op, args, sample.kwargs, process, engine, composite)
 
 
 def module_outcomes(info: Any, most: int | None = 2, engine: str = "live") -> Iterator[Outcome]:
@@ -112,7 +112,7 @@ def module_outcomes(info: Any, most: int | None = 2, engine: str = "live") -> It
 
 
 def _outcome(
-    name: str, number: int, function: Any, args: Any, kwargs: Any, process: Any, engine: str
+    name: str, number: int, function: Any, args: Any, kwargs: Any, process: Any, engine: str, composite: str = "lfp"
 ) -> Iterator[Outcome]:
     model = OneCall(function, args, kwargs, process)
     given = [pytree.tree_leaves((args, kwargs))[i] for i in model.places]
@@ -126,7 +126,7 @@ def _outcome(
         return
     if signals:
         recorded = lfpgraph.wrap(copy.deepcopy(model), "gradient" if engine == "static" else RECORDED, engine=engine)
-        wrapped = functools.partial(lfpgraph.wrap, engine=engine)
+        wrapped = functools.partial(lfpgraph.wrap, composite=composite, engine=engine)
         yield Outcome(
             name,
             number,
