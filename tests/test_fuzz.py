@@ -46,7 +46,7 @@ def _case(seed: int) -> Case:
 def _check(joint: Joint, whole: bool) -> None:
     given = joint.module, joint.inputs, joint.signals
     want = expected(*given)
-    graph = trace(joint.module, joint.inputs, dynamic=False)
+    graph = joint.trace()
     joint.compare("walk", walked(graph, *given, "gradient"), want)
     feedback = walked(graph, *given, "lfp-epsilon")
     joint.assert_finite(feedback, want)

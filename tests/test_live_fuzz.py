@@ -30,7 +30,7 @@ def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITE
     """
     for joint in by_writes([_case(seed, length) for seed in seeds]):
         given = joint.module, joint.inputs, joint.signals
-        graph = trace(joint.module, joint.inputs, dynamic=False)
+        graph = joint.trace()
         for composite in composites:
             try:
                 expected = walked(graph, *given, composite)
