@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,24 @@ def test_a_long_run_goes_on_where_the_last_one_stopped(tmp_path: Path, monkeypat
     assert long_runs.run(["trial"], 0.1, again=True)
     assert row().missed == [] and row().tried == tried == row().told.total()
     assert long_runs.run(["trial"], 0.1) and row().first == 5 and row().tried > tried
+
+
+def test_a_long_run_outlives_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crashes while it is drawn is left out; what crashes in ours is a failure; the others are checked."""
+
+    def crashes(*seeds: int) -> str:
+        if not {3, 5}.isdisjoint(seeds):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "fine"
+
+    def drawn(kind: str, seed: int) -> bool:
+        return seed != 3 or bool(crashes(seed))
+
+    monkeypatch.setitem(long_runs.KINDS, "trial", (0, crashes))
+    monkeypatch.setattr(long_runs, "_draw", drawn)
+    assert long_runs._cases("trial", [3, 4, 5]) == [
+        (3, "not drawn", ""), (4, "fine", ""), (5, "", "the process crashed")
+    ]  # fmt: skip
 
 
 class NoGradWrite(nn.Module):

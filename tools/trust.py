@@ -109,7 +109,7 @@ def _long_runs(*kinds: str) -> list[tuple[str, str, Any]]:
 
 
 def _counts(found: list[tuple[str, str, Any]]) -> tuple[int, int]:
-    tried = sum(row.tried for _, _, row in found)
+    tried = sum(row.tried - row.told["not drawn"] for _, _, row in found)
     return tried, tried - sum(len(row.missed) for _, _, row in found)
 
 
