@@ -142,3 +142,19 @@ def test_relevance_of_the_zoo_adds_up(name: str) -> None:
     with torch.no_grad():
         model(*args, **kwargs)  # some models settle the types of their weights in their first run
     check(model, kwargs if kwargs else args, "epsilon-plus")
+
+
+def test_whole_numbers_that_are_added_are_declared() -> None:
+    class Counts(nn.Module):
+        counts: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("counts", torch.tensor([1, 2, 3]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x + self.counts
+
+    found = lfpgraph.conservation(Counts(), torch.tensor([[1.0, 2.0, -1.0]]), lambda y: y.sum().reshape(1))
+    assert (found.inputs, found.leaks["constant"]) == pytest.approx((4.0, 6.0))
+    assert found.worst == []

@@ -29,7 +29,8 @@ READERS = {
 
 
 def _socket(path: Path) -> None:
-    socket.socket(socket.AF_UNIX).bind(path.name)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
 
 
 FILES: dict[str, Callable[[Path], object]] = {

@@ -130,3 +130,33 @@ def test_scales_that_the_file_holds_are_known_while_tracing() -> None:
     assert dict(model.named_parameters()).keys() == {"w"}
     found = lfpgraph.conservation(model, torch.from_numpy(floats(2, 1, 6, 6)), lambda y: y.sum().reshape(1))
     assert found.inputs + sum(found.leaks.values()) == pytest.approx(found.explained, rel=1e-4)
+
+
+def test_pads_that_a_file_works_out_as_a_table_are_known_while_tracing() -> None:
+    """torch's older exporter pads so: zeros to the widths, a table of two columns, turned over, transposed, flat again."""
+    values = {
+        "w": floats(3, 2),
+        "widths": np.array([1, 2]),
+        "more": np.array([4]),
+        "table": np.array([-1, 2]),
+        "end": np.array([-1]),
+        "least": np.array([-(2**63) + 1]),
+        "first": np.array([0]),
+        "flat": np.array([-1]),
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("ConstantOfShape", ["more"], ["zeros"], value=numpy_helper.from_array(np.array([0]), "zero")),
+        node("Concat", ["widths", "zeros"], ["six"], axis=0),
+        node("Reshape", ["six", "table"], ["pairs"]),
+        node("Slice", ["pairs", "end", "least", "first", "end"], ["turned"]),
+        node("Transpose", ["turned"], ["sides"], perm=[1, 0]),
+        node("Reshape", ["sides", "flat"], ["pads"]),
+        node("Pad", ["m", "pads"], ["y"], mode="constant"),
+    ]
+    proto = make(nodes, {"x": ["n", 5, 3]}, ["y"], values, 17)
+    model, x = load(proto), torch.from_numpy(floats(2, 5, 3))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    torch.testing.assert_close(model(x).detach(), torch.from_numpy(session.run(None, {"x": x.numpy()})[0]))
+    found = lfpgraph.conservation(model, x, lambda y: y.sum().reshape(1))
+    assert found.inputs == pytest.approx(found.explained, rel=1e-4)

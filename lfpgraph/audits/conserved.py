@@ -195,7 +195,8 @@ def _declared(unit: Unit, stabilized: bool) -> list[str]:
         kinds.insert(0, OTHER)
     if unit.family not in _OPERANDS and any(not unit.active[i] for i in floats):
         kinds.append("bias" if any(unit.weightlike) else "constant")
-    if unit.family in (CHOICE, SPLIT) and any(isinstance(a, int | float) and a for a in unit.node.args):
+    whole = unit.family is SPLIT and any(not is_float(n.meta.get("val")) for n in unit.inputs)
+    if whole or unit.family in (CHOICE, SPLIT) and any(isinstance(a, int | float) and a for a in unit.node.args):
         kinds.append("constant")
     if unit.rule is not None and unit.rule.own_stabilizer:
         kinds.append("epsilon")

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
 from ..registry import DTYPES
-from .table import Known, Node, dtype_of, imports, numbers, tensor_of
+from .table import Known, Node, dtype_of, imports, known, numbers, tensor_of
 
 # Operators of one tensor that torch calls by the same name in lower case.
 _SAME_NAMES = (
@@ -39,6 +40,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "MatMul": torch.matmul,
     "Mish": F.mish,
     "NonZero": lambda x: torch.nonzero(x).t(),
+    "Not": torch.logical_not,
     "Or": torch.logical_or,
     "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
     "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
@@ -71,6 +73,7 @@ _COMPARISONS = {  # also among numbers that Python knows, so that branches on si
     "GreaterOrEqual": operator.ge,
     "Less": operator.lt,
     "LessOrEqual": operator.le,
+    "Not": operator.not_,
     "Or": lambda a, b: bool(a or b),
 }
 
@@ -90,20 +93,16 @@ def _arithmetic(function: Any, python: Any) -> Any:
 def _operands(x: Any, y: Any) -> tuple[Any, Any]:
     """Tensors, or a tensor and a Python number where that is the same."""
     x = tensor_of(x)
-    if isinstance(y, Known) and y.scalar and y.dtype == x.dtype and isinstance(y.items[0], int | float):
-        return x, y.items[0]
+    if isinstance(y, Known) and y.scalar and y.dtype == x.dtype and isinstance(y.items.item(), int | float):
+        return x, y.items.item()
     return x, tensor_of(y)
 
 
-def _among_known(python: Any, x: Any, y: Any) -> Known | None:
-    """Arithmetic on whole numbers that Python knows."""
-    if not (isinstance(x, Known) and isinstance(y, Known) and x.whole and y.whole):
+def _among_known(python: Any, *given: Any, dtype: torch.dtype | None = None) -> Any:
+    """What a function makes of whole numbers that Python knows; None if it knows not all of them."""
+    if not all(isinstance(x, Known) and x.whole for x in given):
         return None
-    n = max(len(x.items), len(y.items))
-    if {len(x.items), len(y.items)} - {1, n}:
-        return None
-    left, right = (v.items * (n if len(v.items) == 1 else 1) for v in (x, y))
-    return Known([python(p, q) for p, q in zip(left, right)], x.scalar and y.scalar, x.dtype)
+    return known(np.frompyfunc(python, len(given), 1)(*(x.items for x in given)), dtype or given[-1].dtype)
 
 
 def _any_integer(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,11 +120,9 @@ def _any_integer(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _comparison(function: Any, python: Any) -> Any:
-    def run(node: Node, x: Any, y: Any) -> Any:
-        found = _among_known(lambda a, b: bool(python(a, b)), x, y)
-        if found is None:
-            return function(tensor_of(x), tensor_of(y))
-        return Known(found.items, found.scalar, torch.bool)
+    def run(node: Node, *inputs: Any) -> Any:
+        found = _among_known(lambda *numbers: bool(python(*numbers)), *inputs, dtype=torch.bool)
+        return function(*map(tensor_of, inputs)) if found is None else found
 
     return run
 
@@ -143,19 +140,10 @@ for _kind, _both in _ARITHMETIC.items():
     imports(_kind, known=True)(_arithmetic(*_both))
 
 
-@imports("Not", known=True)
-def not_(node: Node, x: Any) -> Any:
-    return Known([not v for v in x.items], x.scalar, torch.bool) if isinstance(x, Known) else torch.logical_not(x)
-
-
 @imports("Where", known=True)
 def where(node: Node, condition: Any, x: Any, y: Any) -> Any:
-    if all(isinstance(v, Known) and (v.whole or v is condition) for v in (condition, x, y)):
-        n = max(len(v.items) for v in (condition, x, y))
-        if all(len(v.items) in (1, n) for v in (condition, x, y)):
-            rows = zip(*(v.items * (n if len(v.items) == 1 else 1) for v in (condition, x, y)))
-            return Known([a if c else b for c, a, b in rows], condition.scalar and x.scalar and y.scalar, x.dtype)
-    return torch.where(tensor_of(condition), tensor_of(x), tensor_of(y))
+    found = _among_known(lambda c, a, b: a if c else b, condition, x, y)
+    return torch.where(tensor_of(condition), tensor_of(x), tensor_of(y)) if found is None else found
 
 
 @imports("Div", known=True)
@@ -170,8 +158,8 @@ def div(node: Node, x: Any, y: Any) -> Any:
 @imports("Pow", known=True)
 def power(node: Node, x: Any, y: Any) -> Any:
     x = tensor_of(x)
-    if isinstance(y, Known) and len(y.items) == 1 and isinstance(y.items[0], int | float):
-        exponent = y.items[0]
+    if isinstance(y, Known) and y.items.size == 1 and isinstance(y.items.item(), int | float):
+        exponent = y.items.item()
         return torch.pow(x, exponent if x.is_floating_point() else int(exponent)).to(x.dtype)
     return torch.pow(x, tensor_of(y)).to(x.dtype)
 
@@ -191,7 +179,7 @@ def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
     low, high = (node.get("min") if low is None else low), (node.get("max") if high is None else high)
     for bound, how in ((low, torch.maximum), (high, torch.minimum)):
         if isinstance(bound, Known):
-            bound = bound.items[0]
+            bound = bound.items.item()
         if isinstance(bound, Tensor):
             x = how(x, bound.reshape(()).to(x.dtype))
         elif bound is not None:
@@ -231,7 +219,7 @@ def cast(node: Node, x: Any) -> Any:
     dtype = dtype_of(node.get("to"))
     if isinstance(x, Known) and not dtype.is_floating_point:
         turn: Any = bool if dtype == torch.bool else int
-        return Known([turn(v) if isinstance(v, int | float) else v for v in x.items], x.scalar, dtype)
+        return Known(np.frompyfunc(lambda v: turn(v) if isinstance(v, int | float) else v, 1, 1)(x.items), dtype)
     return tensor_of(x).to(dtype)
 
 

@@ -117,7 +117,7 @@ class OnnxModel(nn.Module):
         trains = (floats or tensor.is_floating_point()) and is_weight(name, tensor, chosen, trainable)
         small = tensor.dim() <= 1 and tensor.numel() <= _SMALL
         if not trains and small and (_is_plain(tensor) or f"{name}\0size" in chosen):
-            self.constants[name] = Known(tensor.reshape(-1).tolist(), tensor.dim() == 0, tensor.dtype)
+            self.constants[name] = Known(tensor.tolist(), tensor.dtype)
             return
         owner, path = self._place(name)
         if trains and floats:
@@ -285,7 +285,7 @@ class _Run:
 
 def _size_of(value: Any) -> Any:
     if isinstance(value, Known):
-        return tuple(value.items), value.scalar
+        return tuple(value.items.flat), value.items.shape
     return tuple(value.shape) if isinstance(value, Tensor) else len(value) if isinstance(value, list) else None
 
 

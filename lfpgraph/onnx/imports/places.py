@@ -6,22 +6,23 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from .table import LARGEST, Known, Node, dtype_of, imports, modest, numbers, tensor_of
+from .table import LARGEST, Known, Node, dtype_of, imports, known, modest, numbers, tensor_of
 
 
 @imports("Gather", known=True)
 def gather(node: Node, x: Any, index: Any) -> Any:
     axis = node.get("axis", 0)
-    if isinstance(x, Known) and isinstance(index, Known) and not x.scalar:
-        return Known([x.items[int(i)] for i in index.items], index.scalar, x.dtype)
+    if isinstance(x, Known) and isinstance(index, Known):
+        return known(x.items.take(index.items.astype(int), axis), x.dtype)
     x = tensor_of(x)
     if isinstance(index, Known) and index.scalar:
-        return x.select(axis, int(index.items[0]))
+        return x.select(axis, int(index.items.item()))
     index = tensor_of(index)
     if axis % x.dim() == 0 and x.dim() == 2 and x.is_floating_point():
         return F.embedding(_positive(index, x.shape[0]), x)
@@ -92,8 +93,8 @@ def topk(node: Node, x: Tensor, k: Any) -> Any:
 def constant_of_shape(node: Node, wanted: Any) -> Any:
     items = modest(node, numbers(node, wanted))
     value = node.get("value", torch.zeros(1))
-    if value.dtype == torch.int64 and len(items) == 1 and isinstance(items[0], int) and items[0] <= 64:
-        return Known([int(value)] * items[0])
+    if value.dtype == torch.int64 and all(isinstance(n, int) for n in items) and math.prod(items) <= 64:
+        return Known(np.full(items, int(value)).tolist())
     return torch.full(items, value.reshape(()).item(), dtype=value.dtype)
 
 

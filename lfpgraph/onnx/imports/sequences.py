@@ -38,7 +38,7 @@ def loop(node: Node, run: Run, most: Any = None, going: Any = None, *state: Any)
     while goes and (rounds is None or len(rows) < rounds):
         if len(rows) == _MOST_ROUNDS:
             raise OnnxError(f"Loop {node.name!r} is not over after {_MOST_ROUNDS:,} rounds.")
-        number, yes = Known([len(rows)], True), Known([True], True, torch.bool)
+        number, yes = Known(len(rows)), Known(True, torch.bool)
         going, *found = run(body, [number, yes, *kept])
         goes, kept = numbers(node, going)[0], found[: len(state)]
         rows.append([tensor_of(x) for x in found[len(state) :]])
@@ -96,7 +96,7 @@ def at(node: Node, items: list[Any], place: Any) -> Any:
 
 @imports("SequenceLength")
 def length(node: Node, items: list[Any]) -> Any:
-    return Known([len(items)], True)
+    return Known(len(items))
 
 
 @imports("ConcatFromSequence")
@@ -124,7 +124,7 @@ def optional(node: Node, item: Any = None) -> Any:
 
 @imports("OptionalHasElement")
 def has_element(node: Node, item: Any = None) -> Any:
-    return Known([item is not None], True, torch.bool)
+    return Known(item is not None, torch.bool)
 
 
 # Of x, then of alpha and beta, with what they are where not given.

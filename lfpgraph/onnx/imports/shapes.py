@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from .table import Known, Node, axes_of, imports, modest, numbers, pad_widths, tensor_of
+from .table import Known, Node, axes_of, imports, known, modest, numbers, pad_widths, tensor_of
 
 
 @imports("Shape")
@@ -20,21 +21,16 @@ def shape(node: Node, x: Any) -> Any:
 
 @imports("Size")
 def size(node: Node, x: Any) -> Any:
-    return Known([x.numel()], scalar=True)
+    return Known(x.numel())
 
 
 @imports("Reshape", known=True)
 def reshape(node: Node, x: Any, wanted: Any = None) -> Any:
     items = node.get("shape") if wanted is None else numbers(node, wanted)
-    if isinstance(x, Known):
-        if len(x.items) == 1 and items in ([], [1], [-1]):
-            return Known(x.items, not items, x.dtype)
-        if items in ([-1], [len(x.items)]):
-            return x
-        x = tensor_of(x)
+    sizes = x.items.shape if isinstance(x, Known) else x.shape
     if not node.get("allowzero", 0):
-        items = [x.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(items)]
-    return x.reshape(items)
+        items = [sizes[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(items)]
+    return Known(x.items.reshape(items), x.dtype) if isinstance(x, Known) else x.reshape(items)
 
 
 @imports("Flatten")
@@ -45,25 +41,26 @@ def flatten(node: Node, x: Tensor) -> Any:
     return x.reshape(first, -1) if x.numel() else x.reshape(first, x.shape[axis:].numel())
 
 
-@imports("Transpose")
-def transpose(node: Node, x: Tensor) -> Any:
+@imports("Transpose", known=True)
+def transpose(node: Node, x: Any) -> Any:
+    if isinstance(x, Known):
+        return Known(x.items.transpose(node.get("perm")), x.dtype)
     return x.permute(node.get("perm") or list(range(x.dim()))[::-1])
 
 
 @imports("Squeeze", known=True)
 def squeeze(node: Node, x: Any, axes: Any = None) -> Any:
-    if isinstance(x, Known):
-        return Known(x.items, len(x.items) == 1, x.dtype)
     chosen = axes_of(node, axes)
+    if isinstance(x, Known):
+        return Known(x.items.squeeze(None if chosen is None else tuple(chosen)), x.dtype)
     return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
 
 
 @imports("Unsqueeze", known=True)
 def unsqueeze(node: Node, x: Any, axes: Any = None) -> Any:
     chosen = axes_of(node, axes) or []
-    if isinstance(x, Known) and x.scalar and chosen == [0]:
-        return Known(x.items, False, x.dtype)
-    x = tensor_of(x)
+    if isinstance(x, Known):
+        return Known(np.expand_dims(x.items, tuple(chosen)), x.dtype)
     rank = x.dim() + len(chosen)
     for axis in sorted(a % rank for a in chosen):
         x = x.unsqueeze(axis)
@@ -72,9 +69,8 @@ def unsqueeze(node: Node, x: Any, axes: Any = None) -> Any:
 
 @imports("Concat", known=True)
 def concat(node: Node, *items: Any) -> Any:
-    if any(isinstance(x, Known) for x in items):
-        if all(isinstance(x, Known) and not x.scalar for x in items):
-            return Known([n for x in items for n in x.items], False, items[0].dtype)
+    if all(isinstance(x, Known) for x in items):
+        return known(np.concatenate([x.items for x in items], node.get("axis")), items[0].dtype)
     return torch.cat([tensor_of(x) for x in items], node.get("axis"))
 
 
@@ -100,10 +96,10 @@ def slice_(node: Node, x: Any, starts: Any = None, ends: Any = None, axes: Any =
     last = node.get("ends") if ends is None else numbers(node, ends)
     chosen = axes_of(node, axes)
     stride = [1] * len(first) if steps is None else numbers(node, steps)
-    if isinstance(x, Known) and not x.scalar and len(first) == 1:
-        return Known(x.items[slice(int(first[0]), int(last[0]), int(stride[0]))], False, x.dtype)
-    x = tensor_of(x)
     for axis, a, b, step in zip(chosen if chosen is not None else range(len(first)), first, last, stride):
+        if isinstance(x, Known):
+            x = Known(x.items.swapaxes(0, axis)[int(a) : int(b) : int(step)].swapaxes(0, axis), x.dtype)
+            continue
         if step < 0:
             x, a, b, step = _reversed(x, axis, a, b, step)
         x = torch.ops.aten.slice.Tensor(x, axis, a, min(b, 2**62) if isinstance(b, int) else b, step)
@@ -119,8 +115,8 @@ def _reversed(x: Tensor, axis: int, start: int, end: int, step: int) -> Any:
 
 
 @imports("Split", known=True)
-def split(node: Node, x: Tensor, sizes: Any = None) -> Any:
-    axis = node.get("axis", 0)
+def split(node: Node, x: Any, sizes: Any = None) -> Any:
+    x, axis = tensor_of(x), node.get("axis", 0)
     given = node.get("split") if sizes is None else numbers(node, sizes)
     if given is None:
         count = node.get("num_outputs") or node.outputs
@@ -132,8 +128,8 @@ def split(node: Node, x: Tensor, sizes: Any = None) -> Any:
 
 
 @imports("Pad", known=True)
-def pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
-    widths = node.get("pads") if pads is None else numbers(node, pads)
+def pad(node: Node, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
+    x, widths = tensor_of(x), node.get("pads") if pads is None else numbers(node, pads)
     mode = node.get("mode", "constant")
     chosen = list(range(x.dim())) if axes is None else [a % x.dim() for a in numbers(node, axes)]
     n = len(chosen)

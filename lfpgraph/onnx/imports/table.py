@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ __all__ = [
     "axes_of",
     "dtype_of",
     "imports",
+    "known",
     "modest",
     "numbers",
     "pad_widths",
@@ -34,6 +36,7 @@ __all__ = [
 
 IMPORTERS: dict[str, Callable[..., Any]] = {}
 LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
+_MOST = 2**10  # numbers that Python goes through one by one
 
 
 @dataclass
@@ -51,10 +54,14 @@ class Node:
 
 
 class Known:
-    """A small tensor whose numbers Python knows: a shape, an axis, a constant; `scalar` if it has no dimension."""
+    """A small tensor whose numbers Python knows: a shape, an axis, a constant. `items` is an array of them."""
 
-    def __init__(self, items: list[Any], scalar: bool = False, dtype: torch.dtype = torch.int64) -> None:
-        self.items, self.scalar, self.dtype = items, scalar, dtype
+    def __init__(self, items: Any, dtype: torch.dtype = torch.int64) -> None:
+        self.items, self.dtype = np.array(items, object), dtype
+
+    @property
+    def scalar(self) -> bool:
+        return not self.items.ndim
 
     @property
     def whole(self) -> bool:
@@ -77,20 +84,28 @@ def imports(*kinds: str, known: bool = False) -> Callable[[Callable[..., Any]], 
     return register
 
 
+def known(items: Any, dtype: torch.dtype) -> Any:
+    """A `Known`; a tensor where that has grown large."""
+    found = Known(items, dtype)
+    return found if found.items.size <= _MOST else tensor_of(found)
+
+
 def tensor_of(value: Any) -> Any:
     """A `Known` as a tensor; everything else as it is."""
     if not isinstance(value, Known):
         return value
-    if all(isinstance(item, int | float) for item in value.items):
-        return torch.tensor(value.items[0] if value.scalar else value.items, dtype=value.dtype)
-    items = [torch.scalar_tensor(item, dtype=value.dtype) for item in value.items]
-    return items[0] if value.scalar else torch.stack(items)
+    if all(isinstance(item, int | float) for item in value.items.flat):
+        found = torch.tensor(value.items.tolist(), dtype=value.dtype)
+    else:
+        items = [torch.scalar_tensor(item, dtype=value.dtype) for item in value.items.flat]
+        found = items[0] if value.scalar else torch.stack(items)
+    return found if found.shape == value.items.shape else found.reshape(value.items.shape)
 
 
 def numbers(node: Node, value: Any) -> list[Any]:
     """The numbers of an input that must be known while tracing: a shape, axes, pads."""
     if isinstance(value, Known):
-        return value.items
+        return list(value.items.flat)
     if isinstance(value, Tensor):
         return list(value.reshape(-1).tolist())
     raise OnnxError(f"{node.kind} {node.name!r} needs numbers, not {type(value).__name__}")

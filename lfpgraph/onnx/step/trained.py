@@ -144,6 +144,6 @@ def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], 
             path.unlink()
             path.with_name(f"{path.name}.data").unlink(missing_ok=True)
             raise OnnxError(
-                f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than {tolerance}"
+                f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than tolerance={tolerance}"
             )
     log.info("%s agrees with the model in onnxruntime", path)
