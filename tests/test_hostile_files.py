@@ -176,3 +176,17 @@ def test_parts_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(CheckpointError) as told:
             next(trainer.iterate(resume=True))
         assert "\n" not in str(told.value) and same(before, weights(trainer.model))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcff"])
+def test_folders_of_a_run_that_no_one_can_read_again(tmp_path: Path, name: str) -> None:
+    """They are refused before the first step, not at the first checkpoint or when the run is taken up."""
+    pytest.importorskip("accelerate")
+    from lfpgraph.errors import TrainingError
+
+    from .support.tampered import make_checkpoint
+
+    with pytest.raises(TrainingError, match="give another folder") as told:
+        make_checkpoint(Path(f"{tmp_path}/{name}"))
+    str(told.value).encode()
+    assert not list(tmp_path.iterdir())
