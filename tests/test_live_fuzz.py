@@ -30,7 +30,7 @@ def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITE
     """
     for joint in by_writes([_case(seed, length) for seed in seeds]):
         given = joint.module, joint.inputs, joint.signals
-        graph = trace(joint.module, joint.inputs, dynamic=False)
+        graph = joint.trace()
         for composite in composites:
             try:
                 expected = walked(graph, *given, composite)
@@ -39,7 +39,7 @@ def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITE
                 raise AssertionError(f"{composite}: {type(error).__name__}: {error}\n{joint.source}") from error
 
 
-def _case(seed: int, length: int) -> Case:
+def _case(seed: int, length: int = 12) -> Case:
     module, inputs, source = random_module(seed, length, (*WIDE, COMPLEX) if seed % 3 == 2 else WIDE, trainable=True)
     generator = torch.Generator().manual_seed(seed)
     outputs = copy.deepcopy(module)(*inputs)
