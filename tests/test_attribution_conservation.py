@@ -158,3 +158,49 @@ def test_whole_numbers_that_are_added_are_declared() -> None:
     found = lfpgraph.conservation(Counts(), torch.tensor([[1.0, 2.0, -1.0]]), lambda y: y.sum().reshape(1))
     assert (found.inputs, found.leaks["constant"]) == pytest.approx((4.0, 6.0))
     assert found.worst == []
+
+
+class _Columns(nn.Module):
+    """Two embeddings, each of one row of the ids [n, 2, length]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Embedding(9, 4), nn.Embedding(9, 3), nn.Linear(7, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.last(torch.cat([self.first(ids[:, 0]), self.second(ids[:, -1])], -1))
+        return features.sum(1)
+
+
+class _Codes(nn.Module):
+    """Codes of zeros and a one for each of the ids [n, length]."""
+
+    classes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("classes", torch.arange(9))
+        self.first, self.last = nn.Linear(9, 4, bias=False), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.last(self.first((ids.unsqueeze(-1) == self.classes).float()))
+        return features.sum(1)
+
+
+def test_ids_in_rows_and_ids_as_codes_have_relevance() -> None:
+    torch.manual_seed(0)
+    for model, ids in ((_Columns(), torch.randint(9, (3, 2, 5))), (_Codes(), torch.randint(9, (3, 5)))):
+        found = lfpgraph.attribute(model, ids, target=0, composite="epsilon")
+        reached = lfpgraph.attribute(model, ids, target=0, composite="epsilon", baseline=torch.zeros_like(ids), steps=2)
+        with torch.no_grad():
+            bias = 5 * model.last.bias[0]  # type: ignore[union-attr,index]
+            torch.testing.assert_close(found.flatten(1).sum(1) + bias, model(ids)[:, 0], rtol=1e-4, atol=1e-4)
+            difference = model(ids)[:, 0] - model(torch.zeros_like(ids))[:, 0]
+            torch.testing.assert_close(reached.flatten(1).sum(1), difference, rtol=1e-4, atol=1e-4)
+        assert found.shape == reached.shape == ids.shape
+    model, ids = _Columns(), torch.randint(9, (3, 2, 5))
+    rows = lfpgraph.attribute(model, ids, target=0, composite="epsilon")
+    ids[:, 0] = ids[:1, :1, :1]  # what is looked up in one row has its relevance there alone
+    again = lfpgraph.attribute(model, ids, target=0, composite="epsilon")
+    torch.testing.assert_close(again[:, 1], rows[:, 1])
+    assert not torch.allclose(again[:, 0], rows[:, 0])

@@ -74,6 +74,7 @@ MENDED = {
         "u = F.one_hot(x.argmax(-1), 4).double() + x; v = u * 2; h = (torch.zeros(1, 4, 1).to(u),) * 2; "
         "torch.lstm(u[None], h, (self.w, self.w[:, :1]), False, 1, 0.0, False, False, False)",
     ),
+    "a norm copied to all rows": ("lfp-epsilon", "t = y.clone(); t.copy_(x.norm(dim=0, keepdim=True)); v = t * y"),
     "complex slices written": (
         "lfp-epsilon",
         "c = torch.fft.fft(x); o = c * 0; o[:, 1:] = c[:, 1:]; v = torch.fft.ifft(o).real",

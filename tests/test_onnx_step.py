@@ -97,9 +97,25 @@ class Rolled(nn.Module):
         return self.second(torch.roll(self.first(x), 3))
 
 
-def test_a_roll_without_axes_equals_torch(tmp_path: Path) -> None:
+class Enlarged(nn.Module):
+    """Images made larger and smaller, by the nearest entries and between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.interpolate(torch.tanh(self.first(x)), scale_factor=1.5)
+        h = nn.functional.interpolate(h, size=(5, 11), mode="bilinear")
+        h = nn.functional.interpolate(h, size=(8, 6), mode="bilinear", align_corners=True)
+        return self.last(nn.functional.interpolate(h, size=(3, 4)).square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [Rolled, Enlarged])
+def test_odd_ways_of_moving_entries_equal_torch(build: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, x, y = Rolled(), torch.randn(5, 4), torch.randint(3, (5,))
+    model, x, y = build(), torch.randn(5, 4) if build is Rolled else torch.randn(3, 2, 5, 7), torch.randint(3, (5,))
+    y = y[: len(x)]
     trainer = OrtTrainer(export_training_step(model, x, tmp_path / "s.onnx"))
     assert relative(torch.from_numpy(trainer.predict(x.numpy())), model(x).detach()) <= 1e-6
     lfpgraph.wrap(model)

@@ -26,7 +26,7 @@ from ..tracing.verify import refusal
 from ..wrapping.programs import Entry, ModelCall, Programs
 from .batch_norms import merge_norms
 from .lookups import Lookup, Point, cut_lookups
-from .readings import Reading, readings_of
+from .readings import Reading, of_tokens, readings_of
 from .references import add_references, floats_of
 from .rewrites import condition_channels, hand_positions, masks_of, shapes_of
 from .target import refuse_nan, target_signals
@@ -46,7 +46,7 @@ class Found:
         inputs: by position among the call's tensors; of token ids [n, length], else of the input's shape.
         nodes: by the names asked for; parameters: by name, of the parameter's shape.
         outputs: the model's tensor outputs; signals: what each was given.
-        ways: where signals are wanted, the position of the token ids of each embedding, and the way to it [n, length, features],
+        ways: where signals are wanted, each embedding of token ids, and the way to it [n, length, features],
             by the position that the embedding's signals have among inputs.
     """
 
@@ -55,7 +55,7 @@ class Found:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
     signals: list[Any] = field(default_factory=list)
-    ways: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
+    ways: dict[int, tuple[Lookup, Tensor]] = field(default_factory=dict)
 
     @property
     def explained(self) -> Tensor:
@@ -162,8 +162,8 @@ class Explainer:
 
 def values_at(
     graph: OpGraph, lookups: Sequence[Lookup], call: ModelCall, point: Point
-) -> tuple[list[Any], dict[int, tuple[int, Tensor]]]:
-    """The placeholders' values at a point of a path, and each embedding's ids and way, by its place among the tensors."""
+) -> tuple[list[Any], dict[int, tuple[Lookup, Tensor]]]:
+    """The placeholders' values at a point of a path, and each embedding's lookup and way, by its place among the tensors."""
     state = {name: _plain(value) for name, value in call.state.items()}
     starts = [call.tensors[p.target] for p in graph.placeholders if p.kind == "input" and p.target < len(call.tensors)]
     starts = [t for t in starts if t.is_floating_point()] if point.starts is None else list(point.starts)
@@ -175,7 +175,7 @@ def values_at(
         place = places[lookup.cut]
         values[place], way = lookup.way(graph, values, point)
         starts.append(values[place] - way)
-        ways[len(call.tensors) + i] = lookup.ids, way
+        ways[len(call.tensors) + i] = lookup, way
     if graph.references:
         for node, start in zip(floats_of(graph), starts):
             values[places[graph.references[node]]] = start
@@ -216,7 +216,7 @@ def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point, conditi
             by_token = reward.sum([i for i in range(1, reward.dim()) if i != dim])
             found.inputs[ids] = _sum(found.inputs.get(ids), by_token)
         else:
-            value = reward.sum(-1) if reading.kind == "tokens" else reward
+            value = of_tokens(reading.slot, reward) if reading.kind == "tokens" else reward
             found.inputs[reading.name] = _sum(found.inputs.get(reading.name), value)
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from ..errors import AttributionError
 from ..graph.classes import classify
 from ..graph.graph import OpGraph, Placeholder, is_float
-from .readings import lookups_of
+from .readings import Slot, lookups_of, slot_of
 
 __all__ = ["Lookup", "Point", "cut_lookups"]
 
@@ -38,7 +38,7 @@ class Lookup:
     """An embedding of token ids that has become an input of the graph.
 
     Attributes:
-        ids: position of the token ids among the call's tensors.
+        ids: position of the token ids among the call's tensors; `slot`: which of them, if not all.
         source: their placeholder; `node`: the lookup, whose users read the new input, `cut`, now.
     """
 
@@ -46,6 +46,7 @@ class Lookup:
     source: fx.Node
     node: fx.Node
     cut: fx.Node
+    slot: Slot | None
 
     def way(self, graph: OpGraph, values: Sequence[Any], point: Point) -> tuple[Tensor, Tensor]:
         """The embedding at a point of the path, and its difference from the reference, for these values of the placeholders.
@@ -90,7 +91,7 @@ def cut_lookups(graph: OpGraph) -> list[Lookup]:
         cut.meta["val"] = node.meta["val"]
         graph.placeholders.append(Placeholder("input", len(inputs) + len(found)))
         node.replace_all_uses_with(cut)
-        found.append(Lookup(placeholder.target, source, node, cut))
+        found.append(Lookup(placeholder.target, source, node, cut, slot_of(node, source)))
     if found:
         graph.module.recompile()
         graph.info.clear()

@@ -18,6 +18,7 @@ from ..errors import AttributionError, NonFiniteError
 from ..graph.calls import flatten_input
 from .explainer import Found, explainer_of
 from .lookups import Point
+from .readings import of_tokens
 
 __all__ = ["along_path"]
 
@@ -75,9 +76,9 @@ def along_path(
             for n, s in explainer.explain(model, args, kwargs, target, here, condition).inputs.items():
                 signals[n] += s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
-    for n, (ids, way) in found.ways.items():
+    for n, (lookup, way) in found.ways.items():
         if n in signals:  # token ids may be looked up in several embeddings
-            found.inputs[ids] = found.inputs.get(ids, 0) + (signals[n] * way).sum(-1)
+            found.inputs[lookup.ids] = found.inputs.get(lookup.ids, 0) + of_tokens(lookup.slot, signals[n] * way)
     return found
 
 

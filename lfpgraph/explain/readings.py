@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
 
 from ..errors import AttributionError, InputError, near
-from ..graph.graph import OpGraph, is_float, module_path
-from ..registry import CAST, VIEW
+from ..graph.graph import ACTIVE, OpGraph, is_float, module_path
+from ..registry import CAST, CONTRACTION, VIEW
 
-__all__ = ["TOKENS", "Reading", "ends_of", "lookups_of", "named", "readings_of"]
+__all__ = ["TOKENS", "Reading", "Slot", "ends_of", "lookups_of", "named", "of_tokens", "readings_of", "slot_of"]
 
 aten = torch.ops.aten
 TOKENS = "tokens_of_position"  # in a node's meta: whose tokens its relevance is handed to (see `rewrites`)
+
+
+class Slot(NamedTuple):
+    """Where the tokens that are looked up are one entry of a dimension of an input: the dimension, the entry, of how many."""
+
+    dim: int
+    entry: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,18 @@ class Reading:
     node: fx.Node
     kind: str  # "input", "tokens", "positions", "node" or "parameter"
     name: Any  # of positions: the place of the token ids, and the dimension of tokens
+    slot: Slot | None = None
 
 
 def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
-    """The embeddings that are looked up by an integer input itself, not by something computed from it."""
+    """The embeddings that are looked up by an integer input itself, or by one entry of a dimension of it.
+
+    Not by something computed from it. A product of weights and of a code for each class (`ids[..., None] == classes`) is one.
+    """
     found = []
     for user in node.users:
+        if user.target is aten.select.int and node.op == "placeholder" and not is_float(user.meta.get("val")):
+            found += lookups_of(graph, user)
         if user.target is aten.embedding.default and user.args[1] is node:
             if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
                 found.append(user)
@@ -40,7 +54,42 @@ def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
         elif graph.info[user].family in (VIEW, CAST) and isinstance(user.meta.get("val"), Tensor):
             if len(user.meta["val"].shape) == len(node.meta["val"].shape):
                 found += lookups_of(graph, user)
+    return found + (_coded(graph, node, node) if node.op == "placeholder" else [])
+
+
+def _coded(graph: OpGraph, node: fx.Node, ids: fx.Node, compared: bool = False) -> list[fx.Node]:
+    """Products of weights and of what compares the ids with classes."""
+    found = []
+    for user in node.users:
+        info, value = graph.info[user], cast(Tensor, user.meta.get("val"))
+        if user.target is aten.eq.Tensor and not compared:
+            found += _coded(graph, user, ids, True)
+        elif info.kind != ACTIVE and info.family in (VIEW, CAST) and (compared or not is_float(value)):
+            found += _coded(graph, user, ids, compared)
+        elif compared and info.kind == ACTIVE and info.family is CONTRACTION:
+            alone = all(graph.info[source].kind != ACTIVE for source in user.all_input_nodes)
+            found += [user] if alone and value.shape[:-1] == ids.meta["val"].shape else []
     return found
+
+
+def slot_of(lookup: fx.Node, ids: fx.Node) -> Slot | None:
+    """The entry of a dimension of the ids that is looked up; None if all of them are."""
+    node: Any = lookup.args[1] if lookup.target is aten.embedding.default else ids
+    while node is not ids:
+        if node.target is aten.select.int:
+            shape, dim = ids.meta["val"].shape, int(node.args[1])
+            return Slot(dim % len(shape), int(node.args[2]) % int(shape[dim]), int(shape[dim]))
+        node = node.args[2 if node.target is aten.where.self else 0]
+    return None
+
+
+def of_tokens(slot: Slot | None, reward: Tensor) -> Tensor:
+    """The reward of an input's tokens, summed over what was looked up for each, in the shape of the input."""
+    reward = reward.sum(-1)
+    if slot is None:
+        return reward
+    places = torch.arange(slot.size, device=reward.device).reshape(-1, *[1] * (reward.dim() - slot.dim))
+    return torch.where(places == slot.entry, reward.unsqueeze(slot.dim), 0.0)
 
 
 def _counts_from_the_end(node: fx.Node, ids: fx.Node) -> bool:
@@ -65,7 +114,7 @@ def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = F
         if placeholder.kind == "input" and is_float(node.meta.get("val")):
             readings.append(Reading(node, "input", placeholder.target))
         elif placeholder.kind == "input":
-            readings += [Reading(n, "tokens", placeholder.target) for n in lookups_of(graph, node)]
+            readings += [Reading(n, "tokens", placeholder.target, slot_of(n, node)) for n in lookups_of(graph, node)]
         elif placeholder.kind == "parameter" and parameters:
             readings.append(Reading(node, "parameter", placeholder.target))
     if not readings and not record:

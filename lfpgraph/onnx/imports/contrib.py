@@ -13,18 +13,13 @@ from .layers import conv, gemm
 from .quantised import matmul_to_float
 from .table import IMPORTERS, Node, imports
 
-
-def _with_bias(function: Any) -> Any:
-    return lambda node, x, bias=None: function(x if bias is None else x + bias, node)
-
-
 for _kind, _function in {
     "BiasGelu": lambda x, node: F.gelu(x),
     "FastGelu": lambda x, node: F.gelu(x, approximate="tanh"),
     "Gelu": lambda x, node: F.gelu(x),
     "QuickGelu": lambda x, node: x * torch.sigmoid(node.get("alpha", 1.702) * x),
 }.items():
-    imports(f"com.microsoft.{_kind}")(_with_bias(_function))
+    imports(f"com.microsoft.{_kind}")(lambda node, x, bias=None, f=_function: f(x if bias is None else x + bias, node))
 
 
 def _activated(node: Node, x: Tensor) -> Any:
@@ -67,17 +62,15 @@ def simplified_norm(node: Node, x: Tensor, scale: Tensor) -> Any:
     return F.rms_norm(x, list(scale.shape), scale, node.get("epsilon", 1e-5))
 
 
-@imports("com.microsoft.SkipLayerNormalization")
-def skip_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, shift: Any = None, bias: Any = None) -> Any:
-    total = x + skip if bias is None else x + skip + bias
-    found = F.layer_norm(total, list(scale.shape), scale, shift, node.get("epsilon", 1e-12))
-    return (found, None, None, total) if node.outputs > 1 else found
-
-
-@imports("com.microsoft.SkipSimplifiedLayerNormalization")
-def skip_simplified_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, bias: Any = None) -> Any:
-    total = x + skip if bias is None else x + skip + bias
-    found = simplified_norm(node, total, scale)
+@imports("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, *more: Any) -> Any:
+    """`more`: a shift, which the simplified norm has not, and a bias of the sum."""
+    simple = node.kind == "SkipSimplifiedLayerNormalization"
+    shift, bias = [*[None] * simple, *more, None, None][:2]
+    total, epsilon = x + skip if bias is None else x + skip + bias, node.get("epsilon", 1e-12)
+    found = (
+        simplified_norm(node, total, scale) if simple else F.layer_norm(total, list(scale.shape), scale, shift, epsilon)
+    )
     return (found, None, None, total) if node.outputs > 1 else found
 
 

@@ -56,8 +56,20 @@ _WITH_ATTRIBUTES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Elu": (lambda x, alpha: F.elu(x, alpha), {"alpha": 1.0}),
     "Gelu": (lambda x, approximate: F.gelu(x, approximate=approximate), {"approximate": "none"}),
     "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), {"alpha": 0.2, "beta": 0.5}),
+    "IsInf": (
+        lambda x, low, high: (x == float("-inf")) & bool(low) | (x == float("inf")) & bool(high),
+        {"detect_negative": 1, "detect_positive": 1},
+    ),
     "LeakyRelu": (lambda x, alpha: F.leaky_relu(x, alpha), {"alpha": 0.01}),
     "Mod": (lambda x, y, fmod: torch.fmod(x, y) if fmod else torch.remainder(x, y), {"fmod": 0}),
+    "Selu": (
+        lambda x, alpha, gamma: gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1)),
+        {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
+    ),
+    "Shrink": (
+        lambda x, bias, edge: torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, 0)).to(x.dtype),
+        {"bias": 0.0, "lambd": 0.5},
+    ),
     "Swish": (lambda x, alpha: x * torch.sigmoid(alpha * x), {"alpha": 1.0}),
     "ThresholdedRelu": (lambda x, alpha: torch.where(x > alpha, x, torch.zeros_like(x)), {"alpha": 1.0}),
 }
@@ -185,26 +197,6 @@ def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
         elif bound is not None:
             x = torch.clamp(x, min=bound) if how is torch.maximum else torch.clamp(x, max=bound)
     return x
-
-
-@imports("IsInf")
-def is_inf(node: Node, x: Tensor) -> Any:
-    wanted = torch.isinf(x)
-    if not node.get("detect_negative", 1):
-        wanted = wanted & (x > 0)
-    return wanted if node.get("detect_positive", 1) else wanted & (x < 0)
-
-
-@imports("Selu")
-def selu(node: Node, x: Tensor) -> Any:
-    alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
-    return gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1))
-
-
-@imports("Shrink")
-def shrink(node: Node, x: Tensor) -> Any:
-    bias, edge = node.get("bias", 0.0), node.get("lambd", 0.5)
-    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, torch.zeros_like(x))).to(x.dtype)
 
 
 @imports("Dropout", known=True)

@@ -20,15 +20,10 @@ def batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor,
     return F.batch_norm(x, mean, var, scale, bias, False, 0.0, node.get("epsilon", 1e-5))
 
 
-@imports("InstanceNormalization")
-def instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Any:
-    return F.group_norm(x, x.shape[1], scale, bias, node.get("epsilon", 1e-5))
-
-
-@imports("GroupNormalization")
+@imports("InstanceNormalization", "GroupNormalization")
 def group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Any:
-    groups = node.get("num_groups")
-    if node.version < 21:  # one scale for each group; since 21 for each channel
+    groups = node.get("num_groups", x.shape[1])
+    if groups != x.shape[1] and node.version < 21:  # one scale for each group; since 21 for each channel
         scale, bias = (v.repeat_interleave(x.shape[1] // groups) for v in (scale, bias))
     return F.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
 

@@ -15,7 +15,7 @@ from ...engine.plan import make_plan
 from ...engine.propagate import run_backward, run_forward
 from ...errors import InputError, OnnxError, check_choice, path_of
 from ...explain.batch_norms import merge_norms
-from ...explain.readings import Reading, readings_of
+from ...explain.readings import Reading, of_tokens, readings_of
 from ...graph.calls import arguments_of
 from ...modes import eval_mode
 from ..operators.builder import Builder
@@ -133,6 +133,6 @@ def _relevance(readings: Sequence[Reading], record: dict[fx.Node, Any], env: dic
         if reading.name == at:
             arrived = record[reading.node]
             arrived = torch.zeros_like(env[reading.node]) if arrived is None else arrived
-            arrived = arrived.sum(-1) if reading.kind == "tokens" else arrived
+            arrived = of_tokens(reading.slot, arrived) if reading.kind == "tokens" else arrived
             total = arrived if total is None else total + arrived
     return total  # type: ignore[no-any-return]

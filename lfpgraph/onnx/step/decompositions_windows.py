@@ -1,4 +1,4 @@
-"""Backward forms of convolutions and poolings, in operations that ONNX has."""
+"""Backward forms of convolutions, poolings and interpolation, in operations that ONNX has."""
 
 from __future__ import annotations
 
@@ -124,6 +124,24 @@ def avg_pool2d_backward(
         reach = spread.shape[axis]
         spread = _widen(spread, axis, 0, max(pad + size - reach, 0)).narrow(axis, pad, size)
     return spread.reshape(x.shape)
+
+
+def _scaled_back(s: Tensor, shape: Sequence[int], align: bool | None, scales: Sequence[Any]) -> Tensor:
+    """Each signal goes to the entries that its own was made of; `align` is None where that is the nearest one."""
+    for axis, (m, scale) in enumerate(zip(shape[2:], [*scales, None, None, None]), 2):
+        n = s.shape[axis]
+        step = (m - 1) / max(n - 1, 1) if align else 1 / scale if scale else m / n
+        at, entries = (torch.arange(k, dtype=s.dtype, device=s.device) for k in (n, m))
+        at = (at * step).floor() if align is None else at * step if align else (at + 0.5) * step - 0.5
+        shares = (1 - (at.clamp(0, m - 1).unsqueeze(1) - entries).abs()).clamp(min=0)
+        s = (s.movedim(axis, -1) @ shares).movedim(-1, axis)
+    return s
+
+
+for _dim, _name in enumerate(("linear", "bilinear", "trilinear"), 1):
+    _near, _linear = (getattr(aten, f"upsample_{n}{_dim}d_backward").default for n in ("nearest", _name))
+    decomposes(_near)(lambda s, size, shape, *scales: _scaled_back(s, shape, None, scales))
+    decomposes(_linear)(lambda s, size, shape, align, *scales: _scaled_back(s, shape, align, scales))
 
 
 def _window_sizes(
