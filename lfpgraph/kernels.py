@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .native import matmul
 from .native.gpu import in_one_kernel
 
 __all__ = [
@@ -93,10 +94,9 @@ def _elementwise(arguments: str) -> Callable[[Callable[..., Tensor]], Callable[.
 def _is_large(tensors: Sequence[Tensor]) -> bool:
     """Whether blocks pay and line up: large tensors on a CPU, of one shape and type, their entries in one order."""
     first = tensors[0]
-    if first.numel() <= _BLOCK or first.device.type != "cpu":
-        return False
     layout = torch.contiguous_format if first.is_contiguous() else torch.channels_last
-    if layout is torch.channels_last and first.dim() != 4:
+    unordered = layout is torch.channels_last and first.dim() != 4
+    if first.numel() <= _BLOCK or first.device.type != "cpu" or unordered:
         return False
     return all(
         t.dtype == first.dtype and t.shape == first.shape and t.is_contiguous(memory_format=layout) for t in tensors
@@ -271,11 +271,11 @@ def _scaled_product(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     rows, columns = w.shape
     step = max(64, _BAND // max(columns, 1))
     if w.device.type != "cpu" or b.shape[0] > _SHORT or rows <= step or not w.is_contiguous():
-        return KERNELS[torch.ops.lfpgraph.scale_by_size_.default](torch.mm(a, b), w)
+        return KERNELS[torch.ops.lfpgraph.scale_by_size_.default](matmul.mm(a, b), w)
     out = torch.empty((rows, columns), dtype=a.dtype, device=a.device)
     scratch = torch.empty((step, columns), dtype=w.dtype, device=w.device)
     for start in range(0, rows, step):
-        band = torch.mm(a[start : start + step], b, out=out[start : start + step])
+        band = matmul.mm_into(out[start : start + step], a[start : start + step], b)
         scale_by_size(band, w[start : start + step], out=band, scratch=scratch[: band.shape[0]])
     return out
 

@@ -36,7 +36,9 @@ _PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
 def is_zero(w: Tensor) -> bool:
     """Whether a tensor is wholly zero; of most, the first entry tells."""
     w = w.detach()
-    if w.layout is torch.strided and w.numel() and bool(w[(0,) * w.dim()] != 0):
+    if w.layout is not torch.strided:
+        w = (w.coalesce() if w.is_sparse else w).values()
+    if w.numel() and bool(w[(0,) * w.dim()] != 0):
         return False
     return not bool(w.any())
 

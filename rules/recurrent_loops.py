@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfpgraph.native.loops import Loop, loop_of_formula, place
+from lfpgraph.native.matmul import mm_into
 
 from .recurrent import CELLS
 
@@ -45,10 +46,7 @@ def run_in_loop(
     )
     h, w_t = state[0], w.t()
     for t, (z_t, after) in enumerate(zip(z.unbind(0), states[0].unbind(0))):
-        if b is None:
-            torch.mm(h, w_t, out=z_t)
-        else:
-            torch.addmm(b, h, w_t, out=z_t)
+        mm_into(z_t, h, w_t, b)
         (others if t else first)(t)
         h = after
 
@@ -90,15 +88,11 @@ def walk_in_loop(
         end = min(start + size, steps)
         for t in reversed(range(start, end)):
             (running if t else begun)(t)
-            if loops[t == 0].has[2]:
-                torch.addmm(rest, rows[t - start], w, out=h)
-            else:
-                torch.mm(rows[t - start], w, out=h)
+            mm_into(h, rows[t - start], w, rest if loops[t == 0].has[2] else None)
         first_row = 0 if start else 1
         if not start:
             s_w.addmm_(rows[0].t(), first[0])
-        s_w.addmm_(
-            s_z[first_row : end - start].flatten(0, 1).t(), states[0][start + first_row - 1 : end - 1].flatten(0, 1)
-        )
+        before = states[0][start + first_row - 1 : end - 1]
+        mm_into(s_w, s_z[first_row : end - start].flatten(0, 1).t(), before.flatten(0, 1), s_w)
         s_b += s_z[: end - start].sum((0, 1))
     return s_x, carried, s_w, s_b

@@ -20,7 +20,7 @@ from lfpgraph.experiments import EXPERIMENTS, Runs, Settings, reproduce
 from lfpgraph.experiments.common import data
 from lfpgraph.experiments.common.harness import Case, Report, Way, evaluate, fit, spread_text
 from lfpgraph.experiments.common.models import LifNet, mlp, seeded
-from lfpgraph.experiments.common.rates import tuned
+from lfpgraph.experiments.common.rates import best_by_folds, tuned
 from lfpgraph.experiments.common.texts import docstrings
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 from tools.experiments import PAGE, RUNS, report_of, table_of, with_table
@@ -38,6 +38,23 @@ def test_gradient_composite_is_the_backprop_twin() -> None:
     engine, autograd = fit(start(7), ways, train, test, Settings(2, 1.0), epochs=2, start=start)
     assert engine.values == autograd.values and engine.curves == autograd.curves
     assert engine.values[0] != engine.values[1] and all(0.6 < v <= 1 for v in engine.values)
+
+
+def test_a_rate_is_chosen_by_folds(tmp_path: Path) -> None:
+    """Each of four parts is left out once, with another seed; the mean of what they say chooses, not the held-out set."""
+    train, test = data.flat_digits()
+    way, start = Way("backprop", None, cross_entropy), seeded(lambda: mlp([64, 16, 10]))
+    runs = Runs(tmp_path / "runs.jsonl")
+    wrong = test[0], (test[1] + 1) % 10  # on which not to learn is best
+    how = {"epochs": 1, "start": start, "name": "MLP"}
+    case, note = best_by_folds(start(0), way, (1e-9, 1e-2), train, wrong, Settings(2, runs=runs), **how)
+    assert case.more["lr"] == 0.01 and note.startswith("MLP, backprop: rate 0.01, chosen by 4 folds")
+    tried = case.more["tried"]
+    assert len(tried["0.01"]) == 4 and min(tried["0.01"]) > max(tried["1e-09"]) and len(case.values) == 2
+    made = [json.loads(line)["run"] for line in runs.file.read_text().splitlines()]  # type: ignore[union-attr]
+    left = [(run["model"], run["seed"], run["samples"]) for run in made if run["lr"] == 1e-9]
+    assert [row[:2] for row in left] == [(f"MLP, without part {k}", k) for k in range(4)]
+    assert sum(len(train[0]) - samples for *_, samples in left) == len(train[0])
 
 
 def test_each_way_gets_its_own_rate() -> None:
@@ -92,31 +109,10 @@ def test_a_run_that_fails_in_its_process_is_told() -> None:
         Runs.side_by_side(2).together([fails, lambda: None])
 
 
-LONG = [
-    "activations",
-    "captions",
-    "convergence",
-    "deltanet",
-    "diffusion",
-    "fields",
-    "forecasting",
-    "further_rewards",
-    "graphs",
-    "hybrids",
-    "language",
-    "finetune",
-    "policies",
-    "optimizers",
-    "routing",
-    "sequences",
-    "rule",
-    "spike_rewards",
-    "spiking",
-    "suggested",
-    "trainer",
-    "transfer",
-    "vit",
-]
+LONG = """
+    activations captions convergence deltanet diffusion fields forecasting further_rewards graphs hybrids language
+    finetune policies optimizers routing sequences rule spike_rewards spiking suggested trainer transfer vit
+""".split()
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(LONG)))

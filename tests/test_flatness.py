@@ -25,7 +25,8 @@ def check(name: str, engine: str, steps: int) -> None:
     traces, plans = MOST[name]
     assert found.traces[1] <= traces and found.plans[1] <= plans, found.why
     traced, planned = found.traces[1] - found.traces[0], found.plans[1] - found.plans[0]
-    assert traced or planned or found.tensors[1] == found.tensors[0]
+    # Fewer is no fault: torch keeps the sizes of the last trace of an earlier model, and lets them go when it likes.
+    assert traced or planned or found.tensors[1] <= found.tensors[0]
     assert found.tensors[1] - found.tensors[0] <= 3000 * traced + 400 * planned
     assert found.cycles <= 3000 * traced + 400 * planned
     # Whether a graph fits sizes is worked out by sympy, which keeps some thousand results.

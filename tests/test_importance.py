@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,27 @@ def test_importance_of_a_reward_is_its_feedback() -> None:
         lfpgraph.importance(model, [(x, y)], reward=lambda out, labels: out.sum(1))
 
 
+def test_a_grid_by_least_squares() -> None:
+    """Three values for rows of a few large entries: the least error of many reaches, and less than of reaching to the largest."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(3, 64) ** 3)
+        model.weight[2] = 0.0
+    w = model.weight.detach().clone()
+    far = copy.deepcopy(model)
+    lfpgraph.quantise(far, 2)
+    assert lfpgraph.quantise(model, 2, fit="squares") == 2 * w.numel()
+    near = model.weight.detach()
+    errors = [(found - w).square().sum(1) for found in (near, far.weight.detach())]
+    assert errors[0][0] < 0.8 * errors[1][0] and bool((errors[0] <= errors[1]).all())
+    assert bool((near[2] == 0).all()) and [len(row.unique()) for row in near[:2]] == [3, 3]
+    for reach in torch.linspace(0.05, 1, 39):  # no other reach does better by more than the steps between them
+        step = reach * w[0].abs().max()
+        other = ((w[0] / step).round().clamp(-1, 1) * step - w[0]).square().sum()
+        assert errors[0][0] <= 1.02 * other
+
+
 def test_bits_go_where_relevance_is() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)).double()
@@ -70,6 +93,8 @@ def test_bits_go_where_relevance_is() -> None:
     for wrong, message in ({"0.bias": 4}, "no parameter of two"), ({"0.weight": 1}, "at least 2"):
         with pytest.raises(AttributionError, match=message):
             lfpgraph.quantise(model, wrong)
+    with pytest.raises(AttributionError, match="choose one of largest, squares"):
+        lfpgraph.quantise(model, 2, fit="square")
     with pytest.raises(AttributionError, match="below the least choice"):
         lfpgraph.bits_by_importance(model, scores, 1.5)
     with pytest.raises(AttributionError, match="a score of each entry"):

@@ -101,7 +101,7 @@ def test_feedback_is_finite_and_moves_the_same(name: str, caplog: pytest.LogCapt
 
 
 WALKED = [(name, "lfp") for name, case in CASES.items() if case.same]
-WALKED += [(name, "lfp-epsilon") for name in ("attention", "tied_weights")]  # which shares what its factors receive
+WALKED += [(name, "lfp-epsilon") for name in ("attention", "tied_weights", "state_carried")]  # halves, epsilons
 
 
 @pytest.mark.parametrize(("name", "composite"), WALKED)

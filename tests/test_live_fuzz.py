@@ -30,7 +30,7 @@ def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITE
     """
     for joint in by_writes([_case(seed, length) for seed in seeds]):
         given = joint.module, joint.inputs, joint.signals
-        graph = trace(joint.module, joint.inputs, dynamic=False)
+        graph = joint.trace()
         for composite in composites:
             try:
                 expected = walked(graph, *given, composite)
@@ -39,7 +39,7 @@ def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITE
                 raise AssertionError(f"{composite}: {type(error).__name__}: {error}\n{joint.source}") from error
 
 
-def _case(seed: int, length: int) -> Case:
+def _case(seed: int, length: int = 12) -> Case:
     module, inputs, source = random_module(seed, length, (*WIDE, COMPLEX) if seed % 3 == 2 else WIDE, trainable=True)
     generator = torch.Generator().manual_seed(seed)
     outputs = copy.deepcopy(module)(*inputs)
@@ -69,6 +69,12 @@ MENDED = {
         "v = F.mish(x); t = ((v > 0).double() * v).clone(); t[t > 0] = 0.5",
     ),
     "written and computed for nothing": ("lfp-epsilon", "v = F.mish(x); t = torch.zeros_like(x); t[0] = v[0].tanh()"),
+    "a mask read by what is computed for nothing": (
+        "lfp-epsilon",
+        "u = F.one_hot(x.argmax(-1), 4).double() + x; v = u * 2; h = (torch.zeros(1, 4, 1).to(u),) * 2; "
+        "torch.lstm(u[None], h, (self.w, self.w[:, :1]), False, 1, 0.0, False, False, False)",
+    ),
+    "a norm copied to all rows": ("lfp-epsilon", "t = y.clone(); t.copy_(x.norm(dim=0, keepdim=True)); v = t * y"),
     "complex slices written": (
         "lfp-epsilon",
         "c = torch.fft.fft(x); o = c * 0; o[:, 1:] = c[:, 1:]; v = torch.fft.ifft(o).real",

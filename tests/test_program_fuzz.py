@@ -107,7 +107,7 @@ def straight(drawn: list[Drawn]) -> list[Grads]:
     for i, way, case in twins:
         ways.setdefault((i, way), []).append(case)
     joint = Joint([cases[0] for cases in ways.values()])
-    graph = trace(joint.module, joint.inputs, dynamic=False)
+    graph = joint.trace()
     answers: dict[int, Grads] = {}
     for k in range(max(map(len, ways.values()))):
         now = Joint([cases[min(k, len(cases) - 1)] for cases in ways.values()])

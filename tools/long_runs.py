@@ -14,6 +14,8 @@ import csv
 import gc
 import logging
 import multiprocessing
+import os
+import pickle
 import resource
 import signal
 import time
@@ -145,7 +147,53 @@ def _prepare() -> None:
 
 
 def _cases(kind: str, seeds: Sequence[int]) -> list[tuple[int, str, str]]:
-    """Of each seed: how it went, and what was wrong."""
+    """Of each seed: how it went, and what was wrong. In a process of its own, since torch itself may crash.
+
+    Where that happens, each seed runs alone; one that crashes while it is only drawn, before anything of ours runs, is left out.
+    """
+    found = _forked(_checked, kind, seeds)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    if len(seeds) > 1:
+        return [row for seed in seeds for row in _cases(kind, [seed])]
+    if _forked(_draw, kind, seeds[0]) is None:
+        return [(seeds[0], "not drawn", "")]
+    return [(seeds[0], "", "the process crashed")]
+
+
+def _forked(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns in a child of this process; None if that did not end by itself."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            with open(writer, "wb") as file:
+                pickle.dump(function(*args), file)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        answer = file.read()
+    return pickle.loads(answer) if os.waitpid(child, 0)[1] == 0 else None
+
+
+def _draw(kind: str, seed: int) -> bool:
+    """Draw a random graph or program, and run it in plain torch."""
+    from tests import test_fuzz, test_live_fuzz, test_program_fuzz
+
+    draws: dict[str, Callable[[int], Any]] = {
+        "graphs": test_fuzz._case,
+        "live graphs": test_live_fuzz._case,
+        "programs": test_program_fuzz._draw,
+    }
+    draws.get(kind, lambda seed: None)(seed)
+    return True
+
+
+def _checked(kind: str, seeds: Sequence[int]) -> list[tuple[int, str, str]]:
     from tests.support.seeds import failures
 
     went: dict[int, str] = {}

@@ -113,6 +113,10 @@ def _explained(asked: _Asked, text: str) -> tuple[list[str], dict[str, Any]]:
     with own_code(f"explaining {asked.model!r}"):
         found = attribute(asked.network, inputs, wanted, asked.composite, details=True)
     relevance = found.inputs["input_ids"] if isinstance(found.inputs, dict) else found.inputs
+    if not relevance.isfinite().all() or (tokens is None and not inputs.isfinite().all()):
+        raise AttributionError(
+            f"{text} or its relevance holds NaN or infinity, of which there is no picture; replace them first"
+        )
     facts = (
         asked.model, text, asked.target, found.composite, f"{float(found.explained.sum()):.5g}",
         f"{float(relevance.sum()):.5g}", str(int(found.output[0].flatten().argmax())),

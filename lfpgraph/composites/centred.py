@@ -8,7 +8,7 @@ for every increasing f. For activations with f(0) = 0 nothing changes. Source: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "centred_structure",
     "in_place_of",
     "is_zero_at_zero",
+    "sources_of",
     "value_at",
     "values_on",
 ]
@@ -60,10 +61,21 @@ def is_zero_at_zero(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> bool:
     return found is not None and not bool(found.any())
 
 
-def values_on(entry: fx.Node | None, nodes: tuple[fx.Node, ...], x: Tensor) -> Tensor | None:
-    """f of some numbers, when a plan is made; None where f reads another tensor or does not take them."""
-    values: dict[fx.Node, Any] = {}
-    sources = {n for node in nodes for n in node.all_input_nodes if n not in nodes}
+def sources_of(nodes: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """What an activation reads, in order."""
+    return list(dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in nodes))
+
+
+def values_on(
+    entry: fx.Node | None, nodes: tuple[fx.Node, ...], x: Tensor, others: Mapping[fx.Node, Any] | None = None
+) -> Tensor | None:
+    """f of some numbers, when a plan is made; None where f does not take them, or reads what nothing is given for.
+
+    Args:
+        others: for what else f reads, what it is to read instead.
+    """
+    values: dict[fx.Node, Any] = dict(others or {})
+    sources = {*sources_of(nodes)} - values.keys()
     if entry is None and len(sources) == 1:
         entry = next(iter(sources))
     if entry is None or sources != {entry} or not isinstance(entry.meta.get("val"), Tensor):

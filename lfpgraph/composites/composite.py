@@ -106,7 +106,8 @@ class Ruleset:
     def wakes(self, w: Tensor) -> bool:
         """Whether w is wholly zero, or its memory is away until the feedback (FSDP), and it is to get a signal all the same."""
         may = self.wake or floor_of(self.floor)[0] > 0 or self.takes_signal(w)
-        if not may or w.numel() == 0 or w.device.type == "meta" or isinstance(w, FakeTensor):
+        here = w.layout is torch.strided and w.device.type != "meta" and not isinstance(w, FakeTensor)
+        if not may or not here or w.numel() == 0:
             return False
         return w.untyped_storage().nbytes() == 0 or is_zero(w)
 
@@ -118,6 +119,9 @@ class Ruleset:
         """
         if self.takes_signal(w):
             return s
+        if w.layout is not torch.strided:  # what the same numbers would get in a dense one
+            found = self.feedback(w.to_dense(), s.to_dense(), asleep)
+            return found if s.layout is torch.strided else found.sparse_mask(w.coalesce() if w.is_sparse else w)
         share, unit, floor = self.size_of(w)
         if floor:
             return scale_by_floored_size(s, w.abs().clamp_min(floor), 0.0, unit)

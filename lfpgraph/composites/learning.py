@@ -11,8 +11,9 @@
   on matrices and not on vectors alone.
 - Vectors (biases, scales of norms) take the plain signal (`Ruleset.vectors="signal"`), so a bias of zero moves.
 - Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
-  right sign, and takes no derivative. A function with f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope.
-  Where f is not defined for all numbers (log, sqrt, 1 / x), the line goes through f at `(1 + h) x` and at `x / (1 + h)`.
+  right sign, and takes no derivative; a jump (a step added to what bends) hands on its height over 2h at most. A function with
+  f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope. Where f is not defined for all numbers (log, sqrt, 1 / x),
+  the line goes through f at `(1 + h) x` and at `x / (1 + h)`.
 - Other activations that are not zero at zero are centred (see `centred`).
 - Steps (comparisons, sign, round) hand on the slope of secants of several widths (see `steps`).
 - A choice (argmax, topk) is credited by contrast: what each alternative would have brought (see `choices`).
@@ -23,21 +24,33 @@ Source: this project; docs/design.md says why and what it costs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..errors import CompositeError
-from ..graph.graph import OpGraph
+from ..graph.graph import ACTIVE, OpGraph
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..registry import Call, Handler
-from .centred import activations_of, centred_rule, centred_signal, in_place_of, is_zero_at_zero, value_at, values_on
+from .centred import (
+    activations_of,
+    centred_rule,
+    centred_signal,
+    in_place_of,
+    is_zero_at_zero,
+    sources_of,
+    value_at,
+    values_on,
+)  # fmt: skip
 from .choices import BLIND_SHARE, SHARPNESS, add_choices
 from .steps import STEP_SPREAD, STEP_WIDTHS, add_steps
 
 __all__ = ["learning_structure"]
+
+Slope = Callable[[float, Call, Tensor, int], Tensor]
 
 
 def learning_structure(
@@ -68,7 +81,7 @@ def learning_structure(
     for entry, nodes in activations_of(graph, found):
         if nodes[-1] in found.rules:
             continue
-        slope = _bending(entry, nodes) if secant else None
+        slope = _bending(graph, found, entry, nodes) if secant else None
         if slope is not None:
             found.rules[nodes[-1]] = partial(_secant_rule, slope=partial(slope, secant))
         elif not is_zero_at_zero(entry, nodes):
@@ -76,17 +89,65 @@ def learning_structure(
     return found
 
 
-def _bending(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> Callable[[float, Call, Tensor, int], Tensor] | None:
-    """How the slope of f is taken; None for f(2x) = 2f(x), as of a relu, or an f that does not take a row of numbers."""
+def _bending(graph: OpGraph, found: Structure, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> Slope | None:
+    """How the slope of f is taken; None for f(2x) = 2f(x), as of a relu, or an f that does not take a row of numbers.
+
+    Other tensors that f reads (a bound, a mask) are some numbers here: positive ones, others as well, and zero.
+    """
+    sources = sources_of(nodes)
+    blocked = found.blocked_inputs(nodes)
+    active = [n for n in sources if graph.info[n].kind == ACTIVE and n not in blocked]
+    if len(active) != 1:
+        return None
+    others = [n for n in sources if n is not active[0]]
     wide, narrow = (torch.linspace(-n, n, 17, dtype=torch.float64, device="cpu") for n in (4, 0.4))
     x = torch.cat([wide, narrow])
-    once, twice = values_on(entry, nodes, x), values_on(entry, nodes, 2 * x)
-    if once is None or twice is None or once.shape != x.shape:
+    bends, everywhere = False, False
+    for sign in (1, -1) if others else (1,):
+        doubles, defined = _doubles(active[0], nodes, x, others, sign)
+        bends, everywhere = bends or doubles is False, everywhere or defined
+    if not bends:
         return None
-    defined = (once + twice).isfinite()
-    if torch.allclose(twice[defined], 2 * once[defined], rtol=1e-6):
-        return None
-    return _slope if bool(defined.all()) else _slope_in_proportion
+    slope = _slope if everywhere else _slope_in_proportion
+    return partial(_slope_or_ratio, slope) if others and _doubles(active[0], nodes, x, others, 0)[0] else slope
+
+
+def _doubles(
+    entry: fx.Node, nodes: tuple[fx.Node, ...], x: Tensor, others: list[fx.Node], sign: int
+) -> tuple[bool | None, bool]:
+    """Whether f(2x) = 2f(x) for these numbers, and whether f is defined for all of them; None where f does not take them.
+
+    They are of float64 or, where the operations do not take them together, of the model's own types.
+    """
+    value = entry.meta.get("val")
+    for own in (False, True) if others and isinstance(value, Tensor) else (False,):
+        numbers = x.to(value.dtype) if own else x  # type: ignore[union-attr]
+        known = {n: _some_numbers(n, place, len(x), sign, own) for place, n in enumerate(others)}
+        once, twice = (values_on(entry, nodes, given, known) for given in (numbers, 2 * numbers))
+        if once is not None and twice is not None and once.shape == x.shape:
+            defined = (once + twice).isfinite()
+            return torch.allclose(twice[defined], 2 * once[defined], rtol=1e-6), bool(defined.all())
+    return None, False
+
+
+def _some_numbers(node: fx.Node, place: int, count: int, sign: int, own: bool) -> Any:
+    """Stand-ins for a tensor or number that a function reads beside its input; the same each time.
+
+    Args:
+        sign: 1 for positive numbers, -1 for those of both signs, 0 for zeros.
+        own: of the node's own type.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return 3 if isinstance(value, int | torch.SymInt) else 1.5
+    i = torch.arange(count, device="cpu") + 7 * place
+    if value.dtype is torch.bool:
+        return i * 5 % 3 == 0
+    if not value.is_floating_point():
+        return i % 3 + 1
+    numbers = (i * 7 % 11) / 11.0 + 0.5
+    numbers = numbers * (sign if sign >= 0 else 1 - 2 * (i % 2))
+    return numbers.to(value.dtype if own else torch.float64)
 
 
 def _secant_rule(usual: Handler, slope: Callable[[Call, Tensor, int], Tensor]) -> Handler:
@@ -117,3 +178,10 @@ def _slope_in_proportion(width: float, call: Call, x: Tensor, place: int) -> Ten
         ends.append((torch.where(defined, other, x), torch.where(defined, value, here)))
     (far, of_far), (near, of_near) = ends
     return ((of_far - of_near) / (far - near)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _slope_or_ratio(slope: Slope, width: float, call: Call, x: Tensor, place: int) -> Tensor:
+    """A slope, but f(x) / x where all else that f reads is zero: f(2x) is 2f(x) there, as of a relu written as a maximum."""
+    others = [o for i, o in enumerate(call.inputs) if i != place and isinstance(o, Tensor) and o.is_floating_point()]
+    bends = reduce(torch.logical_or, [o != 0 for o in others])
+    return torch.where(bends, slope(width, call, x, place), torch.where(x == 0, 0.0, call.output / x))

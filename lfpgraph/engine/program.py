@@ -198,7 +198,7 @@ def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[Call
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()
-    return quick_module(forward).forward, quick_module(feedback).forward
+    return quick_module(forward).forward, quick_module(feedback, walk=True).forward
 
 
 def _takes_signal(plan: Plan, node: Any) -> bool:

@@ -30,6 +30,7 @@ POINTS: dict[str, Sequence[float]] = {
     "by feedback": SPARSITIES,
     "noise": NOISES,
     "bits": BITS,
+    "bits, least squares": BITS,
 }
 WORTH = dict.fromkeys(
     ("by magnitude", "by feedback"), [s for s in SPARSITIES if 0.6 <= s <= 0.95]
@@ -71,7 +72,7 @@ def run(settings: Settings) -> Report:
             means = (f"{at:g}: {100 * statistics.fmean(v):.1f} %" for at, v in zip(points, zip(*curves)))
             notes.append(f"{name}, {case.way}, {', '.join(means)}")
     cases = trained + sorted(cases, key=lambda c: (c.model, c.way))
-    return Report("pruning", "accuracy", cases, _draw, (13, 4), notes)
+    return Report("pruning", "accuracy", cases, _draw, (16, 4), notes)
 
 
 def _damages(model: nn.Module, train: Arrays, test: Arrays, seed: int) -> Iterator[tuple[str, list[float]]]:
@@ -79,7 +80,8 @@ def _damages(model: nn.Module, train: Arrays, test: Arrays, seed: int) -> Iterat
     for name, scores in (("by magnitude", magnitude(model)), ("by feedback", _feedback(model, train))):
         yield name, [accuracy_at(model, scores, sparsity, test) for sparsity in SPARSITIES]
     yield "noise", [_noisy(model, noise, test, seed) for noise in NOISES]
-    yield "bits", [_coarse(model, bits, test) for bits in BITS]
+    yield "bits", [_coarse(model, bits, test, "largest") for bits in BITS]
+    yield "bits, least squares", [_coarse(model, bits, test, "squares") for bits in BITS]
 
 
 @torch.no_grad()
@@ -94,9 +96,9 @@ def _noisy(model: nn.Module, noise: float, test: Arrays, seed: int, draws: int =
     return statistics.fmean(values)
 
 
-def _coarse(model: nn.Module, bits: int, test: Arrays) -> float:
+def _coarse(model: nn.Module, bits: int, test: Arrays, fit: str) -> float:
     rounded = copy.deepcopy(model)
-    quantise(rounded, bits)
+    quantise(rounded, bits, fit=fit)
     return evaluate(rounded, test, accuracy)
 
 
@@ -145,7 +147,11 @@ def accuracy_at(model: nn.Module, scores: dict[str, Tensor], sparsity: float, te
 
 
 def _draw(figure: Any, report: Report) -> None:
-    labels = {"noise": "noise over the weights' size", "bits": "bits of a weight"}
+    labels = {
+        "noise": "noise over the weights' size",
+        "bits": "bits of a weight",
+        "bits, least squares": "bits of a weight, scaled by least squares",
+    }
     for axes, (kind, points) in zip(figure.subplots(1, len(POINTS), sharey=True), POINTS.items()):
         for case in [c for c in report.cases if c.model == kind]:
             mean = [100 * statistics.fmean(v) for v in zip(*case.curves)]

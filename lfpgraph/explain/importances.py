@@ -17,6 +17,8 @@ from .attribution import attribute
 
 __all__ = ["bits_by_importance", "importance", "prune", "quantise"]
 
+_REACHES = tuple(k / 40 for k in range(40, 1, -1))  # of a row's largest entry, that a grid of few bits may end at
+
 
 def importance(
     model: nn.Module,
@@ -168,19 +170,23 @@ def bits_by_importance(
     return {name: torch.tensor([steps[place] for place in rows]) for name, rows in places.items()}
 
 
-def quantise(model: nn.Module, bits: int | Mapping[str, int | Tensor]) -> int:
+def quantise(model: nn.Module, bits: int | Mapping[str, int | Tensor], *, fit: str = "largest") -> int:
     """Round weights to a symmetric grid of their row (dimension 0), in place; they stay floats.
 
     Args:
         model: whose parameters of two or more dimensions are rounded.
         bits: for all of them, or by name (those not named stay as they are), one number or one for each row; at least 2.
+        fit: how far a row's grid reaches: "largest", to its largest entry; "squares", to where the row's squared error is
+            least, which is better where bits are few.
 
     Returns:
         Bits of all rounded entries together; scales apart.
 
     Raises:
-        AttributionError: fewer than 2 bits, a number for no row, or a name that is no parameter of two or more dimensions.
+        AttributionError: fewer than 2 bits, a number for no row, a name that is no parameter of two or more dimensions, or an
+            unknown `fit`.
     """
+    check_choice("fit", fit, ("largest", "squares"), AttributionError)
     wide = {name: p for name, p in model.named_parameters() if p.dim() > 1}
     given = dict.fromkeys(wide, bits) if isinstance(bits, int) else dict(bits)
     total = 0
@@ -191,7 +197,7 @@ def quantise(model: nn.Module, bits: int | Mapping[str, int | Tensor]) -> int:
         if numbers.shape not in ((), w.shape[:1]) or int(numbers.min()) < 2:
             raise AttributionError(f"{name!r} of {len(w)} rows needs one number of bits or one for each, at least 2")
         with torch.no_grad():
-            w.copy_(_rounded(w, numbers))
+            w.copy_(_rounded(w, numbers, _REACHES if fit == "squares" else (1.0,)))
         total += int(numbers.expand(len(w)).sum()) * w[0].numel()
     return total
 
@@ -215,10 +221,19 @@ def _lost(w: Tensor, score: Tensor, bits: int) -> Tensor:
     return (score.abs() * share).nan_to_num(0.0, 0.0, 0.0).double().flatten(1).sum(1)  # a weight of zero stays zero
 
 
-def _rounded(w: Tensor, bits: Tensor) -> Tensor:
-    """The nearest of `2 ** bits - 1` evenly spaced values from minus to plus the row's largest; bits [] or [rows]."""
+def _rounded(w: Tensor, bits: Tensor, reaches: Sequence[float] = (1.0,)) -> Tensor:
+    """The nearest of `2 ** bits - 1` evenly spaced values from minus to plus a reach; bits [] or [rows].
+
+    The reach is a share of the row's largest entry: of those given, the one with the least squared error.
+    """
     lengths = [-1] + [1] * (w.dim() - 1)
     largest = w.flatten(1).abs().amax(1).view(lengths)
-    steps = (2.0 ** (bits - 1) - 1).to(w).expand(len(w)).view(lengths)
-    step = (largest / steps).clamp_min(torch.finfo(w.dtype).tiny)
-    return (w / step).round() * step
+    most = (2.0 ** (bits - 1) - 1).to(w).expand(len(w)).view(lengths)
+    found, least = w, torch.full_like(largest, torch.inf, dtype=torch.float32)
+    for reach in reaches:
+        step = (reach * largest / most).clamp_min(torch.finfo(w.dtype).tiny)
+        rounded = torch.minimum((w / step).round().abs(), most).copysign(w) * step
+        error = (rounded - w).float().square().flatten(1).sum(1).view(lengths)
+        found = torch.where(error < least, rounded, found)
+        least = torch.minimum(error, least)
+    return found

@@ -176,7 +176,7 @@ def _region_ending_at(
         if len(nodes) < 2 or shape_of(entry) != shape_of(exit_) or not is_float(entry.meta.get("val")):
             continue
         ordered = tuple(sorted(nodes, key=order.__getitem__))
-        accept = _normalises(ordered) if family is NORMALISATION else _is_activation(graph, ordered)
+        accept = _normalises(graph, ordered) if family is NORMALISATION else _is_activation(graph, ordered)
         if accept:
             return Region(family, entry, ordered)
     return None
@@ -242,6 +242,8 @@ def _nonlinear(graph: OpGraph, node: fx.Node) -> bool:
     return not family.affine
 
 
-def _normalises(nodes: tuple[fx.Node, ...]) -> bool:
+def _normalises(graph: OpGraph, nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether something meets statistics of its own there; a norm that is expanded to the shape of what it is of is none."""
     targets = {node.target for node in nodes}
-    return bool(targets & _REDUCTIONS) and bool(targets & _ROOTS)
+    meets = any(len({n for n in node.all_input_nodes if graph.info[n].kind == ACTIVE}) > 1 for node in nodes)
+    return meets and bool(targets & _REDUCTIONS) and bool(targets & _ROOTS)

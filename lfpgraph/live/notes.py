@@ -201,7 +201,7 @@ def with_parts(tensor: Tensor) -> list[Tensor]:
 
 def alias_of(x: Tensor) -> Tensor:
     """x again, as a result of autograd's; its derivative may be sparse, that of a view may not."""
-    found = x[...] if x.layout is torch.strided or not is_compressed(x) else x.clone()
+    found = x[...] if x.layout is torch.strided else x.clone()
     if found.grad_fn is None:  # met inside an operation that is made of others and runs below autograd
         nothing = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
         with torch._C._ForceDispatchKeyGuard(nothing, nothing), torch.enable_grad():

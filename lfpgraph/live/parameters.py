@@ -76,7 +76,7 @@ class Scale:
                 f"a parameter of shape {list(self.shape)} in forward has shape {list(parameter.shape)} when its feedback is "
                 "worked out, so abs(w) * s cannot be: what takes its memory away must give it back before."
             )
-        elif how.small and type(s) is Tensor and not s.is_cuda:
+        elif how.small and type(s) is Tensor and not s.is_cuda and parameter.layout is torch.strided:
             found = scale_small(s, parameter.detach(), how.share, how.unit)
         else:
             found = self.plan.feedback(how.placeholder, parameter.detach(), s, over)

@@ -139,6 +139,7 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             arrivals[node].append((None, -1, None))  # type: ignore[arg-type]
     by_unit: dict[int, Amendment] = {}
     asked: dict[Any, Any] = {}
+    times = Counter(live.value.values())
     for unit in reversed(plan.units):
         node = unit.node
         if node.target is operator.getitem:
@@ -147,12 +148,13 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
         if not any(followed):
             continue
         amendment = Amendment(unit, _exits(live, node))
+        reached = _is_reached(node, arrivals)
+        if not reached and (unit.handler is not None or times[amendment.exits[0]] > 1):
+            continue  # nothing to amend; and a copy for the idle has its autograd nodes in common with what it is a copy of
         if unit.handler is None:
             amendment.shares = tuple(0.0 for _ in unit.inputs)  # no reward passes, so no gradient does
             schedule.amendments.append(amendment)
             continue
-        if not _is_reached(node, arrivals):
-            continue  # nothing to amend; and a copy for the idle has its autograd nodes in common with what it is a copy of
         _settle(amendment, arrivals, by_unit)
         alike = likeness_of(unit)
         if alike is None or alike not in asked:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch._prims_common import suggest_memory_format
 
 from ..kernels import KERNELS
+from ..native import matmul
 
 __all__ = ["quick_module"]
 
@@ -83,14 +84,20 @@ def _fragile() -> dict[Any, Callable[..., Any]]:
 
 
 _QUICK = _table() | _fragile()
+_PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
 
-def quick_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the module that calls the quick bindings, and our own operations past the dispatcher."""
+def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
+    """A copy of the module that calls the quick bindings, and our own operations past the dispatcher.
+
+    Args:
+        walk: it is a walk back, whose products may come from the quicker library.
+    """
+    quick = _QUICK | _PRODUCTS if walk else _QUICK
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
     graph.set_codegen(module.graph._codegen)
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in _QUICK:
-            node.target = _QUICK[node.target]
+        if node.op == "call_function" and node.target in quick:
+            node.target = quick[node.target]
     return fx.GraphModule(module, graph)

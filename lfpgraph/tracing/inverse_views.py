@@ -3,20 +3,26 @@
 Where a model writes in place to a view, the traced graph has no writes: what is written goes back into the shape of the
 tensor that the view is of, and comes out of it again for the next operation. Such a pair between two operations would hide
 that they form one activation function (Note [Implementation invariance]). A live run knows such values as one (`given_back`).
+
+And, for writes (`writes`), what a view's source is once something was written to the view.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from ..graph.graph import shape_of
+from .cells import emit
 
-__all__ = ["UNDO", "cancel_inverse_views", "given_back"]
+__all__ = ["TURNED", "UNDO", "can_be_put_back", "cancel_inverse_views", "given_back", "part_put_back", "put_back"]
 
 _aten = torch.ops.aten
 _RESHAPES = {
@@ -25,6 +31,31 @@ _RESHAPES = {
 }  # fmt: skip
 _ORDERS = {_aten.permute.default, _aten.t.default, _aten.transpose.int}
 UNDO = frozenset({*_RESHAPES, *_ORDERS, _aten.select.int, _aten.slice.Tensor})
+# Those of a graph that has not been taken apart yet, too.
+_ALL_RESHAPES = _RESHAPES | {
+    _aten.flatten.using_ints, _aten.ravel.default, _aten.reshape_as.default, _aten.unflatten.int, _aten.view_as.default
+}  # fmt: skip
+_ALL_ORDERS = _ORDERS | {
+    _aten.mT.default, _aten.movedim.int, _aten.movedim.intlist, _aten.numpy_T.default, _aten.swapaxes.default,
+    _aten.swapdims.default,
+}  # fmt: skip
+_SCATTERS = {
+    _aten.diagonal.default: _aten.diagonal_scatter.default,
+    _aten.select.int: _aten.select_scatter.default,
+    _aten.slice.Tensor: _aten.slice_scatter.default,
+}
+_PARTS = {
+    _aten.chunk.default, _aten.split.Tensor, _aten.split.sizes, _aten.split_with_sizes.default,
+    _aten.tensor_split.indices, _aten.tensor_split.sections, _aten.unbind.int,
+}  # fmt: skip
+# Views that a tensor itself becomes.
+TURNED: dict[Any, OpOverload] = {
+    _aten.squeeze_.default: _aten.squeeze.default,
+    _aten.squeeze_.dim: _aten.squeeze.dim,
+    _aten.t_.default: _aten.t.default,
+    _aten.transpose_.default: _aten.transpose.int,
+    _aten.unsqueeze_.default: _aten.unsqueeze.default,
+}
 
 
 def cancel_inverse_views(graph: fx.Graph) -> None:
@@ -134,3 +165,49 @@ def _ordered(rank: int, dims: Sequence[int] | None, pair: Sequence[int]) -> list
         i, j = (_signed(d) % rank for d in pair)
         order[i], order[j] = j, i
     return order
+
+
+def can_be_put_back(view: fx.Node, source: fx.Node) -> bool:
+    """Whether it is known what a view's source is once something was written to the view."""
+    op: Any = TURNED.get(view.target, view.target)
+    if view.kwargs:
+        return False
+    if op in _SCATTERS or op in _ALL_ORDERS or op is _aten.unsqueeze.default:
+        return True
+    if op is operator.getitem:
+        return source.target in _PARTS
+    shape = getattr(source.meta["val"], "shape", None)
+    known = shape is not None and all(isinstance(size, int) for size in shape)
+    return known and (op in _ALL_RESHAPES or op in _PARTS or op is _aten.narrow.default)
+
+
+def put_back(graph: fx.Graph, view: fx.Node, source: fx.Node, now: fx.Node, value: fx.Node) -> fx.Node:
+    """The source of a view with a value in place of the view.
+
+    Args:
+        now: what the source holds before.
+    """
+    op: Any = TURNED.get(view.target, view.target)
+    given: Any = view.args[1:]
+    if op in _SCATTERS:
+        return emit(graph, view, _SCATTERS[op], now, value, *given)
+    if op is _aten.narrow.default:
+        return emit(graph, view, _aten.slice_scatter.default, now, value, *given[:2], given[1] + given[2])
+    if op in _ALL_ORDERS:
+        sizes = list(range(2, 2 + source.meta["val"].dim()))  # each of its own
+        turned = list(op(torch.empty(sizes, device="meta"), *given).shape)
+        return emit(graph, view, _aten.permute.default, value, [turned.index(size) for size in sizes])
+    if op is _aten.unsqueeze.default:
+        return emit(graph, view, _aten.squeeze.dim, value, *given)
+    return emit(graph, view, _aten.view.default, value, list(source.meta["val"].shape))
+
+
+def part_put_back(graph: fx.Graph, item: fx.Node, parts: fx.Node, now: fx.Node, value: fx.Node) -> fx.Node:
+    """The same of an item of several parts of a source."""
+    given: Any = parts.args[1:]
+    place: Any = item.args[1]
+    if parts.target is _aten.unbind.int:
+        return emit(graph, item, _aten.select_scatter.default, now, value, given[0] if given else 0, place)
+    dim = given[1] if len(given) > 1 else 0
+    ends = list(itertools.accumulate(part.shape[dim] for part in parts.meta["val"]))
+    return emit(graph, item, _aten.slice_scatter.default, now, value, dim, ([0, *ends])[place], ends[place])

@@ -1,38 +1,27 @@
-"""Writes in place of an exported graph as operations that return what is written, where that is plain to see.
+"""Writes in place of an exported graph as operations that return what is written.
 
-torch's own way, functionalisation, traces the whole graph anew. Here are the writes that layers do: activations and sums in
-place, and the statistics of batch norms. Views of what is written are left to torch.
+torch's own way, functionalisation, traces the whole graph anew, which takes longer than the export. Here each write becomes
+its operation without the underscore; what is written to a view goes back into what the view is of, as torch has it too, and
+whoever reads that memory later reads it by a view made anew. What is not plain to see is left to torch.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 
 from .cells import emit
+from .inverse_views import TURNED, can_be_put_back, part_put_back, put_back
 
 __all__ = ["MAY_RETURN_SELF", "detach_what_is_read", "is_written", "put_after", "return_writes"]
 
 _aten = torch.ops.aten
-_NAMES = "add copy detach div elu hardsigmoid hardswish hardtanh leaky_relu mul relu sigmoid silu sub tanh".split()
-_FORMS: dict[Any, OpOverload] = {
-    getattr(written, name): getattr(getattr(_aten, op), name)
-    for op in _NAMES
-    for written in [getattr(_aten, f"{op}_")]
-    for name in written.overloads()
-    if name in getattr(_aten, op).overloads()
-}
-# Composite operations whose result lies in memory of its own; of the others that is said by their schema.
-_OWN_MEMORY = {
-    getattr(_aten, name).default
-    for name in (
-        "batch_norm conv1d conv2d conv3d group_norm instance_norm layer_norm linear matmul max_pool1d max_pool2d max_pool3d"
-    ).split()
-}
 MAY_RETURN_SELF = {
     _aten.contiguous.default,
     _aten.expand_as.default,
@@ -42,31 +31,202 @@ MAY_RETURN_SELF = {
     _aten.to.other,
     _aten.type_as.default,
 }
+_LEFT = ("resize_", "resize_as_", "set_")  # other memory
 
 
 def return_writes(graph: fx.Graph) -> dict[fx.Node, fx.Node] | None:
     """Change the graph so that it writes nothing.
 
     Returns:
-        For each placeholder that was written to what it holds in the end. None, and nothing is changed, where the graph
+        For each placeholder that was written to what it holds in the end. None, and the graph writes what it did, where it
         has writes of another kind.
     """
-    writes = {
-        n for n in graph.nodes if isinstance(n.target, OpOverload) and (n.target._schema.is_mutable or _is_norm(n))
-    }
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    if not all(_is_plain_norm(node) if _is_norm(node) else _is_plain(node, place) for node in writes):
+    if any(_is_mutable(node.target) for node in graph.nodes):
+        for node in list(graph.nodes):
+            if node.target is _aten.broadcast_tensors.default:
+                _as_expanded(graph, node)
+    memory = _Memory(graph)
+    return memory.held() if memory.is_plain() else None
+
+
+def _as_expanded(graph: fx.Graph, node: fx.Node) -> None:
+    """Let what reads tensors made alike in shape read each as a view of its own."""
+    sources: Any = node.args[0]
+    for item in list(node.users):
+        sizes = item.meta["val"].shape
+        if item.target is operator.getitem and all(isinstance(size, int) for size in sizes):
+            view = sources[item.args[1]]  # type: ignore[index]
+            if view.meta["val"].shape != sizes:
+                with graph.inserting_before(item):
+                    view = emit(graph, item, _aten.expand.default, view, list(sizes))
+            item.replace_all_uses_with(view)
+            graph.erase_node(item)
+
+
+class _Memory:
+    """What is written to, and by which views of it.
+
+    Attributes:
+        root: of each value that lies in memory that is written to, the value that this memory was made for.
+        source: of each view, the value that it is a view of; of each write, what is written to.
+        writes: the nodes that write, to their first argument or, batch norms, to their statistics.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.writes = {n for n in graph.nodes if _is_norm(n) or (_is_mutable(n.target) and n.target not in TURNED)}
+        self.root: dict[fx.Node, fx.Node] = {}
+        self.source: dict[fx.Node, fx.Node] = {}
+        self.current: dict[fx.Node, fx.Node] = {}  # by root: what it holds now
+        self.times: dict[fx.Node, int] = {}  # by root: how often it was written to
+        self.made: dict[fx.Node, tuple[int, fx.Node]] = {}  # by view: what shows it, and of which of those times
+        self.changed: list[fx.Node] = []  # roots
+
+    def is_plain(self) -> bool:
+        """Whether all that is written to is known, and by which views, and what each write writes."""
+        if not all(_is_plain_norm(n) if _is_norm(n) else _form(n.target) is not None for n in self.writes):
+            return False
+        return self._find() and all(self._is_known(n, to) for n in self.writes for to in _written_by(n))
+
+    def _find(self) -> bool:
+        """Fill in `root` and `source`; False where a value lies in such memory that is not known to be a view of it."""
+        turned = [n for n in self.graph.nodes if n.target in TURNED]
+        written = set().union(*(_memory_of(to) for n in (*self.writes, *turned) for to in _written_by(n)))
+        owner: dict[int, fx.Node] = {}
+        for node in self.graph.nodes:
+            mine = _memory_of(node) & written
+            if not mine:
+                continue
+            source: Any = node.args[0] if node.args else None
+            if node.target is _aten.lift_fresh_copy.default:  # of a constant; the tracer itself made no copy
+                self.root[node] = node
+            elif isinstance(source, fx.Node) and source in self.root and mine & _memory_of(source):
+                if not isinstance(node.target, OpOverload) and node.target is not operator.getitem:
+                    return False
+                self.source[node], self.root[node] = source, self.root[source]
+            elif isinstance(node.meta["val"], Tensor):
+                (memory,) = mine
+                if memory in owner:
+                    return False
+                owner[memory] = self.root[node] = node
+        return True
+
+    def _is_known(self, write: fx.Node, node: fx.Node) -> bool:
+        """Whether what is written to a node can be put into what it is a view of."""
+        if write.target is _aten.detach_.default:  # for no one else who reads that memory
+            alike = [other for other, root in self.root.items() if root is self.root.get(node)]
+            return all(other is self.root[node] or other in self.writes for other in alike[: alike.index(write)])
+        while node in self.source:
+            if not self._is_same(node) and not can_be_put_back(node, self.source[node]):
+                return False
+            node = self.source[node]
+        return node in self.root
+
+    def _is_same(self, node: fx.Node) -> bool:
+        """Whether a node is a write, or gives back its source as it is and is no view."""
+        if node in self.writes:
+            return True
+        mine, given = node.meta["val"], self.source[node].meta["val"]
+        view = node.target is _aten.detach.default or can_be_put_back(node, self.source[node])
+        if view or not (isinstance(mine, Tensor) and isinstance(given, Tensor)):
+            return False
+        return mine.dtype == given.dtype and str((mine.shape, mine.stride())) == str((given.shape, given.stride()))
+
+    def held(self) -> dict[fx.Node, fx.Node]:
+        """Take the writes away; of each placeholder that was written to what it holds in the end."""
+        nodes = list(self.graph.nodes)
+        for node in nodes:
+            to = _written_by(node) if node in self.writes else []
+            if not self.root.keys().isdisjoint(node.all_input_nodes):
+                with self.graph.inserting_before(node):
+                    node.args = fx.node.map_arg(node.args, self._now)
+                    node.kwargs = fx.node.map_arg(node.kwargs, self._now)
+            with self.graph.inserting_before(node):
+                if _is_norm(node):
+                    result, after = _norm(self.graph, node)
+                    self.root[node], self.current[node] = node, result
+                    for statistic, value in zip(to, after):
+                        self._put(statistic, value)
+                elif to:
+                    self._put(to[0], self._value(node))
+                elif node.target in TURNED:
+                    new = emit(self.graph, node, TURNED[node.target], *node.args)
+                    self.made[node] = self.times.get(self.root[node], 0), new
+                elif node in self.source:
+                    self.made[node] = self.times.get(self.root[node], 0), node
+        for node in reversed(nodes):
+            if node in self.writes or node.target in TURNED:
+                self.graph.erase_node(node)
+        return {n: self.current[n] for n in nodes if n.op == "placeholder" and n in self.changed}
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        """What a write writes, in the dtype of what it is written to."""
+        value = emit(self.graph, node, _form(node.target), *node.args, **node.kwargs)
+        dtype = node.meta["val"].dtype
+        if value.meta["val"].dtype == dtype:
+            return value
+        return emit(self.graph, node, _aten._to_copy.default, value, dtype=dtype)
+
+    def _now(self, node: fx.Node) -> fx.Node:
+        """What a value is by now."""
+        root = self.root.get(node)
+        if root is None:
+            return node
+        if node is root:
+            return self.current.get(node, node)
+        time = self.times.get(root, 0)
+        if node not in self.made or self.made[node][0] != time:
+            new = self._now(self.source[node])
+            if not self._is_same(node):
+                new = emit(self.graph, node, TURNED.get(node.target, node.target), new, *node.args[1:], **node.kwargs)
+            self.made[node] = time, new
+        return self.made[node][1]
+
+    def _put(self, node: fx.Node, value: fx.Node) -> None:
+        """Let the memory of a node hold a value there."""
+        while node in self.source:
+            source = self.source[node]
+            if not self._is_same(node):
+                if node.target is operator.getitem:
+                    parts, source = source, self.source[source]
+                    value = part_put_back(self.graph, node, parts, self._now(source), value)
+                else:
+                    value = put_back(self.graph, node, source, self._now(source), value)
+            node = source
+        self.current[node] = value
+        self.times[node] = self.times.get(node, 0) + 1
+        if node not in self.changed:
+            self.changed.append(node)
+
+
+def _memory_of(node: fx.Node) -> set[int]:
+    values = tree_leaves(node.meta.get("val")) if node.op != "output" else ()
+    return {x.untyped_storage()._cdata for x in values if isinstance(x, Tensor) and x.layout is torch.strided}
+
+
+def _is_mutable(op: Any) -> bool:
+    return isinstance(op, OpOverload) and op._schema.is_mutable
+
+
+def _written_by(node: fx.Node) -> list[Any]:
+    """The arguments that a node writes to."""
+    if not _is_norm(node):
+        return [node.args[0]]
+    return [statistic for statistic in node.args[3:5] if statistic is not None] if node.args[5] else []
+
+
+@functools.cache
+def _form(op: OpOverload) -> OpOverload | None:
+    """The operation that returns what another writes to its first argument; None if there is none, or what it is is drawn."""
+    name, overload = op._schema.name.removeprefix("aten::"), op._overloadname
+    if op.namespace != "aten" or not name.endswith("_") or name.startswith("_") or name in _LEFT or "dropout" in name:
         return None
-    held: dict[fx.Node, fx.Node] = {}
-    for node in sorted(writes, key=place.__getitem__):
-        for written, value in (_norm if _is_norm(node) else _write)(graph, node):
-            at = place[value] = place[node]
-            later = {user for user in written.users if place.get(user, at) > at}
-            written.replace_all_uses_with(value, delete_user_cb=later.__contains__)
-            first = next((p for p, last in held.items() if last is written), written)
-            if first.op == "placeholder":
-                held[first] = value
-    return {node: held[node] for node in graph.nodes if node in held}
+    form = getattr(getattr(_aten, name[:-1], None), overload, None)
+    writes = [a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments]
+    if form is None or any(writes[1:]) or torch.Tag.nondeterministic_seeded in op.tags:
+        return None
+    same = [a.name for a in op._schema.arguments] == [a.name for a in form._schema.arguments]
+    return form if same and not form._schema.is_mutable and len(form._schema.returns) == 1 else None
 
 
 def _is_norm(node: fx.Node) -> bool:
@@ -82,54 +242,19 @@ def _is_plain_norm(node: fx.Node) -> bool:
     return numbers and isinstance(training, bool) and (tracked or mean is variance)
 
 
-def _is_plain(node: fx.Node, place: dict[fx.Node, int]) -> bool:
-    """Whether a write is one of a known kind, to memory that no view is of, and in the dtype of what is written to."""
-    source = node.args[0] if node.target in _FORMS else None
-    if not isinstance(source, fx.Node) or not (source.op == "placeholder" or _is_own(source)):
-        return False
-    own = node.meta["val"]
-    if any(place[user] < place[node] and not _is_own(user) for user in source.users):
-        return False
-    others = [n.meta["val"] for n in node.all_input_nodes]
-    return all(not isinstance(x, Tensor) or x.dtype == own.dtype for x in others) or node.target is _aten.copy_.default
-
-
-def _is_own(node: fx.Node) -> bool:
-    """Whether a node's value lies in memory that is no argument's, or in that of what it writes to."""
-    op = node.target
-    if not isinstance(op, OpOverload) or op in _OWN_MEMORY or op in _FORMS:
-        return isinstance(op, OpOverload)
-    composite = op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return not composite and not any(r.alias_info is not None for r in op._schema.returns)
-
-
-def _write(graph: fx.Graph, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-    """Replace a write; returns what was written to and what it holds now."""
-    with graph.inserting_before(node):
-        value = emit(graph, node, _FORMS[node.target], *node.args, **node.kwargs)
-    source: Any = node.args[0]
-    node.replace_all_uses_with(value)
-    graph.erase_node(node)
-    return [(source, value)]
-
-
-def _norm(graph: fx.Graph, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-    """The same of a batch norm, which writes its statistics while it trains."""
+def _norm(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """A batch norm's result, and the statistics that it leaves while it trains, by an operation that writes nothing."""
     x, w, b, mean, variance, training, *rest, _ = node.args
     statistics: list[Any] = [] if mean is None else [mean, variance]
-    with graph.inserting_before(node):
-        if not training:
-            made = emit(graph, node, _aten._native_batch_norm_legit_no_training.default, x, w, b, mean, variance, *rest)
-        elif statistics:
-            op = _aten._native_batch_norm_legit_functional.default
-            made = emit(graph, node, op, x, w, b, *statistics, True, *rest)
-        else:
-            made = emit(graph, node, _aten._native_batch_norm_legit.no_stats, x, w, b, True, *rest)
-        result = emit(graph, node, operator.getitem, made, 0)
-        after = [emit(graph, node, operator.getitem, made, 3 + i) for i in range(len(statistics) if training else 0)]
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
-    return list(zip(statistics, after))
+    if not training:
+        made = emit(graph, node, _aten._native_batch_norm_legit_no_training.default, x, w, b, mean, variance, *rest)
+    elif statistics:
+        op = _aten._native_batch_norm_legit_functional.default
+        made = emit(graph, node, op, x, w, b, *statistics, True, *rest)
+    else:
+        made = emit(graph, node, _aten._native_batch_norm_legit.no_stats, x, w, b, True, *rest)
+    result = emit(graph, node, operator.getitem, made, 0)
+    return result, [emit(graph, node, operator.getitem, made, 3 + i) for i in range(len(statistics) if training else 0)]
 
 
 def detach_what_is_read(body: fx.GraphModule) -> None:

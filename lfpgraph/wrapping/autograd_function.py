@@ -123,8 +123,8 @@ def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequen
 
 
 def _memory(values: Sequence[Any]) -> set[int]:
-    """Which memory the tensors among the values lie in: a view shares it with what it is a view of."""
-    return {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor)}
+    """Which memory the tensors among the values lie in: a view shares it with what it is a view of. Sparse ones have none."""
+    return {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor) and v.layout is torch.strided}
 
 
 def _restore(ctx: Any) -> list[Any]:

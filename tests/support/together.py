@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lfpgraph.errors import DataDependentError
+from lfpgraph.graph.graph import OpGraph
+from lfpgraph.tracing.tracer import trace
+
 from .ways import Grads, Inputs, compare
 
 __all__ = ["Case", "Joint", "by_writes"]
@@ -51,6 +55,15 @@ class Joint:
     @property
     def source(self) -> str:
         return "\n".join(f"# seed {case.seed}\n{case.source}" for case in self.cases)
+
+    def trace(self) -> OpGraph:
+        """The graph of all; of one alone that decides on a tensor's value, of the way it takes."""
+        try:
+            return trace(self.module, self.inputs, dynamic=False)
+        except DataDependentError:
+            if len(self.cases) > 1:
+                raise
+            return trace(self.module, self.inputs, dynamic=False, fallback="retrace")
 
     def parted(self, grads: Grads) -> list[Grads]:
         """What belongs to each case, by the names that it has there."""

@@ -8,13 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...comparison.examples import held_back
 from ...demo.data import Arrays
 from .harness import Case, Settings, Way, fit
 
-__all__ = ["at_best", "chosen_rates", "tuned"]
+__all__ = ["at_best", "best_by_folds", "chosen_rates", "tuned"]
 
 
 def chosen_rates(
@@ -77,6 +78,34 @@ def at_best(
 
     cases = settings.runs.together([partial(run, way) for way in ways])
     return cases, [f"{name}, {c.way}: rate {c.more['lr']:g}, chosen on a validation part" for c in cases]
+
+
+def best_by_folds(
+    model: nn.Module, way: Way, rates: Sequence[float], train: Arrays, test: Arrays, settings: Settings, *,
+    folds: int = 4, name: str = "", **how: Any,
+) -> tuple[Case, str]:  # fmt: skip
+    """A way at its own best rate, on held-out data, and a note of the rate; chosen by folds of the training set.
+
+    Each fold is left out once, with a seed of its own, so all of the training set judges every rate. Larger scores are better.
+
+    Args:
+        how: what `fit` takes besides.
+    """
+    order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(1))
+    parts = order.chunk(folds)
+
+    def without(k: int) -> list[float]:
+        rest = torch.cat([part for i, part in enumerate(parts) if i != k])
+        inner, left_out = ((train[0][part], train[1][part]) for part in (rest, parts[k]))
+        tries, once = [replace(way, lr=rate) for rate in rates], replace(settings, seeds=1, first=settings.first + k)
+        return [case.mean for case in fit(model, tries, inner, left_out, once, name=f"{name}, without part {k}", **how)]
+
+    by_fold = settings.runs.together([partial(without, k) for k in range(folds)])
+    tried = dict(zip(rates, map(list, zip(*by_fold))))
+    rate = max(rates, key=lambda rate: sum(tried[rate]) if math.isfinite(sum(tried[rate])) else -math.inf)
+    (case,) = fit(model, [replace(way, lr=rate)], train, test, settings, name=name, **how)
+    case.more |= {"lr": rate, "tried": {f"{r:g}": values for r, values in tried.items()}}
+    return case, f"{name}, {case.way}: rate {rate:g}, chosen by {folds} folds of the training set"
 
 
 def tuned(

@@ -11,7 +11,7 @@ from ..common.data import flat_digits
 from ..common.drawing import draw_curves
 from ..common.harness import Report, Settings, Way, accuracy
 from ..common.models import mlp, seeded
-from ..common.rates import tuned
+from ..common.rates import at_best, tuned
 
 __all__ = ["run"]
 
@@ -45,7 +45,7 @@ def run(settings: Settings) -> Report:
         for width in (1e-2, 3e-2, 1e-1)
     ]
     epochs = round(EPOCHS * PASSES)
-    found, chosen = tuned(
+    found, chosen = at_best(
         start(0), blind, (1e-3, 1e-2, 1e-1, 1.0), train, test, settings, epochs=epochs, name="digits", start=start
     )
     return Report("metric", "accuracy", cases + found, draw_curves, (10, 4), notes + chosen)

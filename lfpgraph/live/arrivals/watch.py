@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ..notes import is_compressed
+
 __all__ = ["Watch", "feed", "watching"]
 
 
@@ -179,6 +181,8 @@ def _forget(key: int, ref: weakref.ref[_Arrival]) -> None:
 
 
 def _equal(gradient: Tensor, parts: Sequence[Tensor]) -> bool:
+    if is_compressed(gradient) and all(is_compressed(p) for p in parts):
+        gradient, parts = gradient.values(), [p.values() for p in parts]
     if gradient.is_meta or (len(parts) == 1 and type(gradient) is Tensor and gradient.is_set_to(parts[0])):
         return True
     with torch.no_grad():

@@ -45,6 +45,7 @@ _TABLE = {
     ("autograd/forward_ad.py", "make_dual"): "takes forward-mode derivatives inside forward",
     ("_tensor.py", "register_hook"): "sets a hook on a tensor",
     ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
+    ("autograd/graph.py", "register_multi_grad_hook"): "sets a hook on a tensor",
     ("random.py", "manual_seed"): _SEEDS,
     ("random.py", "seed"): _SEEDS,
     ("random.py", "set_rng_state"): "sets torch's random generator",
@@ -68,6 +69,7 @@ _BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user"
 _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system")
 _READS = ("item", "tolist", "numpy", "__array__")
 _NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
+_NODE_HOOKS = ("register_hook", "register_prehook")
 _HARMLESS = ("fspath", "getpid")
 
 
@@ -166,6 +168,8 @@ class Suspects:
             words = None if in_memory else "reads or writes a file"
         elif isinstance(owner, type) and owner.__module__ == "datetime":
             words = _CLOCK if name in ("now", "utcnow", "today") else None
+        elif name in _NODE_HOOKS:
+            words = "sets a hook on an autograd node"
         elif function.__module__ == "builtins":
             words = _BUILTINS.get(name)
         elif function.__module__ == "_warnings":

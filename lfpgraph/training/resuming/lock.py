@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import TrainingError
+from ...errors import TrainingError, printable
 
 __all__ = ["locked"]
 
@@ -27,12 +27,22 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder.
 
     Raises:
-        TrainingError: another run is in it, of this process or of another, or the folder cannot be made.
+        TrainingError: another run is in it, of this process or of another, or the folder cannot be made, or read again.
     """
     try:
+        if "\0" in str(folder.absolute()):
+            raise TrainingError(
+                f"{printable(str(folder))} holds a zero, which no name of a folder may: give another folder"
+            )
+        str(folder.absolute()).encode()  # checkpoints are read by libraries that take names of Unicode alone
         folder.mkdir(parents=True, exist_ok=True)
         with _own:
             handle, key = _take(folder / _NAME)
+    except UnicodeEncodeError as error:
+        raise TrainingError(
+            f"the name of the folder {printable(str(folder))} is no text, so that its checkpoints could not be read again: "
+            "give another folder"
+        ) from error
     except OSError as error:
         raise TrainingError(f"cannot make the folder {folder}, or its {_NAME}: {error.strerror}") from error
     try:

@@ -1,0 +1,64 @@
+"""Matrix products by oneDNN, on processors where PyTorch's own leave half of the machine unused.
+
+`torch.mm` calls MKL, which on processors of AMD does not use the widest vector registers (AVX512). oneDNN, which comes with
+PyTorch as well, does: there a product of float32 takes half the time (docs/performance.md). The walk back takes it; a
+model's forward keeps `torch.mm`, so that what a wrapped model answers is what the plain model answers, to the digit.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["addmm", "mm", "mm_into", "onednn_is_quicker"]
+
+LEAST = 1 << 20  # multiplications from which on a product by oneDNN is quicker; below, its start is what counts
+_PLAIN = (Tensor, nn.Parameter)
+
+
+@functools.cache
+def onednn_is_quicker() -> bool:
+    """Whether this machine is one where oneDNN's products are the quicker ones; by its processor and PyTorch's build alone,
+    so that two runs on one machine round alike."""
+    found = Path("/proc/cpuinfo")
+    processor = found.read_text(errors="replace") if found.is_file() else platform.processor()
+    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return "AuthenticAMD" in processor and libraries and known and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _fits(*xs: Tensor) -> bool:
+    """Whether a product a @ b, given last, is one for oneDNN: large, of plain float32 tensors of the CPU."""
+    a, b = xs[-2:]
+    return (
+        onednn_is_quicker()
+        and a.shape[0] * a.shape[1] * b.shape[1] >= LEAST
+        and all(type(x) in _PLAIN and x.dtype is torch.float32 and x.device.type == "cpu" for x in xs)
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mm`: [n, k] and [k, m] give [n, m]."""
+    if _fits(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return torch.mm(a, b)
+
+
+def addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """`torch.addmm`: c + a @ b, where c has the shape of the product or one that is stretched to it."""
+    if beta == alpha == 1 and c.shape == (a.shape[0], b.shape[1]) and _fits(c, a, b):
+        return torch.ops.mkldnn._linear_pointwise.binary(a, c, b.t(), None, "add")
+    return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+
+
+def mm_into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    """a @ b, plus c where it is given, written into `out`."""
+    if _fits(a, b):
+        product = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+        return out.copy_(product) if c is None else torch.add(product, c, out=out)
+    return torch.mm(a, b, out=out) if c is None else torch.addmm(c, a, b, out=out)

@@ -1,0 +1,80 @@
+"""Products of the walk back by oneDNN are those of torch.mm; a forward keeps torch.mm itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.native import matmul
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of PyTorch has no oneDNN"
+)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Has oneDNN taken for every product; the sizes of the products that it was asked for."""
+    found: list[tuple[int, ...]] = []
+    fits = matmul._fits
+
+    def watched(*xs: Tensor) -> bool:
+        if fits(*xs):
+            found.append(tuple(xs[-1].shape))
+            return True
+        return False
+
+    monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: True)
+    monkeypatch.setattr(matmul, "LEAST", 1)
+    monkeypatch.setattr(matmul, "_fits", watched)
+    return found
+
+
+LAYOUTS = [lambda x: x, lambda x: x.t().contiguous().t(), lambda x: x.repeat(2, 2)[::2, : x.shape[1]]]
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("second", LAYOUTS)
+def test_the_product_is_that_of_torch(first, second, taken: list[tuple[int, ...]]) -> None:
+    a, b, c = first(torch.randn(7, 12)), second(torch.randn(12, 9)), torch.randn(7, 9)
+    exact = (a.double() @ b.double()).float()
+    torch.testing.assert_close(matmul.mm(a, b), exact)
+    torch.testing.assert_close(matmul.addmm(c, a, b), exact + c)
+    torch.testing.assert_close(matmul.mm_into(torch.empty(7, 9), a, b), exact)
+    torch.testing.assert_close(matmul.mm_into(torch.empty(7, 9), a, b, c), exact + c)
+    total = c.clone()
+    assert matmul.mm_into(total, a, b, total) is total
+    torch.testing.assert_close(total, exact + c)
+    assert taken == [(12, 9)] * 5
+
+
+def test_what_onednn_has_not_is_torchs(taken: list[tuple[int, ...]]) -> None:
+    a, b = torch.randn(4, 6), torch.randn(6, 5)
+    row, whole = torch.randn(5), torch.randn(4, 5)
+    assert torch.equal(matmul.mm(a.double(), b.double()), a.double() @ b.double())
+    assert matmul.mm(a[:0], b).shape == (0, 5)
+    assert torch.equal(matmul.addmm(row, a, b), torch.addmm(row, a, b))
+    assert torch.equal(matmul.addmm(whole, a, b, alpha=2), torch.addmm(whole, a, b, alpha=2))
+    assert taken == []
+
+
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon", "gradient"])
+def test_a_walk_takes_it_and_a_forward_does_not(composite: str, taken: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
+    x, y = torch.randn(8, 12), torch.randint(5, (8,))
+    feedback, answers = [], []
+    for onednn in (False, True):
+        wrapped = lfpgraph.wrap(nn.Sequential(*model), composite, engine="static")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(matmul, "LEAST", 1 if onednn else 1 << 40)
+            answers.append(wrapped(x))
+            assert taken == []
+            wrapped.zero_grad()
+            nn.functional.cross_entropy(answers[-1], y).backward()
+        assert bool(taken) == onednn
+        feedback.append([p.grad.clone() for p in wrapped.parameters()])
+    assert torch.equal(answers[0], model(x)) and torch.equal(answers[1], model(x))
+    torch.testing.assert_close(feedback[1], feedback[0])
