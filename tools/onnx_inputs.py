@@ -59,12 +59,17 @@ def _drawn(session: Any, package: str, batch: int, length: int, height: int, siz
     Whole numbers are below `most`, and ones where the input is a mask.
     """
     draw, found = torch.Generator().manual_seed(0), {}
+    named: dict[Any, int] = {}  # what has one name has one size
     for given in session.get_inputs():
         sizes = SIZES.get(package, {}).get(given.name)
         if sizes is None or len(sizes) != len(given.shape):
             picture = len(given.shape) == 4
-            open_sizes = [batch, *([size, height, size] if picture else [length] * (len(given.shape) - 1))]
-            sizes = tuple(n if isinstance(n, int) and n > 0 else open_sizes[i] for i, n in enumerate(given.shape))
+            front = size if given.shape[-1] in (1, 3) else 3  # of a picture with channels behind, its height
+            open_sizes = [batch, *([front, height, size] if picture else [length] * (len(given.shape) - 1))]
+            sizes = tuple(
+                n if isinstance(n, int) and n > 0 else named.setdefault(n or (given.name, i), open_sizes[i])
+                for i, n in enumerate(given.shape)
+            )
         kind = TYPES[given.type[7:-1]]
         if given.name in NUMBERS:
             found[given.name] = torch.tensor(NUMBERS[given.name]).to(kind)
