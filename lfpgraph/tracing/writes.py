@@ -41,10 +41,10 @@ def return_writes(graph: fx.Graph) -> dict[fx.Node, fx.Node] | None:
         For each placeholder that was written to what it holds in the end. None, and the graph writes what it did, where it
         has writes of another kind.
     """
-    if any(_is_mutable(node.target) for node in graph.nodes):
-        for node in list(graph.nodes):
-            if node.target is _aten.broadcast_tensors.default:
-                _as_expanded(graph, node)
+    written = set().union(*(_memory_of(node.args[0]) for node in graph.nodes if _is_mutable(node.target)))
+    for node in list(graph.nodes):
+        if node.target is _aten.broadcast_tensors.default and _memory_of(node) & written:
+            _as_expanded(graph, node)
     memory = _Memory(graph)
     return memory.held() if memory.is_plain() else None
 
