@@ -241,7 +241,7 @@ BORROWED = {
     "loops": {".recurrent", ".recurrent_loops", ".views", "functools", "threading"},
     "norms": {".views"},
     "recurrent": {"torch.nn.functional"},
-    "recurrent_loops": {".recurrent", "functools", "lfpgraph.native.loops"},
+    "recurrent_loops": {".recurrent", "functools", "lfpgraph.native.loops", "lfpgraph.native.matmul"},
     "reductions": {".views"},
     "statistics": {".views"},
     "sums": {".activations", ".linear", ".views"},

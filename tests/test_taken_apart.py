@@ -122,7 +122,7 @@ class Writes(nn.Module):
 
 
 class WritesToView(nn.Module):
-    """Writes to what a view is of, which torch's own way follows."""
+    """Writes to what a view is of, and reads the view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class WritesToView(nn.Module):
         (lambda: Writes().eval(), True),
         (lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU(inplace=True)), True),
         (lambda: nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), nn.Hardtanh(inplace=True)), False),
-        (WritesToView, False),
+        (WritesToView, True),
     ],
     ids=["train", "eval", "no statistics", "instance norm", "view"],
 )

@@ -114,8 +114,10 @@ class _Memory:
     def _is_known(self, write: fx.Node, node: fx.Node) -> bool:
         """Whether what is written to a node can be put into what it is a view of."""
         if write.target is _aten.detach_.default:  # for no one else who reads that memory
-            alike = [other for other, root in self.root.items() if root is self.root.get(node)]
-            return all(other is self.root[node] or other in self.writes for other in alike[: alike.index(write)])
+            if node not in self.root or write not in self.root:
+                return False
+            alike = [other for other, root in self.root.items() if root is self.root[node]]
+            return write in alike and all(other is self.root[node] or other in self.writes for other in alike[: alike.index(write)])
         while node in self.source:
             if not self._is_same(node) and not can_be_put_back(node, self.source[node]):
                 return False
@@ -221,12 +223,18 @@ def _form(op: OpOverload) -> OpOverload | None:
     name, overload = op._schema.name.removeprefix("aten::"), op._overloadname
     if op.namespace != "aten" or not name.endswith("_") or name.startswith("_") or name in _LEFT or "dropout" in name:
         return None
-    form = getattr(getattr(_aten, name[:-1], None), overload, None)
     writes = [a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments]
-    if form is None or any(writes[1:]) or torch.Tag.nondeterministic_seeded in op.tags:
+    packet = getattr(_aten, name[:-1], None)
+    if packet is None or any(writes[1:]) or torch.Tag.nondeterministic_seeded in op.tags:
         return None
-    same = [a.name for a in op._schema.arguments] == [a.name for a in form._schema.arguments]
-    return form if same and not form._schema.is_mutable and len(form._schema.returns) == 1 else None
+    named = [overload, *packet.overloads()]  # `pow_.Scalar` is `pow.Tensor_Scalar`; `pow.Scalar` is another operation
+    forms = [getattr(packet, other) for other in named if other in packet.overloads()]
+    alike = (form for form in forms if _arguments(form) == _arguments(op) and len(form._schema.returns) == 1)
+    return next((form for form in alike if not form._schema.is_mutable), None)
+
+
+def _arguments(op: OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
 
 
 def _is_norm(node: fx.Node) -> bool:
