@@ -208,6 +208,16 @@ def test_a_full_disk_behind_the_output(
     assert capsys.readouterr().err.endswith("No space left on device\n")
 
 
+def test_weights_take_the_place_of_no_pipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor of a device: the file of weights is put in place whole, and /dev/null would be gone."""
+    os.mkfifo(folder / "pipe")
+    assert run_cli(monkeypatch, *TRAIN, "--save", "pipe", "--epochs", "1") == 1
+    assert capsys.readouterr().err == "lfpgraph: cannot write pipe: it is no regular file\n"
+    assert (folder / "pipe").is_fifo()
+
+
 def test_letters_that_the_terminal_does_not_have(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,7 +171,7 @@ def train(
         composite=rules, seed=seed, compare=compare,
     )  # fmt: skip
     train_set, test_set = datasets(call_target(make_data, data), data)
-    writable(out, save, json_file)
+    writable(out, json_file, replaced=save)
     with _threads(threads):
         results = _train_all([(model, build, options)], train_set, test_set, loss)
     if save is not None:

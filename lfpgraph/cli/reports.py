@@ -179,14 +179,20 @@ def report_on(target: str, composite: str = "lfp", quiet: bool = False) -> Any:
         return first_report(found, composite)
 
 
-def writable(*files: Path | None) -> None:
-    """Refuse a path that cannot be written before the work, not after it; and one that is given twice."""
+def writable(*files: Path | None, replaced: Path | None = None) -> None:
+    """Refuse a path that cannot be written before the work, not after it; and one that is given twice.
+
+    Args:
+        replaced: one that another file will take the place of, and so may be no device or pipe: `/dev/null` would be gone.
+    """
     seen: set[Path] = set()
-    for file in (file for file in files if file not in (None, STDOUT)):
+    for file in (file for file in (*files, replaced) if file not in (None, STDOUT)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_dir():
                 raise TargetError(f"cannot write {file}: it is a folder")
+            if file is replaced and file.exists() and not file.is_file():
+                raise TargetError(f"cannot write {file}: it is no regular file")
             new = not file.exists()
             if new or file.is_file():  # no pipe, whose reader would take this for all
                 file.open("ab").close()
