@@ -117,7 +117,9 @@ class _Memory:
             if node not in self.root or write not in self.root:
                 return False
             alike = [other for other, root in self.root.items() if root is self.root[node]]
-            return write in alike and all(other is self.root[node] or other in self.writes for other in alike[: alike.index(write)])
+            return write in alike and all(
+                other is self.root[node] or other in self.writes for other in alike[: alike.index(write)]
+            )
         while node in self.source:
             if not self._is_same(node) and not can_be_put_back(node, self.source[node]):
                 return False
