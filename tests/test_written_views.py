@@ -142,3 +142,39 @@ def test_to_be_asked_for_its_size_parts_no_function(name: str, composite: str) -
     expected = gradients(lfpgraph.wrap(plain, composite, engine="live"), x)
     for engine in ("live", "static"):
         assert_same(gradients(lfpgraph.wrap(copy.deepcopy(asking), composite, engine=engine), x), expected, 1e-9)
+
+
+class Passes(nn.Module):
+    """Hands on the greatest of each row of y, and of x what stands there: autograd reads no greatest value again."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (y >= y.amax(-1, keepdim=True)).to(x.dtype) * x
+
+
+class WrittenBehind(nn.Module):
+    """Writes to what a mask was made of."""
+
+    def __init__(self, in_place: bool, hooked: bool) -> None:
+        super().__init__()
+        self.first, self.passes, self.in_place = nn.Linear(5, 4), Passes(), in_place
+        if hooked:
+            self.passes.register_full_backward_hook(lambda *seen: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        passed = self.passes(h.exp(), h) if self.in_place else self.passes(h.exp(), h.clone())
+        h = h.add_(0.5) if self.in_place else h + 0.5
+        return passed.sum(-1) + h.sum(-1)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_what_only_reward_comes_to_may_be_written_to(hooked: bool) -> None:
+    """Plain autograd never runs the node of the maximum that a mask is made of."""
+    torch.manual_seed(0)
+    in_place, apart = WrittenBehind(True, hooked).double(), WrittenBehind(False, hooked).double()
+    apart.load_state_dict(in_place.state_dict())
+    assert all(g is not None for g in gradients(copy.deepcopy(in_place), torch.randn(3, 5).double()).values())
+    live, twin = (lfpgraph.wrap(net, engine="live") for net in (in_place, apart))
+    for _ in range(5):
+        x = torch.randn(3, 5, dtype=torch.float64)
+        assert_same(gradients(live, x), gradients(twin, x), 1e-12)

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arrivals.saved import Saved
 from .notes import hands_on, tensors_among
 from .values import Values, tensor_of
 
-__all__ = [
-    "LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake",
-]  # fmt: skip
+__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -122,8 +121,8 @@ def goes_on(slot: int) -> bool:
 class Sources:
     """Which values that autograd follows those were made of that it does not follow."""
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
+    def __init__(self, values: Values, saved: Saved) -> None:
+        self._values, self._saved = values, saved
         self._of: dict[int, frozenset[int]] = {}
         self._tensors: dict[int, Tensor] = {}
 
@@ -175,7 +174,9 @@ class Sources:
                 found |= self._of.get(n, frozenset())
             elif n not in values.aliases:
                 found.add(n)
-                self._tensors.setdefault(n, tensor_of(args, values, n))
+                if n not in self._tensors:
+                    self._tensors[n] = tensor_of(args, values, n)
+                    self._saved.add_ways(node for node, _ in values.places(n))
         return frozenset(found)
 
 
@@ -184,10 +185,9 @@ class Shadows:
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self.noted: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # by the identity of what the model sees: that, and its shadow
-        self._seen: dict[int, Tensor] = {}  # by the identity of a shadow: what the model sees
+        # by the identity of what the model sees: that, and its shadow; by that of a shadow: what the model sees
+        self.noted: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[int, Tensor] = {}
 
     def given(self, args: Any, kwargs: Any, writes: bool) -> tuple[Any, Any] | None:
         """The arguments with shadows in their places; None if there are none. What such values are written to gets one, too."""

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ..kernels import halved
+from .arrivals.saved import Saved
 from .bridges import LARGE, bridge
-from .notes import NameLeaf, save_apart, storage_of
+from .notes import NameLeaf, storage_of
 from .operations import OWN_VIEW, OpInfo, without_out
 from .values import Values, tensor_of
 
@@ -98,6 +99,7 @@ class Kept(Values):
         halved: values kept in half of their memory, and for which epsilon.
         steps_done: how many steps the run has taken.
         written: a copy that a step writes to, which the model does not see.
+        saved: what autograd has saved for nodes that only bridges lead to.
     """
 
     def __init__(self, name_leaf: NameLeaf, expected: Any = None, keep_all: bool = False) -> None:
@@ -109,9 +111,7 @@ class Kept(Values):
         self.written: Tensor | None = None
         self.remade: dict[int, Remade] = {}
         self.halved: dict[int, float] = {}
-        self.saving_more: list[
-            Any
-        ] = []  # autograd nodes that save more than in the plain model, since shadows are followed
+        self.saved = Saved(self.edges, self.started)
         self._overwritten: set[int] = set()  # values whose memory holds something else by now
         self._stored: dict[
             int, list[tuple[Tensor, int]]
@@ -140,8 +140,7 @@ class Kept(Values):
         written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
         if written is None:
             return
-        for node in self.saving_more:
-            save_apart(node, storage_of(written), self.edges)
+        self.saved.copy(storage_of(written))
         for x, number in self._lying:
             if x.layout is torch.strided:
                 self._stored.setdefault(storage_of(x), []).append((x, number))

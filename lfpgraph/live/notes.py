@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -34,7 +34,6 @@ __all__ = [
     "is_over",
     "only_if_reached",
     "refs_in",
-    "save_apart",
     "storage_of",
     "tensors_among",
     "tensors_in",
@@ -222,26 +221,6 @@ def storage_of(x: Tensor) -> int:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x.untyped_storage()._cdata if x.layout is torch.strided else 0
-
-
-def save_apart(node: Any, storage: int, known: Container[Any]) -> None:
-    """Let an autograd node, and those that lead to it from known edges, have copies of what they have saved in some memory.
-
-    It is about to be written to, which the plain model may do there: its nodes save nothing for a mask that it does not follow.
-    """
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        for name in dir(node):
-            if name.startswith("_raw_saved_"):
-                raw, saved = getattr(node, name), getattr(node, name.replace("_raw", ""))
-                pairs = zip(raw, saved) if isinstance(raw, tuple) else [(raw, saved)]
-                for place, x in pairs:
-                    if isinstance(x, Tensor) and storage_of(x) == storage:
-                        place.register_hooks(torch.clone, lambda copy: copy)
-        stack += [
-            source for source, index in node.next_functions if source is not None and (source, index) not in known
-        ]
 
 
 def only_if_reached(node: Any) -> None:

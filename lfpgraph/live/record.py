@@ -56,7 +56,7 @@ class Record(Kept):
         self.paths: dict[int, str] = {}
         self.lines: dict[int, str] = {}
         self.path = self.root = root
-        self.sources, self.shadows = Sources(self), Shadows(self)
+        self.sources, self.shadows = Sources(self, self.saved), Shadows(self)
         self._bridged = False  # whether the result of the step at hand is followed over a bridge alone
         self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick
 
@@ -90,7 +90,9 @@ class Record(Kept):
             shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
             if shadowed is not None:
                 out = self.run(op, *shadowed)
-                self.saving_more += [x.grad_fn for x in tensors_among((out,), {}) if x.grad_fn is not None]
+                for x in tensors_among((out,), {}):
+                    if x.grad_fn is not None:
+                        self.saved.add_operation(x.grad_fn)
                 return self.shadows.seen(out, args, kwargs)
         info = info_of(op)
         if info.open is not None:

@@ -1,0 +1,78 @@
+"""What autograd has saved for nodes that plain autograd would not run, where the model writes to that memory.
+
+Over a bridge reward arrives at nodes that the plain model's backward pass never reaches: those of operations that read a
+shadow, and those that lead to values of which nothing but a mask, say, was made (`x >= x.amax()`: the maximum's node). To
+what these have saved the plain model may write. They get a copy of it before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Container, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..notes import is_older, storage_of
+
+__all__ = ["Saved"]
+
+
+class Saved:
+    """The nodes of one run that only bridges lead to, and what they have saved.
+
+    Args:
+        edges: of the run's values.
+        started: nodes with a smaller number are older than the run.
+    """
+
+    def __init__(self, edges: Container[tuple[Any, int]], started: int) -> None:
+        self._edges, self._started = edges, started
+        self._new: list[tuple[Any, bool]] = []  # nodes, and whether what leads to them counts as well
+        self._seen: set[tuple[Any, bool]] = set()
+        self._places: dict[int, list[Any]] = {}  # by storage: autograd's records of what lies there
+
+    def add_operation(self, node: Any) -> None:
+        """Count the nodes of one operation: this one, and those that lead to it from the run's values."""
+        self._new.append((node, False))
+
+    def add_ways(self, nodes: Iterable[Any]) -> None:
+        """Count nodes and all those of the run that lead to them."""
+        self._new += [(node, True) for node in nodes]
+
+    def copy(self, storage: int) -> None:
+        """Let them have copies of what they have saved in some memory, which is about to be written to."""
+        while self._new:
+            node, whole = self._new.pop()
+            if not self._seen.isdisjoint({(node, True), (node, whole)}) or is_older(node, self._started):
+                continue
+            for place in _places(node) if (node, False) not in self._seen else ():
+                if place.unpack_hook is None and isinstance(place.data, Tensor):  # else others have a say in it
+                    self._places.setdefault(storage_of(place.data), []).append(place)
+            self._seen.add((node, whole))
+            for source, index in node.next_functions:
+                if source is not None and (whole or (source, index) not in self._edges):
+                    self._new.append((source, whole))
+        for place in self._places.pop(storage, ()):
+            place.register_hooks(torch.clone, _as_it_is)
+
+
+def _as_it_is(copy: Tensor) -> Tensor:
+    return copy
+
+
+def _places(node: Any) -> Iterator[Any]:
+    """Autograd's records of what a node has saved; none where a backward pass has freed it."""
+    own = isinstance(node, torch._C._FunctionBase)
+    with contextlib.suppress(RuntimeError):
+        for name in ("_raw_saved_tensors",) if own else _names(node.__class__):
+            found = getattr(node, name) or ()
+            yield from found if isinstance(found, tuple | list) else (found,)
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    """Of a kind of torch's own nodes."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
