@@ -32,9 +32,8 @@ class Saved:
         self._edges, self._started = edges, started
         self._new: list[tuple[Any, bool]] = []  # nodes, and whether what leads to them counts as well
         self._seen: dict[Any, bool] = {}  # and whether what leads to them was counted
-        self._places: defaultdict[int, list[Any]] = defaultdict(
-            list
-        )  # by storage: autograd's records of what lies there
+        # by storage: autograd's records of what lies there
+        self._places: defaultdict[int, list[Any]] = defaultdict(list)
 
     def add_operation(self, node: Any) -> None:
         """Count the nodes of one operation: this one, and those that lead to it from the run's values."""
