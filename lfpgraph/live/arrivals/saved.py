@@ -7,9 +7,9 @@ what these have saved the plain model may write. They get a copy of it before.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Container, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -31,8 +31,9 @@ class Saved:
     def __init__(self, edges: Container[tuple[Any, int]], started: int) -> None:
         self._edges, self._started = edges, started
         self._new: list[tuple[Any, bool]] = []  # nodes, and whether what leads to them counts as well
-        self._seen: set[tuple[Any, bool]] = set()
-        self._places: dict[int, list[Any]] = {}  # by storage: autograd's records of what lies there
+        self._seen: dict[Any, bool] = {}  # and whether what leads to them was counted
+        # by storage: autograd's records of what lies there
+        self._places: defaultdict[int, list[Any]] = defaultdict(list)
 
     def add_operation(self, node: Any) -> None:
         """Count the nodes of one operation: this one, and those that lead to it from the run's values."""
@@ -46,12 +47,13 @@ class Saved:
         """Let them have copies of what they have saved in some memory, which is about to be written to."""
         while self._new:
             node, whole = self._new.pop()
-            if not self._seen.isdisjoint({(node, True), (node, whole)}) or is_older(node, self._started):
+            before = self._seen.get(node)
+            if before or before is whole or is_older(node, self._started):
                 continue
-            for place in _places(node) if (node, False) not in self._seen else ():
-                if place.unpack_hook is None and isinstance(place.data, Tensor):  # else others have a say in it
-                    self._places.setdefault(storage_of(place.data), []).append(place)
-            self._seen.add((node, whole))
+            self._seen[node] = whole
+            for place in _places(node) if before is None else ():
+                if place.unpack_hook is None and (saved := place.data) is not None:  # else others have a say in it
+                    self._places[storage_of(saved)].append(place)
             for source, index in node.next_functions:
                 if source is not None and (whole or (source, index) not in self._edges):
                     self._new.append((source, whole))
@@ -63,13 +65,14 @@ def _as_it_is(copy: Tensor) -> Tensor:
     return copy
 
 
-def _places(node: Any) -> Iterator[Any]:
+def _places(node: Any) -> list[Any]:
     """Autograd's records of what a node has saved; none where a backward pass has freed it."""
-    own = isinstance(node, torch._C._FunctionBase)
-    with contextlib.suppress(RuntimeError):
-        for name in ("_raw_saved_tensors",) if own else _names(node.__class__):
-            found = getattr(node, name) or ()
-            yield from found if isinstance(found, tuple | list) else (found,)
+    names = ("_raw_saved_tensors",) if isinstance(node, torch._C._FunctionBase) else _names(node.__class__)
+    try:
+        found = [getattr(node, name) for name in names]
+    except RuntimeError:
+        return []
+    return [place for one in found for place in (one if isinstance(one, tuple) else (one,)) if place is not None]
 
 
 @functools.cache
