@@ -33,6 +33,8 @@ LINES = {
     "detached before": "t = x * 1; d = t.detach(); t.mul_(y); v = t * d",
     "viewed": "t = x * 1; t.view(2, 8)[1].mul_(y.flatten()[:8]); v = t.sin()",
     "read before": "t = x * 1; u = t[0] * 2; t.reshape(-1)[:2].copy_(y[0, :2]); v = t * u",
+    "flat already": "m = (x * 2).flatten().tanh(); t = m[:1] * m; u = t.flatten(); t.sub_(0.2); v = u.tanh()",
+    "a power": "t = x * 1; t.pow_(2); t[0].mul_(y[0]); v = t * y",
     "filled": "t = x * 1; t[:, 0].zero_(); t[:, 1].fill_(0.5); v = t.sin()",
     "a buffer": "self.s[1:].add_(x[0].detach()); self.s.mul_(0.5); v = x * self.s[1]",
 }

@@ -131,8 +131,10 @@ class _Memory:
         if node in self.writes:
             return True
         mine, given = node.meta["val"], self.source[node].meta["val"]
-        view = node.target is _aten.detach.default or can_be_put_back(node, self.source[node])
-        if view or not (isinstance(mine, Tensor) and isinstance(given, Tensor)):
+        if not (isinstance(mine, Tensor) and isinstance(given, Tensor)):
+            return False
+        is_view = node.target is _aten.detach.default or can_be_put_back(node, self.source[node])
+        if is_view and node.target is not _aten.flatten.using_ints:  # which gives back what has one dimension
             return False
         return mine.dtype == given.dtype and str((mine.shape, mine.stride())) == str((given.shape, given.stride()))
 
