@@ -1,8 +1,9 @@
 """Matrix products by oneDNN, on processors where PyTorch's own leave half of the machine unused.
 
 `torch.mm` calls MKL, which on processors of AMD does not use the widest vector registers (AVX512). oneDNN, which comes with
-PyTorch as well, does: there a product of float32 takes half the time (docs/performance.md). The walk back takes it; a
-model's forward keeps `torch.mm`, so that what a wrapped model answers is what the plain model answers, to the digit.
+PyTorch as well, does: there a product of float32 takes half the time (docs/performance.md). The walk back takes it, and so do the
+loops over the steps of recurrent layers, both ways; all else in a forward keeps `torch.mm`, so that what a wrapped model
+answers is what the plain model answers, to the digit.
 """
 
 from __future__ import annotations
