@@ -43,10 +43,15 @@ def _fits(*xs: Tensor) -> bool:
     )
 
 
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return product
+
+
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """`torch.mm`: [n, k] and [k, m] give [n, m]."""
     if _fits(a, b):
-        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+        return _by_onednn(a, b)
     return torch.mm(a, b)
 
 
@@ -60,6 +65,6 @@ def addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1)
 def mm_into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """a @ b, plus c where it is given, written into `out`."""
     if _fits(a, b):
-        product = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+        product = _by_onednn(a, b)
         return out.copy_(product) if c is None else torch.add(product, c, out=out)
     return torch.mm(a, b, out=out) if c is None else torch.addmm(c, a, b, out=out)

@@ -114,12 +114,11 @@ class _Memory:
     def _is_known(self, write: fx.Node, node: fx.Node) -> bool:
         """Whether what is written to a node can be put into what it is a view of."""
         if write.target is _aten.detach_.default:  # for no one else who reads that memory
-            if node not in self.root or write not in self.root:
+            root = self.root.get(node)
+            if root is None or self.root.get(write) is not root:
                 return False
-            alike = [other for other, root in self.root.items() if root is self.root[node]]
-            return write in alike and all(
-                other is self.root[node] or other in self.writes for other in alike[: alike.index(write)]
-            )
+            alike = [other for other in self.root if self.root[other] is root]
+            return all(other is root or other in self.writes for other in alike[: alike.index(write)])
         while node in self.source:
             if not self._is_same(node) and not can_be_put_back(node, self.source[node]):
                 return False
