@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from .support.helpers import run_cli
+from .support.helpers import enter, run_cli
 
 SOURCE = """
 import torch
@@ -60,9 +59,7 @@ def regression():
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_model.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("own_model", None)
+    enter(monkeypatch, tmp_path, "own_model")
     return tmp_path
 
 

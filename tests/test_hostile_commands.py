@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from .support.helpers import run_cli
+from .support.helpers import enter, run_cli
 
 SOURCE = """
 import sys
@@ -152,9 +152,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
     for kind in ("onnx", "json", "pt2", "npy"):
         os.mkfifo(tmp_path / f"pipe.{kind}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("own", None)
+    enter(monkeypatch, tmp_path, "own")
     return tmp_path
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import struct
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .support.helpers import run_cli
+from .support.helpers import enter, run_cli
 
 pytestmark = pytest.mark.skipif(not Path("/dev/zero").exists(), reason="files that are devices are of Unix")
 
@@ -103,9 +102,7 @@ PROGRAMS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("own", None)
+    enter(monkeypatch, tmp_path, "own")
     return tmp_path
 
 

@@ -67,7 +67,7 @@ def export(
         raise TargetError("give one file to write: OUT, or --train-step FILE")
     rules = get_composite(composite or ("attnlrp" if what == "attribution" else "lfp"))
     rules = rules if epsilon is None else rules.with_options(epsilon=epsilon)
-    writable(path, json_file)
+    writable(json_file, replaced=path)  # a file that does not agree with the model is removed
     model, example = real_model(target, shape)
     if weights is not None:
         _load(model, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,13 @@ def lfp(
         return gradients(model, *args, **kwargs)
     finally:
         lfpgraph.unwrap(model)
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str) -> None:
+    """Work in a folder whose module is imported anew."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop(module, None)
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -69,22 +69,19 @@ def export(
     with eval_mode(flat):
         with torch.no_grad(), tracing():
             expected = flat(*tensors)
+        compared = dict(zip(names, tensors)), expected, tolerance
         if loaded is not None and (proto := loaded()) is not None:
             try:
-                _write(proto, path, external_data)
-                _compare(path, dict(zip(names, tensors)), expected, tolerance)
-                return path
+                return _put(proto, path, external_data, *compared)
             except OnnxError as error:
                 log.warning("the file that the model was loaded from does not hold it (%s); it is written anew", error)
         program = _to_onnx(flat, tensors, names, len(expected), opset or OPSET)
     _name_values(program.model.graph, "model.")  # FlatModel holds the model as `model`
-    _write(program, path, external_data)
-    _compare(path, dict(zip(names, tensors)), expected, tolerance)
-    return path
+    return _put(program, path, external_data, *compared)
 
 
-def _write(made: Any, path: Path, external_data: bool | None) -> None:
-    """Write what torch's exporter made, or a ModelProto."""
+def _put(made: Any, path: Path, external_data: bool | None, *compared: Any) -> Path:
+    """Write what torch's exporter made, or a ModelProto; a file that differs from the model, or does not open, is removed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(made, onnx.ModelProto):
@@ -95,6 +92,13 @@ def _write(made: Any, path: Path, external_data: bool | None) -> None:
             made.save(str(path), external_data=external_data)
     except OSError as error:
         raise OnnxError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        _compare(path, *compared)
+    except OnnxError:
+        path.unlink()
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+        raise
+    return path
 
 
 def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], outputs: int, opset: int) -> Any:
@@ -130,7 +134,7 @@ def _name_values(graph: Any, prefix: str) -> None:
 
 
 def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    """Run the file on the example and hold it against the model; a file that differs is removed."""
+    """Run the file on the example and hold it against the model."""
     from ..runtime.trainer import open_session
 
     session = open_session(path, 0, ["CPUExecutionProvider"])
@@ -141,8 +145,6 @@ def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], 
         size = float(np.linalg.norm(b))
         distance = float(np.linalg.norm(a - b)) / size if size else float(np.linalg.norm(a))
         if a.shape != b.shape or not distance <= tolerance:
-            path.unlink()
-            path.with_name(f"{path.name}.data").unlink(missing_ok=True)
             raise OnnxError(
                 f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than tolerance={tolerance}"
             )
