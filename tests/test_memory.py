@@ -71,7 +71,7 @@ def test_what_is_light_is_made_again() -> None:
     assert_same(gradients(model, x), expected, 1e-5)
     one = 512 * 64 * 4
     assert (
-        kept(model, {"x": x}) <= 9 * one
+        kept(model, {"x": x}) <= 12 * one  # with every spike and every sum it would be 18
     )  # products and every few sums; each spike and each sum beside them would be 18
 
 
