@@ -108,7 +108,7 @@ class Clipped(TwoTables):
     """Token ids of which those beyond a number are others, and numbers of tokens whose embeddings are taken once more."""
 
     def forward(self, ids: Tensor, places: Tensor | None = None) -> Tensor:
-        known = torch.where(ids > 8, 8, ids)
+        known = torch.where(ids > 8, 8, ids).view(-1, ids.shape[-1])
         words = self.words(known * (known > 1)).tanh()
         return self.out(words[0] if places is None else nn.functional.embedding(places, words[0]).tanh())  # type: ignore[no-any-return]
 
