@@ -86,7 +86,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("suggested", "rates that suggest_lr suggests beside the best of a grid: digits, characters"),
         Experiment("transformers.trainer", "models of three kinds under transformers.Trainer's default settings"),
         Experiment("architectures.unseen_images", "an MLP-Mixer and a GRU, on which nothing was chosen: digits"),
-        Experiment("transformers.unseen_texts", "language models of LSTMs and Mamba, on which nothing was chosen"),
+        Experiment("transformers.unseen_texts", "a language model of LSTMs, on which nothing was chosen"),
         Experiment("transfer", "half of the digits by backprop, then the other half by feedback"),
         Experiment("transformers.vit", "a ViT of transformers, random weights, on digits"),
     )
