@@ -111,7 +111,8 @@ def test_a_run_that_fails_in_its_process_is_told() -> None:
 
 LONG = """
     activations captions convergence deltanet diffusion fields forecasting further_rewards graphs hybrids language
-    finetune policies optimizers routing sequences rule spike_rewards spiking suggested trainer transfer vit
+    finetune policies optimizers routing sequences rule spike_rewards spiking suggested trainer transfer
+    unseen_images unseen_texts vit
 """.split()
 
 

@@ -24,7 +24,8 @@ def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -
         outputs: a float tensor of a wrapped model, any shape.
         reward: same shape, or broadcastable to it.
         epsilon: stabilizer for outputs near zero. An output of exactly zero (a spike that did not happen) gives its reward
-            the signal `reward / epsilon`; the rules of thresholds read it back with the default.
+            the signal `reward / epsilon`; the thresholds of `lfp-snn` read it back with the default. Other composites, `lfp`
+            among them, do not: give 1.0 for spikes there.
 
     Raises:
         RewardError: the shapes do not fit, or outputs carry no signal while autograd is on.

@@ -16,7 +16,7 @@ from .trainer import Trainer
 __all__ = ["suggest_lr"]
 
 _MEMORY = 0.9  # of the mean over steps before
-_SHARE = 0.25  # of the rate at which the loss was least
+_SHARE = 0.1  # of the rate at which the loss was least; see docs/experiments.md, suggested
 
 
 def suggest_lr(
@@ -25,7 +25,7 @@ def suggest_lr(
     """The greatest rate to give a schedule that warms up and decays ("onecycle"), for this model, data and composite.
 
     A copy of the model trains for some steps while the rate grows from `lowest` to `highest`. The loss falls, then rises;
-    suggested is a quarter of the rate at which its running mean was least, rounded to two digits. The model and the random
+    suggested is a tenth of the rate at which its running mean was least, rounded to two digits. The model and the random
     generators stay as they were.
 
     Args:

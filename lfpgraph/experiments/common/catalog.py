@@ -85,6 +85,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("discrete.spiking", "LIF networks on digits: beta 0.3, 0.6, 0.9 and 5, 15, 25 steps"),
         Experiment("suggested", "rates that suggest_lr suggests beside the best of a grid: digits, characters"),
         Experiment("transformers.trainer", "models of three kinds under transformers.Trainer's default settings"),
+        Experiment("architectures.unseen_images", "an MLP-Mixer and a GRU, on which nothing was chosen: digits"),
+        Experiment("transformers.unseen_texts", "a language model of LSTMs, on which nothing was chosen"),
         Experiment("transfer", "half of the digits by backprop, then the other half by feedback"),
         Experiment("transformers.vit", "a ViT of transformers, random weights, on digits"),
     )
