@@ -58,7 +58,7 @@ def expected(proto: Any, x: Any = X) -> Any:
             for how in ("NONE", "LOGISTIC", "SOFTMAX")
         ),
         *(linear("SVMRegressor", kernel_type=kernel, **SVM) for kernel in ("LINEAR", "POLY", "RBF", "SIGMOID")),
-        linear("SVMRegressor", **{**SVM, "coefficients": WEIGHTS[:3], "support_vectors": [], "n_supports": 0}),
+        linear("SVMRegressor", coefficients=WEIGHTS[:3], rho=[0.3], kernel_params=[0.3, 0.5, 2.0]),
     ],
     ids=lambda proto: proto.graph.node[0].op_type,
 )  # fmt: skip
