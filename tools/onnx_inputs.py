@@ -60,8 +60,9 @@ def _drawn(session: Any, package: str, batch: int, length: int, height: int, siz
     """
     draw, found = torch.Generator().manual_seed(0), {}
     named: dict[Any, int] = {}  # what has one name has one size
+    voice = VOICE if {i.name for i in session.get_inputs()} == {"input", "state", "sr"} else {}
     for given in session.get_inputs():
-        sizes = SIZES.get(package, {}).get(given.name)
+        sizes = SIZES.get(package, voice).get(given.name)
         if sizes is None or len(sizes) != len(given.shape):
             picture = len(given.shape) == 4
             front = (

@@ -52,7 +52,8 @@ def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
     same = {node}
     for user in graph.operations():
         behind = hanging.intersection(user.all_input_nodes)
-        hanging |= {user} if behind and _rank(user) >= 0 else set()  # sizes do not: they are the same for all ids
+        whole = isinstance(user.meta.get("val"), int | torch.SymInt)  # a size, the same for all ids
+        hanging |= {user} if behind and not whole else set()
         if user.target is aten.embedding.default and user.args[1] in same:
             table: Any = user.args[0]
             found += [user] if graph.info[table].kind != ACTIVE and _rank(user) == _rank(node) + 1 else []
