@@ -30,6 +30,7 @@ __all__ = [
     "gives_feedback",
     "hands_on",
     "is_alive",
+    "is_batched",
     "is_compressed",
     "is_older",
     "is_over",
@@ -246,6 +247,13 @@ def only_if_reached(node: Any) -> None:
 
     node.register_prehook(before)
     node.apply = apply  # which torch looks up on the node
+
+
+def is_batched(args: tuple[Any, ...]) -> bool:
+    """Whether an operation is one of many backward passes that run as one (`is_grads_batched`), of which values tell nothing."""
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    return any(map(torch._C._functorch.is_legacy_batchedtensor, tensors_among(args, {})))
 
 
 def version_of(x: Tensor) -> int:

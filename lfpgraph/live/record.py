@@ -17,7 +17,7 @@ from ..tracing.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
 from .interception import paused, record_again
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
-from .notes import NameLeaf, Ref, only_if_reached, storage_of, tensors_among, user_line
+from .notes import NameLeaf, Ref, is_batched, only_if_reached, storage_of, tensors_among, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
 from .repeats.steps import ANOTHER, Quick
 
@@ -65,7 +65,8 @@ class Record(Kept):
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note it."""
         quick = self._quick[self.steps_done] if self.steps_done < len(self._quick) else None
-        plain = torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None or is_batched(args)
+        plain = torch.is_grad_enabled() and not transformed
         if (
             plain
             and quick is not None

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..errors import TraceError, one_line
@@ -18,7 +17,7 @@ from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
 from ..threads.silence import quiet
 from .export import export_flat
-from .flat import FlatModel, tracing
+from .flat import FlatModel, given, tracing
 from .origins import note_lines, noting_places, restore_places
 
 __all__ = ["capture_values"]
@@ -44,8 +43,8 @@ def capture_values(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     state = [t.detach() for t in (*parameters.values(), *buffers.values())]
 
     def run(*values: Tensor) -> list[Tensor]:
-        bound = {f"model.{name}": value for name, value in zip(names, values)}
-        return functional_call(flat, bound, tuple(values[len(names) :]))
+        with given(model, dict(zip(names, values))):
+            return flat(*values[len(names) :])  # type: ignore[no-any-return]
 
     placeholders = [Placeholder("parameter", name) for name in parameters]
     placeholders += [Placeholder("buffer", name) for name in buffers]

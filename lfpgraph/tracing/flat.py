@@ -20,7 +20,7 @@ from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
 from ..threads.turns import one_at_a_time, wait_for_traces
 
-__all__ = ["FlatModel", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
+__all__ = ["FlatModel", "given", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
 
 
 log = logging.getLogger("lfpgraph")
@@ -212,3 +212,23 @@ def _write_assigned(model: nn.Module, before: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             buffer.copy_(assigned)
         module._buffers[own] = buffer
+
+
+@contextlib.contextmanager
+def given(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model hold other tensors in place of its parameters and buffers of these names, wherever it holds them.
+
+    As `torch.func.functional_call`, which leaves them in a module that has two places in the model (a norm under its own name
+    and in a Sequential).
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    instead = {id(own[name]): tensor for name, tensor in tensors.items()}
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    places: list[Any] = [(table, name, x) for table in tables for name, x in table.items() if id(x) in instead]
+    try:
+        for table, name, x in places:
+            table[name] = instead[id(x)]
+        yield
+    finally:
+        for table, name, x in places:
+            table[name] = x

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.func import functional_call
 
 from ..errors import InputError, first_line
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph
 from ..randomness import keep_random_state
-from .flat import FlatModel, running_plainly
+from .flat import FlatModel, given, running_plainly
 
 __all__ = ["computes_the_same", "differ", "disagreement", "draws_numbers", "is_real", "refusal"]
 
@@ -83,12 +82,13 @@ def _run(
     Buffers stay as they are, and so do the parameters that are `written` to.
     """
     tensors = [t.detach().clone() for t in input_tensors(args, kwargs)]
-    copies: dict[str, Tensor] = {f"model.{name}": buffer.clone() for name, buffer in (owner or model).named_buffers()}
+    copies: dict[str, Tensor] = {name: buffer.clone() for name, buffer in (owner or model).named_buffers()}
     if owner is not None:
-        copies |= {f"model.{name}": parameter.detach() for name, parameter in owner.named_parameters()}
-    copies |= {f"model.{n}": p.detach().clone() for n, p in (owner or model).named_parameters() if n in written}
+        copies |= {name: parameter.detach() for name, parameter in owner.named_parameters()}
+    copies |= {n: p.detach().clone() for n, p in (owner or model).named_parameters() if n in written}
     with torch.enable_grad(), running_plainly():  # as in training: a model may take a quicker way without gradients
-        found = functional_call(FlatModel(model, args, kwargs), copies, tuple(tensors))
+        with given(model, copies):
+            found = FlatModel(model, args, kwargs)(*tensors)
     return [t.detach() for t in found]
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
 from ...graph.calls import flatten_input, flatten_output
 from ...randomness import keep_random_state
-from ..flat import running_plainly
+from ..flat import given, running_plainly
 from ..verify import differ
 from .observation import Observation
 
@@ -45,9 +44,8 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     leaves, spec = flatten_input(args, kwargs)
     leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
-        with _reparametrize_module(model, buffers, tie_weights=True):
+        with given(model, {name: buffer.clone() for name, buffer in model.named_buffers()}):
             result = model.forward(*args, **kwargs)
     after, spec_after = flatten_input(args, kwargs)
     if spec != spec_after or any(a is not b for a, b in zip(leaves, after)):
