@@ -138,6 +138,20 @@ def test_signals_of_both_forms_make_one_reward(own: float, other: float | None) 
     )
 
 
+def test_signals_at_several_results_come_in_one_form() -> None:
+    """The plain one of a result beside a stabilized one of another is stabilized as well."""
+    torch.manual_seed(0)
+    values, signals = torch.randn(2, 2, 6, dtype=torch.float64).unbind(0)
+    found, unit = Sum(), SimpleNamespace(epsilon=0.0, option_epsilon=0.25, rectified=None)
+    for i, form in enumerate((None, 0.25)):
+        item = Sum()
+        item.add(signals[i], form)
+        found.add_item(i, item)
+    settled, form = found.settle(values, unit)
+    for i, own in enumerate((None, 0.25)):
+        torch.testing.assert_close(reward_of(settled[i], values[i], form), reward_of(signals[i], values[i], own))
+
+
 def test_a_dirichlet_sample_hands_back_as_torch_does() -> None:
     """torch has the derivative outside its table of them."""
     torch.manual_seed(0)

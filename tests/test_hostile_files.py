@@ -175,6 +175,24 @@ def test_parts_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert "\n" not in str(told.value) and same(before, weights(trainer.model))
 
 
+@pytest.mark.parametrize("what", ["a folder", "a pipe"])
+def test_what_is_no_log_changes_no_run(tmp_path: Path, what: str) -> None:
+    """It is refused before the checkpoint's weights are the model's."""
+    pytest.importorskip("accelerate")
+    from lfpgraph.errors import CheckpointError
+
+    from .support.tampered import make_checkpoint, plain_trainer
+    from .support.trainer_run import same, weights
+
+    make_checkpoint(tmp_path)
+    (Path.mkdir if what == "a folder" else os.mkfifo)(tmp_path / "log.jsonl")
+    trainer = plain_trainer(tmp_path, loggers=("jsonl",))
+    before = weights(trainer.model)
+    with pytest.raises(CheckpointError, match="log"):
+        next(trainer.iterate(resume=True))
+    assert same(before, weights(trainer.model))
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a\udcff"])
 def test_folders_of_a_run_that_no_one_can_read_again(tmp_path: Path, name: str) -> None:
     """They are refused before the first step, not at the first checkpoint or when the run is taken up."""

@@ -75,6 +75,10 @@ MENDED = {
         "torch.lstm(u[None], h, (self.w, self.w[:, :1]), False, 1, 0.0, False, False, False)",
     ),
     "a norm copied to all rows": ("lfp-epsilon", "t = y.clone(); t.copy_(x.norm(dim=0, keepdim=True)); v = t * y"),
+    "a mean copied to all rows": (
+        "epsilon-plus",
+        "m = torch.empty_like(x); m.copy_(x.mean(-1, keepdim=True)); v = (x - m) / (x.var(-1, keepdim=True) + 1).sqrt()",
+    ),
     "complex slices written": (
         "lfp-epsilon",
         "c = torch.fft.fft(x); o = c * 0; o[:, 1:] = c[:, 1:]; v = torch.fft.ifft(o).real",

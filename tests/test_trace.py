@@ -73,6 +73,27 @@ def test_fake_and_meta_tensors() -> None:
     assert [str(n.target) for n in graph.operations()][-1] == "aten.linear.default"
 
 
+class Gated(nn.Module):
+    """A product with a value that is detached, or with the same numbers given."""
+
+    def __init__(self, given: Tensor | None = None) -> None:
+        super().__init__()
+        self.shown, self.hidden, self.given = nn.Linear(4, 3), nn.Linear(4, 3), given
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shown(x) * (self.hidden(x).detach() if self.given is None else self.given)
+
+
+def test_a_detached_factor_takes_no_share(engine: str) -> None:
+    """Of two active factors of `attnlrp` each takes half."""
+    torch.manual_seed(0)
+    plain, x = Gated(), torch.randn(5, 4)
+    given = Gated(plain.hidden(x).detach())
+    given.load_state_dict(plain.state_dict())
+    found, expected = (gradients(lfpgraph.wrap(net, "attnlrp", engine=engine), x) for net in (plain, given))
+    assert_same({name: found[name] for name in expected}, expected, 1e-6)
+
+
 def test_no_grad_region_passes_no_reward(engine: str) -> None:
     class Partly(nn.Module):
         def __init__(self) -> None:

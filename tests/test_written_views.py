@@ -178,3 +178,29 @@ def test_what_only_reward_comes_to_may_be_written_to(hooked: bool) -> None:
     for _ in range(5):
         x = torch.randn(3, 5, dtype=torch.float64)
         assert_same(gradients(live, x), gradients(twin, x), 1e-12)
+
+
+class WrittenFarBehind(nn.Module):
+    """Writes to what the values of a mask were made of; autograd's way back leads past it."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.passes, self.in_place = nn.Linear(5, 4), Passes(), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        behind = h.exp()
+        passed = self.passes(h, behind.tanh())
+        if self.in_place:
+            behind.add_(0.5)
+        return passed.sum(-1)
+
+
+def test_what_reward_comes_to_by_a_long_way_may_be_written_to() -> None:
+    torch.manual_seed(0)
+    plain, x = WrittenFarBehind(False).double(), torch.randn(3, 5, dtype=torch.float64)
+    written = WrittenFarBehind(True).double()
+    written.load_state_dict(plain.state_dict())
+    found = gradients(lfpgraph.wrap(written, engine="live"), x)
+    assert all(bool(g.any()) for g in found.values())
+    assert_same(found, gradients(lfpgraph.wrap(plain, engine="live"), x), 1e-12)

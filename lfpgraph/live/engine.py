@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -22,17 +23,15 @@ from .amendments import amend
 from .arrivals.watch import Watch
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, refs_in, tensors_in, with_parts
+from .notes import Notes, as_inputs, as_met, forget_oldest, refs_in, tensors_in, with_parts
 from .record import Record
-from .repeats.expected import simple
+from .repeats.expected import make_ready
 from .repeats.replay import Replay
-from .repeats.steps import quick_steps
 from .schedule import Schedule, make_schedule
 
 __all__ = ["LiveEngine", "changes_gradients"]
 
 log = logging.getLogger("lfpgraph")
-_MOST = 256  # plans kept
 _UNSURE, _SETTLED = 3, 100  # runs for which all values are kept: at first; after one took another way than expected
 
 
@@ -98,7 +97,7 @@ class LiveEngine:
         kind = self.model.training, len(args), tuple(kwargs), torch._C._current_graph_task_id() != -1
         leaves, last = _Leaves(self, args, kwargs), self.last.get(kind)
         again = last is not None and last.simple is not None and not self._keep_all and not kind[3]
-        record: Any = Record(leaves, last, self.path, self._keep_all > 0) if not again else None
+        record: Any = None if again else Record(leaves, last, self.path, self._keep_all > 0)
         if last is not None and again:
             record = Replay(last, leaves, self.path, self.watch)
         self.watch.begin()
@@ -108,6 +107,11 @@ class LiveEngine:
                 if left is None or left:
                     with steps_as_one(lambda: takes_steps_as_one(self.composite)), recording(record):
                         result = reduce(lambda x, part: part(x), left, result) if left else call(*args, **kwargs)
+            except Exception:  # of a hook that has what it wants, perhaps: features that were taken give feedback, too
+                self._keep_all = _SETTLED
+                with paused(), suppress(Exception):
+                    self._finish(record.record() if again else record, None, kind, stopped=True)
+                raise
             finally:
                 self.watch.end()
             with paused():
@@ -119,7 +123,7 @@ class LiveEngine:
             record.close()
         return result
 
-    def _finish(self, record: Record, result: Any, kind: Any) -> None:
+    def _finish(self, record: Record, result: Any, kind: Any, stopped: bool = False) -> None:
         tensors = record.shadows.show(flatten_output(result)[0])
         outputs = tuple(dict.fromkeys(record.number(t) for t in tensors))
         record.release()
@@ -143,16 +147,18 @@ class LiveEngine:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
                 schedule.around, schedule.unread = (leaves, outputs, ends), self._unread[key[0]]
-                schedule.simple = simple(schedule, record, self.check)
                 self.plans += 1
-                _forget_oldest(self.schedules)
+                forget_oldest(self.schedules)
             except InputError as error:
                 self._hopeless.add(key)
-                log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
+                if not stopped:
+                    log.warning("%s gives no feedback, only gradients: %s", type(self.model).__name__, error)
                 return
         self.last[kind] = schedule
-        _forget_oldest(self.last)
+        forget_oldest(self.last)
         self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
+        if not self._keep_all:
+            make_ready(schedule, record, self.check)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         if lost := amend(schedule, record, outputs, self.check, self.watch):
@@ -172,7 +178,7 @@ class LiveEngine:
         if ends is None:
             read = {n for template in record.all_templates() for n in refs_in(template)}
             ends = self._unread[steps] = [n for n in record.seen if n not in read]
-            _forget_oldest(self._unread)
+            forget_oldest(self._unread)
         return tuple(n for n in ends if n not in outputs and record.is_held(n))
 
     def _plan(self, record: Record, outputs: Sequence[int]) -> Schedule:
@@ -189,7 +195,6 @@ class LiveEngine:
         schedule = make_schedule(plan, live, record.keys, record.follows)
         schedule.notes = Notes(record.all_templates(), record.paths, record.lines)
         schedule.steps = record.steps
-        schedule.quick = quick_steps(record.keys, record.steps, schedule.notes.templates, record.follows, schedule)
         return schedule
 
     def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:
@@ -236,12 +241,6 @@ class LiveEngine:
             for name, tensor in named:
                 for part in with_parts(tensor):
                     self.names[id(part)] = (weakref.ref(part), (kind, name))
-
-
-def _forget_oldest(kept: dict[Any, Any]) -> None:
-    """Keep no more than so many: a model that takes a new way at every step must not fill the memory."""
-    if len(kept) > _MOST:
-        del kept[next(iter(kept))]
 
 
 class _Rerun:

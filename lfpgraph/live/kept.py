@@ -22,13 +22,14 @@ from torch._ops import OpOverload
 from ..kernels import halved
 from .arrivals.saved import Saved
 from .bridges import LARGE, bridge
-from .notes import NameLeaf, storage_of
+from .notes import NameLeaf, Ref, storage_of
 from .operations import OWN_VIEW, OpInfo, without_out
 from .values import Values, tensor_of
 
 __all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write", "write_out"]
 
 _COPY = torch.ops.aten.copy_.default
+_EXPAND = torch.ops.aten.expand.default
 
 
 class Remade:
@@ -217,7 +218,12 @@ def is_apart(info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
     x = args[0] if args else None
     if not isinstance(x, Tensor) or x.layout is not torch.strided or not is_followed(args, kwargs):
         return False
-    return x._is_view() or info.parts is not None
+    return x._is_view() or info.parts is not None or (info.node is OWN_VIEW and _is_like(args[1], x))
+
+
+def _is_like(source: Tensor, x: Tensor) -> bool:
+    """Whether what is copied to a tensor is followed, and need not be cast."""
+    return source.requires_grad and source.dtype == x.dtype and source.device == x.device
 
 
 def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -226,6 +232,8 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
     Other views of the same memory are known by what autograd makes of them: made of the tensor that all are views of.
     """
     x: Tensor = args[0]
+    if op is _COPY and not x._is_view():
+        return _fill(record, args, kwargs)
     base = x._base
     if info.parts is not None:
         value = info.parts(*args, **kwargs)
@@ -251,6 +259,16 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
             record.seen[number] = weakref.ref(x)
     else:
         record.made_unseen(OWN_VIEW, [number], x)
+    return x
+
+
+def _fill(record: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Run a copy to a whole tensor, of which it leaves nothing: in the graph its source, expanded, as in a trace."""
+    x: Tensor = args[0]
+    number = record.number(args[1])
+    record.save_before_write(args)
+    x.copy_(record.aliases.get(number, args[1]), *args[2:], **kwargs)
+    record.made_unseen(_EXPAND, [number], x, (Ref(number), list(x.shape)))
     return x
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "alias_of",
     "as_inputs",
     "as_met",
+    "forget_oldest",
     "gives_feedback",
     "hands_on",
     "is_alive",
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 
+_MOST = 256  # plans kept
+
+
 class Ref(int):
     """The number of a value, where a tensor stood among an operation's arguments."""
 
@@ -53,6 +57,12 @@ class Notes(NamedTuple):
     templates: list[Any]
     paths: dict[int, str]
     lines: dict[int, str]
+
+
+def forget_oldest(kept: dict[Any, Any]) -> None:
+    """Keep no more than so many: a model that takes a new way at every step must not fill the memory."""
+    if len(kept) > _MOST:
+        del kept[next(iter(kept))]
 
 
 def refs_in(value: Any) -> Iterator[int]:

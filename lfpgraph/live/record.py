@@ -58,7 +58,7 @@ class Record(Kept):
         self.path = self.root = root
         self.sources, self.shadows = Sources(self, self.saved), Shadows(self)
         self._bridged = False  # whether the result of the step at hand is followed over a bridge alone
-        self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick
+        self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick or []
 
     # What the recorder is called for
 
@@ -243,11 +243,11 @@ class Record(Kept):
         self.steps_done += 1
         return done
 
-    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor) -> int:
+    def made_unseen(self, op: OpOverload, sources: list[int], x: Tensor, args: tuple[Any, ...] | None = None) -> int:
         number = self._new(x)
-        key = (op, tuple(sources), self.look(number), self.shapes[sources[0]] == x.shape)
+        key = (None, op, tuple(sources), self.look(number), self.shapes[sources[0]] == x.shape)
         step = self._noted((op, (number,)), key)
-        self.templates[step] = ([Ref(n) for n in sources], Ref(sources[0])), {}
+        self.templates[step] = args or ([Ref(n) for n in sources], Ref(sources[0])), {}
         if self.expected is None or self.keep_all or step in self.expected.keeps:
             with paused():
                 self.keep(number, x)

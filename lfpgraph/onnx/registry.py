@@ -13,20 +13,9 @@ Function = Callable[..., Any]
 TRANSLATORS: dict[Any, Function] = {}
 DECOMPOSITIONS: dict[Any, Function] = {}
 DTYPES = {  # by ONNX's number
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    4: torch.uint16,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-    10: torch.float16,
-    11: torch.float64,
-    12: torch.uint32,
-    13: torch.uint64,
-    16: torch.bfloat16,
-}
+    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 16: torch.bfloat16,
+}  # fmt: skip
 
 
 def _register(table: dict[Any, Function], operations: tuple[Any, ...]) -> Callable[[Function], Function]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ..errors import TrainingError
 from ..optional import need
 
-__all__ = ["Bar", "CsvLog", "JsonLines", "Logger", "TensorBoard", "make_loggers"]
+__all__ = ["Bar", "CsvLog", "JsonLines", "Logger", "TensorBoard", "make_loggers", "refuse_other_files"]
 
 log = logging.getLogger("lfpgraph")
 Record = Mapping[str, Any]
@@ -224,6 +224,14 @@ def make_loggers(asked: Sequence[str | Logger], folder: Path | None, after: int 
             kind, file = _LOGGERS[name]
             made.append(kind(folder / file, after))
     return made
+
+
+def refuse_other_files(asked: Sequence[str | Logger], folder: Path | None) -> None:
+    """Raise an OSError where what is to be taken up as a log is none, before anything of the run changes."""
+    for name in asked if folder is not None else ():
+        file = folder / _LOGGERS[name][1] if isinstance(name, str) and name in _LOGGERS else None
+        if file is not None and name != "tensorboard" and file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, f"{file.name} is no regular file")
 
 
 class Bar:

@@ -20,7 +20,7 @@ from ..wrapping.wrapper import is_wrapped, wrap
 from .checkpoint import kept, latest, load_weights, step_name
 from .data import Batches
 from .evaluation import evaluate, named_metrics
-from .logs import Bar, make_loggers
+from .logs import Bar, make_loggers, refuse_other_files
 from .objective import Objective
 from .resuming.asked import Asked, until_asked
 from .saving import Best, Outcome, Run
@@ -158,6 +158,9 @@ class Trainer:
         """
         run, saving, main = self.run, self.settings.saving, self.accelerator.is_main_process
         with run.alone():
+            if main and resume and (resume != "auto" or latest(self.checkpoints)):
+                with self._told_of_logs():
+                    refuse_other_files(saving.loggers, run.folder)
             resumed = run.begin(resume, self.total_steps, self.settings.running.epochs)
             self.takers = []
             try:

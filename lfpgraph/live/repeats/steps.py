@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..bridges import LARGE
 from ..notes import Ref, version_of
-from ..operations import OWN_BACKWARD, OWN_VIEW, SIZE, TENSOR, TENSORS, info_of
+from ..operations import SIZE, TENSOR, TENSORS, info_of
 from .aliases import Met
 from .factors import is_usual
 
@@ -191,18 +191,14 @@ def note_made(
     record.seen[number] = ref
 
 
-def quick_steps(
-    keys: Sequence[Any], steps: Sequence[Any], templates: Sequence[Any], follows: Sequence[bool], schedule: Any
-) -> list[Quick | None]:
-    """For each step of a run what is quickly compared, None where the step has to be noted in full."""
+def quick_steps(schedule: Any, follows: Sequence[bool]) -> list[Quick | None]:
+    """For each step of a planned run what is quickly compared, None where the step has to be noted in full."""
     found: list[Quick | None] = []
-    for i, (key, (_, outs), (args, kwargs)) in enumerate(zip(keys, steps, templates)):
+    for i, (key, (_, outs), (args, kwargs)) in enumerate(zip(schedule.keys, schedule.steps, schedule.notes.templates)):
         op = key[0]
-        plain = (
-            op not in (OWN_BACKWARD, OWN_VIEW) and not kwargs and len(outs) == 1 and outs[0] >= 0 and follows[outs[0]]
-        )
-        info = info_of(op)
-        plain = plain and not info.writes and info.open is None and TENSORS not in info.kinds[: len(args)]
+        plain = op is not None and not kwargs and len(outs) == 1 and outs[0] >= 0 and follows[outs[0]]
+        info = info_of(op) if plain else None  # None: it was made unseen
+        plain = info is not None and not info.writes and info.open is None and TENSORS not in info.kinds[: len(args)]
         if not plain or i in schedule.templates or i in schedule.spared:
             found.append(None)
         else:

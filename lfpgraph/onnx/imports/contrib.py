@@ -1,4 +1,4 @@
-"""Fused operators in torch: those that onnxruntime's own optimizer writes (domain com.microsoft), and rotary embeddings."""
+"""Operators of other domains: fused ones, which onnxruntime's own optimizer writes (com.microsoft), linear ones of ai.onnx.ml."""
 
 from __future__ import annotations
 
@@ -142,3 +142,60 @@ def multi_head(
         parts = bias.split([q.shape[-1], bias.shape[0] - q.shape[-1] - v.shape[-1], v.shape[-1]])
         q, k, v = (x + part for x, part in zip((q, k, v), parts))
     return _attended(node, q, k, v, mask, more)
+
+
+@imports("ai.onnx.ml.Scaler")
+def scaler(node: Node, x: Tensor, offset: Tensor, scale: Tensor) -> Any:
+    return (x.to(offset.dtype) - offset) * scale
+
+
+@imports("ai.onnx.ml.Normalizer")
+def normalizer(node: Node, x: Tensor) -> Any:
+    powers = {"L1": 1, "L2": 2}
+    if node.get("norm", "MAX") not in powers:
+        raise OnnxError(f"{node.kind} {node.name!r} by the largest entry is not supported")
+    return IMPORTERS["LpNormalization"](Node("", node.name, 20, {"p": powers[node.get("norm")]}), x.to(torch.float32))
+
+
+def _transformed(node: Node, scores: Tensor) -> Tensor:
+    """Scores as `post_transform` wants them."""
+    how = node.get("post_transform", "NONE")
+    if how not in ("NONE", "LOGISTIC", "SOFTMAX"):
+        raise OnnxError(f"{node.kind} {node.name!r} with post_transform {how!r} is not supported")
+    return scores if how == "NONE" else scores.sigmoid() if how == "LOGISTIC" else scores.softmax(-1)
+
+
+@imports("ai.onnx.ml.LinearRegressor")
+def linear_regressor(node: Node, x: Tensor, weight: Tensor, bias: Any) -> Any:
+    return _transformed(node, F.linear(x.to(weight.dtype), weight.reshape(node.get("targets", 1), -1), bias))
+
+
+@imports("ai.onnx.ml.LinearClassifier")
+def linear_classifier(node: Node, x: Tensor, weight: Tensor, bias: Any) -> Any:
+    """Whole numbers as labels, and a row of weights for each."""
+    labels = node.get("classlabels_ints")
+    if not labels or (bias is not None and len(bias) != len(labels)) or weight.numel() != len(labels) * x.shape[-1]:
+        raise OnnxError(
+            f"{node.kind} {node.name!r}: labels that are text, or one row for two labels, are not supported"
+        )
+    scores = F.linear(x.to(weight.dtype), weight.reshape(len(labels), -1), bias)
+    return torch.tensor(labels)[scores.argmax(-1)], _transformed(node, scores)
+
+
+@imports("ai.onnx.ml.SVMRegressor")
+def svm_regressor(node: Node, x: Tensor, weight: Tensor, vectors: Any, bias: Tensor) -> Any:
+    kind, (gamma, offset, degree) = node.get("kernel_type", "LINEAR"), node.get("kernel_params") or [0.0, 0.0, 3.0]
+    x = x.to(weight.dtype)
+    if node.get("n_supports", 0) and kind == "RBF":
+        apart = x.unsqueeze(-2) - vectors.reshape(node.get("n_supports"), -1)
+        x = torch.exp(-gamma * (apart * apart).sum(-1))
+    elif node.get("n_supports", 0):
+        x = F.linear(x, vectors.reshape(node.get("n_supports"), -1))
+        x = x if kind == "LINEAR" else (gamma * x + offset) ** degree if kind == "POLY" else (gamma * x + offset).tanh()
+    found = _transformed(node, F.linear(x, weight.reshape(1, -1), bias))
+    return torch.where(found > 0, 1.0, -1.0) if node.get("one_class", 0) else found
+
+
+@imports("ai.onnx.ml.ArrayFeatureExtractor")
+def extractor(node: Node, x: Tensor, places: Tensor) -> Any:
+    return x.index_select(-1, places.reshape(-1))

@@ -24,19 +24,9 @@ _SAME_NAMES = (
 # Functions of the inputs alone.
 _PLAIN: dict[str, Callable[..., Any]] = {
     **{kind: getattr(torch, kind.lower()) for kind in _SAME_NAMES},
-    "And": torch.logical_and,
-    "BitwiseAnd": torch.bitwise_and,
-    "BitwiseNot": torch.bitwise_not,
-    "BitwiseOr": torch.bitwise_or,
-    "BitwiseXor": torch.bitwise_xor,
-    "Det": torch.linalg.det,
-    "Equal": torch.eq,
-    "Greater": torch.gt,
-    "GreaterOrEqual": torch.ge,
-    "HardSwish": F.hardswish,
-    "IsNaN": torch.isnan,
-    "Less": torch.lt,
-    "LessOrEqual": torch.le,
+    "And": torch.logical_and, "BitwiseAnd": torch.bitwise_and, "BitwiseNot": torch.bitwise_not, "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor, "Det": torch.linalg.det, "Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
+    "HardSwish": F.hardswish, "IsNaN": torch.isnan, "Less": torch.lt, "LessOrEqual": torch.le,
     "MatMul": torch.matmul,
     "Mish": F.mish,
     "NonZero": lambda x: torch.nonzero(x).t(),
@@ -46,7 +36,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
     "Softsign": F.softsign,
     "Xor": torch.logical_xor,
-}
+}  # fmt: skip
 
 
 # Functions of the inputs and of attributes, these with what the operator takes where the file has none.
@@ -79,15 +69,9 @@ _ARITHMETIC = {
     "Mul": (torch.mul, lambda a, b: a * b),
 }
 _COMPARISONS = {  # also among numbers that Python knows, so that branches on sizes are taken while tracing
-    "And": lambda a, b: bool(a and b),
-    "Equal": operator.eq,
-    "Greater": operator.gt,
-    "GreaterOrEqual": operator.ge,
-    "Less": operator.lt,
-    "LessOrEqual": operator.le,
-    "Not": operator.not_,
-    "Or": lambda a, b: bool(a or b),
-}
+    "And": lambda a, b: bool(a and b), "Or": lambda a, b: bool(a or b), "Not": operator.not_, "Equal": operator.eq,
+    "Greater": operator.gt, "GreaterOrEqual": operator.ge, "Less": operator.lt, "LessOrEqual": operator.le,
+}  # fmt: skip
 
 
 def _with_attributes(function: Callable[..., Any], attributes: dict[str, Any]) -> Callable[..., Any]:

@@ -135,7 +135,7 @@ def _check_header(proto: Any) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not proto.graph.node:
         raise OnnxError("the ONNX file has no nodes: it is empty, truncated, or no ONNX file.")
-    versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    versions = sorted({o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")})  # skl2onnx names it twice
     if len(versions) != 1 or not OLDEST <= versions[0] <= newest:
         raise OnnxError(f"opset {versions or 'of no number'} is not supported; supported: {OLDEST} to {newest}")
 

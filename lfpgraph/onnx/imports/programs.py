@@ -6,6 +6,7 @@ of values as the graph around them.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -22,6 +23,14 @@ from .files import operator_of, read_model, tensor_from
 from .table import IMPORTERS, Node, modest
 
 __all__ = ["Line", "Program", "Reader", "refilled", "refuse_unknown"]
+
+_MAPS = "ai.onnx.ml.ZipMap"  # maps from labels to the numbers of a tensor, which is what is given here
+_HELD = {  # attributes that are weights
+    "ai.onnx.ml.LinearClassifier": ("coefficients", "intercepts"),
+    "ai.onnx.ml.LinearRegressor": ("coefficients", "intercepts"),
+    "ai.onnx.ml.SVMRegressor": ("coefficients", "support_vectors", "rho"),
+    "ai.onnx.ml.Scaler": ("offset", "scale"),
+}
 
 
 @dataclass
@@ -79,17 +88,21 @@ class Reader:
         for tensor in graph.initializer:
             self._keep(tensor.name, tensor_from(tensor, self.file), names, tensor)
         program = Program([self._new(i.name, names) for i in graph.input if i.name not in names.maps[0]])
-        for item in graph.node:
+        for item in _scaled_first(graph):
             sizes = self.tensors.get(names.get(item.input[0], "")) if item.op_type == "ConstantOfShape" else None
             if item.op_type == "Constant":
                 self._keep(item.output[0], _constant(item), names, item.attribute[0].t)
             elif sizes is not None and (filled := _filled(item, sizes)) is not None:
                 self._keep(item.output[0], filled, names)
-            elif item.op_type == "Identity" and item.domain in ("", "ai.onnx"):
+            elif operator_of(item) in ("Identity", _MAPS):
                 names[item.output[0]] = names[item.input[0]]  # so what is shared stays one
             else:
                 attributes = {a.name: self._attribute(a, names) for a in item.attribute}
                 reads = [names[name] for name in item.input]
+                for name in _HELD.get(operator_of(item), ()):
+                    held = next((a for a in item.attribute if a.name == name and a.floats), None)
+                    title = f"{item.name or item.op_type}.{name}"
+                    reads.append("" if held is None else self._keep(title, torch.tensor(held.floats), names, held))
                 makes = [self._new(name, names) if name else "" for name in item.output]
                 program.lines.append(Line(item, reads, makes, attributes))
         program.outputs = [names[o.name] for o in graph.output]
@@ -105,14 +118,36 @@ class Reader:
         names[name] = found
         return found
 
-    def _keep(self, name: str, tensor: Tensor, names: MutableMapping[str, str], holder: Any = None) -> None:
+    def _keep(self, name: str, tensor: Tensor, names: MutableMapping[str, str], holder: Any = None) -> str:
         found = self._new(name, names)
         self.tensors[found], self.holders[found] = tensor, holder
+        return found
 
     def _attribute(self, attribute: Any, names: MutableMapping[str, str]) -> Any:
         if attribute.type == onnx.AttributeProto.GRAPH:
             return self.program(attribute.g, names)
         return _attribute(attribute)
+
+
+def _scaled_first(graph: Any) -> Iterator[Any]:
+    """The nodes; a quantised table whose rows are looked up, moved and then scaled is scaled and then looked up: an embedding."""
+    tables = {t.name for t in graph.initializer if t.data_type in (2, 3) and len(t.dims) == 2}
+    numbers = {t.name for t in graph.initializer if math.prod(t.dims) == 1}
+    ways: dict[str, list[Any]] = {}
+    for item in graph.node:
+        source, kind = (item.input[0] if item.input else ""), item.op_type
+        if (kind == "Gather" and source in tables) or (kind in ("Reshape", "Squeeze", "Transpose") and source in ways):
+            ways[item.output[0]] = [*ways.get(source, ()), item]
+        if kind == "DequantizeLinear" and source in ways and item.input[1] in numbers:
+            name = ways[source][0].input[0]
+            for number, old in enumerate([item, *ways[source]]):
+                new = onnx.NodeProto()
+                new.CopyFrom(old)
+                new.input[0] = name
+                name = new.output[0] = item.output[0] + (f".{number}" if number < len(ways[source]) else "")
+                yield new
+        else:
+            yield item
 
 
 def _attribute(attribute: Any) -> Any:
@@ -171,12 +206,18 @@ def refilled(source: Any, values: Mapping[str, Tensor]) -> Any:
     for name, old in reader.tensors.items():
         new, holder = values.get(name, old).detach().cpu(), reader.holders[name]
         same = new.dtype == old.dtype and torch.equal(new, old)
-        if holder is not None and holder.dims == list(new.shape) and DTYPES.get(holder.data_type) == new.dtype:
+        if isinstance(holder, onnx.AttributeProto):
+            holder.floats[:] = new.tolist()
+        elif holder is not None and holder.dims == list(new.shape) and DTYPES.get(holder.data_type) == new.dtype:
             if not same or holder.data_location == onnx.TensorProto.EXTERNAL:
                 raw = new.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 holder.CopyFrom(onnx.helper.make_tensor(holder.name, holder.data_type, new.shape, raw, raw=True))
         elif not same:
             return None
+    for node in [node for node in proto.graph.node if operator_of(node) == _MAPS]:
+        node.CopyFrom(onnx.helper.make_node("Identity", node.input, node.output, node.name))
+        for out in [out for out in proto.graph.output if out.name in node.output]:
+            out.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
     return proto
 
 

@@ -145,16 +145,8 @@ def _on_floats(kind: str, pairs: int) -> Any:
     return run
 
 
-for _kind, _pairs in {
-    "Add": 2,
-    "Mul": 2,
-    "Sigmoid": 1,
-    "LeakyRelu": 1,
-    "GlobalAveragePool": 1,
-    "AveragePool": 1,
-    "ReduceMean": 1,
-    "Softmax": 1,
-}.items():
+_ONE = ("AveragePool", "GlobalAveragePool", "LeakyRelu", "ReduceMean", "Sigmoid", "Softmax")
+for _kind, _pairs in {"Add": 2, "Mul": 2, **dict.fromkeys(_ONE, 1)}.items():
     imports(f"com.microsoft.QLinear{_kind}")(_on_floats(_kind, _pairs))
 
 

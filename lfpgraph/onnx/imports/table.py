@@ -20,19 +20,9 @@ from ...errors import OnnxError
 from ..registry import DTYPES
 
 __all__ = [
-    "IMPORTERS",
-    "LARGEST",
-    "Known",
-    "Node",
-    "axes_of",
-    "dtype_of",
-    "imports",
-    "known",
-    "modest",
-    "numbers",
-    "pad_widths",
+    "IMPORTERS", "LARGEST", "Known", "Node", "axes_of", "dtype_of", "imports", "known", "modest", "numbers", "pad_widths",
     "tensor_of",
-]
+]  # fmt: skip
 
 IMPORTERS: dict[str, Callable[..., Any]] = {}
 LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size

@@ -15,43 +15,29 @@ from .quantised import spread
 
 __all__ = ["Dequantised", "dequantised", "is_weight", "weights_of"]
 
-# Positions of an operator's weights. Those in `_TERMS` may have one on either side; other operators have none.
-_WEIGHTS: dict[str, Sequence[int]] = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvInteger": (1,),
-    "ConvTranspose": (1, 2),
-    "GRU": (1, 2, 3),
-    "Gather": (0,),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LSTM": (1, 2, 3),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "MatMulInteger": (1,),
-    "PRelu": (1,),
-    "QLinearConv": (3,),
-    "QLinearMatMul": (3,),
-    "RMSNormalization": (1,),
-    "RNN": (1, 2, 3),
-    "SimplifiedLayerNormalization": (1,),
-    "com.microsoft.Attention": (1, 2),
-    "com.microsoft.BiasGelu": (1,),
-    "com.microsoft.DynamicQuantizeLSTM": (1, 2, 3),
-    "com.microsoft.DynamicQuantizeMatMul": (1, 4),
-    "com.microsoft.EmbedLayerNormalization": (2, 3, 4, 5, 6),
-    "com.microsoft.FastGelu": (1,),
-    "com.microsoft.FusedConv": (1, 2),
-    "com.microsoft.FusedGemm": (0, 1, 2),
-    "com.microsoft.FusedMatMul": (0, 1),
-    "com.microsoft.MatMulIntegerToFloat": (1, 6),
-    "com.microsoft.MultiHeadAttention": (3,),
-    "com.microsoft.QAttention": (1, 2),
-    "com.microsoft.QGemm": (3,),
-    "com.microsoft.SkipLayerNormalization": (2, 3, 4),
-    "com.microsoft.SkipSimplifiedLayerNormalization": (2, 3),
+# Operators by the positions of their weights. Those in `_TERMS` may have one on either side; other operators have none.
+_PLACES = {
+    (0,): "Gather",
+    (0, 1): "MatMul com.microsoft.FusedMatMul",
+    (0, 1, 2): "Gemm com.microsoft.FusedGemm",
+    (1,): (
+        "ConvInteger MatMulInteger PRelu RMSNormalization SimplifiedLayerNormalization com.microsoft.BiasGelu "
+        "com.microsoft.FastGelu"
+    ),
+    (1, 2): (
+        "BatchNormalization Conv ConvTranspose GroupNormalization InstanceNormalization LayerNormalization "
+        "ai.onnx.ml.LinearClassifier ai.onnx.ml.LinearRegressor ai.onnx.ml.Scaler com.microsoft.Attention "
+        "com.microsoft.FusedConv com.microsoft.QAttention"
+    ),
+    (1, 2, 3): "GRU LSTM RNN ai.onnx.ml.SVMRegressor com.microsoft.DynamicQuantizeLSTM",
+    (1, 4): "com.microsoft.DynamicQuantizeMatMul",
+    (1, 6): "com.microsoft.MatMulIntegerToFloat",
+    (2, 3): "com.microsoft.SkipSimplifiedLayerNormalization",
+    (2, 3, 4): "com.microsoft.SkipLayerNormalization",
+    (2, 3, 4, 5, 6): "com.microsoft.EmbedLayerNormalization",
+    (3,): "QLinearConv QLinearMatMul com.microsoft.MultiHeadAttention com.microsoft.QGemm",
 }
+_WEIGHTS = {kind: places for places, kinds in _PLACES.items() for kind in kinds.split()}
 _TERMS = ("Add", "Mul", "Sub")
 _MOVES = (
     "Cast", "Concat", "DequantizeLinear", "Expand", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -59,17 +45,13 @@ _MOVES = (
 )  # fmt: skip
 # Positions of a whole-number weight, of its scale and of its zero point; no scale where the product is scaled later.
 _QUANTISED: dict[str, list[tuple[int, int | None, int]]] = {
-    "ConvInteger": [(1, None, 3)],
-    "DequantizeLinear": [(0, 1, 2)],
-    "MatMulInteger": [(1, None, 3)],
-    "QLinearConv": [(3, 4, 5)],
-    "QLinearMatMul": [(3, 4, 5)],
-    "com.microsoft.DequantizeLinear": [(0, 1, 2)],
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), [(1, None, 3)]),
+    **dict.fromkeys(("DequantizeLinear", "com.microsoft.DequantizeLinear"), [(0, 1, 2)]),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft.QGemm"), [(3, 4, 5)]),
     "com.microsoft.DynamicQuantizeLSTM": [(1, 8, 9), (2, 10, 11)],
     "com.microsoft.DynamicQuantizeMatMul": [(1, 2, 3)],
     "com.microsoft.MatMulIntegerToFloat": [(1, 3, 5)],
     "com.microsoft.QAttention": [(1, 4, 7)],
-    "com.microsoft.QGemm": [(3, 4, 5)],
 }
 _MOST_PARTS = 64  # tensors that one weight is put together from
 

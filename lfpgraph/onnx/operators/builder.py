@@ -123,6 +123,14 @@ class Builder(_Recorder):
         for node, kind in [(n, x.dtype) for n in alike if (x := n.inputs[1]) is not None and x.dtype is not None]:
             node.op_type, node.attributes["to"] = "Cast", ir.AttrInt64("to", kind.value)
             node.resize_inputs(1)
+        for node in [n for n in self.graph if n.op_type == "Identity" and n.outputs[0].is_graph_output()]:
+            made, end = node.inputs[0], node.outputs[0]
+            if (
+                made is not None and made.producer() is not None and not made.is_graph_output()
+            ):  # it is the output itself
+                made.name, made.type, made.shape = end.name, end.type, end.shape
+                self.graph.outputs[self.graph.outputs.index(end)] = made
+                self.graph.remove(node, safe=True)
         for node in self.graph:  # names of nodes and types of what is inside are no use in the file
             node.name = None
             for value in node.outputs:

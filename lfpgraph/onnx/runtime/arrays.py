@@ -12,16 +12,10 @@ from ...errors import OnnxError
 __all__ = ["DTYPES", "Batch", "batches_of", "fitting", "length_of", "of_shape"]
 
 Batch = Any  # an array, a sequence of arrays, or arrays by input name
+_NAMES = {"float": "float32", "double": "float64"}  # numpy's, where they are others
 DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int16)": np.int16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
+    f"tensor({name})": np.dtype(_NAMES.get(name, name))
+    for name in ("float", "double", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
 
 

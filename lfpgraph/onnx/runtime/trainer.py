@@ -95,17 +95,9 @@ class OrtTrainer:
         return np.concatenate([self._run(session, ["output"], part, known)[0].numpy() for part in parts])
 
     def fit(
-        self,
-        x: Batch,
-        y: Any,
-        *,
-        epochs: int = 1,
-        batch_size: int = 32,
-        lr: float | Callable[[float], float] = 1e-3,
-        validation: tuple[Batch, Any] | None = None,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> list[dict[str, float]]:
+        self, x: Batch, y: Any, *, epochs: int = 1, batch_size: int = 32, lr: float | Callable[[float], float] = 1e-3,
+        validation: tuple[Batch, Any] | None = None, seed: int = 0, progress: bool | None = None,
+    ) -> list[dict[str, float]]:  # fmt: skip
         """Train for some epochs over shuffled batches.
 
         Args:

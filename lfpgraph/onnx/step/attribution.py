@@ -28,15 +28,9 @@ __all__ = ["export_attribution"]
 
 
 def export_attribution(
-    model: nn.Module,
-    example: Any,
-    path: str | Path,
-    composite: str | Composite = "attnlrp",
-    *,
-    target: int | str = "predicted",
-    parameters: str = "inside",
-    external_data: bool | None = None,
-) -> Path:
+    model: nn.Module, example: Any, path: str | Path, composite: str | Composite = "attnlrp", *,
+    target: int | str = "predicted", parameters: str = "inside", external_data: bool | None = None,
+) -> Path:  # fmt: skip
     """Write one ONNX file from the model's inputs to its outputs and the relevance of its inputs, in eval mode.
 
     Inputs of the file: the model's own, by the names of `forward`'s arguments. Outputs: `output`, `output_1`..., and

@@ -26,14 +26,9 @@ __all__ = ["decomposition_table"]
 aten = torch.ops.aten
 # What torch can take apart, but does not among its core decompositions.
 _FURTHER = [
-    aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_no_training,
-    aten.elu,
-    aten.linalg_vector_norm,
-    aten.native_batch_norm,
-    aten.var,
-    aten.var_mean,
-]
+    aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training, aten.elu, aten.linalg_vector_norm,
+    aten.native_batch_norm, aten.var, aten.var_mean,
+]  # fmt: skip
 # What torch would take apart, and its exporter has an operator for.
 _WHOLE = {
     aten._unsafe_index_put, aten.arange, aten.clamp_max, aten.clamp_min, aten.empty_like, aten.floor_divide, aten.sum,

@@ -23,35 +23,19 @@ from .optimizers import OPTIMIZERS
 from .trace import REWARDS, Step, trace_forward, trace_step
 
 __all__ = [
-    "export_forward",
-    "export_training_step",
-    "graph_inputs",
-    "input_names",
-    "name_results",
-    "open_axes",
-    "state_inputs",
-]
+    "export_forward", "export_training_step", "graph_inputs", "input_names", "name_results", "open_axes", "state_inputs",
+]  # fmt: skip
 
 FROZEN = ("inputs", "float32", "float16", "int8")
 log = logging.getLogger("lfpgraph")
 
 
 def export_training_step(
-    model: nn.Module,
-    example: Any,
-    path: str | Path,
-    reward: str = "softmax",
-    optimizer: str = "sgd",
-    composite: str | Composite = "lfp",
-    *,
-    options: Mapping[str, float] | None = None,
-    clip: float | None = None,
-    seed: int | None = None,
-    parameters: str = "inside",
-    frozen: str = "inputs",
-    forward: bool = True,
+    model: nn.Module, example: Any, path: str | Path, reward: str = "softmax", optimizer: str = "sgd",
+    composite: str | Composite = "lfp", *, options: Mapping[str, float] | None = None, clip: float | None = None,
+    seed: int | None = None, parameters: str = "inside", frozen: str = "inputs", forward: bool = True,
     external_data: bool | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write one ONNX file that trains the model by feedback, a step at each run. Only standard operators, of opset 20.
 
     Inputs of the file: the model's own inputs by the names of `forward`'s arguments; `target` (class indices on the
@@ -109,9 +93,8 @@ def export_training_step(
     b.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
         kept = {*described["parameters"], *described["frozen"], *described["buffers"]}
-        _forward_graph(model, args, kwargs, names, kept, frozen).save(
-            path.with_name(described["forward"]), {}, external_data
-        )
+        beside = _forward_graph(model, args, kwargs, names, kept, frozen)
+        beside.save(path.with_name(described["forward"]), {}, external_data)
     log.info("wrote %s: %d nodes, %d parameters", path, len(b.nodes), len(step.parameters))
     return path
 
@@ -244,21 +227,14 @@ def name_results(b: Builder, titles: Sequence[str], results: Sequence[Any]) -> N
 def state_inputs(model: nn.Module, step: Step) -> set[str]:
     """The names of a step's parameters and float buffers."""
     tensors = state_tensors(model)
-    return {
-        name
-        for kind, name in step.inputs
-        if kind == "parameter" or (kind == "buffer" and tensors[name].is_floating_point())
-    }
+    floats = {name for kind, name in step.inputs if kind == "buffer" and tensors[name].is_floating_point()}
+    return floats | {name for kind, name in step.inputs if kind == "parameter"}
 
 
 def _forward_graph(
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    names: Sequence[str],
-    kept: set[str] | None = None,
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str], kept: set[str] | None = None,
     how: str = "float32",
-) -> Builder:
+) -> Builder:  # fmt: skip
     with eval_mode(model):
         step = trace_forward(model, args, kwargs)
     b = Builder(type(model).__name__, open_axes(step, names))

@@ -47,12 +47,28 @@ def _adam(parameters: Tensors, feedback: Tensors, state: Tensors, rate: Tensor, 
     step on, where the power would lose digits.
     """
     beta1, beta2, n = options["beta1"], options["beta2"], len(parameters)
-    first = [m * beta1 + g * (1 - beta1) for m, g in zip(state[:n], feedback)]
-    second = [v * beta2 + g * g * (1 - beta2) for v, g in zip(state[n : 2 * n], feedback)]
     corrections = [state[2 * n] * beta1 + (1 - beta1), state[2 * n + 1] * beta2 + (1 - beta2)]
     size, root = rate / corrections[0], torch.sqrt(corrections[1])
-    moved = [p - size * m / (torch.sqrt(v) / root + options["epsilon"]) for p, m, v in zip(parameters, first, second)]
+
+    def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Tensors:
+        m, v = m * beta1 + g * (1 - beta1), v * beta2 + g * g * (1 - beta2)
+        return [p - size * m / (torch.sqrt(v) / root + options["epsilon"]), m, v]
+
+    moved, first, second = _joined(update, parameters, feedback, state[:n], state[n : 2 * n])
     return moved, [*first, *second, *corrections]
+
+
+def _joined(update: Callable[..., Tensors], *columns: Tensors) -> Any:
+    """An elementwise update row by row, vectors of one size as one: a runtime takes its time to open and run each operator."""
+    groups: dict[Any, list[int]] = {}
+    for i, p in enumerate(columns[0]):
+        groups.setdefault(len(p) if p.dim() == 1 else ("alone", i), []).append(i)
+    rows: dict[int, Sequence[Tensor]] = {}
+    for places in groups.values():
+        found = update(*(torch.cat([c[i] for i in places]) if len(places) > 1 else c[places[0]] for c in columns))
+        parts = [x.chunk(len(places)) if len(places) > 1 else [x] for x in found]
+        rows.update(zip(places, zip(*parts)))
+    return zip(*(rows[i] for i in range(len(rows))))
 
 
 def _adam_state(names: Sequence[str]) -> list[tuple[str, int | None]]:

@@ -24,12 +24,8 @@ from .optimizers import OPTIMIZERS, clip_by_norm
 
 __all__ = ["REWARDS", "Step", "static", "trace_forward", "trace_step", "traced"]
 
-REWARDS = {  # with their metrics
-    "softmax": ("loss", "accuracy"),
-    "mse": ("loss",),
-    "external": ("reward",),
-    "signal": ("reward",),
-}
+# With their metrics.
+REWARDS = {"softmax": ("loss", "accuracy"), "mse": ("loss",), "external": ("reward",), "signal": ("reward",)}
 aten = torch.ops.aten
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 

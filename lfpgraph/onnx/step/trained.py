@@ -29,14 +29,9 @@ _LARGEST = 2**31 - 2**20  # bytes that protobuf writes into one file, but for th
 
 
 def export(
-    model: nn.Module,
-    path: str | Path,
-    example: Any = None,
-    *,
-    opset: int | None = None,
-    tolerance: float = 1e-4,
+    model: nn.Module, path: str | Path, example: Any = None, *, opset: int | None = None, tolerance: float = 1e-4,
     external_data: bool | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write a model, wrapped or not, in eval mode, and compare the file with it in onnxruntime.
 
     A model made by `load` goes out as its own file with other weights, as long as that agrees with the model. Any other has
