@@ -22,7 +22,10 @@ from .support.together import Case, Joint, by_writes
 from .support.ways import compare, expected, programmed, walked, wrapped
 
 QUICK, MANY = 100, 600
-KNOWN: dict[str, list[int]] = {}  # what is not mended yet; docs/trust.md says what is known
+KNOWN = {
+    ("live graphs", 70_000): [70_089],
+    ("programs", 70_000): [70_214, 70_231],
+}  # not mended yet; docs/trust.md says what is known
 
 
 def check(*seeds: int) -> None:
@@ -80,7 +83,7 @@ def test_long_runs_missed_nothing() -> None:
     """What `make long-runs` has counted so far."""
     rows = long_runs.known()
     assert sum(row.tried for row in rows.values()) >= 20_000
-    assert {kind: row.missed for (kind, _, _), row in rows.items() if row.missed} == KNOWN
+    assert {(kind, first): row.missed for (kind, _, first), row in rows.items() if row.missed} == KNOWN
 
 
 def test_a_long_run_goes_on_where_the_last_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,24 @@ def test_checkpoint_of_something_else(tmp_path: Path) -> None:
         make_trainer(tmp_path).train(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"bias": torch.zeros(2).double()}, r"holds bias as torch\.float64, not torch\.float32"),
+        ({"more": torch.zeros(1)}, "it has more$"),
+    ],
+)
+def test_weights_that_are_not_quite_the_models(tmp_path: Path, changed: dict[str, torch.Tensor], told: str) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    model = nn.Linear(3, 2)
+    before = weights(model)
+    save_file({**model.state_dict(), "bias": torch.ones(2), **changed}, tmp_path / checkpoint.MODEL)
+    (tmp_path / checkpoint.NOTE).write_text("{}")
+    with pytest.raises(CheckpointError, match=told):
+        checkpoint.load_weights(model, tmp_path)
+    assert same(weights(model), before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of Unix")
 def test_full_disk(tmp_path: Path) -> None:
     """A write that fails half-way leaves one line and the checkpoints before."""

@@ -228,10 +228,11 @@ def make_loggers(asked: Sequence[str | Logger], folder: Path | None, after: int 
 
 def refuse_other_files(asked: Sequence[str | Logger], folder: Path | None) -> None:
     """Raise an OSError where what is to be taken up as a log is none, before anything of the run changes."""
-    for name in asked if folder is not None else ():
-        file = folder / _LOGGERS[name][1] if isinstance(name, str) and name in _LOGGERS else None
-        if file is not None and name != "tensorboard" and file.exists() and not file.is_file():
-            raise OSError(errno.EINVAL, f"{file.name} is no regular file")
+    for name in asked:
+        if folder is not None and name in ("jsonl", "csv"):
+            file = folder / _LOGGERS[name][1]
+            if file.exists() and not file.is_file():
+                raise OSError(errno.EINVAL, f"{file.name} is no regular file")
 
 
 class Bar:
