@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lfpgraph.models_zoo.torch_models import Step
 from torch import nn
 
 import lfpgraph
 from lfpgraph import rewards
 from lfpgraph.errors import RewardError
 from lfpgraph.rewards import BinarySigmoid, CorrectClassification, Sigmoid, Softmax
+from lfpgraph.training.objective import Objective
 
 from .support.helpers import relative
 
@@ -177,3 +179,30 @@ def test_callback() -> None:
 def test_bad_input(call: Any, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         call(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(("composite", "size"), [("lfp", 1.0), ("lfp-snn", 1e-6)])
+def test_silent_outputs_in_the_trainer(composite: str, size: float) -> None:
+    """Spikes that did not happen are told by their composite, and outweigh nothing under the others."""
+    model = lfpgraph.wrap(nn.Sequential(nn.Linear(4, 3), Step()), composite)
+    objective = Objective(reward=lambda outputs, labels: torch.ones_like(outputs))
+    batch = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    loss, outputs, _ = objective(model, batch)
+    seen: list[torch.Tensor] = []
+    outputs.register_hook(seen.append)
+    loss.backward()
+    silent = outputs == 0
+    assert silent.any() and not silent.all()
+    assert relative(seen[0][silent], torch.full_like(seen[0][silent], -1 / 6 / size)) < 1e-6
+    assert relative(seen[0][~silent], torch.full_like(seen[0][~silent], -1 / 6)) < 1e-6
+
+
+def test_silent_outputs_are_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lfpgraph.rewards.loss._told", [])
+    outputs = torch.tensor([0.0, 1.0], requires_grad=True)
+    lfpgraph.reward_loss(outputs, torch.tensor([0.0, 1.0]))
+    lfpgraph.reward_loss(outputs, torch.ones(2), silent=1.0).backward()
+    assert not caplog.records and outputs.grad is not None and outputs.grad.tolist() == [-1.0, -1.0]
+    for _ in range(2):
+        lfpgraph.reward_loss(outputs, torch.ones(2))
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "silent=1.0" in caplog.text

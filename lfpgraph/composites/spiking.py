@@ -22,7 +22,7 @@ from ..graph.structure import Structure
 from ..numerics import ZERO_REWARD, identity_signal, stabilize
 from ..registry import Call, Handler, Signals
 
-__all__ = ["spiking_structure"]
+__all__ = ["reads_silence", "spiking_structure"]
 
 
 def spiking_structure(graph: OpGraph) -> Structure:
@@ -39,6 +39,11 @@ def spiking_structure(graph: OpGraph) -> Structure:
         if not any(node in region.nodes for region in sums):
             structure.rules[node] = _always(reset)
     return structure
+
+
+def reads_silence(composite: Any) -> bool:
+    """Whether a composite's thresholds read back the reward of a spike that did not happen (`numerics.ZERO_REWARD`)."""
+    return composite is not None and composite.structure is spiking_structure
 
 
 def _maker(node: fx.Node) -> fx.Node:

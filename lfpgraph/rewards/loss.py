@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,11 @@ from ..numerics import ZERO_REWARD, stabilize
 
 __all__ = ["outputs_of", "reward_loss"]
 
+log = logging.getLogger("lfpgraph")
+_told: list[bool] = []  # that the warning has been given
 
-def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -> Tensor:
+
+def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD, silent: float | None = None) -> Tensor:
     """A scalar whose `.backward()` gives `reward` to `outputs`.
 
     The value is minus the summed reward. Its gradient at the outputs is minus the signal of that reward, `-reward /
@@ -23,9 +27,11 @@ def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -
     Args:
         outputs: a float tensor of a wrapped model, any shape.
         reward: same shape, or broadcastable to it.
-        epsilon: stabilizer for outputs near zero. An output of exactly zero (a spike that did not happen) gives its reward
-            the signal `reward / epsilon`; the thresholds of `lfp-snn` read it back with the default. Other composites, `lfp`
-            among them, do not: give 1.0 for spikes there.
+        epsilon: stabilizer for outputs near zero.
+        silent: what an output of exactly zero counts as, a spike that did not happen: its reward becomes the signal
+            `reward / silent`. The thresholds of `lfp-snn` want epsilon, which is the default, and read it back. With any other
+            composite give 1.0: what silence gets is then as large as what a spike gets. Where outputs of zero have a reward
+            and silent is not given, one warning says so.
 
     Raises:
         RewardError: the shapes do not fit, or outputs carry no signal while autograd is on.
@@ -45,25 +51,29 @@ def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD) -
             f"reward of shape {list(reward.shape)} does not fit outputs of shape {list(outputs.shape)}; give one reward "
             "for each output"
         ) from None
-    return _RewardLoss.apply(outputs, reward, epsilon)
+    if silent is None and not _told and bool(((outputs.detach() == 0) & (reward != 0)).any()):
+        _told.append(True)
+        log.warning(
+            "reward_loss: outputs of exactly zero have a reward, which becomes the signal reward / %g. lfp-snn reads that back; "
+            "with any other composite give silent=1.0, or these outputs outweigh all others",
+            epsilon,
+        )
+    return _RewardLoss.apply(outputs, reward, epsilon, epsilon if silent is None else silent)
 
 
 class _RewardLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, reward: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, outputs: Tensor, reward: Tensor, epsilon: float, silent: float) -> Tensor:
         ctx.save_for_backward(outputs, reward)
-        ctx.epsilon = epsilon
+        ctx.epsilon, ctx.silent = epsilon, silent
         return -reward.sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         outputs, reward = ctx.saved_tensors
         small = outputs.abs() <= ctx.epsilon
-        return (
-            -gradients[0] * reward / torch.where(small, stabilize(outputs, ctx.epsilon), outputs),
-            None,
-            None,
-        )
+        size = torch.where(small, stabilize(outputs, ctx.epsilon), outputs)
+        return -gradients[0] * reward / torch.where(outputs == 0, ctx.silent, size), None, None, None
 
 
 def _kind(value: Any) -> str:

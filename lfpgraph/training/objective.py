@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..composites.spiking import reads_silence
 from ..errors import DataError, LfpGraphError, TrainingError
+from ..numerics import ZERO_REWARD
 from ..rewards import reward_loss
 from ..rewards.loss import outputs_of
+from ..wrapping.wrapper import wrapping_of
 from .data import call_of, rows_of
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "silence"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Objective:
         outputs = outputs_of(result)
         if not self.takes_labels:
             labels = kwargs.get("labels")
-        return self.of_result(result, labels, rows_of(batch)), outputs, labels
+        return self.of_result(result, labels, rows_of(batch), silence(model)), outputs, labels
 
     @property
     def takes_labels(self) -> bool:
@@ -75,8 +78,8 @@ class Objective:
             )
         return call_of(batch, self.labels if self.takes_labels else None)
 
-    def of_result(self, result: Any, labels: Any, rows: int) -> Tensor:
-        """The loss of what the model returned."""
+    def of_result(self, result: Any, labels: Any, rows: int, silent: float = 1.0) -> Tensor:
+        """The loss of what the model returned; an output of zero counts as `silent`, see `reward_loss`."""
         function = self.loss or self.reward
         if function is None:
             found = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
@@ -88,13 +91,19 @@ class Objective:
             value = function(outputs, labels)
             if self.reward is None and (not isinstance(value, Tensor) or value.numel() != 1):
                 raise TypeError(f"it gives {_about({'a loss': value})}, where one number in a tensor is needed")
-            return value if self.reward is None else reward_loss(outputs, value) / max(rows, 1)
+            return value if self.reward is None else reward_loss(outputs, value, silent=silent) / max(rows, 1)
         except torch.OutOfMemoryError:
             raise
         except (IndexError, RuntimeError, TypeError, ValueError, LfpGraphError) as error:
             name = getattr(function, "__name__", type(function).__name__)
             about = _about({"outputs": outputs, "labels": labels})
             raise DataError(f"{name} refuses this batch: {error} ({about})") from error
+
+
+def silence(model: nn.Module) -> float:
+    """What an output of exactly zero counts as when it is given a reward, under the composite that the model has."""
+    wrapping = wrapping_of(getattr(model, "module", model) if wrapping_of(model) is None else model)
+    return ZERO_REWARD if reads_silence(getattr(wrapping, "composite", None)) else 1.0
 
 
 def _about(named: Mapping[str, Any]) -> str:

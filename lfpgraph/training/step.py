@@ -17,7 +17,7 @@ from ..errors import DataError, LfpGraphError, NonFiniteError, one_line
 from ..optional import need
 from ..randomness import random_state, set_random_state
 from .diagnose import bad_inputs, first_non_finite
-from .objective import Objective
+from .objective import Objective, silence
 from .resuming.asked import Asked
 from .settings import Update
 
@@ -130,7 +130,11 @@ class Stepper:
         try:
             with self.accelerator.autocast():
                 return first_non_finite(
-                    self.model, args, kwargs, composite, lambda result: self.objective.of_result(result, labels, 1)
+                    self.model,
+                    args,
+                    kwargs,
+                    composite,
+                    lambda result: self.objective.of_result(result, labels, 1, silence(self.model)),
                 )
         except (LfpGraphError, RuntimeError) as error:
             return f"the operation could not be found ({one_line(error)})"

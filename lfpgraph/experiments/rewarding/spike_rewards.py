@@ -47,7 +47,7 @@ def run(settings: Settings) -> Report:
 
 def rate_coded(spikes: Tensor, labels: Tensor) -> Tensor:
     """The published reward, of a spike that did not happen as of one that did: the steps of `lfp` take it as it is."""
-    return reward_loss(spikes, RateCodedSpikes()(spikes, labels), epsilon=1.0) / len(labels)
+    return reward_loss(spikes, RateCodedSpikes()(spikes, labels), silent=1.0) / len(labels)
 
 
 def first_spikes(spikes: Tensor) -> Tensor:
