@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lfpgraph
-from lfpgraph.live import engine
+from lfpgraph.live.repeats import expected
 
 from .support.live.replays import SETTLED, compare, replayed, step
 
@@ -98,8 +98,8 @@ def test_an_optimizer_writes_between_the_steps(
     """The aliases that are kept from run to run hold what the parameters hold."""
     found: list[dict[str, Tensor]] = []
     x = torch.randn(4, 5, dtype=torch.float64)
-    for simple in (engine.simple, lambda *given: None):
-        monkeypatch.setattr(engine, "simple", simple)
+    for simple in (expected._simple, lambda *given: None):
+        monkeypatch.setattr(expected, "_simple", simple)
         model = lfpgraph.wrap(chain(kind), composite, engine="live")
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         for _ in range(SETTLED + 4):
