@@ -27,6 +27,16 @@ from .selections import selected_from
 
 __all__ = ["classify"]
 
+aten = torch.ops.aten
+# What is made in the likeness of a tensor, and holds nothing of it.
+_NEW = frozenset(
+    {
+        aten.empty_like.default, aten.full_like.default, aten.new_empty.default, aten.new_full.default,
+        aten.new_ones.default, aten.new_zeros.default, aten.ones_like.default, aten.rand_like.default,
+        aten.randint_like.default, aten.randn_like.default, aten.zeros_like.default,
+    }
+)  # fmt: skip
+
 
 def classify(graph: OpGraph) -> OpGraph:
     """Fill `graph.info`. Requires: a functional graph. Ensures: every node has an entry.
@@ -97,16 +107,18 @@ def _kind(sources: set[str], from_input: bool) -> str:
 
 
 def _network(graph: OpGraph) -> set[fx.Node]:
-    """Ancestors of the non-scalar float outputs, or of the logits they are made of; without any, of the last operations that
-    use a parameter."""
+    """Ancestors of the non-scalar float outputs, or of the logits they are made of; where no parameter leads to one of those
+    (a model returns its loss, and at most its input or zeros beside it), of the last operations that use a parameter."""
     outputs = [node for node in graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta.get("val"))]
     if not outputs:
         raise InputError("the model returns no float tensor, so there is no output that a reward could be given to.")
     roots = [node for node in outputs if takes_reward(node.meta["val"])]
     weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
-    if not roots:
-        roots = [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
-    return ancestors(network_ends(roots, weights))
+    if _descendants(weights, _NEW).isdisjoint(roots):
+        roots += [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
+    ends = network_ends(roots, weights)
+    behind = ancestors(ends, lambda node: node.target not in _NEW)
+    return behind | {*ends} | {source for node in behind for source in node.all_input_nodes}
 
 
 def _descendants(roots: set[fx.Node], without: frozenset[Any] = frozenset()) -> set[fx.Node]:
