@@ -13,6 +13,7 @@ from .graph import (
     ACTIVE,
     CONSTANT,
     DETACH,
+    NEW,
     WEIGHT,
     NodeInfo,
     OpGraph,
@@ -26,16 +27,6 @@ from .objective import network_ends
 from .selections import selected_from
 
 __all__ = ["classify"]
-
-aten = torch.ops.aten
-# What is made in the likeness of a tensor, and holds nothing of it.
-_NEW = frozenset(
-    {
-        aten.empty_like.default, aten.full_like.default, aten.new_empty.default, aten.new_full.default,
-        aten.new_ones.default, aten.new_zeros.default, aten.ones_like.default, aten.rand_like.default,
-        aten.randint_like.default, aten.randn_like.default, aten.zeros_like.default,
-    }
-)  # fmt: skip
 
 
 def classify(graph: OpGraph) -> OpGraph:
@@ -114,10 +105,10 @@ def _network(graph: OpGraph) -> set[fx.Node]:
         raise InputError("the model returns no float tensor, so there is no output that a reward could be given to.")
     roots = [node for node in outputs if takes_reward(node.meta["val"])]
     weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
-    if _descendants(weights, _NEW).isdisjoint(roots):
+    if _descendants(weights, NEW).isdisjoint(roots):
         roots += [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
     ends = network_ends(roots, weights)
-    behind = ancestors(ends, lambda node: node.target not in _NEW)
+    behind = ancestors(ends, lambda node: node.target not in NEW)
     return behind | {*ends} | {source for node in behind for source in node.all_input_nodes}
 
 
