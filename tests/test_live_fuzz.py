@@ -62,6 +62,15 @@ MENDED = {
     ),
     "a comparison read twice": ("lfp-epsilon", "m = x > y; v = torch.where(m, x, y) * torch.where(m, y, x * 2)"),
     "a divisor that takes nothing": ("lfp-epsilon", "t = x * y; u = t / 2; v = u * 3 + x / (u.abs() + 1)"),
+    "kron of what is then written to": ("lfp-epsilon", "t = x * y; v = torch.kron(x, t); t.T[0] += t.mean()"),
+    "a write that leaves nothing": (
+        "epsilon-plus",
+        "t = x * x; u = t.mean().view(-1).clone(); u[:1].zero_(); v = t.tanh() + u",
+    ),
+    "a part that nobody reads": (
+        "epsilon-plus",
+        "v = F.cosine_similarity(F.embedding(torch.tensor([0, 2]), self.w), x[0])",
+    ),
     "a mask of the greatest": ("lfp-epsilon", "v = (x >= x.amax(-1, keepdim=True)).double() * y"),
     "one_hot of the greatest": ("lfp-epsilon", "v = F.one_hot(x.argmax(-1), 4).double() + x"),
     "what is computed for nothing": (

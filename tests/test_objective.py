@@ -39,6 +39,9 @@ def _nll(logits: Tensor, ids: Tensor) -> Tensor:
 FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any, Tensor], Tensor]]] = {
     "loss inside": (lambda z, ids: (_nll(z, ids), z), lambda out, ids: out[0]),
     "loss alone": (_nll, lambda out, ids: out),
+    "beside zeros": (lambda z, ids: (_nll(z, ids), torch.zeros_like(z)), lambda out, ids: out[0]),
+    "beside what was cleared": (lambda z, ids: (_nll(z, ids), z.clone().zero_()), lambda out, ids: out[0]),
+    "beside its target": (lambda z, ids: (_nll(z, ids), ids.double()), lambda out, ids: out[0]),
     "log-probabilities": (lambda z, ids: z.log_softmax(-1), lambda out, ids: -_picked(out, ids).mean()),
     "of the labels": (lambda z, ids: _picked(z.log_softmax(-1), ids), lambda out, ids: -out.mean()),
     "logsumexp": (lambda z, ids: _picked(z, ids) - z.logsumexp(-1), lambda out, ids: -out.mean()),

@@ -13,6 +13,7 @@ from .graph import (
     ACTIVE,
     CONSTANT,
     DETACH,
+    NEW,
     WEIGHT,
     NodeInfo,
     OpGraph,
@@ -97,16 +98,18 @@ def _kind(sources: set[str], from_input: bool) -> str:
 
 
 def _network(graph: OpGraph) -> set[fx.Node]:
-    """Ancestors of the non-scalar float outputs, or of the logits they are made of; without any, of the last operations that
-    use a parameter."""
+    """Ancestors of the non-scalar float outputs, or of the logits they are made of; where no parameter leads to one of those
+    (a model returns its loss, and at most its input or zeros beside it), of the last operations that use a parameter."""
     outputs = [node for node in graph.user_output_nodes if isinstance(node, fx.Node) and is_float(node.meta.get("val"))]
     if not outputs:
         raise InputError("the model returns no float tensor, so there is no output that a reward could be given to.")
     roots = [node for node in outputs if takes_reward(node.meta["val"])]
     weights = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
-    if not roots:
-        roots = [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
-    return ancestors(network_ends(roots, weights))
+    if _descendants(weights, NEW).isdisjoint(roots):
+        roots += [node for node in _descendants(weights) if set(node.all_input_nodes) & weights]
+    ends = network_ends(roots, weights)
+    behind = ancestors(ends, lambda node: node.target not in NEW)
+    return behind | {*ends} | {source for node in behind for source in node.all_input_nodes}
 
 
 def _descendants(roots: set[fx.Node], without: frozenset[Any] = frozenset()) -> set[fx.Node]:

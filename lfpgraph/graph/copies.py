@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..registry import COMPARISON, NOTHING
-from .graph import DETACH, OpGraph, family_of, is_float
+from .graph import DETACH, NEW, OpGraph, family_of, is_float
 from .regions import may_join
 
 __all__ = ["copy_for_the_idle", "copy_shared_comparisons"]
@@ -95,5 +95,5 @@ def _reached(graph: OpGraph, ends: frozenset[Any]) -> set[fx.Node]:
         node = stack.pop()
         if node not in reached:
             reached.add(node)
-            stack += [] if node.target in ends else node.all_input_nodes
+            stack += [] if node.target in ends or node.target in NEW else node.all_input_nodes
     return reached

@@ -24,6 +24,7 @@ __all__ = [
     "CASTS",
     "CONSTANT",
     "DETACH",
+    "NEW",
     "WEIGHT",
     "NodeInfo",
     "OpGraph",
@@ -49,6 +50,14 @@ CASTS = frozenset(
 )  # a trace has the first, a live run any
 
 DETACH = frozenset({_aten.detach.default, _aten.detach_copy.default})
+# what is made in the likeness of a tensor, and holds nothing of it
+NEW = frozenset(
+    {
+        _aten.empty_like.default, _aten.full_like.default, _aten.new_empty.default, _aten.new_full.default,
+        _aten.new_ones.default, _aten.new_zeros.default, _aten.ones_like.default, _aten.rand_like.default,
+        _aten.randint_like.default, _aten.randn_like.default, _aten.zeros_like.default,
+    }
+)  # fmt: skip
 _WRITES_STATISTICS = {
     torch.ops.aten._batch_norm_with_update_functional.default,
     torch.ops.aten._native_batch_norm_legit_functional.default,

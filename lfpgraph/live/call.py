@@ -6,6 +6,7 @@ And what it sees before the run is amended, when it is asked on tensors without 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..registry import Call
 from ..rules.views import vjp
 from .notes import Ref
 
-__all__ = ["LiveCall", "Multiple", "answers_of", "answers_of_vjp", "likeness_of"]
+__all__ = ["LiveCall", "Multiple", "answers_of", "answers_of_vjp", "likeness_of", "ways_back"]
 
 Templates = Mapping[fx.Node, tuple[Any, Any]]
 
@@ -139,6 +140,33 @@ def answers_of_vjp(unit: Unit) -> tuple[list[Any] | None, bool | float, bool] | 
     if unit.handler is vjp or (unit.rule is not None and unit.rule.is_vjp):
         return [Multiple() if wanted else None for wanted in unit.wanted], False, False
     return None
+
+
+def ways_back(unit: Unit, arrivals: Mapping[fx.Node, Any]) -> list[bool]:
+    """Of each input, whether a signal at the unit's results reaches it: of several results some may be read by nobody.
+
+    What `broadcast_tensors` makes of one of its tensors holds nothing of the others. An operation that says nothing without
+    data is taken to make all of all.
+    """
+    outputs = unit.node.meta["val"]
+    items = {n.args[1] for n in unit.node.users if n.target is operator.getitem and arrivals.get(n)}
+    if not isinstance(outputs, list) or sum(unit.wanted) < 2 or len(items) == len(outputs):
+        return [True] * len(unit.inputs)
+    values = {n: n.meta["val"] for node in unit.nodes for n in node.all_input_nodes}
+    own = [x.detach().requires_grad_() if is_float(x) else x for x in (n.meta["val"] for n in unit.inputs)]
+    try:
+        with torch.enable_grad():
+            made = execute(unit, values, own)
+        ends = [made[i] for i in _floats(made) if i in items and made[i].requires_grad]
+        signals = [torch.ones_like(z) for z in ends]
+        found = iter(torch.autograd.grad(ends, [x for x in own if is_float(x)], signals, allow_unused=True))
+        return [not is_float(x) or next(found) is not None for x in own]
+    except Exception:  # whatever an operation says of tensors without data
+        return [True] * len(own)
+
+
+def _floats(values: Sequence[Any]) -> list[int]:
+    return [i for i, x in enumerate(values) if is_float(x)]
 
 
 def likeness_of(unit: Unit) -> Any:

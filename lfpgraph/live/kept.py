@@ -248,11 +248,11 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
     before = None if base is None or covered else record.number(base)
     record.save_before_write(args)
     x.copy_(value)
+    of_both = [number] if before is None else [before, number]
     if covered and base is not None and base.requires_grad:
         record.covering.add(base.grad_fn)
-    if before is not None and base is not None and base.requires_grad:
-        after = record.made_unseen(OWN_VIEW, [before, number], base)
-        record.made_unseen(OWN_VIEW, [after], x)
+    if base is not None and base.requires_grad and (before is not None or not record.follows[number]):  # zeros, say
+        record.made_unseen(OWN_VIEW, [record.made_unseen(OWN_VIEW, of_both, base)], x)
     elif record.follows[number] == x.requires_grad:
         record.equate(x, number)
         if number in record.seen:

@@ -166,6 +166,8 @@ def _opener(op: OpOverload) -> Callable[..., Any] | None:
         return functools.partial(_as_another, op)
     if op in OWN_PARTS:
         return _seen_by(OWN_PARTS[op])
+    if op is aten.kron.default:
+        return _kron
     # torch's own, not one that was registered in Python beside it: `seen` finds only the first
     if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"):
         return lambda *args, **kwargs: interception.seen(op, args, kwargs)
@@ -177,6 +179,13 @@ def _as_another(op: OpOverload, x: Tensor, other: Tensor) -> Any:
     if x is other and x.is_leaf:
         return op._op(x, other)
     return interception.seen(op, (x, other), {})
+
+
+def _kron(x: Tensor, y: Tensor) -> Any:
+    """As parts, of copies: torch's own keeps the memory of both for autograd, and does not notice when it is written to."""
+    with interception.resumed():
+        x, y = x.clone(), y.clone()
+    return interception.seen(aten.kron.default, (x, y), {})
 
 
 def _seen_by(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,7 +29,7 @@ from torch import Tensor, fx
 from ..engine.plan import How, Plan
 from ..engine.units import Unit
 from ..rules.activations import activation
-from .call import Multiple, answers_of, answers_of_vjp, likeness_of
+from .call import Multiple, answers_of, answers_of_vjp, likeness_of, ways_back
 from .graph_of_record import LiveGraph
 from .operations import OWN_VIEW
 from .repeats.factors import Factor
@@ -178,8 +178,9 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             form = unit.option_epsilon if stabilized is True else stabilized
         elif not (unit.family.passes_form or unit.ends_layer):
             form = None
+        reaches = ways_back(unit, arrivals)
         for i, source in enumerate(unit.inputs):
-            if unit.wanted[i] and (answers is None or answers[i] is not None):
+            if unit.wanted[i] and reaches[i] and (answers is None or answers[i] is not None):
                 arrivals[source].append((unit, i, form))
         by_unit[id(unit)] = amendment
         schedule.amendments.append(amendment)

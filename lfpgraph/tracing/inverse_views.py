@@ -66,6 +66,9 @@ def cancel_inverse_views(graph: fx.Graph) -> None:
             continue
         if node.target is _aten.select_scatter.default and _writes_all(node):
             node.target, node.args, node.kwargs = _aten.unsqueeze.default, (node.args[1], _dim(node, 2)), {}
+        if node.target is _aten.slice_scatter.default and _layout(node.args[1]) == _layout(node):
+            node.replace_all_uses_with(node.args[1])  # `t[:1].mul_(2)` of one row leaves nothing of what was there
+            continue
         while (source := _undone(node)) is not None:
             node.replace_all_uses_with(source)
             node = source
@@ -142,6 +145,11 @@ def _writes_all(node: fx.Node) -> bool:
     value = node.args[1].meta["val"]  # type: ignore[union-attr]
     sizes = shape_of(node)
     return sizes is not None and sizes[_dim(node, 2)] == "1" and value.dtype == node.meta["val"].dtype
+
+
+def _layout(node: fx.Node) -> tuple[Any, torch.dtype]:
+    """The sizes of a tensor, and its type."""
+    return shape_of(node), node.meta["val"].dtype
 
 
 def _dim(node: fx.Node, place: int) -> int:
