@@ -1,5 +1,6 @@
 """Functions with a jump under `lfp`: the feedback is bounded however near the jump a value is, and it learns."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -144,3 +145,66 @@ def test_steps_added_to_a_bend_learn(engine: str) -> None:
         optimizer.step()
     assert largest < 10
     assert loss < 0.3
+
+
+REPEATING: dict[str, Function] = {
+    "remainder": lambda x: torch.remainder(x, 1.0),
+    "of a tensor": lambda x: torch.remainder(x, torch.tensor(1.0).to(x)),
+    "of a long period": lambda x: torch.remainder(x, 100.0),
+    "an angle": lambda x: torch.remainder(x + math.pi, 2 * math.pi) - math.pi,
+    "fmod": lambda x: torch.fmod(x, 0.5),
+    "floor": lambda x: x - x.floor(),
+    "falls": lambda x: 1 - 2 * x.frac(),
+    "there and back": lambda x: (torch.remainder(x, 1.0) - 0.5).abs(),
+    "a wave": lambda x: torch.sin(2 * math.pi * x),
+    "a wave twice as short as the secant": lambda x: torch.sin(10 * x),
+}
+
+
+def test_what_repeats_within_a_secant_hands_on_its_slope() -> None:
+    x = torch.tensor([-1.7, -0.9, -0.3, -0.01, 0.01, 0.2, 0.45, 0.8, 1.3, 2.6, 99.8]).double()
+    for engine in ("live", "static"):
+        for name, found in slopes(REPEATING, x, engine).items():
+            at = x.clone().requires_grad_()
+            (expected,) = torch.autograd.grad(REPEATING[name](at).sum(), at)
+            torch.testing.assert_close(found, expected, msg=lambda m, n=name: f"{n}: {m}")
+
+
+STEEP: dict[str, Function] = {
+    "a sigmoid": lambda x: torch.sigmoid(1000 * x),
+    "levels": lambda x: sum((torch.sigmoid(50 * (x - k)) for k in (-2, -1, 0, 1, 2)), torch.zeros_like(x)),
+    "a bell": lambda x: torch.exp(-50 * x * x),
+}
+
+
+def test_what_is_steep_keeps_the_secant() -> None:
+    x = torch.tensor([-1.2, -0.3, 0.1, 0.3, 0.8]).double()
+    for name, found in slopes(STEEP, x, "live").items():
+        secant = STEEP[name](x + 0.5) - STEEP[name](x - 0.5)
+        torch.testing.assert_close(found, secant, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_what_comes_before_a_sawtooth_learns(engine: str) -> None:
+    """The layer behind it is frozen. Without the slope nothing before it moves."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), Sawtooth(), nn.Linear(8, 2)), torch.rand(64, 4) * 2 - 1
+    with torch.no_grad():
+        model[0].weight.mul_(0.3)
+        model[0].bias.fill_(0.5)  # within one period, but for a few
+        y = model(x)
+        model[0].weight.add_(0.1 * torch.randn(8, 4))
+    model[2].requires_grad_(False)
+    lfpgraph.wrap(model, engine=engine)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for _ in range(40):
+        losses.append(F.mse_loss(model(x), y))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 3
+
+
+class Sawtooth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.remainder(x, 1.0)

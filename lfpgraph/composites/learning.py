@@ -13,7 +13,8 @@
 - Activations that bend hand on the slope of a secant, `(f(x + h) - f(x - h)) / 2h`, in place of `f(x) / x`. It is bounded, of the
   right sign, and takes no derivative; a jump (a step added to what bends) hands on its height over 2h at most. A function with
   f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope. Where f is not defined for all numbers (log, sqrt, 1 / x),
-  the line goes through f at `(1 + h) x` and at `x / (1 + h)`.
+  the line goes through f at `(1 + h) x` and at `x / (1 + h)`. Where secants do not follow the slope, because f repeats within 2h
+  or falls back by jumps as much as it rises (`x % 1`, `x - floor(x)`, `sin(10 x)`), the slope itself is handed on.
 - Other activations that are not zero at zero are centred (see `centred`).
 - Steps (comparisons, sign, round) hand on the slope of secants of several widths (see `steps`).
 - A choice (argmax, topk) is credited by contrast: what each alternative would have brought (see `choices`).
@@ -35,6 +36,8 @@ from ..graph.graph import ACTIVE, OpGraph
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
 from ..registry import Call, Handler
+from ..rules.activations import activation, choice, exponential
+from ..rules.views import vjp
 from .centred import (
     activations_of,
     centred_rule,
@@ -81,16 +84,18 @@ def learning_structure(
     for entry, nodes in activations_of(graph, found):
         if nodes[-1] in found.rules:
             continue
-        slope = _bending(graph, found, entry, nodes) if secant else None
-        if slope is not None:
-            found.rules[nodes[-1]] = partial(_secant_rule, slope=partial(slope, secant))
+        bending = _bending(graph, found, entry, nodes, secant) if secant else None
+        if bending is not None:
+            found.rules[nodes[-1]] = bending
         elif not is_zero_at_zero(entry, nodes):
             found.rules[nodes[-1]] = centred_rule
     return found
 
 
-def _bending(graph: OpGraph, found: Structure, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> Slope | None:
-    """How the slope of f is taken; None for f(2x) = 2f(x), as of a relu, or an f that does not take a row of numbers.
+def _bending(
+    graph: OpGraph, found: Structure, entry: fx.Node | None, nodes: tuple[fx.Node, ...], width: float
+) -> Callable[[Handler], Handler] | None:
+    """The rule by f's slope; None for f(2x) = 2f(x), as of a relu, or an f that does not take a row of numbers.
 
     Other tensors that f reads (a bound, a mask) are some numbers here: positive ones, others as well, and zero.
     """
@@ -108,8 +113,31 @@ def _bending(graph: OpGraph, found: Structure, entry: fx.Node | None, nodes: tup
         bends, everywhere = bends or doubles is False, everywhere or defined
     if not bends:
         return None
+    if everywhere and _runs_against(active[0], nodes, others, width):
+        return _derivative_rule
     slope = _slope if everywhere else _slope_in_proportion
-    return partial(_slope_or_ratio, slope) if others and _doubles(active[0], nodes, x, others, 0)[0] else slope
+    if others and _doubles(active[0], nodes, x, others, 0)[0]:
+        slope = partial(_slope_or_ratio, slope)
+    return partial(_secant_rule, slope=partial(slope, width))
+
+
+def _runs_against(entry: fx.Node, nodes: tuple[fx.Node, ...], others: list[fx.Node], width: float) -> bool:
+    """Whether secants of this width rise and fall without regard to f's slope: f repeats within it, or jumps back as it rises."""
+    count = 256
+    shares = (
+        torch.arange(count, dtype=torch.float64, device="cpu") * (5**0.5 / 2) % 1 * 2 - 1
+    )  # evenly spread, on no grid
+    x = torch.where(torch.arange(count, device="cpu") % 2 == 0, 4.0, 0.4) * shares
+    known = {n: _some_numbers(n, place, count, 1, False) for place, n in enumerate(others)}
+    slopes = []
+    for h in (width, 1e-5):
+        low, high = (values_on(entry, nodes, x + side * h, known) for side in (-1, 1))
+        if low is None or high is None or low.is_complex() or low.shape != x.shape:
+            return False
+        slopes.append(((high - low) / (2 * h)).nan_to_num(0.0, 0.0, 0.0))
+    along, size = slopes[0] * slopes[1].sign(), slopes[1].abs()
+    blind = (along < 0.1 * size)[x.abs() > 0.4]  # the secant is far below the slope, or against it
+    return bool(size.any() and (along.sum() < 0.1 * along.abs().sum() or blind.double().mean() > 0.5))
 
 
 def _doubles(
@@ -148,6 +176,11 @@ def _some_numbers(node: fx.Node, place: int, count: int, sign: int, own: bool) -
     numbers = (i * 7 % 11) / 11.0 + 0.5
     numbers = numbers * (sign if sign >= 0 else 1 - 2 * (i % 2))
     return numbers.to(value.dtype if own else torch.float64)
+
+
+def _derivative_rule(usual: Handler) -> Handler:
+    """The derivative in place of the identity rule; a user's own rule stays."""
+    return vjp if usual in (activation, choice, exponential) else usual
 
 
 def _secant_rule(usual: Handler, slope: Callable[[Call, Tensor, int], Tensor]) -> Handler:

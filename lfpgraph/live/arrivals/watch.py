@@ -71,8 +71,9 @@ class Watch:
         """Say that a backward pass is itself to be differentiated, and so gives no feedback."""
         self.differentiated = True
         self._say_once(
-            "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient; feedback "
-            "flows when the loss itself is propagated."
+            "a second derivative is asked for (create_graph=True). Such a backward pass hands back the true gradient, and so "
+            "does a backward of the model's own that makes one inside (the adjoint of a differential equation); feedback flows "
+            "when the loss itself is propagated without create_graph."
         )
 
     def transformed(self) -> None:
