@@ -55,14 +55,14 @@ def _quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype
 
 
 @imports("DynamicQuantizeLinear")
-def dynamic_quantize(node: Node, x: Tensor) -> Any:
-    """uint8 over the range of x. The range is no path of feedback."""
-    with torch.no_grad():
-        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-        scale = (high - low) / 255
-        zero = torch.clamp(torch.round(-low / scale), 0, 255).nan_to_num(0).to(torch.uint8)
-        divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return _quantized(x, divisor, zero, torch.uint8, node), scale, zero
+def dynamic_quantize(node: Node, x: Tensor, zero_type: torch.dtype = torch.uint8) -> Any:
+    """uint8 over the range of x, which is no path of feedback: detached, as torch.export is slow with many no_grad regions."""
+    held = x.detach()
+    low, high = held.min().clamp(max=0), held.max().clamp(min=0)
+    scale = (high - low) / 255
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.clamp(torch.round(-low / divisor), 0, 255)
+    return torch.clamp(torch.round(x / divisor) + zero, 0, 255), scale, zero.to(zero_type)
 
 
 def _shifted(x: Tensor, zero: Tensor | None, axis: int = 0) -> Tensor:
@@ -168,8 +168,8 @@ def dynamic_lstm(
         return ((weight.to(torch.float32) - zero.to(torch.float32)) * scale).transpose(1, 2)
 
     def linear(given: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
-        whole, scale, zero = dynamic_quantize(node, given)
-        return F.linear((whole - zero.to(torch.float32)) * scale, weight, offset)
+        whole, scale, zero = dynamic_quantize(node, given, given.dtype)
+        return F.linear((whole - zero) * scale, weight, offset)
 
     rows = floats(w, *scales[:2]), floats(r, *scales[2:])
     return recurrent(node, x, *rows, bias, lengths, h, c, peepholes, linear=linear)
