@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from lfpgraph.models_zoo.cnn import vgg16
-from lfpgraph.models_zoo.other_kinds import LIF, SpikingCNN, SpikingMLP
+from lfpgraph.models_zoo.other_kinds import SpikingCNN, SpikingMLP
 from lfpgraph.models_zoo.torch_models import ResNet18
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.surrogates import SURROGATE, SurrogateLIF, SurrogateStep
 
 __all__ = ["DEPTHS", "LARGE", "MODELS", "SERIES", "Case", "build"]
 
@@ -152,33 +155,12 @@ def _recurrent(kind: type[nn.RNNBase], inputs: int = 128, width: int = 256, step
     return Case(_Recurrent(kind, inputs, width), torch.randn(32, steps, inputs), torch.randint(10, (32,)))
 
 
-class _Surrogate(torch.autograd.Function):
-    """A step forward; backward the derivative of a fast sigmoid (Zenke and Ganguli 2018)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return g / (25 * x.abs() + 1) ** 2
-
-
-class _SurrogateLIF(LIF):
-    def forward(self, current: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
-        membrane = self.beta * membrane + current
-        spike: Tensor = _Surrogate.apply(membrane - self.threshold)  # type: ignore[no-untyped-call]
-        return spike, membrane - self.threshold * spike
-
-
 def _snn() -> Case:
     model, twin = SpikingMLP(), SpikingMLP()
     twin.load_state_dict(model.state_dict())
-    twin.neuron = _SurrogateLIF()
+    twin.neuron = SurrogateLIF()
     case = Case(model, torch.rand(128, 784), torch.randint(10, (128,)), twin)
-    case.notes = "backprop: the same network with surrogate gradients"
+    case.notes = SURROGATE
     return case
 
 
@@ -220,8 +202,17 @@ class _Stacked(nn.Module):
 def _spiking_cnn() -> Case:
     model, twin = SpikingCNN(side=16, width=24), SpikingCNN(side=16, width=24)
     twin.load_state_dict(model.state_dict())
-    twin.neuron = _SurrogateLIF(threshold=0.25)
-    return Case(model, torch.rand(32, 1, 16, 16), torch.randint(10, (32,)), twin)
+    twin.neuron = SurrogateLIF(threshold=0.25)
+    return Case(model, torch.rand(32, 1, 16, 16), torch.randint(10, (32,)), twin, SURROGATE)
+
+
+def _step_cnn() -> Case:
+    """A plain step cuts autograd's graph: nothing before it would learn, and nothing would be kept."""
+    case = _digits("step_cnn")
+    twin = copy.deepcopy(case.model)
+    twin[1] = twin[3] = twin[6] = SurrogateStep()  # type: ignore[index]
+    case.twin, case.notes = twin, SURROGATE
+    return case
 
 
 def _digits(name: str) -> Case:
@@ -247,7 +238,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     "gru": lambda: _recurrent(nn.GRU),
     "snn": _snn,
     "digits-cnn": lambda: _digits("cnn"),
-    "digits-step-cnn": lambda: _digits("step_cnn"),
+    "digits-step-cnn": _step_cnn,
     "digits-vit": lambda: _digits("vit"),
 }
 

@@ -104,6 +104,26 @@ def test_tokens_have_the_relevance_of_all_their_embeddings() -> None:
     torch.testing.assert_close(along.sum(1), model(ids)[:, 1].detach())
 
 
+class Clipped(TwoTables):
+    """Token ids of which those beyond a number are others, and numbers of tokens whose embeddings are taken once more."""
+
+    def forward(self, ids: Tensor, places: Tensor | None = None) -> Tensor:
+        known = torch.where(ids > 8, 8, ids).view(-1, ids.shape[-1])
+        words = self.words(known * (known > 1)).tanh()
+        return self.out(words[0] if places is None else nn.functional.embedding(places, words[0]).tanh())  # type: ignore[no-any-return]
+
+
+def test_a_lookup_is_in_a_table_of_weights_by_what_is_made_of_each_id_alone() -> None:
+    torch.manual_seed(0)
+    model, ids, places = Clipped().double(), torch.tensor([[1, 4, 12]]), torch.tensor([2, 0, 2, 2])
+    alone = lfpgraph.attribute(model, ids, lambda o: o[:, 1].sum(), "lrp-0")
+    torch.testing.assert_close(alone, model(ids)[None, :, 1].detach())  # each token has what is made of it
+    found = lfpgraph.attribute(model, (ids, places), lambda o: o[:, 1].sum(), "lrp-0", record="words")
+    torch.testing.assert_close(found.inputs[0], found.nodes["words"].sum(-1))
+    walked = lfpgraph.conservation(model, (ids, places), lambda o: o[:, 1].sum(), "lrp-0")
+    assert abs(walked.residue) < 1e-9 and abs(walked.inputs - walked.explained) < 1e-9
+
+
 def test_a_module_is_not_one_whose_name_begins_alike() -> None:
     widths = [3, 4, *[5] * 9, 2]
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:])))

@@ -78,7 +78,7 @@ def test_long_runs_missed_nothing() -> None:
     """What `make long-runs` has counted so far."""
     rows = long_runs.known()
     assert sum(row.tried for row in rows.values()) >= 20_000
-    assert {kind: row.missed for (kind, _), row in rows.items() if row.missed} == KNOWN
+    assert {kind: row.missed for (kind, _, _), row in rows.items() if row.missed} == KNOWN
 
 
 def test_a_long_run_goes_on_where_the_last_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +101,9 @@ def test_a_long_run_goes_on_where_the_last_one_stopped(tmp_path: Path, monkeypat
     assert long_runs.run(["trial"], 0.1, again=True)
     assert row().missed == [] and row().tried == tried == row().told.total()
     assert long_runs.run(["trial"], 0.1) and row().first == 5 and row().tried > tried
+    assert long_runs.run(["trial"], 0.1, first=10_000)
+    (*_, first), last = max(long_runs.known().items())
+    assert first == last.first >= 10_000 and last.tried % 100 == 0 and len(long_runs.known()) == 2
 
 
 def test_a_long_run_outlives_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,18 @@ class Recurrent(nn.Module):
         return self.head(out.tanh().mean(1) + out[:, -1]) + sum(e.mean() for e in ends)
 
 
+class Begun(nn.Module):
+    """The same behind states that are made of what is given, [batch, 3] each."""
+
+    def __init__(self, model: Recurrent) -> None:
+        super().__init__()
+        self.model, self.start = model, nn.Linear(3, 4).double()
+
+    def forward(self, x: Tensor, *given: Tensor) -> Tensor:
+        states = [self.start(y).tanh()[None] for y in given]
+        return self.model(x, tuple(states) if len(states) > 1 else states[0])
+
+
 def _feedback(model: nn.Module, inputs: Any, composite: str, engine: str) -> dict[str, Tensor]:
     wrapped = lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine)
     inputs = [x.clone().requires_grad_() for x in inputs]
@@ -108,14 +120,19 @@ def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def test_a_loop_in_c_equals_torchs_operations(
     cell: str, composite: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """All steps in one block, each in one of its own, and behind states that are given."""
     torch.manual_seed(0)
     model, x = Recurrent(cell, bias=composite != "lfp-0").double(), torch.randn(2, 4, 3, dtype=torch.float64)
-    usual = _feedback(model, [x], composite, "live")
+    begun = [torch.randn(2, 3, dtype=torch.float64)] * (1 + (cell == "lstm"))
+    model = Begun(model)
+    usual = _feedback(model, [x, *begun], composite, "live")
     monkeypatch.setattr("lfpgraph.rules.recurrent_loops._LOOP", 1)
     monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
-    with caplog.at_level("INFO", "lfpgraph"):
-        _assert_equal(_feedback(model, [x], composite, "live"), usual)
-    assert ran.called and "loop in C" not in caplog.text
+    for block in (1, 1 << 17):
+        monkeypatch.setattr("lfpgraph.rules.recurrent_loops._BLOCK", block)
+        with caplog.at_level("INFO", "lfpgraph"):
+            _assert_equal(_feedback(model, [x, *begun], composite, "live"), usual)
+    assert ran.call_count == 2 and "loop in C" not in caplog.text
 
 
 @pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")

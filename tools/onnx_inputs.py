@@ -64,7 +64,9 @@ def _drawn(session: Any, package: str, batch: int, length: int, height: int, siz
         sizes = SIZES.get(package, {}).get(given.name)
         if sizes is None or len(sizes) != len(given.shape):
             picture = len(given.shape) == 4
-            front = size if given.shape[-1] in (1, 3) else 3  # of a picture with channels behind, its height
+            front = (
+                size if picture and given.shape[-1] in (1, 3) else 3
+            )  # of a picture with channels behind, its height
             open_sizes = [batch, *([front, height, size] if picture else [length] * (len(given.shape) - 1))]
             sizes = tuple(
                 n if isinstance(n, int) and n > 0 else named.setdefault(n or (given.name, i), open_sizes[i])

@@ -105,7 +105,7 @@ def _long_runs(*kinds: str) -> list[tuple[str, str, Any]]:
     """Kind, version of torch, and the row, of long runs."""
     from tools import long_runs
 
-    return [(*key, row) for key, row in sorted(long_runs.known().items()) if key[0] in kinds]
+    return [(*key[:2], row) for key, row in sorted(long_runs.known().items()) if key[0] in kinds]
 
 
 def _counts(found: list[tuple[str, str, Any]]) -> tuple[int, int]:

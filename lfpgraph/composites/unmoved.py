@@ -23,9 +23,10 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: I
         awake: names of those that receive some all the same.
     """
     trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad and not is_lazy(p) and p.numel()}
-    moving = set(awake) | {name for name, p in trainable.items() if p.is_meta or not is_zero(p)}
-    rulesets = {name: composite.parameter_ruleset(name) for name in trainable if name not in moving}
-    unmoved = [name for name, ruleset in rulesets.items() if ruleset.leaves_zero(trainable[name])]
+    moving = set(awake)
+    asleep = {name: p for name, p in trainable.items() if name not in moving and not p.is_meta}
+    stays = {name: p for name, p in asleep.items() if composite.parameter_ruleset(name).leaves_zero(p)}
+    unmoved = [name for name, p in stays.items() if is_zero(p)]
     if unmoved:
         shown = ", ".join(unmoved[:4]) + (", ..." if len(unmoved) > 4 else "")
         usual = all(trainable[name].dim() < 2 for name in unmoved) and len(unmoved) < len(trainable)

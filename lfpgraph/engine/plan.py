@@ -139,9 +139,10 @@ def make_plan(
     nodes = graph.placeholder_nodes
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
+    plain: dict[int, Ruleset] = {}
     for node, ruleset in rulesets.items():
         if ruleset.vectors == "signal" and not is_factor(graph, node):
-            rulesets[node] = replace(ruleset, scale="signal")
+            rulesets[node] = _by_signal(ruleset, plain)
     asleep = {
         n
         for n, x in zip(nodes, values)
@@ -149,6 +150,13 @@ def make_plan(
     }
     _let_signals_pass(graph, units, asleep)
     return Plan(graph, composite, units, reached, rulesets, asleep)
+
+
+def _by_signal(ruleset: Ruleset, made: dict[int, Ruleset]) -> Ruleset:
+    """The ruleset by which feedback is the plain signal; one for all parameters that have it in common."""
+    if id(ruleset) not in made:
+        made[id(ruleset)] = replace(ruleset, scale="signal")
+    return made[id(ruleset)]
 
 
 def _choose_units(graph: OpGraph, composite: Composite, wanted: set[fx.Node]) -> tuple[list[Unit], set[fx.Node]]:

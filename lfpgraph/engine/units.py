@@ -97,9 +97,9 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 def _can_carry(node: fx.Node) -> bool:
     """Whether a node's value, or an item of it, can carry a signal."""
     value = node.meta.get("val")
-    return not is_statistic(node) and any(
-        is_float(item) for item in (value if isinstance(value, list | tuple) else [value])
-    )
+    if isinstance(value, list | tuple):
+        return any(map(is_float, value))
+    return is_float(value) and not is_statistic(node)
 
 
 def all_still(graph: OpGraph, unit: Unit, still: set[fx.Node]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import AttributionError, InputError, near
-from ..graph.graph import ACTIVE, OpGraph, is_float, module_path
+from ..graph.graph import ACTIVE, OpGraph, ancestors, is_float, module_path, shape_of
 from ..registry import CAST, CONTRACTION, VIEW
 
 __all__ = ["TOKENS", "Reading", "Slot", "ends_of", "lookups_of", "named", "of_tokens", "readings_of", "slot_of"]
@@ -40,21 +40,41 @@ class Reading:
 def lookups_of(graph: OpGraph, node: fx.Node) -> list[fx.Node]:
     """The embeddings that are looked up by an integer input itself, or by one entry of a dimension of it.
 
-    Not by something computed from it. A product of weights and of a code for each class (`ids[..., None] == classes`) is one.
+    Or by what is made of each of its numbers alone, as ONNX's Gather makes `where(ids < 0, ids + size, ids)`. Not one in a table
+    that is an activation: its relevance goes on. A product of weights and of a code for each class (`ids[..., None] == classes`)
+    is one.
     """
-    found = []
-    for user in node.users:
-        if user.target is aten.select.int and node.op == "placeholder" and not is_float(user.meta.get("val")):
-            found += lookups_of(graph, user)
-        if user.target is aten.embedding.default and user.args[1] is node:
-            if len(user.meta["val"].shape) == len(node.meta["val"].shape) + 1:
-                found.append(user)
-        elif _counts_from_the_end(user, node):  # ONNX's Gather
-            found += lookups_of(graph, user)
-        elif graph.info[user].family in (VIEW, CAST) and isinstance(user.meta.get("val"), Tensor):
-            if len(user.meta["val"].shape) == len(node.meta["val"].shape):
-                found += lookups_of(graph, user)
+    chosen = [n for n in node.users if n.target is aten.select.int and node.op == "placeholder"]
+    found = [lookup for n in chosen if not is_float(n.meta.get("val")) for lookup in lookups_of(graph, n)]
+    hanging = {
+        n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"
+    }  # on inputs in any way
+    same = {node}
+    for user in graph.operations():
+        behind = hanging.intersection(user.all_input_nodes)
+        hanging |= {user} if behind and _rank(user) >= 0 else set()  # sizes do not: they are the same for all ids
+        if user.target is aten.embedding.default and user.args[1] in same:
+            table: Any = user.args[0]
+            found += [user] if graph.info[table].kind != ACTIVE and _rank(user) == _rank(node) + 1 else []
+        elif behind and same.issuperset(behind) and _each_alone(graph, user, node):
+            same.add(user)
     return found + (_coded(graph, node, node) if node.op == "placeholder" else [])
+
+
+def _each_alone(graph: OpGraph, node: fx.Node, ids: fx.Node) -> bool:
+    """Whether each of a node's numbers is made of one of the numbers of the ids."""
+    info = graph.info[node]
+    if info.kind == ACTIVE or info.family in (VIEW, CAST):
+        return info.kind != ACTIVE and _rank(node) == _rank(ids)
+    alone = torch.Tag.pointwise in getattr(node.target, "tags", ()) or (
+        info.family is not None and info.family.elementwise
+    )
+    return alone and shape_of(node) == shape_of(ids)
+
+
+def _rank(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else -1
 
 
 def _coded(graph: OpGraph, node: fx.Node, ids: fx.Node, compared: bool = False) -> list[fx.Node]:
@@ -74,13 +94,12 @@ def _coded(graph: OpGraph, node: fx.Node, ids: fx.Node, compared: bool = False) 
 
 def slot_of(lookup: fx.Node, ids: fx.Node) -> Slot | None:
     """The entry of a dimension of the ids that is looked up; None if all of them are."""
-    node: Any = lookup.args[1] if lookup.target is aten.embedding.default else ids
-    while node is not ids:
-        if node.target is aten.select.int:
-            shape, dim = ids.meta["val"].shape, int(node.args[1])
-            return Slot(dim % len(shape), int(node.args[2]) % int(shape[dim]), int(shape[dim]))
-        node = node.args[2 if node.target is aten.where.self else 0]
-    return None
+    behind: Any = ancestors([lookup.args[1]]) if lookup.target is aten.embedding.default else ()  # type: ignore[list-item]
+    chosen = next((n for n in behind if n.target is aten.select.int and n.args[0] is ids), None)
+    if chosen is None:
+        return None
+    shape, dim = ids.meta["val"].shape, int(chosen.args[1])  # type: ignore[arg-type]
+    return Slot(dim % len(shape), int(chosen.args[2]) % int(shape[dim]), int(shape[dim]))  # type: ignore[arg-type]
 
 
 def of_tokens(slot: Slot | None, reward: Tensor) -> Tensor:
@@ -90,17 +109,6 @@ def of_tokens(slot: Slot | None, reward: Tensor) -> Tensor:
         return reward
     places = torch.arange(slot.size, device=reward.device).reshape(-1, *[1] * (reward.dim() - slot.dim))
     return torch.where(places == slot.entry, reward.unsqueeze(slot.dim), 0.0)
-
-
-def _counts_from_the_end(node: fx.Node, ids: fx.Node) -> bool:
-    """Whether a node is `where(ids < 0, ids + size, ids)`, which leaves every token as it is."""
-    if node.target is not aten.where.self or node.args[2] is not ids:
-        return False
-    below, raised = node.args[:2]
-    return (
-        isinstance(below, fx.Node) and below.target is aten.lt.Scalar and below.args == (ids, 0)
-        and isinstance(raised, fx.Node) and raised.target is aten.add.Tensor and raised.args[0] is ids
-    )  # fmt: skip
 
 
 def readings_of(graph: OpGraph, record: Sequence[str] = (), parameters: bool = False) -> list[Reading]:

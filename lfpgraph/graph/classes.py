@@ -36,7 +36,8 @@ def classify(graph: OpGraph) -> OpGraph:
     """
     network = _network(graph)
     _fill(graph, network, detached=CONSTANT)
-    if not _has_other_ways(graph):
+    may_differ = any(p.kind == "unrecorded" for p in graph.placeholders) or _detaches(graph)
+    if may_differ and not _has_other_ways(graph):
         _fill(graph, network, detached=ACTIVE)
     if not any(info.kind == ACTIVE for info in graph.info.values()):
         raise InputError(
@@ -72,6 +73,10 @@ def _fill(graph: OpGraph, network: set[fx.Node], detached: str) -> None:
         if selects is not None:
             kinds[node] = ACTIVE
         graph.info[node] = NodeInfo(kinds[node], "network" if node in network else "objective", family, selects)
+
+
+def _detaches(graph: OpGraph) -> bool:
+    return any(node.target in DETACH for node in graph.operations())
 
 
 def _has_other_ways(graph: OpGraph) -> bool:

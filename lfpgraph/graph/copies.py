@@ -40,6 +40,8 @@ def copy_shared_comparisons(graph: OpGraph) -> dict[fx.Node, fx.Node]:
 
 def copy_for_the_idle(graph: OpGraph) -> dict[fx.Node, fx.Node]:
     """Give operations that no reward reaches their own copies of what might be part of a region. In place. Returns likewise."""
+    if not _has_idle(graph):
+        return {}
     copies = _copied(graph, _reached(graph, frozenset()), len(graph.graph.nodes))
     # A membrane that a detached reset reads is read by several others; its copy would need one of all its past.
     if any(node.target in DETACH for node in graph.operations()):
@@ -47,6 +49,14 @@ def copy_for_the_idle(graph: OpGraph) -> dict[fx.Node, fx.Node]:
     if copies:
         graph.module.recompile()
     return copies
+
+
+def _has_idle(graph: OpGraph) -> bool:
+    """Whether an operation that is made of a value with reward may be one that no reward reaches, if all lead to an output."""
+    floats = all(isinstance(n, fx.Node) and is_float(n.meta.get("val")) for n in graph.output_nodes)
+    if graph.mutations or graph.input_mutations or not floats:
+        return True
+    return any(family_of(node) is NOTHING or node.target in DETACH or not node.users for node in graph.operations())
 
 
 def _copied(graph: OpGraph, reached: set[fx.Node], most: int) -> dict[fx.Node, fx.Node]:

@@ -33,7 +33,11 @@ _OF_PROBABILITIES = {
     aten.nll_loss_nd.default,
 }
 _PLAIN = {VIEW, CAST, SELECTION, SOFTMAX, REDUCTION, SPLIT, PRODUCT, QUOTIENT, CHOICE}
-_ALSO = {aten.exp.default, aten.clamp.default, aten.clamp_min.default, aten.minimum.default, aten.maximum.default}
+_ALSO = (
+    _LOGS
+    | _OF_PROBABILITIES
+    | {aten.exp.default, aten.clamp.default, aten.clamp_min.default, aten.minimum.default, aten.maximum.default}
+)
 
 
 def network_ends(outputs: Collection[fx.Node], weights: Collection[fx.Node]) -> list[fx.Node]:
@@ -67,7 +71,7 @@ def _of_weights_alone(weights: Collection[fx.Node]) -> set[fx.Node]:
 def _may_be_objective(node: fx.Node, weighted: set[fx.Node]) -> bool:
     if node.op != "call_function" or any(n in weighted for n in node.all_input_nodes):
         return False
-    return family_of(node) in _PLAIN or node.target in _LOGS | _OF_PROBABILITIES | _ALSO
+    return family_of(node) in _PLAIN or node.target in _ALSO
 
 
 def _objective_before(output: fx.Node, weighted: set[fx.Node]) -> set[fx.Node]:

@@ -119,7 +119,10 @@ def find_regions(graph: OpGraph, sizes: bool = True) -> list[Region]:
     taken: set[fx.Node] = set()
     found: list[Region] = []
     for family in (NORMALISATION, ACTIVATION):
-        for node in reversed(list(graph.graph.nodes)):
+        eligible = [node for node in order if _eligible(graph, node, family)]
+        if len(eligible) < 2 or (family is NORMALISATION and not any(n.target in _ROOTS for n in eligible)):
+            continue
+        for node in reversed(eligible):
             region = None if node in taken else _region_ending_at(graph, node, family, order, taken, sizes)
             if region is not None:
                 found.append(region)
@@ -161,8 +164,8 @@ def _divisor_kind(graph: OpGraph, node: fx.Node) -> str | None:
 def _region_ending_at(
     graph: OpGraph, exit_: fx.Node, family: Family, order: dict[fx.Node, int], taken: set[fx.Node], sizes: bool
 ) -> Region | None:
-    """The longest region of the family that ends at a node."""
-    if not _eligible(graph, exit_, family) or not is_float(exit_.meta.get("val")) or _is_weighted_affine(graph, exit_):
+    """The longest region of the family that ends at a node that may belong to one."""
+    if not is_float(exit_.meta.get("val")) or _is_weighted_affine(graph, exit_):
         return None
     run = _closed_run(graph, exit_, family, order, taken, frozenset() if sizes else _ASK_SIZES)
     roots = {s for node in run for s in node.all_input_nodes if graph.info[s].kind == ACTIVE and s not in run}

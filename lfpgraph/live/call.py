@@ -20,7 +20,7 @@ from ..registry import Call
 from ..rules.views import vjp
 from .notes import Ref
 
-__all__ = ["LiveCall", "Multiple", "answers_of", "likeness_of"]
+__all__ = ["LiveCall", "Multiple", "answers_of", "answers_of_vjp", "likeness_of"]
 
 Templates = Mapping[fx.Node, tuple[Any, Any]]
 
@@ -131,9 +131,14 @@ def answers_of(unit: Unit) -> tuple[list[Any] | None, bool | float, bool]:
     The form is False for plain signals, True or an epsilon for stabilized ones (Note [Two forms of a signal]). The other
     thing is whether the rule may look at the signals at the model's outputs.
     """
+    return answers_of_vjp(unit) or _ask(unit)
+
+
+def answers_of_vjp(unit: Unit) -> tuple[list[Any] | None, bool | float, bool] | None:
+    """The same where the rule is the derivative, so that nobody need ask."""
     if unit.handler is vjp or (unit.rule is not None and unit.rule.is_vjp):
         return [Multiple() if wanted else None for wanted in unit.wanted], False, False
-    return _ask(unit)
+    return None
 
 
 def likeness_of(unit: Unit) -> Any:

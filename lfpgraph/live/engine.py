@@ -24,9 +24,8 @@ from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
 from .notes import Notes, as_inputs, as_met, refs_in, tensors_in, with_parts
 from .record import Record
-from .repeats.expected import simple
+from .repeats.expected import make_ready
 from .repeats.replay import Replay
-from .repeats.steps import quick_steps
 from .schedule import Schedule, make_schedule
 
 __all__ = ["LiveEngine", "changes_gradients"]
@@ -143,7 +142,6 @@ class LiveEngine:
             try:
                 schedule = self.schedules[key] = self._plan(record, outputs + ends)
                 schedule.around, schedule.unread = (leaves, outputs, ends), self._unread[key[0]]
-                schedule.simple = simple(schedule, record, self.check)
                 self.plans += 1
                 _forget_oldest(self.schedules)
             except InputError as error:
@@ -153,6 +151,8 @@ class LiveEngine:
         self.last[kind] = schedule
         _forget_oldest(self.last)
         self._keep_all = _SETTLED if record.parted else max(0, self._keep_all - 1)
+        if not self._keep_all:
+            make_ready(schedule, record, self.check)
         if self.check and not all(bool(torch.isfinite(t).all()) for t in tensors):
             raise NonFiniteError(f"{type(self.model).__name__} returned NaN or infinity; no feedback was given.")
         if lost := amend(schedule, record, outputs, self.check, self.watch):
@@ -189,7 +189,6 @@ class LiveEngine:
         schedule = make_schedule(plan, live, record.keys, record.follows)
         schedule.notes = Notes(record.all_templates(), record.paths, record.lines)
         schedule.steps = record.steps
-        schedule.quick = quick_steps(record.keys, record.steps, schedule.notes.templates, record.follows, schedule)
         return schedule
 
     def _graph(self, record: Record, outputs: Sequence[int]) -> LiveGraph:

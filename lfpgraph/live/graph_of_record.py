@@ -85,9 +85,9 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},
         dynamic=False, tracer="live",
     )  # fmt: skip
-    graph.eliminate_dead_code(
-        is_impure_node=lambda node: node.op in ("placeholder", "output") or _is_part_of_loop(node)
-    )
+    for node in reversed(graph.nodes):  # as `eliminate_dead_code`, which looks through the whole graph for faults first
+        if not (node.users or node.op in ("placeholder", "output") or _is_part_of_loop(node)):
+            graph.erase_node(node)
     values = {node: n for n, node in nodes.items()}
     for node, original in (copy_for_the_idle(found) | copy_shared_comparisons(found)).items():
         step_of[node] = step_of[original]

@@ -58,7 +58,7 @@ class Record(Kept):
         self.path = self.root = root
         self.sources, self.shadows = Sources(self, self.saved), Shadows(self)
         self._bridged = False  # whether the result of the step at hand is followed over a bridge alone
-        self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick
+        self._quick: list[Quick | None] = [] if expected is None or keep_all else expected.quick or []
 
     # What the recorder is called for
 

@@ -29,7 +29,7 @@ from torch import Tensor, fx
 from ..engine.plan import How, Plan
 from ..engine.units import Unit
 from ..rules.activations import activation
-from .call import Multiple, answers_of, likeness_of
+from .call import Multiple, answers_of, answers_of_vjp, likeness_of
 from .graph_of_record import LiveGraph
 from .operations import OWN_VIEW
 from .repeats.factors import Factor
@@ -102,8 +102,8 @@ class Schedule:
     keys: list[Any]
     notes: Any = None  # what the record noted of each step: `templates`, `paths`, `lines`
     steps: list[Any] = field(default_factory=list)  # of each step the operation, and the numbers of its results
-    quick: list[Any] = field(default_factory=list)  # `repeats.steps.quick_steps`
-    simple: Any = None  # `repeats.replay.simple`
+    quick: list[Any] | None = None  # `repeats.steps.quick_steps`; None until a run is likely to repeat this one
+    simple: Any = None  # of these the whole run, if it is one that `repeats.replay` can take
     around: Any = None  # what else a run must have alike: its leaves, outputs and ends
     looks_at_outputs: bool = False  # whether a rule may look at the signals at the outputs
     unread: list[int] = field(default_factory=list)  # values that nothing in the run reads
@@ -156,10 +156,13 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
             schedule.amendments.append(amendment)
             continue
         _settle(amendment, arrivals, by_unit)
-        alike = likeness_of(unit)
-        if alike is None or alike not in asked:
-            asked[alike] = answers_of(unit)
-        answers, stabilized, looks = asked[alike]
+        found = answers_of_vjp(unit)
+        if found is None:
+            alike = likeness_of(unit)
+            if alike is None or alike not in asked:
+                asked[alike] = answers_of(unit)
+            found = asked[alike]
+        answers, stabilized, looks = found
         schedule.looks_at_outputs |= looks
         if answers is None or any(isinstance(a, Tensor) for a in answers):
             amendment.computed = True

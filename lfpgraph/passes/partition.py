@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from ..graph.graph import ancestors
-from .nodes import is_view, users_of
-from .recompute import choose_recomputed
+from .nodes import users_of
+from .recompute import choose_recomputed, choose_remade
 
 __all__ = ["build", "random_nodes", "split"]
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 def split(
     traced: fx.GraphModule, n_values: int, n_outputs: int, share: float | None = None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback, views are computed twice.
+    """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback; what is light is computed twice.
 
     Args:
         traced: placeholders are `n_values` values and then the signals; results are `n_outputs` outputs and then signals.
@@ -41,7 +41,7 @@ def split(
     ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
     feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
     if share is None:
-        again = _views_to_recompute(feedback_nodes, ahead)
+        again = choose_remade(feedback_nodes, nodes, ahead)
     else:
         again = choose_recomputed(nodes, ahead, feedback_nodes, share)
     available = (ahead | set(values)) - again
@@ -81,12 +81,6 @@ def random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
         if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
     ]
     return ancestors(random)
-
-
-def _views_to_recompute(feedback: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:
-    """Views that feedback needs of forward: taking them again costs nothing, and what they view is often kept anyway."""
-    needed = [source for node in feedback for source in node.all_input_nodes]
-    return ancestors(needed, lambda n: n in ahead and n.op == "call_function" and is_view(n))
 
 
 def build(

@@ -4,6 +4,10 @@ A node is either kept (its bytes count) or computed again from what is kept. Che
 matrix products and random draws may not, and neither may the sums where a residual path comes back: computing those
 again would run the whole model before the first signal. Then, down to the share of memory asked for, the products that
 cost least for each byte they free are computed again as well.
+
+Where memory is no object, views are taken again, and so are values that are a sum or two away from what is kept: a spike is a
+comparison of a membrane that is kept, what a residual path leads to is a sum of two values that are kept. To make such a
+value again reads and writes it once, about what keeping it costs, and a step then waits with less memory.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from torch import Tensor, fx
 from ..graph.graph import ancestors
 from .nodes import elements, hint, is_view, size_in_bytes
 
-__all__ = ["choose_recomputed"]
+__all__ = ["choose_recomputed", "choose_remade"]
+
+LEAST_BYTES = 1 << 16  # below this, an operation more costs more than the memory is worth
+MOST_OPERATIONS = 4  # on the way from what is kept to what is made again
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
@@ -40,6 +47,27 @@ _CHEAP = {
     aten.sum.dim_IntList,
     aten.var_mean.correction,
     operator.getitem,
+}
+
+_LIGHT = {
+    aten._to_copy.default,
+    aten.add.Scalar,
+    aten.add.Tensor,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.eq.Scalar,
+    aten.full.default,
+    aten.ge.Scalar,
+    aten.gt.Scalar,
+    aten.le.Scalar,
+    aten.lt.Scalar,
+    aten.mul.Scalar,
+    aten.mul.Tensor,
+    aten.neg.default,
+    aten.relu.default,
+    aten.sub.Tensor,
+    aten.where.self,
+    aten.zeros.default,
 }
 
 
@@ -140,3 +168,46 @@ def _behind_view(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and is_view(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def choose_remade(feedback: Sequence[fx.Node], nodes: Sequence[fx.Node], ahead: set[fx.Node]) -> set[fx.Node]:
+    """The forward nodes that feedback runs again when it may keep what it likes.
+
+    Args:
+        feedback: feedback's own nodes.
+        nodes: the joint graph, in order; `ahead`: its forward half.
+    """
+    needed = {source for node in feedback for source in node.all_input_nodes}
+    views = ancestors(needed, lambda n: n in ahead and n.op == "call_function" and is_view(n))
+    kept = {n for node in (*feedback, *views) for n in node.all_input_nodes if n in ahead and n not in views}
+    results = set(nodes[-1].all_input_nodes)
+    light: set[fx.Node] = set()
+    pinned: set[fx.Node] = set()
+    for node in nodes:
+        if node not in kept or node in pinned or node in results or size_in_bytes(node) < LEAST_BYTES:
+            continue
+        way, start = _way(node, ahead, kept - light)
+        if way is not None:
+            light |= way
+            pinned |= start
+    return views | light
+
+
+def _way(node: fx.Node, ahead: set[fx.Node], kept: set[fx.Node]) -> tuple[set[fx.Node] | None, set[fx.Node]]:
+    """The light operations that make a value from what is kept, and what they start from; None where it takes more."""
+    way: set[fx.Node] = set()
+    start: set[fx.Node] = set()
+    stack, operations = [node], 0
+    while stack:
+        top = stack.pop()
+        if top in way or top in start:
+            continue
+        if top is not node and (top in kept or top not in ahead or isinstance(top.meta.get("val"), int | torch.SymInt)):
+            start.add(top)
+            continue
+        operations += not is_view(top)
+        if top.op != "call_function" or not (top.target in _LIGHT or is_view(top)) or operations > MOST_OPERATIONS:
+            return None, set()
+        way.add(top)
+        stack += top.all_input_nodes
+    return way, start & kept

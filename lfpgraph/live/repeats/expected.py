@@ -14,9 +14,9 @@ from ..parameters import Scale
 from ..record import Record
 from ..schedule import Schedule
 from .factors import USUAL, Factor
-from .steps import Quick
+from .steps import Quick, quick_steps
 
-__all__ = ["Scaled", "Simple", "simple"]
+__all__ = ["Scaled", "Simple", "make_ready"]
 
 
 class Scaled(NamedTuple):
@@ -53,11 +53,18 @@ class Simple:
     bare: set[int]
 
 
-def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
-    """A planned run made ready for `Replay`, if it is such a run; `record` is the run it was planned for."""
+def make_ready(schedule: Schedule, record: Record, check: bool) -> None:
+    """Prepare once what later runs are compared with; `record` is one that went as it was planned."""
+    if schedule.quick is None:
+        schedule.quick = quick_steps(schedule, record.follows)
+        schedule.simple = _simple(schedule, schedule.quick, record, check)
+
+
+def _simple(schedule: Schedule, quick: list[Any], record: Record, check: bool) -> Simple | None:
+    """A planned run made ready for `Replay`, if it is such a run."""
     lone = [(a.exits[0], a.lone) for a in schedule.amendments]
     outside = any(leaf.tensor.grad_fn is not None for leaf in record.leaves)  # made by another network
-    if check or outside or record.begun or record.own or not all(schedule.quick):
+    if check or outside or record.begun or record.own or not all(quick):
         return None
     if schedule.looks_at_outputs or not all(factor for _, factor in lone):
         return None
@@ -69,19 +76,19 @@ def simple(schedule: Schedule, record: Record, check: bool) -> Simple | None:
     for leaf, (kind, name, (dtype, dims, follows)) in zip(record.leaves, schedule.around[0]):
         leaves[leaf.value] = (kind, name), dtype, dims, follows
     factors = [(n, factor) for n, factor in lone if factor]
-    reads = Counter(n for step in schedule.quick for _, n in step.tensors)
+    reads = Counter(n for step in quick for _, n in step.tensors)
     numbers = [(record.leaves[place].value, how) for place, how in schedule.parameters]
     parameters = {n: how for n, how in numbers if leaves[n][3]}
     kept = schedule.kept_values
     own = {n for n, how in parameters.items() if reads[n] == 1 and (how.plain or how.small) and n not in kept}
-    for step in schedule.quick:
+    for step in quick:
         step.sort(leaves, own)
     direct: dict[int, list[int]] = {n: [] for n, _ in factors}
-    for step in schedule.quick:
+    for step in quick:
         if step.number in direct:
             direct[step.number] = [
                 n for _, n in step.outer if n in parameters and parameters[n].plain and reads[n] == 1
             ]
     unread = [n for n in schedule.unread if n not in schedule.around[1]]
     bare = {n for numbers in direct.values() for n in numbers}
-    return Simple(leaves, schedule.quick, len(record.shapes), unread, parameters, {}, factors, direct, bare)
+    return Simple(leaves, quick, len(record.shapes), unread, parameters, {}, factors, direct, bare)

@@ -191,12 +191,10 @@ def note_made(
     record.seen[number] = ref
 
 
-def quick_steps(
-    keys: Sequence[Any], steps: Sequence[Any], templates: Sequence[Any], follows: Sequence[bool], schedule: Any
-) -> list[Quick | None]:
-    """For each step of a run what is quickly compared, None where the step has to be noted in full."""
+def quick_steps(schedule: Any, follows: Sequence[bool]) -> list[Quick | None]:
+    """For each step of a planned run what is quickly compared, None where the step has to be noted in full."""
     found: list[Quick | None] = []
-    for i, (key, (_, outs), (args, kwargs)) in enumerate(zip(keys, steps, templates)):
+    for i, (key, (_, outs), (args, kwargs)) in enumerate(zip(schedule.keys, schedule.steps, schedule.notes.templates)):
         op = key[0]
         plain = (
             op not in (OWN_BACKWARD, OWN_VIEW) and not kwargs and len(outs) == 1 and outs[0] >= 0 and follows[outs[0]]
