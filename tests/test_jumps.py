@@ -170,6 +170,21 @@ def test_what_repeats_within_a_secant_hands_on_its_slope() -> None:
             torch.testing.assert_close(found, expected, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("engine", ["live", "static"])
+def test_what_grows_as_an_exponential_hands_on_its_slope(engine: str) -> None:
+    """As the last, endless stretch of a ray in a radiance field has it: an end of the secant was infinite."""
+    x, lengths = torch.tensor([0.01, 0.3, 2.0]).double(), torch.tensor([[1.0], [30.0], [1e10]]).double()
+    functions: dict[str, Function] = {
+        "a tensor": lambda x: 1 - torch.exp(-x * lengths),
+        "a number": lambda x: torch.exp(-100 * x),
+        "both ways": torch.sinh,
+    }
+    for name, found in slopes(functions, x, engine).items():
+        at = x[:, None].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(functions[name](at).sum(), at)
+        torch.testing.assert_close(found, expected[:, 0], msg=lambda m, n=name: f"{n}: {m}")
+
+
 STEEP: dict[str, Function] = {
     "a sigmoid": lambda x: torch.sigmoid(1000 * x),
     "levels": lambda x: sum((torch.sigmoid(50 * (x - k)) for k in (-2, -1, 0, 1, 2)), torch.zeros_like(x)),

@@ -14,7 +14,8 @@
   right sign, and takes no derivative; a jump (a step added to what bends) hands on its height over 2h at most. A function with
   f(2x) = 2f(x), such as relu, keeps `f(x) / x`, which is its slope. Where f is not defined for all numbers (log, sqrt, 1 / x),
   the line goes through f at `(1 + h) x` and at `x / (1 + h)`. Where secants do not follow the slope, because f repeats within 2h
-  or falls back by jumps as much as it rises (`x % 1`, `x - floor(x)`, `sin(10 x)`), the slope itself is handed on.
+  or falls back by jumps as much as it rises (`x % 1`, `x - floor(x)`, `sin(10 x)`), the slope itself is handed on, and so it
+  is where f grows as exp does: an end of the secant of `exp(-t * x)` may be as large as it likes.
 - Other activations that are not zero at zero are centred (see `centred`).
 - Steps (comparisons, sign, round) hand on the slope of secants of several widths (see `steps`).
 - A choice (argmax, topk) is credited by contrast: what each alternative would have brought (see `choices`).
@@ -113,7 +114,7 @@ def _bending(
         bends, everywhere = bends or doubles is False, everywhere or defined
     if not bends:
         return None
-    if everywhere and _runs_against(active[0], nodes, others, width):
+    if _is_exponential(active[0], nodes, others) or (everywhere and _runs_against(active[0], nodes, others, width)):
         return _derivative_rule
     slope = _slope if everywhere else _slope_in_proportion
     if others and _doubles(active[0], nodes, x, others, 0)[0]:
@@ -138,6 +139,14 @@ def _runs_against(entry: fx.Node, nodes: tuple[fx.Node, ...], others: list[fx.No
     along, size = slopes[0] * slopes[1].sign(), slopes[1].abs()
     blind = (along < 0.1 * size)[x.abs() > 0.4]  # the secant is far below the slope, or against it
     return bool(size.any() and (along.sum() < 0.1 * along.abs().sum() or blind.double().mean() > 0.5))
+
+
+def _is_exponential(entry: fx.Node, nodes: tuple[fx.Node, ...], others: list[fx.Node]) -> bool:
+    """Whether f grows as exp does: the secant of `exp(-t * x)` is sinh(t / 2) / (t / 2) times the slope, whatever t may be."""
+    x = torch.tensor([-600.0, 600.0], dtype=torch.float64, device="cpu")
+    known = {n: _some_numbers(n, place, 2, 1, False) for place, n in enumerate(others)}
+    found = values_on(entry, nodes, x, known)
+    return found is not None and bool((found.abs() > 1e100).any())
 
 
 def _doubles(
