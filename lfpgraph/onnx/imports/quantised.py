@@ -161,18 +161,16 @@ def dynamic_lstm(
     node: Node, x: Tensor, w: Tensor, r: Tensor, bias: Any = None, lengths: Any = None, h: Any = None, c: Any = None,
     peepholes: Any = None, *scales: Tensor
 ) -> Any:  # fmt: skip
-    """Each product with integer weights [directions, inputs, 4 * hidden], for inputs quantised as they come."""
+    """Products of inputs, quantised as they come, and whole weights [directions, inputs, 4 * hidden]: exact sums, then scaled."""
 
-    def floats(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        scale, zero = (v.reshape(v.shape[0], 1, -1) if v.dim() else v for v in (scale, zero))
-        return ((weight.to(torch.float32) - zero.to(torch.float32)) * scale).transpose(1, 2)
+    def whole(weight: Tensor, zero: Tensor) -> Tensor:
+        return (weight.to(torch.float32) - zero.to(torch.float32).reshape(*zero.shape[:1], 1, -1)).transpose(1, 2)
 
-    def linear(given: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
-        whole, scale, zero = dynamic_quantize(node, given, given.dtype)
-        return F.linear((whole - zero) * scale, weight, offset)
+    def linear(d: int, recurs: bool, given: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+        numbers, scale, zero = dynamic_quantize(node, given, given.dtype)
+        return F.linear(numbers - zero, weight) * (scale * scales[2 * recurs].reshape(w.shape[0], -1)[d]) + offset
 
-    rows = floats(w, *scales[:2]), floats(r, *scales[2:])
-    return recurrent(node, x, *rows, bias, lengths, h, c, peepholes, linear=linear)
+    return recurrent(node, x, whole(w, scales[1]), whole(r, scales[3]), bias, lengths, h, c, peepholes, linear=linear)
 
 
 @imports("com.microsoft.MatMulNBits")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ def _activations(node: Node, kind: str, directions: int) -> list[list[Any]]:
 @imports("LSTM", "GRU", "RNN")
 def recurrent(
     node: Node, x: Tensor, w: Tensor, r: Tensor, bias: Any = None, lengths: Any = None, h: Any = None, c: Any = None,
-    peepholes: Any = None, *, linear: Any = F.linear
+    peepholes: Any = None, *, linear: Any = None
 ) -> Any:  # fmt: skip
     """Unrolled over time: x [time, batch, inputs]; Y [time, directions, batch, hidden], then the last states."""
     kind = node.kind if node.kind in _USUAL else "LSTM"
@@ -177,8 +178,9 @@ def recurrent(
     for d in range(w.shape[0]):
         backward = node.get("direction", "forward") == "reverse" or d == 1
         b = x.new_zeros(2 * w.shape[1]) if bias is None else bias[d]
-        cell = _Cell(node, kind, functions[d], r[d], b.chunk(2)[1], None if peepholes is None else peepholes[d], linear)
-        given = linear(_turned(x, lengths) if backward else x, w[d], b.chunk(2)[0])
+        of_x, of_h = (partial(linear, d, recurs) if linear else F.linear for recurs in (False, True))
+        cell = _Cell(node, kind, functions[d], r[d], b.chunk(2)[1], None if peepholes is None else peepholes[d], of_h)
+        given = of_x(_turned(x, lengths) if backward else x, w[d], b.chunk(2)[0])
         series, last = _unroll(cell, given, [s[d] for s in start], runs)
         outputs.append(_turned(series, lengths) if backward else series)
         lasts.append(last[: 2 if kind == "LSTM" else 1])
