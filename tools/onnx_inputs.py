@@ -89,7 +89,7 @@ def _pictures(sizes: tuple[int, ...]) -> Tensor | None:
 def _drawn(session: Any, package: str, batch: int, length: int, height: int, size: int, most: int) -> dict[str, Tensor]:
     """Inputs by name; what a file leaves open is `batch` in front, `height` and `size` in pictures, `length` elsewhere.
 
-    Whole numbers are below `most`, and ones where the input is a mask.
+    Whole numbers are below `most`, ones where the input is a mask, and `length` where it holds lengths.
     """
     draw, found = torch.Generator().manual_seed(0), {}
     named: dict[Any, int] = {}  # what has one name has one size
@@ -114,6 +114,8 @@ def _drawn(session: Any, package: str, batch: int, length: int, height: int, siz
             found[given.name] = (0.1 * torch.randn(sizes, generator=draw) if picture is None else picture).to(kind)
         elif "mask" in given.name:
             found[given.name] = torch.ones(sizes, dtype=kind)
+        elif "length" in given.name:
+            found[given.name] = torch.full(sizes, length, dtype=kind)
         else:
             found[given.name] = torch.randint(0, most, sizes, generator=draw).to(kind)
     return found
