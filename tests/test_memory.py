@@ -10,6 +10,7 @@ import pytest
 import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lfpgraph
 from benchmarks.kept import kept_bytes
@@ -113,3 +114,25 @@ def test_saved_tensor_hooks_see_nothing_of_the_trace() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
         model(torch.randn(3, 4))
     assert seen and all(type(t) in (Tensor, nn.Parameter) and all(isinstance(n, int) for n in t.shape) for t in seen)
+
+
+@pytest.mark.parametrize("draw", [torch.rand_like, lambda p: torch.multinomial(p, 1), lambda p: F.dropout(p, 0.5)])
+@pytest.mark.parametrize("memory", ["fast", "min"])
+def test_draws_that_nobody_reads_are_drawn(draw: Any, memory: str) -> None:
+    """Those that follow depend on them."""
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            p = self.linear(x).softmax(-1)
+            draw(p)
+            return F.dropout(p, 0.3)
+
+    model, x, found = Drawing(), torch.randn(4, 5), []
+    for one in (model, lfpgraph.wrap(copy.deepcopy(model), engine="static", memory=memory)):
+        torch.manual_seed(1)
+        found.append((one(x).detach(), torch.get_rng_state()))
+    assert all(torch.equal(a, b) for a, b in zip(*found))

@@ -21,7 +21,7 @@ from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
 from ..passes.inductor import compile_program
 from ..passes.inplace import storages, write_in_place
-from ..passes.nodes import is_fresh
+from ..passes.nodes import is_fresh, stays
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import join_products
@@ -214,7 +214,7 @@ def clean(traced: fx.GraphModule) -> None:
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
         _shorten(node)
-    traced.graph.eliminate_dead_code(is_impure_node=_has_side_effect)
+    traced.graph.eliminate_dead_code(is_impure_node=stays)
 
 
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
@@ -240,8 +240,3 @@ def _shorten(node: fx.Node) -> None:
         node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
     elif node.target is aten.reshape.default:
         node.args = (source.args[0], *node.args[1:])
-
-
-def _has_side_effect(node: fx.Node) -> bool:
-    """Only the graph's ends must stay if they are not used: nothing else writes in place any more."""
-    return node.op in ("placeholder", "output")

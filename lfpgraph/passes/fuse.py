@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from ..graph.graph import shape_of
+from .nodes import stays
 
 __all__ = ["fuse_pairs"]
 
@@ -23,7 +24,7 @@ def fuse_pairs(graph: fx.Graph) -> None:
         found = _PAIRS[node.target](*node.args) if node.target in _PAIRS and not node.kwargs else None
         if found is not None:
             node.target, node.args = found
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure_node=stays)
 
 
 def _is(node: Any, op: Any) -> bool:

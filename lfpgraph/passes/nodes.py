@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-__all__ = ["elements", "hint", "is_elementwise", "is_fresh", "is_view", "size_in_bytes", "users_of"]
+__all__ = ["draws", "elements", "hint", "is_elementwise", "is_fresh", "is_view", "size_in_bytes", "stays", "users_of"]
 
 aten = torch.ops.aten
 
@@ -57,6 +57,16 @@ def is_view(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     return any(r.alias_info is not None for r in node.target._schema.returns)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def stays(node: fx.Node) -> bool:
+    """Whether a node stays though nobody reads it: the graph's ends, and draws, since those that follow depend on them."""
+    return node.op in ("placeholder", "output") or draws(node)
 
 
 def _is_write(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ..graph.graph import ancestors
-from .nodes import users_of
+from .nodes import draws, users_of
 from .recompute import choose_recomputed, choose_remade
 
 __all__ = ["build", "random_nodes", "split"]
@@ -75,12 +75,7 @@ def _just_in_time(feedback: Sequence[fx.Node], again: set[fx.Node]) -> list[fx.N
 
 def random_nodes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Random operations and what they need: drawn in the forward pass, never again."""
-    random = [
-        n
-        for n in nodes
-        if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in n.target.tags
-    ]
-    return ancestors(random)
+    return ancestors([n for n in nodes if draws(n)])
 
 
 def build(

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..graph.graph import shape_of
-from .nodes import hint
+from .nodes import hint, stays
 
 __all__ = ["join_products"]
 
@@ -49,7 +49,7 @@ def join_products(graph: fx.Graph) -> int:
         root.replace_all_uses_with(total)
         graph.erase_node(root)
     if joined:
-        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        graph.eliminate_dead_code(is_impure_node=stays)
     return joined
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.graph import ancestors
-from .nodes import elements, hint, is_view, size_in_bytes
+from .nodes import draws, elements, hint, is_view, size_in_bytes
 
 __all__ = ["choose_recomputed", "choose_remade"]
 
@@ -103,9 +103,7 @@ def _is_cheap(node: fx.Node) -> bool:
         return False
     if not isinstance(op, torch._ops.OpOverload):
         return op in _CHEAP or not isinstance(node.meta.get("val"), Tensor | list | tuple)  # sizes
-    if torch.Tag.nondeterministic_seeded in op.tags:
-        return False
-    return is_view(node) or op in _CHEAP or torch.Tag.pointwise in op.tags
+    return not draws(node) and (is_view(node) or op in _CHEAP or torch.Tag.pointwise in op.tags)
 
 
 def _depths(nodes: Sequence[fx.Node], ahead: set[fx.Node]) -> Mapping[fx.Node, int]:
