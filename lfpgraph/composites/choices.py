@@ -90,9 +90,8 @@ def _of_lookup(
 ) -> Signals:
     """Signals of the values that were looked up in, and of the scores that their places were chosen by."""
     signals = call.vjp(s)
-    if (
-        call.sources[-1] is not lookup.choice.source
-    ):  # nothing that is to learn made the scores, so none asks for their signal
+    # Where it is not, nothing that is to learn made the scores, and none asks for their signal.
+    if call.sources[-1] is not lookup.choice.source:
         return signals
     values, scores = call.inputs[0], call.inputs[-1]
     lead = scores.dim() - 1

@@ -125,9 +125,8 @@ def _bending(
 def _runs_against(entry: fx.Node, nodes: tuple[fx.Node, ...], others: list[fx.Node], width: float) -> bool:
     """Whether secants of this width rise and fall without regard to f's slope: f repeats within it, or jumps back as it rises."""
     count = 256
-    shares = (
-        torch.arange(count, dtype=torch.float64, device="cpu") * (5**0.5 / 2) % 1 * 2 - 1
-    )  # evenly spread, on no grid
+    # Evenly spread, on no grid.
+    shares = torch.arange(count, dtype=torch.float64, device="cpu") * (5**0.5 / 2) % 1 * 2 - 1
     x = torch.where(torch.arange(count, device="cpu") % 2 == 0, 4.0, 0.4) * shares
     known = {n: _some_numbers(n, place, count, 1, False) for place, n in enumerate(others)}
     slopes = []

@@ -184,9 +184,10 @@ def choose_remade(feedback: Sequence[fx.Node], nodes: Sequence[fx.Node], ahead: 
     for node in nodes:
         if node not in kept or node in pinned or node in results or size_in_bytes(node) < LEAST_BYTES:
             continue
-        way, start = _way(node, ahead, kept - light)
+        way, start = _way(node, ahead, kept)
         if way is not None:
             light |= way
+            kept -= way
             pinned |= start
     return views | light
 
