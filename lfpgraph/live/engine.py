@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -23,7 +22,7 @@ from .amendments import amend
 from .arrivals.watch import Watch
 from .graph_of_record import LiveGraph, graph_of
 from .interception import paused, recording
-from .notes import Notes, as_inputs, as_met, forget_oldest, refs_in, tensors_in, with_parts
+from .notes import Notes, as_inputs, as_met, forget_oldest, refs_in, tensors_in, told_of_errors, with_parts
 from .record import Record
 from .repeats.expected import make_ready
 from .repeats.replay import Replay
@@ -109,7 +108,7 @@ class LiveEngine:
                         result = reduce(lambda x, part: part(x), left, result) if left else call(*args, **kwargs)
             except Exception:  # of a hook that has what it wants, perhaps: features that were taken give feedback, too
                 self._keep_all = _SETTLED
-                with paused(), suppress(Exception):
+                with paused(), told_of_errors():
                     self._finish(record.record() if again else record, None, kind, stopped=True)
                 raise
             finally:

@@ -4,6 +4,8 @@ what it finds; and what it computes where no gradients are recorded.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,12 +41,14 @@ __all__ = [
     "storage_of",
     "tensors_among",
     "tensors_in",
+    "told_of_errors",
     "user_line",
     "version_of",
     "with_parts",
 ]
 
 
+log = logging.getLogger("lfpgraph")
 _MOST = 256  # plans kept
 
 
@@ -64,6 +68,15 @@ def forget_oldest(kept: dict[Any, Any]) -> None:
     """Keep no more than so many: a model that takes a new way at every step must not fill the memory."""
     if len(kept) > _MOST:
         del kept[next(iter(kept))]
+
+
+@contextlib.contextmanager
+def told_of_errors() -> Iterator[None]:
+    """Where a run has ended by an error, which goes on: say why what it made before that gives no feedback, if it does not."""
+    try:
+        yield
+    except Exception as error:
+        log.info("what a run made before it ended by an error gives no feedback, only gradients: %s", error)
 
 
 def refs_in(value: Any) -> Iterator[int]:
