@@ -34,6 +34,7 @@ def along_path(
     steps: int | None,
     options: Options,
     condition: Mapping[str, Any] | None = None,
+    differentiable: bool = False,
 ) -> Found:
     """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
 
@@ -44,7 +45,7 @@ def along_path(
         baseline: x0, one number, or a call whose float tensors and token ids broadcast to those of `call`. Where it has no
             token ids, the embedding starts from zero.
         steps: how many points of the path, k = 0 to steps - 1; None for one point, the inputs themselves.
-        options: how the model is traced. condition: as for `lfpgraph.attribute`.
+        options: how the model is traced. condition, differentiable: as for `lfpgraph.attribute`.
 
     Raises:
         AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.
@@ -55,8 +56,10 @@ def along_path(
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
-    ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
-    explainer = explainer_of(model, composite, options, signals=True, condition=condition)
+    ways = [(leaves[i] if differentiable else leaves[i].detach()) - start for i, start in zip(floats.values(), starts)]
+    explainer = explainer_of(
+        model, composite, options, signals=True, condition=condition, differentiable=differentiable
+    )
     if explainer.composite.compares and steps is not None:
         raise AttributionError(
             f"composite {explainer.composite.name!r} compares the input with the baseline in one pass; leave steps out"
@@ -74,7 +77,7 @@ def along_path(
             args, kwargs = pytree.tree_unflatten(point, spec)
             here = Point(portion, references)
             for n, s in explainer.explain(model, args, kwargs, target, here, condition).inputs.items():
-                signals[n] += s / steps
+                signals[n] = signals[n] + s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     for n, (lookup, way) in found.ways.items():
         if n in signals:  # token ids may be looked up in several embeddings
