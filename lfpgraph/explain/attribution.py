@@ -112,7 +112,12 @@ def attribute(
     names = tuple(record) if isinstance(record, list | tuple) else (record,)
     args, kwargs = arguments_of(inputs, AttributionError)
     leaves = flatten_input(args, kwargs)[0]
-    refuse_transforms([leaf for leaf in leaves if isinstance(leaf, Tensor)], differentiable)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    refuse_transforms(tensors, differentiable)
+    if all(t.is_meta for t in (*tensors, *model.parameters())):
+        raise AttributionError(
+            "tensors without memory (device meta) have no relevance; load the model's weights and give inputs on its device"
+        )
     options = Options(on_missing, fallback, error=AttributionError)
     if composite is None:
         composite = _best(leaves, bool(names) or parameters or positions, steps is not None)

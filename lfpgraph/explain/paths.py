@@ -96,7 +96,7 @@ def _starts(
             'looks at one run, such as "attnlrp", without baseline and steps'
         )
     if isinstance(baseline, int | float):
-        _refuse_nan([torch.tensor(float(baseline))])
+        _refuse_nan(all(abs(baseline) <= torch.finfo(x.dtype).max for x in inputs))
         return [torch.full_like(x, baseline) for x in inputs], {}
     args, kwargs = baseline
     kwargs = {name: kwargs[name] for name in call[1] if name in kwargs}  # in the order of the inputs
@@ -112,13 +112,15 @@ def _starts(
             "baseline must be one number, or tensors that broadcast to the inputs, in their structure; the float inputs are "
             f"{[list(x.shape) for x in inputs]}, the baseline's tensors {[list(b.shape) for b in given]}"
         ) from None
-    _refuse_nan(starts)
+    _refuse_nan(all(bool(start.isfinite().all()) for start in starts))
     return starts, references
 
 
-def _refuse_nan(starts: Sequence[Tensor]) -> None:
-    if not all(bool(start.isfinite().all()) for start in starts):
-        raise NonFiniteError("the baseline holds NaN or infinity, so no difference from it is a number")
+def _refuse_nan(finite: bool) -> None:
+    if not finite:
+        raise NonFiniteError(
+            "the baseline holds NaN or infinity, or a number too large for the inputs, so no difference from it is a number"
+        )
 
 
 def _references(args: Sequence[Any], kwargs: Mapping[str, Any], call: Call) -> dict[int, Tensor]:
