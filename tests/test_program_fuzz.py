@@ -79,7 +79,9 @@ class Drawn:
         learned = [
             any(
                 g is not None
-                for g in torch.autograd.grad(sum(o.sum() for o in some), [*module.parameters()], allow_unused=True)
+                for g in torch.autograd.grad(
+                    sum(o.sum() for o in some), [*module.parameters()], allow_unused=True, retain_graph=True
+                )
             )
             for some in ([o for o in outputs if o.dim() > 0], [o for o in outputs if o.dim() == 0])
             if any(o.requires_grad for o in some)
