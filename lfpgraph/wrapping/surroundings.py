@@ -28,7 +28,7 @@ def wants_it_as_it_is() -> bool:
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     if is_running_plainly() or fake is not None:
         return True
-    by_flag = _symbolic_trace._is_fx_tracing_flag and not torch.compiler.is_compiling()
+    by_flag = _symbolic_trace.is_fx_symbolic_tracing()
     by_flag = by_flag or torch.compiler.is_exporting()
     return torch._C._get_tracing_state() is not None or (by_flag and not another_thread_traces())
 

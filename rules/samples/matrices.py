@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..statistics import CHOLESKY
 from .base import Maker, call, case
 
 aten = torch.ops.aten
@@ -45,7 +46,7 @@ case(
 case(aten.linalg_matrix_exp.default, lambda t: call(_wide(t.inside(t.n, 3, 3))), empty=False)
 case(aten.linalg_pinv.default, lambda t: call(_wide(_regular(t)), 1e-6), empty=False)
 case(
-    [aten._linalg_eigh.default, aten.cholesky.default, aten.linalg_cholesky.default, aten.linalg_cholesky_ex.default],
+    [aten._linalg_eigh.default, aten.linalg_cholesky.default, aten.linalg_cholesky_ex.default, *CHOLESKY],
     lambda t: call(_definite(t)),
     empty=False,
 )
