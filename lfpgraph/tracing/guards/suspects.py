@@ -133,11 +133,13 @@ class Suspects:
         elif words == "level":
             self.loggers[frame.f_locals["self"]] = None
         elif words == "apply":
-            cls = frame.f_locals["cls"]
-            if owner_of(_file_of(cls.forward)) == "user":
-                self.add(f"uses {cls.__name__}, a torch.autograd.Function with a backward of its own", user)
+            self._applied(frame.f_locals["cls"], user)
         else:
             self.add(words, user)
+
+    def _applied(self, function: Any, user: types.FrameType) -> None:
+        if owner_of(_file_of(function.forward)) == "user":
+            self.add(f"uses {function.__name__}, a torch.autograd.Function with a backward of its own", user)
 
     def returned(self, frame: types.FrameType, result: Any) -> None:
         """A Python function returns a result.
@@ -166,6 +168,9 @@ class Suspects:
         elif isinstance(owner, io.IOBase):
             in_memory = isinstance(owner, io.StringIO | io.BytesIO)
             words = None if in_memory else "reads or writes a file"
+        elif name == "apply" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+            if not frame.f_code.co_filename.startswith(_TORCH) and (user := asker(frame)) is not None:
+                self._applied(owner, user)  # of Python's before torch 2.14
         elif isinstance(owner, type) and owner.__module__ == "datetime":
             words = _CLOCK if name in ("now", "utcnow", "today") else None
         elif name in _NODE_HOOKS:
