@@ -48,10 +48,24 @@ class Loop:
     def __init__(self, run: Any, has: list[bool]) -> None:
         self._run, self.has = run, has
 
-    def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> Callable[[int], None]:
+    def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> Running:
         """What does a step, given its number; on tensors that are given by their `place`."""
-        table = (ctypes.c_int64 * (3 * len(places)))(*itertools.chain.from_iterable(places))
-        return functools.partial(self._run, table, rows, width)
+        return Running(self._run, places, rows, width)
+
+
+class Running:
+    """A loop and its tensors; called with the number of a step."""
+
+    def __init__(self, run: Any, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> None:
+        self._table = (ctypes.c_int64 * (3 * len(places)))(*itertools.chain.from_iterable(places))
+        self._run = functools.partial(run, self._table, rows, width)
+
+    def __call__(self, step: int) -> None:
+        self._run(step)
+
+    def give(self, i: int, x: Tensor) -> None:
+        """Let the i-th tensor be another of the same layout."""
+        self._table[3 * i] = x.data_ptr()
 
 
 def place(x: Tensor, shift: int = 0) -> tuple[int, int, int]:
