@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lfpgraph.native.loops import Loop, loop_of_formula, place
 from lfpgraph.native.matmul import mm_into, times
+from lfpgraph.native.products import Product, is_small
 
 from .recurrent import CELLS
 
@@ -42,13 +43,22 @@ def run_in_loop(
 ) -> None:
     """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
     x, *state = map(_in_rows, (x, *state))
-    states, h = made[:-1], state[0]
+    (*states, z), h = made, state[0]
+    small = is_small(len(h), w)
     multiply = times(w.t(), b, h)
-    product = multiply(h)
+    product = z[0] if small else multiply(h)
     first, others = (
-        loop.on([place(x), place(product), *before, *map(place, made)], *h.shape)
+        loop.on([place(x), place(z) if small else place(product), *before, *map(place, made)], *h.shape)
         for before in ([place(s) for s in state], [place(s, -1) for s in states])
     )
+    if small:
+        b = None if b is None else b.contiguous()
+        row = None if b is None else (b.data_ptr(), 0, 0)
+        of = Product(w.t(), loop.panel, place(h), row, place(z))
+        first.through(of, range(1), ahead=True)
+        of.move(place(states[0], -1), row, place(z))
+        others.through(of, range(1, len(x)), ahead=True)
+        return
     first(0)
     for t, h in enumerate(states[0][:-1].unbind(0), 1):
         product = multiply(h)
@@ -83,6 +93,7 @@ def walk_in_loop(
     s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(h)
     s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
     rows, multiply = s_z.unbind(0), times(w, None, s_z[0])
+    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) else None
     for start in reversed(range(0, steps, size)):
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
         given = [*map(place, (h, *others, *outer))]
@@ -91,13 +102,18 @@ def walk_in_loop(
             for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
         )
         end = min(start + size, steps)
-        for t in reversed(range(start, end)):
-            run = running if t else begun
-            run.give(2 + len(states), h)
-            run(t)
-            h = multiply(rows[t - start])
-            if loops[t == 0].has[2]:
-                h += rest
+        parts = range(end - 1, max(start, 1) - 1, -1), range(0, start - 1, -1)
+        for run, loop, part in zip((running, begun), loops, parts):
+            added = rest if loop.has[2] else None
+            if of is not None:
+                of.move(place(s_z, -start), None if added is None else place(added), place(h))
+                run.through(of, part, ahead=False)
+                continue
+            for t in part:
+                run.give(2 + len(states), h)
+                run(t)
+                h = multiply(rows[t - start])
+                h = h if added is None else h.add_(added)
         first_row = 0 if start else 1
         if not start:
             s_w.addmm_(first[0].t(), rows[0])
