@@ -50,7 +50,7 @@ def _by_onednn(a: Tensor, b: Tensor, row: Tensor | None = None) -> Tensor:
 
 
 def _with_less_copied(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, perhaps not in order in memory. oneDNN copies a first factor that is not; a smaller second one can take its place."""
+    """a @ b, perhaps not in order in memory. oneDNN copies a first factor that is not; a smaller second can take its place."""
     if a.stride(-1) != 1 and 2 * b.shape[1] * (a.shape[0] + a.shape[1]) <= a.numel():
         return _by_onednn(b.t(), a.t()).t()
     return _by_onednn(a, b)
