@@ -43,6 +43,7 @@ class ModelCall:
         state: parameters and buffers by dotted name, a tied one under each of its names.
         modes: for each module whether it is in training.
         expected: the outputs of the model's own run on this call, if it was observed, until a program's are compared with them.
+        runs_again: where that run began a checkpoint, which runs a part again in the backward pass.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -52,6 +53,7 @@ class ModelCall:
         self.state: dict[str, Tensor] = {}
         self.modes: list[bool] = []
         self.expected: list[Tensor] | None = None
+        self.runs_again: str | None = None
         self._visit(model, "")
 
     def _visit(self, module: nn.Module, dot: str) -> None:

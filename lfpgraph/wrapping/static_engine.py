@@ -105,7 +105,7 @@ class StaticEngine:
             raise self._refusal(why or "its run could not be observed")
         if seen.shortcut is not None:
             log.info("%s %s. Its program goes the way that it takes while traced", self.name, seen.shortcut)
-        call.expected = [t.detach() for t in tensors]
+        call.expected, call.runs_again = [t.detach() for t in tensors], seen.runs_again
         return seen.guard
 
     def _refusal(self, why: str) -> LiveOnlyError:
@@ -121,6 +121,11 @@ class StaticEngine:
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
+        if call.runs_again is not None and graph.mutations:
+            raise self._refusal(
+                f"a checkpoint ({call.runs_again}) runs a part of it again in the backward pass, which may write to "
+                f"{graph.mutations[0]} a second time"
+            )
         values = call.values(graph)
         wanted = {
             node

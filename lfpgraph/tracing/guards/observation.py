@@ -77,6 +77,7 @@ class Observation:
             if that is not so.
         asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
             the model in that case, gradients included.
+        runs_again: where a checkpoint begins that runs a part of the model again in the backward pass (`Suspects`).
     """
 
     def __init__(self, model: nn.Module, hooks_are_outside: bool = False, allows_shortcut: bool = False) -> None:
@@ -86,6 +87,7 @@ class Observation:
         self.may_settle = False
         self.shortcut: str | None = None
         self.asked: str | None = None
+        self.runs_again: str | None = None
         self.in_threads = False  # whether other threads have called parts of the model meanwhile
 
     def __enter__(self) -> Observation:
@@ -144,7 +146,7 @@ class Observation:
             suspects.always(f"observing the run failed: {type(self._failed).__name__}: {self._failed}")
         called.close()
         snapshot.keep_named(called.names)
-        self.asked, self.shortcut = suspects.question, suspects.shortcut
+        self.asked, self.shortcut, self.runs_again = suspects.question, suspects.shortcut, suspects.runs_again
         for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)
         if self.shortcut is not None and not self.allows_shortcut:
