@@ -267,7 +267,10 @@ class Programs(Generic[E]):
         ):  # a call that traces draws what a later one draws
             graph = trace(call.model, call.args, call.kwargs, fallback=fallback, compare=compare)
             try:
-                return prepare(graph, call)
+                entry = prepare(graph, call)
+                if not graph.dynamic or entry.sizes.accepts(call.tensors):
+                    return entry
+                log.info("%s: the program for open sizes is not right for a batch of one", name)
             except LfpGraphError:
                 raise
             except Exception as error:
