@@ -24,7 +24,7 @@ from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..threads.turns import alone, one_at_a_time
-from ..tracing.guards import Guard
+from ..tracing.guards import Guard, Observation
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
@@ -43,7 +43,7 @@ class ModelCall:
         state: parameters and buffers by dotted name, a tied one under each of its names.
         modes: for each module whether it is in training.
         expected: the outputs of the model's own run on this call, if it was observed, until a program's are compared with them.
-        runs_again: where that run began a checkpoint, which runs a part again in the backward pass.
+        trial: what was seen of that run.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -53,7 +53,7 @@ class ModelCall:
         self.state: dict[str, Tensor] = {}
         self.modes: list[bool] = []
         self.expected: list[Tensor] | None = None
-        self.runs_again: str | None = None
+        self.trial: Observation | None = None
         self._visit(model, "")
 
     def _visit(self, module: nn.Module, dot: str) -> None:

@@ -237,3 +237,19 @@ def buffer_with_a_history():
         return out, before, model.mean
 
     return Carries(), step
+
+
+@case()
+def draws_in_place_that_nobody_reads():
+    """Each later draw depends on them, and torch's own trace leaves them out."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            torch.empty(3).exponential_()
+            return self.b(F.dropout(self.a(x).relu(), 0.3)), torch.rand(2)
+
+    return Model(), lambda model, i: train(model, data(5, 6, seed=i))
