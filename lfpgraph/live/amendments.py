@@ -94,7 +94,7 @@ class _Hooks:
         watch: Watch | None,
     ) -> None:
         self.amendment, self.plan, self.given, self.check, self.watch = amendment, schedule.plan, given, check, watch
-        self.numbers = schedule.live.value
+        self.numbers, self.known = schedule.live.value, schedule.live.numbers
         kept, remade = record.kept, record.remade
         self.values: dict[int, Any] = {n: x for n in amendment.needs if (x := remade.get(n, kept[n])) is not None}
         self.halved = {n for n in record.halved if n in self.values} if record.halved else set()
@@ -136,7 +136,7 @@ class _Hooks:
                 for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
-            found, passed = slots_of(nodes, inputs, record, amendment.inside)
+            found, passed = slots_of(nodes, inputs, record, amendment.inside, self.known)
             for node in passed if amendment.computed else ():
                 wake(node)
             for node, slots in found.items():

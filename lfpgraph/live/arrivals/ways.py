@@ -14,13 +14,13 @@ __all__ = ["goes_on", "slots_of"]
 
 
 def slots_of(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], values: Values, inside: frozenset[int]
-) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
+    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], values: Values, inside: frozenset[int], known: frozenset[int]
+) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:  # fmt: skip
     """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
 
     Args:
         exits, inputs: the nodes of the unit's outputs, and the edges of its inputs.
-        values: the run; the way back ends at its values, but for those `inside` the unit.
+        values: the run; the way back ends at its values `known` to the plan, but for those `inside` the unit.
     """
     edges, covering, passed = values.edges, values.covering, {-1, *inside, *values.undone}
     found: dict[Any, list[tuple[int, int]]] = {}
@@ -34,7 +34,7 @@ def slots_of(
             place = inputs.get((source, index))
             if place is not None:
                 found.setdefault(node, []).append((slot, place))
-            elif edges.get((source, index), -1) in passed:
+            elif (number := edges.get((source, index), -1)) in passed or number not in known:
                 stack += (new := {(source, to) for to in _slots(source, [index])} - seen)
                 seen |= new
     return found, {node for node, _ in seen}
