@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import operator_of
 from .programs import Line
 from .quantised import spread
+from .table import operator_of
 
 __all__ = ["Dequantised", "dequantised", "is_weight", "weights_of"]
 
@@ -20,15 +20,11 @@ _PLACES = {
     (0,): "Gather",
     (0, 1): "MatMul com.microsoft.FusedMatMul",
     (0, 1, 2): "Gemm com.microsoft.FusedGemm",
-    (1,): (
-        "ConvInteger MatMulInteger PRelu RMSNormalization SimplifiedLayerNormalization com.microsoft.BiasGelu "
-        "com.microsoft.FastGelu"
-    ),
-    (1, 2): (
-        "BatchNormalization Conv ConvTranspose GroupNormalization InstanceNormalization LayerNormalization "
-        "ai.onnx.ml.LinearClassifier ai.onnx.ml.LinearRegressor ai.onnx.ml.Scaler com.microsoft.Attention "
-        "com.microsoft.FusedConv com.microsoft.QAttention"
-    ),
+    (1,): "ConvInteger MatMulInteger PRelu RMSNormalization SimplifiedLayerNormalization com.microsoft.BiasGelu "
+    "com.microsoft.FastGelu",
+    (1, 2): "BatchNormalization Conv ConvTranspose GroupNormalization InstanceNormalization LayerNormalization "
+    "ai.onnx.ml.LinearClassifier ai.onnx.ml.LinearRegressor ai.onnx.ml.Scaler com.microsoft.Attention "
+    "com.microsoft.FusedConv com.microsoft.QAttention",
     (1, 2, 3): "GRU LSTM RNN ai.onnx.ml.SVMRegressor com.microsoft.DynamicQuantizeLSTM",
     (1, 4): "com.microsoft.DynamicQuantizeMatMul",
     (1, 6): "com.microsoft.MatMulIntegerToFloat",
@@ -36,7 +32,7 @@ _PLACES = {
     (2, 3, 4): "com.microsoft.SkipLayerNormalization",
     (2, 3, 4, 5, 6): "com.microsoft.EmbedLayerNormalization",
     (3,): "QLinearConv QLinearMatMul com.microsoft.MultiHeadAttention com.microsoft.QGemm",
-}
+}  # fmt: skip
 _WEIGHTS = {kind: places for places, kinds in _PLACES.items() for kind in kinds.split()}
 _TERMS = ("Add", "Mul", "Sub")
 _MOVES = (
@@ -49,10 +45,9 @@ _QUANTISED: dict[str, list[tuple[int, int | None, int]]] = {
     **dict.fromkeys(("DequantizeLinear", "com.microsoft.DequantizeLinear"), [(0, 1, 2)]),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft.QGemm"), [(3, 4, 5)]),
     "com.microsoft.DynamicQuantizeLSTM": [(1, 8, 9), (2, 10, 11)],
-    "com.microsoft.DynamicQuantizeMatMul": [(1, 2, 3)],
-    "com.microsoft.MatMulIntegerToFloat": [(1, 3, 5)],
+    "com.microsoft.DynamicQuantizeMatMul": [(1, 2, 3)], "com.microsoft.MatMulIntegerToFloat": [(1, 3, 5)],
     "com.microsoft.QAttention": [(1, 4, 7)],
-}
+}  # fmt: skip
 _MOST_PARTS = 64  # tensors that one weight is put together from
 
 
