@@ -286,24 +286,3 @@ def test_gradients_of_inputs_alone_are_no_feedback_on_its_way(caplog: pytest.Log
     model(x).square().sum().backward(inputs=[model[2].weight])
     model(x).square().sum().backward()
     assert "feedback only in part" not in caplog.text
-
-
-class _Branches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.a(x)
-        return self.b(torch.cond(z.sum() > 0, torch.relu, torch.tanh, (z,)))
-
-
-def test_what_only_a_program_has_no_rule_for_runs_live() -> None:
-    """A trace holds `torch.cond` as one operation, a run the branch that was taken."""
-    torch.manual_seed(0)
-    plain = _Branches().double()
-    model, twin = (lfpgraph.wrap(copy.deepcopy(plain), engine=engine) for engine in ("auto", "live"))
-    for sign in (1, -1, 1):
-        x = sign * torch.ones(3, 4).double()
-        torch.testing.assert_close(*(_feedback(m, m(x).square().sum()) for m in (model, twin)))
-    assert lfpgraph.explain_wrap(model).engine == "live"

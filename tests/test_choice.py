@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -231,3 +232,30 @@ def test_what_objects_make_of_their_own_methods(monkeypatch: pytest.MonkeyPatch)
         found = lfpgraph.explain_wrap(model)
         assert found.engine == engine
         assert engine == "static" or "PermissionError: closed" in found.why
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.a(x)
+        return self.b(torch.cond(z.sum() > 0, torch.relu, torch.tanh, (z,)))
+
+
+@pytest.mark.slow  # torch.cond takes 20 s at its first call
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch.cond
+def test_what_only_a_program_has_no_rule_for_runs_live() -> None:
+    """A trace holds `torch.cond` as one operation, a run the branch that was taken."""
+    torch.manual_seed(0)
+    plain = Branches().double()
+    plain(torch.ones(3, 4).double())  # the first call in a process does more than the others
+    model, twin = (lfpgraph.wrap(copy.deepcopy(plain), engine=engine) for engine in ("auto", "live"))
+    for sign in (1, -1, 1):
+        x = sign * torch.ones(3, 4).double()
+        for net in (model, twin):
+            net.zero_grad()
+            net(x).square().sum().backward()
+        torch.testing.assert_close(*([p.grad for p in net.parameters()] for net in (model, twin)))
+    assert lfpgraph.explain_wrap(model).engine == "live"
