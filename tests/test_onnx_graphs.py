@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import lfpgraph
 from lfpgraph.errors import OnnxError
 
 onnx = pytest.importorskip("onnx")
@@ -211,3 +212,23 @@ def test_a_condition_that_stays_true_is_stopped_by_the_limit(monkeypatch: pytest
     proto = file(one("Loop", "", "", "x", body=still), n=MANY)
     with pytest.raises(OnnxError, match="Loop 'here' is not over after 20 rounds"):
         load(proto)(torch.tensor(X))
+
+
+def test_weights_that_a_loop_hands_on_as_its_state_train() -> None:
+    """As tf2onnx writes a layer that runs in a loop; what changes from round to round is no weight."""
+    inner = graph(
+        [helper.make_node("MatMul", ["r", "v"], ["p"]), helper.make_node("Tanh", ["p"], ["s"]),
+         helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Identity", ["v"], ["u"])],
+        {"i": 7, "c": 9, "r": 1, "v": 1}, {"d": 9, "s": 1, "u": 1},
+    )  # fmt: skip
+    loop = helper.make_node("Loop", ["n", "", "start", "w"], ["h", "w2"], body=inner)
+    start = 0.5 * np.ones((2, 3), np.float32)
+    proto = file([loop, one("Add", "h", "x")], n=FEW, w=0.1 * ONES, start=start)
+    model = load(proto)
+    assert [name for name, _ in model.named_parameters()] == ["w"]
+    wanted = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": X})[0]
+    found = model(torch.tensor(X))
+    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-6, atol=1e-6)
+    lfpgraph.wrap(model)
+    model(torch.tensor(X)).square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) and bool(p.grad.any()) for p in model.parameters())

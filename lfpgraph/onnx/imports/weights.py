@@ -57,14 +57,17 @@ def is_weight(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bo
         return bool(trainable(name, tensor))
     if trainable is not None:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
-    finite = name in chosen and bool(torch.isfinite(tensor).all())
-    return finite and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
+    read = name in chosen and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
+    return read and bool(torch.isfinite(tensor).all())
 
 
-def weights_of(tensors: Iterable[str], lines: Iterable[Line]) -> set[str]:
+def weights_of(tensors: Iterable[str], lines: Sequence[Line]) -> set[str]:
     """Names of tensors that are read as weights; `name\\0weight` marks those that may have one element, `name\\0size` scales."""
     sources: dict[str, list[str]] = {name: [name] for name in tensors}
     found: set[str] = set()
+    for line in reversed(lines):  # what a loop is given as its state, and hands on as it is, has another name inside
+        for body in line.bodies:
+            sources |= {i: sources[o] for i, o in zip(body.inputs, line.reads) if i in body.outputs and o in sources}
     for line in lines:
         kind = operator_of(line.item)
         if kind in _MOVES:
