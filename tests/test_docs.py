@@ -36,7 +36,8 @@ def test_pages_that_are_made_are_current() -> None:
 def test_files_that_pages_name_are_there(page: Path) -> None:
     text = page.read_text()
     named = re.findall(
-        r"`((?:benchmarks|examples|lfpgraph|models_zoo|rules|tests|tools)/[\w/*]*(?:\.(?:py|csv|txt|npz))?)", text
+        r"`((?:benchmarks|examples|lfpgraph|models_zoo|rules|tests|tools)/[\w/*]*(?:\.(?:py|csv|txt|npz|cpp|mjs))?)",
+        text,
     )
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     missing = [name for name in named if not list(ROOT.glob(name))]

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import OnnxError
+from lfpgraph.composites.table import COMPOSITES
+from lfpgraph.errors import LfpGraphError, OnnxError
 
 from .support.helpers import relative
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
+
+
+# Those that compare with another run, and those that draw numbers anew at each one.
+REFUSED = {"deeplift": "baseline", "feedback-alignment-refreshed": "no ONNX form", "brsf": "no ONNX form"}
 
 
 def norm_cnn() -> tuple[nn.Module, Tensor]:
@@ -57,6 +62,22 @@ def test_equals_attribute(build: Any, composite: str, target: Any, tmp_path: Pat
     expected = lfpgraph.attribute(model, x, torch.from_numpy(given["weights"]) if given else target, composite)
     assert relative(torch.from_numpy(found["output"]), model(x)) < 1e-5
     assert relative(torch.from_numpy(found[f"relevance/{name}"]), expected) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("composite", [c.name for c in COMPOSITES if c.name not in REFUSED])
+def test_every_composite_equals_attribute(composite: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = norm_cnn()
+    path = lfpgraph.onnx.export_attribution(model, x, tmp_path / "explain.onnx", composite)
+    expected = lfpgraph.attribute(model, x, "predicted", composite)
+    assert relative(torch.from_numpy(run(path, {"input": x.numpy()})["relevance/input"]), expected) < 1e-5
+
+
+@pytest.mark.parametrize("composite", REFUSED)
+def test_composites_that_are_no_fixed_walk_are_refused(composite: str, tmp_path: Path) -> None:
+    with pytest.raises(LfpGraphError, match=REFUSED[composite]):
+        lfpgraph.onnx.export_attribution(*norm_cnn(), tmp_path / "explain.onnx", composite)
 
 
 def test_parameters_as_inputs_are_those_explained(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def fifty_steps(case: Case, optimizer: str, folder: Path, epsilon: float) -> tup
     rules = lfpgraph.get_composite("lfp-epsilon").with_options(epsilon=epsilon)
     path = export_training_step(model, case.batch(4), folder / "step.onnx", "softmax", optimizer, rules)
     onnx.checker.check_model(str(path), full_check=True)
+    assert path.stat().st_size <= 1.2 * sum(t.nbytes for t in model.state_dict().values()) + 1e6
     trainer = OrtTrainer(path)
     assert distance(trainer, model) == 0
     start = copy.deepcopy(model).state_dict()

@@ -159,7 +159,7 @@ function generator(seed) {
 }
 
 // Name to tensor. The format: eight bytes with the length of a JSON header, the header, the numbers.
-function readSafetensors(ort, buffer) {
+export function readSafetensors(ort, buffer) {
   const length = Number(new DataView(buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
   const entries = Object.entries(header).filter(([name]) => name !== "__metadata__");

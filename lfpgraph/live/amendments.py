@@ -19,7 +19,8 @@ from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
 from .arrivals.references import owned
 from .arrivals.watch import Watch
-from .bridges import LARGE, goes_on, nothing, slots_of, wake
+from .arrivals.ways import goes_on, slots_of
+from .bridges import LARGE, nothing, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
 from .notes import is_alive, is_compressed

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["OrtTrainer", "StepResult", "export", "export_attribution", "export_forward", "export_training_step", "load"]
 
 _PLACES = {
-    "export": "step.trained",
-    "export_attribution": "step.attribution",
-    "export_forward": "step.exporter",
-    "export_training_step": "step.exporter",
-    "load": "imports.importer",
-}
+    "export": "step.trained", "export_attribution": "step.attribution", "export_forward": "step.exporter",
+    "export_training_step": "step.exporter", "load": "imports.importer",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +35,4 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith(("lfpgraph.", "transformers")):
             raise
-        raise OnnxError(
-            f"lfpgraph.onnx.{name} needs {error.name}; install lfpgraph with the extra: lfpgraph[onnx]"
-        ) from error
+        raise OnnxError(f"lfpgraph.onnx.{name} needs {error.name}: pip install lfpgraph[onnx]") from error

@@ -16,6 +16,7 @@ from lfpgraph.onnx import OrtTrainer, export_training_step
 
 from ..support.browser import node
 from ..support.onnx_cases import CASES, Case, output_of
+from ..support.ten_steps import X, Y, compare, step_file
 
 THREE_STEPS = """
 import { readFile } from "node:fs/promises";
@@ -80,3 +81,12 @@ def test_three_steps_are_those_of_the_python_trainer(name: str, tmp_path: Path) 
     for key in changing:
         other = np.asarray(found[key], np.float64).reshape(after[key].shape)
         assert np.linalg.norm(other - after[key]) <= 1e-4 * max(np.linalg.norm(after[key]), 1e-3), key
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_the_ten_lines_of_the_docs_are_those_of_the_python_trainer(optimizer: str, tmp_path: Path) -> None:
+    path = step_file(tmp_path, optimizer, "outside")
+    (tmp_path / "batch.json").write_text(json.dumps({"x": X.tolist(), "target": Y.tolist()}))
+    losses = [float(line) for line in node("step.mjs", str(tmp_path)).split()]
+    trained = json.loads((tmp_path / "trained.json").read_text())
+    compare(path, losses, {name: np.asarray(numbers, np.float32) for name, numbers in trained.items()})

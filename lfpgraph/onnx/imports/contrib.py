@@ -68,9 +68,8 @@ def skip_norm(node: Node, x: Tensor, skip: Tensor, scale: Tensor, *more: Any) ->
     simple = node.kind == "SkipSimplifiedLayerNormalization"
     shift, bias = [*[None] * simple, *more, None, None][:2]
     total, epsilon = x + skip if bias is None else x + skip + bias, node.get("epsilon", 1e-12)
-    found = (
-        simplified_norm(node, total, scale) if simple else F.layer_norm(total, list(scale.shape), scale, shift, epsilon)
-    )
+    shape = list(scale.shape)
+    found = simplified_norm(node, total, scale) if simple else F.layer_norm(total, shape, scale, shift, epsilon)
     return (found, None, None, total) if node.outputs > 1 else found
 
 
@@ -175,9 +174,7 @@ def linear_classifier(node: Node, x: Tensor, weight: Tensor, bias: Any) -> Any:
     """Whole numbers as labels, and a row of weights for each."""
     labels = node.get("classlabels_ints")
     if not labels or (bias is not None and len(bias) != len(labels)) or weight.numel() != len(labels) * x.shape[-1]:
-        raise OnnxError(
-            f"{node.kind} {node.name!r}: labels that are text, or one row for two labels, are not supported"
-        )
+        raise OnnxError(f"{node.kind} {node.name!r}: labels of text, or one row for two labels, are not supported")
     scores = F.linear(x.to(weight.dtype), weight.reshape(len(labels), -1), bias)
     return torch.tensor(labels)[scores.argmax(-1)], _transformed(node, scores)
 

@@ -26,16 +26,10 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     **{kind: getattr(torch, kind.lower()) for kind in _SAME_NAMES},
     "And": torch.logical_and, "BitwiseAnd": torch.bitwise_and, "BitwiseNot": torch.bitwise_not, "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor, "Det": torch.linalg.det, "Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
-    "HardSwish": F.hardswish, "IsNaN": torch.isnan, "Less": torch.lt, "LessOrEqual": torch.le,
-    "MatMul": torch.matmul,
-    "Mish": F.mish,
-    "NonZero": lambda x: torch.nonzero(x).t(),
-    "Not": torch.logical_not,
-    "Or": torch.logical_or,
-    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "HardSwish": F.hardswish, "IsNaN": torch.isnan, "Less": torch.lt, "LessOrEqual": torch.le, "MatMul": torch.matmul,
+    "Mish": F.mish, "NonZero": lambda x: torch.nonzero(x).t(), "Not": torch.logical_not, "Or": torch.logical_or,
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x), "Softsign": F.softsign, "Xor": torch.logical_xor,
     "Softplus": lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20)))),
-    "Softsign": F.softsign,
-    "Xor": torch.logical_xor,
 }  # fmt: skip
 
 
@@ -46,28 +40,18 @@ _WITH_ATTRIBUTES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Elu": (lambda x, alpha: F.elu(x, alpha), {"alpha": 1.0}),
     "Gelu": (lambda x, approximate: F.gelu(x, approximate=approximate), {"approximate": "none"}),
     "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), {"alpha": 0.2, "beta": 0.5}),
-    "IsInf": (
-        lambda x, low, high: (x == float("-inf")) & bool(low) | (x == float("inf")) & bool(high),
-        {"detect_negative": 1, "detect_positive": 1},
-    ),
+    "IsInf": (lambda x, low, high: (x == float("-inf")) & bool(low) | (x == float("inf")) & bool(high),
+              {"detect_negative": 1, "detect_positive": 1}),
     "LeakyRelu": (lambda x, alpha: F.leaky_relu(x, alpha), {"alpha": 0.01}),
     "Mod": (lambda x, y, fmod: torch.fmod(x, y) if fmod else torch.remainder(x, y), {"fmod": 0}),
-    "Selu": (
-        lambda x, alpha, gamma: gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1)),
-        {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
-    ),
-    "Shrink": (
-        lambda x, bias, edge: torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, 0)).to(x.dtype),
-        {"bias": 0.0, "lambd": 0.5},
-    ),
+    "Selu": (lambda x, alpha, gamma: gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1)),
+             {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}),
+    "Shrink": (lambda x, bias, edge: torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, 0)).to(x.dtype),
+               {"bias": 0.0, "lambd": 0.5}),
     "Swish": (lambda x, alpha: x * torch.sigmoid(alpha * x), {"alpha": 1.0}),
     "ThresholdedRelu": (lambda x, alpha: torch.where(x > alpha, x, torch.zeros_like(x)), {"alpha": 1.0}),
-}
-_ARITHMETIC = {
-    "Add": (torch.add, lambda a, b: a + b),
-    "Sub": (torch.sub, lambda a, b: a - b),
-    "Mul": (torch.mul, lambda a, b: a * b),
-}
+}  # fmt: skip
+_ARITHMETIC = {"Add": (torch.add, operator.add), "Sub": (torch.sub, operator.sub), "Mul": (torch.mul, operator.mul)}
 _COMPARISONS = {  # also among numbers that Python knows, so that branches on sizes are taken while tracing
     "And": lambda a, b: bool(a and b), "Or": lambda a, b: bool(a or b), "Not": operator.not_, "Equal": operator.eq,
     "Greater": operator.gt, "GreaterOrEqual": operator.ge, "Less": operator.lt, "LessOrEqual": operator.le,

@@ -23,12 +23,11 @@ from torch import Tensor
 
 from ...errors import OnnxError, one_line
 from ..registry import DTYPES
-from .table import IMPORTERS
+from .table import IMPORTERS, OWN, check_node, operator_of
 
-__all__ = ["operator_of", "read_model", "tensor_from"]
+__all__ = ["read_model", "tensor_from"]
 
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
-
 OLDEST = 7
 _LARGEST_FILE = 2**31 - 1  # the most that protobuf can hold
 _SOME = 2**26  # bytes that nobody minds
@@ -43,23 +42,23 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
 
     Raises:
         OnnxError: no such file, not ONNX, broken, cyclic, of an unknown opset, or it refers to files outside its folder.
+        Exception: a broken graph; onnx's own C++ and protobuf raise what they like, which `load` says in an OnnxError.
     """
     proto, file = _parse(source)
-    try:
-        if proto.functions:
-            _check_functions(proto)
-            proto = onnx.inliner.inline_local_functions(proto)
-        _check_header(proto)
-        proto = _with_bodies(proto)
-        _check_order(proto.graph)
-        beside = [found for tensor in _tensors(proto.graph) if (found := _check_tensor(tensor, file)) is not None]
-        held = sum(path.stat().st_size for path in {path for path, _ in beside})
-        if sum(size for _, size in beside) > 4 * held + _SOME:
-            raise OnnxError("many tensors of the file share the same bytes of a file beside it.")
-    except OnnxError:
-        raise
-    except Exception as error:  # onnx's own C++ and protobuf raise what they like on a broken graph
-        raise OnnxError(f"the ONNX file is broken: {_line(error)}") from error
+    if proto.functions:
+        _check_functions(proto)
+        known = [(f.domain, f.name) for f in proto.functions if f.domain in OWN or f"{f.domain}.{f.name}" in IMPORTERS]
+        proto = onnx.inliner.inline_selected_functions(proto, known, True)
+        del proto.functions[:]  # an operator is never what a function of its name says, as for onnxruntime
+    version = _check_header(proto)
+    proto = _with_bodies(proto, version)
+    _check_order(proto.graph)
+    for node in _nodes(proto.graph):
+        check_node(node, version)
+    beside = [found for tensor in _tensors(proto.graph) if (found := _check_tensor(tensor, file)) is not None]
+    held = sum(path.stat().st_size for path in {path for path, _ in beside})
+    if sum(size for _, size in beside) > 4 * held + _SOME:
+        raise OnnxError("many tensors of the file share the same bytes of a file beside it.")
     return proto, file
 
 
@@ -81,12 +80,10 @@ def _parse(source: Any) -> tuple[Any, Path | None]:
     try:
         proto.ParseFromString(source)
     except (DecodeError, RuntimeError, ValueError) as error:
-        raise OnnxError(f"this is no ONNX file, or a truncated one: {_line(error)}") from error
+        raise OnnxError(
+            f"this is no ONNX file, or a truncated one: {type(error).__name__}: {one_line(error)}"
+        ) from error
     return proto, file
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _check_functions(proto: Any) -> None:
@@ -109,9 +106,8 @@ def _check_functions(proto: Any) -> None:
         raise OnnxError(f"the functions of the file stand for {count:.3g} nodes, more than {_MOST_NODES:,}")
 
 
-def _with_bodies(proto: Any) -> Any:
+def _with_bodies(proto: Any, version: int) -> Any:
     """The file with operators that have no function here written out in others, where ONNX itself says how."""
-    version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     wanted = set()
     for kind in {node.op_type for node in _nodes(proto.graph) if operator_of(node) == node.op_type} - set(IMPORTERS):
         if onnx.defs.has(kind, version, ""):
@@ -126,44 +122,45 @@ def _with_bodies(proto: Any) -> Any:
     for t in proto.graph.initializer:  # the inliner asks for the type of each value, of one left out too
         typed.graph.value_info.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
     try:
-        return _with_bodies(onnx.inliner.inline_selected_functions(typed, list(wanted), False, True))
+        return _with_bodies(onnx.inliner.inline_selected_functions(typed, list(wanted), False, True), version)
     except RuntimeError:
         return proto  # a type is not known; the operator is refused by its name
 
 
-def _check_header(proto: Any) -> None:
+def _check_header(proto: Any) -> int:
+    """The file's opset."""
     newest = onnx.defs.onnx_opset_version()
     if not proto.graph.node:
         raise OnnxError("the ONNX file has no nodes: it is empty, truncated, or no ONNX file.")
-    versions = sorted({o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")})  # skl2onnx names it twice
+    versions = sorted({o.version for o in proto.opset_import if o.domain in OWN})  # skl2onnx names it twice
     if len(versions) != 1 or not OLDEST <= versions[0] <= newest:
         raise OnnxError(f"opset {versions or 'of no number'} is not supported; supported: {OLDEST} to {newest}")
-
-
-def operator_of(node: Any) -> str:
-    """The name of a node's operator, with its domain where that is not ONNX's own."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    if proto.ir_version > onnx.IR_VERSION:
+        raise OnnxError(f"the file's format (IR version {proto.ir_version}) is not known; install a newer onnx.")
+    return int(versions[0])
 
 
 def _check_order(graph: Any, around: Set[str] = frozenset(("",))) -> None:
     """Every value is made once, before it is read: no cycle, no name twice; subgraphs see the values `around` them."""
     _sort(graph)
+    for kind, items in (("inputs", graph.input), ("initializers", graph.initializer)):
+        names = [item.name for item in items]
+        if len(set(names)) < len(names):
+            raise OnnxError(f"two {kind} are named {max(names, key=names.count)!r}; give one of them another name.")
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in graph.node:
         for name in node.input:
             if name not in known and name not in around:
-                raise OnnxError(
-                    f"{node.op_type} {node.name!r} reads {name!r}, which nothing before it makes: the graph has a cycle, "
-                    "or a value is missing."
-                )
+                why = "which nothing before it makes: the graph has a cycle, or a value is missing."
+                raise OnnxError(f"{node.op_type} {node.name!r} reads {name!r}, {why}")
         for inner in _subgraphs(node):
             _check_order(inner, known | around)
         for name in node.output:
-            if name and name in known:
-                raise OnnxError(f"two nodes or inputs make {name!r}")
+            if name and (name in known or name in around):
+                raise OnnxError(f"two nodes or inputs make {name!r}; give one of the values another name.")
             known.add(name)
     for out in graph.output:
-        if out.name not in known and out.name not in around:
+        if not out.name or (out.name not in known and out.name not in around):
             raise OnnxError(f"nothing makes the output {out.name!r}")
     if not graph.output:
         raise OnnxError("the ONNX graph has no output.")
@@ -255,10 +252,8 @@ def _external_range(tensor: Any, expected: int, file: Path | None) -> tuple[Path
         raise OnnxError(f"tensor {tensor.name!r} names {location[:100]!r}, which is no file in the model's folder.")
     held = path.stat()
     if held.st_nlink > 1 or path.samefile(file):
-        raise OnnxError(
-            f"tensor {tensor.name!r} lies in {location[:100]!r}, which is the model itself, or a file that stands elsewhere "
-            "too (a hard link); copy it."
-        )
+        why = "which is the model itself, or a file that stands elsewhere too (a hard link); copy it."
+        raise OnnxError(f"tensor {tensor.name!r} lies in {location[:100]!r}, {why}")
     if held.st_size > _SOME and 16 * 512 * getattr(held, "st_blocks", held.st_size) < held.st_size:
         raise OnnxError(f"tensor {tensor.name!r} lies in {location[:100]!r}, which is a hole for the most part.")
     try:

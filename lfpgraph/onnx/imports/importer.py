@@ -20,9 +20,9 @@ from ...threads.silence import quiet
 from ...tracing.flat import is_tracing
 from ..registry import DTYPES
 from . import contrib, elementwise, layers, norms, places, quantised, sequences, shapes  # noqa: F401  (they fill the table)
-from .files import operator_of, read_model
+from .files import read_model
 from .programs import Line, Program, Reader, refilled, refuse_unknown
-from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, tensor_of
+from .table import IMPORTERS, LARGEST, Known, Node, dtype_of, operator_of, tensor_of
 from .weights import Dequantised, dequantised, is_weight, weights_of
 
 __all__ = ["OnnxModel", "load"]
@@ -224,11 +224,9 @@ class OnnxModel(nn.Module):
                     raise
                 made = ()  # what depends on data has no shape yet; other errors are the run's own to tell
         for value in made if isinstance(made, tuple) else (made,):
-            if isinstance(value, Tensor) and value.numel() > LARGEST:
-                raise OnnxError(
-                    f"{step.node.kind} {step.node.name!r} asks for a tensor of {value.numel():.3g} elements: "
-                    f"{list(value.shape)}"
-                )
+            if isinstance(value, Tensor) and (size := value.numel()) > LARGEST:
+                asks = f"{size:.3g} elements: {list(value.shape)}"
+                raise OnnxError(f"{step.node.kind} {step.node.name!r} asks for a tensor of {asks}")
         if self._branches and len(self._measured) < _MOST_ROUNDS:
             self._measured.add(key)
 
@@ -254,10 +252,9 @@ class OnnxModel(nn.Module):
             if any(n < 0 for n in sizes) or math.prod(sizes) > LARGEST or len(sizes) > 64:
                 raise OnnxError(f"input {info.name!r} has an absurd shape: {sizes}")
             dtype = dtype_of(kind.elem_type)
-            if dtype.is_floating_point:
-                found.append(torch.randn(sizes, generator=draw).to(dtype))
-            else:
-                found.append(torch.randint(0, 2, sizes, generator=draw).to(dtype))
+            whole = not dtype.is_floating_point
+            drawn = torch.randint(0, 2, sizes, generator=draw) if whole else torch.randn(sizes, generator=draw)
+            found.append(drawn.to(dtype))
         return tuple(found)
 
 
@@ -270,9 +267,8 @@ def _taken(owner: nn.Module, name: str, last: bool) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whole numbers, or a single float: values that operators want to know while they are traced."""
-    return tensor.dtype in (torch.int32, torch.int64) or (
-        tensor.dim() == 0 and tensor.dtype in (torch.float32, torch.float64)
-    )
+    kinds = {torch.int32, torch.int64} | (set() if tensor.dim() else {torch.float32, torch.float64})
+    return tensor.dtype in kinds
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from .table import Node, imports, modest, numbers, pad_widths
+from .table import Node, imports, modest, numbers, pad_widths, refused
 
 
 @imports("Gemm")
@@ -37,11 +37,7 @@ class _Windows:
         self.kernel = kernel
         self.stride, self.dilation = node.get("strides", [1] * n), node.get("dilations", [1] * n)
         self.before, self.after = _pads(node, x, kernel, self.stride, self.dilation)
-
-    @property
-    def even(self) -> bool:
-        """Whether every axis is padded as much after it as before it; torch's own functions take such padding."""
-        return bool(self.before == self.after)
+        self.even: bool = self.before == self.after  # torch's own functions take such padding
 
     def padded(self, x: Tensor, value: float = 0.0) -> Tensor:
         return F.pad(x, pad_widths(self.before, self.after), value=value)
@@ -60,12 +56,16 @@ def _pads(node: Node, x: Tensor, kernel: list[int], stride: list[int], dilation:
             after.append(total - before[-1])
         return before, after
     pads = [0] * (2 * n) if how == "VALID" else node.get("pads") or [0] * (2 * n)
+    if how not in ("NOTSET", "VALID") or min(pads, default=0) < 0:
+        raise refused(node, f"has padding {pads} of mode {how!r}, which is not known; use a Pad node.")
     return list(pads[:n]), list(pads[n:])
 
 
 @imports("Conv")
 def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    windows = _Windows(node, x, list(weight.shape[2:]))
+    windows = _Windows(node, x, kernel := list(weight.shape[2:]))
+    if (node.get("kernel_shape") or kernel) != kernel:
+        raise refused(node, f"has kernel_shape {node.get('kernel_shape')}, and a weight of {kernel}; leave it out.")
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}.get(windows.rank)
     if function is None:
         raise OnnxError(f"Conv {node.name!r} over {windows.rank} dimensions is not supported")
@@ -134,8 +134,7 @@ def _sums(windows: _Windows, x: Tensor, ceil: bool) -> Tensor:
     for i, size in enumerate(x.shape[2:]):
         step, span = windows.stride[i], windows.dilation[i] * (windows.kernel[i] - 1) + 1
         count = -(-(size - span) // step) + 1 if ceil else 1
-        if ceil and (count - 1) * step >= size - windows.after[i]:
-            count = count - 1
+        count = count - 1 if ceil and (count - 1) * step >= size - windows.after[i] else count
         short.append(max((count - 1) * step + span - size, 0))
     x = F.pad(x, pad_widths([0] * windows.rank, short))
     function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[windows.rank]

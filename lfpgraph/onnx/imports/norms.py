@@ -33,8 +33,7 @@ def layer_norm(node: Node, x: Tensor, scale: Any, bias: Any = None) -> Any:
     axis = node.get("axis", -1) % x.dim()
     eps, shape = node.get("epsilon", 1e-5), list(x.shape[axis:])
     if node.outputs == 1:
-        fits = list(scale.shape) == shape and (bias is None or list(bias.shape) == shape)
-        if fits:
+        if list(scale.shape) == shape and (bias is None or list(bias.shape) == shape):
             return F.layer_norm(x, shape, scale, bias, eps)
         out = F.layer_norm(x, shape, eps=eps) * scale
         return out if bias is None else out + bias

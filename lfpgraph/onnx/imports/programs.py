@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ...errors import OnnxError
 from ..registry import DTYPES
-from .files import operator_of, read_model, tensor_from
-from .table import IMPORTERS, Node, modest
+from .files import read_model, tensor_from
+from .table import IMPORTERS, Node, modest, operator_of
 
 __all__ = ["Line", "Program", "Reader", "refilled", "refuse_unknown"]
 
@@ -226,11 +226,7 @@ def refuse_unknown(lines: list[Line]) -> None:
     unknown = {f"{operator_of(line.item)} ({line.item.name or 'no name'})" for line in lines
                if operator_of(line.item) not in IMPORTERS}  # fmt: skip
     if any("com.microsoft.nchwc." in name for name in unknown):
-        raise OnnxError(
-            "onnxruntime wrote the file for one kind of CPU (nchwc operators); write it with its level EXTENDED."
-        )
+        raise OnnxError("onnxruntime wrote the file for one kind of CPU (nchwc); write it with its level EXTENDED.")
     if unknown:
-        raise OnnxError(
-            f"the ONNX file holds operators that cannot be imported, by operator and node: {', '.join(sorted(unknown))}. "
-            "They can be added with lfpgraph.onnx.imports.table.imports."
-        )
+        names = f"{', '.join(sorted(unknown))}. They can be added with lfpgraph.onnx.imports.table.imports."
+        raise OnnxError(f"the ONNX file holds operators that cannot be imported, by operator and node: {names}")

@@ -67,11 +67,8 @@ def dynamic_quantize(node: Node, x: Tensor, zero_type: torch.dtype = torch.uint8
 
 def _shifted(x: Tensor, zero: Tensor | None, axis: int = 0) -> Tensor:
     """Whole numbers minus their zero point (along an axis) in float64, which sums products of them exactly."""
-    if zero is None:
-        return x.to(torch.float64)
-    if zero.dim() == 1 and zero.numel() > 1:
-        zero = zero.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
-    return x.to(torch.float64) - zero.reshape(zero.shape if zero.numel() > 1 else ()).to(torch.float64)
+    x = x.to(torch.float64)
+    return x if zero is None else x - spread(axis, x, zero).to(torch.float64)
 
 
 @imports("ConvInteger")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import OnnxError
-from .table import Known, Node, imports, numbers, tensor_of
+from .table import Known, Node, imports, numbers, refused, tensor_of
 
 Run = Callable[[Any, list[Any]], list[Any]]
 _MOST_PARTS, _MOST_ROUNDS = 2**14, 2**14  # of one tensor in a sequence; of a loop
@@ -26,22 +26,52 @@ def _outputs(found: list[Any]) -> Any:
     return tuple(found) if len(found) > 1 else found[0]
 
 
+def _single(node: Node, value: Any, what: str) -> Any:
+    found = numbers(node, value)
+    if len(found) != 1 or isinstance(found[0], float):
+        raise refused(node, f"takes one {what}, not {found[:3]}; make one of them, by ReduceMax say.")
+    return found[0]
+
+
+def _fit(node: Node, inputs: int, outputs: int, *bodies: Any) -> None:
+    """Refuse subgraphs that take or give another number of values than their node does."""
+    for body in bodies:
+        if len(body.inputs) != inputs or len(body.outputs) < outputs:
+            found = f"{len(body.inputs)} values and gives {len(body.outputs)}, not {inputs} and {outputs}"
+            raise refused(node, f"holds a graph that takes {found}; write the file anew.")
+
+
 @imports("If", known=True)
 def if_(node: Node, run: Run, condition: Any) -> Any:
-    return _outputs(run(node.get("then_branch" if numbers(node, condition)[0] else "else_branch"), []))
+    branches = node.get("else_branch"), node.get("then_branch")
+    _fit(node, 0, max(node.outputs, *(len(branch.outputs) for branch in branches)), *branches)
+    return _outputs(run(branches[bool(_single(node, condition, "condition"))], []))
+
+
+def _may_end(body: Any) -> bool:
+    """Whether the condition of a loop hangs on anything that changes from round to round."""
+    changing = {body.inputs[0], *body.inputs[2:]}
+    for line in body.lines:
+        if not changing.isdisjoint(line.reads) or any(not changing.isdisjoint(b.looks_at()) for b in line.bodies):
+            changing.update(filter(None, line.makes))
+    return body.outputs[0] in changing
 
 
 @imports("Loop", known=True)
 def loop(node: Node, run: Run, most: Any = None, going: Any = None, *state: Any) -> Any:
-    rounds = None if most is None else numbers(node, most)[0]
-    goes, body, kept = True if going is None else numbers(node, going)[0], node.get("body"), list(state)
+    rounds = None if most is None else _single(node, most, "count of rounds")
+    goes, body, kept = True if going is None else _single(node, going, "condition"), node.get("body"), list(state)
+    _fit(node, 2 + len(state), 1 + max(len(state), node.outputs), body)
+    endless = (rounds is None or rounds > _MOST_ROUNDS) and not _may_end(body)
     rows: list[list[Any]] = []
     while goes and (rounds is None or len(rows) < rounds):
+        if endless and (rows or body.outputs[0] == body.inputs[1]):
+            raise refused(node, f"asks for {rounds or 'endless'} rounds; give up to {_MOST_ROUNDS:,}, or a condition.")
         if len(rows) == _MOST_ROUNDS:
-            raise OnnxError(f"Loop {node.name!r} is not over after {_MOST_ROUNDS:,} rounds.")
+            raise refused(node, f"is not over after {_MOST_ROUNDS:,} rounds.")
         number, yes = Known(len(rows)), Known(True, torch.bool)
         going, *found = run(body, [number, yes, *kept])
-        goes, kept = numbers(node, going)[0], found[: len(state)]
+        goes, kept = _single(node, going, "condition"), found[: len(state)]
         rows.append([tensor_of(x) for x in found[len(state) :]])
     return _outputs([*kept, *_stacked(node, rows, len(body.outputs) - 1 - len(state))])
 
@@ -49,15 +79,18 @@ def loop(node: Node, run: Run, most: Any = None, going: Any = None, *state: Any)
 @imports("Scan", known=True)
 def scan(node: Node, run: Run, *inputs: Any) -> Any:
     if node.version < 9:
-        raise OnnxError(f"Scan {node.name!r} of opset 8 is not supported; convert the file to opset 9 or newer.")
+        raise refused(node, "of opset 8 is not supported; convert the file to opset 9 or newer.")
     count, body = node.get("num_scan_inputs"), node.get("body")
     first = len(inputs) - count
     if first < 0 or count < 1:
-        raise OnnxError(f"Scan {node.name!r} goes over {count} of its {len(inputs)} inputs")
+        raise refused(node, f"goes over {count} of its {len(inputs)} inputs")
+    _fit(node, len(inputs), max(first, node.outputs), body)
     kept, rows = list(inputs[:first]), []
     axes, turned = node.get("scan_input_axes", [0] * count), node.get("scan_input_directions", [0] * count)
     series = [tensor_of(x).movedim(axis, 0) for x, axis in zip(inputs[first:], axes)]
     series = [x.flip(0) if back else x for x, back in zip(series, turned)]
+    if len(series) < count or any(x.shape[0] != series[0].shape[0] for x in series):
+        raise refused(node, f"goes over lengths {[x.shape[0] for x in series]}; it needs {count}, all the same.")
     for t in range(series[0].shape[0]):
         found = run(body, [*kept, *(x[t] for x in series)])
         kept = found[:first]
@@ -69,7 +102,7 @@ def scan(node: Node, run: Run, *inputs: Any) -> Any:
 
 def _stacked(node: Node, rows: list[list[Any]], count: int) -> list[Any]:
     if count and not rows:
-        raise OnnxError(f"{node.kind} {node.name!r} ran no round, so the shape of what it collects is not known.")
+        raise refused(node, "ran no round, so the shape of what it collects is not known.")
     return [torch.stack(parts) for parts in zip(*rows)] if count else []
 
 
@@ -78,21 +111,28 @@ def sequence(node: Node, *items: Any) -> Any:
     return list(items)
 
 
+def _place(node: Node, place: Any, items: list[Any], more: int = 0) -> int:
+    at = int(numbers(node, place)[0])
+    if not -len(items) <= at < len(items) + more:
+        raise refused(node, f"asks for item {at} of {len(items)}.")
+    return at
+
+
 @imports("SequenceInsert", known=True)
 def insert(node: Node, items: list[Any], item: Any, place: Any = None) -> Any:
-    at = len(items) if place is None else int(numbers(node, place)[0])
+    at = len(items) if place is None else _place(node, place, items, 1)
     return [*items[:at], tensor_of(item), *items[at:]]
 
 
 @imports("SequenceErase", known=True)
 def erase(node: Node, items: list[Any], place: Any = None) -> Any:
-    at = (len(items) - 1 if place is None else int(numbers(node, place)[0])) % len(items)
+    at = (len(items) - 1 if place is None else _place(node, place, items)) % len(items)
     return [*items[:at], *items[at + 1 :]]
 
 
 @imports("SequenceAt", known=True)
 def at(node: Node, items: list[Any], place: Any) -> Any:
-    return items[int(numbers(node, place)[0])]
+    return items[_place(node, place, items)]
 
 
 @imports("SequenceLength")
@@ -130,18 +170,12 @@ def has_element(node: Node, item: Any = None) -> Any:
 
 # Of x, then of alpha and beta, with what they are where not given.
 _FUNCTIONS: dict[str, tuple[Any, tuple[float, ...]]] = {
-    "affine": (lambda x, a, b: a * x + b, (1.0, 0.0)),
-    "elu": (lambda x, a: F.elu(x, a), (1.0,)),
-    "hardsigmoid": (lambda x, a, b: torch.clamp(a * x + b, 0, 1), (0.2, 0.5)),
-    "leakyrelu": (lambda x, a: F.leaky_relu(x, a), (0.01,)),
-    "relu": (torch.relu, ()),
-    "scaledtanh": (lambda x, a, b: a * torch.tanh(b * x), (1.0, 1.0)),
-    "sigmoid": (torch.sigmoid, ()),
-    "softplus": (F.softplus, ()),
-    "softsign": (F.softsign, ()),
-    "tanh": (torch.tanh, ()),
-    "thresholdedrelu": (lambda x, a: torch.where(x > a, x, torch.zeros_like(x)), (1.0,)),
-}
+    "affine": (lambda x, a, b: a * x + b, (1.0, 0.0)), "elu": (lambda x, a: F.elu(x, a), (1.0,)),
+    "hardsigmoid": (lambda x, a, b: torch.clamp(a * x + b, 0, 1), (0.2, 0.5)), "sigmoid": (torch.sigmoid, ()),
+    "leakyrelu": (lambda x, a: F.leaky_relu(x, a), (0.01,)), "relu": (torch.relu, ()), "tanh": (torch.tanh, ()),
+    "scaledtanh": (lambda x, a, b: a * torch.tanh(b * x), (1.0, 1.0)), "softplus": (F.softplus, ()),
+    "thresholdedrelu": (lambda x, a: torch.where(x > a, x, 0.0), (1.0,)), "softsign": (F.softsign, ()),
+}  # fmt: skip
 _USUAL = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
 
 

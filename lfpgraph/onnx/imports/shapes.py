@@ -167,8 +167,7 @@ def trilu(node: Node, x: Tensor, k: Any = None) -> Any:
 
 @imports("DepthToSpace")
 def depth_to_space(node: Node, x: Tensor) -> Any:
-    n, c, h, w = x.shape
-    b = node.get("blocksize")
+    (n, c, h, w), b = x.shape, node.get("blocksize")
     if node.get("mode", "DCR") == "DCR":
         return x.reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
     return x.reshape(n, c // b**2, b, b, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // b**2, h * b, w * b)
@@ -176,8 +175,7 @@ def depth_to_space(node: Node, x: Tensor) -> Any:
 
 @imports("SpaceToDepth")
 def space_to_depth(node: Node, x: Tensor) -> Any:
-    n, c, h, w = x.shape
-    b = node.get("blocksize")
+    (n, c, h, w), b = x.shape, node.get("blocksize")
     order = (0, 3, 5, 1, 2, 4) if node.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
     return x.reshape(n, c, h // b, b, w // b, b).permute(order).reshape(n, c * b**2, h // b, w // b)
 

@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
-from ...errors import OnnxError
+from ...errors import OnnxError, one_line
 from ..registry import DTYPES
 
 __all__ = [
-    "IMPORTERS", "LARGEST", "Known", "Node", "axes_of", "dtype_of", "imports", "known", "modest", "numbers", "pad_widths",
-    "tensor_of",
+    "IMPORTERS", "LARGEST", "OWN", "Known", "Node", "axes_of", "check_node", "dtype_of", "imports", "known", "modest",
+    "numbers", "operator_of", "pad_widths", "refused", "tensor_of",
 ]  # fmt: skip
 
+OWN = ("", "ai.onnx")  # ONNX's own domain
 IMPORTERS: dict[str, Callable[..., Any]] = {}
 LARGEST = 2**29  # elements of one tensor; a few numbers in a file can ask for any size
 _MOST = 2**10  # numbers that Python goes through one by one
@@ -56,6 +58,32 @@ class Known:
     @property
     def whole(self) -> bool:
         return not self.dtype.is_floating_point
+
+
+def operator_of(node: Any) -> str:
+    """The name of a node's operator, with its domain where that is not ONNX's own."""
+    return node.op_type if node.domain in OWN else f"{node.domain}.{node.op_type}"
+
+
+def refused(node: Node, why: str) -> OnnxError:
+    """The error of a node."""
+    return OnnxError(f"{node.kind} {node.name!r} {why}")
+
+
+def check_node(node: Any, version: int) -> None:
+    """Refuse a node that its operator does not allow: inputs, outputs or attributes missing, too many, of another type."""
+    if operator_of(node) not in IMPORTERS or node.domain not in OWN or not onnx.defs.has(node.op_type, version, ""):
+        return
+    context, bare = onnx.checker.C.CheckerContext(), onnx.NodeProto(op_type=node.op_type)
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": version}
+    bare.input[:], bare.output[:] = node.input, node.output
+    for a in node.attribute:  # graphs are checked on their own
+        graph = onnx.AttributeProto(name=a.name, type=a.type, g=onnx.GraphProto(name="graph"))
+        bare.attribute.append(graph if a.HasField("g") else a)
+    try:
+        onnx.checker.check_node(bare, context)
+    except onnx.checker.ValidationError as error:
+        raise OnnxError(f"{node.op_type} {node.name!r} is not as ONNX has it: {one_line(error)}") from error
 
 
 def imports(*kinds: str, known: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import operator_of
 from .programs import Line
 from .quantised import spread
+from .table import operator_of
 
 __all__ = ["Dequantised", "dequantised", "is_weight", "weights_of"]
 
@@ -20,15 +20,11 @@ _PLACES = {
     (0,): "Gather",
     (0, 1): "MatMul com.microsoft.FusedMatMul",
     (0, 1, 2): "Gemm com.microsoft.FusedGemm",
-    (1,): (
-        "ConvInteger MatMulInteger PRelu RMSNormalization SimplifiedLayerNormalization com.microsoft.BiasGelu "
-        "com.microsoft.FastGelu"
-    ),
-    (1, 2): (
-        "BatchNormalization Conv ConvTranspose GroupNormalization InstanceNormalization LayerNormalization "
-        "ai.onnx.ml.LinearClassifier ai.onnx.ml.LinearRegressor ai.onnx.ml.Scaler com.microsoft.Attention "
-        "com.microsoft.FusedConv com.microsoft.QAttention"
-    ),
+    (1,): "ConvInteger MatMulInteger PRelu RMSNormalization SimplifiedLayerNormalization com.microsoft.BiasGelu "
+    "com.microsoft.FastGelu",
+    (1, 2): "BatchNormalization Conv ConvTranspose GroupNormalization InstanceNormalization LayerNormalization "
+    "ai.onnx.ml.LinearClassifier ai.onnx.ml.LinearRegressor ai.onnx.ml.Scaler com.microsoft.Attention "
+    "com.microsoft.FusedConv com.microsoft.QAttention",
     (1, 2, 3): "GRU LSTM RNN ai.onnx.ml.SVMRegressor com.microsoft.DynamicQuantizeLSTM",
     (1, 4): "com.microsoft.DynamicQuantizeMatMul",
     (1, 6): "com.microsoft.MatMulIntegerToFloat",
@@ -36,7 +32,7 @@ _PLACES = {
     (2, 3, 4): "com.microsoft.SkipLayerNormalization",
     (2, 3, 4, 5, 6): "com.microsoft.EmbedLayerNormalization",
     (3,): "QLinearConv QLinearMatMul com.microsoft.MultiHeadAttention com.microsoft.QGemm",
-}
+}  # fmt: skip
 _WEIGHTS = {kind: places for places, kinds in _PLACES.items() for kind in kinds.split()}
 _TERMS = ("Add", "Mul", "Sub")
 _MOVES = (
@@ -49,10 +45,9 @@ _QUANTISED: dict[str, list[tuple[int, int | None, int]]] = {
     **dict.fromkeys(("DequantizeLinear", "com.microsoft.DequantizeLinear"), [(0, 1, 2)]),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft.QGemm"), [(3, 4, 5)]),
     "com.microsoft.DynamicQuantizeLSTM": [(1, 8, 9), (2, 10, 11)],
-    "com.microsoft.DynamicQuantizeMatMul": [(1, 2, 3)],
-    "com.microsoft.MatMulIntegerToFloat": [(1, 3, 5)],
+    "com.microsoft.DynamicQuantizeMatMul": [(1, 2, 3)], "com.microsoft.MatMulIntegerToFloat": [(1, 3, 5)],
     "com.microsoft.QAttention": [(1, 4, 7)],
-}
+}  # fmt: skip
 _MOST_PARTS = 64  # tensors that one weight is put together from
 
 
@@ -62,14 +57,17 @@ def is_weight(name: str, tensor: Tensor, chosen: set[str], trainable: Any) -> bo
         return bool(trainable(name, tensor))
     if trainable is not None:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in trainable)
-    finite = name in chosen and bool(torch.isfinite(tensor).all())
-    return finite and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
+    read = name in chosen and (tensor.numel() > 1 or f"{name}\0weight" in chosen)
+    return read and bool(torch.isfinite(tensor).all())
 
 
-def weights_of(tensors: Iterable[str], lines: Iterable[Line]) -> set[str]:
+def weights_of(tensors: Iterable[str], lines: Sequence[Line]) -> set[str]:
     """Names of tensors that are read as weights; `name\\0weight` marks those that may have one element, `name\\0size` scales."""
     sources: dict[str, list[str]] = {name: [name] for name in tensors}
     found: set[str] = set()
+    for line in reversed(lines):  # what a loop is given as its state, and hands on as it is, has another name inside
+        for body in line.bodies:
+            sources |= {i: sources[o] for i, o in zip(body.inputs, line.reads) if i in body.outputs and o in sources}
     for line in lines:
         kind = operator_of(line.item)
         if kind in _MOVES:

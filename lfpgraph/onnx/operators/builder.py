@@ -125,9 +125,7 @@ class Builder(_Recorder):
             node.resize_inputs(1)
         for node in [n for n in self.graph if n.op_type == "Identity" and n.outputs[0].is_graph_output()]:
             made, end = node.inputs[0], node.outputs[0]
-            if (
-                made is not None and made.producer() is not None and not made.is_graph_output()
-            ):  # it is the output itself
+            if made is not None and made.producer() is not None and not made.is_graph_output():  # the output itself
                 made.name, made.type, made.shape = end.name, end.type, end.shape
                 self.graph.outputs[self.graph.outputs.index(end)] = made
                 self.graph.remove(node, safe=True)

@@ -46,9 +46,7 @@ def translate(b: Builder, module: fx.GraphModule, inputs: Sequence[Any]) -> list
     """
     targets = {n.target for n in module.graph.nodes if n.op == "call_function" and n.target is not operator.getitem}
     if unknown := sorted(str(t) for t in targets if t not in TRANSLATORS and torchs(t) is None):
-        raise OnnxError(
-            f"no ONNX form is known for {', '.join(unknown)}; register one with lfpgraph.onnx.registry.translates"
-        )
+        raise OnnxError(f"no ONNX form is known for {', '.join(unknown)}; see lfpgraph.onnx.registry.translates")
     env: dict[fx.Node, Any] = {}
     given = iter(inputs)
     with evaluator.default_as(b):
@@ -89,9 +87,8 @@ def _call(b: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     try:
         found = (own or torchs(target))(*args, **kwargs)
     except Exception as error:  # torch's functions raise what they like
-        raise OnnxError(
-            f"{target} ({node.name}) has no ONNX form: {one_line(getattr(error, '__cause__', None) or error)}"
-        ) from error
+        reason = one_line(getattr(error, "__cause__", None) or error)
+        raise OnnxError(f"{target} ({node.name}) has no ONNX form: {reason}") from error
     if not isinstance(result, list | tuple):
         return b.describe(found, result)
     return [b.describe(*pair) if isinstance(pair[1], Tensor) else pair[0] for pair in zip(found, result)]

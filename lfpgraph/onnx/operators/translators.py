@@ -162,10 +162,8 @@ def max_pool_with_indices(
 ) -> Any:  # fmt: skip
     """Torch's indices count within an image and channel; ONNX's over the whole tensor, so they are taken modulo."""
     value, places = _max_pool(x, kernel, stride, padding, dilation, ceil_mode)
-    sizes = list(x.shape)[2:]
-    area = (
-        math.prod(sizes) if all(isinstance(n, int) for n in sizes) else op.ReduceProd(op.Shape(x, start=2), keepdims=0)
-    )
+    known = all(isinstance(n, int) for n in x.shape[2:])
+    area = math.prod(x.shape[2:]) if known else op.ReduceProd(op.Shape(x, start=2), keepdims=0)
     return [value, op.Mod(places, area)]
 
 

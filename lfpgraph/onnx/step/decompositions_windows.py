@@ -144,9 +144,7 @@ for _dim, _name in enumerate(("linear", "bilinear", "trilinear"), 1):
     decomposes(_linear)(lambda s, size, shape, align, *scales: _scaled_back(s, shape, align, scales))
 
 
-def _window_sizes(
-    out: Any, size: Any, kernel: Any, stride: Any, padding: Any, include: bool, divisor: int | None
-) -> list[list[float]]:
+def _window_sizes(out: Any, size: Any, kernel: Any, stride: Any, padding: Any, include: bool, divisor: Any) -> Any:
     """What each window of an average pooling divides by."""
     sides = []
     for n, length, k, step, pad in zip(out, size, kernel, stride, padding):

@@ -38,12 +38,10 @@ def export_training_step(
 ) -> Path:  # fmt: skip
     """Write one ONNX file that trains the model by feedback, a step at each run. Only standard operators, of opset 20.
 
-    Inputs of the file: the model's own inputs by the names of `forward`'s arguments; `target` (class indices on the
-    outputs' leading axes for "softmax", where -100 is left out; a tensor of the outputs' shape for "mse") or `reward` (of
-    the outputs' shape, for "external") or `signal` (for "signal"); `lr`; the parameters and the buffers that change, by the
-    model's own names;
-    the optimizer's state, zeros at first. Outputs: `new/` and the name for each of those; the model's outputs as
-    `output`, `output_1`...; metrics as `metric/loss`... The batch may have any size.
+    Inputs of the file: the model's own by the names of `forward`'s arguments; `target` (class indices on the outputs'
+    leading axes for "softmax", where -100 is left out; a tensor of the outputs' shape for "mse"), or `reward` or `signal`
+    of that shape; `lr`; parameters and buffers that change, by the model's own names; the optimizer's state, zeros at first.
+    Outputs: `new/` and the name for each of those; the model's own as `output`, `output_1`...; `metric/loss`...
 
     Args:
         model: any module that traces; the mode it is in is the mode it trains in. Not changed.

@@ -80,7 +80,7 @@ def _adam_state(names: Sequence[str]) -> list[tuple[str, int | None]]:
 OPTIMIZERS = {
     "sgd": Optimizer({}, lambda names: [], _sgd),
     "momentum": Optimizer(
-        {"momentum": 0.9}, lambda names: [(f"momentum/{name}", i) for i, name in enumerate(names)], _momentum
+        {"momentum": 0.9}, lambda names: [(f"momentum/{n}", i) for i, n in enumerate(names)], _momentum
     ),
     "adam": Optimizer({"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}, _adam_state, _adam),
 }

@@ -38,8 +38,7 @@ class Step:
     state; it returns new parameters, new buffers, new state, the model's outputs and the metrics.
 
     Attributes:
-        module: functional ATen graph.
-        graph: the model's graph that it was made from.
+        module, graph: the functional ATen graph, and the model's graph that it was made from.
         inputs: ("parameter" or "buffer" or "constant" or "input", its name or index) for each value.
         fakes: fake tensors of all inputs, in order.
         parameters, buffers: names of the parameters that train and of the buffers that change.
@@ -148,9 +147,7 @@ def trace_step(
         raise InputError(f"{type(model).__name__} has no parameters that train.")
     plan = make_plan(graph, composite, wanted, values=graph.values_of_call(model, args, kwargs))
     if composite.online:
-        raise OnnxError(
-            f"{composite.name} gives feedback while forward runs; only composites that walk back can be exported."
-        )
+        raise OnnxError(f"{composite.name} gives feedback while forward runs; only what walks back can be exported.")
     rewarded = graph.rewarded_node
     if rewarded is None:
         raise OnnxError("the model has no float output with at least one dimension to give the reward to.")

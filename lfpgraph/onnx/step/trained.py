@@ -107,9 +107,8 @@ def _to_onnx(flat: nn.Module, tensors: Sequence[Tensor], names: Sequence[str], o
             )  # fmt: skip
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise OnnxError(
-            f"torch.onnx could not export the model: {type(error).__name__}: {' '.join(lines[-1:])[:300]}"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(lines[-1:])[:300]}"
+        raise OnnxError(f"torch.onnx could not export the model: {reason}") from error
     return program
 
 
@@ -140,7 +139,6 @@ def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], 
         size = float(np.linalg.norm(b))
         distance = float(np.linalg.norm(a - b)) / size if size else float(np.linalg.norm(a))
         if a.shape != b.shape or not distance <= tolerance:
-            raise OnnxError(
-                f"onnxruntime's output {i} differs from the model's by {distance:.2g}, more than tolerance={tolerance}"
-            )
+            apart = f"{distance:.2g}, more than tolerance={tolerance}"
+            raise OnnxError(f"onnxruntime's output {i} differs from the model's by {apart}")
     log.info("%s agrees with the model in onnxruntime", path)
