@@ -12,7 +12,7 @@ from lfpgraph.registry import GENERAL, TRANSFORM, Call, Signals, rule
 from .views import vjp
 
 aten = torch.ops.aten
-CHOLESKY = [aten.cholesky.default] if hasattr(aten, "cholesky") else []  # torch 2.14 has linalg_cholesky alone
+_CHOLESKY = [aten.cholesky.default] if hasattr(aten, "cholesky") else []  # torch 2.14 has linalg_cholesky alone
 
 _DRAWN = "this project: a drawn sample as a function of its parameters, true vjp"
 
@@ -59,7 +59,7 @@ rule(
     aten._linalg_slogdet.default,
     aten._linalg_solve_ex.default,
     aten._linalg_svd.default,
-    *CHOLESKY,
+    *_CHOLESKY,
     aten.cholesky_inverse.default,
     aten.cholesky_solve.default,
     aten.linalg_cholesky.default,
