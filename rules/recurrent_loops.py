@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lfpgraph.native.loops import Loop, loop_of_formula, place
-from lfpgraph.native.matmul import mm_into
+from lfpgraph.native.matmul import mm_into, times
+from lfpgraph.native.products import Product, is_small
 
 from .recurrent import CELLS
 
@@ -28,9 +30,13 @@ def is_worth_a_loop(x: Tensor) -> bool:
 
 @functools.cache
 def loop_of_cell(cell: str, dtype: torch.dtype) -> Loop | None:
-    """A step behind its product: (x, z, states before) -> states after."""
+    """A step behind its product: (x, z, states before) -> (states after, z)."""
+
+    def step(x: Any, z: Any, *before: Any) -> tuple[Any, ...]:
+        return *CELLS[cell](x, z, *before), z
+
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
-    return loop_of_formula(CELLS[cell], [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype)
+    return loop_of_formula(step, [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype)
 
 
 def run_in_loop(
@@ -38,17 +44,27 @@ def run_in_loop(
 ) -> None:
     """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
     x, *state = map(_in_rows, (x, *state))
-    *states, z = made
-    ends = [place(x), place(z)], [place(s) for s in states]
+    (*states, z), h = made, state[0]
+    small = is_small(len(h), w)
+    multiply = times(w.t(), b, h)
+    product = z[0] if small else multiply(h)
     first, others = (
-        loop.on([*ends[0], *before, *ends[1]], *state[0].shape)
+        loop.on([place(x), place(z) if small else place(product), *before, *map(place, made)], *h.shape)
         for before in ([place(s) for s in state], [place(s, -1) for s in states])
     )
-    h, w_t = state[0], w.t()
-    for t, (z_t, after) in enumerate(zip(z.unbind(0), states[0].unbind(0))):
-        mm_into(z_t, h, w_t, b)
-        (others if t else first)(t)
-        h = after
+    if small:
+        b = None if b is None else b.contiguous()
+        row = None if b is None else (b.data_ptr(), 0, 0)
+        of = Product(w.t(), loop.panel, place(h), row, place(z))
+        first.through(of, range(1), ahead=True)
+        of.move(place(states[0], -1), row, place(z))
+        others.through(of, range(1, len(x)), ahead=True)
+        return
+    first(0)
+    for t, h in enumerate(states[0][:-1].unbind(0), 1):
+        product = multiply(h)
+        others.give(1, product)
+        others(t)
 
 
 def _in_rows(x: Tensor) -> Tensor:
@@ -72,27 +88,37 @@ def walk_in_loop(
     """
     x, z, *first = map(_in_rows, (x, z, *first))
     states = [_in_rows(s) for s in states]
-    carried = [x.new_zeros(first[0].shape) for _ in states]
-    outer = [torch.zeros_like(k) if s is None else _in_rows(s) for s, k in zip(signals, carried)]
+    h, *others = [x.new_zeros(first[0].shape) for _ in states]
+    outer = [torch.zeros_like(h) if s is None else _in_rows(s) for s in signals]
     steps, size = len(x), max(1, _BLOCK // max(1, x[0].numel()))
-    s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(carried[0])
-    s_w, s_b = torch.zeros_like(w), w.new_zeros(w.shape[0])
-    (h, *others), rows = carried, s_z.unbind(0)
+    s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(h)
+    s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
+    rows, multiply = s_z.unbind(0), times(w, None, s_z[0])
+    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) else None
     for start in reversed(range(0, steps, size)):
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
-        given = [*map(place, (*carried, *outer))]
+        given = [*map(place, (h, *others, *outer))]
         running, begun = (
             loop.on([place(x), place(z), *before, *given, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
             for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
         )
         end = min(start + size, steps)
-        for t in reversed(range(start, end)):
-            (running if t else begun)(t)
-            mm_into(h, rows[t - start], w, rest if loops[t == 0].has[2] else None)
+        parts = range(end - 1, max(start, 1) - 1, -1), range(0, start - 1, -1)
+        for run, loop, part in zip((running, begun), loops, parts):
+            added = rest if loop.has[2] else None
+            if of is not None:
+                of.move(place(s_z, -start), None if added is None else place(added), place(h))
+                run.through(of, part, ahead=False)
+                continue
+            for t in part:
+                run.give(2 + len(states), h)
+                run(t)
+                h = multiply(rows[t - start])
+                h = h if added is None else h.add_(added)
         first_row = 0 if start else 1
         if not start:
-            s_w.addmm_(rows[0].t(), first[0])
+            s_w.addmm_(first[0].t(), rows[0])
         before = states[0][start + first_row - 1 : end - 1]
-        mm_into(s_w, s_z[first_row : end - start].flatten(0, 1).t(), before.flatten(0, 1), s_w)
+        mm_into(s_w, before.flatten(0, 1).t(), s_z[first_row : end - start].flatten(0, 1), s_w)
         s_b += s_z[: end - start].sum((0, 1))
-    return s_x, carried, s_w, s_b
+    return s_x, [h, *others], s_w.t().contiguous(), s_b

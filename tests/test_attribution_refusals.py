@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,18 @@ def test_explain_ends_with_one_line(
     text = result.output + str(result.exception or "")
     assert result.exit_code == 1 and message in text
     assert not Path("explanation.html").exists()
+
+
+def test_tensors_without_memory(net: nn.Module) -> None:
+    refused(AttributionError, "without memory", copy.deepcopy(net).to("meta"), X.to("meta"), 0)
+    torch.set_default_device("meta")
+    try:
+        found = lfpgraph.attribute(net, X, 0)  # on the CPU all the same
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(found, lfpgraph.attribute(net, X, 0))
+
+
+@pytest.mark.parametrize("baseline", [float("nan"), float("inf"), 1e39, 10**400])
+def test_a_baseline_that_is_no_number_of_the_inputs(net: nn.Module, baseline: float) -> None:
+    refused(NonFiniteError, "too large for the inputs", net, X, 0, "epsilon", baseline=baseline)

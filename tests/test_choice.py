@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -198,3 +199,63 @@ def test_a_container_of_the_callers_is_filled_at_every_call() -> None:
         model(given).sum().backward()
         torch.testing.assert_close(given["h"], model.lin(given["x"]))
     assert "container among its arguments" in lfpgraph.explain_wrap(model).why
+
+
+class Odd(tuple):
+    """As the irreducible representations of e3nn are."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Closed:
+    def __getattribute__(self, name: str) -> Any:
+        raise PermissionError("closed")
+
+
+class Holds(nn.Module):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held, self.lin = held, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(x) * (1.0 if self.held is None else 2.0)
+
+
+def test_what_objects_make_of_their_own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container is read by Python's own methods; a model that holds what cannot be read at all runs live, and says why."""
+    monkeypatch.setattr("lfpgraph.wrapping.choice.LIVE_FIRST", 0)
+    for held, engine in ((Odd([Odd(), torch.zeros(2)]), "static"), ([Closed()], "live")):
+        model = lfpgraph.wrap(Holds(held))
+        for _ in range(2):
+            model(torch.ones(3, 4)).sum().backward()
+        found = lfpgraph.explain_wrap(model)
+        assert found.engine == engine
+        assert engine == "static" or "PermissionError: closed" in found.why
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.a(x)
+        return self.b(torch.cond(z.sum() > 0, torch.relu, torch.tanh, (z,)))
+
+
+@pytest.mark.slow  # torch.cond takes 20 s at its first call
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch.cond
+def test_what_only_a_program_has_no_rule_for_runs_live() -> None:
+    """A trace holds `torch.cond` as one operation, a run the branch that was taken."""
+    torch.manual_seed(0)
+    plain = Branches().double()
+    plain(torch.ones(3, 4).double())  # the first call in a process does more than the others
+    model, twin = (lfpgraph.wrap(copy.deepcopy(plain), engine=engine) for engine in ("auto", "live"))
+    for sign in (1, -1, 1):
+        x = sign * torch.ones(3, 4).double()
+        for net in (model, twin):
+            net.zero_grad()
+            net(x).square().sum().backward()
+        torch.testing.assert_close(*([p.grad for p in net.parameters()] for net in (model, twin)))
+    assert lfpgraph.explain_wrap(model).engine == "live"

@@ -50,6 +50,15 @@ def _case(seed: int, length: int = 12) -> Case:
 
 # What once differed: a composite, and lines that make `v` of x and y.
 MENDED = {
+    "mask of sorted values": ("lfp-epsilon", "v = torch.where(y.sort(0).values > 0, 1.0, -1.0) * y"),
+    "view undone, read twice": (
+        "lfp-epsilon",
+        "t = y * y; u = t[None]; v = torch.cat([t + u[0, 0], torch.atan(u)[0]])",
+    ),
+    "view undone, two forms": (
+        "lfp-epsilon",
+        "t = y * y; u = t[None]; v = torch.cat([t + u[0, 0], u[0] * 2, (u.atan() + u)[0]])",
+    ),
     "parts of an operation": ("lfp-epsilon", "v = torch.addcmul(x, x, y).tanh() + torch.lerp(x, y, 0.3)"),
     "parts written in place": ("lfp-epsilon", "t = x * y; t.lerp_(y, 0.3); v = t.addcdiv_(x, y.abs() + 1)"),
     "sum written to a view": ("lfp-epsilon", "t = x * 2; t[0].add_(y[0]); v = t.tanh() + t"),

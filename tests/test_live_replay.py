@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import lfpgraph
 from lfpgraph.live import engine
-from lfpgraph.live.repeats import expected
+from lfpgraph.live.repeats import expected as repeated
 
 from .support.live.every import CASES
 from .support.live.replays import SETTLED, compare, replayed, step
@@ -241,6 +241,6 @@ def test_the_table_of_live_python(composite: str, monkeypatch: pytest.MonkeyPatc
         if replayed:
             count += 1
             with monkeypatch.context() as patch:
-                patch.setattr(expected, "_simple", lambda *given: None)
+                patch.setattr(repeated, "_simple", lambda *given: None)
                 assert_equal(found, run(case, composite, "live"), 1e-9)
     assert count > 60

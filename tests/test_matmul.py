@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -42,20 +44,24 @@ def test_the_product_is_that_of_torch(first, second, taken: list[tuple[int, ...]
     exact = (a.double() @ b.double()).float()
     torch.testing.assert_close(matmul.mm(a, b), exact)
     torch.testing.assert_close(matmul.addmm(c, a, b), exact + c)
+    torch.testing.assert_close(matmul.addmm(c[0], a, b), exact + c[0])
+    torch.testing.assert_close(matmul.times(b, None, a)(a), exact)
+    torch.testing.assert_close(matmul.times(b, c[0], a)(a), exact + c[0])
     torch.testing.assert_close(matmul.mm_into(torch.empty(7, 9), a, b), exact)
     torch.testing.assert_close(matmul.mm_into(torch.empty(7, 9), a, b, c), exact + c)
     total = c.clone()
     assert matmul.mm_into(total, a, b, total) is total
     torch.testing.assert_close(total, exact + c)
-    assert taken == [(12, 9)] * 5
+    assert taken == [(12, 9)] * 8
 
 
 def test_what_onednn_has_not_is_torchs(taken: list[tuple[int, ...]]) -> None:
     a, b = torch.randn(4, 6), torch.randn(6, 5)
-    row, whole = torch.randn(5), torch.randn(4, 5)
+    row, column, whole = torch.randn(5), torch.randn(4, 1), torch.randn(4, 5)
     assert torch.equal(matmul.mm(a.double(), b.double()), a.double() @ b.double())
     assert matmul.mm(a[:0], b).shape == (0, 5)
-    assert torch.equal(matmul.addmm(row, a, b), torch.addmm(row, a, b))
+    assert torch.equal(matmul.addmm(column, a, b), torch.addmm(column, a, b))
+    assert torch.equal(matmul.addmm(row, a, b, beta=2), torch.addmm(row, a, b, beta=2))
     assert torch.equal(matmul.addmm(whole, a, b, alpha=2), torch.addmm(whole, a, b, alpha=2))
     assert taken == []
 
@@ -78,3 +84,19 @@ def test_a_walk_takes_it_and_a_forward_does_not(composite: str, taken: list[tupl
         feedback.append([p.grad.clone() for p in wrapped.parameters()])
     assert torch.equal(answers[0], model(x)) and torch.equal(answers[1], model(x))
     torch.testing.assert_close(feedback[1], feedback[0])
+
+
+def test_a_tall_first_factor_that_is_not_in_order_gives_the_same(taken: list[tuple[int, ...]]) -> None:
+    a, b = torch.randn(30, 40).t(), torch.randn(30, 2)
+    for product in (matmul.mm(a, b), matmul.mm_into(torch.empty(40, 2), a, b)):
+        assert product.is_contiguous()
+        torch.testing.assert_close(product, (a.double() @ b.double()).float())
+    assert taken == [(30, 2)] * 2
+
+
+def test_a_forward_takes_it_for_what_recurrent_layers_alone_read(taken: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.LSTM(6, 5, batch_first=True), torch.randn(4, 3, 6)
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), engine="static")
+    torch.testing.assert_close(wrapped(x)[0], model(x)[0])
+    assert (6, 20) in taken

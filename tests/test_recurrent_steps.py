@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import lfpgraph
 from lfpgraph.native.compiler import c_compiler
 from lfpgraph.native.loops import loop_of_formula, loop_of_graph, place
+from lfpgraph.native.products import Product
 from lfpgraph.tracing.recurrent import steps_as_one
 
 from .support.opinfo import RECORDED
@@ -120,7 +121,7 @@ def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def test_a_loop_in_c_equals_torchs_operations(
     cell: str, composite: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All steps in one block, each in one of its own, and behind states that are given."""
+    """All steps in one block, each in one of its own, behind states that are given; products in C, and by torch."""
     torch.manual_seed(0)
     model, x = Recurrent(cell, bias=composite != "lfp-0").double(), torch.randn(2, 4, 3, dtype=torch.float64)
     begun = [torch.randn(2, 3, dtype=torch.float64)] * (1 + (cell == "lstm"))
@@ -128,11 +129,12 @@ def test_a_loop_in_c_equals_torchs_operations(
     usual = _feedback(model, [x, *begun], composite, "live")
     monkeypatch.setattr("lfpgraph.rules.recurrent_loops._LOOP", 1)
     monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
-    for block in (1, 1 << 17):
+    for block, large in ((1, 1 << 22), (1 << 17, 1 << 22), (3 * 2 * 3, 0)):
         monkeypatch.setattr("lfpgraph.rules.recurrent_loops._BLOCK", block)
+        monkeypatch.setattr("lfpgraph.native.products._LARGE", large)
         with caplog.at_level("INFO", "lfpgraph"):
             _assert_equal(_feedback(model, [x, *begun], composite, "live"), usual)
-    assert ran.call_count == 2 and "loop in C" not in caplog.text
+    assert ran.call_count == 3 and "loop in C" not in caplog.text
 
 
 @pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
@@ -271,3 +273,20 @@ def test_what_no_signal_reaches_keeps_none() -> None:
     model = lfpgraph.wrap(Coded(), RECORDED, engine="live")
     model(torch.randn(4, 2, 3)).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ["last.weight", "last.bias"]
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 31, 64, 70])
+@pytest.mark.parametrize("rows", [1, 7, 19])
+def test_a_product_in_c_is_that_of_torch(rows: int, columns: int, dtype: torch.dtype) -> None:
+    loop = loop_of_formula(lambda x: [x.relu()], [1], dtype)
+    assert loop is not None
+    left, out = torch.randn(3, rows, 5, dtype=dtype), torch.zeros(3, rows, columns + 2, dtype=dtype)
+    w, added = torch.randn(columns, 5, dtype=dtype).t(), torch.randn(rows, columns, dtype=dtype)
+    x, y = torch.randn(2, 3, rows, 1, dtype=dtype)
+    running = loop.on([place(x), place(y)], rows, 1)
+    of = Product(w, loop.panel, place(left), place(added), place(out))
+    running.through(of, range(2, 0, -1), ahead=True)
+    torch.testing.assert_close(out[1:, :, :columns], left[1:] @ w + added)
+    assert not out[0].any() and not out[:, :, columns:].any()

@@ -83,3 +83,19 @@ def test_rows_taken_one_by_one_are_alike() -> None:
     x, y = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     live, static = (lfp(Rows(), x, y, engine=engine) for engine in ("live", "static"))
     assert_same(static, live, 1e-9)
+
+
+def test_a_program_for_a_batch_of_one_fits_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    """An instance norm takes a batch for channels, so that a program traced with two rows is wrong for one row alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.InstanceNorm1d(3, affine=True), nn.Conv1d(3, 2, 1)).double()
+    twin = lfpgraph.wrap(copy.deepcopy(model), engine="live")
+    lfpgraph.wrap(model, engine="static")
+    for _ in range(3):
+        for net in (model, twin):
+            net.zero_grad()
+            net(torch.linspace(-1, 1, 16, dtype=torch.float64).view(1, 2, 8)).square().sum().backward()
+        for p, q in zip(model.parameters(), twin.parameters()):
+            torch.testing.assert_close(p.grad, q.grad)
+    assert lfpgraph.explain_wrap(model).traces == 1
+    assert "again" not in caplog.text

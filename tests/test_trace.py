@@ -201,3 +201,33 @@ def test_parameters_written_in_forward() -> None:
     torch.testing.assert_close(twin.teacher.weight, model.teacher.weight)
     with pytest.raises(LiveOnlyError, match="writes the parameter teacher.weight"):
         lfpgraph.wrap(copy.deepcopy(model), engine="static")(x)
+
+
+def test_a_view_that_torch_takes_for_impossible() -> None:
+    """Fake tensors keep the strides of what a batch norm reads; real ones are contiguous, and can be viewed."""
+
+    class Points(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm1d(3), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(x.transpose(1, 2)).view(len(x), -1))
+
+    torch.manual_seed(0)
+    model, x = Points(), torch.randn(5, 4, 3)
+    wrapped = lfpgraph.wrap(copy.deepcopy(model), "gradient", engine="static")
+    for net in (model, wrapped):
+        net(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in wrapped.parameters()], [p.grad for p in model.parameters()])
+
+    class Impossible(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x.transpose(1, 2).view(len(x), -1))
+
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        lfpgraph.wrap(Impossible(), engine="static")(x)

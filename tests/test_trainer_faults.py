@@ -259,4 +259,4 @@ def test_killed_twice(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of Unix")
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_twenty_times(tmp_path: Path, seed: int) -> None:
-    killed(tmp_path, 20, 60, seed)
+    killed(tmp_path, 20, 30, seed)

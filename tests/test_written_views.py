@@ -81,6 +81,27 @@ def test_both_engines_as_if_nothing_was_written_in_place(view: str, write: str) 
         assert_same(found, gradients(lfpgraph.wrap(twin, engine="live"), x), 1e-9 if write != "a_part" else 1e-5)
 
 
+def test_to_look_at_what_a_written_view_is_of_parts_no_function() -> None:
+    """What was read there and is not used hid the way back through the function: it handed on the plain gradient."""
+    torch.manual_seed(0)
+
+    def half(looks: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        def write(h: Tensor, w: Tensor) -> Tensor:
+            flat = h.view(-1)
+            flat.add_(0.5)
+            if looks:
+                h.detach().sum()
+            return (flat * 2).relu().view_as(h)
+
+        return write
+
+    model, x = Net(lambda h, w: h * 1.5, half(True)).double(), torch.randn(2, 3, 5, dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    twin.write = half(False)
+    found = gradients(lfpgraph.wrap(model, "lfp-epsilon", engine="live"), x)
+    assert_same(found, gradients(lfpgraph.wrap(twin, "lfp-epsilon", engine="live"), x), 1e-9)
+
+
 INVERSE: dict[str, Callable[[Tensor], Tensor]] = {
     "select": lambda h: h.unsqueeze(0).select(0, 0),
     "view": lambda h: h.view(-1).view(h.shape),

@@ -27,7 +27,7 @@ import torch
 
 from lfpgraph.errors import LfpGraphError
 from tests.support.hostile import configurations, exported_programs
-from tests.support.kills import killed
+from tests.support.kills import killed, left_alone
 from tests.support.tampered import tamper
 from tools.pages import put_rows
 
@@ -122,9 +122,10 @@ def checkpoints(count: int) -> tuple[int, int, str]:
 
 def kills(count: int) -> tuple[int, int, str]:
     """Runs killed at random moments, 20 times each, then taken up and compared with one that was left alone."""
-    for seed in range(-(-count // 20)):
-        with _folder() as folder:
-            killed(folder, min(20, count - 20 * seed), 60, seed)
+    with _folder() as folder:
+        whole = left_alone(folder / "whole", epochs=30)
+        for seed in range(-(-count // 20)):
+            killed(folder / str(seed), min(20, count - 20 * seed), 30, seed, whole)
     return count, count, "checkpoints lost: 0; weights at the end equal to the last bit"
 
 

@@ -7,7 +7,7 @@ them, export them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,6 +104,7 @@ def make_program(
     compile: bool = False,
     share: float | None = None,
     rewards: Sequence[fx.Node] | None = None,
+    written_out: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> Program:
     """Trace the walk of a plan into a program.
 
@@ -113,6 +114,8 @@ def make_program(
         compile: run both graphs through inductor.
         share: of the bytes kept between them, how much to keep; the rest is computed again (see `passes.recompute`).
         rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
+        written_out: what operations are written out as, so that autograd can follow the program; nothing is fused then, and
+            nothing written in place.
     """
     if compile and plan.graph.tracer == "values":
         raise TraceError(
@@ -122,14 +125,21 @@ def make_program(
     first = len(outputs) - len(plan.graph.user_output_nodes)
     signal_outputs = [i for i in range(first, len(outputs)) if _takes_signal(plan, outputs[i])]
     wanted = [i for i, node in enumerate(nodes) if node in plan.wanted]
-    joint = _joint_graph(plan, values, [outputs[i] for i in signal_outputs], rewards)
+    joint = _joint_graph(plan, values, [outputs[i] for i in signal_outputs], rewards, written_out)
     forward, feedback = _halves(plan, joint, share)
-    calls = compile_program(forward, feedback, len(outputs)) if compile else _made_quick(forward, feedback)
+    if written_out is not None:
+        calls = forward.forward, lambda given: feedback.forward(*given)
+    else:
+        calls = compile_program(forward, feedback, len(outputs)) if compile else _made_quick(forward, feedback)
     return Program(plan, forward, feedback, len(outputs), signal_outputs, wanted, *calls)
 
 
 def _joint_graph(
-    plan: Plan, values: Sequence[Any], rewarded: Sequence[fx.Node], rewards: Sequence[fx.Node] | None
+    plan: Plan,
+    values: Sequence[Any],
+    rewarded: Sequence[fx.Node],
+    rewards: Sequence[fx.Node] | None,
+    written_out: Mapping[Any, Callable[..., Any]] | None,
 ) -> fx.GraphModule:
     """Forward and feedback as one graph: values and the signals of the rewarded outputs -> outputs and feedback."""
     nodes = plan.graph.placeholder_nodes
@@ -156,10 +166,10 @@ def _joint_graph(
     with on_fakes(examples) as fake_mode:
         signals = [_signal_like(node.meta["val"], fake_mode is not None) for node in rewarded]
     try:
-        if rewards is None and _has_patterns(plan):
+        if rewards is None and written_out is None and _has_patterns(plan):
             graph = joint_of_patterns(plan, examples, rewarded, signals)
         else:
-            graph = functional_graph(joint, [*examples, *signals])
+            graph = functional_graph(joint, [*examples, *signals], written_out)
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
     clean(graph)

@@ -14,6 +14,7 @@ from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..errors import AttributionError, check_choice
 from ..graph.calls import arguments_of, check_module, flatten_input
+from .derivatives import refuse_transforms
 from .explainer import Found, explainer_of
 from .paths import along_path
 
@@ -58,6 +59,7 @@ def attribute(
     condition: Mapping[str, Any] | None = None,
     on_missing: str = "derive",
     fallback: str = "error",
+    differentiable: bool = False,
 ) -> Any:
     """Relevance of every input for an output, in one forward and one backward pass over the whole batch.
 
@@ -93,6 +95,8 @@ def attribute(
             passes the module's output through these alone (CRP; Achtibat et al. 2023). Other channels of the same modules run
             the same program.
         on_missing: as for `lfpgraph.wrap`. fallback: as for `lfpgraph.trace`.
+        differentiable: relevance has a derivative, by the inputs and by the model's parameters, for a penalty on explanations
+            (Ross et al. 2017), say. Otherwise it has none. What the model detaches counts as if it did not.
 
     Returns:
         Relevance in the structure of `inputs`: for a tensor a tensor, for a tuple a tuple, for a dict a dict. A float
@@ -107,9 +111,16 @@ def attribute(
     check_module(model, "attribute", AttributionError)
     names = tuple(record) if isinstance(record, list | tuple) else (record,)
     args, kwargs = arguments_of(inputs, AttributionError)
+    leaves = flatten_input(args, kwargs)[0]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    refuse_transforms(tensors, differentiable)
+    if all(t.is_meta for t in (*tensors, *model.parameters())):
+        raise AttributionError(
+            "tensors without memory (device meta) have no relevance; load the model's weights and give inputs on its device"
+        )
     options = Options(on_missing, fallback, error=AttributionError)
     if composite is None:
-        composite = _best(flatten_input(args, kwargs)[0], bool(names) or parameters or positions, steps is not None)
+        composite = _best(leaves, bool(names) or parameters or positions, steps is not None)
     if isinstance(composite, str) and composite == INTEGRATED:
         composite, steps = "gradient-x-input", 32 if steps is None else steps
     compares = steps is not None or baseline is not None or get_composite(composite).compares
@@ -120,6 +131,11 @@ def attribute(
                 'positions="tokens" goes with composites that look at one run, without baseline and steps: between two runs '
                 "positions do not differ"
             )
+    if differentiable and callable(target) and not isinstance(target, Tensor):
+        raise AttributionError(
+            "with differentiable=True the target must be an index, a Contrast or weights, not a function, whose own derivative "
+            "would be taken as constant"
+        )
     if condition is not None and not isinstance(condition, Mapping):
         raise AttributionError(f"condition={condition!r} must be a dict of modules' names and channels")
     if compares:
@@ -131,9 +147,11 @@ def attribute(
         start = 0.0 if baseline is None else baseline
         if not isinstance(start, int | float):
             start = arguments_of(start, AttributionError, "a baseline that is no number")
-        found = along_path(model, (args, kwargs), target, composite, start, steps, options, condition)
+        found = along_path(model, (args, kwargs), target, composite, start, steps, options, condition, differentiable)
     else:
-        explainer = explainer_of(model, composite, options, names, parameters, False, bool(positions), condition)
+        explainer = explainer_of(
+            model, composite, options, names, parameters, False, bool(positions), condition, differentiable
+        )
         found = explainer.explain(model, args, kwargs, target, None, condition)
     relevance = _like(inputs, args, kwargs, found)
     if not (names or parameters or details):

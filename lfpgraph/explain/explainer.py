@@ -25,6 +25,7 @@ from ..graph.sizes import Sizes
 from ..tracing.verify import refusal
 from ..wrapping.programs import Entry, ModelCall, Programs
 from .batch_norms import merge_norms
+from .derivatives import WRITTEN_OUT, Followed
 from .lookups import Lookup, Point, cut_lookups
 from .readings import Reading, of_tokens, readings_of
 from .references import add_references, floats_of
@@ -80,6 +81,7 @@ class Explainer:
         signals: give the signals of float inputs and of token ids' embeddings (for the composite "gradient-x-input" their
             gradients) instead of relevance.
         positions: relevance of positions is handed to their tokens.
+        differentiable: autograd follows the program.
         graphs: of the model, traced for any composite.
     """
 
@@ -89,6 +91,7 @@ class Explainer:
     parameters: bool
     signals: bool
     positions: bool
+    differentiable: bool
     graphs: _Graphs
     programs: Programs[_Kept] = field(default_factory=Programs)
 
@@ -110,6 +113,7 @@ class Explainer:
             AttributionError: the target does not fit, or a recorded name does not exist.
             InputError: the model does not run on the inputs. NonFiniteError: what is explained is NaN or infinite.
         """
+        given = args, kwargs
         with torch.no_grad(), torch.inference_mode(False):
             leaves, spec = flatten_input(args, kwargs)
             leaves = [_plain(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -117,6 +121,15 @@ class Explainer:
             call = ModelCall(model, args, kwargs)
             entry = self.programs.find(call, functools.partial(self._make, condition=condition or {}))
             try:
+                if self.differentiable:
+                    call = ModelCall(model, *given)
+                    if not call.follows:
+                        raise AttributionError(
+                            "differentiable=True, but neither an input nor a parameter requires a gradient; call "
+                            "requires_grad_() on what relevance is to be differentiated by"
+                        )
+                    with torch.enable_grad():
+                        return _explained(entry, call, target, point or Point(), condition or {}, True)
                 return _explained(entry, call, target, point or Point(), condition or {})
             except (IndexError, RuntimeError):  # a token outside the embedding, say
                 refused = refusal(model, args, kwargs)
@@ -156,15 +169,17 @@ class Explainer:
         nodes = [reading.node for reading in readings]
         values, _ = values_at(graph, lookups, call, Point())
         plan = make_plan(graph, self.composite, set(nodes), self.options.on_missing, values)
-        program = make_program(plan, values, share=_SHARE, rewards=None if self.signals else nodes)
+        written = WRITTEN_OUT if self.differentiable else None
+        rewards = None if self.signals else nodes
+        program = make_program(plan, values, share=_SHARE, rewards=rewards, written_out=written)
         return _Kept(program, readings=readings, lookups=lookups)
 
 
 def values_at(
-    graph: OpGraph, lookups: Sequence[Lookup], call: ModelCall, point: Point
+    graph: OpGraph, lookups: Sequence[Lookup], call: ModelCall, point: Point, differentiable: bool = False
 ) -> tuple[list[Any], dict[int, tuple[Lookup, Tensor]]]:
     """The placeholders' values at a point of a path, and each embedding's lookup and way, by its place among the tensors."""
-    state = {name: _plain(value) for name, value in call.state.items()}
+    state = call.state if differentiable else {name: _plain(value) for name, value in call.state.items()}
     starts = [call.tensors[p.target] for p in graph.placeholders if p.kind == "input" and p.target < len(call.tensors)]
     starts = [t for t in starts if t.is_floating_point()] if point.starts is None else list(point.starts)
     made = len(lookups) + (len(starts) + len(lookups) if graph.references else 0)
@@ -183,13 +198,24 @@ def values_at(
 
 
 @no_autocast()
-def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point, condition: Mapping[str, Any]) -> Found:
+def _explained(
+    entry: _Kept,
+    call: ModelCall,
+    target: Any,
+    point: Point,
+    condition: Mapping[str, Any],
+    differentiable: bool = False,
+) -> Found:
     """Run the program for one call, and sort the rewards by what they belong to."""
     graph, program = entry.graph, entry.program
-    values, ways = values_at(graph, entry.lookups, call, point)
+    values, ways = values_at(graph, entry.lookups, call, point, differentiable)
     masks = {f"condition {name}": mask for name, mask in masks_of(graph, condition).items()}
     values = [masks.get(p.target, v) if p.kind == "constant" else v for p, v in zip(graph.placeholders, values)]
-    results = program.call_forward(*values)
+    run_forward, run_feedback = program.call_forward, program.call_feedback
+    if differentiable:
+        run_forward = Followed(program.forward).run
+        run_feedback = lambda given: Followed(program.feedback).run(*given)  # noqa: E731
+    results = run_forward(*values)
     outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
     del results, values
     users = list(graph.user_outputs(outputs))
@@ -204,7 +230,7 @@ def _explained(entry: _Kept, call: ModelCall, target: Any, point: Point, conditi
         )
     saved += [torch.zeros_like(outputs[i]) if s is None else s for i, s in zip(program.signal_outputs, given)]
     found = Found(outputs=users, signals=signals, ways=ways)
-    for reading, reward in zip(entry.readings, program.call_feedback(saved)):
+    for reading, reward in zip(entry.readings, run_feedback(saved)):
         if reward is None:
             continue
         if reading.kind == "parameter":
@@ -230,6 +256,7 @@ def explainer_of(
     signals: bool = False,
     positions: bool = False,
     condition: Mapping[str, Any] | None = None,
+    differentiable: bool = False,
 ) -> Explainer:
     """The model's explainer for these rules and options; the `_MOST` that were asked for last are kept for each model."""
     if not all(isinstance(name, str) for name in record):
@@ -237,9 +264,10 @@ def explainer_of(
     kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
     key: tuple[Any, ...]
     key = (composite if isinstance(composite, str) else id(composite), options, record, parameters, signals)
-    key += (positions, shapes_of(condition or {}))
+    key += (positions, shapes_of(condition or {}), differentiable)
     if key not in kept:
-        kept[key] = Explainer(get_composite(composite), options, record, parameters, signals, positions, graphs)
+        rules = get_composite(composite)
+        kept[key] = Explainer(rules, options, record, parameters, signals, positions, differentiable, graphs)
         while len(kept) > _MOST:
             kept.popitem(last=False)
     kept.move_to_end(key)

@@ -34,6 +34,7 @@ def along_path(
     steps: int | None,
     options: Options,
     condition: Mapping[str, Any] | None = None,
+    differentiable: bool = False,
 ) -> Found:
     """Relevance `(x - x0) * mean_k s(x0 + a_k (x - x0))` for the signals s of a composite, `a_k = (k + 1/2) / steps`.
 
@@ -44,7 +45,7 @@ def along_path(
         baseline: x0, one number, or a call whose float tensors and token ids broadcast to those of `call`. Where it has no
             token ids, the embedding starts from zero.
         steps: how many points of the path, k = 0 to steps - 1; None for one point, the inputs themselves.
-        options: how the model is traced. condition: as for `lfpgraph.attribute`.
+        options: how the model is traced. condition, differentiable: as for `lfpgraph.attribute`.
 
     Raises:
         AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.
@@ -55,8 +56,10 @@ def along_path(
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
-    ways = [leaves[i].detach() - start for i, start in zip(floats.values(), starts)]
-    explainer = explainer_of(model, composite, options, signals=True, condition=condition)
+    ways = [(leaves[i] if differentiable else leaves[i].detach()) - start for i, start in zip(floats.values(), starts)]
+    explainer = explainer_of(
+        model, composite, options, signals=True, condition=condition, differentiable=differentiable
+    )
     if explainer.composite.compares and steps is not None:
         raise AttributionError(
             f"composite {explainer.composite.name!r} compares the input with the baseline in one pass; leave steps out"
@@ -74,7 +77,7 @@ def along_path(
             args, kwargs = pytree.tree_unflatten(point, spec)
             here = Point(portion, references)
             for n, s in explainer.explain(model, args, kwargs, target, here, condition).inputs.items():
-                signals[n] += s / steps
+                signals[n] = signals[n] + s / steps
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     for n, (lookup, way) in found.ways.items():
         if n in signals:  # token ids may be looked up in several embeddings
@@ -93,7 +96,7 @@ def _starts(
             'looks at one run, such as "attnlrp", without baseline and steps'
         )
     if isinstance(baseline, int | float):
-        _refuse_nan([torch.tensor(float(baseline))])
+        _refuse_nan(all(abs(baseline) <= torch.finfo(x.dtype).max for x in inputs))
         return [torch.full_like(x, baseline) for x in inputs], {}
     args, kwargs = baseline
     kwargs = {name: kwargs[name] for name in call[1] if name in kwargs}  # in the order of the inputs
@@ -109,13 +112,15 @@ def _starts(
             "baseline must be one number, or tensors that broadcast to the inputs, in their structure; the float inputs are "
             f"{[list(x.shape) for x in inputs]}, the baseline's tensors {[list(b.shape) for b in given]}"
         ) from None
-    _refuse_nan(starts)
+    _refuse_nan(all(bool(start.isfinite().all()) for start in starts))
     return starts, references
 
 
-def _refuse_nan(starts: Sequence[Tensor]) -> None:
-    if not all(bool(start.isfinite().all()) for start in starts):
-        raise NonFiniteError("the baseline holds NaN or infinity, so no difference from it is a number")
+def _refuse_nan(finite: bool) -> None:
+    if not finite:
+        raise NonFiniteError(
+            "the baseline holds NaN or infinity, or a number too large for the inputs, so no difference from it is a number"
+        )
 
 
 def _references(args: Sequence[Any], kwargs: Mapping[str, Any], call: Call) -> dict[int, Tensor]:

@@ -163,8 +163,11 @@ def _makers(mask: fx.Node) -> list[fx.Node]:
 
 
 def _origin(ends: list[fx.Node], is_active: Callable[[fx.Node], bool]) -> tuple[fx.Node | None, set[fx.Node]]:
-    """The operation that chose the entries of a mask made of `ends`, and the floats that it and others looked at."""
-    sources: set[fx.Node] = set()
+    """The operation that chose the entries of a mask made of `ends`, and the floats that it and others looked at.
+
+    Values that were chosen (a maximum, what was sorted) say which entries they were only where those are compared with them.
+    """
+    sources, compared = set[fx.Node](), set[fx.Node]()
     found: Any = None
     seen, stack = set(), [*ends]
     while stack:
@@ -174,12 +177,13 @@ def _origin(ends: list[fx.Node], is_active: Callable[[fx.Node], bool]) -> tuple[
         seen.add(node)
         if _picks(node):
             found = node.args[0] if node.target is operator.getitem else node
-            sources |= {n for n in found.all_input_nodes if is_float(n.meta.get("val"))}
+            read = {n for n in found.all_input_nodes if is_float(n.meta.get("val"))}
+            (compared if is_float(node.meta.get("val")) else sources).update(read)
         elif is_float(node.meta.get("val")):
             sources |= {node} if is_active(node) else set()
         elif node.op != "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):  # sizes know no values
             stack += node.all_input_nodes
-    return found, sources
+    return found if compared <= sources else None, sources
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:

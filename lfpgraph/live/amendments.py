@@ -19,7 +19,8 @@ from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
 from .arrivals.references import owned
 from .arrivals.watch import Watch
-from .bridges import LARGE, goes_on, nothing, slots_of, wake
+from .arrivals.ways import goes_on, slots_of
+from .bridges import LARGE, nothing, wake
 from .call import LiveCall
 from .kept import Remade, is_alone
 from .notes import is_alive, is_compressed
@@ -93,7 +94,7 @@ class _Hooks:
         watch: Watch | None,
     ) -> None:
         self.amendment, self.plan, self.given, self.check, self.watch = amendment, schedule.plan, given, check, watch
-        self.numbers = schedule.live.value
+        self.numbers, self.known = schedule.live.value, schedule.live.numbers
         kept, remade = record.kept, record.remade
         self.values: dict[int, Any] = {n: x for n in amendment.needs if (x := remade.get(n, kept[n])) is not None}
         self.halved = {n for n in record.halved if n in self.values} if record.halved else set()
@@ -135,7 +136,7 @@ class _Hooks:
                 for edge in record.places(number):
                     inputs.setdefault(edge, i)
             answered: set[int] = set()  # inputs that have a slot for their answer; what else goes to them is zero
-            found, passed = slots_of(nodes, inputs, record, amendment.inside)
+            found, passed = slots_of(nodes, inputs, record, amendment.inside, self.known)
             for node in passed if amendment.computed else ():
                 wake(node)
             for node, slots in found.items():

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .arrivals.saved import Saved
-from .notes import hands_on, tensors_among
+from .notes import tensors_among
 from .values import Values, tensor_of
 
-__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "goes_on", "is_bridge", "nothing", "slots_of", "wake"]
+__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "is_bridge", "nothing", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -80,44 +80,6 @@ def wake(node: Any) -> None:
         node.awake = True
 
 
-def slots_of(
-    exits: dict[Any, Any], inputs: dict[tuple[Any, int], int], values: Values, inside: frozenset[int]
-) -> tuple[dict[Any, list[tuple[int, int]]], set[Any]]:
-    """Where autograd's nodes of a unit hand something to its inputs: for each node, slots and inputs; and all its nodes.
-
-    Args:
-        exits, inputs: the nodes of the unit's outputs, and the edges of its inputs.
-        values: the run; the way back ends at its values, but for those `inside` the unit.
-    """
-    edges, covering, passed = values.edges, values.covering, {-1, *inside, *values.undone}
-    found: dict[Any, list[tuple[int, int]]] = {}
-    stack = [(node, slot) for node, places in exits.items() for slot in _slots(node, [index for _, index in places])]
-    seen = set(stack)
-    while stack:
-        node, only = stack.pop()
-        for slot, (source, index) in enumerate(node.next_functions):
-            if source is None or (slot == 0 and node in covering) or only not in (None, slot):
-                continue
-            place = inputs.get((source, index))
-            if place is not None:
-                found.setdefault(node, []).append((slot, place))
-            elif edges.get((source, index), -1) in passed:
-                stack += (new := {(source, to) for to in _slots(source, [index])} - seen)
-                seen |= new
-    return found, {node for node, _ in seen}
-
-
-def _slots(node: Any, came_by: Sequence[int]) -> Sequence[int | None]:
-    """The slots of a node that what came in goes on by: the same where it hands on each, else all (None)."""
-    return came_by if hands_on(node) else [None]
-
-
-def goes_on(slot: int) -> bool:
-    """Whether this backward pass goes on from the node at hand along one of its edges, so that a signal must not be lost."""
-    source = torch._C._current_autograd_node().next_functions[slot][0]
-    return source is not None and not hasattr(source, "variable") and torch._C._will_engine_execute_node(source)
-
-
 class Sources:
     """Which values that autograd follows those were made of that it does not follow."""
 
@@ -162,6 +124,16 @@ class Sources:
     def _of_places(self, ins: Sequence[int]) -> frozenset[int]:
         found = (self._of.get(n, frozenset()) for n in ins if not self._values.follows[n])
         return frozenset[int]().union(*found)
+
+    def has(self, x: Tensor) -> bool:
+        """Whether autograd does not follow a tensor, but values that it was made of."""
+        return self._values.known(x) in self._of
+
+    def take_for_made(self, x: Tensor) -> None:
+        """Take a tensor for one that was made of values that autograd follows."""
+        source = torch.zeros((), dtype=x.dtype if x.is_floating_point() else None, requires_grad=True)
+        number = self._values.number(source)
+        self._tensors[number], self._of[self._values.number(x)] = source, frozenset({number})
 
     def close(self) -> None:
         self._of.clear()
@@ -256,6 +228,10 @@ class Shadows:
                 _Shown.apply(x, found[1])
                 self._values.equate(x, self._values.number(found[1]))
         return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
+
+    def take_for_followed(self, x: Tensor) -> None:
+        """Give a tensor a shadow, as if autograd followed what it was made of."""
+        self._note(x, x.data.requires_grad_())
 
     def close(self) -> None:
         self.noted.clear()

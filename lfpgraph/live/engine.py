@@ -191,7 +191,7 @@ class LiveEngine:
             names = sorted(set(record.own))
             log.info("%s: the own backward of %s is used as it is", type(self.model).__name__, ", ".join(names))
         log.info("%s: planned %d operations, live", type(self.model).__name__, record.steps_done)
-        schedule = make_schedule(plan, live, record.keys, record.follows)
+        schedule = make_schedule(plan, live, record.keys, record.follows, record.undone)
         schedule.notes = Notes(record.all_templates(), record.paths, record.lines)
         schedule.steps = record.steps
         return schedule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class LiveGraph:
     graph: OpGraph
     value: dict[fx.Node, int]
     step: dict[fx.Node, int]
+
+    @cached_property
+    def numbers(self) -> frozenset[int]:
+        """The values that the graph has; others lead to no output."""
+        return frozenset(self.value.values())
 
 
 def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:

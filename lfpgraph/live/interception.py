@@ -15,7 +15,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch._higher_order_ops.utils import _in_hop_compile
@@ -27,7 +27,6 @@ __all__ = [
     "Recorder",
     "hide",
     "paused",
-    "record_again",
     "recorder",
     "recording",
     "resumed",
@@ -177,30 +176,6 @@ def resumed() -> Iterator[None]:
             yield
     finally:
         include(PRE_DISPATCH, False)
-
-
-class _Again(NamedTuple):
-    """What a checkpoint runs again in the backward pass, recorded."""
-
-    function: Callable[..., Any]
-    make: Callable[[], Any]
-
-    def __call__(self, *args: Any) -> None:
-        with contextlib.closing(self.make()) as record, recording(record):
-            self.function(*args)
-
-
-def record_again(make: Callable[[], Any]) -> None:
-    """Let a checkpoint around the step at hand record what it runs again, so that autograd saves as much as it does now.
-
-    Args:
-        make: makes the recorder.
-    """
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is not None and hooks[0].__qualname__.startswith("_checkpoint_hook"):
-        frame = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__))["frame"].cell_contents
-        if not isinstance(frame.recompute_fn, _Again):
-            frame.recompute_fn = _Again(frame.recompute_fn, make)
 
 
 def seen(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

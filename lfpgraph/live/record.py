@@ -15,10 +15,11 @@ from torch._ops import OpOverload
 
 from ..tracing.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
-from .interception import paused, record_again
+from .interception import paused
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
 from .notes import NameLeaf, Ref, is_batched, only_if_reached, storage_of, tensors_among, user_line
 from .operations import SIZE, STATIC, TENSOR, TENSORS, OpInfo, autocast_of, has_no_derivative, info_of
+from .repeats.checkpoints import record_again
 from .repeats.steps import ANOTHER, Quick
 
 __all__ = ["Record"]
@@ -90,6 +91,7 @@ class Record(Kept):
         if self.shadows.noted:
             shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
             if shadowed is not None:
+                record_again(self, partial(Record, self.name_leaf), args, kwargs)
                 out = self.run(op, *shadowed)
                 for x in tensors_among((out,), {}):
                     if x.grad_fn is not None:
@@ -110,19 +112,17 @@ class Record(Kept):
 
     def note(self, op: OpOverload, args: tuple[Any, ...], out: Any) -> Any:
         """Note an operation that has run with these arguments."""
-        ins: list[int] = []
-        key: list[Any] = [op]
+        ins, key = list[int](), list[Any]([op])
         self._read(args, info_of(op).kinds, ins, key)
         out = self._note(info_of(op), key, ins, args, {}, out, None)
         return self.shadows.hide(out) if self._bridged else out
 
     def step(self, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation as one step of the record."""
-        ins: list[int]
-        key: list[Any]
         if torch._C._is_any_autocast_enabled():
             self.casts[self.steps_done] = autocast_of(args)
-        ins, key = [], [op]
+        ins: list[int] = []
+        key: list[Any] = [op]
         given = self._read(args, info.kinds, ins, key)
         if kwargs:
             key.append(tuple(kwargs))
@@ -197,7 +197,7 @@ class Record(Kept):
                 changed, self._bridged = True, not followed
                 while self.own_nodes:
                     only_if_reached(self.own_nodes.pop())
-                record_again(partial(Record, self.name_leaf))
+                record_again(self, partial(Record, self.name_leaf), args, kwargs)
         if changed and isinstance(out, Tensor):
             out = results[0]
         elif changed:

@@ -45,6 +45,7 @@ class Amendment:
         unit: the unit.
         exits: the numbers of its outputs (-1 where there is none).
         factors: on its outputs, by place.
+        shared: whether autograd's node of it hands on what comes to other views of its source, too.
         form: the epsilon of the signal once it has arrived, where it is in stabilized form.
         shares: for each input, the multiple of autograd's signal it gets; None where the rule computes the signals.
         computed: whether the rule computes the signals.
@@ -56,6 +57,7 @@ class Amendment:
     unit: Unit
     exits: tuple[int, ...]
     factors: dict[int, Factor] = field(default_factory=dict)
+    shared: bool = False
     form: float | None = None
     shares: tuple[float | None, ...] | None = None
     computed: bool = False
@@ -119,19 +121,16 @@ class Schedule:
     def parameters(self) -> list[tuple[int, How]]:
         """For each parameter its place among the leaves, and how its signal becomes feedback."""
         graph = self.plan.graph
-        return [
-            (i, self.plan.how(node))
-            for i, (node, placeholder) in enumerate(zip(graph.placeholder_nodes, graph.placeholders))
-            if placeholder.kind == "parameter"
-        ]
+        pairs = enumerate(zip(graph.placeholder_nodes, graph.placeholders))
+        return [(i, self.plan.how(node)) for i, (node, placeholder) in pairs if placeholder.kind == "parameter"]
 
     def repeats(self, step: int, key: Any) -> bool:
         """Whether a step is the one that this run had at its place."""
         return step < len(self.keys) and self.keys[step] == key
 
 
-def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequence[bool]) -> Schedule:
-    """Work out what autograd's signals need to become the plan's."""
+def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequence[bool], undone: set[int]) -> Schedule:
+    """Work out what autograd's signals need to become the plan's. `undone`: see `values.Values`."""
     schedule = Schedule(plan, live, [], keys)
     arrivals: dict[fx.Node, list[tuple[Unit, int, float | None]]] = defaultdict(list)
     for node in plan.graph.user_output_nodes:
@@ -148,6 +147,7 @@ def make_schedule(plan: Plan, live: LiveGraph, keys: list[Any], follows: Sequenc
         if not any(followed):
             continue
         amendment = Amendment(unit, _exits(live, node))
+        amendment.shared = amendment.exits[0] in undone or (node.target is OWN_VIEW and len({*unit.inputs}) == 1)
         reached = _is_reached(node, arrivals)
         if not reached and (unit.handler is not None or times[amendment.exits[0]] > 1):
             continue  # nothing to amend; and a copy for the idle has its autograd nodes in common with what it is a copy of
@@ -241,14 +241,14 @@ def _settle_one(
 def _make_plain(arrived: list[Any], zeroed_by: tuple[fx.Node, ...], by_unit: dict[int, Amendment]) -> None:
     """Have stabilized signals handed on as plain ones.
 
-    Autograd's node of a view of one value may be that of another view as well, which hands on plain ones: there, what comes
-    to the view is made plain.
+    Autograd's node of a view may be that of another view as well, which hands on plain ones: there, what comes to the view
+    is made plain.
     """
     for user, position, form in arrived:
         if not form or user is None:
             continue
         amendment = by_unit[id(user)]
-        if user.node.target is OWN_VIEW and len({*user.inputs}) == 1:
+        if amendment.shared:
             amendment.factors.clear()
             _make_plain(amendment.arrived, zeroed_by, by_unit)
         else:

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from .compiler import DTYPES, library
 from .operations import BY_ENTRY, BY_ROW, KNOWN, UnknownOperation, Value, literal
+from .products import PRODUCT, Product
 
 __all__ = ["Loop", "loop_of_formula", "loop_of_graph", "place"]
 
@@ -35,6 +36,14 @@ void run(const Place *places, int64_t rows, int64_t width, int64_t t) {{
     }}
   }}
 }}
+
+void sweep(const Place *places, int64_t rows, int64_t width, const Product *p, int64_t ahead, int64_t t, int64_t end) {{
+  for (int64_t by = t < end ? 1 : -1; t != end; t += by) {{
+    if (ahead) multiply(p, rows, t);
+    run(places, rows, width, t);
+    if (!ahead) multiply(p, rows, t);
+  }}
+}}
 """
 
 
@@ -43,15 +52,40 @@ class Loop:
 
     Attributes:
         has: whether an output is a tensor.
+        panel: how many columns of a `Product` are worked out at once.
     """
 
-    def __init__(self, run: Any, has: list[bool]) -> None:
-        self._run, self.has = run, has
+    def __init__(self, compiled: Any, has: list[bool]) -> None:
+        self._run, self._sweep, self.has = compiled.run, compiled.sweep, has
+        self._run.argtypes, self._run.restype = (ctypes.c_void_p, *[ctypes.c_int64] * 3), None
+        self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+        self._sweep.restype, compiled.panel.restype = None, ctypes.c_int64
+        self.panel: int = compiled.panel()
 
-    def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> Callable[[int], None]:
+    def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> Running:
         """What does a step, given its number; on tensors that are given by their `place`."""
-        table = (ctypes.c_int64 * (3 * len(places)))(*itertools.chain.from_iterable(places))
-        return functools.partial(self._run, table, rows, width)
+        return Running(self._run, self._sweep, places, rows, width)
+
+
+class Running:
+    """A loop and its tensors; called with the number of a step."""
+
+    def __init__(self, run: Any, sweep: Any, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> None:
+        self._table = (ctypes.c_int64 * (3 * len(places)))(*itertools.chain.from_iterable(places))
+        self._run = functools.partial(run, self._table, rows, width)
+        self._sweep = functools.partial(sweep, self._table, rows, width)
+
+    def __call__(self, step: int) -> None:
+        self._run(step)
+
+    def through(self, product: Product, steps: range, ahead: bool) -> None:
+        """Do these steps, one after the other, each with the product of its own, ahead of it or behind it."""
+        if steps:
+            self._sweep(product.fields, ahead, steps[0], steps[-1] + steps.step)
+
+    def give(self, i: int, x: Tensor) -> None:
+        """Let the i-th tensor be another of the same layout."""
+        self._table[3 * i] = x.data_ptr()
 
 
 def place(x: Tensor, shift: int = 0) -> tuple[int, int, int]:
@@ -95,11 +129,9 @@ def _loop(writer: _Writer, write: Callable[[_Writer], list[_Values | None]], dty
     pointers = [
         f"T *p{i} = places[{i}].start + t * places[{i}].step + r * places[{i}].row;" for i in range(writer.tensors)
     ]
-    found = library(_LOOP.format(pointers="\n    ".join(pointers), lines="\n      ".join(writer.lines)), dtype)
-    if found is None:
-        return None
-    found.run.argtypes, found.run.restype = (ctypes.c_void_p, *[ctypes.c_int64] * 3), None
-    return Loop(found.run, [out is not None for out in outs])
+    loop = _LOOP.format(pointers="\n    ".join(pointers), lines="\n      ".join(writer.lines))
+    found = library(PRODUCT + loop, dtype)
+    return None if found is None else Loop(found, [out is not None for out in outs])
 
 
 class _Writer:

@@ -1,8 +1,8 @@
 """Matrix products by oneDNN, on processors where PyTorch's own leave half of the machine unused.
 
 `torch.mm` calls MKL, which on processors of AMD does not use the widest vector registers (AVX512). oneDNN, which comes with
-PyTorch as well, does: there a product of float32 takes half the time (docs/performance.md). The walk back takes it, and so do the
-loops over the steps of recurrent layers, both ways; all else in a forward keeps `torch.mm`, so that what a wrapped model
+PyTorch as well, does: there a product of float32 takes half the time (docs/performance.md). The walk back takes it, and so do
+recurrent layers both ways, as they do in PyTorch itself; all else in a forward keeps `torch.mm`, so that what a wrapped model
 answers is what the plain model answers, to the digit.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["addmm", "mm", "mm_into", "onednn_is_quicker"]
+__all__ = ["addmm", "mm", "mm_into", "onednn_is_quicker", "times"]
 
 LEAST = 1 << 20  # multiplications from which on a product by oneDNN is quicker; below, its start is what counts
 _PLAIN = (Tensor, nn.Parameter)
@@ -43,15 +44,22 @@ def _fits(*xs: Tensor) -> bool:
     )
 
 
-def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+def _by_onednn(a: Tensor, b: Tensor, row: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), row, "none", [], "")
     return product
+
+
+def _with_less_copied(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, perhaps not in order in memory. oneDNN copies a first factor that is not; a smaller second can take its place."""
+    if a.stride(-1) != 1 and 2 * b.shape[1] * (a.shape[0] + a.shape[1]) <= a.numel():
+        return _by_onednn(b.t(), a.t()).t()
+    return _by_onednn(a, b)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """`torch.mm`: [n, k] and [k, m] give [n, m]."""
     if _fits(a, b):
-        return _by_onednn(a, b)
+        return _with_less_copied(a, b).contiguous()
     return torch.mm(a, b)
 
 
@@ -59,12 +67,21 @@ def addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1)
     """`torch.addmm`: c + a @ b, where c has the shape of the product or one that is stretched to it."""
     if beta == alpha == 1 and c.shape == (a.shape[0], b.shape[1]) and _fits(c, a, b):
         return torch.ops.mkldnn._linear_pointwise.binary(a, c, b.t(), None, "add")
+    if beta == alpha == 1 and c.shape == b.shape[1:] and _fits(c, a, b):
+        return _by_onednn(a, b, c)
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
 def mm_into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """a @ b, plus c where it is given, written into `out`."""
     if _fits(a, b):
-        product = _by_onednn(a, b)
+        product = _with_less_copied(a, b)
         return out.copy_(product) if c is None else torch.add(product, c, out=out)
     return torch.mm(a, b, out=out) if c is None else torch.addmm(c, a, b, out=out)
+
+
+def times(b: Tensor, row: Tensor | None, first: Tensor) -> Callable[[Tensor], Tensor]:
+    """What multiplies many tensors like `first` [n, k] by b [k, m], and adds row [m]; results are new and in order in memory."""
+    if _fits(first, b):
+        return functools.partial(_by_onednn, b=b, row=row)
+    return functools.partial(torch.mm, mat2=b) if row is None else functools.partial(torch.addmm, row, mat2=b)

@@ -15,6 +15,7 @@ from torch._prims_common import suggest_memory_format
 
 from ..kernels import KERNELS
 from ..native import matmul
+from ..rules.loops import LSTM, RECURRENT
 
 __all__ = ["quick_module"]
 
@@ -84,6 +85,8 @@ def _fragile() -> dict[Any, Callable[..., Any]]:
 
 
 _QUICK = _table() | _fragile()
+_VIEWS = {torch.ops.aten.reshape.default, torch.reshape}
+_STEPS = {LSTM, RECURRENT}
 _PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
 
@@ -91,7 +94,7 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
     """A copy of the module that calls the quick bindings, and our own operations past the dispatcher.
 
     Args:
-        walk: it is a walk back, whose products may come from the quicker library.
+        walk: it is a walk back, whose products may come from the quicker library; else only those may that recurrent layers read.
     """
     quick = _QUICK | _PRODUCTS if walk else _QUICK
     graph = fx.Graph()
@@ -99,5 +102,13 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
     graph.set_codegen(module.graph._codegen)
     for node in graph.nodes:
         if node.op == "call_function" and node.target in quick:
-            node.target = quick[node.target]
+            own = node.target in _PRODUCTS and _is_of_steps(node)
+            node.target = _PRODUCTS[node.target] if own else quick[node.target]
     return fx.GraphModule(module, graph)
+
+
+def _is_of_steps(product: fx.Node) -> bool:
+    """Whether the steps of a recurrent layer alone read a product (and the walk back, which gets it with the outputs)."""
+    read_by = [user for view in product.users for user in view.users if view.target in _VIEWS]
+    others = [user for user in product.users if user.target not in _VIEWS and user.op != "output"]
+    return bool(read_by) and not others and all(user.target in _STEPS for user in read_by)

@@ -49,7 +49,8 @@ def tracing() -> Iterator[None]:
     Its checkpoints run plainly meanwhile: the reentrant kind has no gradients, and of one inside another torch.export loses
     them. Inference mode is no_grad to it, since torch.export does not see the other. Its distributions do not look at their
     parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused, and
-    so is what is cut off in place. Of a hook that it sets on a tensor, which is not in a trace, the log has a line.
+    so is what is cut off in place. Of a hook that it sets on a tensor, which is not in a trace, the log has a line. A view
+    that a tensor's memory does not allow is a reshape.
     """
     wait_for_traces()
     with one_at_a_time():
@@ -62,6 +63,7 @@ def tracing() -> Iterator[None]:
             vars(eager_transforms).update({name: _refused(begin) for name, begin in _BEGIN.items()})
             setattr(Tensor, "register_hook", _register_and_tell)  # noqa: B010
             setattr(Tensor, "detach_", _detach_or_refuse)  # noqa: B010
+            setattr(Tensor, "view", _view_or_reshape)  # noqa: B010
             validates = _Validates(Distribution._validate_args)
             setattr(Distribution, "_validate_args", validates)  # noqa: B010
         try:
@@ -75,6 +77,7 @@ def tracing() -> Iterator[None]:
                 vars(eager_transforms).update(_BEGIN)
                 setattr(Tensor, "register_hook", _register)  # noqa: B010
                 setattr(Tensor, "detach_", _detach)  # noqa: B010
+                setattr(Tensor, "view", _view)  # noqa: B010
                 if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
                     Distribution._validate_args = validates.before
 
@@ -82,6 +85,7 @@ def tracing() -> Iterator[None]:
 _GENERATOR = "_checkpoint_without_reentrant_generator"
 _generate, _enter = vars(checkpoint)[_GENERATOR], torch.inference_mode.__enter__
 _register, _detach, _told = Tensor.register_hook, Tensor.detach_, set[str]()
+_view = Tensor.view
 _BEGIN = {name: vars(eager_transforms)[name] for name in ("grad_increment_nesting", "jvp_increment_nesting")}
 
 
@@ -124,6 +128,19 @@ def _detach_or_refuse(x: Tensor) -> Tensor:
             'forward calls detach_(), which a trace loses. Write x = x.detach(), or wrap(model, engine="live"), which runs it.'
         )
     return _detach(x)
+
+
+def _view_or_reshape(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Torch's fake tensors have other strides than real ones behind a batch norm of a transposed tensor.
+
+    Where real memory does not allow the view either, the model's own run says so when the trace is compared with it.
+    """
+    try:
+        return _view(x, *args, **kwargs)
+    except ValueError as error:
+        if not is_tracing() or not str(error).startswith("Cannot view a tensor"):
+            raise
+        return x.reshape(*args, **kwargs)
 
 
 def _refused(begin: Callable[[], Any]) -> Callable[[], Any]:

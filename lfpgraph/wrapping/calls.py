@@ -16,7 +16,7 @@ from ..composites.composite import Composite
 from ..composites.unmoved import log_cut, log_stopped, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
-from ..errors import InputError, LiveOnlyError, TraceError
+from ..errors import InputError, LiveOnlyError, NoRuleError, TraceError
 from ..live.arrivals.watch import Watch, feed
 from ..live.engine import LiveEngine, changes_gradients
 from ..threads.turns import begin_run, end_run
@@ -189,7 +189,11 @@ class Wrapping:
         if choice.wants_static(module, kind, entry is not None, changed):
             try:
                 result = self.static.run(call, entry if changed is None else None)
-            except (TraceError, InputError) as error:
+            except (
+                TraceError,
+                InputError,
+                NoRuleError,
+            ) as error:  # a rule may be missing in a program alone (torch.cond)
                 choice.live(module, str(error))
             else:
                 self._count("static")

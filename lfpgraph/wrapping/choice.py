@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..composites.composite import Composite
 from ..engine.options import Options
+from ..errors import LiveOnlyError
 from ..graph.calls import flatten_output
 from ..live.engine import changes_gradients
 from ..tracing.guards import Observation
@@ -115,7 +117,12 @@ class Choice:
     def observe(self, call: ModelCall, run: Callable[[], Any]) -> Any:
         """Run a live call, and see whether the static engine can take the next ones of its kind."""
         model = call.model
-        with Observation(model) as seen:
+        with contextlib.ExitStack() as stack:
+            try:
+                seen = stack.enter_context(Observation(model))
+            except LiveOnlyError as error:
+                self.live(model, str(error))
+                return run()
             result = run()
         self.observed += 1
         if seen.why_live is not None and not (seen.may_settle and self.observed < _OBSERVED):

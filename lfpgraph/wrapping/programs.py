@@ -24,7 +24,7 @@ from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..threads.turns import alone, one_at_a_time
-from ..tracing.guards import Guard
+from ..tracing.guards import Guard, Observation
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
 
@@ -43,6 +43,7 @@ class ModelCall:
         state: parameters and buffers by dotted name, a tied one under each of its names.
         modes: for each module whether it is in training.
         expected: the outputs of the model's own run on this call, if it was observed, until a program's are compared with them.
+        trial: what was seen of that run.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -52,6 +53,7 @@ class ModelCall:
         self.state: dict[str, Tensor] = {}
         self.modes: list[bool] = []
         self.expected: list[Tensor] | None = None
+        self.trial: Observation | None = None
         self._visit(model, "")
 
     def _visit(self, module: nn.Module, dot: str) -> None:
@@ -265,7 +267,10 @@ class Programs(Generic[E]):
         ):  # a call that traces draws what a later one draws
             graph = trace(call.model, call.args, call.kwargs, fallback=fallback, compare=compare)
             try:
-                return prepare(graph, call)
+                entry = prepare(graph, call)
+                if not graph.dynamic or entry.sizes.accepts(call.tensors):
+                    return entry
+                log.info("%s: the program for open sizes is not right for a batch of one", name)
             except LfpGraphError:
                 raise
             except Exception as error:

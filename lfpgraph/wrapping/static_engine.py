@@ -105,7 +105,7 @@ class StaticEngine:
             raise self._refusal(why or "its run could not be observed")
         if seen.shortcut is not None:
             log.info("%s %s. Its program goes the way that it takes while traced", self.name, seen.shortcut)
-        call.expected = [t.detach() for t in tensors]
+        call.expected, call.trial = [t.detach() for t in tensors], seen
         return seen.guard
 
     def _refusal(self, why: str) -> LiveOnlyError:
@@ -121,6 +121,11 @@ class StaticEngine:
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
+        if call.trial is not None and call.trial.runs_again is not None and graph.mutations:
+            raise self._refusal(
+                f"a checkpoint ({call.trial.runs_again}) runs a part of it again in the backward pass, which may write to "
+                f"{graph.mutations[0]} a second time"
+            )
         values = call.values(graph)
         wanted = {
             node
@@ -144,12 +149,23 @@ class StaticEngine:
             self.programs.forget()
             raise
 
+    def _compare_draws(self, call: ModelCall, before: Tensor) -> None:
+        """See that a program has drawn as many random numbers as the model did, or every later one would be another."""
+        drawn = None if call.trial is None else call.trial.drawn
+        if drawn is not None and not torch.equal(torch.get_rng_state(), drawn):
+            torch.set_rng_state(before)
+            self.programs.forget()
+            raise self._refusal("its program draws other random numbers than the model itself")
+
     def _run(self, entry: Entry, call: ModelCall) -> Any:
         graph, check, values = entry.graph, self.options.check, call.values(entry.graph)
+        expected = None if self.options.compile else call.expected
+        random_state = None if expected is None else torch.get_rng_state()
         with no_autocast() if torch._C._is_any_autocast_enabled() else contextlib.nullcontext():
             outputs = run_program(entry.program, values, check, self.options.part, self.feed)
-        if call.expected is not None and not self.options.compile:
-            self._compare(graph, call, graph.user_outputs(outputs), call.expected)
+        if expected is not None and random_state is not None:
+            self._compare_draws(call, random_state)
+            self._compare(graph, call, graph.user_outputs(outputs), expected)
         with torch.no_grad() if graph.mutations or graph.input_mutations else contextlib.nullcontext():
             for name, value in zip(graph.mutations, outputs):
                 if value is not call.state[name]:

@@ -15,7 +15,7 @@ from lfpgraph.training import checkpoint
 from .processes import start
 from .trainer_run import same, whole_run
 
-__all__ = ["killed", "readable"]
+__all__ = ["killed", "left_alone", "readable"]
 
 
 def readable(folder: Path) -> list[Path]:
@@ -28,15 +28,24 @@ def readable(folder: Path) -> list[Path]:
     return found
 
 
-def killed(tmp_path: Path, times: int, epochs: int, seed: int = 0) -> None:
+def left_alone(folder: Path, epochs: int) -> Path:
+    """A run from its beginning to its end, which the killed ones are compared with."""
+    whole = start(whole_run, folder, epochs)
+    whole.join()
+    assert whole.exitcode == 0
+    return folder
+
+
+def killed(tmp_path: Path, times: int, epochs: int, seed: int = 0, whole: Path | None = None) -> None:
     """Kill a run at random moments, take it up each time, and compare its end with a run that was left alone.
 
     After each kill every checkpoint can be read, and none is older than the newest that was there before.
+
+    Args:
+        whole: the folder of a run of as many epochs that was left alone; one is made by default.
     """
     draw = random.Random(seed)
-    whole = start(whole_run, tmp_path / "whole", epochs)
-    whole.join()
-    assert whole.exitcode == 0
+    whole = whole or left_alone(tmp_path / "whole", epochs)
     folder, kills, lost = tmp_path / "run", 0, 0
     newest = checkpoint.latest(folder / "checkpoints")
     while kills < times:
@@ -60,4 +69,4 @@ def killed(tmp_path: Path, times: int, epochs: int, seed: int = 0) -> None:
     rest = start(whole_run, folder, epochs)
     rest.join()
     assert rest.exitcode == 0
-    assert same(torch.load(folder / "final.pt"), torch.load(tmp_path / "whole" / "final.pt"))
+    assert same(torch.load(folder / "final.pt"), torch.load(whole / "final.pt"))

@@ -12,9 +12,9 @@ import torch
 
 __all__ = ["free_port", "ranks", "start"]
 
-# One process imports what all need, once; each run is a copy of it.
+# One process imports what all need, once; each run is a copy of it. The first optimizer of a process imports torch's compiler.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.support.trainer_run"])
+_SERVER.set_forkserver_preload(["torch._dynamo", "tests.support.trainer_run"])
 
 
 def free_port() -> int:

@@ -37,7 +37,9 @@ def same_value(old: Any, new: Any) -> bool:
     if isinstance(old, float):
         return old.hex() == new.hex()
     if isinstance(old, tuple):
-        return len(old) == len(new) and all(map(same_value, old, new))
+        return tuple.__len__(old) == tuple.__len__(new) and all(
+            map(same_value, tuple.__iter__(old), tuple.__iter__(new))
+        )
     return isinstance(old, PLAIN) and bool(old == new)
 
 
@@ -115,12 +117,12 @@ class Quick:
 
     def __init__(self, items: list[Item]) -> None:
         tables = [item.table for item in items if item.table is not None]
-        self.empty = [table for table in tables if not table]
-        self.tables = [table for table in tables if table]
+        self.empty = [table for table in tables if not dict.__len__(table)]
+        self.tables = [table for table in tables if dict.__len__(table)]
         self.reads = [item.read for item in items if item.table is None and not item.made]
         self.made = [item for item in items if item.made]
         held = [item.held for item in items if item.table is None and not item.made]
-        filled = [item.held for item in items if item.table]
+        filled = [item.held for item in items if item.table is not None and dict.__len__(item.table)]
         keys, values = ([v[: len(v) // 2] for v in filled], [v[len(v) // 2 :] for v in filled])
         self.held = (*chain.from_iterable((*keys, *values, *held)), _END)
 

@@ -18,8 +18,10 @@ import threading
 import types
 from typing import Any
 
+import torch
 from torch import nn
 
+from ...errors import LiveOnlyError
 from ..flat import is_tracing
 from .called import Called
 from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
@@ -60,6 +62,8 @@ class Guard:
 class Observation:
     """Watches one run of a model in this thread, which is several times slower for it in what Python does.
 
+    Entering it raises LiveOnlyError where an object that the model holds cannot be looked at.
+
     The run may be recorded by the live engine. Tracing belongs before or after it: it is no run, and makes millions of calls.
 
     Changes nothing of the run, which may be a step of training. A model that prepares itself at its first call (fills a
@@ -77,6 +81,8 @@ class Observation:
             if that is not so.
         asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
             the model in that case, gradients included.
+        runs_again: where a checkpoint begins that runs a part of the model again in the backward pass (`Suspects`).
+        drawn: the state in which the run left the CPU's random generator, where it is a trial (`try_out`).
     """
 
     def __init__(self, model: nn.Module, hooks_are_outside: bool = False, allows_shortcut: bool = False) -> None:
@@ -86,12 +92,17 @@ class Observation:
         self.may_settle = False
         self.shortcut: str | None = None
         self.asked: str | None = None
+        self.runs_again: str | None = None
+        self.drawn: torch.Tensor | None = None
         self.in_threads = False  # whether other threads have called parts of the model meanwhile
 
     def __enter__(self) -> Observation:
         self._suspects = Suspects()
-        self._snapshot = Snapshot(self.model, not self.hooks_are_outside)
-        self._state = State(self.model)
+        try:
+            self._snapshot = Snapshot(self.model, not self.hooks_are_outside)
+            self._state = State(self.model)
+        except Exception as error:  # of an object's own method
+            raise LiveOnlyError(_unreadable(error)) from error
         self._called = Called(self._snapshot, self._suspects)
         self._before: Any = sys.getprofile()
         self._failed: Exception | None = None
@@ -135,7 +146,10 @@ class Observation:
         if self.in_threads:
             self._suspects.always("parts of it are called in other threads")
         if kind is None:
-            self._judge()
+            try:
+                self._judge()
+            except Exception as failed:
+                self.guard, self.why_live, self.may_settle = None, _unreadable(failed), False
         del self._snapshot, self._state, self._called, self._suspects
 
     def _judge(self) -> None:
@@ -144,7 +158,7 @@ class Observation:
             suspects.always(f"observing the run failed: {type(self._failed).__name__}: {self._failed}")
         called.close()
         snapshot.keep_named(called.names)
-        self.asked, self.shortcut = suspects.question, suspects.shortcut
+        self.asked, self.shortcut, self.runs_again = suspects.question, suspects.shortcut, suspects.runs_again
         for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)
         if self.shortcut is not None and not self.allows_shortcut:
@@ -162,3 +176,7 @@ class Observation:
         snapshot.add_reading(settings, lambda i: SETTINGS[i])
         snapshot.take_again()
         self.guard = Guard(snapshot)
+
+
+def _unreadable(error: Exception) -> str:
+    return f"something that it holds cannot be looked at ({type(error).__name__}: {error})"

@@ -57,7 +57,7 @@ class State:
         self.python, self.numpy = random.getstate(), _numpy_state()
         self.settings = settings()
         self.parameters = _parameters(model)
-        self.buffers = _buffers(model)
+        self.buffers, self.held = _buffers(model), list(model.buffers())  # held, so that no other has their identity
         self.marks = _marks(model)
 
     def changes(self) -> list[str]:
@@ -106,7 +106,9 @@ def _sum(tensor: Tensor) -> Any:
 
 
 def _buffers(model: nn.Module) -> dict[str, Any]:
-    return {name: "not made yet" if is_lazy(b) else (b.shape, b.dtype, b.device) for name, b in model.named_buffers()}
+    return {
+        name: "not made yet" if is_lazy(b) else (id(b), b.shape, b.requires_grad) for name, b in model.named_buffers()
+    }
 
 
 def reasons_to_be_live(

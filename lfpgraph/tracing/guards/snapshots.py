@@ -31,6 +31,7 @@ _LARGEST = 10_000  # values inside attributes and globals that are watched, all 
 _LARGEST_ARRAY = 1 << 16  # bytes
 _DEEPEST = 4  # containers and objects inside one another
 _TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _CACHE = type(functools.lru_cache(lambda: None))
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
@@ -194,7 +195,7 @@ class Snapshot:
             self.follow((value.args, value.keywords), path, depth)
         elif isinstance(value, np.ndarray | bytearray):
             self._follow_memory(value, path)
-        elif isinstance(value, dict | list | tuple | set | frozenset | deque):
+        elif isinstance(value, _CONTAINERS):
             self._follow_container(value, path, depth)
         elif isinstance(value, io.StringIO | io.BytesIO):
             self._add(lambda: () if value.closed else (value.getvalue(),), lambda _: path, made=True)
@@ -225,17 +226,20 @@ class Snapshot:
             self._add(lambda: (array.tobytes(), array.shape, str(array.dtype)), lambda _: path, made=True)
 
     def _follow_container(self, value: Any, path: str, depth: int) -> None:
-        if self._inside + len(value) > _LARGEST:
+        plain: Any = next(
+            kind for kind in _CONTAINERS if isinstance(value, kind)
+        )  # a subclass may have methods of its own
+        if self._inside + plain.__len__(value) > _LARGEST:
             self._find("unwatched", path, value)
             return
-        self._inside += len(value)
-        if isinstance(value, dict):
+        self._inside += plain.__len__(value)
+        if plain is dict:
             self._add_table(value, lambda key: f"{path}[{key!r}]")
             inside = [(f"{path}[{key!r}]", item) for key, item in dict.items(value)]
         else:
             if not isinstance(value, tuple | frozenset):
-                self._add(type(value).__iter__.__get__(value), lambda i: f"{path}[{i}]")
-            inside = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+                self._add(plain.__iter__.__get__(value), lambda i: f"{path}[{i}]")
+            inside = [(f"{path}[{i}]", item) for i, item in enumerate(plain.__iter__(value))]
         for name, item in inside:
             self.follow(item, name, depth + 1)
 

@@ -60,7 +60,7 @@ _PYTHON = {
     logging.Logger.handle.__code__: "logs",
     threading.Thread.start.__code__: "starts a thread",
 }
-_APPLY = ("autograd/function.py", "apply")
+_APPLY, _CHECKPOINT = ("autograd/function.py", "apply"), ("utils/checkpoint.py", "checkpoint")
 _CLOCK = "reads the clock"
 _MODULES = {"posix": "calls the operating system", "nt": "calls the operating system", "_socket": "uses the network",
             "_io": "opens a file", "io": "opens a file", "time": _CLOCK}  # fmt: skip
@@ -81,9 +81,11 @@ class Suspects:
         question, read: where user's code first asked whether it is being traced, and where it first made a Python value out of
             a tensor's.
         loggers: those whose level user's code asked for.
+        runs_again: where a checkpoint begins that runs a part of the model again in the backward pass.
     """
 
     def __init__(self) -> None:
+        self.runs_again: str | None = None
         self.reasons: list[tuple[str, bool]] = []
         self.question: str | None = None
         self.read: str | None = None
@@ -123,7 +125,8 @@ class Suspects:
         words = self._known[code]
         if words is None:
             return
-        user = asker(frame.f_back, through_torch=words in (_GRADIENT, _SEEDS))  # torch may wrap its own seeding
+        wrapped = words in (_GRADIENT, _SEEDS, "checkpoint")  # by torch, perhaps
+        user = asker(frame.f_back, through_torch=wrapped)
         if user is None:
             return
         if words == "question":
@@ -132,6 +135,10 @@ class Suspects:
             self.read = self.read or place_of(user)
         elif words == "level":
             self.loggers[frame.f_locals["self"]] = None
+        elif words == "checkpoint":
+            self.runs_again = self.runs_again or place_of(user)
+            if not frame.f_locals.get("kwargs", {}).get("preserve_rng_state", True):
+                self.add("lets a checkpoint draw its random numbers anew", user)
         elif words == "apply":
             cls = frame.f_locals["cls"]
             if owner_of(_file_of(cls.forward)) == "user":
@@ -197,6 +204,8 @@ def _meaning(code: types.CodeType) -> str | None:
     place = file[len(_TORCH) :].replace(os.sep, "/")
     if (place, name) == _APPLY:
         return "apply"
+    if (place, name) == _CHECKPOINT:
+        return "checkpoint"
     if name == "__enter__":  # several classes of a file have one
         return _TABLE.get((place, getattr(code, "co_qualname", f"saved_tensors_hooks.{name}")))
     return _TABLE.get((place, name))

@@ -47,6 +47,10 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
         with given(model, {name: buffer.clone() for name, buffer in model.named_buffers()}):
             result = model.forward(*args, **kwargs)
+            seen.drawn = torch.get_rng_state()
+            linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
+    if linked is not None:
+        seen.why_live, seen.may_settle = f"its buffer {linked} keeps the gradient graph of the call that made it", False
     after, spec_after = flatten_input(args, kwargs)
     if spec != spec_after or any(a is not b for a, b in zip(leaves, after)):
         seen.why_live = seen.why_live or "it writes into a container among its arguments, such as a key-value cache"

@@ -182,3 +182,74 @@ def masks_written_to():
             return self.b(h * mask + twice)
 
     return Model(), lambda model, i: train(model, data(5, 6))
+
+
+class Rerun(nn.Module):
+    """A checkpoint of a batch norm and dropout, and of masks that were made outside of it."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+
+    def forward(self, x):
+        z = self.a(x)
+        mask, places, above = (z > 0).to(z.dtype), z.argsort(-1), z > 0.1
+
+        def part(y, given):
+            return self.norm(self.b(y)).relu() * mask * above.to(y.dtype) + y.gather(-1, places) * given
+
+        return self.c(checkpoint(part, z, mask, use_reentrant=False))
+
+
+@case(same=True)
+def masks_for_a_checkpoint():
+    """Reward goes on from masks to what they were made of, so autograd saves more; it must do so when the part runs again."""
+    return Rerun(norm=False), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+@case(often=False)
+def norm_in_a_checkpoint():
+    """Its statistics are written a second time in the backward pass."""
+    return Rerun(norm=True), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+class Carries(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        z = self.a(x)
+        self.mean = 0.5 * self.mean.detach() + z.mean(0)
+        return self.b(z.relu() * self.mean)
+
+
+@case()
+def buffer_with_a_history():
+    """A loss of a buffer, which forward has assigned; the one before is another tensor and stays as it is."""
+
+    def step(model, i):
+        before = model.mean
+        out = model(data(5, 6, seed=i))
+        (((out - 0.3) ** 2).mean() + model.mean.square().sum()).backward()
+        return out, before, model.mean
+
+    return Carries(), step
+
+
+@case()
+def draws_in_place_that_nobody_reads():
+    """Each later draw depends on them, and torch's own trace leaves them out."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            torch.empty(3).exponential_()
+            return self.b(F.dropout(self.a(x).relu(), 0.3)), torch.rand(2)
+
+    return Model(), lambda model, i: train(model, data(5, 6, seed=i))
