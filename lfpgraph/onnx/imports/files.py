@@ -144,9 +144,9 @@ def _check_order(graph: Any, around: Set[str] = frozenset(("",))) -> None:
     """Every value is made once, before it is read: no cycle, no name twice; subgraphs see the values `around` them."""
     _sort(graph)
     for kind, items in (("inputs", graph.input), ("initializers", graph.initializer)):
-        names = [item.name for item in items]
-        if len(set(names)) < len(names):
-            raise OnnxError(f"two {kind} are named {max(names, key=names.count)!r}; give one of them another name.")
+        names = sorted(item.name for item in items)
+        if twice := [a for a, b in zip(names, names[1:]) if a == b]:
+            raise OnnxError(f"two {kind} are named {twice[0]!r}; give one of them another name.")
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in graph.node:
         for name in node.input:
