@@ -121,10 +121,11 @@ class StaticEngine:
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
-        if call.trial is not None and call.trial.runs_again is not None and graph.mutations:
+        written = [*graph.mutations, *(f"input {position}" for position in graph.input_mutations)]
+        if call.trial is not None and call.trial.runs_again is not None and written:
             raise self._refusal(
                 f"a checkpoint ({call.trial.runs_again}) runs a part of it again in the backward pass, which may write to "
-                f"{graph.mutations[0]} a second time"
+                f"{written[0]} a second time"
             )
         values = call.values(graph)
         wanted = {
