@@ -45,6 +45,8 @@ class _Feedback(torch.autograd.Function):
         outputs = [out.clone() if id(out) in inputs and isinstance(out, Tensor) else out for out in outputs]
         if len(program.signal_outputs) < len(outputs):
             signal = set(program.signal_outputs)
+            with_signal = {id(outputs[i]) for i in signal}  # `loss, loss.detach()`: one tensor to the program
+            outputs = [o.detach() if i not in signal and id(o) in with_signal else o for i, o in enumerate(outputs)]
             ctx.mark_non_differentiable(
                 *(o for i, o in enumerate(outputs) if i not in signal and isinstance(o, Tensor))
             )

@@ -19,7 +19,7 @@ from ..engine.static import no_autocast
 from ..errors import LiveOnlyError, NonFiniteError, TraceError
 from ..graph.calls import flatten_output
 from ..graph.graph import OpGraph
-from ..tracing.guards import Guard, try_out
+from ..tracing.guards import Guard, Observation, try_out
 from ..tracing.recurrent import steps_as_one
 from ..tracing.tracer import refuse_difference
 from ..tracing.verify import differ
@@ -121,11 +121,9 @@ class StaticEngine:
 
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
-        if call.trial is not None and call.trial.runs_again is not None and graph.mutations:
-            raise self._refusal(
-                f"a checkpoint ({call.trial.runs_again}) runs a part of it again in the backward pass, which may write to "
-                f"{graph.mutations[0]} a second time"
-            )
+        written = [*graph.mutations, *(f"input {position}" for position in graph.input_mutations)]
+        if call.trial is not None and written:
+            self._refuse_writes(call.trial, written)
         values = call.values(graph)
         wanted = {
             node
@@ -139,6 +137,16 @@ class StaticEngine:
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
         )  # fmt: skip
         return entry
+
+    def _refuse_writes(self, seen: Observation, written: Sequence[str]) -> None:
+        """See that nobody can tell the model's own writes, to its buffers or inputs, from those after its program."""
+        if seen.runs_again is not None:
+            raise self._refusal(
+                f"a checkpoint ({seen.runs_again}) runs a part of it again in the backward pass, which may write to "
+                f"{written[0]} a second time"
+            )
+        if both := [name for name in written if name in seen.returned]:
+            raise self._refusal(f"it returns {both[0]}, to which it writes: the result is to change with later writes")
 
     def _compare(self, graph: OpGraph, call: ModelCall, found: Sequence[Any], expected: list[Tensor]) -> None:
         """Compare a program's first outputs with those of the model's own run on the same call."""

@@ -48,6 +48,7 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         with given(model, {name: buffer.clone() for name, buffer in model.named_buffers()}):
             result = model.forward(*args, **kwargs)
             seen.drawn = torch.get_rng_state()
+            seen.returned = _returned(result, model, leaves)
             linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
     if linked is not None:
         seen.why_live, seen.may_settle = f"its buffer {linked} keeps the gradient graph of the call that made it", False
@@ -61,3 +62,17 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 def _copy(tensor: Tensor) -> Tensor:
     copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     return copy if tensor.is_leaf else copy.clone()  # which may be written to
+
+
+def _returned(result: Any, model: nn.Module, leaves: Sequence[Any]) -> set[str]:
+    """The buffers and inputs in whose memory an output of the model lies, by name."""
+    named = {
+        **dict(model.named_buffers()),
+        **{f"input {i}": leaf for i, leaf in enumerate(filter(torch.is_tensor, leaves))},
+    }
+    memory = {part for out in flatten_output(result)[0] for part in _memory(out)}
+    return {name for name, tensor in named.items() if _memory(tensor) & memory}
+
+
+def _memory(tensor: Tensor) -> set[int]:
+    return {tensor.untyped_storage()._cdata} if tensor.layout is torch.strided and not tensor.is_nested else set()

@@ -253,3 +253,39 @@ def draws_in_place_that_nobody_reads():
             return self.b(F.dropout(self.a(x).relu(), 0.3)), torch.rand(2)
 
     return Model(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+class Hands(nn.Module):
+    """Returns a value twice, with and without its history; and, if it is asked to, the statistics that it keeps."""
+
+    def __init__(self, statistics: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.statistics = nn.Linear(6, 8), nn.Linear(8, 3), statistics
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        z = self.a(x)
+        self.mean.lerp_(z.detach().mean(0), 0.1)
+        out = self.b(z.relu())
+        return (out, self.mean) if self.statistics else (out, out, out.detach(), out[0])
+
+
+@case(static=True)
+def a_value_and_its_detached():
+    def step(model, i):
+        out = train(model, data(5, 6, seed=i))
+        return out, [x.requires_grad for x in out], out[0] is out[1], out[0].data_ptr() == out[2].data_ptr()
+
+    return Hands(False), step
+
+
+@case(often=False)
+def a_buffer_returned_and_written_later():
+    """The result of the first call changes with the second one."""
+    before = []
+
+    def step(model, i):
+        before.append(train(model, data(5, 6, seed=i))[1])
+        return [x.clone() for x in before[-2:]]
+
+    return Hands(True), step
