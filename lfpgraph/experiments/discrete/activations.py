@@ -19,7 +19,7 @@ from ..common.data import flat_digits
 from ..common.drawing import draw_bars
 from ..common.harness import Case, Report, Settings, Way
 from ..common.models import ACTIVATIONS, mlp, seeded
-from ..common.rates import at_best
+from ..common.rates import best_by_folds
 
 __all__ = ["Coarse", "run"]
 
@@ -88,7 +88,7 @@ class Coarse(nn.Module):
 def run(settings: Settings) -> Report:
     """`lfp`, the published rule and backprop on plain functions; what is written with straight-through; surrogate gradients.
 
-    Every way has its own best rate. The published rule has a wide epsilon where there are steps, as it
+    Every way has its own best rate, chosen by folds. The published rule has a wide epsilon where there are steps, as it
     hands all reward to what is compared, however small that is.
     """
     ways = {
@@ -112,10 +112,10 @@ def run(settings: Settings) -> Report:
             todo.append((name, way, partial(Coarse, activation, weight, through=way.name == "straight-through")))
     train, test = flat_digits()
 
-    def one(name: str, way: Way, build: Callable[[], nn.Module]) -> tuple[list[Case], list[str]]:
+    def one(name: str, way: Way, build: Callable[[], nn.Module]) -> tuple[Case, str]:
         start = seeded(build)
-        return at_best(start(0), [way], RATES, train, test, settings, choosing=3, epochs=20, name=name, start=start)
+        return best_by_folds(start(0), way, RATES, train, test, settings, epochs=20, name=name, start=start)
 
     found = settings.runs.together([partial(one, *task) for task in todo])
-    cases = [case for own, _ in found for case in own]
-    return Report("activations", "accuracy", cases, draw_bars, (14, 4.5), [note for _, own in found for note in own])
+    cases, notes = [case for case, _ in found], [note for _, note in found]
+    return Report("activations", "accuracy", cases, draw_bars, (14, 4.5), notes)
