@@ -74,6 +74,15 @@ def test_every_composite_equals_attribute(composite: str, tmp_path: Path) -> Non
     assert relative(torch.from_numpy(run(path, {"input": x.numpy()})["relevance/input"]), expected) < 1e-5
 
 
+@pytest.mark.parametrize("composite", ["epsilon-plus", "gamma"])
+def test_float64_equals_attribute(composite: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Text().eval().double(), torch.randint(0, 20, (3, 5))
+    path = lfpgraph.onnx.export_attribution(model, x, tmp_path / "explain.onnx", composite)
+    expected = lfpgraph.attribute(model, x, "predicted", composite)
+    assert relative(torch.from_numpy(run(path, {"ids": x.numpy()})["relevance/ids"]), expected) < 1e-9
+
+
 @pytest.mark.parametrize("composite", REFUSED)
 def test_composites_that_are_no_fixed_walk_are_refused(composite: str, tmp_path: Path) -> None:
     with pytest.raises(LfpGraphError, match=REFUSED[composite]):

@@ -49,16 +49,17 @@ class Builder(_Recorder):
         self.axes, self.seed = axes, seed
         self._known: dict[Any, Any] = {}
 
-    def _call_op(self, *call: Any) -> Any:
-        """Add a node, or find an equal one."""
-        outputs = super()._call_op(*call)
+    def _call_op(self, signature: Any, *call: Any) -> Any:
+        """Add a node, or find an equal one. Numbers among inputs get the type of the others, so results have theirs."""
+        outputs = super()._call_op(signature, *call)
         node = self.nodes[-1]
+        types = {p.type_constraint: x.type for p, x in zip(signature.inputs, node.inputs) if x is not None and x.type}
+        for value, result in zip(outputs, signature.outputs):
+            value.type = value.type or types.get(result.type_constraint)
         attributes = tuple(sorted((a.name, _key(a.value)) for a in node.attributes.values()))
         found = self._known.setdefault((node.op_identifier(), *map(id, node.inputs), attributes), outputs)
         if found is not outputs:
-            for place in range(len(node.inputs)):
-                node.replace_input_with(place, None)
-            self.nodes.pop()
+            self.nodes.pop().resize_inputs(0)
         return found
 
     def next_seed(self) -> float:
@@ -139,8 +140,7 @@ class Builder(_Recorder):
         outside = external or (external is None and sum(t.nbytes for t in tensors if t is not None) > _LARGEST)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = f"{path.name}.data" if outside else None
-            ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL)
+            ir.save(model, path, external_data=f"{path.name}.data" if outside else None, size_threshold_bytes=_SMALL)
         except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
             raise OnnxError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
 

@@ -54,8 +54,7 @@ translates(aten.sym_numel.default)(lambda x: op.Size(x))
 @translates(aten.copysign.Tensor, aten.copysign.Scalar)
 def copysign(x: Any, y: Any) -> Any:
     """ONNX cannot see the sign of a zero: minus zero counts as plus zero here, as epsilon's formula wants it."""
-    size = op.Abs(x)
-    return op.Where(op.Less(y, 0.0), op.Neg(size), size)
+    return op.Where(op.Less(y, 0.0), op.Neg(op.Abs(x)), op.Abs(x))
 
 
 @translates(aten.div.Tensor_mode, aten.div.Scalar_mode)
