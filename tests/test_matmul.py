@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lfpgraph
 from lfpgraph.native import matmul
@@ -100,3 +102,26 @@ def test_a_forward_takes_it_for_what_recurrent_layers_alone_read(taken: list[tup
     wrapped = lfpgraph.wrap(copy.deepcopy(model), engine="static")
     torch.testing.assert_close(wrapped(x)[0], model(x)[0])
     assert (6, 20) in taken
+
+
+class _Given(TorchDispatchMode):
+    """Notes the strides of the weights that oneDNN gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mkldnn":
+            w = args[2 if func._overloadname == "binary" else 1]
+            self.dense.append(w.is_contiguous() or w.t().is_contiguous())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("second", LAYOUTS)
+def test_onednn_gets_a_second_factor_without_gaps(second, taken: list[tuple[int, ...]]) -> None:
+    """With gaps between its rows oneDNN takes a kernel two thousand times as slow."""
+    a, b, c = torch.randn(7, 12), second(torch.randn(12, 9)), torch.randn(7, 9)
+    with _Given() as given:
+        matmul.mm(a, b), matmul.addmm(c, a, b), matmul.mm_into(torch.empty(7, 9), a, b), matmul.times(b, None, a)(a)
+    assert given.dense == [True] * 4

@@ -45,8 +45,13 @@ def _fits(*xs: Tensor) -> bool:
 
 
 def _by_onednn(a: Tensor, b: Tensor, row: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), row, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, _dense(b).t(), row, "none", [], "")
     return product
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A matrix whose rows or columns follow each other without gaps, for which alone oneDNN has its quick kernels."""
+    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
 def _with_less_copied(a: Tensor, b: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
 def addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """`torch.addmm`: c + a @ b, where c has the shape of the product or one that is stretched to it."""
     if beta == alpha == 1 and c.shape == (a.shape[0], b.shape[1]) and _fits(c, a, b):
-        return torch.ops.mkldnn._linear_pointwise.binary(a, c, b.t(), None, "add")
+        return torch.ops.mkldnn._linear_pointwise.binary(a, c, _dense(b).t(), None, "add")
     if beta == alpha == 1 and c.shape == b.shape[1:] and _fits(c, a, b):
         return _by_onednn(a, b, c)
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)

@@ -42,6 +42,7 @@ _FRESH = {
     aten.native_layer_norm_backward.default,
     aten._fused_rms_norm_backward.default,
     aten._softmax_backward_data.default,
+    aten.stack.default,
     aten.sum.dim_IntList,
     torch.ops.lfpgraph.scaled_product.default,
 }

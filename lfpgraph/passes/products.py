@@ -1,7 +1,8 @@
 """A pass over the joint graph: the many small products of a weight that is used at every time step become one.
 
 A recurrent weight's feedback is `sum_t s_t^T h_t`: each product writes a whole matrix and each sum reads two, for a few rows
-of work. Side by side they are one product, `cat(s)^T cat(h)`; sums over rows likewise.
+of work. Side by side they are one product, `cat(s)^T cat(h)`; sums over rows likewise. And what all steps read, each its own
+part, gets the parts' signals side by side: each alone would be a tensor of zeros as large as the whole, written and added.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ def _kind(node: fx.Node) -> Any:
         value = first.meta["val"]
         if list(node.args[1]) == [0] and value.dim() == 2 and len(node.args) < 4 and not node.kwargs:  # type: ignore[arg-type]
             return ("rows", *node.args[2:]) if hint(value.shape[0]) <= _SHORT else None
+    if node.target is aten.select_backward.default:
+        given: Any = node.args
+        _, sizes, dim, _ = given
+        return ("parts", dim, *sizes) if isinstance(sizes[dim], int) else None
     return None
 
 
@@ -99,6 +104,16 @@ def _rows(graph: fx.Graph, terms: list[fx.Node], cats: _Cats) -> fx.Node:
     return _call(graph, aten.sum.dim_IntList, _cat(graph, [term.args[0] for term in terms], cats), *terms[0].args[1:])
 
 
+def _parts(graph: fx.Graph, terms: list[fx.Node], cats: _Cats) -> fx.Node:
+    signals: dict[int, fx.Node] = {}
+    given: Any = [term.args for term in terms]
+    for s, sizes, dim, place in given:
+        place %= sizes[dim]
+        signals[place] = _call(graph, aten.add.Tensor, signals[place], s) if place in signals else s
+    zeros = _call(graph, aten.zeros_like.default, given[0][0]) if len(signals) < sizes[dim] else None
+    return _call(graph, aten.stack.default, [signals.get(i, zeros) for i in range(sizes[dim])], dim)
+
+
 def _cat(graph: fx.Graph, parts: list[Any], cats: _Cats) -> fx.Node:
     """The parts one below the other; once, where several sums join the same."""
     key = tuple(parts)
@@ -107,7 +122,11 @@ def _cat(graph: fx.Graph, parts: list[Any], cats: _Cats) -> fx.Node:
     return cats[key]
 
 
-_JOIN: dict[str, Callable[[fx.Graph, list[fx.Node], _Cats], fx.Node]] = {"product": _product, "rows": _rows}
+_JOIN: dict[str, Callable[[fx.Graph, list[fx.Node], _Cats], fx.Node]] = {
+    "product": _product,
+    "rows": _rows,
+    "parts": _parts,
+}
 
 
 def _call(graph: fx.Graph, op: Any, *args: Any) -> fx.Node:

@@ -180,5 +180,11 @@ class Observation:
         self.guard = Guard(snapshot)
 
 
+_frames = torch._C._dynamo.eval_frame
+_frames.set_code_exec_strategy(  # nor does torch.compile take it for code of a compiled part that it watches
+    Observation._event.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
+)
+
+
 def _unreadable(error: Exception) -> str:
     return f"something that it holds cannot be looked at ({type(error).__name__}: {error})"
