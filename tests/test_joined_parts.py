@@ -38,12 +38,12 @@ class Steps(nn.Module):
 
 
 @pytest.mark.parametrize("reads", READS)
-@pytest.mark.parametrize("composite", ["gradient", "lfp"])
-def test_equals_the_live_walk(composite: str, reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("composite", "memory"), [("gradient", "fast"), ("lfp", "fast"), ("lfp", "min")])
+def test_equals_the_live_walk(composite: str, memory: str, reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[int] = []
 
-    def watched(graph: fx.Graph) -> int:
-        count = join_products(graph)
+    def watched(graph: fx.Graph, parts_alone: bool) -> int:
+        count = join_products(graph, parts_alone)
         joined.append(sum(node.target is torch.ops.aten.stack.default for node in graph.nodes))
         return count
 
@@ -51,8 +51,8 @@ def test_equals_the_live_walk(composite: str, reads: str, monkeypatch: pytest.Mo
     torch.manual_seed(0)
     plain, x = Steps(READS[reads]).double(), torch.randn(5, 6, 3, dtype=torch.float64)
     found = []
-    for engine in ("static", "live"):
-        model, given = lfpgraph.wrap(copy.deepcopy(plain), composite, engine=engine), x.clone().requires_grad_()
+    for options in ({"engine": "static", "memory": memory}, {"engine": "live"}):
+        model, given = lfpgraph.wrap(copy.deepcopy(plain), composite, **options), x.clone().requires_grad_()
         model(given).square().sum().backward()
         found.append([given.grad, *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

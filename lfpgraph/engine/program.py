@@ -192,8 +192,8 @@ def _signal_like(output: Tensor, fake: bool) -> Tensor:
 def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The joint graph cut into forward and feedback."""
     n_values, n_outputs = len(plan.graph.placeholders), len(plan.graph.output_nodes)
-    if share is None and plan.graph.tracer != "values" and not plan.composite.online:
-        join_products(joint.graph)
+    if plan.graph.tracer != "values" and not plan.composite.online:
+        join_products(joint.graph, parts_alone=share is not None)
     _finish_early(joint.graph, n_outputs)
     if plan.composite.online:
         return split_online(joint, n_values, n_outputs)

@@ -25,8 +25,12 @@ _FEW = 4  # terms below which nothing is gained
 _SHORT = 512  # rows of a term, up to which its product waits for memory
 
 
-def join_products(graph: fx.Graph) -> int:
-    """Change the graph; returns how many products and sums over rows went into larger ones."""
+def join_products(graph: fx.Graph, parts_alone: bool = False) -> int:
+    """Change the graph; returns how many products, sums over rows and parts went into larger ones.
+
+    Args:
+        parts_alone: join parts alone, which takes less memory than before; rows of all steps must wait for their product.
+    """
     joined = 0
     cats: _Cats = {}
     for root in list(graph.nodes):
@@ -36,7 +40,8 @@ def join_products(graph: fx.Graph) -> int:
         groups: dict[Any, list[fx.Node]] = defaultdict(list)
         for leaf in leaves:
             groups[_kind(leaf)].append(leaf)
-        large = {kind: terms for kind, terms in groups.items() if kind is not None and len(terms) >= _FEW}
+        kinds = [kind for kind in groups if kind is not None and (kind[0] == "parts" or not parts_alone)]
+        large = {kind: groups[kind] for kind in kinds if len(groups[kind]) >= _FEW}
         if not large:
             continue
         joined += sum(map(len, large.values()))
