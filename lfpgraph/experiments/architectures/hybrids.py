@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,13 +10,13 @@ from torch.nn.functional import cross_entropy
 from ...demo.data import digits
 from ...models_zoo.hybrids import SearchedHybrid
 from ..common.drawing import draw_curves
-from ..common.harness import Case, Report, Settings, Way, fit
+from ..common.harness import Case, Report, Settings, Way
 from ..common.models import seeded
-from ..common.rates import chosen_rates
+from ..common.rates import best_by_folds
 
 __all__ = ["CANDIDATES", "run"]
 
-RATES = (3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 CANDIDATES = ("convolution", "attention", "convolution at half size", "attention at half size")
 
 
@@ -32,16 +31,9 @@ def run(settings: Settings) -> Report:
         return {"choices": [[round(float(v), 3) for v in row] for row in choices]}
 
     for way in (Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)):
-        (chosen,) = chosen_rates(
-            start(0), [way], RATES, train, replace(settings, seeds=1), epochs=6, name="hybrid", start=start
-        )
-        rate = chosen.more["lr"]
-        best = Way(way.name, way.composite, cross_entropy, lr=rate)
-        (case,) = fit(start(0), [best], train, test, settings, epochs=6, name="hybrid", start=start, after=weigh)
-        case.more["lr"] = rate
+        how: dict[str, Any] = {"epochs": 6, "name": "hybrid", "start": start, "after": weigh}
+        case, note = best_by_folds(start(0), way, RATES, train, test, settings, **how)
         cases.append(case)
         first = case.more["choices"][0]
-        notes.append(
-            f"{way.name}: rate {rate:g}, chosen on a validation part; seed {settings.first}, by layer: {first}"
-        )
+        notes.append(f"{note}; seed {settings.first}, by layer: {first}")
     return Report("hybrids", "accuracy", cases, draw_curves, notes=[*notes, f"candidates: {', '.join(CANDIDATES)}"])

@@ -14,7 +14,7 @@ from ..common.data import flat_digits
 from ..common.drawing import draw_bars
 from ..common.harness import Case, Objective, Report, Settings, Way, accuracy
 from ..common.models import LifNet, seeded
-from ..common.rates import at_best
+from ..common.rates import best_by_folds
 from ..discrete.spiking import RATES
 
 __all__ = ["run"]
@@ -23,7 +23,7 @@ SETTINGS = ((15, 0.9),)  # steps and beta
 
 
 def run(settings: Settings) -> Report:
-    """`lfp` and surrogate gradients; each way reads its answer as it was rewarded."""
+    """`lfp` and surrogate gradients, each at its own best rate, chosen by folds; each way reads its answer as it was rewarded."""
     train, test = flat_digits()
     told: dict[str, tuple[Objective, Any]] = {
         "softmax of counts": (lambda o, y: cross_entropy(o.sum(0), y), lambda o: o.sum(0)),
@@ -32,17 +32,17 @@ def run(settings: Settings) -> Report:
     }
     todo = [(n, b, what, side) for n, b in SETTINGS for what in told for side in ("lfp", "surrogate")]
 
-    def one(steps: int, beta: float, what: str, side: str) -> tuple[list[Case], list[str]]:
+    def one(steps: int, beta: float, what: str, side: str) -> tuple[Case, str]:
         objective, read = told[what]
         start = seeded(lambda: LifNet(steps=steps, beta=beta))
         way = Way({"lfp": "LFP"}.get(side, side), side, objective)
-        how: dict[str, Any] = {"epochs": 10, "name": f"{steps} steps, beta {beta}, {what}", "choosing": 3}
+        how: dict[str, Any] = {"epochs": 10, "name": f"{steps} steps, beta {beta}, {what}"}
         score = lambda o, y: accuracy(read(o), y)  # noqa: E731
-        return at_best(start(0), [way], RATES, train, test, settings, score=score, start=start, **how)
+        return best_by_folds(start(0), way, RATES, train, test, settings, score=score, start=start, **how)
 
     found = settings.runs.together([partial(one, *task) for task in todo])
-    cases = [case for own, _ in found for case in own]
-    return Report("spike_rewards", "accuracy", cases, draw_bars, (12, 4.5), [n for _, own in found for n in own])
+    cases, notes = [case for case, _ in found], [note for _, note in found]
+    return Report("spike_rewards", "accuracy", cases, draw_bars, (12, 4.5), notes)
 
 
 def rate_coded(spikes: Tensor, labels: Tensor) -> Tensor:
