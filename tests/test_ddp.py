@@ -16,6 +16,9 @@ from .support.processes import free_port, ranks
 
 STEPS = 3
 SHARD = 6
+_kept: list[
+    nn.Module
+] = []  # to the end of a process: freed with its group, it may wait for threads that wait for Python's lock
 
 
 def make_model() -> nn.Module:
@@ -50,6 +53,7 @@ def worker(rank: int, port: int, folder: str, engine: str) -> None:
     try:
         model = lfpgraph.wrap(make_model(), "lfp-epsilon", engine=engine)
         parallel = nn.parallel.DistributedDataParallel(model)
+        _kept.append(parallel)
         weights = train(parallel, model, slice(rank * SHARD, (rank + 1) * SHARD))
         assert_made(model, engine)
         torch.save(weights, Path(folder) / f"{rank}.pt")
