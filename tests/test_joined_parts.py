@@ -57,3 +57,20 @@ def test_equals_the_live_walk(composite: str, memory: str, reads: str, monkeypat
         found.append([given.grad, *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert joined == [2 if reads == "two dimensions" else 1]
+
+
+def test_a_few_parts_of_many_stay_as_they_are() -> None:
+    """Four entries of a thousand (a few words' logits, say) are no reason for a thousand tensors side by side."""
+    graph = fx.Graph()
+    terms = []
+    for place in range(4):
+        s = graph.placeholder(f"s{place}")
+        s.meta["val"] = torch.zeros(2)
+        terms.append(graph.call_function(torch.ops.aten.select_backward.default, (s, [2, 1000], 1, place)))
+        terms[-1].meta["val"] = torch.zeros(2, 1000)
+    total = terms[0]
+    for term in terms[1:]:
+        total = graph.call_function(torch.ops.aten.add.Tensor, (total, term))
+        total.meta["val"] = torch.zeros(2, 1000)
+    graph.output([total])
+    assert join_products(graph) == 0

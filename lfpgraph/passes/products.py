@@ -41,7 +41,7 @@ def join_products(graph: fx.Graph, parts_alone: bool = False) -> int:
         for leaf in leaves:
             groups[_kind(leaf)].append(leaf)
         kinds = [kind for kind in groups if kind is not None and (kind[0] == "parts" or not parts_alone)]
-        large = {kind: groups[kind] for kind in kinds if len(groups[kind]) >= _FEW}
+        large = {kind: groups[kind] for kind in kinds if len(groups[kind]) >= _least(kind)}
         if not large:
             continue
         joined += sum(map(len, large.values()))
@@ -97,6 +97,14 @@ def _kind(node: fx.Node) -> Any:
         _, sizes, dim, _ = given
         return ("parts", dim, *sizes) if isinstance(sizes[dim], int) else None
     return None
+
+
+def _least(kind: Any) -> int:
+    """How many terms of a kind are worth joining; of parts also half of all there are, since the others are zeros."""
+    if kind[0] != "parts":
+        return _FEW
+    _, dim, *sizes = kind
+    return max(_FEW, sizes[dim] // 2)
 
 
 def _product(graph: fx.Graph, terms: list[fx.Node], cats: _Cats) -> fx.Node:
