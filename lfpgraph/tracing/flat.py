@@ -20,7 +20,7 @@ from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
 from ..threads.turns import one_at_a_time, wait_for_traces
 
-__all__ = ["FlatModel", "given", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
+__all__ = ["FlatModel", "given", "hide_from_compile", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
 
 
 log = logging.getLogger("lfpgraph")
@@ -35,6 +35,13 @@ class _State(threading.local):
 
 _state = _State()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
+
+
+def hide_from_compile(function: Callable[..., Any]) -> None:
+    """Let torch.compile run a function, and all that it calls, as it is."""
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
 
 
 def is_tracing() -> bool:

@@ -23,7 +23,7 @@ from ..live.repeats.replay import Replay
 from ..live.repeats.steps import ANOTHER
 from ..threads.turns import another_thread_traces
 from ..tracing import flat
-from ..tracing.flat import is_running_plainly
+from ..tracing.flat import hide_from_compile, is_running_plainly
 
 __all__ = ["CallStandIn", "stand_in_of"]
 
@@ -137,10 +137,7 @@ def _is_part_of_a_run() -> bool:
 
 _is_part_of_a_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _CALLER = nn.Module._wrapped_call_impl.__code__
-_frames = torch._C._dynamo.eval_frame
-_frames.set_code_exec_strategy(  # a compiled model, too, runs all of it as it is
-    CallStandIn._run.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
-)
+hide_from_compile(CallStandIn._run)  # of a compiled model, too
 
 
 def stand_in_of(module: nn.Module) -> CallStandIn | None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ...errors import LiveOnlyError
-from ..flat import is_tracing
+from ..flat import hide_from_compile, is_tracing
 from .called import Called
 from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
 from .snapshots import Snapshot
@@ -180,10 +180,7 @@ class Observation:
         self.guard = Guard(snapshot)
 
 
-_frames = torch._C._dynamo.eval_frame
-_frames.set_code_exec_strategy(  # nor does torch.compile take it for code of a compiled part that it watches
-    Observation._event.__code__, _frames._FrameExecStrategy(_frames._FrameAction.SKIP, _frames._FrameAction.SKIP)
-)
+hide_from_compile(Observation._event)  # which is no code of a compiled part that it watches
 
 
 def _unreadable(error: Exception) -> str:
