@@ -189,11 +189,8 @@ class Wrapping:
         if choice.wants_static(module, kind, entry is not None, changed):
             try:
                 result = self.static.run(call, entry if changed is None else None)
-            except (
-                TraceError,
-                InputError,
-                NoRuleError,
-            ) as error:  # a rule may be missing in a program alone (torch.cond)
+            # A rule may be missing in a program alone (torch.cond).
+            except (TraceError, InputError, NoRuleError) as error:
                 choice.live(module, str(error))
             else:
                 self._count("static")

@@ -226,9 +226,8 @@ class Snapshot:
             self._add(lambda: (array.tobytes(), array.shape, str(array.dtype)), lambda _: path, made=True)
 
     def _follow_container(self, value: Any, path: str, depth: int) -> None:
-        plain: Any = next(
-            kind for kind in _CONTAINERS if isinstance(value, kind)
-        )  # a subclass may have methods of its own
+        # A subclass may have methods of its own.
+        plain: Any = next(kind for kind in _CONTAINERS if isinstance(value, kind))
         if self._inside + plain.__len__(value) > _LARGEST:
             self._find("unwatched", path, value)
             return
