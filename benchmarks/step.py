@@ -1,7 +1,8 @@
 """Time of one training step, all sides interleaved in one run: `python -m benchmarks.step --model resnet18 gpt2`.
 
 A step is forward, backward and plain SGD, of each side on a copy of its own. After the warm-up the sides take turns; figures
-are medians. The first step of each side, which traces or compiles, is timed apart. Prints a line to read and a JSON line for each model.
+are medians. The first step of each side, which traces or compiles, is timed apart. Prints a line to read and a JSON line for
+each model.
 """
 
 from __future__ import annotations
