@@ -24,7 +24,7 @@ from ..passes.inplace import storages, write_in_place
 from ..passes.nodes import is_fresh, stays
 from ..passes.online import split_online
 from ..passes.partition import split
-from ..passes.products import join_products
+from ..passes.products import compute_once, join_products
 from .joint import joint_of_patterns
 from .patterns import repeats
 from .plan import Plan
@@ -193,7 +193,8 @@ def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.
     """The joint graph cut into forward and feedback."""
     n_values, n_outputs = len(plan.graph.placeholders), len(plan.graph.output_nodes)
     if plan.graph.tracer != "values" and not plan.composite.online:
-        join_products(joint.graph, parts_alone=share is not None)
+        compute_once(joint.graph, n_outputs)
+        join_products(joint.graph, little_memory=share is not None)
     _finish_early(joint.graph, n_outputs)
     if plan.composite.online:
         return split_online(joint, n_values, n_outputs)

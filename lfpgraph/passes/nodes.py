@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-__all__ = ["draws", "elements", "hint", "is_elementwise", "is_fresh", "is_view", "size_in_bytes", "stays", "users_of"]
+__all__ = [
+    "draws",
+    "elements",
+    "hint",
+    "is_elementwise",
+    "is_fresh",
+    "is_view",
+    "is_write",
+    "size_in_bytes",
+    "stays",
+    "users_of",
+]
 
 aten = torch.ops.aten
 
@@ -70,7 +81,8 @@ def stays(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or draws(node)
 
 
-def _is_write(node: fx.Node) -> bool:
+def is_write(node: fx.Node) -> bool:
+    """Whether a node writes to one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -81,7 +93,7 @@ def is_elementwise(op: torch._ops.OpOverload) -> bool:
 
 def is_fresh(node: fx.Node) -> bool:
     """Whether the value is memory that the graph itself has allocated, all of that memory, and no entry twice."""
-    while node.target in _WHOLE_VIEWS or _is_write(node):
+    while node.target in _WHOLE_VIEWS or is_write(node):
         node = node.args[0]  # type: ignore[assignment]
     if node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
