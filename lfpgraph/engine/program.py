@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from ..errors import TraceError
 from ..graph.graph import OpGraph, ancestors, is_float, shape_of
 from ..passes.fastcalls import quick_module
-from ..passes.fuse import fuse_pairs
+from ..passes.fuse import fuse_pairs, join_scalings
 from ..passes.inductor import compile_program
 from ..passes.inplace import raise_counters, storages, write_in_place, write_statistics
 from ..passes.nodes import is_fresh, stays
@@ -223,6 +223,7 @@ def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[Call
     for half in (forward, feedback):
         fuse_pairs(half.graph)
         write_in_place(half.graph)
+    join_scalings(feedback.graph)
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()

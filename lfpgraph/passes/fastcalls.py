@@ -40,6 +40,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
                 if overload in _OVERLOADS:
                     found[getattr(packet, overload)] = getattr(owner, name)
     found[torch.ops.aten.linalg_vector_norm.default] = torch.linalg.vector_norm
+    found[torch.ops.aten._foreach_norm.Scalar] = torch._foreach_norm
     found[torch.ops.aten._foreach_add_.Scalar] = torch._foreach_add_
     return found
 
