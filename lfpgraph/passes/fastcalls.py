@@ -21,8 +21,9 @@ __all__ = ["quick_module"]
 
 # Operations whose binding in the torch namespace takes the arguments of the schema, in its order and by its names.
 _FUNCTIONS = (
-    "abs addcdiv addcmul addmm baddbmm bmm cat clone convolution copysign cos div exp exp2 log mm mul native_layer_norm neg "
-    "permute pow reciprocal relu reshape rsqrt sigmoid sin sqrt squeeze sub sum t tanh transpose unsqueeze where add mean"
+    "_batch_norm_impl_index abs add addcdiv addcmul addmm baddbmm bmm cat clone convolution copysign cos div exp exp2 log "
+    "mean mm mul native_batch_norm native_layer_norm neg permute pow reciprocal relu reshape rsqrt sigmoid sin sqrt squeeze "
+    "sub sum t tanh transpose unsqueeze where"
 ).split()
 _METHODS = ("abs_ add_ addcdiv_ addcmul_ copysign_ div_ exp_ expand mul_ neg_ relu_ sub_ sigmoid_ tanh_").split()
 _OVERLOADS = {
@@ -39,6 +40,8 @@ def _table() -> dict[Any, Callable[..., Any]]:
                 if overload in _OVERLOADS:
                     found[getattr(packet, overload)] = getattr(owner, name)
     found[torch.ops.aten.linalg_vector_norm.default] = torch.linalg.vector_norm
+    found[torch.ops.aten._foreach_norm.Scalar] = torch._foreach_norm
+    found[torch.ops.aten._foreach_add_.Scalar] = torch._foreach_add_
     return found
 
 

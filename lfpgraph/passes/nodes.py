@@ -39,6 +39,8 @@ _WHOLE_VIEWS = {
 
 # Operations, besides elementwise ones, whose results are new memory on every backend.
 _FRESH = {
+    aten._batch_norm_impl_index.default,
+    aten._batch_norm_impl_index_backward.default,
     aten.addmm.default,
     aten.baddbmm.default,
     aten.bmm.default,
@@ -48,6 +50,7 @@ _FRESH = {
     aten.embedding_dense_backward.default,
     aten.mean.dim,
     aten.mm.default,
+    aten.native_batch_norm.default,
     aten.native_batch_norm_backward.default,
     aten.native_group_norm_backward.default,
     aten.native_layer_norm_backward.default,
@@ -77,8 +80,10 @@ def draws(node: fx.Node) -> bool:
 
 
 def stays(node: fx.Node) -> bool:
-    """Whether a node stays though nobody reads it: the graph's ends, and draws, since those that follow depend on them."""
-    return node.op in ("placeholder", "output") or draws(node)
+    """Whether a node stays though nobody reads it: the graph's ends, what raises counters in place, and draws, since those
+    that follow depend on them.
+    """
+    return node.op in ("placeholder", "output") or node.target is aten._foreach_add_.Scalar or draws(node)
 
 
 def is_write(node: fx.Node) -> bool:
