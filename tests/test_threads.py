@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,10 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 import lfpgraph
 from lfpgraph.errors import TraceError, WrapError
+from lfpgraph.threads import turns
 from lfpgraph.threads.silence import quiet
-from lfpgraph.tracing.flat import tracing
+from lfpgraph.tracing.flat import is_tracing, tracing
+from lfpgraph.tracing.tracer import trace
 
 from .support.helpers import in_threads
 
@@ -99,6 +102,50 @@ def test_a_trace_changes_nothing_for_other_threads(
         logging.getLogger("torch.export").removeHandler(handler)
     assert [str(w.message) for w in warned] == ["warned MainThread"] and seen == ["logged MainThread"]
     assert capsys.readouterr().err.splitlines() == ["said MainThread"]
+
+
+class Parts(nn.Module):
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        part = nn.Linear(4, 4)
+        self.parts = nn.ModuleList([part, part if shared else nn.Linear(4, 4), nn.Tanh()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_call_that_waits_for_a_trace_is_no_part_of_it(shared: bool) -> None:
+    """Torch's tracer stands in every module's call, in all threads, and keeps one stack of the modules that are being called."""
+    plain, threads, found = Parts(shared), list[threading.Thread](), list[Any]()
+
+    def call() -> None:
+        try:
+            found.append(model(data()))
+        except BaseException as error:
+            found.append(error)
+
+    def meet(*_: Any) -> None:
+        """While the model is traced: begin a call of it in another thread, and go on as soon as that waits."""
+        if is_tracing():
+            waiting, end = len(turns._waiting), time.monotonic() + 5
+            threads.append(threading.Thread(target=call))
+            threads[-1].start()
+            while len(turns._waiting) == waiting and threads[-1].is_alive() and time.monotonic() < end:
+                time.sleep(1e-3)
+
+    plain.parts[0].register_forward_pre_hook(meet)
+    model = lfpgraph.wrap(plain, engine="live")
+    trace(plain, data())
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == len(threads) > 0
+    for other in found:
+        assert isinstance(other, Tensor), other
+        torch.testing.assert_close(other, model(data()))
 
 
 def test_quiet_in_turn() -> None:

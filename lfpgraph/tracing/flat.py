@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import eager_transforms
 from torch.distributions import Distribution
+from torch.fx.experimental.proxy_tensor import _ModuleStackTracer
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 
@@ -57,7 +58,7 @@ def tracing() -> Iterator[None]:
     them. Inference mode is no_grad to it, since torch.export does not see the other. Its distributions do not look at their
     parameters' values, unless one is asked to by `validate_args=True`. Derivatives that it takes itself are refused, and
     so is what is cut off in place. Of a hook that it sets on a tensor, which is not in a trace, the log has a line. A view
-    that a tensor's memory does not allow is a reshape.
+    that a tensor's memory does not allow is a reshape. The modules that other threads call are none of torch's tracer's.
     """
     wait_for_traces()
     with one_at_a_time():
@@ -71,6 +72,8 @@ def tracing() -> Iterator[None]:
             setattr(Tensor, "register_hook", _register_and_tell)  # noqa: B010
             setattr(Tensor, "detach_", _detach_or_refuse)  # noqa: B010
             setattr(Tensor, "view", _view_or_reshape)  # noqa: B010
+            setattr(_ModuleStackTracer, "call_module", _call_or_note)  # noqa: B010
+            setattr(_ModuleStackTracer, "getattr", _read_or_note)  # noqa: B010
             validates = _Validates(Distribution._validate_args)
             setattr(Distribution, "_validate_args", validates)  # noqa: B010
         try:
@@ -85,6 +88,8 @@ def tracing() -> Iterator[None]:
                 setattr(Tensor, "register_hook", _register)  # noqa: B010
                 setattr(Tensor, "detach_", _detach)  # noqa: B010
                 setattr(Tensor, "view", _view)  # noqa: B010
+                setattr(_ModuleStackTracer, "call_module", _call_module)  # noqa: B010
+                setattr(_ModuleStackTracer, "getattr", _read)  # noqa: B010
                 if vars(Distribution)["_validate_args"] is validates:  # nobody has set another default meanwhile
                     Distribution._validate_args = validates.before
 
@@ -93,6 +98,7 @@ _GENERATOR = "_checkpoint_without_reentrant_generator"
 _generate, _enter = vars(checkpoint)[_GENERATOR], torch.inference_mode.__enter__
 _register, _detach, _told = Tensor.register_hook, Tensor.detach_, set[str]()
 _view = Tensor.view
+_call_module, _read = _ModuleStackTracer.call_module, _ModuleStackTracer.getattr
 _BEGIN = {name: vars(eager_transforms)[name] for name in ("grad_increment_nesting", "jvp_increment_nesting")}
 
 
@@ -148,6 +154,18 @@ def _view_or_reshape(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not is_tracing() or not str(error).startswith("Cannot view a tensor"):
             raise
         return x.reshape(*args, **kwargs)
+
+
+def _call_or_note(
+    tracer: _ModuleStackTracer, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Torch's tracer stands in every module's call, in all threads, and keeps one stack of the modules that are being called."""
+    return _call_module(tracer, module, forward, args, kwargs) if is_tracing() else forward(*args, **kwargs)
+
+
+def _read_or_note(tracer: _ModuleStackTracer, name: str, value: Any, proxies: Any) -> Any:
+    """As for calls: while a model with shared parts is traced, the tracer gives stand-ins for what modules hold."""
+    return _read(tracer, name, value, proxies) if is_tracing() else value
 
 
 def _refused(begin: Callable[[], Any]) -> Callable[[], Any]:

@@ -101,7 +101,7 @@ WRITES = (
     "t = {a} * 1; t[0].copy_({b}[0] * 2); {v} = t",
     "t = {a} * 1; F.leaky_relu(t[1:], 0.1, inplace=True); {v} = t",
     "t = {a} * 1; t.multiply_({b}).subtract_(1); {v} = t",
-    "t = {a}.clone(); t[{a} > {b}] = 0; {v} = t",
+    "t = {a}.clone(); t[{a}[:] > {b}] = 0; {v} = t",
     "t = {a}.clone(); t.select(0, 0).masked_fill_({b}[0] > 0, 0.2); {v} = t",
     "t = {a}.clone(); t[:, 1:].sign_(); {v} = t * {a}",
     "t = [{a}]; t.append(t[-1].clone().add_({b})); t[-1][0].mul_(t[0][0]); {v} = torch.stack(t)",
