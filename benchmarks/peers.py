@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,12 +35,8 @@ def _lfprop(case: Case) -> Callable[[], None]:
     """lfprop: the model is entered once; feedback comes from a reward handed to autograd, in an attribute of its own."""
     if isinstance(case.inputs, dict) or case.twin is not None:
         raise NotImplementedError("its composite takes models of one tensor without loops")
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.support.peers import peer
-
-    # Its rewritten ResNet needs torchvision for real; nothing here has its class.
-    sys.modules.setdefault("lfprop.model.custom_resnet", types.SimpleNamespace(Sum=type("Sum", (nn.Module,), {})))  # type: ignore[arg-type]
-    composite = peer("lfprop.propagation.propagator_lxt").LFPEpsilonComposite(epsilon=1e-6)
+    _stand_ins()
+    composite = importlib.import_module("lfprop.propagation.propagator_lxt").LFPEpsilonComposite(epsilon=1e-6)
     model = twin(case.model)
     entered = composite.context(model).__enter__()
     inputs = case.inputs.clone().requires_grad_()
@@ -54,6 +50,29 @@ def _lfprop(case: Case) -> Callable[[], None]:
             parameter.grad = -parameter.feedback  # type: ignore[attr-defined]
 
     return run
+
+
+class _StandIn(types.ModuleType):
+    """A module that has every class that is asked for, for packages that name classes which nothing here uses."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def _stand_ins() -> None:
+    """lfprop names classes of torchvision, and its rewritten ResNet needs it for real; nothing here has their classes."""
+    names = ["lfprop.model.custom_resnet"]
+    if importlib.util.find_spec("torchvision") is None:
+        parts = ("", ".models", ".models.resnet", ".models.vgg", ".ops", ".ops.misc", ".transforms", ".utils")
+        names += [f"torchvision{part}" for part in parts]
+    for name in names:
+        if name not in sys.modules:
+            sys.modules[name] = module = _StandIn(name)
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
 
 
 class _Snntorch(nn.Module):
