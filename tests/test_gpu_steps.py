@@ -101,7 +101,7 @@ def _equal(model: nn.Module, dtype: torch.dtype, ways: list[tuple[str, str]], re
     expected = [_feedback(model, *way, x) for way in ways]
     sources = request.getfixturevalue("kernels")
     found = [_feedback(model, *way, x) for way in ways]
-    assert len(sources) >= 3  # forward, backward, and backward of the first step
+    assert len(sources) >= 2  # forward and backward; backward of the first step may be the same
     tolerance = 1e-10 if dtype == torch.float64 else 2e-4
     for way, ours, theirs in zip(ways, found, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
