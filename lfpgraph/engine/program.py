@@ -84,6 +84,27 @@ class Program:
         return [apart and isinstance(n, fx.Node) and is_fresh(n) and storage[n] not in taken for n in saved]
 
     @cached_property
+    def watched(self) -> list[bool | None]:
+        """For each value that forward saves, whether it is an input or an output, whose later changes matter.
+
+        None where only a look at the value tells.
+        """
+        results: Any = self.forward.graph.output_node().args[0]
+        outputs, saved = results[: self.n_outputs], results[self.n_outputs :]
+        found: list[bool | None] = []
+        for node, fresh in zip(saved, self.is_fresh):
+            value = node.meta.get("val") if isinstance(node, fx.Node) else node
+            given = node in outputs or (isinstance(node, fx.Node) and node.op == "placeholder")
+            number = isinstance(value, int | float | bool | torch.SymInt)
+            found.append(False if number or fresh else True if given and isinstance(value, Tensor) else None)
+        return found
+
+    @cached_property
+    def changing(self) -> list[int]:
+        """The positions of the buffers whose new values are written to them after the forward."""
+        return [i for i in self.places["written"] if i not in self.written]
+
+    @cached_property
     def places(self) -> dict[str, list[int]]:
         """The positions of the placeholders of each kind, "written" those of the buffers that the model writes to."""
         graph = self.plan.graph
