@@ -38,6 +38,7 @@ __all__ = [
     "one_line",
     "path_of",
     "printable",
+    "text_of",
 ]
 
 
@@ -146,14 +147,22 @@ def near(name: object, names: Iterable[str]) -> str:
     return f"; near it: {', '.join(close)}" if close else ""
 
 
+def text_of(error: BaseException | None) -> str:
+    """What an error of any origin says; where its own text fails, that."""
+    try:
+        return str(error)
+    except Exception as other:
+        return f"(it has no text: its own __str__ raises {type(other).__name__})"
+
+
 def one_line(error: BaseException, most: int = 200) -> str:
     """A message of any length as one line of at most so many characters, to be quoted in another."""
-    return " ".join(str(error).split())[:most]
+    return " ".join(text_of(error).split())[:most]
 
 
 def first_line(error: BaseException | None, most: int = 300) -> str:
     """The first line of a message that is not empty, at most so many characters of it."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:most]
+    return next((line.strip() for line in text_of(error).splitlines() if line.strip()), "")[:most]
 
 
 def printable(text: str) -> str:

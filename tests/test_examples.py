@@ -103,9 +103,14 @@ def test_compute_loss_func_is_the_reward_by_hand(tmp_path: Path, accumulate: int
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=8 // accumulate, seed=3, report_to=[],
         gradient_accumulation_steps=accumulate, disable_tqdm=True, use_cpu=True, max_grad_norm=0.0, save_strategy="no",
-        dataloader_pin_memory=False, train_sampling_strategy="sequential",
+        dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = transformers.Trainer(
+
+    class InOrder(transformers.Trainer):  # whose argument for it is younger than the oldest that is supported
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(items("bert", 16))
+
+    trainer = InOrder(
         model, arguments, train_dataset=items("bert", 16), compute_loss_func=module.reward_as_loss,
         optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)),
     )  # fmt: skip

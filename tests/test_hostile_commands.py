@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from .support.helpers import enter, run_cli
@@ -40,6 +43,16 @@ def nans():
 
 def leaves():
     sys.exit("no model today")
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+def mute():
+    raise Mute
+
+def long():
+    raise ValueError("word\\n" * 100_000)
 
 class Own(nn.Module):
     def __init__(self):
@@ -90,7 +103,9 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
     "inputs of another width": (["train", "own:build", "own:wide"], 1, "shapes"),
     "labels out of range": (["train", "own:build", "own:labels"], 1, "labels"),
     "inputs of NaN": (["train", "own:build", "own:nans"], 1, "NaN"),
-    "a module that fails": (["train", "own:Own", "own:data"], 1, "own.py:36"),
+    "a module that fails": (["train", "own:Own", "own:data"], 1, "own.py:46"),
+    "an error that cannot be said": (["train", "own:mute", "own:data"], 1, "raises ValueError"),
+    "an error without end": (["train", "own:long", "own:data"], 1, "word word"),
     "outputs of another kind": (["train", "own:Two", "own:data"], 1, "dict"),
     "a script that ends Python": (["train", "own:leaves", "own:data"], 1, "no model today"),
     "a module above all": (["train", ".own:build", "own:data"], 1, ".own"),
@@ -123,6 +138,7 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
     "an array without a batch": ([*EXPLAIN, "flat.npy"], 1, "[1, length]"),
     "an array of too many dimensions": ([*EXPLAIN, "many.npy"], 1, "[1, height, width]"),
     "a row for an image": ([*EXPLAIN, "row.npy", "--show", "image"], 1, "[1, height, width]"),
+    "an image of 13,000 by 13,000": ([*EXPLAIN, "large.png"], 1, "bomb"),
     "an image of nothing": ([*EXPLAIN, "torn.png"], 1, "cannot be read"),
     "a class that is not there": ([*EXPLAIN, "row.npy", "--target", "99"], 1, "99"),
     "a class beyond all": ([*EXPLAIN, "row.npy", "--target", str(10**30)], 1, "1000000"),
@@ -130,9 +146,19 @@ CALLS: dict[str, tuple[list[str], int, str]] = {
     "an image of a mile": ([*EXPLAIN, "torn.png", "--size", "1000000"], 2, "--size"),
     "weights of something else": (["export", "own:build", "x.onnx", "--weights", "own.py", "--shape", "4"], 1, "own.py"),
     "a pipe for weights": (["export", "own:build", "x.onnx", "--weights", "pipe.npy", "--shape", "4"], 1, "no regular"),
+    "weights of complex numbers": (
+        ["export", "own:build", "x.onnx", "--weights", "complex.safetensors", "--shape", "4"], 1, "torch.complex64"),
     "no parameter of this name": (["export", "own:build", "x.onnx", "--trainable", "z", "--shape", "4"], 1, "'z'"),
     "an unknown kind": (["export", "own:build", "x.onnx", "--what", "x"], 1, "attribution"),
 }  # fmt: skip
+
+
+def _png_of(side: int) -> bytes:
+    """The head of a picture, which says how large it is."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (head, data)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.fixture
@@ -150,6 +176,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     held = (tmp_path / "row.npy").read_bytes()
     (tmp_path / "huge.npy").write_bytes(held.replace(b"(1, 4)", b"(9999999999999, 4)", 1)[: len(held)])
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
+    (tmp_path / "large.png").write_bytes(_png_of(13_000))
+    turned = {name: value.to(torch.complex64) for name, value in torch.nn.Linear(4, 8).state_dict(prefix="0.").items()}
+    safetensors.torch.save_file(turned, tmp_path / "complex.safetensors")
     for kind in ("onnx", "json", "pt2", "npy"):
         os.mkfifo(tmp_path / f"pipe.{kind}")
     enter(monkeypatch, tmp_path, "own")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import shutil
 import socket
 import struct
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from .support.helpers import enter, run_cli
 
@@ -205,3 +208,30 @@ def test_folders_of_a_run_that_no_one_can_read_again(tmp_path: Path, name: str) 
         make_checkpoint(Path(f"{tmp_path}/{name}"))
     str(told.value).encode()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    """And one line says so; safetensors has an error of its own for it."""
+    pytest.importorskip("onnxruntime")
+    from lfpgraph.errors import OnnxError
+    from lfpgraph.onnx import OrtTrainer, export, export_training_step
+
+    model, x = nn.Linear(4, 5000), torch.randn(6, 4)
+    step = export_training_step(model, x, tmp_path / "deep" / "step.onnx", "softmax", parameters="outside")
+    trainer = OrtTrainer(step)
+    trainer.save(step.with_name("own.safetensors"))
+    export(model, step.with_name("model.onnx"), x)
+    before = {file.name: file.read_bytes() for file in step.parent.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        for write in (
+            lambda: trainer.save(step.with_name("own.safetensors")),
+            lambda: export_training_step(model, x, step, "softmax", parameters="outside", forward=False),
+            lambda: export(model, step.with_name("model.onnx"), x),
+        ):
+            with pytest.raises(OnnxError, match="cannot write"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {file.name: file.read_bytes() for file in step.parent.iterdir()} == before

@@ -15,9 +15,10 @@ import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.program import make_program
-from lfpgraph.errors import LiveOnlyError
+from lfpgraph.errors import LiveOnlyError, TraceError
 from lfpgraph.graph.calls import flatten_input
 from lfpgraph.graph.graph import ACTIVE, CONSTANT, WEIGHT
+from lfpgraph.tracing.tracer import trace
 
 from .support.helpers import assert_made, assert_same, gradients
 
@@ -231,3 +232,42 @@ def test_a_view_that_torch_takes_for_impossible() -> None:
 
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         lfpgraph.wrap(Impossible(), engine="static")(x)
+
+
+class Assigns(nn.Module):
+    """Gives a buffer's name another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("count", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count * 2
+        out: Tensor = self.layer(x) * self.count
+        return out
+
+
+def test_a_buffer_that_forward_assigns_is_written() -> None:
+    model, x = Assigns(), torch.randn(2, 3)
+    graph = trace(model, x)
+    assert graph.mutations == ["count"]
+    found = graph.module(*graph.values([x], {**dict(model.named_parameters()), **dict(model.named_buffers())}))
+    torch.testing.assert_close(found[0], 2 * model.count)
+
+
+class Elsewhere(nn.Module):
+    """Reads its weight from a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.held = [self.layer.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.held[0])
+
+
+def test_a_parameter_that_a_trace_would_take_for_a_constant_is_refused() -> None:
+    with pytest.raises(TraceError, match="reads the parameter layer.weight from elsewhere"):
+        trace(Elsewhere(), torch.randn(2, 3))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..composites.composite import Composite, get_composite
-from ..errors import AttributionError, NonFiniteError, check_choice
+from ..errors import AttributionError, NonFiniteError, check_choice, first_line
 from ..explain.attribution import attribute
 from ..explain.target import weights_of
 from ..graph.calls import check_module
@@ -99,7 +99,7 @@ def tune(
                     raise NonFiniteError("the metric is NaN or infinite")
                 total, count = total + float(values.sum()), count + values.numel()
         except Exception as error:  # of a composite that does not suit this model; the report says so
-            failed[composite.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            failed[composite.name] = f"{type(error).__name__}: {first_line(error)}"
             return None
         found[composite.name] = total / max(count, 1), composite
         return total / max(count, 1)

@@ -60,6 +60,9 @@ def exported_program(path: Path) -> ModelTarget:
         with quiet():
             program = _loaded(_records(path))
             model = program.module()
+        for mode in ("train", "eval"):  # torch refuses both; a program has the mode that it was exported in
+            vars(model).pop(mode, None)
+        model.eval()
     except _Refused as refused:
         raise TargetError(
             f"{path} is not loaded, since {refused}, which could run code or take what it wants. If you trust the file, "

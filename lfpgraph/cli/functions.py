@@ -38,7 +38,9 @@ def load_target(target: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         raise TargetError(f"{target!r}: no module named {error.name!r}; run from the folder that holds it") from error
     except (Exception, SystemExit) as error:  # a script may end Python when it is imported
-        raise TargetError(f"{target!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+        raise TargetError(
+            f"{target!r}: importing {module_name} failed: {type(error).__name__}: {one_line(error, 400)}"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         names = ", ".join(sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))) or "none"
@@ -57,7 +59,7 @@ def call_target(function: Callable[[], Any], target: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:
-        raise TargetError(f"{target!r} failed: {type(error).__name__}: {error}") from error
+        raise TargetError(f"{target!r} failed: {type(error).__name__}: {one_line(error, 400)}") from error
 
 
 @contextmanager

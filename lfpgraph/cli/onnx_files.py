@@ -121,11 +121,16 @@ def _freeze(model: Any, patterns: list[str]) -> None:
 
 
 def _load(model: Any, path: Path) -> None:
-    from safetensors.torch import load_model
+    import torch
+    from safetensors.torch import load_file, load_model
 
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is no regular file")  # reading a pipe may never end
+        own = model.state_dict()
+        for name, value in load_file(path).items():  # of which torch would drop imaginary parts, or fractions
+            if name in own and not torch.can_cast(value.dtype, own[name].dtype):
+                raise ValueError(f"{name} is of type {value.dtype} there, and of {own[name].dtype} in the model")
         load_model(model, str(path))
     except Exception as error:  # OSError, SafetensorError, RuntimeError of a missing name
         raise TargetError(f"{path} does not fit the model: {one_line(error, 300)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ def image_of(path: Path, size: int | None, mean: float, std: float, channels: in
     except ImportError as error:
         raise AttributionError("images need pillow; pip install pillow") from error
     try:
-        with open(path, "rb") as file, Image.open(file) as opened:  # it leaves a file open that cannot be read
-            image = opened.convert("L" if channels == 1 else "RGB")
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as opened:  # it leaves a file open that cannot be read
+                image = opened.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # of whatever a damaged file makes, or one that unpacks to more than memory holds
         raise AttributionError(f"{path} cannot be read as an image: {first_line(error)}") from error
     if size is not None:

@@ -15,7 +15,7 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import _config as _fx_config
 
-from ..errors import DataDependentError, InputError, LfpGraphError, TraceError
+from ..errors import DataDependentError, InputError, LfpGraphError, TraceError, text_of
 from ..graph.calls import input_tensors
 from ..graph.graph import OpGraph, Placeholder
 from ..randomness import keep_random_state
@@ -85,7 +85,7 @@ def capture(
 
 def _explain(model: nn.Module, error: Exception) -> TraceError:
     """What torch.export raised, as an exception of ours that says where and what to do."""
-    text = str(error)
+    text = text_of(error)
     name = type(model).__name__
     data_dependent = (
         "data-dependent" in text.lower()

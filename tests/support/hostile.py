@@ -90,6 +90,8 @@ def exported_programs(mark: Path) -> dict[str, bytes]:
     config("weight elsewhere", "weights", lambda e: e.update(path_name="../../../../etc/hostname"))
     huge = {"sizes": [{"as_int": 2**40}], "strides": [{"as_int": 0}]}
     config("huge weight", "weights", lambda e: e["tensor_meta"].update(huge))
+    many = [{"as_int": 1}] * 5000
+    config("weight of many dimensions", "weights", lambda e: e["tensor_meta"].update(sizes=many, strides=many))
     config("huge empty weight", "weights", lambda e: e["tensor_meta"].update(huge), weight_0=b"")
     found["pickled inputs"] = _packed({**good, "data/sample_inputs/model.pt": evil})
     wide = _saved(((torch.zeros(1).expand(2**40),), {}))
@@ -114,6 +116,7 @@ def exported_programs(mark: Path) -> dict[str, bytes]:
     program("call of torch.load", lambda d: node(d).update(target="torch.load"))
     program("call by another door", lambda d: node(d).update(target="_operator.attrgetter"))
     program("operator as argument", lambda d: node(d)["inputs"][0].update(arg={"as_operator": "torch.os.system"}))
+    program("argument of another kind", lambda d: node(d)["inputs"][0].update(arg={"as_ints": [2**63]}))
     program("file read", lambda d: node(d).update(target="torch.ops.aten.from_file.default"))
     program("file written", lambda d: node(d).update(target="torch.ops.aten.save.default"))
     program("library loaded", lambda d: node(d).update(target="torch.ops.load_library"))

@@ -20,6 +20,7 @@ from torch.onnx._internal.exporter._building import OpRecorder
 from torch.onnx._internal.exporter._tensors import SymbolicTensor
 
 from ...errors import OnnxError
+from ...writing import written_whole
 
 __all__ = ["OPSET", "Builder", "settled"]
 
@@ -139,8 +140,8 @@ class Builder(_Recorder):
         tensors = [value.const_value for value in self.graph.initializers.values()]
         outside = external or (external is None and sum(t.nbytes for t in tensors if t is not None) > _LARGEST)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ir.save(model, path, external_data=f"{path.name}.data" if outside else None, size_threshold_bytes=_SMALL)
+            with written_whole(path) as new:
+                ir.save(model, new, external_data=f"{path.name}.data" if outside else None, size_threshold_bytes=_SMALL)
         except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
             raise OnnxError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
 

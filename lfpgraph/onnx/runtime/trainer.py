@@ -179,7 +179,7 @@ class OrtTrainer:
             tensors |= {f"optimizer/{name}": value for name, value in self.optimizer_state().items()}
         try:
             save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, str(path))
-        except OSError as error:
+        except Exception as error:  # OSError, or safetensors' own of a full disk
             raise OnnxError(f"cannot write {path}: {error}") from error
 
     def restore(self, path: str | Path) -> None:

@@ -87,7 +87,11 @@ def export_training_step(
 
         tensors, stored = state_tensors(model), [*described["parameters"], *described["frozen"], *described["buffers"]]
         values = {name: tensors[name].detach().cpu().contiguous().clone() for name in stored}
-        save_file(values, path.with_name(described["values"]))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(values, path.with_name(described["values"]))
+        except Exception as error:  # safetensors' own, or of a folder that cannot be
+            raise OnnxError(f"cannot write {path.with_name(described['values'])}: {error}") from error
     b.save(path, {METADATA: json.dumps(described)}, external_data)
     if forward:
         kept = {*described["parameters"], *described["frozen"], *described["buffers"]}

@@ -19,6 +19,7 @@ from ...graph.calls import arguments_of, input_tensors
 from ...modes import eval_mode
 from ...threads.silence import quiet
 from ...tracing.flat import FlatModel, tracing
+from ...writing import written_whole
 from ..operators.builder import OPSET
 from .exporter import input_names
 
@@ -76,23 +77,18 @@ def export(
 
 
 def _put(made: Any, path: Path, external_data: bool | None, *compared: Any) -> Path:
-    """Write what torch's exporter made, or a ModelProto; a file that differs from the model, or does not open, is removed."""
+    """Write what torch's exporter made, or a ModelProto; one that differs from the model, or does not open, is not kept."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(made, onnx.ModelProto):
-            path.with_name(beside := f"{path.name}.data").unlink(missing_ok=True)
-            apart = made.ByteSize() >= _LARGEST if external_data is None else external_data
-            onnx.save_model(made, path, save_as_external_data=apart, location=beside)
-        else:
-            made.save(str(path), external_data=external_data)
+        with written_whole(path) as new:
+            if isinstance(made, onnx.ModelProto):
+                apart = made.ByteSize() >= _LARGEST if external_data is None else external_data
+                onnx.save_model(made, new, save_as_external_data=apart, location=f"{path.name}.data")
+            else:
+                made.save(str(new), external_data=external_data)
+            _compare(new, *compared)
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a file that stood here before
     except OSError as error:
         raise OnnxError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        _compare(path, *compared)
-    except OnnxError:
-        path.unlink()
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-        raise
     return path
 
 
@@ -141,4 +137,4 @@ def _compare(path: Path, inputs: dict[str, Tensor], expected: Sequence[Tensor], 
         if a.shape != b.shape or not distance <= tolerance:
             apart = f"{distance:.2g}, more than tolerance={tolerance}"
             raise OnnxError(f"onnxruntime's output {i} differs from the model's by {apart}")
-    log.info("%s agrees with the model in onnxruntime", path)
+    log.info("%s agrees with the model in onnxruntime", path.name)

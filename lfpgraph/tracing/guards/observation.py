@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import LiveOnlyError
+from ...errors import LiveOnlyError, one_line
 from ..flat import hide_from_compile, is_tracing
 from .called import Called
 from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
@@ -184,4 +184,4 @@ hide_from_compile(Observation._event)  # which is no code of a compiled part tha
 
 
 def _unreadable(error: Exception) -> str:
-    return f"something that it holds cannot be looked at ({type(error).__name__}: {error})"
+    return f"something that it holds cannot be looked at ({type(error).__name__}: {one_line(error)})"
