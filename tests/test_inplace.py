@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 import lfpgraph
 from lfpgraph.errors import TraceError
@@ -178,6 +179,20 @@ def test_running_statistics_are_written_in_place(memory: str) -> None:
     written = {entry.graph.placeholders[i].target for i in entry.program.written}
     both = {f"{norm}.{stat}" for norm in ("first", "frozen", "plain") for stat in ("running_mean", "running_var")}
     assert written == both | {f"{norm}.num_batches_tracked" for norm in ("first", "frozen", "plain", "read")}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_statistics_within_a_checkpoint(reentrant: bool) -> None:
+    """A checkpoint around the whole model runs it twice, and twice the statistics move, as the plain model's do."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
+    model = lfpgraph.wrap(copy.deepcopy(plain), "gradient", engine="static")
+    for _ in range(3):
+        x = torch.randn(6, 4, requires_grad=True)
+        for m in (plain, model):
+            checkpoint(m, x, use_reentrant=reentrant).square().sum().backward()
+    for (name, p), q in zip(model.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(p, q, msg=name)
 
 
 def test_a_refused_first_run_has_written_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
