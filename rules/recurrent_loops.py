@@ -128,6 +128,7 @@ def walk_in_loop(
     on_gpu = isinstance(loops[0], StepKernel)
     steps, size = len(x), len(x) if on_gpu else max(1, _BLOCK // max(1, x[0].numel()))
     s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(h)
+    rest = h if on_gpu else rest  # each entry is read before it is written
     s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
     rows, multiply = s_z.unbind(0), times(w, None, s_z[0])
     of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) and not on_gpu else None
@@ -145,6 +146,11 @@ def walk_in_loop(
             if of is not None and isinstance(run, Running):
                 of.move(place(s_z, -start), None if added is None else place(added), place(h))
                 run.through(of, part, ahead=False)
+                continue
+            if on_gpu:
+                for t in part:
+                    run(t)
+                    mm_into(h, rows[t], w, added)
                 continue
             for t in part:
                 run.give(2 + len(states), h)

@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a room imports from those that stand before it in this table, and from no others.
 ROOMS = (
-    "errors", "native", "kernels", "modes", "numerics", "optional", "pages", "randomness", "registry", "threads", "together",
-    "writing",
+    "errors", "native", "kernels", "modes", "numerics", "optional", "pages", "randomness", "registry", "threads", "writing",
     "rules.samples", "rules", "rules.lrp",
     "graph", "tracing", "composites", "passes", "engine", "live", "wrapping", "rewards", "explain",
     "onnx.registry", "onnx.runtime", "onnx.operators", "onnx.step", "onnx.imports", "onnx",

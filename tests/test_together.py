@@ -9,8 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lfpgraph
-from lfpgraph.passes.fuse import join_scalings
-from lfpgraph.together import SCALE_ALL, SCALE_NORMED
+from lfpgraph.passes.fuse import SCALE_ALL, SCALE_NORMED, join_scalings
 from lfpgraph.wrapping.calls import wrapping_of
 
 ops = torch.ops.lfpgraph

@@ -70,7 +70,7 @@ class StepKernel:
 
     def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> RunningKernel:
         """What does a step, given its number, on the stream that is current now; on tensors given by their `place`."""
-        stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else None
+        stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_initialized() else None
         return RunningKernel(self._start, places, rows, width, stream)
 
 
@@ -102,9 +102,9 @@ class RunningKernel:
 @functools.cache
 def kernel_of(source: str, device: torch.device) -> _Start | None:
     """What starts a kernel; None, and a line in the log, where it cannot be compiled."""
-    if torch.version.cuda is None:
-        return None
     try:
+        if torch.version.cuda is None:
+            raise _Failed("this build of torch is not for CUDA")
         with torch.cuda.device(device):
             torch.zeros(1, device=device)  # this thread has a context from now on
             major, minor = torch.cuda.get_device_capability(device)

@@ -11,15 +11,38 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.graph import shape_of
-from ..kernels import SMALL
-from ..together import SCALE_ALL, SCALE_NORMED
+from ..kernels import DECOMPOSITIONS, KERNELS, SMALL, define, scale_by_floored_size
+from ..native.gpu import scaled_by_floored
 from .nodes import elements, stays
 
-__all__ = ["fuse_pairs", "join_scalings"]
+__all__ = ["SCALE_ALL", "SCALE_NORMED", "fuse_pairs", "join_scalings"]
 
 aten = torch.ops.aten
 ops = torch.ops.lfpgraph
 _Call = tuple[Any, tuple[Any, ...]] | None  # operation and arguments
+
+
+# Operations for the scaling of many parameters' signals: a small tensor is scaled in less time than it takes to start that.
+
+
+def _scale_all(signals: list[Tensor], weights: list[Tensor]) -> Any:
+    """`s * abs(w)` of each pair, written over s."""
+    torch._foreach_mul_(signals, torch._foreach_abs(weights))
+
+
+def _scale_normed(s: Tensor, w: Tensor, norm: Tensor, share: float, unit: float) -> Tensor:
+    """`scale_by_floored_size_` of a w on a GPU whose norm is known."""
+    made = scaled_by_floored(s, w, share, unit, norm)
+    return KERNELS[torch.ops.lfpgraph.scale_by_floored_size_.default](s, w, share, unit) if made is None else made
+
+
+SCALE_ALL = define("scale_all_(Tensor(a!)[] s, Tensor[] w) -> ()", _scale_all, lambda s, w: None)
+SCALE_NORMED = define(
+    "scale_normed(Tensor s, Tensor w, Tensor norm, float share, float unit) -> Tensor",
+    _scale_normed,
+    lambda s, *_: torch.empty_like(s),
+)
+DECOMPOSITIONS[SCALE_NORMED] = lambda s, w, norm, share, unit: scale_by_floored_size(s, w, share, unit)
 
 
 def fuse_pairs(graph: fx.Graph) -> None:
