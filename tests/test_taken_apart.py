@@ -111,13 +111,15 @@ class Crossing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         zeros = x.new_zeros(x.shape[0], 4)
-        a = b = (zeros, zeros)
+        a, others = (zeros, zeros), [(zeros, zeros)]
+        for t in range(4):
+            others.append(self.second(x[:, t], others[-1]))
         for t in range(4):
             if self.by_turns:
                 a = (self.first if t % 2 else self.second)(x[:, t], a)
             else:
-                a, b = self.first(x[:, t], (a[0], b[1])), self.second(x[:, t], (b[0], a[1]))
-        return a[0] + b[1]
+                a = self.first(x[:, t], (a[0], others[t][1]))
+        return a[0] + a[1]
 
 
 @pytest.mark.parametrize("by_turns", [True, False])
