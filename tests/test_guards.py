@@ -203,30 +203,6 @@ def test_two_functions_of_one_code_are_watched_each() -> None:
     assert "function was 3.0 and is 4.0" in (guard.changed() or "")
 
 
-class OfItself(nn.Module):
-    """Holds functions that read the model from their closure."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.scale = nn.Parameter(torch.ones(1, 3)), 2.0
-        self.functions = [lambda x: x * self.weight * self.scale]
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.functions[0](x)
-        return out
-
-
-def test_functions_of_another_model_are_not_watched() -> None:
-    """Where Python does not say which function of one code was called, all are looked for."""
-    other, model = OfItself(), OfItself()
-    guard = observed(model, torch.ones(2, 3)).guard
-    assert guard is not None
-    other.scale = 3.0
-    assert guard.changed() is None
-    model.scale = 3.0
-    assert "scale" in (guard.changed() or "")
-
-
 def test_what_no_code_names_may_change_inside() -> None:
     """A trainer that the model knows counts its steps; what it is made of is not the model's state."""
     model = Net()
