@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from lfpgraph.models_zoo.cnn import vgg16
@@ -96,11 +97,50 @@ def _zennit(model: nn.Module, x: Tensor) -> Run:
     return run
 
 
+def _autolrp(model: nn.Module, x: Tensor) -> Run:
+    """autoLRP's `composite`: its tensors note what they went through."""
+    import autolrp
+
+    def run() -> Tensor:
+        leaf = autolrp.tensor(x)
+        _logits(model(leaf))[:, 3].sum().lrp(config=autolrp.LRPConfig.composite())  # type: ignore[attr-defined]
+        relevance: Tensor = leaf.relevance
+        return relevance
+
+    return run
+
+
+def _lxt(model: nn.Module, x: Tensor) -> Run:
+    """LXT's efficient AttnLRP: gradient x input of a model whose classes it has patched, here for the time of a run."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from transformers.activations import GELUActivation
+    from transformers.models.vit import modeling_vit
+
+    from tests.support.peers import peer
+
+    patches = peer("lxt.efficient.patches")
+    attention = patches.wrap_attention_forward(modeling_vit.eager_attention_forward)
+    gradient = _gradient(model, x)
+
+    def run() -> Tensor:
+        GELUActivation.original_forward = GELUActivation.forward
+        with (
+            mock.patch.object(modeling_vit, "eager_attention_forward", attention),
+            mock.patch.object(nn.LayerNorm, "forward", patches.layer_norm_forward),
+            mock.patch.object(GELUActivation, "forward", patches.non_linear_forward),
+        ):
+            relevance: Tensor = gradient()
+        return relevance
+
+    return run
+
+
 def side(name: str, model: nn.Module, x: Tensor) -> Run:
     """One way to explain."""
     if name == "autograd":
         return _gradient(model, x)
-    return _zennit(model, x) if name == "zennit" else _ours(model, x, name)
+    peers = {"zennit": _zennit, "autolrp": _autolrp, "lxt": _lxt}
+    return peers[name](model, x) if name in peers else _ours(model, x, name)
 
 
 def timed(model_name: str, names: list[str], rounds: int, busy: bool = False) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.models import DEPTHS, MODELS, SERIES
+from benchmarks.peers import PEER_MODELS
 from tools.pages import put_table
 
 __all__ = ["draw", "put"]
@@ -40,6 +41,11 @@ def put(rows: Rows, page: Path) -> None:
             "|---|---|---|---|---|---|---|",
             *(_point(series, value, rows) for series, points in SERIES.items() for value in points),
         ],
+        "peers": [
+            "| model | backprop ms | lfpgraph | lfprop | snntorch | spikingjelly | measured |",
+            "|---|---|---|---|---|---|---|",
+            *(_peers(name, rows) for name in PEER_MODELS if f"peers {name}" in rows),
+        ],
         "notes": _notes(rows),
     }
     for mark, lines in tables.items():
@@ -71,6 +77,12 @@ def _times(name: str, rows: Rows) -> str:
         _cell(base[0], "{:.1f}"), _cell(fast[0], "{:.1f}"), _cell(fast[1]),
     ]  # fmt: skip
     return f"| {name} | " + " | ".join([*cells, _measured(rows.get(eager, {}), rows.get(compiled, {}))]) + " |"
+
+
+def _peers(name: str, rows: Rows) -> str:
+    job = f"peers {name}"
+    cells = [_cell(_step(rows, job, side)[1]) for side in ("lfp", "lfprop", "snntorch", "spikingjelly")]
+    return f"| {name} | {_cell(_step(rows, job, 'backprop')[0], '{:.1f}')} | {' | '.join(cells)} | {_measured(rows[job])} |"
 
 
 def _means(rows: Rows) -> list[str]:

@@ -31,11 +31,15 @@ def _replaced(name: str, by: object) -> Without:
 
 PASSES: dict[str, Without] = {
     "none: all passes once more": nullcontext,
-    "products of all time steps joined (`join_products`)": _replaced("engine.program.join_products", lambda graph: 0),
+    "products of all time steps joined (`join_products`)": _replaced(
+        "engine.program.join_products", lambda graph, **_: 0
+    ),
     "pairs of operations as one (`fuse_pairs`)": _replaced("engine.program.fuse_pairs", lambda graph: None),
     "formulas in blocks of the cache (`kernels`)": _replaced("kernels._BLOCK", 1 << 62),
     "in place (`write_in_place`)": _replaced("engine.program.write_in_place", lambda graph: 0),
-    "quick bindings (`quick_module`)": _replaced("engine.program.quick_module", lambda module: module),
+    "statistics of batch norms in place (`write_statistics`)": _replaced("engine.program._buffers", lambda graph: []),
+    "small signals scaled together (`join_scalings`)": _replaced("engine.program.join_scalings", lambda graph: None),
+    "quick bindings (`quick_module`)": _replaced("engine.program.quick_module", lambda module, **_: module),
     "weights' signals scaled at once (`_finish_early`)": _replaced("engine.program._finish_early", lambda *args: None),
     "transposes and reshapes merged (`_shorten`)": _replaced("engine.program._shorten", lambda node: None),
 }

@@ -19,9 +19,9 @@ from rich.progress import track
 
 from benchmarks.models import DEPTHS, MODELS, SERIES
 from benchmarks.page import draw, put
-from benchmarks.sides import SIDES
+from benchmarks.peers import PEER_MODELS, PEERS
 
-TIMED = ["backprop", "lfp", "lfp-min", *(["lfprop"] if "lfprop" in SIDES else [])]
+TIMED = ["backprop", "lfp", "lfp-min"]
 COMPILED = ["backprop-compiled", "lfp-compiled"]
 WEIGHED = ["backprop", "lfp", "lfp-min"]
 
@@ -40,6 +40,10 @@ def jobs(device: str, clock: bool) -> list[tuple[str, list[str]]]:
         found.append((f"prepare {model}", ["benchmarks.prepare", model, *on]))
     for model in MODELS:
         found.append((f"compiled {model}", ["benchmarks.step", "--model", model, "--side", *COMPILED, *busy]))
+    for model in PEER_MODELS if PEERS else ():
+        found.append(
+            (f"peers {model}", ["benchmarks.step", "--model", model, "--side", "backprop", "lfp", *PEERS, *busy])
+        )
     return found
 
 

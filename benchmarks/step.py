@@ -1,12 +1,14 @@
 """Time of one training step, all sides interleaved in one run: `python -m benchmarks.step --model resnet18 gpt2`.
 
-A step is forward, backward and plain SGD. After the warm-up the sides take turns; figures are medians. The first step of
-each side, which traces or compiles, is timed apart. Prints a line to read and a JSON line for each model.
+A step is forward, backward and plain SGD, of each side on a copy of its own. After the warm-up the sides take turns; figures
+are medians. The first step of each side, which traces or compiles, is timed apart. Prints a line to read and a JSON line for
+each model.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -16,11 +18,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import MODELS, build
+from benchmarks.models import MODELS, Case, build
 from benchmarks.sides import SIDES
 from lfpgraph.errors import one_line
 
 WARM_UP = 3
+SHARED = 300_000_000  # from so many parameters on, the sides share them, since memory would not hold a copy for each
 
 
 def _now(device: str, busy: bool) -> float:
@@ -40,21 +43,24 @@ def measure(
         busy: time of the processor, not by the clock, since others use the machine as well.
     """
     case = build(name).to(device)
-    parameters = list(case.model.parameters()) + list(case.twin.parameters() if case.twin else [])
-    optimizer = torch.optim.SGD(parameters, lr=1e-7)
+    shared = sum(p.numel() for p in case.model.parameters()) >= SHARED
+    common = _optimizer(case)
     row: dict[str, Any] = {"model": name, "device": device, "notes": case.notes, "first_s": {}, "errors": {}}
-    running = {}
+    running: dict[str, Callable[[], None]] = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
 
     def step(side: str) -> float:
         start = _now(device, busy)
-        optimizer.zero_grad(set_to_none=True)
+        optimizers[side].zero_grad(set_to_none=True)
         running[side]()
-        optimizer.step()
+        optimizers[side].step()
         return _now(device, busy) - start
 
     for side in sides:
         try:
-            running[side] = SIDES[side](case)
+            own = case if shared else copy.deepcopy(case)
+            optimizers[side] = common if shared else _optimizer(own)
+            running[side] = SIDES[side](own)
             row["first_s"][side] = step(side)
         except Exception as error:
             running.pop(side, None)
@@ -71,13 +77,18 @@ def measure(
     row["rounds"] = rounds
     row["step_s"] = {side: statistics.median(values) for side, values in seconds.items()}
     if device == "cuda":
-        row["peak"] = {side: _peak(optimizer, run) for side, run in running.items()}
+        row["peak"] = {side: _peak(optimizers[side], run) for side, run in running.items()}
     row["ratio"] = {
         side: statistics.median(a / b for a, b in zip(values, seconds[_base(side)]))
         for side, values in seconds.items()
         if side != _base(side) and _base(side) in seconds
     }
     return row
+
+
+def _optimizer(case: Case) -> torch.optim.Optimizer:
+    parameters = list(case.model.parameters()) + list(case.twin.parameters() if case.twin else [])
+    return torch.optim.SGD(parameters, lr=1e-7)
 
 
 def _peak(optimizer: torch.optim.Optimizer, run: Callable[[], None]) -> int:

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from .native import matmul
-from .native.gpu import in_one_kernel
+from .native.gpu import in_one_kernel, scaled_by_floored
 
 __all__ = [
     "DECOMPOSITIONS",
     "KERNELS",
     "LOW_PRECISION",
     "SMALL",
+    "define",
     "epsilon_factor",
     "halved",
     "halved_factor",
@@ -49,7 +50,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}  # operation -> the same in o
 KERNELS: dict[Any, Callable[..., Tensor]] = {}  # operation -> what it runs on real tensors
 
 
-def _define(schema: str, kernel: Callable[..., Tensor], shapes: Callable[..., Any], *tags: torch.Tag) -> Any:
+def define(schema: str, kernel: Callable[..., Tensor], shapes: Callable[..., Any], *tags: torch.Tag) -> Any:
     """Make an operation that runs `kernel`, and `shapes` on fake tensors."""
     _LIBRARY.define(schema, tags=tags)
     name = schema.partition("(")[0]
@@ -83,8 +84,8 @@ def _elementwise(arguments: str) -> Callable[[Callable[..., Tensor]], Callable[.
             return _run(formula, args, n, args[0]) if _is_large(args[:n]) else formula(*args, out=args[0])
 
         written = arguments.replace("Tensor", "Tensor(a!)", 1)
-        operation = _define(f"{name}({arguments}) -> Tensor", fresh, formula, torch.Tag.pointwise)
-        _define(f"{name}_({written}) -> Tensor(a!)", over, lambda first, *_: first, torch.Tag.pointwise)
+        operation = define(f"{name}({arguments}) -> Tensor", fresh, formula, torch.Tag.pointwise)
+        define(f"{name}_({written}) -> Tensor(a!)", over, lambda first, *_: first, torch.Tag.pointwise)
         DECOMPOSITIONS[operation] = formula
         return formula
 
@@ -158,8 +159,7 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
         args = (s, w, *floor_and_unit(w, share, unit))
         return _run(_floored, args, 2, torch.empty_like(s) if out is None else out)
     if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
-        constants = (share, unit, 1.0 if unit == 1 else _tiny(w.dtype))
-        made = in_one_kernel("scale_by_floored_size", (s, w, _rms(w)), *constants) if w.is_cuda else None
+        made = scaled_by_floored(s, w, share, unit) if w.is_cuda else None
         return _floored(s, w, *floor_and_unit(w, share, unit), out=out) if made is None else made
     few = w.dtype in (torch.float32, torch.float64) and w.numel() <= _BLOCK
     rms = (
@@ -185,13 +185,13 @@ def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float) -> Te
 
 
 _FLOORED = "w, float share, float unit"
-_by_floored = _define(
+_by_floored = define(
     f"scale_by_floored_size(Tensor s, Tensor {_FLOORED}) -> Tensor",
     lambda s, w, share, unit: _scaled_by_floored(s, w, share, unit, None),
     scale_by_floored_size,
     torch.Tag.pointwise,
 )
-_define(
+define(
     f"scale_by_floored_size_(Tensor(a!) s, Tensor {_FLOORED}) -> Tensor(a!)",
     lambda s, w, share, unit: _scaled_by_floored(s, w, share, unit, s),
     lambda s, *_: s,
@@ -294,7 +294,7 @@ def _add_rows(total: Tensor, *args: Any) -> Tensor:
     return _add_rows_over(total.clone(), *args)
 
 
-_define("scaled_product(Tensor a, Tensor b, Tensor w) -> Tensor", _scaled_product, lambda a, b, w: torch.mm(a, b))
+define("scaled_product(Tensor a, Tensor b, Tensor w) -> Tensor", _scaled_product, lambda a, b, w: torch.mm(a, b))
 _ROWS = "total, Tensor s, Tensor indices, SymInt rows, SymInt padding, bool by_frequency"
-_define(f"add_rows(Tensor {_ROWS}) -> Tensor", _add_rows, lambda total, *_: torch.clone(total), torch.Tag.pointwise)
-_define(f"add_rows_(Tensor(a!) {_ROWS}) -> Tensor(a!)", _add_rows_over, lambda total, *_: total, torch.Tag.pointwise)
+define(f"add_rows(Tensor {_ROWS}) -> Tensor", _add_rows, lambda total, *_: torch.clone(total), torch.Tag.pointwise)
+define(f"add_rows_(Tensor(a!) {_ROWS}) -> Tensor(a!)", _add_rows_over, lambda total, *_: total, torch.Tag.pointwise)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lfpgraph.registry import GENERAL, rule
 
 from .recurrent import gradient_slopes, run_steps, walk
-from .recurrent_loops import is_worth_a_loop, loop_of_cell, run_in_loop
+from .recurrent_loops import is_worth_a_loop, loop_of_cell, on_device_of, run_in_loop
 from .views import vjp
 
 __all__ = ["LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
@@ -30,9 +30,10 @@ _local = threading.local()
 def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
     """The states after all steps, and the products with w: [steps, batch, ...] each."""
     made = _shapes(x, *state)
-    loop = loop_of_cell(cell, x.dtype) if is_worth_a_loop(x) else None
+    loop = loop_of_cell(cell, x.dtype, x.device) if is_worth_a_loop(x) else None
     if loop is not None:
-        run_in_loop(loop, x, state, w, b, made)
+        with on_device_of(x):
+            run_in_loop(loop, x, state, w, b, made)
         return made
     for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
         for whole, value in zip(made, (*states, z)):

@@ -1,7 +1,11 @@
-"""The steps of a recurrent layer as loops in C (`lfpgraph.native`), all but each product. The numbers are `recurrent`'s."""
+"""The steps of a recurrent layer as loops in C (`lfpgraph.native`), all but each product. The numbers are `recurrent`'s.
+
+On a GPU, all of a step but its product is one kernel.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -9,42 +13,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfpgraph.native.loops import Loop, loop_of_formula, place
+from lfpgraph.native.loops import Loop, Running, loop_of_formula, place
 from lfpgraph.native.matmul import mm_into, times
 from lfpgraph.native.products import Product, is_small
+from lfpgraph.native.steps import StepKernel
 
 from .recurrent import CELLS
 
-__all__ = ["is_worth_a_loop", "loop_of_cell", "run_in_loop", "walk_in_loop"]
+__all__ = ["is_worth_a_loop", "loop_of_cell", "on_device_of", "run_in_loop", "walk_in_loop"]
 
 _LOOP = 1 << 14  # entries of the gates of all steps, from which on a loop in C is worth the half second of its making
+_CPU = torch.device("cpu")
 _BLOCK = (
     1 << 17
 )  # entries of the gates whose signals are kept until they are multiplied, so that they stay in the cache
 
 
 def is_worth_a_loop(x: Tensor) -> bool:
-    """Whether the steps of an input's product are to run as a loop in C, where there is one; by its size alone."""
+    """Whether the steps of an input's product are to run as a loop in C, where there is one, or on a GPU as a kernel each."""
+    if x.is_cuda:
+        return x.dtype in (torch.float32, torch.float64)
     return x.device.type == "cpu" and x.numel() >= _LOOP
 
 
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """What a loop is to run in: kernels start on the device that is current."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
 @functools.cache
-def loop_of_cell(cell: str, dtype: torch.dtype) -> Loop | None:
+def loop_of_cell(cell: str, dtype: torch.dtype, device: torch.device = _CPU) -> Loop | StepKernel | None:
     """A step behind its product: (x, z, states before) -> (states after, z)."""
 
     def step(x: Any, z: Any, *before: Any) -> tuple[Any, ...]:
         return *CELLS[cell](x, z, *before), z
 
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
-    return loop_of_formula(step, [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype)
+    return loop_of_formula(step, [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype, device)
 
 
 def run_in_loop(
-    loop: Loop, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
+    loop: Loop | StepKernel, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
 ) -> None:
     """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
     x, *state = map(_in_rows, (x, *state))
     (*states, z), h = made, state[0]
+    if isinstance(loop, StepKernel):
+        _run_on_gpu(loop, x, state, w, b, made)
+        return
     small = is_small(len(h), w)
     multiply = times(w.t(), b, h)
     product = z[0] if small else multiply(h)
@@ -67,12 +83,31 @@ def run_in_loop(
         others(t)
 
 
+def _run_on_gpu(
+    kernel: StepKernel, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
+) -> None:
+    """The same, where each product is written to its place among the products."""
+    (*states, z), w = made, w.t()
+    first, others = (
+        kernel.on([place(x), place(z), *before, *map(place, made)], *state[0].shape)
+        for before in ([place(s) for s in state], [place(s, -1) for s in states])
+    )
+    run = first
+    for t, (h, out) in enumerate(zip((state[0], *states[0].unbind(0)), z.unbind(0))):
+        if b is None:
+            torch.mm(h, w, out=out)
+        else:
+            torch.addmm(b, h, w, out=out)
+        run(t)
+        run = others
+
+
 def _in_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def walk_in_loop(
-    loops: Sequence[Loop],
+    loops: Sequence[Loop | StepKernel],
     signals: Sequence[Tensor | None],
     x: Tensor,
     first: Sequence[Tensor],
@@ -90,11 +125,13 @@ def walk_in_loop(
     states = [_in_rows(s) for s in states]
     h, *others = [x.new_zeros(first[0].shape) for _ in states]
     outer = [torch.zeros_like(h) if s is None else _in_rows(s) for s in signals]
-    steps, size = len(x), max(1, _BLOCK // max(1, x[0].numel()))
+    on_gpu = isinstance(loops[0], StepKernel)
+    steps, size = len(x), len(x) if on_gpu else max(1, _BLOCK // max(1, x[0].numel()))
     s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(h)
+    rest = h if on_gpu else rest  # each entry is read before it is written
     s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
     rows, multiply = s_z.unbind(0), times(w, None, s_z[0])
-    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) else None
+    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) and not on_gpu else None
     for start in reversed(range(0, steps, size)):
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
         given = [*map(place, (h, *others, *outer))]
@@ -106,9 +143,14 @@ def walk_in_loop(
         parts = range(end - 1, max(start, 1) - 1, -1), range(0, start - 1, -1)
         for run, loop, part in zip((running, begun), loops, parts):
             added = rest if loop.has[2] else None
-            if of is not None:
+            if of is not None and isinstance(run, Running):
                 of.move(place(s_z, -start), None if added is None else place(added), place(h))
                 run.through(of, part, ahead=False)
+                continue
+            if on_gpu:
+                for t in part:
+                    run(t)
+                    mm_into(h, rows[t], w, added)
                 continue
             for t in part:
                 run.give(2 + len(states), h)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lfpgraph
+from lfpgraph.errors import TraceError
 from lfpgraph.passes.functional import make_functional
-from lfpgraph.passes.inplace import write_in_place
+from lfpgraph.passes.inplace import raise_counters, write_in_place, write_statistics
 from lfpgraph.wrapping.calls import wrapping_of
 
 aten = torch.ops.aten
@@ -135,3 +138,78 @@ def test_saved_values_apart_from_what_is_returned(
     shared = [t.untyped_storage()._cdata in places for t in saved]
     assert not any(fresh and not_own for fresh, not_own in zip(program.is_fresh, shared))
     assert not all_apart or program.is_fresh == [not not_own for not_own in shared]
+
+
+class _Norms(nn.Module):
+    """Batch norms of several kinds: one after the other, one that is called twice, one whose statistics are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.read = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.frozen = nn.BatchNorm1d(4, affine=False).requires_grad_(False)
+        self.layer = nn.Linear(4, 4)
+        self.plain = nn.BatchNorm1d(4, momentum=0.3, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.first(self.frozen(x)).relu())
+        x = self.twice(self.twice(x) * 2)
+        x = self.plain(x + self.read(x) * self.read.running_var)  # type: ignore[operator]
+        return x.tanh()
+
+
+@pytest.mark.parametrize("memory", ["fast", "min"])
+def test_running_statistics_are_written_in_place(memory: str) -> None:
+    """Outputs, gradients and buffers as the plain model's; only buffers that are read once are the program's to write."""
+    torch.manual_seed(0)
+    plain = _Norms()
+    model = lfpgraph.wrap(copy.deepcopy(plain), "gradient", engine="static", memory=memory)
+    for _ in range(3):
+        x, outputs = torch.randn(6, 4), []
+        for m in (plain, model):
+            m.zero_grad()
+            outputs.append(m(x))
+            outputs[-1].square().sum().backward()
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
+        for (name, p), q in zip(model.named_buffers(), plain.buffers(), strict=True):
+            torch.testing.assert_close(p, q, msg=name)
+    (entry,) = wrapping_of(model).static.programs  # type: ignore[union-attr]
+    written = {entry.graph.placeholders[i].target for i in entry.program.written}
+    both = {f"{norm}.{stat}" for norm in ("first", "frozen", "plain") for stat in ("running_mean", "running_var")}
+    assert written == both | {f"{norm}.num_batches_tracked" for norm in ("first", "frozen", "plain", "read")}
+
+
+def test_a_refused_first_run_has_written_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    before = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr("lfpgraph.wrapping.static_engine.differ", lambda found, expected: 1e6)
+    with pytest.raises(TraceError):
+        lfpgraph.wrap(model, engine="static")(torch.randn(6, 4))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_on_a_gpu_batch_norms_run_by_the_kernels_of_eager_ones() -> None:
+    """The operation that picks them; it computes the same, and its own way back follows."""
+
+    def joint(x: Tensor, w: Tensor, mean: Tensor, var: Tensor, calls: Tensor, s: Tensor) -> list[Tensor]:
+        given = (x, w, w, mean, var)
+        out, own, invstd, new_mean, new_var = aten._native_batch_norm_legit_functional(*given, True, 0.1, 1e-5)
+        back = aten.native_batch_norm_backward(s, x, w, mean, var, own, invstd, True, 1e-5, [True] * 3)
+        return [new_mean, new_var, calls + 1, out, *back]
+
+    x, s = torch.randn(2, 4, 3, 5)
+    values = [x, torch.rand(3), torch.randn(3), torch.rand(3), torch.tensor(7), s]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = [torch.empty_like(value, device="cuda") for value in values]
+        module = make_fx(joint)(*fakes)
+    assert write_statistics(module.graph, [2, 3, 4]) == {2, 3}
+    assert raise_counters(module.graph, [2, 3, 4]) == {4}
+    targets = {node.target for node in module.graph.nodes}
+    assert {aten._batch_norm_impl_index.default, aten._batch_norm_impl_index_backward.default} <= targets
+    module.recompile()
+    expected = joint(*values)
+    given = [value.clone() for value in values]
+    found = module(*given)
+    for a, b in zip([*given[2:5], *found[3:]], expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

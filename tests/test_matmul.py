@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lfpgraph
 from lfpgraph.native import matmul
+from lfpgraph.passes.fastcalls import quick_products
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of PyTorch has no oneDNN"
@@ -125,3 +126,28 @@ def test_onednn_gets_a_second_factor_without_gaps(second, taken: list[tuple[int,
     with _Given() as given:
         matmul.mm(a, b), matmul.addmm(c, a, b), matmul.mm_into(torch.empty(7, 9), a, b), matmul.times(b, None, a)(a)
     assert given.dense == [True] * 4
+
+
+def test_compiled_products_are_the_quicker_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler calls them as operations: all large ones of the walk back, and none of a forward but a recurrent layer's."""
+    monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: True)
+    graph = fx.Graph()
+    a, b, c = (graph.placeholder(name) for name in "abc")
+    a.meta["val"], b.meta["val"], c.meta["val"] = torch.ones(300, 200), torch.ones(200, 200), torch.ones(3, 200)
+    ops = torch.ops.aten
+    graph.output([graph.call_function(op, args) for op, args in ((ops.mm.default, (a, b)), (ops.mm.default, (c, b)))])
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    own = torch.ops.lfpgraph_products.mm.default
+    targets = [n.target for n in quick_products(module, walk=True).graph.nodes if n.op == "call_function"]
+    assert targets == [own, ops.mm.default], "the small one is not worth a call"
+    assert own not in [n.target for n in quick_products(module, walk=False).graph.nodes]
+
+
+@pytest.mark.parametrize("name", ["mm", "addmm"])
+def test_operations(name: str) -> None:
+    factors = torch.randn(5, 300).t(), torch.randn(5, 7)
+    given = factors if name == "mm" else (torch.randn(7), *factors)
+    torch.testing.assert_close(getattr(torch.ops.lfpgraph_products, name)(*given), getattr(torch, name)(*given))
+    torch.library.opcheck(
+        getattr(torch.ops.lfpgraph_products, name).default, given, test_utils=("test_schema", "test_faketensor")
+    )

@@ -243,10 +243,12 @@ BORROWED = {
     "recurrent": {"torch.nn.functional"},
     "recurrent_loops": {
         ".recurrent",
+        "contextlib",
         "functools",
         "lfpgraph.native.loops",
         "lfpgraph.native.matmul",
         "lfpgraph.native.products",
+        "lfpgraph.native.steps",
     },
     "reductions": {".views"},
     "statistics": {".views"},

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import TraceError
-from ..graph.graph import ancestors, is_float, shape_of
+from ..graph.graph import OpGraph, ancestors, is_float, shape_of
 from ..passes.fastcalls import quick_module
-from ..passes.fuse import fuse_pairs
+from ..passes.fuse import fuse_pairs, join_scalings
 from ..passes.inductor import compile_program
-from ..passes.inplace import storages, write_in_place
+from ..passes.inplace import raise_counters, storages, write_in_place, write_statistics
 from ..passes.nodes import is_fresh, stays
 from ..passes.online import split_online
 from ..passes.partition import split
-from ..passes.products import join_products
+from ..passes.products import compute_once, join_products
 from .joint import joint_of_patterns
 from .patterns import repeats
 from .plan import Plan
@@ -51,6 +51,7 @@ class Program:
         wanted: positions of the placeholders whose signal feedback returns.
         call_forward: what runs `forward`, made quick or compiled; called with the values.
         call_feedback: the same of `feedback`; called with one list, which it empties.
+        written: positions of the buffers that `call_forward` writes to itself; their new values, among the outputs, are None.
     """
 
     plan: Plan
@@ -61,6 +62,7 @@ class Program:
     wanted: list[int]
     call_forward: Callable[..., Any]
     call_feedback: Callable[..., Any]
+    written: frozenset[int] = frozenset()
 
     @cached_property
     def reached_from(self) -> list[frozenset[int]]:
@@ -80,6 +82,27 @@ class Program:
         taken = {storage[node] for node in made}
         apart = all(map(is_fresh, made))
         return [apart and isinstance(n, fx.Node) and is_fresh(n) and storage[n] not in taken for n in saved]
+
+    @cached_property
+    def watched(self) -> list[bool | None]:
+        """For each value that forward saves, whether it is an input or an output, whose later changes matter.
+
+        None where only a look at the value tells.
+        """
+        results: Any = self.forward.graph.output_node().args[0]
+        outputs, saved = results[: self.n_outputs], results[self.n_outputs :]
+        found: list[bool | None] = []
+        for node, fresh in zip(saved, self.is_fresh):
+            value = node.meta.get("val") if isinstance(node, fx.Node) else node
+            given = node in outputs or (isinstance(node, fx.Node) and node.op == "placeholder")
+            number = isinstance(value, int | float | bool | torch.SymInt)
+            found.append(False if number or fresh else True if given and isinstance(value, Tensor) else None)
+        return found
+
+    @cached_property
+    def changing(self) -> list[int]:
+        """The positions of the buffers whose new values are written to them after the forward."""
+        return [i for i in self.places["written"] if i not in self.written]
 
     @cached_property
     def places(self) -> dict[str, list[int]]:
@@ -105,6 +128,7 @@ def make_program(
     share: float | None = None,
     rewards: Sequence[fx.Node] | None = None,
     written_out: Mapping[Any, Callable[..., Any]] | None = None,
+    writes: bool = False,
 ) -> Program:
     """Trace the walk of a plan into a program.
 
@@ -116,6 +140,7 @@ def make_program(
         rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
         written_out: what operations are written out as, so that autograd can follow the program; nothing is fused then, and
             nothing written in place.
+        writes: the forward may write to the model's buffers itself, where it runs operation by operation.
     """
     if compile and plan.graph.tracer == "values":
         raise TraceError(
@@ -126,12 +151,26 @@ def make_program(
     signal_outputs = [i for i in range(first, len(outputs)) if _takes_signal(plan, outputs[i])]
     wanted = [i for i, node in enumerate(nodes) if node in plan.wanted]
     joint = _joint_graph(plan, values, [outputs[i] for i in signal_outputs], rewards, written_out)
+    writes = (
+        writes and not compile and written_out is None and plan.graph.tracer == "export" and not plan.composite.online
+    )
+    buffers = _buffers(plan.graph) if writes else []
+    written = write_statistics(joint.graph, buffers)
     forward, feedback = _halves(plan, joint, share)
     if written_out is not None:
         calls = forward.forward, lambda given: feedback.forward(*given)
+    elif compile:
+        calls = compile_program(forward, feedback, len(outputs))
     else:
-        calls = compile_program(forward, feedback, len(outputs)) if compile else _made_quick(forward, feedback)
-    return Program(plan, forward, feedback, len(outputs), signal_outputs, wanted, *calls)
+        written |= raise_counters(forward.graph, buffers)
+        calls = _made_quick(forward, feedback)
+    return Program(plan, forward, feedback, len(outputs), signal_outputs, wanted, *calls, frozenset(written))
+
+
+def _buffers(graph: OpGraph) -> list[int | None]:
+    """For each of the graph's first outputs, the position of the buffer that it is the new value of."""
+    places = {p.target: i for i, p in enumerate(graph.placeholders) if p.kind == "buffer"}
+    return [places.get(name) for name in graph.mutations]
 
 
 def _joint_graph(
@@ -193,7 +232,8 @@ def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.
     """The joint graph cut into forward and feedback."""
     n_values, n_outputs = len(plan.graph.placeholders), len(plan.graph.output_nodes)
     if plan.graph.tracer != "values" and not plan.composite.online:
-        join_products(joint.graph, parts_alone=share is not None)
+        compute_once(joint.graph, n_outputs)
+        join_products(joint.graph, little_memory=share is not None)
     _finish_early(joint.graph, n_outputs)
     if plan.composite.online:
         return split_online(joint, n_values, n_outputs)
@@ -205,6 +245,7 @@ def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[Call
     for half in (forward, feedback):
         fuse_pairs(half.graph)
         write_in_place(half.graph)
+    join_scalings(feedback.graph)
     feedback.graph.set_codegen(torch.fx.graph._BoxedCodeGen())
     forward.recompile()
     feedback.recompile()

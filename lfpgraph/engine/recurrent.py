@@ -21,7 +21,7 @@ from ..passes.written_out import run_written_out, walk_written_out
 from ..registry import GENERAL, Call, find_rule, rule
 from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
 from ..rules.recurrent import Slopes, gradient_slopes, walk
-from ..rules.recurrent_loops import is_worth_a_loop, walk_in_loop
+from ..rules.recurrent_loops import is_worth_a_loop, on_device_of, walk_in_loop
 from ..rules.views import vjp
 from .slopes import Step, backward_loop, slopes_graph, slopes_program, step_graph
 
@@ -143,7 +143,8 @@ def _feedback(
         has_loops = loops != [] and None not in loops
         programs = [] if has_loops else _known[rule].make(slopes_program, form, w)
     slopes = [partial(_on_steps, program) for program in programs]
-    s_x, ends, s_w, s_b = walk_in_loop(loops, *given) if has_loops else walk(slopes, *given)
+    with on_device_of(x):
+        s_x, ends, s_w, s_b = walk_in_loop(loops, *given) if has_loops else walk(slopes, *given)
     return [s_x, *ends, s_w, s_b]
 
 

@@ -21,6 +21,7 @@ from ..graph.classes import classify
 from ..graph.graph import OpGraph, Placeholder
 from ..kernels import DECOMPOSITIONS
 from ..native.loops import Loop, loop_of_graph
+from ..native.steps import StepKernel
 from ..numerics import epsilon_factor, stabilize
 from ..passes.fastcalls import quick_module
 from ..passes.fuse import fuse_pairs
@@ -108,7 +109,7 @@ def slopes_program(step: Step, composite: Composite, form: float | None) -> Call
         return quick_module(program)
 
 
-def backward_loop(step: Step, composite: Composite, form: float | None) -> Loop | None:
+def backward_loop(step: Step, composite: Composite, form: float | None) -> Loop | StepKernel | None:
     """A step backward as `rules.recurrent_loops.walk_in_loop` takes it."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
         planned = _PlannedStep(step, composite, form)
@@ -117,7 +118,7 @@ def backward_loop(step: Step, composite: Composite, form: float | None) -> Loop 
             given = [x, *map(torch.empty_like, (x, *states, *states, *states))]
         program = functional_graph(planned.backward, given, DECOMPOSITIONS)
     clean(program)
-    return loop_of_graph(program.graph, step.width, step.dtype)
+    return loop_of_graph(program.graph, step.width, step.dtype, step.device)
 
 
 class _PlannedStep:

@@ -2,7 +2,9 @@
 
 By torch's operations, twenty small ones on a few thousand numbers cost what it takes to start them and to carry what they
 make through memory. As one loop they are a single pass. Who asks for a loop has another way for where there is none: no
-compiler, an operation that is in no table of `operations`, other numbers than float32 and float64, a device other than a CPU.
+compiler, an operation that is in no table of `operations`, other numbers than float32 and float64.
+
+On a GPU the same lines are a kernel for each step (`steps`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from torch import Tensor, fx
 from .compiler import DTYPES, library
 from .operations import BY_ENTRY, BY_ROW, KNOWN, UnknownOperation, Value, literal
 from .products import PRODUCT, Product
+from .steps import StepKernel, kernel_of, source_of
 
-__all__ = ["Loop", "loop_of_formula", "loop_of_graph", "place"]
+__all__ = ["Loop", "Running", "loop_of_formula", "loop_of_graph", "place"]
 
 aten = torch.ops.aten
 log = logging.getLogger("lfpgraph")
@@ -98,24 +101,33 @@ def place(x: Tensor, shift: int = 0) -> tuple[int, int, int]:
     return x.data_ptr() + shift * step * x.element_size(), step, row
 
 
-def loop_of_formula(formula: Callable[..., Sequence[Any]], widths: Sequence[int], dtype: torch.dtype) -> Loop | None:
+_CPU = torch.device("cpu")
+
+
+def loop_of_formula(
+    formula: Callable[..., Sequence[Any]], widths: Sequence[int], dtype: torch.dtype, device: torch.device = _CPU
+) -> Loop | StepKernel | None:
     """A loop of a formula that calls methods of its tensors, [rows, n * width] with n one of `widths` for each."""
 
     def write(writer: _Writer) -> list[_Values | None]:
         return [out.values for out in formula(*(_Row(writer, writer.input(n)) for n in widths))]
 
-    return _loop(_Writer(1), write, dtype)
+    return _loop(_Writer(1), write, dtype, device)
 
 
-def loop_of_graph(graph: fx.Graph, width: int, dtype: torch.dtype) -> Loop | None:
+def loop_of_graph(
+    graph: fx.Graph, width: int, dtype: torch.dtype, device: torch.device = _CPU
+) -> Loop | StepKernel | None:
     """A loop of a graph of tensors [rows, n * width] whose operations work entry by entry, or cut and join whole widths.
 
     The graph returns tensors and None.
     """
-    return _loop(_Writer(width), lambda writer: writer.follow(graph), dtype)
+    return _loop(_Writer(width), lambda writer: writer.follow(graph), dtype, device)
 
 
-def _loop(writer: _Writer, write: Callable[[_Writer], list[_Values | None]], dtype: torch.dtype) -> Loop | None:
+def _loop(
+    writer: _Writer, write: Callable[[_Writer], list[_Values | None]], dtype: torch.dtype, device: torch.device
+) -> Loop | StepKernel | None:
     if dtype not in DTYPES:
         return None
     try:
@@ -126,12 +138,16 @@ def _loop(writer: _Writer, write: Callable[[_Writer], list[_Values | None]], dty
     for out in outs:
         if out is not None:
             writer.output(out)
+    has = [out is not None for out in outs]
+    if device.type != "cpu":
+        start = kernel_of(source_of(writer.lines, writer.tensors, dtype), device)
+        return None if start is None else StepKernel(start, has)
     pointers = [
         f"T *p{i} = places[{i}].start + t * places[{i}].step + r * places[{i}].row;" for i in range(writer.tensors)
     ]
     loop = _LOOP.format(pointers="\n    ".join(pointers), lines="\n      ".join(writer.lines))
     found = library(PRODUCT + loop, dtype)
-    return None if found is None else Loop(found, [out is not None for out in outs])
+    return None if found is None else Loop(found, has)
 
 
 class _Writer:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["addmm", "mm", "mm_into", "onednn_is_quicker", "times"]
+__all__ = ["LEAST", "OPERATIONS", "addmm", "mm", "mm_into", "onednn_is_quicker", "times"]
 
 LEAST = 1 << 20  # multiplications from which on a product by oneDNN is quicker; below, its start is what counts
 _PLAIN = (Tensor, nn.Parameter)
@@ -90,3 +90,19 @@ def times(b: Tensor, row: Tensor | None, first: Tensor) -> Callable[[Tensor], Te
     if _fits(first, b):
         return functools.partial(_by_onednn, b=b, row=row)
     return functools.partial(torch.mm, mat2=b) if row is None else functools.partial(torch.addmm, row, mat2=b)
+
+
+# The same as operations, which a compiler leaves as they are.
+_library = torch.library.Library("lfpgraph_products", "DEF")
+_library.define("mm(Tensor a, Tensor b) -> Tensor")
+_library.define("addmm(Tensor c, Tensor a, Tensor b) -> Tensor")
+_library.impl("mm", mm, "CompositeExplicitAutograd")
+_library.impl("addmm", addmm, "CompositeExplicitAutograd")
+torch.library.register_fake("lfpgraph_products::mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=_library)
+torch.library.register_fake(
+    "lfpgraph_products::addmm", lambda c, a, b: a.new_empty(a.shape[0], b.shape[1]), lib=_library
+)
+OPERATIONS = {
+    torch.ops.aten.mm.default: torch.ops.lfpgraph_products.mm.default,
+    torch.ops.aten.addmm.default: torch.ops.lfpgraph_products.addmm.default,
+}

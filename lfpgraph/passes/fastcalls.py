@@ -16,13 +16,15 @@ from torch._prims_common import suggest_memory_format
 from ..kernels import KERNELS
 from ..native import matmul
 from ..rules.loops import LSTM, RECURRENT
+from .nodes import hint
 
-__all__ = ["quick_module"]
+__all__ = ["quick_module", "quick_products"]
 
 # Operations whose binding in the torch namespace takes the arguments of the schema, in its order and by its names.
 _FUNCTIONS = (
-    "abs addcdiv addcmul addmm baddbmm bmm cat clone convolution copysign cos div exp exp2 log mm mul native_layer_norm neg "
-    "permute pow reciprocal relu reshape rsqrt sigmoid sin sqrt squeeze sub sum t tanh transpose unsqueeze where add mean"
+    "_batch_norm_impl_index abs add addcdiv addcmul addmm baddbmm bmm cat clone convolution copysign cos div exp exp2 log "
+    "mean mm mul native_batch_norm native_layer_norm neg permute pow reciprocal relu reshape rsqrt sigmoid sin sqrt squeeze "
+    "sub sum t tanh transpose unsqueeze where"
 ).split()
 _METHODS = ("abs_ add_ addcdiv_ addcmul_ copysign_ div_ exp_ expand mul_ neg_ relu_ sub_ sigmoid_ tanh_").split()
 _OVERLOADS = {
@@ -39,6 +41,8 @@ def _table() -> dict[Any, Callable[..., Any]]:
                 if overload in _OVERLOADS:
                     found[getattr(packet, overload)] = getattr(owner, name)
     found[torch.ops.aten.linalg_vector_norm.default] = torch.linalg.vector_norm
+    found[torch.ops.aten._foreach_norm.Scalar] = torch._foreach_norm
+    found[torch.ops.aten._foreach_add_.Scalar] = torch._foreach_add_
     return found
 
 
@@ -87,6 +91,7 @@ def _fragile() -> dict[Any, Callable[..., Any]]:
 _QUICK = _table() | _fragile()
 _VIEWS = {torch.ops.aten.reshape.default, torch.reshape}
 _STEPS = {LSTM, RECURRENT}
+_WORTH_A_CALL = 8 * matmul.LEAST  # multiplications from which on a compiled graph calls a product of our own
 _PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
 
@@ -104,6 +109,20 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
         if node.op == "call_function" and node.target in quick:
             own = node.target in _PRODUCTS and _is_of_steps(node)
             node.target = _PRODUCTS[node.target] if own else quick[node.target]
+    return fx.GraphModule(module, graph)
+
+
+def quick_products(module: fx.GraphModule, walk: bool) -> fx.GraphModule:
+    """A copy of the module, for a compiler, whose large products are by the quicker library where `quick_module` has them so."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
+    for node in graph.nodes:
+        operation = matmul.OPERATIONS.get(node.target) if matmul.onednn_is_quicker() and not node.kwargs else None
+        if operation is not None and (walk or _is_of_steps(node)):
+            a, b = (n.meta["val"] for n in node.args[-2:])
+            plain = a.device.type == "cpu" and a.dtype is torch.float32
+            if plain and hint(a.shape[0]) * hint(a.shape[1]) * hint(b.shape[1]) >= _WORTH_A_CALL:
+                node.target = operation
     return fx.GraphModule(module, graph)
 
 

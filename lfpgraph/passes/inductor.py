@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..kernels import DECOMPOSITIONS
 from ..threads.silence import quiet
+from .fastcalls import quick_products
 from .nodes import hint
 
 __all__ = ["compile_program"]
@@ -39,7 +40,7 @@ def compile_program(
         Forward, called with the values, and feedback, called with one list that it empties.
     """
     values = _examples(forward)
-    run_forward, strides = _compile(forward, values, n_outputs)
+    run_forward, strides = _compile(quick_products(forward, walk=False), values, n_outputs)
     fit_values = [_fit(value) for value in values]
     saved = _examples(feedback)
     for i, stride in enumerate(strides[n_outputs:]):
@@ -47,7 +48,7 @@ def compile_program(
             saved[i] = _laid_out(saved[i], stride)
     n_saved = len(strides) - n_outputs
     results = feedback.graph.output_node().args[0]
-    run_feedback, _ = _compile(feedback, saved, len(results))  # type: ignore[arg-type]
+    run_feedback, _ = _compile(quick_products(feedback, walk=True), saved, len(results))  # type: ignore[arg-type]
 
     def call_forward(*values: Any) -> list[Any]:
         return run_forward([fit(value) if fit is not None else value for fit, value in zip(fit_values, values)])

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-__all__ = ["draws", "elements", "hint", "is_elementwise", "is_fresh", "is_view", "size_in_bytes", "stays", "users_of"]
+__all__ = [
+    "draws",
+    "elements",
+    "hint",
+    "is_elementwise",
+    "is_fresh",
+    "is_view",
+    "is_write",
+    "size_in_bytes",
+    "stays",
+    "users_of",
+]
 
 aten = torch.ops.aten
 
@@ -28,6 +39,8 @@ _WHOLE_VIEWS = {
 
 # Operations, besides elementwise ones, whose results are new memory on every backend.
 _FRESH = {
+    aten._batch_norm_impl_index.default,
+    aten._batch_norm_impl_index_backward.default,
     aten.addmm.default,
     aten.baddbmm.default,
     aten.bmm.default,
@@ -37,6 +50,7 @@ _FRESH = {
     aten.embedding_dense_backward.default,
     aten.mean.dim,
     aten.mm.default,
+    aten.native_batch_norm.default,
     aten.native_batch_norm_backward.default,
     aten.native_group_norm_backward.default,
     aten.native_layer_norm_backward.default,
@@ -66,11 +80,14 @@ def draws(node: fx.Node) -> bool:
 
 
 def stays(node: fx.Node) -> bool:
-    """Whether a node stays though nobody reads it: the graph's ends, and draws, since those that follow depend on them."""
-    return node.op in ("placeholder", "output") or draws(node)
+    """Whether a node stays though nobody reads it: the graph's ends, what raises counters in place, and draws, since those
+    that follow depend on them.
+    """
+    return node.op in ("placeholder", "output") or node.target is aten._foreach_add_.Scalar or draws(node)
 
 
-def _is_write(node: fx.Node) -> bool:
+def is_write(node: fx.Node) -> bool:
+    """Whether a node writes to one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -81,7 +98,7 @@ def is_elementwise(op: torch._ops.OpOverload) -> bool:
 
 def is_fresh(node: fx.Node) -> bool:
     """Whether the value is memory that the graph itself has allocated, all of that memory, and no entry twice."""
-    while node.target in _WHOLE_VIEWS or _is_write(node):
+    while node.target in _WHOLE_VIEWS or is_write(node):
         node = node.args[0]  # type: ignore[assignment]
     if node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,16 +111,20 @@ def _save(ctx: Any, saved: Sequence[Any], values: Sequence[Any], outputs: Sequen
     (offloading, say) are in force, all go through autograd.
     """
     program: Program = ctx.program
-    changing = {id(values[i]) for i in program.places["written"]}
-    known = {id(v) for v in (*values, *outputs)}
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    open_ = [not fresh and isinstance(v, Tensor) and id(v) not in known for v, fresh in zip(saved, program.is_fresh)]
-    shared = _memory([*outputs, *(values[i] for i in program.places["input"])]) if any(open_) else set()
-    watched = [
-        isinstance(v, Tensor) and (hooked or id(v) in known or (look and bool(_memory([v]) & shared)))
-        for v, look in zip(saved, open_)
-    ]
-    ctx.save_for_backward(*(v.clone() if id(v) in changing else v for v, w in zip(saved, watched) if w))
+    watched: Sequence[Any] = program.watched
+    if hooked or None in watched:
+        known = {id(v) for v in (*values, *outputs)}
+        shared = _memory([*outputs, *(values[i] for i in program.places["input"])])
+        watched = [
+            isinstance(v, Tensor) and (hooked or id(v) in known or (look is None and bool(_memory([v]) & shared)))
+            for v, look in zip(saved, watched)
+        ]
+    kept = itertools.compress(saved, watched)
+    if program.changing:
+        changing = {id(values[i]) for i in program.changing}
+        kept = (v.clone() if id(v) in changing else v for v in kept)  # type: ignore[assignment]
+    ctx.save_for_backward(*kept)
     ctx.kept = [None if w else v for v, w in zip(saved, watched)]
     ctx.watched = watched
 

@@ -131,7 +131,7 @@ class StaticEngine:
             if placeholder.kind != "constant" and isinstance(value, Tensor) and value.requires_grad
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
-        entry = Entry(make_program(plan, values, self.options.compile, self.options.share), self.model)
+        entry = Entry(make_program(plan, values, self.options.compile, self.options.share, writes=True), self.model)
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
@@ -169,13 +169,18 @@ class StaticEngine:
         graph, check, values = entry.graph, self.options.check, call.values(entry.graph)
         expected = None if self.options.compile else call.expected
         random_state = None if expected is None else torch.get_rng_state()
+        new: dict[str, Tensor] = {}  # of the buffers
+        if expected is not None:  # the run may be refused yet, and then has written nothing
+            for place in entry.program.written:
+                new[graph.placeholders[place].target] = values[place] = values[place].clone()
         with no_autocast() if torch._C._is_any_autocast_enabled() else contextlib.nullcontext():
             outputs = run_program(entry.program, values, check, self.options.part, self.feed)
         if expected is not None and random_state is not None:
             self._compare_draws(call, random_state)
             self._compare(graph, call, graph.user_outputs(outputs), expected)
-        with torch.no_grad() if graph.mutations or graph.input_mutations else contextlib.nullcontext():
-            for name, value in zip(graph.mutations, outputs):
+        new |= {name: value for name, value in zip(graph.mutations, outputs) if value is not None}
+        with torch.no_grad() if new or graph.input_mutations else contextlib.nullcontext():
+            for name, value in new.items():
                 if value is not call.state[name]:
                     (call.state[name].data if name in entry.unseen else call.state[name]).copy_(value)
             for position, value in zip(graph.input_mutations, outputs[len(graph.mutations) :]):

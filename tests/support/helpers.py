@@ -118,7 +118,7 @@ def secant_slope(f: Callable[[Tensor], Tensor], x: Tensor, most: float = 1.0) ->
 
     `most` is the largest spread of x that counts.
     """
-    widths = (0.3, 1.0, 3.0, 10.0)
+    widths = (0.55, 1.7, 5.5, 17.0)
     spread = min(x.std(correction=0).item(), most)
     slopes = [(f(x + h) - f(x - h)) / (2 * h) for h in (width * spread for width in widths)]
     return sum(slope / width for slope, width in zip(slopes, widths)) / sum(1 / width for width in widths)
