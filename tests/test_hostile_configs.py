@@ -68,7 +68,7 @@ def test_folders_that_explain_is_given(
         ({"attn_implementation": "kernels-community/flash-attn"}, {}, "code from a hub"),
         ({"hidden_size": -16}, {}, "negative dimension"),
         ({}, {"tokenizer.json": b"[" * 100_000}, "RecursionError"),
-        ({}, {"tokenizer.json": b"{}", "tokenizer_config.json": b"[1]"}, "AttributeError"),
+        ({}, {"tokenizer.json": b"{}", "tokenizer_config.json": b"[1]"}, "needs a tokenizer ("),
         ({}, {"vocab.txt": b"\xff\xfe"}, "UTF-8"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**good, **entries}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -141,6 +142,11 @@ def _shapes(kwargs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in kwargs.items() if isinstance(value, Tensor)}
 
 
+def _wanted(name: str, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of a case, for what the model's forward takes: some arguments are younger than others."""
+    return {k: v for k, v in CASES[name][2].items() if k in inspect.signature(model.forward).parameters}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_runs_and_keeps_the_model(name: str) -> None:
     torch.manual_seed(0)
@@ -151,7 +157,7 @@ def test_runs_and_keeps_the_model(name: str) -> None:
     rng = torch.get_rng_state()
     args, kwargs = example_inputs(model)
     assert args == ()
-    wanted = CASES[name][2]
+    wanted = _wanted(name, model)
     assert {k: v for k, v in _shapes(kwargs).items() if k in wanted} == wanted
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), rng)
@@ -165,10 +171,12 @@ def test_runs_and_keeps_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_same_shapes_on_meta(name: str) -> None:
+    if transformers.__version__.startswith("5.0.") and name in ("decoder", "placeholders"):
+        pytest.skip("transformers 5.0 itself does not run this model on tensors without values")
     with torch.device("meta"):
         model = _build(name)
-    kwargs = example_inputs(model)[1]
-    assert {k: v for k, v in _shapes(kwargs).items() if k in CASES[name][2]} == CASES[name][2]
+    kwargs, wanted = example_inputs(model)[1], _wanted(name, model)
+    assert {k: v for k, v in _shapes(kwargs).items() if k in wanted} == wanted
     assert all(v.device.type == "meta" for v in kwargs.values() if isinstance(v, Tensor))
 
 

@@ -70,3 +70,29 @@ def test_this_librarys_own_machinery_is_not_the_models_code() -> None:
             break
     assert seen.why_live is None
     assert seen.guard is not None and seen.guard.changed() is None
+
+
+class OfItself(nn.Module):
+    """Holds functions that read the model from their closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.ones(1, 3)), 2.0
+        self.functions = [lambda x: x * self.weight * self.scale]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.functions[0](x)
+        return out
+
+
+def test_functions_of_another_model_are_not_watched() -> None:
+    """Where Python does not say which function of one code was called, all are looked for."""
+    other, model = OfItself(), OfItself()
+    with Observation(model) as seen:
+        model(torch.ones(2, 3))
+    guard = seen.guard
+    assert guard is not None
+    other.scale = 3.0
+    assert guard.changed() is None
+    model.scale = 3.0
+    assert "scale" in (guard.changed() or "")

@@ -198,7 +198,7 @@ def test_under_autocast(cell: str, options: Any) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             found.append(_feedback(model, [x], "lfp", engine))
     for name, one in found[0].items():
-        assert (found[1][name] - one).norm() <= 0.02 * one.norm() + 1e-4, name
+        assert (found[1][name] - one).norm() <= 6e-3 * one.norm() + 1e-4, name  # 7e-3 and more without the casts
 
 
 def test_another_length_is_not_traced_again() -> None:

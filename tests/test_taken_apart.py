@@ -102,6 +102,33 @@ def test_a_loop_is_rolled_up_where_its_inputs_are_there_before() -> None:
     assert fed_back.count(RECURRENT) == 1  # the second layer reads its own state
 
 
+class Crossing(nn.Module):
+    """Cells that go on from each other, but of two weights by turns, or that take each part of their state from another."""
+
+    def __init__(self, by_turns: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.by_turns = nn.LSTMCell(3, 4), nn.LSTMCell(3, 4), by_turns
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = x.new_zeros(x.shape[0], 4)
+        a, others = (zeros, zeros), [(zeros, zeros)]
+        for t in range(4):
+            others.append(self.second(x[:, t], others[-1]))
+        for t in range(4):
+            if self.by_turns:
+                a = (self.first if t % 2 else self.second)(x[:, t], a)
+            else:
+                a = self.first(x[:, t], (a[0], others[t][1]))
+        return a[0] + a[1]
+
+
+@pytest.mark.parametrize("by_turns", [True, False])
+def test_cells_that_are_no_loop_stay_cells(by_turns: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Crossing(by_turns).double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    _assert_equal(*(_feedback(model, x, "lfp", engine)[0] for engine in ("static", "live")))
+
+
 class Writes(nn.Module):
     """Writes into activations and buffers; one norm runs twice."""
 

@@ -19,6 +19,7 @@ from lfpgraph.errors import LiveOnlyError, TraceError
 from lfpgraph.graph.calls import flatten_input
 from lfpgraph.graph.graph import ACTIVE, CONSTANT, WEIGHT
 from lfpgraph.tracing.tracer import trace
+from lfpgraph.tracing.verify import differ
 
 from .support.helpers import assert_made, assert_same, gradients
 
@@ -271,3 +272,9 @@ class Elsewhere(nn.Module):
 def test_a_parameter_that_a_trace_would_take_for_a_constant_is_refused() -> None:
     with pytest.raises(TraceError, match="reads the parameter layer.weight from elsewhere"):
         trace(Elsewhere(), torch.randn(2, 3))
+
+
+def test_outputs_of_another_shape_differ() -> None:
+    assert (
+        differ([torch.zeros(2)], [torch.zeros(3)]) == float("inf") and differ([torch.zeros(2)], [torch.zeros(2)]) == 0
+    )

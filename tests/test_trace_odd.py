@@ -182,13 +182,12 @@ def test_random_outputs_are_no_wrong_graph(caplog: pytest.LogCaptureFixture) -> 
             self.layer = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            if torch.compiler.is_exporting():
-                torch.manual_seed(7)
-            return self.layer(x) + torch.rand_like(x)
+            first, second = torch.rand_like(x), torch.rand_like(x)
+            return self.layer(x) + (first - 2 * second if torch.compiler.is_exporting() else second - 2 * first)
 
     with caplog.at_level(logging.WARNING, "lfpgraph"):
         graph = trace(Noise(), torch.randn(2, 3))
-    assert graph.tracer == "export"
+    assert graph.tracer == "export" and "this may be chance" in caplog.text
 
 
 def test_recording_draws_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:

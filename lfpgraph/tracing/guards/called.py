@@ -56,9 +56,8 @@ class Called:
             types.FunctionType, dict[str, Any]
         ] = {}  # with the closure variables they were called with
         self._perhaps_own: list[weakref.ref[types.FunctionType]] = []  # made by the run, unless they outlive it
-        self._unfound: dict[
-            types.CodeType, dict[str, Any]
-        ] = {}  # code of functions not found yet; their closure variables
+        # Code of functions not found yet; the closure variables of each call, those that are the same once.
+        self._unfound: dict[types.CodeType, dict[tuple[int, ...], dict[str, Any]]] = {}
         self._made_here: set[types.CodeType] = (
             set()
         )  # code of functions that the run makes; others of the same code may be older
@@ -104,7 +103,10 @@ class Called:
             if frame.f_code.co_flags & _GENERATORS:
                 self._running[frame] = call  # it may have yielded, and cannot be asked yet
             else:
-                self._unfound.setdefault(frame.f_code, call.free)
+                self._add_unfound(frame, call)
+
+    def _add_unfound(self, frame: types.FrameType, call: _Call) -> None:
+        self._unfound.setdefault(frame.f_code, {})[tuple(map(id, call.free.values()))] = call.free
 
     def _keep_function(self, frame: types.FrameType, call: _Call) -> bool:
         function = _function_of(frame, call.of)
@@ -177,7 +179,7 @@ class Called:
         self._settle()
         for frame, call in self._running.items():  # generators that have not come to their end
             if not self._keep_function(frame, call):
-                self._unfound.setdefault(frame.f_code, call.free)
+                self._add_unfound(frame, call)
         self._running.clear()
         if any(own() for own in self._perhaps_own):
             gc.collect()  # a function of the run's own that calls itself is garbage now
@@ -192,11 +194,15 @@ class Called:
         self.snapshot.add_functions(functions, [_name(function.__code__) for function in functions])
 
     def _find_rest(self) -> None:
-        """Look for functions through all that there is: of a code that several functions have, all are watched."""
-        rest = {code: free for code, free in self._unfound.items() if _has_more(code)}
+        """Look for functions through all that there is: of a code that several functions have, all are watched.
+
+        Those alone are not that are another module's: a function that `__init__` makes of `self` is one for each model.
+        """
+        rest = {code: calls for code, calls in self._unfound.items() if _has_more(code)}
         found = _functions_with(rest)
-        for code, free in rest.items():
-            functions = [f for f in found if f.__code__ is code]
+        for code, calls in rest.items():
+            functions = [f for f in found if f.__code__ is code and not _is_of_another_module(f, calls.values())]
+            free = next(iter(calls.values()))
             unchanged = [f for f in functions if _holds(f, free)]
             self._functions |= {f: free if f in unchanged or not unchanged else {} for f in functions}
             if not functions and code not in self._made_here:
@@ -228,6 +234,18 @@ def _holds(function: types.FunctionType, free: dict[str, Any]) -> bool:
     return all(
         name not in free or cell.cell_contents is free[name] for name, cell in zip(names, function.__closure__ or ())
     )
+
+
+def _is_of_another_module(function: types.FunctionType, calls: Collection[dict[str, Any]]) -> bool:
+    """Whether the closure of a function holds a module that none of these calls had there."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not set
+            continue
+        if isinstance(held, nn.Module) and all(free.get(name, held) is not held for free in calls):
+            return True
+    return False
 
 
 def _has_state(module: nn.Module) -> bool:
