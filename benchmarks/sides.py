@@ -13,7 +13,7 @@ from benchmarks.peers import PEERS, twin
 
 __all__ = ["COMPOSITE", "SIDES", "Side", "backprop"]
 
-COMPOSITE = "lfp-epsilon"
+COMPOSITE = "lfp"  # as `wrap` has it
 Side = Callable[[], None]  # forward and backward: leaves the gradient, or the feedback, in `.grad`
 
 
