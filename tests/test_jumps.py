@@ -1,5 +1,6 @@
 """Functions with a jump under `lfp`: the feedback is bounded however near the jump a value is, and it learns."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.composites import steps
 
 Function = Callable[[Tensor], Tensor]
 
@@ -223,3 +225,32 @@ def test_what_comes_before_a_sawtooth_learns(engine: str) -> None:
 class Sawtooth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.remainder(x, 1.0)
+
+
+@pytest.mark.parametrize("compare", [torch.gt, torch.ge, torch.lt, torch.le])
+@pytest.mark.parametrize("engine", ["static", "live"])
+def test_a_comparison_with_a_number_has_the_secants_of_any_step(
+    compare: Callable[..., Tensor], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slope is known; it is that of the lines through f(x - h) and f(x + h)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), _Compared(compare), nn.Linear(40, 3)).double()
+    x, found, known = torch.randn(9, 6, dtype=torch.float64), [], []
+    threshold = steps._threshold
+    monkeypatch.setattr(steps, "_threshold", lambda *given: known.append(threshold(*given)) or known[-1])
+    for _ in range(2):
+        wrapped = lfpgraph.wrap(copy.deepcopy(model), "lfp", engine=engine)
+        wrapped(x).square().sum().backward()
+        found.append([p.grad for p in wrapped.parameters()])
+        monkeypatch.setattr(steps, "_threshold", lambda *given: None)
+    assert known == [(0.3, 1 if compare in (torch.gt, torch.ge) else -1)]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+class _Compared(nn.Module):
+    def __init__(self, compare: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.compare = compare
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compare(x, 0.3).to(x.dtype)

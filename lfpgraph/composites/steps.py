@@ -41,6 +41,9 @@ _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
     aten.fake_quantize_per_tensor_affine.default,
 }
 
+_SIDES: dict[Any, int] = {aten.gt.Scalar: 1, aten.ge.Scalar: 1, aten.lt.Scalar: -1, aten.le.Scalar: -1}
+_CASTS: set[Any] = {aten._to_copy.default, aten.to.dtype}
+
 
 def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...], most: float = STEP_SPREAD) -> None:
     """Give every step of a graph the rule above, and close the way of reward over resets.
@@ -59,7 +62,8 @@ def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...], most:
     rule = partial(_stepped, widths, most)
     for entry, nodes in activations_of(graph, found):
         if _is_step(graph, entry, nodes):
-            found.rules[nodes[-1]] = rule
+            known = _threshold(entry, nodes)
+            found.rules[nodes[-1]] = rule if known is None else partial(_compared, widths, most, *known)
     for node in graph.operations():
         if node.target in STEPS - _HAVE_DERIVATIVES and graph.info[node].kind == WEIGHT:
             found.rules[node] = rule
@@ -82,6 +86,21 @@ def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) 
     return nodes[-1] not in direct
 
 
+def _threshold(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> tuple[float, int] | None:
+    """The number that a function compares its input with, if it does no more; 1 or -1 as larger or smaller inputs give one."""
+    compare, *others = nodes
+    side = _SIDES.get(compare.target)
+    casts = all(node.target in _CASTS and node.args[0] is before for node, before in zip(others, nodes))
+    x, number = compare.args if len(compare.args) == 2 else (None, None)
+    plain = isinstance(number, int | float) and (entry is None or x is entry)
+    return (float(number), side) if side is not None and casts and plain else None  # type: ignore[arg-type]
+
+
+def _compared(widths: tuple[float, ...], most: float, number: float, side: int, usual: Handler) -> Handler:
+    """The same rule of a function that only compares with a number: the secants of it are known."""
+    return in_place_of(usual, partial(_known_secants, widths, most, number, side))
+
+
 def _stepped(widths: tuple[float, ...], most: float, usual: Handler) -> Handler:
     """The rule of a step in place of the usual one: of an activation, or of an operation on parameters."""
     if usual is vjp:
@@ -96,11 +115,30 @@ def _of_parameters(widths: tuple[float, ...], most: float, call: Call, s: Tensor
 def _secants(widths: tuple[float, ...], most: float, call: Call, s: Tensor, place: int) -> Tensor:
     """Signal of x for z = f(x): by the slopes of the lines through f(x - h) and f(x + h), each with a weight of 1 / h."""
     x = call.inputs[place]
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    spread = wide.var(correction=0).sqrt().clamp_max(most)
-    spread = torch.where(spread > 0, spread, 1.0)  # one number, or all alike
+    wide, spread = _wide_and_spread(x, most)
     slope = torch.zeros_like(wide)
     for width in widths:
         low, high = (value_at(call, place, wide + side * width * spread) for side in (-1, 1))
         slope = slope + (high - low) / (2 * width**2)
     return (s * (slope / (spread * sum(1 / width for width in widths)))).to(x.dtype)
+
+
+def _known_secants(
+    widths: tuple[float, ...], most: float, number: float, side: int, call: Call, s: Tensor, place: int
+) -> Tensor:
+    """The same of a comparison with a number: a secant rises by one where the number is within its width of x."""
+    x = call.inputs[place]
+    wide, spread = _wide_and_spread(x, most)
+    distance = (wide - number).abs() / spread
+    slope = torch.zeros_like(wide)
+    for width in widths:
+        within = (width - distance).sign().clamp_min(0)  # quicker than a comparison made a number
+        slope = torch.add(slope, within, alpha=side / (2 * width**2))
+    return (s * (slope / (spread * sum(1 / width for width in widths)))).to(x.dtype)
+
+
+def _wide_and_spread(x: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """x in float32 or better, and its spread; 1 of one number, or of numbers that are all alike."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    spread = wide.var(correction=0).sqrt().clamp_max(most)
+    return wide, torch.where(spread > 0, spread, 1.0)
