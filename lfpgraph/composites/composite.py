@@ -45,8 +45,8 @@ class Ruleset:
             engine must know more of it.
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
         vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) and those of any that are
-            only added to something (position embeddings, the biases of experts) as `scale` says; "signal": they take the
-            plain signal, so that a bias of zero can move.
+            only added to something (position embeddings) as `scale` says; "signal": plain, so that a bias of zero can move.
+        factors: the same choice for matrices of layers that lead straight into one another (LoRA's A and B).
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
         unit: "start" divides `max(abs(w), floor) * s_w` of a matrix by the root mean square of a weight as torch's layers start
@@ -68,13 +68,14 @@ class Ruleset:
     floor: float | str = 0.0
     wake: bool = True
     vectors: str = "weight"
+    factors: str = "weight"
     products: str = "shared"
     unit: str = "parameter"
     sums: str = "epsilon"
 
     def __post_init__(self) -> None:
-        check_choice("scale", self.scale, ("weight", "signal"), CompositeError)
-        check_choice("vectors", self.vectors, ("weight", "signal"), CompositeError)
+        for name in ("scale", "vectors", "factors"):
+            check_choice(name, getattr(self, name), ("weight", "signal"), CompositeError)
         check_choice("products", self.products, ("shared", "whole"), CompositeError)
         check_choice("sums", self.sums, ("epsilon", "whole"), CompositeError)
         floor_of(self.floor), unit_of(self.unit)

@@ -23,7 +23,15 @@ COMPOSITES: list[Composite] = [
     Composite("gradient-x-input", _GRADIENT),
     Composite(
         "lfp",
-        Ruleset(epsilon=0.0, vectors="signal", products="whole", sums="whole", floor="0.1 rms", unit="1/3 start"),
+        Ruleset(
+            epsilon=0.0,
+            vectors="signal",
+            factors="signal",
+            products="whole",
+            sums="whole",
+            floor="0.1 rms",
+            unit="1/3 start",
+        ),
         structure=learning_structure,
     ),
     Composite("lfp-0", Ruleset(epsilon=0.0)),

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..composites.composite import Composite, Ruleset
 from ..errors import CompositeError, NoRuleError
 from ..graph.depths import layer_places
-from ..graph.factors import is_cut, is_factor
+from ..graph.factors import is_cut, is_factor, joined_factors
 from ..graph.graph import WEIGHT, OpGraph, module_path
 from ..graph.regions import find_regions
 from ..graph.structure import Structure
@@ -140,9 +140,10 @@ def make_plan(
     parameters = ((n, p.target) for n, p in zip(nodes, graph.placeholders) if p.kind == "parameter")
     rulesets = {node: composite.parameter_ruleset(name) for node, name in parameters}
     plain: dict[int, Ruleset] = {}
-    for node, ruleset in rulesets.items():
-        if ruleset.vectors == "signal" and not is_factor(graph, node):
-            rulesets[node] = _by_signal(ruleset, plain)
+    joined = joined_factors(graph) if any(r.factors == "signal" for r in rulesets.values()) else set()
+    for node, r in rulesets.items():
+        if (r.factors == "signal" and node in joined) or (r.vectors == "signal" and not is_factor(graph, node)):
+            rulesets[node] = _by_signal(r, plain)
     asleep = {
         n
         for n, x in zip(nodes, values)

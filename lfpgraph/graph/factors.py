@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..registry import SPLIT, VIEW
+from ..registry import CONTRACTION, SPLIT, VIEW
 from ..rules.loops import LSTM, RECURRENT, added_to_steps
 from .graph import ACTIVE, WEIGHT, OpGraph
 
-__all__ = ["is_added", "is_cut", "is_factor"]
+aten = torch.ops.aten
+
+__all__ = ["is_added", "is_cut", "is_factor", "joined_factors"]
+
+_SCALES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
+_DROPOUT = {aten.dropout.default, aten.native_dropout.default}
 
 
 def is_factor(graph: OpGraph, parameter: fx.Node) -> bool:
@@ -28,6 +36,50 @@ def is_factor(graph: OpGraph, parameter: fx.Node) -> bool:
                 seen.add(user)
                 stack.append(user)
     return False
+
+
+def joined_factors(graph: OpGraph) -> set[fx.Node]:
+    """The matrices of layers that lead straight into another layer, and of those that they lead into, by their placeholders.
+
+    Between the two is nothing but views, numbers that are multiplied with, and dropout, and nothing else reads what the first
+    makes. Such are the factors A and B of LoRA's `B(A(x))`. Any change of basis R between them, `(B / R) (R A)`, is the same
+    function, so the size of a single entry means nothing there.
+    """
+    layers = {node: found for node in graph.operations() if (found := _layer(graph, node)) is not None}
+    joined: set[fx.Node] = set()
+    for node, (_, weight) in layers.items():
+        ends = list(_ends(graph, node))
+        if ends and all(end in layers and layers[end][0] is source for source, end in ends):
+            joined |= {weight, *(layers[end][1] for _, end in ends)}
+    return joined
+
+
+def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The activation and the parameter, of two dimensions or more, that an operation multiplies, each entry with each."""
+    inputs = [n for n in node.all_input_nodes if not (graph.info[n].kind != ACTIVE and is_added(graph, node, n))]
+    active = [n for n in inputs if graph.info[n].kind == ACTIVE]
+    if graph.info[node].family is not CONTRACTION or len(active) != 1 or len(inputs) != 2:
+        return None
+    (weight,) = (n for n in inputs if n is not active[0])
+    while graph.info[weight].family is VIEW and len(weight.all_input_nodes) == 1:
+        (weight,) = weight.all_input_nodes
+    by_groups = isinstance(node.target, OpOverload) and _given(node).get("groups", 1) != 1
+    value = weight.meta.get("val")
+    matrix = weight.op == "placeholder" and isinstance(value, Tensor) and value.dim() > 1
+    return (active[0], weight) if matrix and graph.info[weight].kind == WEIGHT and not by_groups else None
+
+
+def _ends(graph: OpGraph, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What reads a layer's output, behind views, multiplications with numbers and dropout: (what is read, who reads it)."""
+    for user in node.users:
+        scaled = user.target in _SCALES and len(user.all_input_nodes) == 1 and user.args[0] is node
+        dropped = user.target in _DROPOUT or (
+            user.target is operator.getitem and node.target in _DROPOUT and user.args[1] == 0
+        )
+        if graph.info[user].family is VIEW and len(user.all_input_nodes) == 1 or scaled or dropped:
+            yield from _ends(graph, user)
+        else:
+            yield node, user
 
 
 def is_cut(graph: OpGraph, vector: fx.Node) -> bool:
@@ -53,7 +105,13 @@ def is_added(graph: OpGraph, node: fx.Node, operand: fx.Node) -> bool:
         return any(operand is argument for argument in added_to_steps(node.target, node.args))
     if not isinstance(node.target, OpOverload):
         return False
+    given = _given(node)
     names = [argument.name for argument in node.target._schema.arguments]
     bias = "self" if "beta" in names else "bias"  # of addmm and its like; of linear, convolutions and norms
-    given = {**dict(zip(names, node.args)), **node.kwargs}
     return given.get(bias) is operand and [v is operand for v in given.values()].count(True) == 1
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """An operation's arguments by name."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args)), **node.kwargs}

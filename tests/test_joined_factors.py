@@ -1,0 +1,97 @@
+"""Matrices of layers that lead straight into one another (LoRA's A and B) take the plain signal under `lfp`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfpgraph
+from lfpgraph.composites import get_composite
+
+from .support.helpers import relative
+
+ENGINES = pytest.mark.parametrize("engine", ["static", "live"])
+
+
+class Adapted(nn.Module):
+    """A layer with a way of low rank beside it, as PEFT writes LoRA."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = lambda a: a, read: bool = False) -> None:
+        super().__init__()
+        self.base, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.a, self.b, self.dropout = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False), nn.Dropout(0.2)
+        self.between, self.read = between, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.a(self.dropout(x))
+        out = self.base(x) + self.b(self.between(low)) * 2.0
+        if self.read:
+            out = out + low.sum(-1, keepdim=True)
+        found: Tensor = self.head(torch.relu(out))
+        return found
+
+
+class Convolutions(nn.Module):
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 4, 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.second(self.first(x)).tanh()
+        return found
+
+
+def _plain(model: nn.Module, x: Tensor, engine: str, composite: object = "lfp") -> set[str]:
+    """The names of the matrices whose feedback is the model's gradient, all else being linear."""
+    found = []
+    for wrapped in (lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine), model):
+        wrapped.zero_grad()
+        torch.manual_seed(1)
+        wrapped(x).sum().backward()
+        found.append({name: p.grad for name, p in wrapped.named_parameters() if p.dim() > 1})
+    return {name for name, s in found[0].items() if relative(s, found[1][name]) < 1e-9}
+
+
+CASES: dict[str, tuple[nn.Module, set[str]]] = {
+    "lora": (Adapted(), {"a.weight", "b.weight"}),
+    "a number, a view and dropout between": (
+        Adapted(lambda a: torch.dropout(a * 0.5, 0.1, True).view(-1, 2)), {"a.weight", "b.weight"}
+    ),
+    "a relu between": (Adapted(torch.relu), set()),
+    "read elsewhere as well": (Adapted(read=True), set()),
+    "the way there alone, scaled by itself": (Adapted(lambda a: a * a.detach()), set()),
+}  # fmt: skip
+
+
+@ENGINES
+@pytest.mark.parametrize("name", CASES)
+def test_which_take_the_plain_signal(name: str, engine: str) -> None:
+    model, expected = CASES[name]
+    assert _plain(copy.deepcopy(model).double(), torch.randn(5, 6, dtype=torch.float64), engine) == expected
+
+
+@ENGINES
+@pytest.mark.parametrize(("groups", "expected"), [(1, {"first.weight", "second.weight"}), (4, set())])
+def test_convolutions(groups: int, expected: set[str], engine: str) -> None:
+    """One for each channel mixes none, so the channels before it mean something."""
+    composite = replace(get_composite("lfp"), structure=None)  # the tanh by its quotient, the same in both runs
+    model, x = Convolutions(groups).double(), torch.randn(2, 3, 9, dtype=torch.float64)
+    gradient = replace(composite, default=replace(composite.default, scale="signal"))
+    found = []
+    for one in (composite, gradient):
+        wrapped = lfpgraph.wrap(copy.deepcopy(model), one, engine=engine)
+        wrapped(x).sum().backward()
+        found.append({name: p.grad for name, p in wrapped.named_parameters() if p.dim() > 1})
+    assert {name for name, s in found[0].items() if relative(s, found[1][name]) < 1e-9} == expected
+
+
+def test_an_option_of_its_own() -> None:
+    composite = get_composite("lfp")
+    others = replace(composite, default=replace(composite.default, factors="weight"))
+    assert _plain(Adapted().double(), torch.randn(5, 6, dtype=torch.float64), "static", others) == set()
+    assert get_composite("lfp-epsilon").default.factors == "weight", "the published rule stays"
