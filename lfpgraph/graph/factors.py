@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, SPLIT, VIEW
 from ..rules.loops import LSTM, RECURRENT, added_to_steps
-from .graph import ACTIVE, WEIGHT, OpGraph
+from .graph import ACTIVE, WEIGHT, OpGraph, is_float
 
 aten = torch.ops.aten
 
@@ -57,7 +57,7 @@ def joined_factors(graph: OpGraph) -> set[fx.Node]:
 def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The activation and the parameter, of two dimensions or more, that an operation multiplies, each entry with each."""
     inputs = [n for n in node.all_input_nodes if not (graph.info[n].kind != ACTIVE and is_added(graph, node, n))]
-    active = [n for n in inputs if graph.info[n].kind == ACTIVE]
+    active = [n for n in inputs if graph.info[n].kind == ACTIVE and is_float(n.meta.get("val"))]
     if graph.info[node].family is not CONTRACTION or len(active) != 1 or len(inputs) != 2:
         return None
     (weight,) = (n for n in inputs if n is not active[0])
