@@ -18,15 +18,18 @@ from .checks import check_first_step, grads_of, wrapped
 from .support import llama
 
 
+RANGE = 0.2  # of the base's weights, so that its activations bend: adapters alone learn, by the plain signal
+
+
 def of_bitsandbytes(folder: Path, **options: Any) -> nn.Module:
-    llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    llama(hidden_size=64, intermediate_size=128, initializer_range=RANGE).save_pretrained(folder)
     config = transformers.BitsAndBytesConfig(**options)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
     return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def of_torchao(config: Any) -> nn.Module:
-    model = llama(hidden_size=64, intermediate_size=128)
+    model = llama(hidden_size=64, intermediate_size=128, initializer_range=RANGE)
     quantize_(model, config, filter_fn=lambda module, name: isinstance(module, nn.Linear) and "lm_head" not in name)
     return model
 
