@@ -17,7 +17,6 @@ import lfpgraph
 from .checks import check_first_step, grads_of, wrapped
 from .support import llama
 
-
 RANGE = 0.2  # of the base's weights, so that its activations bend: adapters alone learn, by the plain signal
 
 
