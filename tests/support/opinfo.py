@@ -89,8 +89,9 @@ def outcomes(op: Any, most: int | None = 2, engine: str = "live", composite: str
     """Run the first samples of an operation, or all; those that plain autograd cannot take are left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        samples = op.sample_inputs("cpu", torch.float64, requires_grad=True)
-        for number, sample in enumerate(itertools.islice(samples, most)):
+        # All at once: what makes them is over then, and not closed by the garbage collector in the midst of a later trace.
+        samples = list(itertools.islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), most))
+        for number, sample in enumerate(samples):
             args, process = (sample.input, *sample.args), sample.output_process_fn_grad
             yield from _outcome(op.formatted_name, number, op, args, sample.kwargs, process, engine, composite)
 
