@@ -20,6 +20,7 @@ from rich.progress import track
 from benchmarks.models import DEPTHS, MODELS, SERIES
 from benchmarks.page import draw, put
 from benchmarks.peers import PEER_MODELS, PEERS
+from benchmarks.sides import COMPOSITE
 
 TIMED = ["backprop", "lfp", "lfp-min"]
 COMPILED = ["backprop-compiled", "lfp-compiled"]
@@ -83,7 +84,7 @@ def main() -> None:
         machine = torch.cuda.get_device_name()
     else:
         machine = "the clock, all threads" if options.clock else "processor time of one thread"
-    measured = f"{time.strftime('%F')}, {machine}, torch {torch.__version__}"
+    measured = f"{time.strftime('%F')}, {machine}, torch {torch.__version__}, `{COMPOSITE}`"
     todo = [
         (name, command)
         for name, command in jobs(options.device, options.clock)
