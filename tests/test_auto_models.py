@@ -262,7 +262,7 @@ class _Forgetful(nn.Module):
         self.a, self.b, self.forgets = nn.Linear(4, 6), nn.Linear(6, 2), True
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(_Again.apply(self.a, x, *self.a.parameters()) if self.forgets else self.a(x))
+        return self.b((_Again.apply(self.a, x, *self.a.parameters()) if self.forgets else self.a(x)).relu())
 
 
 def test_a_part_called_in_a_custom_backward_scales_once() -> None:
