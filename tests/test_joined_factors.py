@@ -95,3 +95,18 @@ def test_an_option_of_its_own() -> None:
     others = replace(composite, default=replace(composite.default, factors="weight"))
     assert _plain(Adapted().double(), torch.randn(5, 6, dtype=torch.float64), "static", others) == set()
     assert get_composite("lfp-epsilon").default.factors == "weight", "the published rule stays"
+
+
+@pytest.mark.parametrize("between", [lambda a: a, lambda a: a.clone() / 2])
+def test_casts_of_autocast_make_no_difference(between: Callable[[Tensor], Tensor]) -> None:
+    """A traced graph shows them, a recorded run does not."""
+    found, x = [], torch.randn(5, 6)
+    for engine in ("static", "live"):
+        torch.manual_seed(0)
+        model = Adapted(between)
+        wrapped = lfpgraph.wrap(model.eval(), engine=engine)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = wrapped(x)
+        out.float().square().sum().backward()
+        found.append([p.grad for p in wrapped.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)

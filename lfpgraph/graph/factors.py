@@ -18,6 +18,7 @@ aten = torch.ops.aten
 
 __all__ = ["is_added", "is_cut", "is_factor", "joined_factors"]
 
+_CASTS = {aten._to_copy.default, aten.to.dtype, aten.clone.default}
 _SCALES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 _DROPOUT = {aten.dropout.default, aten.native_dropout.default}
 
@@ -61,12 +62,18 @@ def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if graph.info[node].family is not CONTRACTION or len(active) != 1 or len(inputs) != 2:
         return None
     (weight,) = (n for n in inputs if n is not active[0])
-    while graph.info[weight].family is VIEW and len(weight.all_input_nodes) == 1:
+    while _only_shows(graph, weight):
         (weight,) = weight.all_input_nodes
     by_groups = isinstance(node.target, OpOverload) and _given(node).get("groups", 1) != 1
     value = weight.meta.get("val")
     matrix = weight.op == "placeholder" and isinstance(value, Tensor) and value.dim() > 1
     return (active[0], weight) if matrix and graph.info[weight].kind == WEIGHT and not by_groups else None
+
+
+def _only_shows(graph: OpGraph, node: fx.Node) -> bool:
+    """Whether a value is another one in another shape or type."""
+    alike = node.target in _CASTS or (node.op == "call_function" and graph.info[node].family is VIEW)
+    return alike and len(node.all_input_nodes) == 1
 
 
 def _ends(graph: OpGraph, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -76,7 +83,7 @@ def _ends(graph: OpGraph, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
         dropped = user.target in _DROPOUT or (
             user.target is operator.getitem and node.target in _DROPOUT and user.args[1] == 0
         )
-        if graph.info[user].family is VIEW and len(user.all_input_nodes) == 1 or scaled or dropped:
+        if _only_shows(graph, user) or scaled or dropped:
             yield from _ends(graph, user)
         else:
             yield node, user
