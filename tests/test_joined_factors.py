@@ -1,4 +1,4 @@
-"""Matrices of layers that lead straight into one another (LoRA's A and B) take the plain signal under `lfp`."""
+"""The two matrices of a layer of low rank (LoRA's A and B) take the plain signal under `lfp`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ENGINES = pytest.mark.parametrize("engine", ["static", "live"])
 class Adapted(nn.Module):
     """A layer with a way of low rank beside it, as PEFT writes LoRA."""
 
-    def __init__(self, between: Callable[[Tensor], Tensor] = lambda a: a, read: bool = False) -> None:
+    def __init__(self, between: Callable[[Tensor], Tensor] = lambda a: a, read: bool = False, rank: int = 2) -> None:
         super().__init__()
         self.base, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-        self.a, self.b, self.dropout = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False), nn.Dropout(0.2)
+        self.a, self.b, self.dropout = nn.Linear(6, rank, bias=False), nn.Linear(rank, 6, bias=False), nn.Dropout(0.2)
         self.between, self.read = between, read
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Adapted(nn.Module):
 class Convolutions(nn.Module):
     def __init__(self, groups: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 4, 1, groups=groups)
+        self.first, self.second = nn.Conv1d(3, 2, 3), nn.Conv1d(2, 8, 1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.second(self.first(x)).tanh()
@@ -62,6 +62,7 @@ CASES: dict[str, tuple[nn.Module, set[str]]] = {
     "a number, a view and dropout between": (
         Adapted(lambda a: torch.dropout(a * 0.5, 0.1, True).view(-1, 2)), {"a.weight", "b.weight"}
     ),
+    "not of low rank": (Adapted(rank=6), set()),
     "a relu between": (Adapted(torch.relu), set()),
     "read elsewhere as well": (Adapted(read=True), set()),
     "the way there alone, scaled by itself": (Adapted(lambda a: a * a.detach()), set()),
@@ -76,7 +77,7 @@ def test_which_take_the_plain_signal(name: str, engine: str) -> None:
 
 
 @ENGINES
-@pytest.mark.parametrize(("groups", "expected"), [(1, {"first.weight", "second.weight"}), (4, set())])
+@pytest.mark.parametrize(("groups", "expected"), [(1, {"first.weight", "second.weight"}), (2, set())])
 def test_convolutions(groups: int, expected: set[str], engine: str) -> None:
     """One for each channel mixes none, so the channels before it mean something."""
     composite = replace(get_composite("lfp"), structure=None)  # the tanh by its quotient, the same in both runs

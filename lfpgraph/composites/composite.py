@@ -46,7 +46,7 @@ class Ruleset:
         scale: "weight": a parameter's feedback is `abs(w) * s_w` (LFP eq. 6); "signal": the plain signal s_w.
         vectors: "weight" treats parameters of fewer than two dimensions (biases, scales of norms) and those of any that are
             only added to something (position embeddings) as `scale` says; "signal": plain, so that a bias of zero can move.
-        factors: the same choice for matrices of layers that lead straight into one another (LoRA's A and B).
+        factors: the same choice for the two matrices of a layer of low rank (LoRA's A and B; `graph.factors`).
         floor: the feedback is `max(abs(w), floor) * s_w`, so that a weight of zero can move. A number, in units of the
             parameter; or "rms", the root of the parameter's mean square, also times a number: "0.3 rms".
         unit: "start" divides `max(abs(w), floor) * s_w` of a matrix by the root mean square of a weight as torch's layers start

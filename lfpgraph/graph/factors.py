@@ -40,18 +40,21 @@ def is_factor(graph: OpGraph, parameter: fx.Node) -> bool:
 
 
 def joined_factors(graph: OpGraph) -> set[fx.Node]:
-    """The matrices of layers that lead straight into another layer, and of those that they lead into, by their placeholders.
+    """The two matrices, by their placeholders, of each layer of low rank that is written as two: LoRA's `B(A(x))`.
 
-    Between the two is nothing but views, numbers that are multiplied with, and dropout, and nothing else reads what the first
-    makes. Such are the factors A and B of LoRA's `B(A(x))`. Any change of basis R between them, `(B / R) (R A)`, is the same
-    function, so the size of a single entry means nothing there.
+    What is between them is narrower than what goes in and what comes out. There is nothing but views, casts, numbers that are
+    multiplied with, and dropout, and nothing else reads what the first makes. Any change of basis R between them,
+    `(B / R) (R A)`, is the same function, so the size of a single entry means nothing there.
     """
     layers = {node: found for node in graph.operations() if (found := _layer(graph, node)) is not None}
     joined: set[fx.Node] = set()
     for node, (_, weight) in layers.items():
         ends = list(_ends(graph, node))
         if ends and all(end in layers and layers[end][0] is source for source, end in ends):
-            joined |= {weight, *(layers[end][1] for _, end in ends)}
+            pair = weight, *(layers[end][1] for _, end in ends)
+            width = node.meta["val"].shape[1 if weight.meta["val"].dim() > 2 else -1]
+            if all(width**2 < n.meta["val"].numel() for n in pair):
+                joined.update(pair)
     return joined
 
 
