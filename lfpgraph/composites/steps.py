@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import CompositeError
-from ..graph.graph import WEIGHT, OpGraph
+from ..graph.graph import CASTS, WEIGHT, OpGraph
 from ..graph.neurons import STEPS, find_neurons
 from ..graph.structure import Structure
 from ..registry import COMPARISON, Call, Handler, Signals
@@ -42,7 +42,6 @@ _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
 }
 
 _SIDES: dict[Any, int] = {aten.gt.Scalar: 1, aten.ge.Scalar: 1, aten.lt.Scalar: -1, aten.le.Scalar: -1}
-_CASTS: set[Any] = {aten._to_copy.default, aten.to.dtype}
 
 
 def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...], most: float = STEP_SPREAD) -> None:
@@ -90,7 +89,7 @@ def _threshold(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> tuple[float
     """The number that a function compares its input with, if it does no more; 1 or -1 as larger or smaller inputs give one."""
     compare, *others = nodes
     side = _SIDES.get(compare.target)
-    casts = all(node.target in _CASTS and node.args[0] is before for node, before in zip(others, nodes))
+    casts = all(node.target in CASTS and node.args[0] is before for node, before in zip(others, nodes))
     x, number = compare.args if len(compare.args) == 2 else (None, None)
     plain = isinstance(number, int | float) and (entry is None or x is entry)
     return (float(number), side) if side is not None and casts and plain else None  # type: ignore[arg-type]

@@ -12,13 +12,13 @@ from torch._ops import OpOverload
 
 from ..registry import CONTRACTION, SPLIT, VIEW
 from ..rules.loops import LSTM, RECURRENT, added_to_steps
-from .graph import ACTIVE, WEIGHT, OpGraph, is_float
+from .graph import ACTIVE, CASTS, WEIGHT, OpGraph, is_float
 
 aten = torch.ops.aten
 
 __all__ = ["is_added", "is_cut", "is_factor", "joined_factors"]
 
-_CASTS = {aten._to_copy.default, aten.to.dtype, aten.clone.default}
+_SAME = CASTS | {aten.clone.default}
 _SCALES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 _DROPOUT = {aten.dropout.default, aten.native_dropout.default}
 
@@ -75,7 +75,7 @@ def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _only_shows(graph: OpGraph, node: fx.Node) -> bool:
     """Whether a value is another one in another shape or type."""
-    alike = node.target in _CASTS or (node.op == "call_function" and graph.info[node].family is VIEW)
+    alike = node.target in _SAME or (node.op == "call_function" and graph.info[node].family is VIEW)
     return alike and len(node.all_input_nodes) == 1
 
 

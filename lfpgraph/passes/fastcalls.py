@@ -102,9 +102,7 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
         walk: it is a walk back, whose products may come from the quicker library; else only those may that recurrent layers read.
     """
     quick = _QUICK | _PRODUCTS if walk else _QUICK
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
-    graph.set_codegen(module.graph._codegen)
+    graph = _copied(module.graph)
     for node in graph.nodes:
         if node.op == "call_function" and node.target in quick:
             own = node.target in _PRODUCTS and _is_of_steps(node)
@@ -113,17 +111,25 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
 
 
 def quick_products(module: fx.GraphModule, walk: bool) -> fx.GraphModule:
-    """A copy of the module, for a compiler, whose large products are by the quicker library where `quick_module` has them so."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
+    """For a compiler: the module with its large products by the quicker library where `quick_module` has them so, a copy then."""
+    if not matmul.onednn_is_quicker():
+        return module
+    graph = _copied(module.graph)
     for node in graph.nodes:
-        operation = matmul.OPERATIONS.get(node.target) if matmul.onednn_is_quicker() and not node.kwargs else None
+        operation = matmul.OPERATIONS.get(node.target) if not node.kwargs else None
         if operation is not None and (walk or _is_of_steps(node)):
             a, b = (n.meta["val"] for n in node.args[-2:])
             plain = a.device.type == "cpu" and a.dtype is torch.float32
             if plain and hint(a.shape[0]) * hint(a.shape[1]) * hint(b.shape[1]) >= _WORTH_A_CALL:
                 node.target = operation
     return fx.GraphModule(module, graph)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))  # type: ignore[arg-type]
+    copy.set_codegen(graph._codegen)
+    return copy
 
 
 def _is_of_steps(product: fx.Node) -> bool:

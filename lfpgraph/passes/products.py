@@ -41,8 +41,8 @@ def compute_once(graph: fx.Graph, n_outputs: int) -> int:
     first: dict[Any, fx.Node] = {}
     went = 0
     for node in list(graph.nodes):
-        own = node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload)
-        if own or node not in forward or node in given or draws(node) or is_write(node):
+        other = node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload)
+        if other or node not in forward or node in given or draws(node) or is_write(node):
             continue
         same = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if same is not node:
@@ -132,10 +132,12 @@ def _kind(node: fx.Node, little_memory: bool) -> Any:
 
 def _least(kind: Any) -> int:
     """How many terms of a kind are worth joining; of parts also half of all there are, since the others are zeros."""
-    if kind[0] != "parts":
-        return 2 if len(kind) > 1 and kind[0] != "rows" else _FEW
-    _, dim, *sizes = kind
-    return max(_FEW, sizes[dim] // 2)
+    name, *same = kind
+    if name == "parts":
+        dim, *sizes = same
+        return max(_FEW, sizes[dim] // 2)
+    reads_one = name == "convolution" or (name == "product" and same)  # all terms read the same
+    return 2 if reads_one else _FEW
 
 
 class _Joined:
