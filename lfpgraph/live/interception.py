@@ -4,9 +4,9 @@ PyTorch's dispatcher has a key in front of autograd, PreDispatch, that torch.exp
 the key is switched on for it, and every operation calls the thread's `Recorder`, which runs the operation as ever (autograd,
 autocast and all) and notes what it was. Composite operations such as `linear` arrive whole.
 
-Two methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
-operation's handler under that key if it knows none, and `HigherOrderOperator.dispatch`. Both do what they always did in
-threads that do not record.
+Three methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
+operation's handler under that key if it knows none, `HigherOrderOperator.dispatch`, and `Tensor.__new__`. All do what they
+always did in threads that do not record.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch._higher_order_ops.utils import _in_hop_compile
 from torch._ops import HigherOrderOperator, OpOverload
 
@@ -39,6 +40,7 @@ PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
 _PYTHON = torch._C.DispatchKey.PythonDispatcher
 include = torch._C._dispatch_tls_set_dispatch_key_included
+_is_included = torch._C._dispatch_tls_is_dispatch_key_included
 without_python = torch._C._DisablePythonDispatcher
 _mode_of = torch._C._get_dispatch_mode
 
@@ -224,5 +226,14 @@ def _wrap_torch() -> None:
             with paused():
                 return self(*args, **kwargs)
 
+        def new_unseen(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            """Make a tensor of a user's class: to one that Python has seen as a plain tensor torch gives no other class."""
+            if cls is Tensor or recorder() is None or not _is_included(PRE_DISPATCH):
+                return new(cls, *args, **kwargs)
+            with paused():
+                return new(cls, *args, **kwargs)
+
+        new = Tensor.__new__
+        Tensor.__new__ = new_unseen  # type: ignore[method-assign,assignment]
         OpOverload._get_dispatch = get_dispatch_or_record  # type: ignore[method-assign]
         HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[assignment,method-assign]
