@@ -70,6 +70,7 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
     The first `n_visible` results keep the traced layout; for the others inductor chooses the order of their axes, and on a GPU
     it may leave room between rows.
     """
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -78,7 +79,8 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
 
     mode = next(v.fake_mode for v in examples if hasattr(v, "fake_mode"))
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with quiet(), torch.no_grad(), open_sizes, tracing(TracingContext(mode)), mode:
+    draws = config.patch(fallback_random=config.fallback_random or _is_on_cpu(examples))  # type: ignore[attr-defined]
+    with quiet(), torch.no_grad(), open_sizes, draws, tracing(TracingContext(mode)), mode:
         table = {**select_decomp_table(), **DECOMPOSITIONS}
         lowered = make_fx(module, decomposition_table=table, tracing_mode="real")(*examples)
         with V.set_fake_mode(mode):
@@ -89,6 +91,12 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
         with TracingContext.report_output_strides() as strides:
             run = compile_fx_inner(lowered, list(examples))
     return run, [None if s is None else [int(n) for n in s] for s in strides or ()]  # type: ignore[return-value]
+
+
+def _is_on_cpu(examples: Sequence[Any]) -> bool:
+    """Whether all is on a CPU. There inductor works out random numbers one at a time; ATen's are quicker, and
+    those that the plain model draws."""
+    return all(value.device.type == "cpu" for value in examples if isinstance(value, Tensor))
 
 
 def _order(value: Any) -> list[int] | None:
