@@ -125,7 +125,7 @@ class OnnxError(LfpGraphError):
 def check_choice(option: str, value: object, choices: Collection[object], error: type[LfpGraphError]) -> None:
     """Raise `error`, with a message that lists the choices, unless the value of an option is one of them."""
     if value not in list(choices):
-        raise error(f"{option}={value!r} is not known; choose one of {', '.join(map(str, choices))}")
+        raise error(f"{option}={repr(value)[:200]} is not known; choose one of {', '.join(map(str, choices))}")
 
 
 def check_count(option: str, value: object, error: type[LfpGraphError]) -> None:
@@ -137,13 +137,13 @@ def check_count(option: str, value: object, error: type[LfpGraphError]) -> None:
 def path_of(path: object, error: type[LfpGraphError]) -> Path:
     """A path that was given as text or as a path; anything else raises `error`."""
     if not isinstance(path, str | os.PathLike):
-        raise error(f"path={path!r} is no path of a file")
+        raise error(f"path={repr(path)[:200]} is no path of a file")
     return Path(path)
 
 
 def near(name: object, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: known names like it, if there are any."""
-    close = difflib.get_close_matches(str(name), list(names), n=3)
+    close = difflib.get_close_matches(str(name)[:200], list(names), n=3)
     return f"; near it: {', '.join(close)}" if close else ""
 
 

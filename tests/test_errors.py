@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,6 +219,21 @@ def test_a_typo_in_an_option_lists_the_choices(
     with pytest.raises(error, match=f"{option}='deriv' is not known; choose .*{known}"):
         function(model, *inputs, **{option: "deriv"})
     assert not lfpgraph.is_wrapped(model)
+
+
+@pytest.mark.parametrize("what", [None, "gpt2", nn.Linear])
+def test_what_is_no_model_is_not_wrapped(what: Any) -> None:
+    with pytest.raises(errors.WrapError, match=f"{type(what).__name__} is not wrapped"):
+        lfpgraph.unwrap(what)
+    with pytest.raises(errors.InputError, match="args must be a tensor, a tuple or a dict, not object"):
+        lfpgraph.coverage(nn.Linear(2, 2), object())
+
+
+def test_words_of_a_million_letters_are_cut() -> None:
+    for options in ({"composite": "x" * 10**6}, {"engine": "x" * 10**6}):
+        with pytest.raises(errors.LfpGraphError) as told:
+            lfpgraph.wrap(nn.Linear(2, 2), **options)
+        assert len(str(told.value)) < 3000
 
 
 def test_unknown_composite_lists_the_known() -> None:

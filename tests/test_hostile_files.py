@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import resource
 import shutil
 import socket
 import struct
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from lfpgraph.writing import write_text
 
 from .support.helpers import enter, run_cli
 
@@ -210,8 +215,18 @@ def test_folders_of_a_run_that_no_one_can_read_again(tmp_path: Path, name: str) 
     assert not list(tmp_path.iterdir())
 
 
+@contextlib.contextmanager
+def _files_of_at_most(count: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
-    """And one line says so; safetensors has an error of its own for it."""
+    """All of the files that go together; and one line says so, although safetensors has an error of its own for it."""
     pytest.importorskip("onnxruntime")
     from lfpgraph.errors import OnnxError
     from lfpgraph.onnx import OrtTrainer, export, export_training_step
@@ -221,17 +236,61 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     trainer = OrtTrainer(step)
     trainer.save(step.with_name("own.safetensors"))
     export(model, step.with_name("model.onnx"), x)
+    narrow = nn.Linear(4, 9)
+    beside = export_training_step(narrow, x, step.with_name("narrow.onnx"), parameters="outside")
     before = {file.name: file.read_bytes() for file in step.parent.iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        for write in (
-            lambda: trainer.save(step.with_name("own.safetensors")),
-            lambda: export_training_step(model, x, step, "softmax", parameters="outside", forward=False),
-            lambda: export(model, step.with_name("model.onnx"), x),
-        ):
-            with pytest.raises(OnnxError, match="cannot write"):
-                write()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with torch.no_grad():
+        narrow.weight.zero_()
+    for most, write in (
+        (20_000, lambda: trainer.save(step.with_name("own.safetensors"))),
+        (20_000, lambda: export_training_step(model, x, step, "softmax", parameters="outside")),
+        (20_000, lambda: export(model, step.with_name("model.onnx"), x)),
+        (len(before[beside.name]) - 99, lambda: export_training_step(narrow, x, beside, parameters="outside")),
+    ):
+        with _files_of_at_most(most), pytest.raises(OnnxError, match="cannot write"):
+            write()
     assert {file.name: file.read_bytes() for file in step.parent.iterdir()} == before
+
+
+def test_reports_that_do_not_fit_on_the_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of before stay whole, behind a link as well, and with the rights that they had."""
+    np.save(folder / "row.npy", np.ones((1, 4), np.float32))
+    (folder / "told").mkdir()
+    os.symlink("told/own.html", "link.html")
+    calls = [
+        ["coverage", "own:build", "--html", "c.html", "--json", "c.json"],
+        ["coverage", "own:build", "--html", "link.html"],
+        *(["graph", "own:build", "--out", f"g{kind}"] for kind in (".dot", ".graphml", ".json", ".html")),
+        ["explain", "own:build", "--no-check", "--input", "row.npy", "--out", "e.html"],
+    ]
+    for call in calls:
+        assert run_cli(monkeypatch, *call) == 0
+    os.chmod("c.json", 0o600)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    capsys.readouterr()
+    for call in calls:
+        with _files_of_at_most(500):
+            refused(monkeypatch, capsys, *call)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
+    assert run_cli(monkeypatch, *calls[0]) == 0 and os.stat("c.json").st_mode & 0o777 == 0o600
+    assert Path("link.html").is_symlink() and not list(folder.rglob(".new-*"))
+
+
+@pytest.mark.parametrize("told", [errno.EROFS, errno.EBUSY])
+def test_files_beside_which_none_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int) -> None:
+    """In a folder that takes no other file, or mounted by itself as a container's files are: they are written to."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(told, os.strerror(told))
+
+    file = tmp_path / "own.html"
+    file.write_text("before")
+    place = file.stat().st_ino
+    monkeypatch.setattr(*(tempfile, "mkdtemp") if told == errno.EROFS else (os, "replace"), refuse)
+    write_text(file, "now")
+    assert file.read_text() == "now" and file.stat().st_ino == place and list(tmp_path.iterdir()) == [file]
+    if told == errno.EROFS:
+        with pytest.raises(OSError):
+            write_text(tmp_path / "new.html", "now")

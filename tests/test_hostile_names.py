@@ -14,6 +14,7 @@ import torch
 import lfpgraph
 from lfpgraph.cli.app import main
 from lfpgraph.errors import LfpGraphError
+from lfpgraph.reports import table
 from lfpgraph.reports.analysis import analyse, render
 from lfpgraph.reports.drawing import write_graph
 
@@ -42,6 +43,12 @@ def test_terminal(report: lfpgraph.CoverageReport) -> None:
         console.print(shown)
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "[/x]" in text and not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
+
+
+def test_a_name_of_megabytes_is_cut() -> None:
+    """Rich takes minutes for it, and nobody reads it."""
+    shown = table.line("a" * 10**7 + "[/x]\x1b").plain
+    assert len(shown) < 11_000 and "10,000,005 letters" in shown and shown.endswith("[/x]\\x1b")
 
 
 def test_files(report: lfpgraph.CoverageReport, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -26,6 +27,7 @@ pytest.importorskip("safetensors.torch")
 from lfpgraph.training import checkpoint  # noqa: E402
 
 from .support.kills import killed, readable  # noqa: E402
+from .support.tampered import make_checkpoint, plain_trainer  # noqa: E402
 
 
 class Fails(nn.Module):
@@ -172,6 +174,27 @@ def test_weights_that_are_not_quite_the_models(tmp_path: Path, changed: dict[str
     with pytest.raises(CheckpointError, match=told):
         checkpoint.load_weights(model, tmp_path)
     assert same(weights(model), before)
+
+
+@pytest.mark.parametrize("told", [2, "1", None])
+def test_a_format_to_come(tmp_path: Path, told: Any) -> None:
+    make_checkpoint(tmp_path)
+    file = checkpoint.find_checkpoint(tmp_path) / checkpoint.NOTE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": told}))
+    with pytest.raises(CheckpointError, match=f"its format is {told!r}, .* use the version of lfpgraph that wrote it"):
+        plain_trainer(tmp_path).train(resume=True)
+
+
+def test_a_folder_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes the working directory in the midst of a run."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trainer = plain_trainer(Path("run"), save_every=3, loggers=("jsonl",))
+    for record in trainer.iterate():
+        if record["step"] == 1:
+            monkeypatch.chdir("elsewhere")
+    assert not list(Path.cwd().iterdir())
+    assert {"log.jsonl", "step-00000003", "step-00000006"} <= {path.name for path in (tmp_path / "run").rglob("*")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of Unix")

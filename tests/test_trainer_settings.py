@@ -111,6 +111,9 @@ def test_arguments_of_no_group(given: dict[str, Any], error: type[Exception], me
         (Update, {"clip": -1.0}, "clip=-1.0 must be"),
         (Evaluation, {"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
         (Evaluation, {"patience": 0}, "patience=0 must be"),
+        (Saving, {"folder": 5}, "folder=5 must be the path"),
+        (Saving, {"folder": b"run"}, "folder=b'run' must be the path"),
+        (Saving, {"folder": ""}, "folder='' must be the path"),
         (Saving, {"loggers": None}, "loggers=None must be a list"),
         (Saving, {"progress": "yes"}, "progress='yes' is not known"),
     ],
@@ -129,6 +132,16 @@ class Broken(list[Any]):
         return torch.zeros(1, 6, 6), 0
 
 
+class Endless(torch.utils.data.Dataset[Any]):
+    """One that cannot say how long it is."""
+
+    def __getitem__(self, row: int) -> Any:
+        return torch.zeros(1, 6, 6), 0
+
+    def __len__(self) -> int:
+        raise OverflowError("no end")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -142,6 +155,8 @@ class Broken(list[Any]):
         ({"train_data": "data"}, "not str"),
         ({"train_data": (make_data()[0].numpy(), make_data()[1].numpy())}, "not tuple of ndarray, ndarray"),
         ({"train_data": (*make_data(), make_data()[1])}, "not tuple of Tensor, Tensor, Tensor"),
+        ({"train_data": Endless()}, "length cannot be had: OverflowError: no end"),
+        ({"train_data": [(torch.zeros(1, 6, 6, device="meta"), 0)]}, "cannot be moved to"),
         ({"train_data": Broken(range(44))}, r"batch \d of the epoch cannot be made: OSError: image truncated"),
         ({"train_data": [(torch.zeros(1, 6, 6), 0), (torch.zeros(1, 6, 7), 0)]}, "batch 1 .* equal size"),
         ({"loss": lambda outputs, labels: outputs}, r"gives a loss \[8, 5\], where one number"),

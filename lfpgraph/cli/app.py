@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ..errors import LfpGraphError, TargetError, printable
+from ..writing import written_whole
 from .comparing import compare as compare_command
 from .experiments import reproduce
 from .explanation import explain
@@ -177,8 +178,8 @@ def train(
     if save is not None:
         from safetensors.torch import save_model
 
-        with own_code(f"writing {save}"):
-            save_model(results[0].model, str(save))
+        with own_code(f"writing {save}"), written_whole(save) as new:
+            save_model(results[0].model, str(new))
     if suggest:
         typer.echo(", ".join(f"{run.way}: rate {run.lr:g}" for run in (results[0].lfp, results[0].backprop) if run))
     _finish(results, out, json_file, f"lfpgraph train: {model}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..writing import write_text
 from .reports import STDOUT, JsonFile, LossName, OwnData, OwnModel, Threads, finite, give_json, writable
 
 __all__ = ["compare"]
@@ -58,7 +59,7 @@ def compare(
             loss=loss_named(loss), steps=steps, seconds=seconds, rates=grid, batch_size=batch_size, seeds=seeds, name=model,
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )  # fmt: skip
-    out.write_text(result.to_html(), encoding="utf-8")
+    write_text(out, result.to_html())
     give_json(json_file, result.to_json)
     if json_file != STDOUT:
         Console().print(result.table())

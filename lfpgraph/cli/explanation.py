@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import AttributionError, TargetError, first_line, one_line
 from ..inputs.files import array_of, image_of
+from ..writing import write_text
 from .functions import own_code
 from .reports import STDOUT, JsonFile, finite, give_json, writable
 from .transformers import config_file, transformers_library
@@ -74,7 +75,7 @@ def explain(
         figures.append(figure)
     facts = [{name: figure[name] for name in FACTS} for figure in figures]
     title = f"Explanation: {inputs[0][:80]}" if len(inputs) == 1 else f"Explanations of {len(inputs)} inputs"
-    out.write_text(sheet.page(title, parts, facts), encoding="utf-8")
+    write_text(out, sheet.page(title, parts, facts))
     give_json(json_file, lambda: figures[0] if len(figures) == 1 else figures)
     if json_file == STDOUT:
         return

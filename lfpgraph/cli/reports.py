@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import TargetError
+from ..writing import write_text
 
 __all__ = [
     "STDOUT",
@@ -88,7 +89,7 @@ def give_json(where: Path | None, figures: Callable[[], Any]) -> None:
         if where == STDOUT:
             typer.echo(text)
         else:
-            where.write_text(text + "\n", encoding="utf-8")
+            write_text(where, text + "\n")
 
 
 def finite(value: float | None) -> float | None:
@@ -117,7 +118,7 @@ def coverage(
     writable(html, json_file)
     report = report_on(target, composite, quiet=json_file == STDOUT)
     if html is not None:
-        html.write_text(report.to_html(), encoding="utf-8")
+        write_text(html, report.to_html())
     give_json(json_file, report.to_json)
     if json_file != STDOUT:
         from rich.console import Console
@@ -197,7 +198,7 @@ def writable(*files: Path | None, replaced: Path | None = None) -> None:
             if new or file.is_file():  # no pipe, whose reader would take this for all
                 file.open("ab").close()
             if new:
-                file.unlink()
+                file.resolve().unlink()  # a link to what is not there yet stays
         except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
             raise TargetError(f"cannot write {file}: {getattr(error, 'strerror', error)}") from error
         if file.resolve() in seen:

@@ -295,6 +295,6 @@ def get_composite(composite: str | Composite) -> Composite:
         return composite
     if not isinstance(composite, str) or composite not in _COMPOSITES:
         raise CompositeError(
-            f"unknown composite {composite!r}{near(composite, _COMPOSITES)}; known: {', '.join(composite_names())}"
+            f"unknown composite {repr(composite)[:200]}{near(composite, _COMPOSITES)}; known: {', '.join(composite_names())}"
         )
     return _COMPOSITES[composite]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..pages import rendered
 from ..reports.table import table_of
+from ..writing import write_text
 from .training import Result, Run
 
 __all__ = ["closing_table", "write_report"]
@@ -137,5 +138,5 @@ def write_report(results: list[Result], path: Path, title: str) -> Path:
     page = rendered(
         "lfpgraph.demo", "report.html", title=title, rows=rows_of(results), models=models, torch=torch.__version__
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path

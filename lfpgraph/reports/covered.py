@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..engine.plan import Plan, make_plan
-from ..errors import TraceError
+from ..errors import InputError, TraceError
 from ..graph.calls import check_module
 from ..graph.graph import OpGraph, is_float, module_path, operation_name, source_line
 from ..tracing.tracer import trace
@@ -108,6 +108,8 @@ def coverage(
 
         with fake.fake_mode if fake is not None else nullcontext():
             args, kwargs = example_inputs(model)
+    if args is not None and not isinstance(args, Iterable):
+        raise InputError(f"args must be a tensor, a tuple or a dict, not {type(args).__name__}")
     if fake is not None or any(p.device.type == "meta" for p in model.parameters()):
         fallback = "error"
     graph = trace(model, () if args is None else args, kwargs or {}, dynamic=False, fallback=fallback)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import networkx as nx
 
 from ..errors import printable
+from ..writing import write_text
 from .covered import CoverageReport
 from .html import COLOURS, render
 
@@ -25,17 +27,17 @@ def write_graph(report: CoverageReport, path: Path, depth: int = 0) -> None:
         depth: merge the operations of each module at this depth of the module path; 0 for none. HTML has every depth.
     """
     if path.suffix == ".html":
-        path.write_text(
-            render(report.data, report.classes, report.kinds, report.plan, drawing_only=True), encoding="utf-8"
-        )
+        write_text(path, render(report.data, report.classes, report.kinds, report.plan, drawing_only=True))
         return
     graph = drawn_graph(report, depth)
     if path.suffix == ".graphml":
-        nx.write_graphml(graph, path)
+        written = io.BytesIO()
+        nx.write_graphml(graph, written)
+        write_text(path, written.getvalue().decode())
     elif path.suffix == ".json":
-        path.write_text(json.dumps(nx.node_link_data(graph, edges="edges"), indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(nx.node_link_data(graph, edges="edges"), indent=1) + "\n")
     else:
-        path.write_text(_dot(graph), encoding="utf-8")
+        write_text(path, _dot(graph))
 
 
 def drawn_graph(report: CoverageReport, depth: int = 0) -> nx.DiGraph:

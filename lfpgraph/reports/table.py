@@ -11,6 +11,7 @@ from .classes import CLASSES, LEAKS
 __all__ = ["MEANINGS", "count", "line", "percent", "render", "table_of"]
 
 COLOURS = {"rule": "green", "structural": "cyan", "derived": "yellow", "none": "bright_black", "uncovered": "bold red"}
+LONGEST = 10_000  # letters of a cell: rich takes minutes for a name of 10 million
 MEANINGS = {
     "rule": "a rule of its own",
     "structural": "view, copy or cast: moves signals, changes none",
@@ -64,9 +65,11 @@ def table_of(title: str, *columns: str, right: Sequence[str] = ()) -> Any:
 
 
 def line(text: str) -> Any:
-    """A text for the terminal as it stands: brackets in it are no markup, and controls are shown."""
+    """A text for the terminal as it stands: brackets in it are no markup, and controls are shown; a very long one is cut."""
     from rich.text import Text
 
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 500]}... ({len(text):,} letters) ...{text[-500:]}"
     return Text(printable(text))
 
 

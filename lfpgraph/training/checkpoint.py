@@ -31,8 +31,9 @@ __all__ = [
     "step_name", "write_checkpoint",
 ]  # fmt: skip
 
+FORMAT = 1  # of a checkpoint, which its note says
 MODEL, TRAINING, NOTE = "model.safetensors", "training.safetensors", "checkpoint.json"
-_FOLDER = re.compile(r"step-(\d+)(-\d+)?")  # the second number: one that is about to replace another of its step
+_FOLDER = re.compile(r"step-([0-9]+)(-[0-9]+)?")  # the second number: one that is about to replace another of its step
 
 
 def step_name(step: int) -> str:
@@ -100,7 +101,7 @@ def write_checkpoint(final: Path, model: nn.Module, state: dict[str, Any], note:
         save_model(model, str(part / MODEL))
         save_tree(part / TRAINING, state)
         digests = {name: _digest(part / name) for name in (MODEL, TRAINING)}
-        (part / NOTE).write_text(json.dumps({**note, "sha256": digests}, indent=1) + "\n")
+        (part / NOTE).write_text(json.dumps({**note, "format": FORMAT, "sha256": digests}, indent=1) + "\n")
         for file in (part / MODEL, part / TRAINING, part / NOTE, part):
             _flush(file)
         part.rename(final.with_name(f"{final.name}-{final.name[5:]}") if final.exists() else final)
@@ -144,10 +145,15 @@ def _digest(file: Path) -> str:
 
 
 def _check_digest(checkpoint: Path, name: str) -> None:
-    """Compare a file with the digest that was noted when it was written; older versions have noted none."""
+    """Compare a file with what was noted when it was written, its format and digest; older versions have noted neither."""
     if (checkpoint / name).exists() and not (checkpoint / name).is_file():
         raise ValueError("it is no regular file")  # reading a pipe or a device may never end
-    noted = json.loads((checkpoint / NOTE).read_text()).get("sha256", {}).get(name)
+    note = json.loads((checkpoint / NOTE).read_text())
+    if note.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"its format is {note['format']!r}, and this version reads {FORMAT} alone; use the version of lfpgraph that wrote it"
+        )
+    noted = note.get("sha256", {}).get(name)
     if noted is not None and noted != _digest(checkpoint / name):
         raise ValueError("it is not the file that was written (its digest is another)")
 

@@ -58,6 +58,13 @@ class _Pair(Dataset[Any]):
         return self.inputs[rows], self.labels[rows]
 
 
+def _length(data: Sized, what: str) -> int:
+    try:
+        return len(data)
+    except Exception as error:  # of somebody else's __len__
+        raise DataError(f"{what}: its length cannot be had: {type(error).__name__}: {one_line(error)}") from error
+
+
 def _told(data: Any) -> str:
     name = type(data).__name__
     return f"{name} of {', '.join(type(part).__name__ for part in data[:4])}" if isinstance(data, tuple) else name
@@ -106,8 +113,8 @@ class Batches:
                 raise DataError(f"{what}: give an IterableDataset to several processes as a DataLoader of your own")
             self.loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=collate)
         elif hasattr(data, "__getitem__") and isinstance(data, Sized):
-            if len(data):
-                self.rows = _Rows(len(data), batch_size, shuffle, seed, rank, world)
+            if count := _length(data, what):
+                self.rows = _Rows(count, batch_size, shuffle, seed, rank, world)
                 dataset: Dataset[Any] = data  # type: ignore[assignment]
                 self.loader = DataLoader(dataset, batch_sampler=self.rows, num_workers=workers, collate_fn=collate)
             else:

@@ -31,6 +31,12 @@ def _is_several(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
+def _is_path(value: Any) -> bool:
+    return (
+        isinstance(value, str | os.PathLike) and os.fspath(value) not in ("", b"") and isinstance(os.fspath(value), str)
+    )
+
+
 # What settings of these names must be: a test, and how a message says it.
 _COUNT = _is_count, "must be a whole number of 1 or more"
 _COUNT_OR_NONE = lambda v: v is None or _is_count(v), "must be a whole number of 1 or more, or None"  # noqa: E731
@@ -46,6 +52,7 @@ _MUST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "margin": (lambda v: _is_number(v) and 0 <= v < math.inf, "must be a finite number of 0 or more"),
     "seed": (lambda v: v == 0 or (_is_count(v) and v < 2**32), "must be a whole number from 0 to 2**32 - 1"),
     "workers": (lambda v: v == 0 or _is_count(v), "must be a whole number of 0 or more"),
+    "folder": (lambda v: v is None or _is_path(v), "must be the path of a folder, or None"),
     "progress": (lambda v: v in (True, False, "auto"), 'is not known; give True, False or "auto"'),
 }
 

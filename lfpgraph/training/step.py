@@ -73,7 +73,10 @@ class Stepper:
         value = 0.0
         failed = None
         for i, (batch, count) in enumerate(group):
-            batch = self.send(batch, self.accelerator.device)
+            try:
+                batch = self.send(batch, self.accelerator.device)
+            except NotImplementedError as error:  # tensors without values (meta)
+                raise DataError(f"{where}: the batch cannot be moved to {self.accelerator.device}: {error}") from error
             wait = world > 1 and i + 1 < len(group)
             random = random_state()
             with self.accelerator.no_sync(self.parallel) if wait else contextlib.nullcontext():

@@ -103,7 +103,7 @@ class Trainer:
         self.stepper = Stepper(self.accelerator, model, self.optimizer, self.settings.objective, update)
         self.run = Run(
             self.accelerator, model, self.optimizer, self.scheduler, batches,
-            Best(evaluation.monitor, evaluation.greater, evaluation.margin), None if folder is None else Path(folder),
+            Best(evaluation.monitor, evaluation.greater, evaluation.margin), None if folder is None else Path(folder).absolute(),
             running.seed, update.accumulate,
         )  # fmt: skip
         self.asked = Asked()

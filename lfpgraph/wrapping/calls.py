@@ -34,7 +34,7 @@ log = logging.getLogger("lfpgraph")
 
 def wrapping_of(model: nn.Module) -> Wrapping | None:
     """The wrapping that a module is the model of, if any; a part of a wrapped model is not wrapped itself."""
-    found = stand_in_of(model)
+    found = stand_in_of(model) if isinstance(model, nn.Module) else None
     if found is None or found.path:
         return None
     assert isinstance(found.wrapping, Wrapping)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import TargetError
+from ...writing import write_text
 from .harness import Report, Settings
 
 __all__ = ["EXPERIMENTS", "Experiment", "reproduce"]
@@ -103,6 +104,6 @@ def reproduce(name: str, settings: Settings, folder: Path) -> Report:
         raise TargetError(f"no experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}")
     report = EXPERIMENTS[name].run(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(report.to_json(), indent=1))
     report.plot(folder / f"{name}.png")
     return report

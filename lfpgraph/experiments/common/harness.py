@@ -21,6 +21,7 @@ from ...demo.data import Arrays
 from ...rewards import reward_loss
 from ...training.policies import Policy
 from ...wrapping.wrapper import wrap
+from ...writing import written_whole
 from .runs import Runs
 
 __all__ = ["Case", "Report", "Settings", "Way", "accuracy", "fit", "rewarded", "spread_text"]
@@ -130,7 +131,8 @@ class Report:
         figure = Figure(figsize=self.size, layout="constrained")
         FigureCanvasAgg(figure)
         self.draw(figure, self)
-        figure.savefig(file, dpi=110)
+        with written_whole(file) as new:
+            figure.savefig(new, dpi=110)
 
 
 def spread_text(case: Case, metric: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import safetensors.torch
 import torch
 from onnx_ir.passes import common
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
@@ -104,15 +105,28 @@ class Builder(_Recorder):
         self.nodes.append(end)
         self.graph.outputs.append(end.outputs[0])
 
-    def save(self, path: Path, metadata: Mapping[str, str], external: bool | None = None) -> None:
-        """Write the nodes that are used, as a file.
+    def save(self, path: Path, metadata: Mapping[str, str], external: bool | None = None, beside: Any = None) -> None:
+        """Write the nodes that are used, as a file, and files beside it; after an error all of them are as they were.
 
         Args:
             external: keep large tensors in `<name>.data` beside the file; None does so where one file cannot hold them.
+            beside: a dict of further files by their names, each a Builder or a dict of tensors (safetensors).
 
         Raises:
-            OnnxError: the file cannot be written.
+            OnnxError: a file cannot be written.
         """
+        try:
+            with written_whole(path) as new:
+                for name, made in (beside or {}).items():
+                    if isinstance(made, Builder):
+                        made._write(new.with_name(name), {}, external)
+                    else:
+                        safetensors.torch.save_file(made, new.with_name(name))
+                self._write(new, metadata, external)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:  # a ValueError of a name with a zero byte
+            raise OnnxError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
+
+    def _write(self, path: Path, metadata: Mapping[str, str], external: bool | None) -> None:
         self.graph.extend(self.nodes)
         functions = [ir.serde.deserialize_function(f.to_function_proto()) for f in self.functions.values()]
         model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="lfpgraph", functions=functions)
@@ -137,13 +151,9 @@ class Builder(_Recorder):
                 if not value.is_graph_output():
                     value.type = value.shape = None
         model.metadata_props.update(metadata)
-        tensors = [value.const_value for value in self.graph.initializers.values()]
-        outside = external or (external is None and sum(t.nbytes for t in tensors if t is not None) > _LARGEST)
-        try:
-            with written_whole(path) as new:
-                ir.save(model, new, external_data=f"{path.name}.data" if outside else None, size_threshold_bytes=_SMALL)
-        except (OSError, ValueError) as error:  # a ValueError of a name with a zero byte
-            raise OnnxError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
+        size = sum(v.const_value.nbytes for v in self.graph.initializers.values() if v.const_value is not None)
+        outside = external or (external is None and size > _LARGEST)
+        ir.save(model, path, external_data=f"{path.name}.data" if outside else None, size_threshold_bytes=_SMALL)
 
 
 def _key(value: Any) -> Any:

@@ -79,24 +79,14 @@ def export_training_step(
     b, described = _step_graph(model, step, names, reward, seed, inside, frozen)
     described |= {"optimizer": optimizer, "options": chosen, "clip": clip, "format": 1}
     described["composite"] = get_composite(composite).name
+    stored, beside = [*described["parameters"], *described["frozen"], *described["buffers"]], dict[str, Any]()
     if forward:
         described["forward"] = f"{path.stem}.forward.onnx"
+        beside[described["forward"]] = _forward_graph(model, args, kwargs, names, set(stored), frozen)
     if not inside:
-        described["values"] = f"{path.stem}.safetensors"
-        from safetensors.torch import save_file
-
-        tensors, stored = state_tensors(model), [*described["parameters"], *described["frozen"], *described["buffers"]]
-        values = {name: tensors[name].detach().cpu().contiguous().clone() for name in stored}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(values, path.with_name(described["values"]))
-        except Exception as error:  # safetensors' own, or of a folder that cannot be
-            raise OnnxError(f"cannot write {path.with_name(described['values'])}: {error}") from error
-    b.save(path, {METADATA: json.dumps(described)}, external_data)
-    if forward:
-        kept = {*described["parameters"], *described["frozen"], *described["buffers"]}
-        beside = _forward_graph(model, args, kwargs, names, kept, frozen)
-        beside.save(path.with_name(described["forward"]), {}, external_data)
+        described["values"], tensors = f"{path.stem}.safetensors", state_tensors(model)
+        beside[described["values"]] = {name: tensors[name].detach().cpu().contiguous().clone() for name in stored}
+    b.save(path, {METADATA: json.dumps(described)}, external_data, beside)
     log.info("wrote %s: %d nodes, %d parameters", path, len(b.nodes), len(step.parameters))
     return path
 
