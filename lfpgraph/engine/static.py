@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -55,9 +54,7 @@ def on_fakes(values: Sequence[Any]) -> Iterator[Any]:
     """
     fake_mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    # Composite operations are taken apart in Python, where open sizes stay open: torch 2.11's matmul asks for numbers.
-    in_python = contextlib.nullcontext() if fake_mode is None else enable_python_dispatcher()
-    with quiet(), torch.no_grad(), open_sizes, fake_mode or contextlib.nullcontext(), in_python:
+    with quiet(), torch.no_grad(), open_sizes, fake_mode or contextlib.nullcontext():
         yield fake_mode
 
 
