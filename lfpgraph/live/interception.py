@@ -4,9 +4,9 @@ PyTorch's dispatcher has a key in front of autograd, PreDispatch, that torch.exp
 the key is switched on for it, and every operation calls the thread's `Recorder`, which runs the operation as ever (autograd,
 autocast and all) and notes what it was. Composite operations such as `linear` arrive whole.
 
-Three methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
-operation's handler under that key if it knows none, `HigherOrderOperator.dispatch`, and `Tensor.__new__`. All do what they
-always did in threads that do not record.
+Two methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
+operation's handler under that key if it knows none, and `HigherOrderOperator.dispatch`. Both do what they always did in
+threads that do not record; so does the constructor of tensors of the user's classes, which is wrapped in each.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class _Local(threading.local):
 _local = _Local()
 _lock = threading.Lock()
 _wrapped = False
+_classes: list[type] = []  # of tensors, whose constructors have been looked at
 _recordings = 0  # running now, in all threads
 
 
@@ -78,6 +79,8 @@ class recording:
 
     def __enter__(self) -> None:
         _wrap_torch()
+        if len(Tensor.__subclasses__()) != len(_classes):
+            _wrap_classes()
         self._before, self._optimized = recorder(), torch._C._get_graph_executor_optimize()
         _as_written(1)
         _local.recorder = self._new
@@ -226,14 +229,24 @@ def _wrap_torch() -> None:
             with paused():
                 return self(*args, **kwargs)
 
-        def new_unseen(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            """Make a tensor of a user's class: to one that Python has seen as a plain tensor torch gives no other class."""
-            if cls is Tensor or recorder() is None or not _is_included(PRE_DISPATCH):
-                return new(cls, *args, **kwargs)
-            with paused():
-                return new(cls, *args, **kwargs)
-
-        new = Tensor.__new__
-        Tensor.__new__ = new_unseen  # type: ignore[method-assign,assignment]
         OpOverload._get_dispatch = get_dispatch_or_record  # type: ignore[method-assign]
         HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[assignment,method-assign]
+
+
+def _wrap_classes() -> None:
+    """Let tensors of classes without a `__new__` of their own be made unseen.
+
+    What Python has seen as a plain tensor torch turns into none of another class.
+    """
+    with _lock:
+        for cls in set(Tensor.__subclasses__()).difference(_classes):
+            if cls.__new__ is Tensor.__new__:
+                cls.__new__ = staticmethod(_made_unseen)  # type: ignore[method-assign,assignment]
+        _classes[:] = Tensor.__subclasses__()
+
+
+def _made_unseen(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    if recorder() is None or not _is_included(PRE_DISPATCH):
+        return Tensor.__new__(cls, *args, **kwargs)
+    with paused():
+        return Tensor.__new__(cls, *args, **kwargs)
