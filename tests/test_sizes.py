@@ -50,8 +50,8 @@ def _nonzero(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str,
 def test_batches_and_lengths_of_a_transformer(name: str, engine: str) -> None:
     """From 1 x 8 to 64 x 32 on at most two traces or plans, equal to autograd.
 
-    Two more plans for BERT at its greatest length, where Python's `x[:, :n]` takes everything: that is another operation. The first
-    transformers 5 cut GPT-2's mask in the same way.
+    Two more plans for BERT at its greatest length, where Python's `x[:, :n]` takes everything: that is another operation. The
+    first transformers 5 cut GPT-2's mask in the same way.
     """
     model, batch = build_tiny(name, layers=1)
     model.double().eval()
