@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import pytest
 import torch
@@ -60,6 +61,10 @@ def test_networkx_carries_paths_and_lines() -> None:
 
 def test_fake_and_meta_tensors() -> None:
     """An architecture traces without its weights."""
+    if import_module("transformers").__version__.startswith("5.0."):
+        pytest.skip(
+            "transformers 5.0 asks for autocast on meta, which torch refuses: the model itself does not run there"
+        )
     model, batch = build_tiny("llama", layers=1)
     expected = lfpgraph.trace(model, (), batch)
     with torch.device("meta"):
