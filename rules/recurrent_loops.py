@@ -25,8 +25,8 @@ __all__ = ["is_worth_a_loop", "loop_of_cell", "on_device_of", "run_in_loop", "wa
 _LOOP = 1 << 14  # entries of the gates of all steps, from which on a loop in C is worth the half second of its making
 _CPU = torch.device("cpu")
 _BLOCK = (
-    1 << 17
-)  # entries of the gates whose signals are kept until they are multiplied, so that they stay in the cache
+    1 << 20
+)  # entries of the gates whose signals are kept until they are multiplied: a few long products, little memory
 
 
 def is_worth_a_loop(x: Tensor) -> bool:
@@ -126,8 +126,10 @@ def walk_in_loop(
     h, *others = [x.new_zeros(first[0].shape) for _ in states]
     outer = [torch.zeros_like(h) if s is None else _in_rows(s) for s in signals]
     on_gpu = isinstance(loops[0], StepKernel)
-    steps, size = len(x), len(x) if on_gpu else max(1, _BLOCK // max(1, x[0].numel()))
-    s_x, s_z, rest = torch.empty_like(x), z.new_empty((size, *z.shape[1:])), torch.empty_like(h)
+    steps, twice = len(x), all(loop.twice for loop in loops)  # what comes to x comes to z as well
+    size = steps if on_gpu or twice else min(steps, max(1, _BLOCK // max(1, x[0].numel())))
+    s_x, rest = torch.empty_like(x), torch.empty_like(h)
+    s_z = s_x if twice else z.new_empty((size, *z.shape[1:]))
     rest = h if on_gpu else rest  # each entry is read before it is written
     s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
     rows, multiply = s_z.unbind(0), times(w, None, s_z[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -40,8 +41,12 @@ def test_one_compilation_serves_all_batch_sizes(build: Any) -> None:
     _both(model, twin, x.double())
 
 
-def test_layouts_that_were_not_traced() -> None:
-    """Inputs in another memory layout, and gradients that are no tensors of their own, give the same feedback."""
+def test_layouts_that_were_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs in another memory layout, and gradients that are no tensors of their own, give the same feedback.
+
+    What a weight is scaled by is worked out by a call, as that of a large one is.
+    """
+    monkeypatch.setattr("lfpgraph.passes.inductor._WORTH_A_CALL", 1)
     torch.manual_seed(0)
     model, twin = cnn().double(), cnn().double()
     twin.load_state_dict(model.state_dict())
@@ -62,13 +67,22 @@ def test_layouts_that_were_not_traced() -> None:
 
 
 def test_dropout_masks_are_drawn_once() -> None:
-    """What forward drops, feedback drops: a unit's outgoing weights receive nothing where its incoming ones do not."""
+    """What forward drops, feedback drops: a unit's outgoing weights receive nothing where its incoming ones do not.
+
+    On a CPU what is dropped is what the plain model drops.
+    """
     torch.manual_seed(0)
-    model = lfpgraph.wrap(dropping().double().train(), compile=True)
-    masks = []
-    for _ in range(4):
+    plain = dropping().double().train()
+    model = lfpgraph.wrap(copy.deepcopy(plain), compile=True)
+    masks, x = [], torch.ones(1, 8, dtype=torch.float64)
+    for seed in range(4):
         model.zero_grad()
-        model(torch.ones(1, 8, dtype=torch.float64)).sum().backward()
+        torch.manual_seed(seed)
+        expected = plain(x)
+        torch.manual_seed(seed)
+        found = model(x)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
         into, out = model[0].weight.grad, model[3].weight.grad  # type: ignore[union-attr]
         masks.append(into.abs().sum(1) > 0)
         assert torch.equal(masks[-1], out.abs().sum(0) > 0)

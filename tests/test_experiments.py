@@ -24,6 +24,7 @@ from lfpgraph.experiments.common.rates import best_by_folds, tuned
 from lfpgraph.experiments.common.texts import docstrings
 from lfpgraph.experiments.pruning import accuracy_at, magnitude
 from tools.experiments import PAGE, RUNS, report_of, table_of, with_table
+from tools.kept_runs import Again, drawn
 
 from .support.helpers import run_cli
 
@@ -177,6 +178,28 @@ def test_what_is_kept_is_not_run_again(tmp_path: Path) -> None:
     first = case(Runs(tmp_path / "runs.jsonl"))
     assert case(Runs(tmp_path / "runs.jsonl", kept_only=True)).values == first.values
     assert asked == [0, 1] and first.more == {"seed": [0, 1]}
+
+
+def test_kept_runs_are_made_again(tmp_path: Path) -> None:
+    """A run that this code repeats differs by nothing; one that was altered in the file, by as much as it was."""
+    train, test = data.flat_digits()
+    ways, start = [Way("LFP", "lfp", cross_entropy)], seeded(lambda: mlp([64, 8, 10]))
+    file = tmp_path / "runs.jsonl"
+
+    def curves(runs: Runs) -> list[list[float]]:
+        settings = Settings(2, runs=runs)
+        return fit(start(0), ways, train, test, settings, epochs=1, name="MLP", start=start)[0].curves
+
+    curves(Runs(file))
+    lines = file.read_text().splitlines()
+    altered = json.loads(lines[1])
+    altered["found"]["curve"][0] += 0.25
+    file.write_text("\n".join([lines[0], json.dumps(altered)]))
+    lines = file.read_text().splitlines()
+    assert drawn(lines, 2, 60, "backprop", 0) == () == drawn(lines, 2, 0, "LFP", 0)
+    again = Again(file, chosen=drawn(lines, 2, 60, "LFP", 0))
+    assert curves(again)[1] == altered["found"]["curve"]  # what is kept stays what the table shows
+    assert {run["seed"]: worst for run, worst in again.differences} == {0: 0.0, 1: pytest.approx(0.25, abs=0.02)}
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in RUNS.glob("*.jsonl")))

@@ -135,7 +135,7 @@ def test_steps_of_many_kinds_by_kernels(
 
 def test_a_step_that_does_not_start_is_an_error() -> None:
     x = torch.ones(2, 3)
-    kernel = steps.StepKernel(lambda arguments, count, stream: 719, [True])
+    kernel = steps.StepKernel(lambda arguments, count, stream: 719, [True], False)
     with pytest.raises(lfpgraph.errors.LfpGraphError, match="719"):
         kernel.on([loops.place(x)], 2, 3)(0)
     kernel.on([loops.place(x)], 0, 3)(0)  # nothing to do

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from importlib import import_module
 
 import pytest
 import torch
@@ -59,20 +58,24 @@ def test_networkx_carries_paths_and_lines() -> None:
     assert data["module"] == "0" and ".py:" in data["source"] and data["kind"] == ACTIVE and data["part"] == "network"
 
 
-def test_fake_and_meta_tensors() -> None:
+def test_meta_tensors() -> None:
     """An architecture traces without its weights."""
-    if import_module("transformers").__version__.startswith("5.0."):
-        pytest.skip(
-            "transformers 5.0 asks for autocast on meta, which torch refuses: the model itself does not run there"
-        )
     model, batch = build_tiny("llama", layers=1)
     expected = lfpgraph.trace(model, (), batch)
     with torch.device("meta"):
         meta, meta_batch = build_tiny("llama", layers=1)
-    graph = lfpgraph.trace(meta, (), {k: v.to("meta") for k, v in meta_batch.items()})
+    meta_batch = {name: value.to("meta") for name, value in meta_batch.items()}
+    try:
+        meta(**meta_batch)
+    except RuntimeError as error:
+        pytest.skip(f"this version of transformers runs no Llama on the meta device: {error}")
+    graph = lfpgraph.trace(meta, (), meta_batch)
     for op in ("linear", "silu", "softmax.int", "matmul", "rsqrt", "embedding"):
         counts = [sum(op in str(n.target) for n in g.operations()) for g in (graph, expected)]
         assert counts[0] == counts[1] > 0, op
+
+
+def test_fake_tensors() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         inputs = torch.randn(3, 4)

@@ -206,7 +206,8 @@ def _secant(slope: Callable[[Call, Tensor, int], Tensor], call: Call, s: Tensor,
 
 def _slope(width: float, call: Call, x: Tensor, place: int) -> Tensor:
     """Of the line through f(x - h) and f(x + h)."""
-    return (value_at(call, place, x + width) - value_at(call, place, x - width)) / (2 * width)
+    rise = value_at(call, place, x + width) - value_at(call, place, x - width)
+    return rise if 2 * width == 1 else rise / (2 * width)
 
 
 def _slope_in_proportion(width: float, call: Call, x: Tensor, place: int) -> Tensor:

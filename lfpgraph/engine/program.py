@@ -160,7 +160,7 @@ def make_program(
     if written_out is not None:
         calls = forward.forward, lambda given: feedback.forward(*given)
     elif compile:
-        calls = compile_program(forward, feedback, len(outputs))
+        calls = compile_program(forward, feedback, len(outputs), wanted)
     else:
         written |= raise_counters(forward.graph, buffers)
         calls = _made_quick(forward, feedback)

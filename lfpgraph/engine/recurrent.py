@@ -23,7 +23,7 @@ from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedbac
 from ..rules.recurrent import Slopes, gradient_slopes, walk
 from ..rules.recurrent_loops import is_worth_a_loop, on_device_of, walk_in_loop
 from ..rules.views import vjp
-from .slopes import Step, backward_loop, slopes_graph, slopes_program, step_graph
+from .slopes import Step, backward_loop, slopes_graph, slopes_program
 
 __all__ = ["WRITTEN_OUT", "takes_steps_as_one"]
 
@@ -78,9 +78,6 @@ class LoopRule:
         self.step = self.cell, int(w.meta["val"].shape[1]), biased is not None
         self.kinds: tuple[str, ...] = ()  # of the states before the first step
         self._programs: dict[Any, list[Any]] = {}  # asked for at each backward pass
-        of = w.meta["val"]
-        if of.device.type != "meta":  # traced now: within another trace of real values it could not be
-            step_graph(*self.step, of.dtype, of.device)
         self.number = next(_numbers)
         _known[self.number] = self
 

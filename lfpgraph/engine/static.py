@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.torch_version import TorchVersion
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from ..errors import TraceError
 from ..passes.functional import make_functional
 from ..threads.silence import quiet
 from ..threads.turns import one_at_a_time
 
-__all__ = ["functional_graph", "no_autocast", "on_fakes"]
+__all__ = ["NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
 
 # Torch 2.11 and 2.12 multiply by kernels that ask for an open size's number, unless products are written out in Python.
 _READS_SIZES = TorchVersion(torch.__version__) < (2, 13)
@@ -49,6 +52,55 @@ def functional_graph(
 
     module = traced(function)
     return module if make_functional(module.graph) else traced(functionalize(module, remove="mutations"))
+
+
+class NotedGraph(TorchDispatchMode):
+    """Notes each operation that runs, and so makes a graph of a small function in milliseconds, where `make_fx` takes a second
+    with what it imports. It takes no writes, no open sizes, and no tensors from elsewhere.
+
+    Args:
+        decompositions: what operations are written out as, by operation.
+    """
+
+    def __init__(self, decompositions: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.graph, self.decompositions = fx.Graph(), decompositions
+        self.nodes: dict[int, fx.Node] = {}
+        self.kept: list[Tensor] = []  # so that no other tensor gets the id of one
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """What it would be hidden by from torch.compile takes half a second to import; nobody compiles this."""
+        return False
+
+    def placeholder(self, name: str, value: Tensor) -> fx.Node:
+        """A new argument of the graph, whose value is this tensor."""
+        return self.note(self.graph.placeholder(name), value)
+
+    def note(self, node: fx.Node, value: Any) -> fx.Node:
+        """Have a node stand for a value from now on: a tensor, or several."""
+        node.meta["val"] = value
+        if isinstance(value, Tensor):
+            self.nodes[id(value)] = node
+            self.kept.append(value)
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                self.note(self.graph.call_function(operator.getitem, (node, i)), item)
+        return node
+
+    def of(self, values: Any) -> Any:
+        """The nodes of the tensors in a structure."""
+        return tree_map_only(Tensor, lambda value: self.nodes[id(value)], values)
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if op in self.decompositions:
+            with self:
+                return self.decompositions[op](*args, **kwargs)
+        value = op(*args, **kwargs)
+        if isinstance(value, Tensor | list | tuple):
+            self.note(self.graph.call_function(op, *self.of((args, kwargs))), value)
+        return value
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ autocast and all) and notes what it was. Composite operations such as `linear` a
 
 Two methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
 operation's handler under that key if it knows none, and `HigherOrderOperator.dispatch`. Both do what they always did in
-threads that do not record.
+threads that do not record; so does the constructor of tensors of the user's classes, which is wrapped in each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch._higher_order_ops.utils import _in_hop_compile
 from torch._ops import HigherOrderOperator, OpOverload
 
@@ -39,6 +40,7 @@ PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
 _PYTHON = torch._C.DispatchKey.PythonDispatcher
 include = torch._C._dispatch_tls_set_dispatch_key_included
+_is_included = torch._C._dispatch_tls_is_dispatch_key_included
 without_python = torch._C._DisablePythonDispatcher
 _mode_of = torch._C._get_dispatch_mode
 
@@ -50,6 +52,7 @@ class _Local(threading.local):
 _local = _Local()
 _lock = threading.Lock()
 _wrapped = False
+_classes: list[type] = []  # of tensors, whose constructors have been looked at
 _recordings = 0  # running now, in all threads
 
 
@@ -76,6 +79,8 @@ class recording:
 
     def __enter__(self) -> None:
         _wrap_torch()
+        if len(Tensor.__subclasses__()) != len(_classes):
+            _wrap_classes()
         self._before, self._optimized = recorder(), torch._C._get_graph_executor_optimize()
         _as_written(1)
         _local.recorder = self._new
@@ -226,3 +231,22 @@ def _wrap_torch() -> None:
 
         OpOverload._get_dispatch = get_dispatch_or_record  # type: ignore[method-assign]
         HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[assignment,method-assign]
+
+
+def _wrap_classes() -> None:
+    """Let tensors of classes without a `__new__` of their own be made unseen.
+
+    What Python has seen as a plain tensor torch turns into none of another class.
+    """
+    with _lock:
+        for cls in set(Tensor.__subclasses__()).difference(_classes):
+            if cls.__new__ is Tensor.__new__:
+                cls.__new__ = staticmethod(_made_unseen)  # type: ignore[method-assign,assignment]
+        _classes[:] = Tensor.__subclasses__()
+
+
+def _made_unseen(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    if recorder() is None or not _is_included(PRE_DISPATCH):
+        return Tensor.__new__(cls, *args, **kwargs)
+    with paused():
+        return Tensor.__new__(cls, *args, **kwargs)

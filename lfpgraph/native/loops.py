@@ -55,11 +55,12 @@ class Loop:
 
     Attributes:
         has: whether an output is a tensor.
+        twice: whether the second output is the same as the first; both may be given one place.
         panel: how many columns of a `Product` are worked out at once.
     """
 
-    def __init__(self, compiled: Any, has: list[bool]) -> None:
-        self._run, self._sweep, self.has = compiled.run, compiled.sweep, has
+    def __init__(self, compiled: Any, has: list[bool], twice: bool) -> None:
+        self._run, self._sweep, self.has, self.twice = compiled.run, compiled.sweep, has, twice
         self._run.argtypes, self._run.restype = (ctypes.c_void_p, *[ctypes.c_int64] * 3), None
         self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p, *[ctypes.c_int64] * 3)
         self._sweep.restype, compiled.panel.restype = None, ctypes.c_int64
@@ -138,16 +139,16 @@ def _loop(
     for out in outs:
         if out is not None:
             writer.output(out)
-    has = [out is not None for out in outs]
+    has, twice = [out is not None for out in outs], outs[:1] == outs[1:2]
     if device.type != "cpu":
         start = kernel_of(source_of(writer.lines, writer.tensors, dtype), device)
-        return None if start is None else StepKernel(start, has)
+        return None if start is None else StepKernel(start, has, twice)
     pointers = [
         f"T *p{i} = places[{i}].start + t * places[{i}].step + r * places[{i}].row;" for i in range(writer.tensors)
     ]
     loop = _LOOP.format(pointers="\n    ".join(pointers), lines="\n      ".join(writer.lines))
     found = library(PRODUCT + loop, dtype)
-    return None if found is None else Loop(found, has)
+    return None if found is None else Loop(found, has, twice)
 
 
 class _Writer:

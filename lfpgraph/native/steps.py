@@ -60,13 +60,13 @@ class StepKernel:
     """In place of a `Loop`, on a GPU.
 
     Attributes:
-        has: whether an output is a tensor.
+        has, twice: as of a `Loop`.
     """
 
     panel = 0  # no product is worked out beside it
 
-    def __init__(self, start: _Start, has: list[bool]) -> None:
-        self._start, self.has = start, has
+    def __init__(self, start: _Start, has: list[bool], twice: bool) -> None:
+        self._start, self.has, self.twice = start, has, twice
 
     def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> RunningKernel:
         """What does a step, given its number, on the stream that is current now; on tensors given by their `place`."""

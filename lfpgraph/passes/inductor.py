@@ -16,7 +16,7 @@ from torch._guards import TracingContext, tracing
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..kernels import DECOMPOSITIONS
+from ..kernels import DECOMPOSITIONS, define, floor_and_unit, scale_by_floored_size
 from ..threads.silence import quiet
 from .fastcalls import quick_products
 from .nodes import hint
@@ -24,10 +24,27 @@ from .nodes import hint
 __all__ = ["compile_program"]
 
 Boxed = Callable[[list[Any]], list[Any]]
+_WORTH_A_CALL = 1 << 16  # entries of a weight, from which on the two numbers it is scaled by are worked out by a call
+
+
+def _floor_and_unit(w: Tensor, share: float, unit: float) -> Tensor:
+    floor, own = floor_and_unit(w, share, unit)
+    return torch.stack([floor, torch.ones_like(floor) if own is None else own])
+
+
+define("floor_and_unit(Tensor w, float share, float unit) -> Tensor", _floor_and_unit, lambda w, *_: w.new_empty(2))
+
+
+def _scaled(s: Tensor, w: Tensor, share: float, unit: float) -> Tensor:
+    """`scale_by_floored_size`. Inductor would work out the root of a weight's norm anew for its entries."""
+    if w.is_complex() or w.device.type != "cpu" or w.numel() < _WORTH_A_CALL:
+        return scale_by_floored_size(s, w, share, unit)
+    floor, own = torch.ops.lfpgraph.floor_and_unit(w, share, unit).unbind(0)
+    return s * (torch.maximum(w.abs(), floor) * own)
 
 
 def compile_program(
-    forward: fx.GraphModule, feedback: fx.GraphModule, n_outputs: int
+    forward: fx.GraphModule, feedback: fx.GraphModule, n_outputs: int, wanted: Sequence[int]
 ) -> tuple[Callable[..., list[Any]], Boxed]:
     """Compile both graphs of a program, which stay as they are.
 
@@ -35,6 +52,7 @@ def compile_program(
         forward: values of the placeholders -> [outputs..., saved...].
         feedback: [saved..., signals...] -> signals.
         n_outputs: how many of forward's results are outputs.
+        wanted: for each of feedback's results, the position of the value that it is the signal of.
 
     Returns:
         Forward, called with the values, and feedback, called with one list that it empties.
@@ -47,8 +65,8 @@ def compile_program(
         if stride is not None:
             saved[i] = _laid_out(saved[i], stride)
     n_saved = len(strides) - n_outputs
-    results = feedback.graph.output_node().args[0]
-    run_feedback, _ = _compile(quick_products(feedback, walk=True), saved, len(results))  # type: ignore[arg-type]
+    likes = [values[i] for i in wanted]
+    run_feedback, _ = _compile(_as_laid_out(quick_products(feedback, walk=True), likes), saved, len(likes))
 
     def call_forward(*values: Any) -> list[Any]:
         return run_forward([fit(value) if fit is not None else value for fit, value in zip(fit_values, values)])
@@ -64,12 +82,30 @@ def _examples(module: fx.GraphModule) -> list[Any]:
     return [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) -> tuple[Boxed, list[list[int] | None]]:
+def _as_laid_out(feedback: fx.GraphModule, likes: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The graph, its results in order in memory where the values that they belong to are.
+
+    A convolution's weight gets its signal channel by channel. Autograd would copy that for `.grad`, after it was scaled.
+    """
+
+    def run(*given: Any) -> list[Any]:
+        signals = feedback(*given)
+        return [
+            s.contiguous() if isinstance(s, Tensor) and like.is_contiguous() else s for s, like in zip(signals, likes)
+        ]
+
+    return run
+
+
+def _compile(
+    module: Callable[..., Any], examples: Sequence[Any], n_visible: int
+) -> tuple[Boxed, list[list[int] | None]]:
     """The compiled graph, and for each of its results the strides at the traced sizes, None for a number.
 
     The first `n_visible` results keep the traced layout; for the others inductor chooses the order of their axes, and on a GPU
     it may leave room between rows.
     """
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -78,8 +114,9 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
 
     mode = next(v.fake_mode for v in examples if hasattr(v, "fake_mode"))
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with quiet(), torch.no_grad(), open_sizes, tracing(TracingContext(mode)), mode:
-        table = {**select_decomp_table(), **DECOMPOSITIONS}
+    draws = config.patch(fallback_random=config.fallback_random or _is_on_cpu(examples))  # type: ignore[attr-defined]
+    with quiet(), torch.no_grad(), open_sizes, draws, tracing(TracingContext(mode)), mode:
+        table = {**select_decomp_table(), **DECOMPOSITIONS, torch.ops.lfpgraph.scale_by_floored_size.default: _scaled}
         lowered = make_fx(module, decomposition_table=table, tracing_mode="real")(*examples)
         with V.set_fake_mode(mode):
             joint_graph_passes(lowered)
@@ -89,6 +126,12 @@ def _compile(module: fx.GraphModule, examples: Sequence[Any], n_visible: int) ->
         with TracingContext.report_output_strides() as strides:
             run = compile_fx_inner(lowered, list(examples))
     return run, [None if s is None else [int(n) for n in s] for s in strides or ()]  # type: ignore[return-value]
+
+
+def _is_on_cpu(examples: Sequence[Any]) -> bool:
+    """Whether all is on a CPU. There inductor works out random numbers one at a time; ATen's are quicker, and
+    those that the plain model draws."""
+    return all(value.device.type == "cpu" for value in examples if isinstance(value, Tensor))
 
 
 def _order(value: Any) -> list[int] | None:

@@ -7,11 +7,8 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from types import BuiltinFunctionType, FunctionType
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -27,8 +24,9 @@ from ..threads.turns import alone, one_at_a_time
 from ..tracing.guards import Guard, Observation
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
+from .plain_values import attached, is_frozen, told_apart
 
-__all__ = ["Entry", "ModelCall", "Programs", "is_frozen"]
+__all__ = ["Entry", "ModelCall", "Programs"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
@@ -85,7 +83,9 @@ class ModelCall:
     def kind(self) -> Any:
         """What a program depends on, sizes of inputs apart."""
         leaves = tuple(
-            (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else _static(leaf)
+            (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad, *attached(leaf))
+            if isinstance(leaf, Tensor)
+            else told_apart(leaf)
             for leaf in self.leaves
         )
         state = tuple(
@@ -109,20 +109,6 @@ class ModelCall:
     def values(self, graph: OpGraph) -> list[Any]:
         """The values of a graph's placeholders for this call."""
         return graph.values(self.tensors, self.state)
-
-
-_ITSELF = (int, str, bytes, Enum, type, nn.Module, FunctionType, BuiltinFunctionType)
-_WRITTEN = (float, complex, type(None), type(...), slice, range, np.generic, torch.dtype, torch.device, torch.Size)
-
-
-def is_frozen(leaf: Any) -> bool:
-    """Whether an argument is a plain value, or a function or module, which are watched as they run."""
-    return isinstance(leaf, (*_ITSELF, *_WRITTEN))
-
-
-def _static(leaf: Any) -> Any:
-    """What tells an argument that is no tensor from others: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
-    return type(leaf), leaf if isinstance(leaf, _ITSELF) else repr(leaf)
 
 
 @dataclass(eq=False)

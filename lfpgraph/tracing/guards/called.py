@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dis
 import gc
+import importlib
 import inspect
 import os
 import sys
 import types
 import weakref
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from .bytecode import globals_of, imported_by, names_in, reads_of_gradients
+from .functions import FRAMES_HOLD_FUNCTIONS, function_of, functions_with, has_more, holds, is_of_another_module
 from .names import Names
 from .snapshots import Snapshot
 from .suspects import Suspects
@@ -22,11 +24,11 @@ from .users_code import asker, owner_of, place_of
 __all__ = ["Called"]
 
 _CALL = {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
+_IMPORT = importlib.import_module.__code__
 _INIT = nn.Module.__init__.__code__
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_FRAMES_HOLD_FUNCTIONS = (3, 11) <= sys.version_info < (3, 13)
-_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
+_REPLACED = ("register_hook", "detach_", "view")  # methods of tensors, while another thread traces (`tracing.flat`)
 
 
 class _Call(NamedTuple):
@@ -62,6 +64,9 @@ class Called:
             set()
         )  # code of functions that the run makes; others of the same code may be older
         self._made: dict[int, nn.Module] = {}
+        self._imports: list[
+            tuple[types.CodeType, str | None, str]
+        ] = []  # code, its package, and what it imports by name
 
     def python(self, frame: types.FrameType) -> None:
         """A Python function is called."""
@@ -75,6 +80,8 @@ class Called:
             self._module(frame.f_locals["self"], frame)
         elif code is _ENVIRONMENT and asker(frame.f_back) is not None:
             self.snapshot.follow(os.environ._data, "os.environ")  # type: ignore[attr-defined]
+        elif code is _IMPORT and (user := asker(frame.f_back)) is not None:
+            self._importing(user, frame.f_locals["name"])
         owner = owner_of(code.co_filename)
         if owner not in ("user", "torch") or not code.co_flags & inspect.CO_OPTIMIZED:  # the body of a file or class
             return
@@ -90,7 +97,7 @@ class Called:
         self._settle()
         if frame in self._running:
             self._returned.append(frame)
-            if not _FRAMES_HOLD_FUNCTIONS:
+            if not FRAMES_HOLD_FUNCTIONS:
                 self._settle()
 
     def _settle(self) -> None:
@@ -109,7 +116,7 @@ class Called:
         self._unfound.setdefault(frame.f_code, {})[tuple(map(id, call.free.values()))] = call.free
 
     def _keep_function(self, frame: types.FrameType, call: _Call) -> bool:
-        function = _function_of(frame, call.of)
+        function = function_of(frame, call.of)
         if function is not None and frame.f_code in self._made_here:
             self._perhaps_own.append(weakref.ref(function))
         elif function is not None:
@@ -117,19 +124,22 @@ class Called:
         return function is not None
 
     def _users(self, frame: types.FrameType, code: types.CodeType, first: bool) -> None:
+        values = frame.f_locals
+        first_argument = values.get(code.co_varnames[0]) if code.co_argcount else None
+        self_type = first_argument if isinstance(first_argument, type) else type(first_argument)
         if first:
             self.codes[code] = None
             self._made_here.update(c for c in code.co_consts if isinstance(c, types.CodeType))
             self._globals(frame, code)
+            if (function := function_of(frame, self_type, returned=False)) is not None:
+                self.snapshot.follow(function.__defaults__, f"{_name(code)}.__defaults__")
             if "FakeTensor" in code.co_names and self.suspects.question is None:
                 self.suspects.question = place_of(frame)
-        values = frame.f_locals
         self.names.add_call(code, values)
-        self_type = type(values.get(code.co_varnames[0]) if code.co_argcount else None)
         if self_type is not type(None):
             if (code, self_type) not in self._classes:
                 self._classes.add((code, self_type))
-                self._class(self_type, code.co_names)
+                self._class(self_type, names_in(code))
         if first or code.co_flags & inspect.CO_NESTED:
             own = code in self._made_here
             free = {name: values[name] for name in code.co_freevars if name in values and not own}
@@ -139,13 +149,30 @@ class Called:
 
     def _globals(self, frame: types.FrameType, code: types.CodeType) -> None:
         file = os.path.basename(code.co_filename)
-        for name in {i.argval: None for i in dis.get_instructions(code) if i.opname in _GLOBALS}:
+        for name in globals_of(code):
             if name in frame.f_globals:
                 self.snapshot.look_up(frame.f_globals, name, f"{file}: {name}")
-                self._inside(frame.f_globals[name], code.co_names, f"{file}: {name}", 0)
+                self._inside(frame.f_globals[name], names_in(code), f"{file}: {name}", 0)
             else:  # a builtin, or a global that is not set yet
                 self.snapshot.look_up(frame.f_globals, name, f"{file}: {name}")
                 self.snapshot.look_up(frame.f_builtins, name, f"{file}: {name}")
+        if "IMPORT_NAME" in (step.opname for step in dis.get_instructions(code)):
+            self._importing(frame, "")
+        for name in code.co_names:  # which somebody may have replaced
+            if hasattr(Tensor, name) and name not in _REPLACED and not name.startswith("__"):
+                self.snapshot.look_up(Tensor, name, f"Tensor.{name}")
+        attribute = reads_of_gradients(code, isinstance(frame.f_locals.get((*code.co_varnames, "")[0]), Tensor))
+        if attribute is not None:
+            self.suspects.add(f"may read .{attribute} of a tensor, which a program does not have", frame)
+
+    def _importing(self, frame: types.FrameType, name: str) -> None:
+        self._imports.append((frame.f_code, frame.f_globals.get("__package__"), name))
+        self._look_into(*self._imports[-1])
+
+    def _look_into(self, code: types.CodeType, package: str | None, name: str) -> None:
+        """Watch what code names of the modules that it imports while it runs."""
+        for module in imported_by(code, package, name):
+            self._inside(module, names_in(code), f"{os.path.basename(code.co_filename)}: {module.__name__}", 0)
 
     def _inside(self, value: Any, names: tuple[str, ...], path: str, depth: int) -> None:
         """What code names of a Python module or class that it names."""
@@ -153,7 +180,9 @@ class Called:
             self._class(value, names)
         elif isinstance(value, types.ModuleType) and depth < 3:
             for name in names:
-                if name in vars(value):
+                if value is sys and name == "modules":
+                    self.suspects.always(f"looks for modules in sys.modules ({path})")
+                elif name in vars(value):
                     self.snapshot.look_up(value, name, f"{path}.{name}")
                     self._inside(vars(value)[name], names, f"{path}.{name}", depth + 1)
 
@@ -177,6 +206,8 @@ class Called:
     def close(self) -> None:
         """After the run: watch the functions that ran; say which closures were rebound, and what could not be found."""
         self._settle()
+        for found in self._imports:  # what was not there before
+            self._look_into(*found)
         for frame, call in self._running.items():  # generators that have not come to their end
             if not self._keep_function(frame, call):
                 self._add_unfound(frame, call)
@@ -198,80 +229,19 @@ class Called:
 
         Those alone are not that are another module's: a function that `__init__` makes of `self` is one for each model.
         """
-        rest = {code: calls for code, calls in self._unfound.items() if _has_more(code)}
-        found = _functions_with(rest)
+        rest = {code: calls for code, calls in self._unfound.items() if has_more(code)}
+        found = functions_with(rest)
         for code, calls in rest.items():
-            functions = [f for f in found if f.__code__ is code and not _is_of_another_module(f, calls.values())]
+            functions = [f for f in found if f.__code__ is code and not is_of_another_module(f, calls.values())]
             free = next(iter(calls.values()))
-            unchanged = [f for f in functions if _holds(f, free)]
+            unchanged = [f for f in functions if holds(f, free)]
             self._functions |= {f: free if f in unchanged or not unchanged else {} for f in functions}
             if not functions and code not in self._made_here:
                 self.suspects.always(f"the defaults and closure of {_name(code)} cannot be found, nor watched")
 
 
-def _has_more(code: types.CodeType) -> bool:
-    """Whether a function is more than its code: it has defaults, perhaps, or a closure."""
-    return bool(code.co_argcount or code.co_kwonlyargcount or code.co_freevars)
-
-
-def _functions_with(codes: Collection[types.CodeType]) -> list[types.FunctionType]:
-    """All functions that have one of these codes."""
-    if not codes:
-        return []
-    frozen = gc.get_freeze_count()
-    if frozen:  # what is frozen is not looked through
-        gc.unfreeze()
-    held = gc.get_referrers(*codes)
-    if frozen:
-        gc.collect()
-        gc.freeze()
-    return [f for f in held if isinstance(f, types.FunctionType) and f.__code__ in codes]
-
-
-def _holds(function: types.FunctionType, free: dict[str, Any]) -> bool:
-    """Whether the closure of a function held these variables."""
-    names = function.__code__.co_freevars
-    return all(
-        name not in free or cell.cell_contents is free[name] for name, cell in zip(names, function.__closure__ or ())
-    )
-
-
-def _is_of_another_module(function: types.FunctionType, calls: Collection[dict[str, Any]]) -> bool:
-    """Whether the closure of a function holds a module that none of these calls had there."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not set
-            continue
-        if isinstance(held, nn.Module) and all(free.get(name, held) is not held for free in calls):
-            return True
-    return False
-
-
 def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _function_of(frame: types.FrameType, of: type) -> types.FunctionType | None:
-    """The function that a frame has run, if it is easily found.
-
-    In some versions of Python a frame that has returned holds it, where only the garbage collector looks; to look there in
-    others may end the process, as it may to read the variables of such a frame.
-
-    Args:
-        of: the class of its first argument.
-    """
-    code = frame.f_code
-    held = gc.get_referents(frame) if _FRAMES_HOLD_FUNCTIONS else []
-    candidates: list[Any] = [f for f in held if isinstance(f, types.FunctionType)]
-    candidates.append(frame.f_globals.get(code.co_name))
-    candidates += [vars(cls).get(code.co_name) for cls in of.__mro__]
-    for candidate in candidates:
-        if isinstance(candidate, types.FunctionType):
-            found = inspect.unwrap(candidate, stop=lambda f: getattr(f, "__code__", None) is code)
-            if getattr(found, "__code__", None) is code:
-                return found
-    return None
 
 
 def _file(code: types.CodeType) -> str:

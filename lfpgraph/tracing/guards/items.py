@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-__all__ = ["GENERATORS", "MISSING", "PLAIN", "Found", "Item", "Quick", "random_state_of", "table_item"]
+__all__ = ["GENERATORS", "MISSING", "PLAIN", "Found", "Item", "Quick", "random_state_of", "table_item", "ties_item"]
 
 
 _END = object()
@@ -107,6 +108,25 @@ def table_item(table: dict[Any, Any], name: Callable[[Any], str], root: str | No
         return (*dict.__iter__(table), *dict.values(table))
 
     return Item(read, read(), name, keyed=True, root=root, table=table)
+
+
+def ties_item(modules: Mapping[nn.Module, str]) -> Item | None:
+    """Which names hold one and the same parameter or buffer: a program has one argument for both; None if there are none."""
+    places: dict[int, list[tuple[dict[str, Any], str, str]]] = {}
+    for module, path in modules.items():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    places.setdefault(id(tensor), []).append((table, name, f"{path}.{name}".strip(".")))
+    ties = [(found[0], other) for found in places.values() for other in found[1:]]
+
+    def read() -> list[bool]:
+        return [a[0].get(a[1]) is b[0].get(b[1]) for a, b in ties]
+
+    def name_of(place: int) -> str:
+        return f"{ties[place][1][2]}, one tensor with {ties[place][0][2]},"
+
+    return Item(read, tuple(read()), name_of) if ties else None
 
 
 class Quick:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dis import get_instructions
 from itertools import chain
 from typing import Any
+
+from .bytecode import listed
 
 __all__ = ["Names"]
 
@@ -42,7 +44,7 @@ class Names:
     def add(self, code: types.CodeType, of_user: bool) -> None:
         """Take in what a piece of code names; `of_user` is False for torch's own, which reads users' attributes by name."""
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]  # `f(**held)`
-        quoted = {c for c in chain.from_iterable(map(_listed, code.co_consts)) if isinstance(c, str)}
+        quoted = {c for c in chain.from_iterable(map(listed, code.co_consts)) if isinstance(c, str)}
         self._whole.update(code.co_names, arguments, quoted)
         named = set(code.co_names)
         if of_user:
@@ -69,14 +71,6 @@ class Names:
 
     def __contains__(self, name: object) -> bool:
         return self.any or name in self._whole or (isinstance(name, str) and any(part in name for part in self._parts))
-
-
-def _listed(constant: Any) -> Iterator[Any]:
-    if isinstance(constant, tuple | frozenset):
-        for item in constant:
-            yield from _listed(item)
-    else:
-        yield constant
 
 
 def _read_tables(code: types.CodeType) -> set[str]:

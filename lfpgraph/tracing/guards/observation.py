@@ -74,7 +74,7 @@ class Observation:
         allows_shortcut: whether a `shortcut` is no reason to be live.
 
     Attributes:
-        guard: to look at before later calls; None after a run that raised.
+        guard: to look at before later calls; None after a run that raised, and where the model has to be live.
         why_live: what a static program would lose of this run, with the line of the user's code; None if nothing.
         may_settle: whether all that was found is of a kind that can happen once, so that another run is worth observing.
         shortcut: says that the model asks whether it is being traced and then may branch on data (`Suspects.shortcut`); None
@@ -170,6 +170,8 @@ class Observation:
         reasons = suspects.reasons
         self.may_settle = bool(reasons) and all(once for _, once in reasons)
         self.why_live = next((words for words, once in sorted(reasons, key=lambda reason: reason[1])), None)
+        if self.why_live is not None:
+            return snapshot.let_go()
         loggers = list(suspects.loggers)
         if loggers:
             snapshot.add_reading(

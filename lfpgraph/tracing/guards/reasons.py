@@ -43,10 +43,12 @@ def settings() -> tuple[Any, ...]:
             not torch._C._get_dispatch_stack_at(i).is_infra_mode() for i in range(torch._C._len_torch_dispatch_stack())
         ),
         bool(torch_module._has_any_global_hook()),
+        torch._C._get_deterministic_algorithms(),
     )
 
 
-SETTINGS = ("the default dtype", "the default device", "torch function modes", "torch dispatch modes", "global hooks")
+SETTINGS = ("the default dtype", "the default device", "torch function modes", "torch dispatch modes", "global hooks",
+            "use_deterministic_algorithms")  # fmt: skip
 
 
 class State:

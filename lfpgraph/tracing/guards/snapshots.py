@@ -11,33 +11,29 @@ import functools
 import io
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import attrgetter
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
-from .items import GENERATORS, MISSING, PLAIN, Found, Item, Quick, random_state_of, table_item
+from .items import GENERATORS, MISSING, PLAIN, Found, Item, Quick, random_state_of, table_item, ties_item
+from .memory import MEMORY, bytes_of, is_readable
 from .names import Names
-from .users_code import is_plain_object
+from .parts import cells_of, content_of, slots_of, values_of
+from .users_code import is_plain_object, is_users_class, owner_of
 
 __all__ = ["Snapshot"]
 
 
 _LARGEST = 10_000  # values inside attributes and globals that are watched, all together
-_LARGEST_ARRAY = 1 << 16  # bytes
-_DEEPEST = 4  # containers and objects inside one another
+_DEEPEST = 8  # containers and objects inside one another
 _TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _CACHE = type(functools.lru_cache(lambda: None))
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
-
-
-def _slots(value: Any, names: list[str]) -> tuple[Any, ...]:
-    return tuple(getattr(value, name, MISSING) for name in names)
 
 
 # iterators, queues, connections between processes, numbers shared by them
@@ -70,9 +66,11 @@ class Snapshot:
         self._quick: Quick | None = None
         self._root: str | None = None
         self._inside = 0
+        self._classes: list[tuple[type, dict[str, Any], str | None]] = []  # of objects met; what they held
         self._lookup_item = self._add(self._look_up, lambda place: self._lookup_names[place])
         self.add_modules(model, "")
-        self._add_ties()
+        if (ties := ties_item(self.modules)) is not None:
+            self.items.append(ties)
 
     def _add(self, read: Callable[[], Iterable[Any]], name: Callable[[Any], str], made: bool = False) -> Item:
         item = Item(read, tuple(read()), name, root=self._root, made=made)
@@ -116,51 +114,38 @@ class Snapshot:
                 self.look_up(cls, name, f"{cls.__name__}.{name}")
         for name, value in held.items():
             if name not in ("_parameters", "_buffers", "_non_persistent_buffers_set", *_TABLES):
-                self._root = name
+                self._root, self._inside = name, 0
                 self.follow(value, f"{dot}{name}", 1)
         self._root = None
-
-    def _add_ties(self) -> None:
-        """Which names hold one and the same parameter or buffer: a program has one argument for both."""
-        places: dict[int, list[tuple[dict[str, Any], str, str]]] = {}
-        for module, path in self.modules.items():
-            for table in (module._parameters, module._buffers):
-                for name, tensor in table.items():
-                    if tensor is not None:
-                        places.setdefault(id(tensor), []).append((table, name, f"{path}.{name}".strip(".")))
-        ties = [(found[0], other) for found in places.values() for other in found[1:]]
-        if ties:
-            self._add(
-                lambda: [a[0].get(a[1]) is b[0].get(b[1]) for a, b in ties],
-                lambda i: f"{ties[i][1][2]}, one tensor with {ties[i][0][2]},",
-            )
 
     def look_up(self, holder: Any, name: str, path: str) -> None:
         """Watch a name in a dictionary, or in the dictionary of a class or Python module, whether it is there or not."""
         if (id(holder), name) in self._looked_up:
             return
+        value = (holder if isinstance(holder, dict) else vars(holder)).get(name, MISSING)
+        self._compare(holder, name, path, value)
+        self.follow(value, path)
+
+    def _compare(self, holder: Any, name: str, path: str, value: Any) -> None:
         self._looked_up.add((id(holder), name))
         self._followed[id(holder), None] = holder
-        get = (holder if isinstance(holder, dict) else vars(holder)).get
-        self._lookups.append((get, name))
+        self._lookups.append(((holder if isinstance(holder, dict) else vars(holder)).get, name))
         self._lookup_names.append(path)
-        value = get(name, MISSING)
         self._lookup_item.held += (value,)
-        self.follow(value, path)
 
     def add_functions(self, functions: list[FunctionType], names: list[str]) -> None:
         """Watch the code, defaults and closures of functions."""
-        cells = [(cell, f"{free} in {name}") for f, name in zip(functions, names) for cell, free in _cells(f)]
+        cells = [(cell, f"{free} in {name}") for f, name in zip(functions, names) for cell, free in cells_of(f)]
         self._add(
             lambda: chain.from_iterable(map(_FUNCTION, functions)),
             lambda i: f"{names[i // 3]}.{('__code__', '__defaults__', '__kwdefaults__')[i % 3]}",
         )
-        self._add(lambda: [_content(cell) for cell, _ in cells], lambda i: f"the closure variable {cells[i][1]}")
+        self._add(lambda: [content_of(cell) for cell, _ in cells], lambda i: f"the closure variable {cells[i][1]}")
         for function, name in zip(functions, names):
             for default in (function.__defaults__, function.__kwdefaults__):
                 self.follow(default, f"{name}.__defaults__")
         for cell, name in cells:
-            self.follow(_content(cell), f"the closure variable {name}")
+            self.follow(content_of(cell), f"the closure variable {name}")
 
     def add_reading(self, read: Callable[[], Iterable[Any]], name: Callable[[Any], str]) -> None:
         """Watch the values that a function makes, each with a name by its place."""
@@ -176,11 +161,13 @@ class Snapshot:
                 return self._find("unwatched", path, value)
             value = target
         key = (id(value), self._root)
-        if isinstance(value, (*PLAIN, type, FunctionType, ModuleType)) or depth > _DEEPEST:
+        if isinstance(value, (*PLAIN, type, ModuleType)):
             return
         if key in self._followed or (isinstance(value, nn.Module) and value in self.modules):
             return
         self._followed[key] = value
+        if depth > _DEEPEST and (isinstance(value, (*_CONTAINERS, Tensor)) or is_plain_object(value)):
+            return self._find("unwatched", path, value)
         if isinstance(value, Tensor):
             self._follow_tensor(value, path)
         elif isinstance(value, _CACHE):
@@ -191,10 +178,16 @@ class Snapshot:
             self._add(lambda: (value.get(MISSING),), lambda _: path)
         elif isinstance(value, MethodType):
             self.follow(value.__self__, f"{path}.__self__", depth)
+        elif isinstance(value, FunctionType):
+            if owner_of(value.__code__.co_filename) == "user":
+                self._follow_object(value, path, depth)
         elif isinstance(value, functools.partial):
             self.follow((value.args, value.keywords), path, depth)
-        elif isinstance(value, np.ndarray | bytearray):
-            self._follow_memory(value, path)
+            self.follow(value.func, path, depth)
+        elif isinstance(value, MEMORY):
+            if not is_readable(value):
+                return self._find("unwatched", path, value)
+            self._add(lambda: bytes_of(value), lambda _: path, made=True)
         elif isinstance(value, _CONTAINERS):
             self._follow_container(value, path, depth)
         elif isinstance(value, io.StringIO | io.BytesIO):
@@ -218,20 +211,11 @@ class Snapshot:
         elif tensor.requires_grad and tensor.is_leaf:
             self._find("own", path, tensor)
 
-    def _follow_memory(self, value: np.ndarray[Any, Any] | bytearray, path: str) -> None:
-        array = np.asarray(value)
-        if array.nbytes > _LARGEST_ARRAY or array.dtype.hasobject:
-            self._find("unwatched", path, value)
-        else:
-            self._add(lambda: (array.tobytes(), array.shape, str(array.dtype)), lambda _: path, made=True)
-
     def _follow_container(self, value: Any, path: str, depth: int) -> None:
         # A subclass may have methods of its own.
         plain: Any = next(kind for kind in _CONTAINERS if isinstance(value, kind))
-        if self._inside + plain.__len__(value) > _LARGEST:
-            self._find("unwatched", path, value)
-            return
-        self._inside += plain.__len__(value)
+        if not self._has_room(plain.__len__(value)):
+            return self._find("unwatched", path, value)
         if plain is dict:
             self._add_table(value, lambda key: f"{path}[{key!r}]")
             inside = [(f"{path}[{key!r}]", item) for key, item in dict.items(value)]
@@ -242,15 +226,33 @@ class Snapshot:
         for name, item in inside:
             self.follow(item, name, depth + 1)
 
+    def _has_room(self, number: int) -> bool:
+        self._inside += number
+        return self._inside <= _LARGEST
+
     def _follow_object(self, value: Any, path: str, depth: int) -> None:
         held = getattr(value, "__dict__", None)
         held = held if isinstance(held, dict) else {}
+        slots = slots_of(type(value))
+        if not self._has_room(len(held) + len(slots)):
+            return self._find("unwatched", path, value)
         self._add_attributes(value, held, f"{path}.")
-        slots = [s for cls in type(value).__mro__ for s in _names(vars(cls).get("__slots__", ()))]
         if slots:
-            self._add(lambda: _slots(value, slots), lambda i: f"{path}.{slots[i]}")
-        for name, item in (*held.items(), *zip(slots, _slots(value, slots))):
+            self._add(lambda: values_of(value, slots), lambda i: f"{path}.{slots[i]}")
+        for name, item in (*held.items(), *zip(slots, values_of(value, slots))):
             self.follow(item, f"{path}.{name}", depth + 1)
+        for cls in filter(is_users_class, type(value).__mro__):
+            self._follow_class(cls, depth)
+
+    def _follow_class(self, cls: type, depth: int) -> None:
+        """Watch what the class of an object holds: as a default for the object's own attribute, perhaps."""
+        if any(known is cls and root == self._root for known, _, root in self._classes):
+            return
+        held = {name: item for name, item in vars(cls).items() if not name.startswith("__")}
+        self._classes.append((cls, held, self._root))
+        for name, item in held.items():
+            if not isinstance(item, FunctionType):
+                self.follow(item, f"{cls.__name__}.{name}", depth + 1)
 
     def keep_named(self, names: Names) -> None:
         """Forget attributes that no code named, and what is inside those of modules: a trainer that a model knows, say."""
@@ -259,11 +261,22 @@ class Snapshot:
         for item in self.items:
             if item.attributes is not None and item.attributes not in names.any_of:
                 item.named = names
+        for cls, held, root in self._classes:
+            for name in held if root is None or root in names else ():
+                if name in names and (id(cls), name) not in self._looked_up:
+                    self._compare(cls, name, f"{cls.__name__}.{name}", held[name])
         self.items = [item for item in self.items if item.root is None or item.root in names]
         # torch's own modules may hold their parameters twice (recurrent layers), which its tracer knows
         named = {found.name for found in self.found if found.root in (names.of_user if found.kind == "own" else names)}
         self.found = [found for found in self.found if found.root is None or found.name in named]
         self._quick = None
+
+    def let_go(self) -> None:
+        """Watch nothing any more, and hold none of it: what the model has only weak references to, say."""
+        self.items, self.found, self._quick = [], [], None
+        self._followed.clear()
+        self._lookups.clear()
+        self._classes.clear()
 
     def differences(self) -> list[tuple[str, str]]:
         """What has changed, as (name, how)."""
@@ -281,19 +294,3 @@ class Snapshot:
         if self._quick is None:
             self._quick = Quick(self.items)
         return self._quick.unchanged()
-
-
-def _cells(function: FunctionType) -> list[tuple[Any, str]]:
-    return list(zip(function.__closure__ or (), function.__code__.co_freevars))
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # what Python raises for a variable that is not set
-        return MISSING
-
-
-def _names(slots: str | Iterable[str] | Mapping[str, Any]) -> list[str]:
-    listed = [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in listed if name not in ("__dict__", "__weakref__")]

@@ -6,6 +6,7 @@ Only calls that user's code makes count (`users_code.asker`); torch and Python c
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .users_code import asker, owner_of, place_of
 
@@ -55,18 +56,25 @@ _TABLE = {
         "compile_wrapper",
     ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
+_FRAMES = "looks at the frames of its callers"
 _TRANSFORMS = {f"{_TORCH}_functorch{os.sep}{file}.py" for file in ("apis", "eager_transforms", "vmap")}
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
     threading.Thread.start.__code__: "starts a thread",
+    inspect.currentframe.__code__: _FRAMES,
+    inspect.stack.__code__: _FRAMES,
 }
 _APPLY, _CHECKPOINT = ("autograd/function.py", "apply"), ("utils/checkpoint.py", "checkpoint")
 _CLOCK = "reads the clock"
 _MODULES = {"posix": "calls the operating system", "nt": "calls the operating system", "_socket": "uses the network",
             "_io": "opens a file", "io": "opens a file", "time": _CLOCK}  # fmt: skip
 _WARNINGS = {"warn": "warns", "warn_explicit": "warns"}  # others of its functions serve filters
-_BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user"}
-_ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system")
+_BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user", "__import__": "imports by a name",
+             "eval": "runs code by eval", "exec": "runs code by exec", "globals": "looks names up in globals()"}  # fmt: skip
+_PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references"}
+_LAYOUT = ("is_contiguous", "stride", "storage_offset")
+_ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system",
+         "imports by a name")  # fmt: skip
 _READS = ("item", "tolist", "numpy", "__array__")
 _NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
 _NODE_HOOKS = ("register_hook", "register_prehook")
@@ -170,6 +178,8 @@ class Suspects:
             if name in _READS and self.read is None and (user := asker(frame)) is not None:
                 self.read = place_of(user)
             words = "keeps the gradient of a tensor" if name == "retain_grad" else None
+            if name in _LAYOUT and owner.grad_fn is None and not isinstance(owner, nn.Parameter):
+                words = "asks how a tensor that it is given lies in memory"
         elif isinstance(owner, random.Random):
             words = "draws from Python's random"
         elif isinstance(owner, io.IOBase):
@@ -184,6 +194,8 @@ class Suspects:
             words = "sets a hook on an autograd node"
         elif function.__module__ == "builtins":
             words = _BUILTINS.get(name)
+        elif function.__module__ == "sys":
+            words = _PROCESS.get(name) if asker(frame) is frame else None  # not by Python's library
         elif function.__module__ == "_warnings":
             words = _WARNINGS.get(name)
         elif name not in _HARMLESS:

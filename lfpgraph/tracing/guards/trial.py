@@ -61,7 +61,9 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 def _copy(tensor: Tensor) -> Tensor:
     copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    return copy if tensor.is_leaf else copy.clone()  # which may be written to
+    copy = copy if tensor.is_leaf else copy.clone()  # which may be written to
+    vars(copy).update({name: value for name, value in vars(tensor).items() if not name.startswith("_")})
+    return copy
 
 
 def _returned(result: Any, model: nn.Module, leaves: Sequence[Any]) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["asker", "is_plain_object", "owner_of", "place_of"]
+__all__ = ["asker", "is_plain_object", "is_users_class", "owner_of", "place_of"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _PACKAGE = __name__.partition(".")[0]
@@ -46,7 +46,12 @@ def is_plain_object(value: Any) -> bool:
         return True
     if isinstance(value, Tensor | type | types.ModuleType):
         return False
-    package, _, rest = str(type(value).__module__).partition(".")
+    return is_users_class(type(value))
+
+
+def is_users_class(cls: type) -> bool:
+    """Whether a class is the user's (or any library's but torch's, numpy's and Python's own)."""
+    package, _, rest = str(cls.__module__).partition(".")
     if package == _PACKAGE:
         return rest.partition(".")[0] in _NOT_MACHINERY
     return package not in ("torch", "numpy") and package not in sys.stdlib_module_names
