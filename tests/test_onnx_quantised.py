@@ -75,6 +75,8 @@ SLOW = [pytest.param(way, marks=pytest.mark.slow) for way in ("dynamic", "pairs"
 
 @pytest.mark.parametrize("way", ["dynamic channels", "pairs channels", "operators", *SLOW])
 def test_the_quantisers_files_run_and_train(way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if way == "dynamic channels" and ort.__version__.startswith("1.23."):
+        pytest.skip("onnxruntime 1.23 (the last for Python 3.10) has no ConvInteger for signed weights")
     torch.manual_seed(0)
     path, x = quantised(way, tmp_path), torch.from_numpy(X)
     expected = outputs(path)

@@ -191,6 +191,9 @@ def test_recurrence_with_all_its_options(kind: str, options: bool) -> None:
     assert {"w", "r", "b"} <= reached(check(proto, x), **x)
 
 
+@pytest.mark.skipif(
+    ort.__version__.startswith("1.23."), reason="has no ConvInteger for signed weights, as of Python 3.10"
+)
 def test_quantised_files_run_exactly_and_pass_feedback_on() -> None:
     x = {"x": floats(2, 3, 6, 6)}
     values = {

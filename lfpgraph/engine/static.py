@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -21,6 +23,9 @@ from ..threads.silence import quiet
 from ..threads.turns import one_at_a_time
 
 __all__ = ["NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
+
+# Torch 2.11 and 2.12 multiply by kernels that ask for an open size's number, unless products are written out in Python.
+_READS_SIZES = TorchVersion(torch.__version__) < (2, 13)
 
 
 def functional_graph(
@@ -106,7 +111,8 @@ def on_fakes(values: Sequence[Any]) -> Iterator[Any]:
     """
     fake_mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with quiet(), torch.no_grad(), open_sizes, fake_mode or contextlib.nullcontext():
+    written_out = enable_python_dispatcher() if fake_mode is not None and _READS_SIZES else contextlib.nullcontext()
+    with quiet(), torch.no_grad(), open_sizes, written_out, fake_mode or contextlib.nullcontext():
         yield fake_mode
 
 
