@@ -99,6 +99,7 @@ WATCHED: dict[str, tuple[Callable[[Net, Tensor], Any], Callable[[Net], tuple[Any
     "from import inside": (_imported_from, lambda m: (ELSEWHERE, "gain", 2.0)),
     "importlib": (_by_importlib, lambda m: (ELSEWHERE, "gain", 2.0)),
     "getattr of a module": (lambda m, x: getattr(ELSEWHERE, "gain"), lambda m: (ELSEWHERE, "gain", 2.0)),  # noqa: B009
+    "sys.modules": (lambda m, x: sys.modules["lfpgraph_test_elsewhere"].gain, lambda m: (ELSEWHERE, "gain", 2.0)),
     "attribute of a function": (lambda m, x: scaled(x), lambda m: (scaled, "gain", 2.0)),
     "class of an object": (lambda m, x: m.held.gain, lambda m: (Held, "gain", 2.0)),
     "entry of an object's class": (lambda m, x: m.held.table["gain"], lambda m: (Held.table, "gain", 2.0)),
@@ -141,7 +142,6 @@ def test_what_is_read_by_other_ways_is_watched(kind: str, monkeypatch: pytest.Mo
 LIVE: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "eval": (lambda m, x: eval("SCALE"), "runs code by eval"),
     "globals": (lambda m, x: globals()["SCALE"], "globals()"),
-    "sys.modules": (lambda m, x: sys.modules["lfpgraph_test_elsewhere"].gain, "sys.modules"),
     "gradient": (lambda m, x: 1.0 if m.lin.weight.grad is None else 2.0, "may read .grad"),
     "frames": (lambda m, x: inspect.currentframe().f_back.f_lineno, "frames of its callers"),  # type: ignore[union-attr]
     "layout": (lambda m, x: 1.0 if x.is_contiguous() else 2.0, "lies in memory"),
@@ -157,6 +157,23 @@ def test_what_cannot_be_watched_keeps_the_model_live(kind: str) -> None:
     with Observation(model) as seen:
         model(torch.randn(2, 3))
     assert words in (seen.why_live or "static") and seen.guard is None
+
+
+def _all_modules(model: Net, x: Tensor) -> float:
+    return 2.0 if "no_such_module" in sys.modules else 1.0
+
+
+def test_modules_that_are_imported_later_are_no_change() -> None:
+    """einops looks through all modules that there are."""
+    model = Net(_all_modules)
+    with Observation(model) as seen:
+        model(torch.randn(2, 3))
+    assert seen.why_live is None and seen.guard is not None
+    sys.modules["lfpgraph_test_later"] = types.ModuleType("lfpgraph_test_later")
+    try:
+        assert seen.guard.changed() is None
+    finally:
+        del sys.modules["lfpgraph_test_later"]
 
 
 def test_an_array_that_is_watched_can_grow() -> None:

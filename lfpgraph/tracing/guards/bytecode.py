@@ -29,11 +29,16 @@ def globals_of(code: types.CodeType) -> list[str]:
     return list({i.argval: None for i in get_instructions(code) if i.opname in _GLOBALS})
 
 
-def names_in(code: types.CodeType) -> tuple[str, ...]:
-    """By which names code may read attributes; words in quotes, too, where it looks up attributes by them."""
-    if _BY_STRING.isdisjoint(code.co_names):
+def names_in(code: types.CodeType, quoted: bool = False) -> tuple[str, ...]:
+    """By which names code may read attributes.
+
+    Args:
+        quoted: count words in quotes as well, as where it looks up attributes by them.
+    """
+    if not quoted and _BY_STRING.isdisjoint(code.co_names):
         return code.co_names
-    return (*code.co_names, *(c for c in listed(code.co_consts) if isinstance(c, str) and c.isidentifier()))
+    words = (c for c in listed(code.co_consts) if isinstance(c, str))
+    return (*code.co_names, *(c for c in words if c.replace(".", "_").isidentifier()))
 
 
 def imported_by(code: types.CodeType, package: str | None, name: str = "") -> list[types.ModuleType]:

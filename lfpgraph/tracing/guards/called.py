@@ -156,6 +156,9 @@ class Called:
             else:  # a builtin, or a global that is not set yet
                 self.snapshot.look_up(frame.f_globals, name, f"{file}: {name}")
                 self.snapshot.look_up(frame.f_builtins, name, f"{file}: {name}")
+        if "sys" in code.co_names and "modules" in code.co_names:
+            for named in (frame.f_globals.get("__name__", ""), *names_in(code, quoted=True)):
+                self._importing(frame, named)
         if "IMPORT_NAME" in (step.opname for step in dis.get_instructions(code)):
             self._importing(frame, "")
         for name in code.co_names:  # which somebody may have replaced
@@ -180,9 +183,7 @@ class Called:
             self._class(value, names)
         elif isinstance(value, types.ModuleType) and depth < 3:
             for name in names:
-                if value is sys and name == "modules":
-                    self.suspects.always(f"looks for modules in sys.modules ({path})")
-                elif name in vars(value):
+                if name in vars(value) and vars(value)[name] is not sys.modules:
                     self.snapshot.look_up(value, name, f"{path}.{name}")
                     self._inside(vars(value)[name], names, f"{path}.{name}", depth + 1)
 
