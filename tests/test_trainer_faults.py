@@ -180,6 +180,7 @@ def test_weights_that_are_not_quite_the_models(tmp_path: Path, changed: dict[str
 def test_a_format_to_come(tmp_path: Path, told: Any) -> None:
     make_checkpoint(tmp_path)
     file = checkpoint.find_checkpoint(tmp_path) / checkpoint.NOTE
+    assert json.loads(file.read_text())["format"] == checkpoint.FORMAT
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": told}))
     with pytest.raises(CheckpointError, match=f"its format is {told!r}, .* use the version of lfpgraph that wrote it"):
         plain_trainer(tmp_path).train(resume=True)
