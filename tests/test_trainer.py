@@ -255,6 +255,7 @@ def test_ctrl_c_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals) 
         ({"accumulate": 0}, TrainingError, "accumulate=0"),
         ({"eval_every": "step"}, TrainingError, "eval_every='step'"),
         ({"patience": 1, "eval_data": None}, TrainingError, "need eval_data"),
+        ({"monitor": "eval_accuracy", "eval_data": None}, TrainingError, "need eval_data"),
         ({"load_best": True}, TrainingError, "needs a folder"),
         ({"model": make_model().requires_grad_(False)}, lfpgraph.LfpGraphError, "no parameter"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -24,11 +25,11 @@ types = peer("zennit.types")
 
 
 class Merge(canonizers.SequentialMergeBatchNorm):  # type: ignore[misc,name-defined]
-    """zennit's merge of batch norms, exactly: its norm stays as x / sqrt(1 + eps), 5e-6 off x; here eps is 0 meanwhile."""
+    """zennit's merge of batch norms, exactly: its norm stays as x / sqrt(1 + eps), 5e-6 off x; here eps is all but 0."""
 
     def register(self, linears: Any, batch_norm: Any) -> None:
         super().register(linears, batch_norm)
-        self.eps, batch_norm.eps = batch_norm.eps, 0.0
+        self.eps, batch_norm.eps = batch_norm.eps, sys.float_info.min  # some versions of torch refuse 0
 
     def remove(self) -> None:
         self.batch_norm.eps = self.eps

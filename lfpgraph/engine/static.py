@@ -13,7 +13,6 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -25,7 +24,7 @@ from ..threads.turns import one_at_a_time
 __all__ = ["NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
 
 # Torch 2.11 and 2.12 multiply by kernels that ask for an open size's number, unless products are written out in Python.
-_READS_SIZES = TorchVersion(torch.__version__) < (2, 13)
+_READS_SIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
 
 
 def functional_graph(

@@ -157,6 +157,11 @@ class Evaluation(_Group):
     margin: float = 0.0
     load_best: bool = False
 
+    @property
+    def chooses(self) -> bool:
+        """Whether something is asked for that only figures on the evaluation data can tell."""
+        return self.patience is not None or self.load_best or self.monitor != "eval_loss"
+
 
 @dataclass(frozen=True)
 class Saving(_Group):

@@ -79,8 +79,8 @@ class Trainer:
         )  # fmt: skip
         feedback, update, running = self.settings.feedback, self.settings.update, self.settings.running
         evaluation, folder = self.settings.evaluation, self.settings.saving.folder
-        if (evaluation.patience is not None or evaluation.load_best) and eval_data is None:
-            raise TrainingError("patience and load_best need eval_data")
+        if eval_data is None and evaluation.chooses:
+            raise TrainingError("patience, load_best and monitor need eval_data")
         if evaluation.load_best and folder is None:
             raise TrainingError("load_best needs a folder, where the best checkpoint is kept")
         self.accelerator = make_accelerator(running.mixed_precision, running.device)
