@@ -27,16 +27,16 @@ __all__ = ["Again", "drawn"]
 
 @dataclass(frozen=True)
 class Again(Runs):
-    """Runs of a file, of which those in `chosen` are made again; `differences` holds how far each is from what was kept."""
+    """Runs of a file, of which those in `chosen` are made again; `differences` holds how far its figures are from those kept."""
 
     chosen: tuple[dict[str, Any], ...] = ()
-    differences: list[tuple[dict[str, Any], float]] = field(default_factory=list)
+    differences: list[tuple[dict[str, Any], list[float]]] = field(default_factory=list)
 
     def make(self, key: dict[str, Any], task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         kept = Runs(self.file, kept_only=True).make(key, task)
         if key in self.chosen and not any(key == done for done, _ in self.differences):
             pairs = zip(_figures(kept), _figures(task()), strict=True)
-            self.differences.append((key, max(abs(a - b) for a, b in pairs)))
+            self.differences.append((key, [b - a for a, b in pairs]))
         return kept
 
 
@@ -81,8 +81,9 @@ def main() -> None:
             print(f"{name}: not made again: {error!r}", flush=True)
             continue
         print(f"{name}: {len(runs.differences)} of {len(lines)} made again", flush=True)
-        for run, worst in runs.differences:
-            print(f"  {worst:.2e}  {run['model']}, {run['way']}, rate {run.get('lr')}, seed {run['seed']}", flush=True)
+        for run, off in runs.differences:
+            what = f"{run['model']}, {run['way']}, rate {run.get('lr')}, seed {run['seed']}"
+            print(f"  {max(map(abs, off)):.1e}, at the end {off[-1]:+.1e}  {what}", flush=True)
 
 
 if __name__ == "__main__":
