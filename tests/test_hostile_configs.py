@@ -64,7 +64,7 @@ def test_folders_that_explain_is_given(
     monkeypatch.chdir(tmp_path)
     for entries, files, word in (
         ({"architectures": ["AutoTokenizer"]}, {}, "none of its models"),
-        ({"architectures": [3]}, {}, "holds no model"),
+        ({"architectures": [3]}, {}, "holds no model|Field 'architectures'"),
         ({"attn_implementation": "kernels-community/flash-attn"}, {}, "code from a hub"),
         ({"hidden_size": -16}, {}, "negative dimension"),
         ({}, {"tokenizer.json": b"[" * 100_000}, "RecursionError"),
@@ -77,14 +77,20 @@ def test_folders_that_explain_is_given(
         assert run_cli(monkeypatch, "explain", str(tmp_path), "--input", "a b") == 1
         error = capsys.readouterr().err
         line = error[error.rfind("lfpgraph: ") :]
-        assert word in line and line.count("\n") == 1 and len(line) < 600, error
+        assert any(w in line for w in word.split("|")) and line.count("\n") == 1 and len(line) < 600, error
         for name in files:
             (tmp_path / name).unlink()
 
 
-def test_entries_of_wrong_types_that_nobody_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_of_wrong_types_that_nobody_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They do no harm; or transformers refuses them itself, as some of its versions do."""
     (tmp_path / "config.json").write_text(json.dumps({**TINY, "architectures": [1, {}], "attribute_map": "x"}))
-    assert run_cli(monkeypatch, "coverage", str(tmp_path), "--json") == 0
+    status, told = run_cli(monkeypatch, "coverage", str(tmp_path), "--json"), capsys.readouterr().err
+    assert status == 0 or (
+        status == 1 and "Validation error" in told and "architectures" in told and told.count("\n") == 1
+    )
 
 
 def test_a_build_has_bounds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 
@@ -49,10 +50,13 @@ def test_watching_keeps_nothing_of_the_run_alive() -> None:
         gone.append(weakref.ref(kept))
         return (lambda: kept * 2)()
 
+    def look() -> list[Tensor | None]:  # Python 3.11 and 3.12 give a frame free at the next call
+        return [ref() for ref in gone]
+
     class Model(nn.Module):
         def forward(self, x: Tensor) -> list[Tensor | None]:
             inner(x)
-            return [ref() for ref in gone]
+            return look()
 
     model = Model()
     with Observation(model):
@@ -96,3 +100,16 @@ def test_functions_of_another_model_are_not_watched() -> None:
     assert guard.changed() is None
     model.scale = 3.0
     assert "scale" in (guard.changed() or "")
+
+
+def test_no_garbage_is_collected_in_the_midst_of_a_trace() -> None:
+    """A generator that has stopped within `no_grad` would be closed there, and torch's tracer note that as the model's doing."""
+    collects: list[bool] = []
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            collects.append(gc.isenabled())
+            return x.sin()
+
+    lfpgraph.trace(Model(), torch.randn(2, 3))
+    assert collects and not any(collects) and gc.isenabled()

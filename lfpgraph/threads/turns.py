@@ -7,6 +7,7 @@ also puts other tensors in the place of its parameters and buffers, so that nobo
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -46,7 +47,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold the lock. A run that waits for it does nothing until then, so that whoever traces need not wait for that run."""
+    """Hold the lock. A run that waits for it does nothing until then, so that whoever traces need not wait for that run.
+
+    No garbage is collected meanwhile: a generator that stopped within `torch.no_grad()` would be closed, and what closes it
+    be noted in the trace.
+    """
     if not LOCK.acquire(blocking=False):
         this = threading.get_ident()
         _waiting[this] = _waiting.get(this, 0) + 1
@@ -56,9 +61,13 @@ def one_at_a_time() -> Iterator[None]:
             _waiting[this] -= 1
             if not _waiting[this]:
                 del _waiting[this]
+    collects = gc.isenabled()
     try:
+        gc.disable()
         yield
     finally:
+        if collects:
+            gc.enable()
         LOCK.release()
 
 
