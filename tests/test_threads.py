@@ -101,7 +101,10 @@ def test_a_trace_changes_nothing_for_other_threads(
         tracer.join()
         logging.getLogger("torch.export").removeHandler(handler)
     assert [str(w.message) for w in warned] == ["warned MainThread"] and seen == ["logged MainThread"]
-    assert capsys.readouterr().err.splitlines() == ["said MainThread"]
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if not line.endswith("logged MainThread")] == [
+        "said MainThread"
+    ]  # torch 2.14 shows it
 
 
 class Parts(nn.Module):

@@ -16,7 +16,7 @@ from ..common.rates import best_by_folds
 
 __all__ = ["CANDIDATES", "run"]
 
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-2, 3e-2, 1e-1)
 CANDIDATES = ("convolution", "attention", "convolution at half size", "attention at half size")
 
 
