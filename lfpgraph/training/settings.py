@@ -160,7 +160,7 @@ class Evaluation(_Group):
     @property
     def chooses(self) -> bool:
         """Whether something is asked for that only figures on the evaluation data can tell."""
-        return self.patience is not None or self.load_best or self.monitor != "eval_loss"
+        return self.patience is not None or self.load_best or self.monitor != Evaluation.monitor
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from .parts import cells_of, content_of
+
 __all__ = ["FRAMES_HOLD_FUNCTIONS", "function_of", "functions_with", "has_more", "holds", "is_of_another_module"]
 
 FRAMES_HOLD_FUNCTIONS = (3, 11) <= sys.version_info < (3, 13)
@@ -60,19 +62,13 @@ def functions_with(codes: Collection[types.CodeType]) -> list[types.FunctionType
 
 def holds(function: types.FunctionType, free: dict[str, Any]) -> bool:
     """Whether the closure of a function held these variables."""
-    names = function.__code__.co_freevars
-    return all(
-        name not in free or cell.cell_contents is free[name] for name, cell in zip(names, function.__closure__ or ())
-    )
+    return all(name not in free or content_of(cell) is free[name] for cell, name in cells_of(function))
 
 
 def is_of_another_module(function: types.FunctionType, calls: Collection[dict[str, Any]]) -> bool:
     """Whether the closure of a function holds a module that none of these calls had there."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not set
-            continue
+    for cell, name in cells_of(function):
+        held = content_of(cell)
         if isinstance(held, nn.Module) and all(free.get(name, held) is not held for free in calls):
             return True
     return False
