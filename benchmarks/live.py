@@ -1,9 +1,10 @@
 """What the live engine costs over backprop, and what the static engine's guards cost: `python -m benchmarks.live`.
 
-Time: forward and backward in processor time of one thread; two copies of a model take turns, figures are medians. Memory: the
-peak of a step, each side in a process of its own (`benchmarks.memory`). With `--page FILE` the section "Live engine" of a
-Markdown file is written anew after each row, up to the next heading: what is written by hand has a heading of its own. The rows
-are kept in `live.json` beside it, and not measured again as long as the library is the same: a run that was cut off goes on.
+Time: forward and backward in processor time of one thread, each model in a process of its own; copies of it take turns,
+figures are medians. Memory: the peak of a step, each side in a process of its own (`benchmarks.memory`). With `--page FILE`
+the section "Live engine" of a Markdown file is written anew after each row, up to the next heading: what is written by hand
+has a heading of its own. The rows are kept in `live.json` beside it, and not measured again as long as the library is the
+same: a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def section(rows: list[dict[str, Any]], guards: list[dict[str, Any]]) -> str:
         "",
         f"Made by `python -m benchmarks.live --page docs/performance.md` (one thread, torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}; float32, `engine='live'`). A step is forward and backward, in processor "
-        "time; the sides take turns, each with its own copy of the model, and figures are medians. First: the first step of "
-        "backprop, and then of `lfp`, over a later one. "
+        "time; each model has a process of its own, in which the sides take turns, each with a copy of its own, and figures "
+        "are medians. First: the first step of backprop, and then of `lfp`, over a later one. "
         f"Peak (`{COMPOSITE}`): how far resident memory rises during a step, gradients included, each "
         "side in a process of its own.",
         "",
@@ -153,6 +154,9 @@ def main() -> None:
     parser.add_argument("--guarded", nargs="*", default=GUARDED, choices=MODELS)
     parser.add_argument("--budget", type=float, default=15.0, help="seconds for the steps of one model")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument(
+        "--one", nargs=2, metavar=("KIND", "MODEL"), help='"rows" or "guards" of a model, in this process'
+    )
     parser.add_argument("--page", type=Path, help="a Markdown file whose section is written anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -161,14 +165,18 @@ def main() -> None:
     if kept is not None and kept.exists():
         before = json.loads(kept.read_text(encoding="utf-8"))
         known = before if before["version"] == known["version"] else known
+    if options.one is not None:
+        kind, name = options.one
+        print(json.dumps(guard_times(name) if kind == "guards" else step_times(name, options.budget)))
+        return
     jobs = [("guards", name) for name in options.guarded] + [("rows", name) for name in options.model]
     for kind, name in jobs:
         if name not in known[kind]:
-            if kind == "guards":
-                known[kind][name] = guard_times(name)
-            else:
-                memory = {} if options.no_memory or name not in LARGE else peaks(name)
-                known[kind][name] = step_times(name, options.budget) | memory
+            row = run(["benchmarks.live", "--one", kind, name, "--budget", str(options.budget)], 1200)
+            if "error" in row:
+                raise SystemExit(f"{kind} of {name}: {row['error']}")
+            memory = {} if kind == "guards" or options.no_memory or name not in LARGE else peaks(name)
+            known[kind][name] = row | memory
             if options.page is not None:
                 write(options.page, known)
         print(json.dumps(known[kind][name]), flush=True)
