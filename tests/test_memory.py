@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import lfpgraph
 from benchmarks.kept import kept_bytes
+from lfpgraph.wrapping.calls import wrapping_of
 
 from .support.helpers import assert_made, assert_same, gradients
 
@@ -49,6 +50,34 @@ def test_same_feedback_less_kept(name: str, share: Any) -> None:
     model = lfpgraph.wrap(copy.deepcopy(plain), memory=share)
     assert_same(gradients(model, **batch), expected, 1e-12)
     assert kept(model, batch) <= before * (0.75 if name != "t5" else 1)
+
+
+def norm_net(norm: Any, conv: Any) -> nn.Sequential:
+    """Convolutions, of which the last is most of the work, each with a batch norm that trains."""
+    return nn.Sequential(
+        conv(3, 4, 3), norm(4), nn.ReLU(), conv(4, 12, 3), norm(12), nn.GELU(), conv(12, 24, 3), norm(24), nn.ReLU()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_batch_norms_are_made_again_from_their_statistics(dims: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm, conv = getattr(nn, f"BatchNorm{dims}d"), functools.partial(getattr(nn, f"Conv{dims}d"), bias=False)
+    plain = norm_net(norm, conv).to(dtype)
+    plain[4] = norm(12, affine=False, dtype=dtype)
+    x = torch.randn(6, 3, *[{1: 64, 2: 14, 3: 9}[dims]] * dims, dtype=dtype)
+    if dims == 2:
+        x = x.to(memory_format=torch.channels_last)
+    usual, little = (lfpgraph.wrap(copy.deepcopy(plain), engine="static", memory=m) for m in ("fast", "min"))
+    expected, found = gradients(usual, input=x), gradients(little, input=x)
+    assert_same(found, expected, {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype])
+    assert_same(dict(little.named_buffers()), dict(usual.named_buffers()), 0.0)
+    assert kept(little, {"input": x}) <= 0.6 * kept(usual, {"input": x})
+    (entry,) = wrapping_of(little).static.programs  # type: ignore[union-attr]
+    again = [node.target for node in entry.program.feedback.graph.nodes]
+    assert again.count(torch.ops.lfpgraph.normalized.default) == 3
+    assert again.count(torch.ops.aten.convolution.default) <= 1  # the first, which is least work
 
 
 class Residual(nn.Module):

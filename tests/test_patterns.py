@@ -16,6 +16,7 @@ from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.program import Program, make_program
 from lfpgraph.engine.static import functional_graph
 from lfpgraph.graph.graph import OpGraph
+from lfpgraph.passes.recompute import Share
 from lfpgraph.tracing.tracer import trace
 
 
@@ -63,7 +64,11 @@ def traced() -> tuple[OpGraph, list[Any]]:
 
 def made(graph: OpGraph, values: list[Any], composite: str, share: float | None = None) -> Program:
     wanted = {n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "parameter"}
-    return make_program(make_plan(graph, get_composite(composite), wanted, values=values), values, share=share)
+    return make_program(
+        make_plan(graph, get_composite(composite), wanted, values=values),
+        values,
+        share=None if share is None else Share(share),
+    )
 
 
 def feedback(found: Program, values: list[Any]) -> list[Tensor | None]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass
 
 from ..errors import InputError, LfpGraphError, check_choice
+from ..passes.recompute import Share
 from ..tracing.tracer import FALLBACKS
 
 __all__ = ["Options"]
 
-_SHARES: dict[str, float | None] = {"fast": None, "min": 0.3}
+_SHARES = {"fast": None, "min": Share(0.3, repeated=0.15, most=0.6)}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,6 @@ class Options:
             raise error(f'memory={self.memory!r} is not known; choose "fast", "min" or a share between 0 and 1')
 
     @property
-    def share(self) -> float | None:
-        """The share of bytes that is kept between forward and feedback; None keeps whatever is needed."""
-        return _SHARES[self.memory] if isinstance(self.memory, str) else self.memory
+    def share(self) -> Share | None:
+        """How much is kept between forward and feedback; None keeps whatever is needed."""
+        return _SHARES[self.memory] if isinstance(self.memory, str) else Share(self.memory)

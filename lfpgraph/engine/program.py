@@ -25,6 +25,7 @@ from ..passes.nodes import is_fresh, stays
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import compute_once, join_products
+from ..passes.recompute import Share
 from .joint import joint_of_patterns
 from .patterns import repeats
 from .plan import Plan
@@ -125,7 +126,7 @@ def make_program(
     plan: Plan,
     values: Sequence[Any],
     compile: bool = False,
-    share: float | None = None,
+    share: Share | None = None,
     rewards: Sequence[fx.Node] | None = None,
     written_out: Mapping[Any, Callable[..., Any]] | None = None,
     writes: bool = False,
@@ -136,7 +137,7 @@ def make_program(
         plan: from `make_plan`.
         values: the placeholders' values; a graph that is not specialised to them is traced on its own fake ones.
         compile: run both graphs through inductor.
-        share: of the bytes kept between them, how much to keep; the rest is computed again (see `passes.recompute`).
+        share: how much to keep between them; the rest is computed again (see `passes.recompute`).
         rewards: feedback returns the reward that arrives at these nodes, None where none does, and nothing else.
         written_out: what operations are written out as, so that autograd can follow the program; nothing is fused then, and
             nothing written in place.
@@ -228,7 +229,7 @@ def _signal_like(output: Tensor, fake: bool) -> Tensor:
     return torch.zeros([int(n) for n in output.shape], dtype=output.dtype, device=output.device)
 
 
-def _halves(plan: Plan, joint: fx.GraphModule, share: float | None) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _halves(plan: Plan, joint: fx.GraphModule, share: Share | None) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The joint graph cut into forward and feedback."""
     n_values, n_outputs = len(plan.graph.placeholders), len(plan.graph.output_nodes)
     if plan.graph.tracer != "values" and not plan.composite.online:

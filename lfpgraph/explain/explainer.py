@@ -22,6 +22,7 @@ from ..errors import AttributionError
 from ..graph.calls import flatten_input
 from ..graph.graph import OpGraph
 from ..graph.sizes import Sizes
+from ..passes.recompute import Share
 from ..tracing.verify import refusal
 from ..wrapping.programs import Entry, ModelCall, Programs
 from .batch_norms import merge_norms
@@ -35,7 +36,7 @@ from .target import refuse_nan, target_signals
 __all__ = ["Explainer", "Found", "explainer_of", "values_at"]
 
 _MOST = 8  # kept for each model
-_SHARE = 1.0  # cheap operations are computed again rather than kept (see `passes.recompute`)
+_SHARE = Share(1.0, statistics=False)  # cheap operations are computed again rather than kept (see `passes.recompute`)
 _Graphs = dict[Any, list[tuple[OpGraph, list[Lookup]]]]  # by kind of call; one trace serves all composites
 
 

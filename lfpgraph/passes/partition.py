@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import fx
 
 from ..graph.graph import ancestors
 from .nodes import draws, users_of
-from .recompute import choose_recomputed, choose_remade
+from .recompute import Share, choose_recomputed, choose_remade, norms_from_statistics
 
 __all__ = ["build", "random_nodes", "split"]
 
@@ -20,13 +21,13 @@ aten = torch.ops.aten
 
 
 def split(
-    traced: fx.GraphModule, n_values: int, n_outputs: int, share: float | None = None
+    traced: fx.GraphModule, n_values: int, n_outputs: int, share: Share | None = None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback; what is light is computed twice.
 
     Args:
         traced: placeholders are `n_values` values and then the signals; results are `n_outputs` outputs and then signals.
-        share: keep at most this share of the bytes, as far as it goes, and compute the rest again (see `recompute`).
+        share: how much to keep between them; the rest is computed again (see `recompute`).
 
     Returns:
         Forward, values -> [outputs..., saved...], and feedback, [saved..., signals...] -> signals.
@@ -40,18 +41,18 @@ def split(
     ahead |= {n for n in random_nodes(nodes) if n not in from_signals}
     ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
     feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
-    if share is None:
-        again = choose_remade(feedback_nodes, nodes, ahead)
-    else:
-        again = choose_recomputed(nodes, ahead, feedback_nodes, share)
-    available = (ahead | set(values)) - again
-    kept = {n for node in itertools.chain(again, feedback_nodes) for n in node.all_input_nodes if n in available}
-    kept |= {r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available}
-    saved = [n for n in nodes if n in kept]
-    body = _just_in_time(feedback_nodes, again)
+    with norms_from_statistics(nodes) if share is not None and share.statistics else contextlib.nullcontext():
+        if share is None:
+            again = choose_remade(feedback_nodes, nodes, ahead)
+        else:
+            again = choose_recomputed(list(traced.graph.nodes), ahead, feedback_nodes, share)
+        available = (ahead | set(values)) - again
+        kept = {n for node in itertools.chain(again, feedback_nodes) for n in node.all_input_nodes if n in available}
+        kept |= {r for r in results[n_outputs:] if isinstance(r, fx.Node) and r in available}
+        saved = [n for n in nodes if n in kept]
+        feedback = build(traced, [*saved, *signals], _just_in_time(feedback_nodes, again), results[n_outputs:])
     ahead_body = [n for n in nodes if n in ahead and n.op != "placeholder"]
-    forward = build(traced, values, ahead_body, results[:n_outputs] + saved)
-    return forward, build(traced, [*saved, *signals], body, results[n_outputs:])
+    return build(traced, values, ahead_body, results[:n_outputs] + saved), feedback
 
 
 def _just_in_time(feedback: Sequence[fx.Node], again: set[fx.Node]) -> list[fx.Node]:

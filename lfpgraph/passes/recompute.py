@@ -8,21 +8,28 @@ cost least for each byte they free are computed again as well.
 Where memory is no object, views are taken again, and so are values that are a sum or two away from what is kept: a spike is a
 comparison of a membrane that is kept, what a residual path leads to is a sum of two values that are kept. To make such a
 value again reads and writes it once, about what keeping it costs, and a step then waits with less memory.
+
+A batch norm in training is dear, since it takes two passes for its statistics. These are kept, they are small; with them its
+result is one cheap operation on what the norm read, which its own feedback needs anyway.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import networkx as nx
 import torch
 from torch import Tensor, fx
 
 from ..graph.graph import ancestors
+from ..kernels import DECOMPOSITIONS, LOW_PRECISION, define
 from .nodes import draws, elements, hint, is_view, size_in_bytes
 
-__all__ = ["choose_recomputed", "choose_remade"]
+__all__ = ["Share", "choose_recomputed", "choose_remade", "norms_from_statistics"]
 
 LEAST_BYTES = 1 << 16  # below this, an operation more costs more than the memory is worth
 MOST_OPERATIONS = 4  # on the way from what is kept to what is made again
@@ -36,6 +43,7 @@ _CHEAP = {
     aten._softmax.default,
     aten._safe_softmax.default,
     aten._log_softmax.default,
+    aten._native_batch_norm_legit_no_training.default,
     aten._to_copy.default,
     aten.arange.start_step,
     aten.cat.default,
@@ -70,30 +78,103 @@ _LIGHT = {
     aten.zeros.default,
 }
 
+# Batch norms: result, mean and 1 / standard deviation are the first three outputs; which argument says whether they train.
+_NORMS = {
+    aten._batch_norm_impl_index.default: 5,
+    aten._native_batch_norm_legit.no_stats: 3,
+    aten._native_batch_norm_legit_functional.default: 5,
+    aten.native_batch_norm.default: 5,
+}
+
+
+def _normalized(x: Tensor, mean: Tensor, scale: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    """A batch norm's result, given the mean and 1 / standard deviation of each channel of x [n, channels, ...]."""
+    if x.dtype in LOW_PRECISION:
+        size = [-1] + [1] * (x.dim() - 2)
+        found = (x - mean.view(size)) * scale.view(size)
+        found = found if w is None else found * w.view(size)
+        return (found if b is None else found + b.view(size)).to(x.dtype)
+    return torch.native_batch_norm(x, w, b, mean, scale.reciprocal().square(), False, 0.0, 0.0)[0]
+
+
+_NORMALIZED = define(
+    "normalized(Tensor x, Tensor mean, Tensor scale, Tensor? w, Tensor? b) -> Tensor",
+    _normalized,
+    lambda x, *_: torch.empty_like(x),
+    torch.Tag.pointwise,
+)
+DECOMPOSITIONS[_NORMALIZED] = _normalized
+
+
+@contextmanager
+def norms_from_statistics(nodes: Sequence[fx.Node]) -> Iterator[None]:
+    """Within it, the results of batch norms that train come from what these read and from their statistics.
+
+    It is for what is computed again: a forward pass that is built outside of it works the statistics out.
+    """
+    before: dict[fx.Node, tuple[fx.Node, int]] = {}
+    for node in nodes:
+        if node.target not in _NORMS or node.args[_NORMS[node.target]] is not True:  # type: ignore[index]
+            continue
+        parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+        if {0, 1, 2} <= parts.keys():
+            for i in (2, 1):  # the result comes after what it is made of
+                node.append(parts[i])
+            before[parts[0]] = (node, 0)
+            x, w, b = node.args[:3]
+            parts[0].target, parts[0].args = _NORMALIZED, (x, parts[1], parts[2], w, b)
+    try:
+        yield
+    finally:
+        for node, args in before.items():
+            node.target, node.args = operator.getitem, args
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much is kept, of what is kept when nothing but views is computed again.
+
+    Attributes:
+        kept: bytes to come down to, as far as it goes, as a share.
+        repeated: what share of the forward pass's multiplications may be done again for that. More only where more than
+            `most` would be kept without.
+        most: a share of bytes.
+        statistics: whether the result of a batch norm may come from its statistics, by an operation without a derivative.
+    """
+
+    kept: float
+    repeated: float = math.inf
+    most: float = 1.0
+    statistics: bool = True
+
 
 def choose_recomputed(
-    nodes: Sequence[fx.Node], ahead: set[fx.Node], feedback: Sequence[fx.Node], share: float
+    nodes: Sequence[fx.Node], ahead: set[fx.Node], feedback: Sequence[fx.Node], share: Share
 ) -> set[fx.Node]:
     """The forward nodes that feedback runs again.
 
     Args:
         nodes: the joint graph, in order; `ahead`: its forward half; `feedback`: the rest.
-        share: bytes to keep, as a share of what is kept when nothing but views is computed again.
     """
     needed = {n for node in feedback for n in node.all_input_nodes if n in ahead}
     depth = _depths(nodes, ahead)
     cheap = {n for n in ahead if _is_cheap(n) and not _is_residual_sum(n, depth)}
-    goal = share * sum(size_in_bytes(n) for n in _behind_views(needed))
+    whole = sum(size_in_bytes(n) for n in _behind_views(needed))
+    patience = share.repeated * sum(map(_multiplications, ahead)) if share.repeated < math.inf else math.inf
     while True:
         kept = _minimum_cut(nodes, needed, cheap)
-        excess = sum(map(size_in_bytes, kept)) - goal
-        products = sorted({n for n in map(_behind_view, kept) if n.target in _PRODUCTS and n not in cheap}, key=_cost)
-        if excess <= 0 or not products:
-            break
-        for node in products:
-            if excess > 0:
-                cheap.add(node)
+        excess = sum(map(size_in_bytes, kept)) - share.kept * whole
+        again = set()
+        products = {n for n in map(_behind_view, kept) if n.target in _PRODUCTS and n not in cheap}
+        for node in sorted(products, key=_cost):
+            cost = _multiplications(node)
+            if excess > 0 and (cost <= patience or excess > (share.most - share.kept) * whole):
+                again.add(node)
                 excess -= size_in_bytes(node)
+                patience -= cost
+        if not again:
+            break
+        cheap |= again
     return ancestors(needed, lambda node: node not in kept and node.op == "call_function")
 
 
@@ -143,6 +224,11 @@ def _minimum_cut(nodes: Sequence[fx.Node], needed: set[fx.Node], cheap: set[fx.N
         return set()
     _, (reachable, _) = nx.minimum_cut(network, "source", "sink")
     return {n for n in relevant if (n, "in") in reachable and (n, "out") not in reachable and n.op != "placeholder"}
+
+
+def _multiplications(node: fx.Node) -> float:
+    """Of a matrix product or convolution; 0 for all else."""
+    return _cost(node) * size_in_bytes(node) if node.target in _PRODUCTS else 0.0
 
 
 def _cost(node: fx.Node) -> float:

@@ -50,7 +50,8 @@ def wrap(
             the static engine where it is provably the model. `lfpgraph.explain_wrap(model)` says which one runs, and why.
         compile: run the forward and the feedback graph through inductor, once for all sizes.
         memory: "fast" keeps whatever feedback needs; a number between 0 and 1 keeps about that share of its bytes and
-            computes the rest again (the same numbers, more time); "min" is 0.3.
+            computes the rest again (the same numbers, more time); "min" goes down to 0.3 where that takes no more than 15 %
+            of the forward pass's multiplications once more, and in any case to 0.6.
         regional: wrap the model's repeated blocks one by one, with the same program for all that are alike, and the modules
             beside them as parts of their own (see `wrapping.regional`), so that tracing takes the time of one block. True
             looks for the blocks; or give their names.
