@@ -108,16 +108,12 @@ DECOMPOSITIONS[_NORMALIZED] = _normalized
 
 @contextmanager
 def norms_from_statistics(nodes: Sequence[fx.Node]) -> Iterator[None]:
-    """Within it, the results of batch norms that train come from what these read and from their statistics.
-
-    It is for what is computed again: a forward pass that is built outside of it works the statistics out.
-    """
+    """Within it, for what is computed again, results of batch norms come from what these read and from their statistics."""
     before: dict[fx.Node, tuple[fx.Node, int]] = {}
     for node in nodes:
-        if node.target not in _NORMS or node.args[_NORMS[node.target]] is not True:  # type: ignore[index]
-            continue
         parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-        if {0, 1, 2} <= parts.keys():
+        trains = node.target in _NORMS and node.args[_NORMS[node.target]] is True  # type: ignore[index]
+        if trains and {0, 1, 2} <= parts.keys():
             for i in (2, 1):  # the result comes after what it is made of
                 node.append(parts[i])
             before[parts[0]] = (node, 0)
@@ -165,8 +161,7 @@ def choose_recomputed(
         kept = _minimum_cut(nodes, needed, cheap)
         excess = sum(map(size_in_bytes, kept)) - share.kept * whole
         again = set()
-        products = {n for n in map(_behind_view, kept) if n.target in _PRODUCTS and n not in cheap}
-        for node in sorted(products, key=_cost):
+        for node in sorted(_products_behind(kept, cheap), key=_cost):
             cost = _multiplications(node)
             if excess > 0 and (cost <= patience or excess > (share.most - share.kept) * whole):
                 again.add(node)
@@ -224,6 +219,13 @@ def _minimum_cut(nodes: Sequence[fx.Node], needed: set[fx.Node], cheap: set[fx.N
         return set()
     _, (reachable, _) = nx.minimum_cut(network, "source", "sink")
     return {n for n in relevant if (n, "in") in reachable and (n, "out") not in reachable and n.op != "placeholder"}
+
+
+def _products_behind(kept: set[fx.Node], cheap: set[fx.Node]) -> set[fx.Node]:
+    """The products, of some size, that are kept, or that what is kept is made of by cheap operations."""
+    way = ancestors(kept, cheap.__contains__)
+    found = kept.union(*(node.all_input_nodes for node in way)) - cheap
+    return {node for node in found if node.target in _PRODUCTS and size_in_bytes(node) >= LEAST_BYTES}
 
 
 def _multiplications(node: fx.Node) -> float:
