@@ -80,6 +80,18 @@ def test_batch_norms_are_made_again_from_their_statistics(dims: int, dtype: torc
     assert again.count(torch.ops.aten.convolution.default) <= 1  # the first, which is least work
 
 
+@pytest.mark.parametrize(("memory", "repeated"), [("min", 0), (0.3, 2), (0.0, 4)])
+def test_large_products_are_done_twice_only_where_a_share_asks_for_it(memory: str | float, repeated: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(128, 128), nn.GELU())))
+    x = torch.randn(256, 128)
+    expected = gradients(lfpgraph.wrap(copy.deepcopy(model), engine="static"), x)
+    assert_same(gradients(lfpgraph.wrap(model, memory=memory), x), expected, 1e-5)
+    (entry,) = wrapping_of(model).static.programs  # type: ignore[union-attr]
+    again = [node.target for node in entry.program.feedback.graph.nodes]
+    assert again.count(torch.ops.aten.addmm.default) == repeated
+
+
 class Residual(nn.Module):
     """Sums along a path, and steps: values that are one light operation away from others that wait for feedback."""
 
