@@ -259,3 +259,19 @@ def test_what_only_a_program_has_no_rule_for_runs_live() -> None:
             net(x).square().sum().backward()
         torch.testing.assert_close(*([p.grad for p in net.parameters()] for net in (model, twin)))
     assert lfpgraph.explain_wrap(model).engine == "live"
+
+
+def test_writes_that_a_trace_does_not_show_keep_a_model_live() -> None:
+    """The schema of an instance norm does not say that it writes its running statistics."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv1d(2, 3, 3), nn.InstanceNorm1d(3, track_running_stats=True), nn.ReLU())
+    auto, static = (lfpgraph.wrap(copy.deepcopy(plain), engine=engine) for engine in ("auto", "static"))
+    for x in torch.randn(3, 4, 2, 8):
+        plain(x)
+        auto(x).sum().backward()
+    torch.testing.assert_close(dict(auto.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)
+    assert "1.running_mean" in (lfpgraph.explain_wrap(auto).why or "")
+    with pytest.raises(
+        lfpgraph.errors.LiveOnlyError, match="writes to 1.running_mean in a way that a trace does not show"
+    ):
+        static(x)

@@ -122,7 +122,7 @@ class StaticEngine:
     def _prepare(self, graph: OpGraph, call: ModelCall) -> Entry:
         """Plan a traced graph and make its program."""
         written = [*graph.mutations, *(f"input {position}" for position in graph.input_mutations)]
-        if call.trial is not None and written:
+        if call.trial is not None:
             self._refuse_writes(call.trial, written)
         values = call.values(graph)
         wanted = {
@@ -140,7 +140,11 @@ class StaticEngine:
 
     def _refuse_writes(self, seen: Observation, written: Sequence[str]) -> None:
         """See that nobody can tell the model's own writes, to its buffers or inputs, from those after its program."""
-        if seen.runs_again is not None:
+        tensors = dict(self.model.named_buffers(remove_duplicate=False))
+        known = {*written, *(id(tensors[name]) for name in written if name in tensors)}
+        if lost := [name for name in sorted(seen.written - known) if id(tensors.get(name)) not in known]:
+            raise self._refusal(f"it writes to {lost[0]} in a way that a trace does not show")
+        if seen.runs_again is not None and written:
             raise self._refusal(
                 f"a checkpoint ({seen.runs_again}) runs a part of it again in the backward pass, which may write to "
                 f"{written[0]} a second time"

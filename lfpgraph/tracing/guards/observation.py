@@ -82,8 +82,8 @@ class Observation:
         asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
             the model in that case, gradients included.
         runs_again: where a checkpoint begins that runs a part of the model again in the backward pass (`Suspects`).
-        drawn, returned: the state in which the run left the CPU's random generator, and the buffers and inputs that share
-            their memory with an output, where it is a trial (`try_out`).
+        drawn, written, returned: the state in which the run left the CPU's random generator, the buffers and inputs that it
+            wrote to, and those that share their memory with an output, where it is a trial (`try_out`).
     """
 
     def __init__(self, model: nn.Module, hooks_are_outside: bool = False, allows_shortcut: bool = False) -> None:
@@ -95,6 +95,7 @@ class Observation:
         self.asked: str | None = None
         self.runs_again: str | None = None
         self.drawn: torch.Tensor | None = None
+        self.written: set[str] = set()
         self.returned: set[str] = set()
         self.in_threads = False  # whether other threads have called parts of the model meanwhile
 

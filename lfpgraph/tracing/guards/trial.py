@@ -44,10 +44,13 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     leaves, spec = flatten_input(args, kwargs)
     leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
+    copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    versions = [(name, x, x._version) for name, x in _named(copies, leaves).items()]
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
-        with given(model, {name: buffer.clone() for name, buffer in model.named_buffers()}):
+        with given(model, copies):
             result = model.forward(*args, **kwargs)
             seen.drawn = torch.get_rng_state()
+            seen.written = {name for name, x, before in versions if x._version != before}
             seen.returned = _returned(result, model, leaves)
             linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
     if linked is not None:
@@ -68,12 +71,14 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _returned(result: Any, model: nn.Module, leaves: Sequence[Any]) -> set[str]:
     """The buffers and inputs in whose memory an output of the model lies, by name."""
-    named = {
-        **dict(model.named_buffers()),
-        **{f"input {i}": leaf for i, leaf in enumerate(filter(torch.is_tensor, leaves))},
-    }
     memory = {part for out in flatten_output(result)[0] for part in _memory(out)}
+    named = _named(dict(model.named_buffers()), leaves)
     return {name for name, tensor in named.items() if _memory(tensor) & memory}
+
+
+def _named(buffers: Mapping[str, Tensor], leaves: Sequence[Any]) -> dict[str, Tensor]:
+    """Buffers and inputs, as an observation calls them."""
+    return {**buffers, **{f"input {i}": leaf for i, leaf in enumerate(filter(torch.is_tensor, leaves))}}
 
 
 def _memory(tensor: Tensor) -> set[int]:
