@@ -16,6 +16,17 @@ from .units import Unit
 
 __all__ = ["Call", "execute"]
 
+aten = torch.ops.aten
+
+
+def _bilinear(x: Tensor, y: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    z = torch.einsum("...i,oij,...j->...o", x, w, y)
+    return z if b is None else z + b
+
+
+# What torch cannot differentiate while sizes are open, as other operations with the same result.
+_INSTEAD: dict[Any, Callable[..., Any]] = {aten.bilinear.default: _bilinear}
+
 
 class Call(registry.Call):
     """One unit's run: what its rule sees, and beside that:
@@ -98,7 +109,7 @@ def execute(unit: Unit, values: Mapping[fx.Node, Any], tensors: Sequence[Any]) -
 
 def _run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lookup)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return _INSTEAD.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
 
 def _detached(value: Any) -> Any:
