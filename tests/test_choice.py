@@ -270,8 +270,32 @@ def test_writes_that_a_trace_does_not_show_keep_a_model_live() -> None:
         plain(x)
         auto(x).sum().backward()
     torch.testing.assert_close(dict(auto.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)
-    assert "1.running_mean" in (lfpgraph.explain_wrap(auto).why or "")
+    assert "1.running_mean" in lfpgraph.explain_wrap(auto).why
     with pytest.raises(
         lfpgraph.errors.LiveOnlyError, match="writes to 1.running_mean in a way that a trace does not show"
     ):
         static(x)
+
+
+def test_an_output_that_a_trace_cuts_off_keeps_a_model_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.14 cuts off what comes out of a checkpoint in a checkpoint."""
+
+    class Cut(Model):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return super().forward(*args, **kwargs).detach()
+
+    def cut_off(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        twin = copy.deepcopy(model)
+        twin.__class__ = Cut
+        return trace(twin, *args, **kwargs)
+
+    monkeypatch.setattr("lfpgraph.wrapping.programs.trace", cut_off)
+    x = torch.randn(3, 4)
+    with pytest.raises(lfpgraph.errors.LiveOnlyError, match="output 0 of its trace is cut off from its parameters"):
+        lfpgraph.wrap(Model(), engine="static")(x)
+    model = lfpgraph.wrap(Model())
+    for _ in range(3):
+        model.zero_grad()
+        model(x).sum().backward()
+        assert model.lin.weight.grad is not None
+    assert lfpgraph.explain_wrap(model).static_calls == 0 and "cut off" in lfpgraph.explain_wrap(model).why

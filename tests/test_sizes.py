@@ -102,3 +102,29 @@ def test_a_program_for_a_batch_of_one_fits_the_next_one(caplog: pytest.LogCaptur
             torch.testing.assert_close(p.grad, q.grad)
     assert lfpgraph.explain_wrap(model).traces == 1
     assert "again" not in caplog.text
+
+
+class TwoWays(nn.Module):
+    def __init__(self, way: nn.Module) -> None:
+        super().__init__()
+        self.first, self.way, self.last = nn.Linear(5, 4), way, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.way(h, h.tanh()) if isinstance(self.way, nn.Bilinear) else self.way(h))
+
+
+@pytest.mark.parametrize("composite", ["gradient", "lfp", "lfp-epsilon", "epsilon-plus"])
+@pytest.mark.parametrize("way", [nn.Bilinear(4, 4, 4), nn.Bilinear(4, 4, 4, bias=False), nn.Hardshrink(0.1)], ids=str)
+def test_what_torch_cannot_differentiate_with_open_sizes_keeps_them_open(way: nn.Module, composite: str) -> None:
+    torch.manual_seed(0)
+    plain = TwoWays(copy.deepcopy(way)).double()
+    live, static = (lfpgraph.wrap(copy.deepcopy(plain), composite, engine=engine) for engine in ("live", "static"))
+    for rows in ((4,), (7, 3), (2, 5), (1,)):
+        x = torch.randn(*rows, 5, dtype=torch.float64)
+        for model in (live, static):
+            model.zero_grad()
+            model(x).square().sum().backward()
+        for p, q in zip(static.parameters(), live.parameters()):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+    assert lfpgraph.explain_wrap(static).traces == 2  # one for each number of dimensions

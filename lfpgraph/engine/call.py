@@ -24,8 +24,15 @@ def _bilinear(x: Tensor, y: Tensor, w: Tensor, b: Tensor | None = None) -> Tenso
     return z if b is None else z + b
 
 
+def _hardshrink(x: Tensor, bound: Any = 0.5) -> Tensor:
+    return torch.where(x.abs() <= bound, 0, x)
+
+
 # What torch cannot differentiate while sizes are open, as other operations with the same result.
-_INSTEAD: dict[Any, Callable[..., Any]] = {aten.bilinear.default: _bilinear}
+_INSTEAD: dict[Any, Callable[..., Any]] = {
+    aten.bilinear.default: _bilinear,
+    aten.hardshrink.default: _hardshrink,
+}
 
 
 class Call(registry.Call):

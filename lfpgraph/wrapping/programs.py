@@ -41,6 +41,7 @@ class ModelCall:
         state: parameters and buffers by dotted name, a tied one under each of its names.
         modes: for each module whether it is in training.
         expected: the outputs of the model's own run on this call, if it was observed, until a program's are compared with them.
+        followed: whether gradients of each of them reach something; empty if it was not observed.
         trial: what was seen of that run.
     """
 
@@ -51,6 +52,7 @@ class ModelCall:
         self.state: dict[str, Tensor] = {}
         self.modes: list[bool] = []
         self.expected: list[Tensor] | None = None
+        self.followed: list[bool] = []
         self.trial: Observation | None = None
         self._visit(model, "")
 

@@ -106,6 +106,7 @@ class StaticEngine:
         if seen.shortcut is not None:
             log.info("%s %s. Its program goes the way that it takes while traced", self.name, seen.shortcut)
         call.expected, call.trial = [t.detach() for t in tensors], seen
+        call.followed = [t.requires_grad and t.is_floating_point() for t in tensors]
         return seen.guard
 
     def _refusal(self, why: str) -> LiveOnlyError:
@@ -132,6 +133,11 @@ class StaticEngine:
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share, writes=True), self.model)
+        known = {place - len(written) for place in entry.program.signal_outputs} | entry.untouched.keys()
+        if cut := [i for i, followed in enumerate(call.followed) if followed and i not in known]:
+            raise self._refusal(
+                f"output {cut[0]} of its trace is cut off from its parameters, and the model's own is not"
+            )
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
