@@ -1,0 +1,226 @@
+"""Secants of activations and steps in C: one pass over memory for a formula that torch's operations carry through it ten times.
+
+A tensor's numbers are taken in the order in which they lie in memory, by as many threads as torch would take, of torch's own
+OpenMP. Who calls has another way for where there is no compiler, and for numbers that do not lie alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..native.compiler import DTYPES, library
+
+__all__ = ["FUNCTIONS", "LEAST", "Loops", "is_dense", "loops"]
+
+log = logging.getLogger("lfpgraph")
+LEAST = 1 << 14  # numbers from which on a loop is worth that a compiler is started
+_GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has it
+FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
+_PARTS = ("squares", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
+
+# erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1; by Remez' method, errors 2e-8 and 4e-17 of erf(x).
+_ERF = {
+    torch.float32: (
+        3.93,
+        (1.128379145934263531, 0.1906037801344968266, 0.05276588519890640318, 0.003771859330309037341,
+         0.0002846283928883699582, 2.043179782642796089e-6),
+        (1.0, 0.5022509471317014486, 0.1141826010435217221, 0.01498175075507113239, 0.001163333434523016294,
+         0.00003800740468437718637),
+    ),
+    torch.float64: (
+        5.95,
+        (1.128379167095512535, 0.2204798313084154191, 0.06617525995873768295, 0.006906192833396746159,
+         0.0008571368620249194907, 0.00005712938028713134875, 3.910167418613778247e-6, 1.701164222283368293e-7,
+         6.777031477453228532e-9, 1.725049004621970645e-10, 3.331955143236690793e-12, 2.211567044581791334e-14,
+         1.554067658913235739e-17),
+        (1.0, 0.5287284963581303085, 0.1348891292936824539, 0.022020171312737888, 0.00256990603451959668,
+         0.0002266523880672462496, 0.00001554285708483289159, 8.376361169601690768e-7, 3.526764947251950628e-8,
+         1.127733566221627386e-9, 2.553325820089747977e-11, 3.304839147484132263e-13, 8.770872924421687926e-16),
+    ),
+}  # fmt: skip
+
+# A part works on the numbers from `start` to `end`. Without signals `s` a secant's slope itself is asked for.
+_BODY = """
+typedef struct {{ const T *s, *x; T *out; const double *numbers; int64_t count, widths; }} Job;
+typedef void Part(const Job *, int64_t, int64_t);
+#define BLOCK 512
+
+static inline T error_function(T x) {{
+  T z = bounded(x, (T){most}), u = z * z, e = z * ({over}) / ({under});
+  return x > (T){most} ? 1 : x < -(T){most} ? -1 : e;
+}}
+static inline T gelu(T x) {{ return x * (T)0.5 * (1 + error_function(x * (T)0.70710678118654752440)); }}
+static inline T gelu_tanh(T x) {{
+  T inner = (T)0.79788456080286535588 * (x + (T)0.044715 * x * x * x);
+  return x * (T)0.5 * (1 + hyperbolic(inner));
+}}
+static inline T silu(T x) {{ return x * sigmoid(x); }}
+
+/* numbers: half of the width, and one over the width */
+#define SECANT(f) \\
+static inline __attribute__((always_inline)) void f##_from(const Job *job, int64_t start, int64_t end, int scaled) {{ \\
+  const T *s = job->s, *x = job->x, h = job->numbers[0], by = job->numbers[1]; \\
+  T *out = job->out; \\
+  _Pragma("omp simd") \\
+  for (int64_t j = start; j < end; j++) {{ \\
+    T slope = (f(x[j] + h) - f(x[j] - h)) * by; \\
+    out[j] = scaled ? s[j] * slope : slope; \\
+  }} \\
+}} \\
+static void secant_##f(const Job *job, int64_t start, int64_t end) {{ \\
+  if (job->s) f##_from(job, start, end, 1); else f##_from(job, start, end, 0); \\
+}}
+{secants}
+
+/* numbers: the mean */
+static void squares(const Job *job, int64_t start, int64_t end) {{
+  const T *x = job->x, mean = job->numbers[0];
+  T *out = job->out;
+  #pragma omp simd
+  for (int64_t j = start; j < end; j++) out[j] = (x[j] - mean) * (x[j] - mean);
+}}
+
+/* numbers: what is compared with, the spread, what a slope is divided by; of each width itself and how much its secant rises */
+static void comparison(const Job *job, int64_t start, int64_t end) {{
+  const double *numbers = job->numbers;
+  const T number = numbers[0], spread = numbers[1], by = numbers[2];
+  T distance[BLOCK], slope[BLOCK];
+  for (; start < end; start += BLOCK) {{
+    const T *s = job->s ? job->s + start : 0, *x = job->x + start;
+    T *out = job->out + start;
+    int64_t size = end - start < BLOCK ? end - start : BLOCK;
+    #pragma omp simd
+    for (int64_t j = 0; j < size; j++) {{
+      T d = (x[j] - number) / spread;
+      distance[j] = d < 0 ? -d : d;
+      slope[j] = 0;
+    }}
+    for (int64_t k = 0; k < job->widths; k++) {{
+      const T width = numbers[3 + 2 * k], rise = numbers[4 + 2 * k];
+      #pragma omp simd
+      for (int64_t j = 0; j < size; j++) slope[j] += width - distance[j] > 0 ? rise : (T)0;
+    }}
+    if (s) {{
+      #pragma omp simd
+      for (int64_t j = 0; j < size; j++) out[j] = s[j] * (slope[j] / by);
+    }} else {{
+      #pragma omp simd
+      for (int64_t j = 0; j < size; j++) out[j] = slope[j] / by;
+    }}
+  }}
+}}
+
+static Part *const parts_of[] = {{ {parts} }};
+typedef struct {{ Part *part; const Job *job; int (*place)(void), (*places)(void); }} Share;
+static void take_share(void *given) {{
+  const Share *share = given;
+  int64_t count = share->job->count, i = share->place(), n = share->places();
+  share->part(share->job, count * i / n, count * (i + 1) / n);
+}}
+void run(int64_t part, const T *s, const T *x, T *out, const double *numbers, int64_t count, int64_t widths, int64_t threads,
+         void (*parallel)(void (*)(void *), void *, unsigned, unsigned), int (*place)(void), int (*places)(void)) {{
+  Job job = {{ s, x, out, numbers, count, widths }};
+  Share share = {{ parts_of[part], &job, place, places }};
+  if (threads > 1) parallel(take_share, &share, threads, 0); else parts_of[part](&job, 0, count);
+}}
+"""
+
+
+class Loops:
+    """The compiled loops for numbers of one type. Tensors are dense, and alike in the order of their numbers (`is_dense`)."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._run, self._openmp = compiled.run, _openmp()
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._run.argtypes, self._run.restype = (number, *[pointer] * 4, *[number] * 3, *[pointer] * 3), None
+
+    def squares(self, x: Tensor, mean: float) -> Tensor:
+        """`(x - mean)` squared."""
+        return self._on("squares", None, x, torch.empty_like(x), [mean])
+
+    def comparison(
+        self, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], widths: Sequence[float]
+    ) -> Tensor:
+        """The slopes of a comparison's secants, times s where there is one; see the lines in C for what the numbers are."""
+        return self._on("comparison", s, x, out, [*numbers, *widths], len(widths) // 2)
+
+    def secant(self, name: str, s: Tensor | None, x: Tensor, out: Tensor, width: float) -> Tensor:
+        """The slope of a function's secant from x - width to x + width, times s where there is one."""
+        return self._on(f"secant_{name}", s, x, out, [width, 1 / (2 * width)])
+
+    def _on(
+        self, part: str, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], widths: int = 0
+    ) -> Tensor:
+        count = x.numel()
+        threads = min(torch.get_num_threads(), -(-count // _GRAIN)) if self._openmp else 1
+        given = (ctypes.c_double * len(numbers))(*numbers)
+        pointers = None if s is None else s.data_ptr(), x.data_ptr(), out.data_ptr()
+        self._run(_PARTS.index(part), *pointers, given, count, widths, threads, *(self._openmp or (None,) * 3))
+        return out
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether a tensor's numbers follow each other without gaps, each once: of a plain one, or of channels that come last."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+_known: dict[torch.dtype, Loops | None] = {}
+_begun: set[torch.dtype] = set()
+
+
+def loops(dtype: torch.dtype, wait: bool = True) -> Loops | None:
+    """The loops for a type of numbers; None where there is no compiler.
+
+    Args:
+        wait: until they are compiled, which takes a process some tenths of a second once. Otherwise a thread compiles them,
+            and None is the answer until it has.
+    """
+    if dtype not in _known and dtype in DTYPES:
+        if wait:
+            _compile(dtype)
+        elif dtype not in _begun:
+            _begun.add(dtype)
+            threading.Thread(target=_compile, args=(dtype,)).start()
+    return _known.get(dtype)
+
+
+def _compile(dtype: torch.dtype) -> None:
+    most, over, under = _ERF[dtype]
+    written = {"over": _polynomial(over), "under": _polynomial(under), "parts": ", ".join(_PARTS)}
+    secants = "\n".join(f"SECANT({name})" for name in FUNCTIONS)
+    compiled = library(_BODY.format(most=most, secants=secants, **written), dtype)
+    _known[dtype] = None if compiled is None else Loops(compiled)
+
+
+def _polynomial(terms: Sequence[float]) -> str:
+    """In u, as C."""
+    found = f"(T){terms[-1]!r}"
+    for term in terms[-2::-1]:
+        found = f"((T){term!r} + u * {found})"
+    return found
+
+
+@functools.cache
+def _openmp() -> tuple[int, ...] | None:
+    """How torch's own OpenMP has threads do something, and asks which of how many one is; None where it has none of GNU's kind.
+
+    A second one beside it would have threads of its own, as many again.
+    """
+    name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
+    try:
+        torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+        functions = [getattr(torchs, f) for f in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+    except (OSError, AttributeError):
+        log.info("torch has no OpenMP of GNU's kind here, so what is written in C runs in one thread")
+        return None
+    return tuple(ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions)

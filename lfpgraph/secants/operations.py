@@ -1,0 +1,166 @@
+"""The slopes of secants, by which `lfp` goes back through activations and steps, as operations of their own.
+
+As in `kernels`, each formula is written once in torch's operations, which is what exporters, compilers and other devices than a
+CPU see. A large tensor on a CPU runs through it in one pass, in C (`loops`), where the machine has a compiler.
+
+Static programs have that compiler started when they are prepared. What runs live takes the loops that give the formula's
+numbers to the last digit, once they are there, so that when that is changes nothing; an error function is no such loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..kernels import DECOMPOSITIONS, define
+from ..numerics import call_operation
+from .loops import LEAST, Loops, is_dense, loops
+
+__all__ = ["comparison_signal", "name_of", "secant_signal", "spread_of"]
+
+aten = torch.ops.aten
+_NAMES: dict[Any, str] = {
+    (aten.gelu.default, "none"): "gelu",
+    (aten.gelu.default, "tanh"): "gelu_tanh",
+    (aten.silu.default, "none"): "silu",
+}  # of an operation, and its `approximate`
+_NAMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": aten.gelu.default,
+    "gelu_tanh": lambda x: aten.gelu.default(x, approximate="tanh"),
+    "silu": aten.silu.default,
+}
+
+
+def name_of(node: fx.Node) -> str | None:
+    """The name of the function that a node calls, if its secant is an operation here."""
+    return _NAMES.get((node.target, node.kwargs.get("approximate", "none"))) if len(node.args) == 1 else None
+
+
+def spread_of(x: Tensor, most: float) -> Tensor:
+    """The spread of x, at most `most`; 1 of one number, or of numbers that are all alike. x: float32 or better."""
+    return call_operation(_SPREAD, x, most, kernel=partial(_spread_by_kernel, wait=False))
+
+
+def comparison_signal(
+    s: Tensor, x: Tensor, spread: Tensor, number: float, side: int, widths: tuple[float, ...]
+) -> Tensor:
+    """s times the slope of a comparison of x with a number, by secants of several widths, each with a weight of one over it.
+
+    A secant rises by one where the number is within its width of x.
+
+    Args:
+        side: 1 or -1, as larger or smaller x give one.
+        widths: in units of `spread`.
+    """
+    kernel = partial(_comparison_by_kernel, wait=False)
+    return call_operation(_COMPARISON, s, x, spread, number, side, widths, kernel=kernel)
+
+
+def secant_signal(s: Tensor, x: Tensor, width: float, function: str) -> Tensor:
+    """s times the slope of a function's secant, `(f(x + width) - f(x - width)) / (2 * width)`; see `name_of`."""
+    return call_operation(_SECANT, s, x, width, function, kernel=_secant)
+
+
+def _spread(x: Tensor, most: float) -> Tensor:
+    centred = x - x.mean()
+    return _root((centred * centred).mean(), most)  # in a third of the time of `var`
+
+
+def _root(square: Tensor, most: float) -> Tensor:
+    spread = square.sqrt().clamp_max(most)
+    return torch.where(spread > 0, spread, 1.0)
+
+
+def _spread_by_kernel(x: Tensor, most: float, wait: bool = True) -> Tensor:
+    found = _loops_for(x, wait)
+    return _spread(x, most) if found is None else _root(found.squares(x, x.mean().item()).mean(), most)
+
+
+def _comparison_slope(x: Tensor, spread: Tensor, number: float, side: int, widths: Sequence[float]) -> Tensor:
+    distance = (x - number).abs() / spread
+    slope = torch.zeros_like(x)
+    for width in widths:
+        within = (width - distance).sign().clamp_min(0)  # quicker than a comparison made a number
+        slope = torch.add(slope, within, alpha=_rise(side, width))
+    return slope / (spread * _weight(widths))
+
+
+def _rise(side: int, width: float) -> float:
+    return side / (2 * width**2)
+
+
+def _weight(widths: Sequence[float]) -> float:
+    return sum(1 / width for width in widths)
+
+
+def _comparison(s: Tensor, x: Tensor, *args: Any) -> Tensor:
+    return s * _comparison_slope(x, *args)
+
+
+def _comparison_by_kernel(
+    s: Tensor, x: Tensor, spread: Tensor, *args: Any, over: bool = False, wait: bool = True
+) -> Tensor:
+    found = _loops_for(x, wait)
+    if found is None:
+        return torch.mul(s, _comparison_slope(x, spread, *args), out=s if over else None)
+    number, side, widths = args
+    numbers = number, spread.item(), (spread * _weight(widths)).item()
+    rises = [n for width in widths for n in (width, _rise(side, width))]
+    return _by_loop(lambda s, out: found.comparison(s, x, out, numbers, rises), s, x, over)
+
+
+def _secant_slope(x: Tensor, width: float, function: str) -> Tensor:
+    f = _NAMED[function]
+    rise = f(x + width) - f(x - width)
+    return rise if 2 * width == 1 else rise / (2 * width)
+
+
+def _secant(s: Tensor, x: Tensor, width: float, function: str) -> Tensor:
+    return s * _secant_slope(x, width, function)
+
+
+def _secant_by_kernel(s: Tensor, x: Tensor, width: float, function: str, over: bool = False) -> Tensor:
+    found = _loops_for(x)
+    if found is None:
+        return torch.mul(s, _secant_slope(x, width, function), out=s if over else None)
+    return _by_loop(lambda s, out: found.secant(function, s, x, out, width), s, x, over)
+
+
+def _loops_for(x: Tensor, wait: bool = True) -> Loops | None:
+    """The loops for a tensor, where it is worth one and lies as they take it."""
+    return loops(x.dtype, wait) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
+
+
+def _by_loop(loop: Callable[[Tensor | None, Tensor], Tensor], s: Tensor, x: Tensor, over: bool) -> Tensor:
+    """s times a slope in one pass, where s lies as x does; otherwise in two. With `over`, it is written over s."""
+    if s.dtype == x.dtype and s.shape == x.shape and s.stride() == x.stride():
+        return loop(s, s if over else torch.empty_like(x))
+    return torch.mul(s, loop(None, torch.empty_like(x)), out=s if over else None)
+
+
+def _define(schema: str, formula: Callable[..., Tensor], kernel: Callable[..., Tensor], over: bool = True) -> Any:
+    """An operation, and with `over` the one that writes over its first argument."""
+    tags = [torch.Tag.pointwise] if over else []
+    operation = define(f"{schema} -> Tensor", kernel, formula, *tags)
+    DECOMPOSITIONS[operation] = formula
+    if over:
+
+        def written_over(s: Tensor, *args: Any) -> Tensor:
+            return kernel(s, *args, over=True)
+
+        written = schema.replace("(Tensor", "_(Tensor(a!)", 1)
+        define(f"{written} -> Tensor(a!)", written_over, lambda s, *_: s, *tags)
+    return operation
+
+
+_SPREAD = _define("spread_of(Tensor x, float most)", _spread, _spread_by_kernel, over=False)
+_COMPARISON = _define(
+    "comparison_signal(Tensor s, Tensor x, Tensor spread, float number, int side, float[] widths)",
+    _comparison,
+    _comparison_by_kernel,
+)
+_SECANT = _define("secant_signal(Tensor s, Tensor x, float width, str function)", _secant, _secant_by_kernel)
