@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..native.compiler import DTYPES, library
 
-__all__ = ["FUNCTIONS", "LEAST", "Loops", "is_dense", "loops"]
+__all__ = ["FUNCTIONS", "LEAST", "Loops", "is_dense", "loops_of"]
 
 log = logging.getLogger("lfpgraph")
 LEAST = 1 << 14  # numbers from which on a loop is worth that a compiler is started
@@ -178,7 +178,7 @@ _known: dict[torch.dtype, Loops | None] = {}
 _begun: set[torch.dtype] = set()
 
 
-def loops(dtype: torch.dtype, wait: bool = True) -> Loops | None:
+def loops_of(dtype: torch.dtype, wait: bool = True) -> Loops | None:
     """The loops for a type of numbers; None where there is no compiler.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from ..kernels import DECOMPOSITIONS, define
 from ..numerics import call_operation
-from .loops import LEAST, Loops, is_dense, loops
+from .loops import LEAST, Loops, is_dense, loops_of
 
 __all__ = ["comparison_signal", "name_of", "secant_signal", "spread_of"]
 
@@ -132,7 +132,7 @@ def _secant_by_kernel(s: Tensor, x: Tensor, width: float, function: str, over: b
 
 def _loops_for(x: Tensor, wait: bool = True) -> Loops | None:
     """The loops for a tensor, where it is worth one and lies as they take it."""
-    return loops(x.dtype, wait) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
+    return loops_of(x.dtype, wait) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
 
 
 def _by_loop(loop: Callable[[Tensor | None, Tensor], Tensor], s: Tensor, x: Tensor, over: bool) -> Tensor:
