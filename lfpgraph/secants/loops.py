@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..native.compiler import DTYPES, library
 
-__all__ = ["FUNCTIONS", "LEAST", "Loops", "is_dense", "loops_of"]
+__all__ = ["FEW", "FUNCTIONS", "LEAST", "Loops", "is_dense", "known_loops", "loops_of"]
 
 log = logging.getLogger("lfpgraph")
 LEAST = 1 << 14  # numbers from which on a loop is worth that a compiler is started
+FEW = 1 << 10  # numbers up to which a loop that is there is not worth asking for
 _GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has it
 FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
 _PARTS = ("squares", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
@@ -90,33 +91,33 @@ static void squares(const Job *job, int64_t start, int64_t end) {{
   for (int64_t j = start; j < end; j++) out[j] = (x[j] - mean) * (x[j] - mean);
 }}
 
-/* numbers: what is compared with, the spread, what a slope is divided by; of each width itself and how much its secant rises */
+/* numbers: what is compared with, the spread, a weight; of each width, the widest first, itself and what the slope times spread
+   and weight is within it. Widths come in fours; those below zero are none. */
 static void comparison(const Job *job, int64_t start, int64_t end) {{
   const double *numbers = job->numbers;
-  const T number = numbers[0], spread = numbers[1], by = numbers[2];
-  T distance[BLOCK], slope[BLOCK];
+  const T number = numbers[0], spread = numbers[1], by = spread * (T)numbers[2];
   for (; start < end; start += BLOCK) {{
     const T *s = job->s ? job->s + start : 0, *x = job->x + start;
-    T *out = job->out + start;
+    T *out = job->out + start, slope[BLOCK] = {{0}};
     int64_t size = end - start < BLOCK ? end - start : BLOCK;
-    #pragma omp simd
-    for (int64_t j = 0; j < size; j++) {{
-      T d = (x[j] - number) / spread;
-      distance[j] = d < 0 ? -d : d;
-      slope[j] = 0;
-    }}
-    for (int64_t k = 0; k < job->widths; k++) {{
-      const T width = numbers[3 + 2 * k], rise = numbers[4 + 2 * k];
+    for (int64_t k = 0; k < job->widths; k += 4) {{
+      const double *four = numbers + 3 + 2 * k;
+      const T a = four[0], b = four[2], c = four[4], d = four[6];
+      const T in_a = (T)four[1] / by, in_b = (T)four[3] / by, in_c = (T)four[5] / by, in_d = (T)four[7] / by;
       #pragma omp simd
-      for (int64_t j = 0; j < size; j++) slope[j] += width - distance[j] > 0 ? rise : (T)0;
+      for (int64_t j = 0; j < size; j++) {{
+        T away = (x[j] - number) / spread, found = slope[j];
+        away = away < 0 ? -away : away;
+        found = a - away > 0 ? in_a : found;
+        found = b - away > 0 ? in_b : found;
+        found = c - away > 0 ? in_c : found;
+        slope[j] = d - away > 0 ? in_d : found;
+      }}
     }}
     if (s) {{
       #pragma omp simd
-      for (int64_t j = 0; j < size; j++) out[j] = s[j] * (slope[j] / by);
-    }} else {{
-      #pragma omp simd
-      for (int64_t j = 0; j < size; j++) out[j] = slope[j] / by;
-    }}
+      for (int64_t j = 0; j < size; j++) out[j] = s[j] * slope[j];
+    }} else memcpy(out, slope, size * sizeof(T));
   }}
 }}
 
@@ -149,10 +150,10 @@ class Loops:
         return self._on("squares", None, x, torch.empty_like(x), [mean])
 
     def comparison(
-        self, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], widths: Sequence[float]
+        self, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], fours: Sequence[float]
     ) -> Tensor:
         """The slopes of a comparison's secants, times s where there is one; see the lines in C for what the numbers are."""
-        return self._on("comparison", s, x, out, [*numbers, *widths], len(widths) // 2)
+        return self._on("comparison", s, x, out, (*numbers, *fours), len(fours) // 2)
 
     def secant(self, name: str, s: Tensor | None, x: Tensor, out: Tensor, width: float) -> Tensor:
         """The slope of a function's secant from x - width to x + width, times s where there is one."""
@@ -191,6 +192,11 @@ def loops_of(dtype: torch.dtype, wait: bool = True) -> Loops | None:
         elif dtype not in _begun:
             _begun.add(dtype)
             threading.Thread(target=_compile, args=(dtype,)).start()
+    return _known.get(dtype)
+
+
+def known_loops(dtype: torch.dtype) -> Loops | None:
+    """The loops for a type of numbers, if they are compiled already."""
     return _known.get(dtype)
 
 

@@ -9,6 +9,7 @@ numbers to the last digit, once they are there, so that when that is changes not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, fx
 
 from ..kernels import DECOMPOSITIONS, define
 from ..numerics import call_operation
-from .loops import LEAST, Loops, is_dense, loops_of
+from .loops import FEW, LEAST, Loops, is_dense, known_loops, loops_of
 
 __all__ = ["comparison_signal", "name_of", "secant_signal", "spread_of"]
 
@@ -76,8 +77,11 @@ def _root(square: Tensor, most: float) -> Tensor:
 
 
 def _spread_by_kernel(x: Tensor, most: float, wait: bool = True) -> Tensor:
-    found = _loops_for(x, wait)
-    return _spread(x, most) if found is None else _root(found.squares(x, x.mean().item()).mean(), most)
+    found = _exact_loops_for(x, wait)
+    if found is None:
+        return _spread(x, most)
+    spread = min(found.squares(x, x.mean().item()).mean().sqrt().item(), most)  # torch's root may differ from Python's
+    return torch.scalar_tensor(spread if spread > 0 else 1.0, dtype=x.dtype, device="cpu")
 
 
 def _comparison_slope(x: Tensor, spread: Tensor, number: float, side: int, widths: Sequence[float]) -> Tensor:
@@ -104,13 +108,26 @@ def _comparison(s: Tensor, x: Tensor, *args: Any) -> Tensor:
 def _comparison_by_kernel(
     s: Tensor, x: Tensor, spread: Tensor, *args: Any, over: bool = False, wait: bool = True
 ) -> Tensor:
-    found = _loops_for(x, wait)
+    found = _exact_loops_for(x, wait)
     if found is None:
         return torch.mul(s, _comparison_slope(x, spread, *args), out=s if over else None)
     number, side, widths = args
-    numbers = number, spread.item(), (spread * _weight(widths)).item()
-    rises = [n for width in widths for n in (width, _rise(side, width))]
-    return _by_loop(lambda s, out: found.comparison(s, x, out, numbers, rises), s, x, over)
+    numbers, fours = (number, spread.item(), _weight(widths)), _fours(side, tuple(widths), x.dtype)
+    return _by_loop(lambda s, out: found.comparison(s, x, out, numbers, fours), s, x, over)
+
+
+@functools.cache
+def _fours(side: int, widths: tuple[float, ...], dtype: torch.dtype) -> list[float]:
+    """The widths, the widest first, each with the sum of what the secants as wide or wider rise by: in the formula's order,
+    and in its numbers, so that the sum is the formula's to the last digit. Behind them there are widths of -1, up to fours.
+    """
+    found: list[float] = []
+    for least in sorted(widths, reverse=True):
+        total = torch.zeros((), dtype=dtype, device="cpu")
+        for width in widths:
+            total = torch.add(total, float(width >= least), alpha=_rise(side, width))
+        found += (least, total.item())
+    return found + [-1.0, 0.0] * (-len(widths) % 4)
 
 
 def _secant_slope(x: Tensor, width: float, function: str) -> Tensor:
@@ -130,9 +147,16 @@ def _secant_by_kernel(s: Tensor, x: Tensor, width: float, function: str, over: b
     return _by_loop(lambda s, out: found.secant(function, s, x, out, width), s, x, over)
 
 
-def _loops_for(x: Tensor, wait: bool = True) -> Loops | None:
-    """The loops for a tensor, where it is worth one and lies as they take it."""
-    return loops_of(x.dtype, wait) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
+def _loops_for(x: Tensor) -> Loops | None:
+    """The loops for a tensor, where it is worth one and lies as they take it: by its size and layout alone."""
+    return loops_of(x.dtype) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
+
+
+def _exact_loops_for(x: Tensor, wait: bool) -> Loops | None:
+    """The same for loops that give the formula's numbers to the last digit: for a small tensor as well, if they are there."""
+    if x.numel() < FEW or x.device.type != "cpu" or not is_dense(x):
+        return None
+    return loops_of(x.dtype, wait) if x.numel() >= LEAST else known_loops(x.dtype)
 
 
 def _by_loop(loop: Callable[[Tensor | None, Tensor], Tensor], s: Tensor, x: Tensor, over: bool) -> Tensor:
