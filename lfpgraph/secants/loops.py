@@ -20,14 +20,14 @@ from torch import Tensor
 
 from ..native.compiler import DTYPES, library
 
-__all__ = ["FEW", "FUNCTIONS", "LEAST", "Loops", "is_dense", "known_loops", "loops_of"]
+__all__ = ["FUNCTIONS", "LEAST", "Loops", "is_dense", "known_loops", "loops_of"]
 
 log = logging.getLogger("lfpgraph")
 LEAST = 1 << 14  # numbers from which on a loop is worth that a compiler is started
-FEW = 1 << 10  # numbers up to which a loop that is there is not worth asking for
+_BLOCK = 512  # numbers of which the sum, or what is worked out on the way, stays in the nearest cache
 _GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has it
 FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
-_PARTS = ("squares", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
+_PARTS = ("comparison", *(f"secant_{name}" for name in FUNCTIONS))
 
 # erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1; by Remez' method, errors 2e-8 and 4e-17 of erf(x).
 _ERF = {
@@ -54,7 +54,7 @@ _ERF = {
 _BODY = """
 typedef struct {{ const T *s, *x; T *out; const double *numbers; int64_t count, widths; }} Job;
 typedef void Part(const Job *, int64_t, int64_t);
-#define BLOCK 512
+#define BLOCK {block}
 
 static inline T error_function(T x) {{
   T z = bounded(x, (T){most}), u = z * z, e = z * ({over}) / ({under});
@@ -82,14 +82,6 @@ static void secant_##f(const Job *job, int64_t start, int64_t end) {{ \\
   if (job->s) f##_from(job, start, end, 1); else f##_from(job, start, end, 0); \\
 }}
 {secants}
-
-/* numbers: the mean */
-static void squares(const Job *job, int64_t start, int64_t end) {{
-  const T *x = job->x, mean = job->numbers[0];
-  T *out = job->out;
-  #pragma omp simd
-  for (int64_t j = start; j < end; j++) out[j] = (x[j] - mean) * (x[j] - mean);
-}}
 
 /* numbers: what is compared with, the spread, a weight; of each width, the widest first, itself and what the slope times spread
    and weight is within it. Widths come in fours; those below zero are none. */
@@ -122,17 +114,51 @@ static void comparison(const Job *job, int64_t start, int64_t end) {{
 }}
 
 static Part *const parts_of[] = {{ {parts} }};
-typedef struct {{ Part *part; const Job *job; int (*place)(void), (*places)(void); }} Share;
+typedef struct {{ void (*start)(void (*)(void *), void *, unsigned, unsigned); int (*place)(void), (*places)(void); }} Threads;
+typedef struct {{ Part *part; const Job *job; int64_t count; const Threads *threads; }} Share;
 static void take_share(void *given) {{
   const Share *share = given;
-  int64_t count = share->job->count, i = share->place(), n = share->places();
-  share->part(share->job, count * i / n, count * (i + 1) / n);
+  int64_t i = share->threads->place(), n = share->threads->places();
+  share->part(share->job, share->count * i / n, share->count * (i + 1) / n);
 }}
-void run(int64_t part, const T *s, const T *x, T *out, const double *numbers, int64_t count, int64_t widths, int64_t threads,
-         void (*parallel)(void (*)(void *), void *, unsigned, unsigned), int (*place)(void), int (*places)(void)) {{
+static void in_threads(Part *part, const Job *job, int64_t count, int64_t n, const Threads *threads) {{
+  Share share = {{ part, job, count, threads }};
+  if (n > 1) threads->start(take_share, &share, n, 0); else part(job, 0, count);
+}}
+void run(int64_t part, const T *s, const T *x, T *out, const double *numbers, int64_t count, int64_t widths, int64_t n,
+         const Threads *threads) {{
   Job job = {{ s, x, out, numbers, count, widths }};
-  Share share = {{ parts_of[part], &job, place, places }};
-  if (threads > 1) parallel(take_share, &share, threads, 0); else parts_of[part](&job, 0, count);
+  in_threads(parts_of[part], &job, count, n, threads);
+}}
+
+/* The sum of each block's distances from the mean, or of their squares. */
+typedef struct {{ Job job; double mean, *sums; }} Sums;
+static inline __attribute__((always_inline)) void sums_of(const Sums *given, int64_t start, int64_t end, int squared) {{
+  const T mean = given->mean;
+  for (int64_t block = start; block < end; block++) {{
+    const T *x = given->job.x + block * BLOCK;
+    int64_t left = given->job.count - block * BLOCK, size = left < BLOCK ? left : BLOCK;
+    T sum = 0;
+    #pragma omp simd reduction(+: sum)
+    for (int64_t j = 0; j < size; j++) {{
+      T d = x[j] - mean;
+      sum += squared ? d * d : d;
+    }}
+    given->sums[block] = sum;
+  }}
+}}
+static void distances(const Job *job, int64_t start, int64_t end) {{ sums_of((const Sums *)job, start, end, 0); }}
+static void squares(const Job *job, int64_t start, int64_t end) {{ sums_of((const Sums *)job, start, end, 1); }}
+double variance(const T *x, int64_t count, double *sums, int64_t n, const Threads *threads) {{
+  int64_t blocks = (count + BLOCK - 1) / BLOCK;
+  Sums given = {{ {{ 0, x, 0, 0, count, 0 }}, 0, sums }};
+  double total = 0, of_squares = 0;
+  in_threads(distances, &given.job, blocks, n, threads);
+  for (int64_t i = 0; i < blocks; i++) total += sums[i];
+  given.mean = total / count;
+  in_threads(squares, &given.job, blocks, n, threads);
+  for (int64_t i = 0; i < blocks; i++) of_squares += sums[i];
+  return of_squares / count;
 }}
 """
 
@@ -141,13 +167,16 @@ class Loops:
     """The compiled loops for numbers of one type. Tensors are dense, and alike in the order of their numbers (`is_dense`)."""
 
     def __init__(self, compiled: Any) -> None:
-        self._run, self._openmp = compiled.run, _openmp()
+        self._run, self._variance, self._threads = compiled.run, compiled.variance, _threads()
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._run.argtypes, self._run.restype = (number, *[pointer] * 4, *[number] * 3, *[pointer] * 3), None
+        self._run.argtypes, self._run.restype = (number, *[pointer] * 4, *[number] * 3, pointer), None
+        self._variance.argtypes, self._variance.restype = (pointer, number, pointer, number, pointer), ctypes.c_double
 
-    def squares(self, x: Tensor, mean: float) -> Tensor:
-        """`(x - mean)` squared."""
-        return self._on("squares", None, x, torch.empty_like(x), [mean])
+    def variance(self, x: Tensor) -> float:
+        """Of all numbers, the same however many threads there are."""
+        sums = torch.empty(-(-x.numel() // _BLOCK), dtype=torch.float64, device="cpu")
+        found: float = self._variance(x.data_ptr(), x.numel(), sums.data_ptr(), self._share(x), self._threads)
+        return found
 
     def comparison(
         self, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], fours: Sequence[float]
@@ -162,12 +191,14 @@ class Loops:
     def _on(
         self, part: str, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], widths: int = 0
     ) -> Tensor:
-        count = x.numel()
-        threads = min(torch.get_num_threads(), -(-count // _GRAIN)) if self._openmp else 1
         given = (ctypes.c_double * len(numbers))(*numbers)
         pointers = None if s is None else s.data_ptr(), x.data_ptr(), out.data_ptr()
-        self._run(_PARTS.index(part), *pointers, given, count, widths, threads, *(self._openmp or (None,) * 3))
+        self._run(_PARTS.index(part), *pointers, given, x.numel(), widths, self._share(x), self._threads)
         return out
+
+    def _share(self, x: Tensor) -> int:
+        """How many threads take a share of a tensor's numbers."""
+        return min(torch.get_num_threads(), -(-x.numel() // _GRAIN)) if self._threads else 1
 
 
 def is_dense(x: Tensor) -> bool:
@@ -204,7 +235,7 @@ def _compile(dtype: torch.dtype) -> None:
     most, over, under = _ERF[dtype]
     written = {"over": _polynomial(over), "under": _polynomial(under), "parts": ", ".join(_PARTS)}
     secants = "\n".join(f"SECANT({name})" for name in FUNCTIONS)
-    compiled = library(_BODY.format(most=most, secants=secants, **written), dtype)
+    compiled = library(_BODY.format(block=_BLOCK, most=most, secants=secants, **written), dtype)
     _known[dtype] = None if compiled is None else Loops(compiled)
 
 
@@ -217,10 +248,11 @@ def _polynomial(terms: Sequence[float]) -> str:
 
 
 @functools.cache
-def _openmp() -> tuple[int, ...] | None:
-    """How torch's own OpenMP has threads do something, and asks which of how many one is; None where it has none of GNU's kind.
+def _threads() -> Any:
+    """Three functions of torch's own OpenMP: how threads do something together, and what tells one its place among how many.
 
-    A second one beside it would have threads of its own, as many again.
+    A second OpenMP beside torch's would have threads of its own, as many again. None, and a line in the log, where torch has none
+    of GNU's kind.
     """
     name = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
     try:
@@ -229,4 +261,4 @@ def _openmp() -> tuple[int, ...] | None:
     except (OSError, AttributeError):
         log.info("torch has no OpenMP of GNU's kind here, so what is written in C runs in one thread")
         return None
-    return tuple(ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions)
+    return (ctypes.c_void_p * 3)(*(ctypes.cast(f, ctypes.c_void_p).value for f in functions))

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from ..kernels import DECOMPOSITIONS, define
 from ..numerics import call_operation
-from .loops import FEW, LEAST, Loops, is_dense, known_loops, loops_of
+from .loops import LEAST, Loops, is_dense, known_loops, loops_of
 
 __all__ = ["comparison_signal", "name_of", "secant_signal", "spread_of"]
 
@@ -43,7 +43,7 @@ def name_of(node: fx.Node) -> str | None:
 
 def spread_of(x: Tensor, most: float) -> Tensor:
     """The spread of x, at most `most`; 1 of one number, or of numbers that are all alike. x: float32 or better."""
-    return call_operation(_SPREAD, x, most, kernel=partial(_spread_by_kernel, wait=False))
+    return call_operation(_SPREAD, x, most, kernel=_spread_by_torch)
 
 
 def comparison_signal(
@@ -68,20 +68,28 @@ def secant_signal(s: Tensor, x: Tensor, width: float, function: str) -> Tensor:
 
 def _spread(x: Tensor, most: float) -> Tensor:
     centred = x - x.mean()
-    return _root((centred * centred).mean(), most)  # in a third of the time of `var`
-
-
-def _root(square: Tensor, most: float) -> Tensor:
-    spread = square.sqrt().clamp_max(most)
+    spread = (centred * centred).mean().sqrt().clamp_max(most)  # in a third of the time of `var`
     return torch.where(spread > 0, spread, 1.0)
 
 
-def _spread_by_kernel(x: Tensor, most: float, wait: bool = True) -> Tensor:
-    found = _exact_loops_for(x, wait)
-    if found is None:
-        return _spread(x, most)
-    spread = min(found.squares(x, x.mean().item()).mean().sqrt().item(), most)  # torch's root may differ from Python's
-    return torch.scalar_tensor(spread if spread > 0 else 1.0, dtype=x.dtype, device="cpu")
+def _spread_by_kernel(x: Tensor, most: float) -> Tensor:
+    if not 0 < x.numel() < LEAST or x.device.type != "cpu":
+        found = _loops_for(x)
+        return _spread(x, most) if found is None else _number(found.variance(x) ** 0.5, most, x.dtype)
+    return _few_spread(x, most)
+
+
+def _spread_by_torch(x: Tensor, most: float) -> Tensor:
+    return _few_spread(x, most) if 0 < x.numel() < LEAST and x.device.type == "cpu" else _spread(x, most)
+
+
+def _few_spread(x: Tensor, most: float) -> Tensor:
+    """In one operation, which takes three times as long for many."""
+    return _number(x.std(correction=0).item(), most, x.dtype)
+
+
+def _number(spread: float, most: float, dtype: torch.dtype) -> Tensor:
+    return torch.scalar_tensor(min(spread, most) if spread > 0 else 1.0, dtype=dtype, device="cpu")
 
 
 def _comparison_slope(x: Tensor, spread: Tensor, number: float, side: int, widths: Sequence[float]) -> Tensor:
@@ -154,7 +162,7 @@ def _loops_for(x: Tensor) -> Loops | None:
 
 def _exact_loops_for(x: Tensor, wait: bool) -> Loops | None:
     """The same for loops that give the formula's numbers to the last digit: for a small tensor as well, if they are there."""
-    if x.numel() < FEW or x.device.type != "cpu" or not is_dense(x):
+    if x.device.type != "cpu" or not is_dense(x):
         return None
     return loops_of(x.dtype, wait) if x.numel() >= LEAST else known_loops(x.dtype)
 
