@@ -115,36 +115,37 @@ static void comparison(const Job *job, int64_t start, int64_t end) {{
 
 static Part *const parts_of[] = {{ {parts} }};
 typedef struct {{ void (*start)(void (*)(void *), void *, unsigned, unsigned); int (*place)(void), (*places)(void); }} Threads;
-typedef struct {{ Part *part; const Job *job; int64_t count; const Threads *threads; }} Share;
-static void take_share(void *given) {{
+typedef struct {{ Part *part; const Job *job; const Threads *threads; }} Share;
+static void take_share(void *given) {{ /* of whole blocks, so that nothing depends on how many threads there are */
   const Share *share = given;
-  int64_t i = share->threads->place(), n = share->threads->places();
-  share->part(share->job, share->count * i / n, share->count * (i + 1) / n);
+  int64_t count = share->job->count, blocks = (count + BLOCK - 1) / BLOCK, i = share->threads->place();
+  int64_t n = share->threads->places(), start = blocks * i / n * BLOCK, end = blocks * (i + 1) / n * BLOCK;
+  share->part(share->job, start, end < count ? end : count);
 }}
-static void in_threads(Part *part, const Job *job, int64_t count, int64_t n, const Threads *threads) {{
-  Share share = {{ part, job, count, threads }};
-  if (n > 1) threads->start(take_share, &share, n, 0); else part(job, 0, count);
+static void in_threads(Part *part, const Job *job, int64_t n, const Threads *threads) {{
+  Share share = {{ part, job, threads }};
+  if (n > 1) threads->start(take_share, &share, n, 0); else part(job, 0, job->count);
 }}
 void run(int64_t part, const T *s, const T *x, T *out, const double *numbers, int64_t count, int64_t widths, int64_t n,
          const Threads *threads) {{
   Job job = {{ s, x, out, numbers, count, widths }};
-  in_threads(parts_of[part], &job, count, n, threads);
+  in_threads(parts_of[part], &job, n, threads);
 }}
 
 /* The sum of each block's distances from the mean, or of their squares. */
 typedef struct {{ Job job; double mean, *sums; }} Sums;
 static inline __attribute__((always_inline)) void sums_of(const Sums *given, int64_t start, int64_t end, int squared) {{
   const T mean = given->mean;
-  for (int64_t block = start; block < end; block++) {{
-    const T *x = given->job.x + block * BLOCK;
-    int64_t left = given->job.count - block * BLOCK, size = left < BLOCK ? left : BLOCK;
+  for (; start < end; start += BLOCK) {{
+    const T *x = given->job.x + start;
+    int64_t size = end - start < BLOCK ? end - start : BLOCK;
     T sum = 0;
     #pragma omp simd reduction(+: sum)
     for (int64_t j = 0; j < size; j++) {{
       T d = x[j] - mean;
       sum += squared ? d * d : d;
     }}
-    given->sums[block] = sum;
+    given->sums[start / BLOCK] = sum;
   }}
 }}
 static void distances(const Job *job, int64_t start, int64_t end) {{ sums_of((const Sums *)job, start, end, 0); }}
@@ -153,10 +154,10 @@ double variance(const T *x, int64_t count, double *sums, int64_t n, const Thread
   int64_t blocks = (count + BLOCK - 1) / BLOCK;
   Sums given = {{ {{ 0, x, 0, 0, count, 0 }}, 0, sums }};
   double total = 0, of_squares = 0;
-  in_threads(distances, &given.job, blocks, n, threads);
+  in_threads(distances, &given.job, n, threads);
   for (int64_t i = 0; i < blocks; i++) total += sums[i];
   given.mean = total / count;
-  in_threads(squares, &given.job, blocks, n, threads);
+  in_threads(squares, &given.job, n, threads);
   for (int64_t i = 0; i < blocks; i++) of_squares += sums[i];
   return of_squares / count;
 }}
@@ -203,7 +204,7 @@ class Loops:
 
 def is_dense(x: Tensor) -> bool:
     """Whether a tensor's numbers follow each other without gaps, each once: of a plain one, or of channels that come last."""
-    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    return not x.is_neg() and (x.is_contiguous() or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 _known: dict[torch.dtype, Loops | None] = {}

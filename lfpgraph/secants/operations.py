@@ -169,7 +169,7 @@ def _exact_loops_for(x: Tensor, wait: bool) -> Loops | None:
 
 def _by_loop(loop: Callable[[Tensor | None, Tensor], Tensor], s: Tensor, x: Tensor, over: bool) -> Tensor:
     """s times a slope in one pass, where s lies as x does; otherwise in two. With `over`, it is written over s."""
-    if s.dtype == x.dtype and s.shape == x.shape and s.stride() == x.stride():
+    if s.dtype == x.dtype and s.shape == x.shape and s.stride() == x.stride() and not s.is_neg():
         return loop(s, s if over else torch.empty_like(x))
     return torch.mul(s, loop(None, torch.empty_like(x)), out=s if over else None)
 
