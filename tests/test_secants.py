@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.composites.steps import STEP_WIDTHS
 from lfpgraph.kernels import DECOMPOSITIONS, KERNELS
+from lfpgraph.native import passes
 from lfpgraph.native.compiler import c_compiler
-from lfpgraph.secants import loops, operations
+from lfpgraph.secants import operations
 
 from .support.helpers import assert_same, gradients
 
@@ -72,7 +73,7 @@ def _laid_out(x: Tensor, layout: str) -> Tensor:
 def test_a_comparison_is_the_formula_s_to_the_last_digit(
     shape: tuple[int, ...], layout: str, widths: tuple[float, ...], dtype: torch.dtype
 ) -> None:
-    assert loops.loops_of(dtype) is not None
+    assert passes.passes_of(dtype) is not None
     x, s = (_laid_out(_numbers(shape, dtype, seed), layout) for seed in range(2))
     for side, spread in ((1, 0.7), (-1, 1.0)):
         given = x, torch.tensor(spread, dtype=dtype), 0.3, side, widths
@@ -100,7 +101,7 @@ def _check_equal(operation: Tensor, s: Tensor, *args: object) -> None:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_function_s_secant(function: str, layout: str, width: float, dtype: torch.dtype) -> None:
     """Within four units of the last digit of what is subtracted; the formula in float32 is within as many."""
-    assert loops.loops_of(dtype) is not None
+    assert passes.passes_of(dtype) is not None
     x, s = (_laid_out(_numbers(SHAPES["images"], dtype, seed), layout) for seed in range(2))
     expected = operations._secant_slope(x.double(), width, function)
     found = ops.secant_signal(torch.ones_like(x), x, width, function)
@@ -192,25 +193,25 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     torch.manual_seed(0)
     model, x = _Model().double(), torch.randn(9, 3, 16, 17, dtype=torch.float64)
     expected = gradients(lfpgraph.wrap(copy.deepcopy(model), "lfp", engine="static"), x)
-    monkeypatch.setattr(loops, "_known", {})
+    monkeypatch.setattr(passes, "_known", {})
     monkeypatch.setenv("CC", "false")
     with caplog.at_level(logging.INFO, logger="lfpgraph"):
         found = gradients(lfpgraph.wrap(copy.deepcopy(model), "lfp", engine="static"), x)
-    assert loops._known == {torch.float64: None}
+    assert passes._known == {torch.float64: None}
     assert caplog.text.count("torch's own operations run what is written in C") == 1
     assert_same(found, expected, 1e-9, 1e-12)
 
 
 @compiled
 def test_who_runs_live_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "_known", {})
-    monkeypatch.setattr(loops, "_begun", set())
+    monkeypatch.setattr(passes, "_known", {})
+    monkeypatch.setattr(passes, "_begun", {})
     before = set(threading.enumerate())
     x = torch.randn(20_000)
     found = [operations.comparison_signal(x, x, torch.tensor(1.0), 0.3, 1, STEP_WIDTHS)]
     for thread in set(threading.enumerate()) - before:
         thread.join(100)
-    assert loops.known_loops(torch.float32) is not None
+    assert passes.known_passes(torch.float32) is not None
     found.append(operations.comparison_signal(x, x, torch.tensor(1.0), 0.3, 1, STEP_WIDTHS))
     assert torch.equal(*found)
 
@@ -220,8 +221,8 @@ def test_no_compiler_for_models_that_have_no_use_for_it(engine: str, monkeypatch
     def refuse(dtype: torch.dtype) -> None:
         raise AssertionError("the compiler was started")
 
-    monkeypatch.setattr(loops, "_known", {})
-    monkeypatch.setattr(loops, "_compile", refuse)
+    monkeypatch.setattr(passes, "_known", {})
+    monkeypatch.setattr(passes, "_compile", refuse)
     large = nn.Sequential(nn.Linear(4, 600), nn.ReLU(), nn.Linear(600, 3))
     small = nn.Sequential(nn.Linear(4, 60), nn.GELU(), Step(), nn.Linear(60, 3))
     for model in (large, small):
@@ -232,3 +233,27 @@ def test_all_are_known_by_a_formula() -> None:
     for name in ("spread_of", "comparison_signal", "secant_signal"):
         operation = getattr(ops, name).default
         assert operation in KERNELS and operation in DECOMPOSITIONS
+
+
+@compiled
+@types
+@pytest.mark.parametrize("layout", ["plain", "channels last", "turned"])
+@pytest.mark.parametrize("shape", [(3, 5), (70, 2_001), (5, 7, 31, 141)], ids=["few", "many", "images"])
+def test_a_parameter_s_feedback_in_one_pass(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last digit what torch's operations make of it, with a matrix of zeros and one that is not finite as well."""
+    assert passes.passes_of(dtype) is not None
+    s, w = (_laid_out(torch.randn(shape, dtype=dtype), layout) for _ in range(2))
+    w[0, 0] = -0.0
+    infinite = torch.where(w == w.max(), torch.inf, w)
+    for weight in (w, torch.zeros_like(w), infinite, torch.where(w == w.max(), torch.nan, w)):
+        for given in (s, weight, 0.1, 1.0), (s, weight, 0.0, 3.0):
+            found = ops.scale_by_floored_size(*given)
+            over = ops.scale_by_floored_size_(s.clone(), *given[1:])
+            with monkeypatch.context() as without:
+                without.setattr(passes, "_known", {})
+                expected = ops.scale_by_floored_size(*given)
+            for one in (found, over):
+                torch.testing.assert_close(one, expected, rtol=0, atol=0, equal_nan=True)
+                assert one.stride() == expected.stride()

@@ -1,7 +1,7 @@
 """The slopes of secants, by which `lfp` goes back through activations and steps, as operations of their own.
 
 As in `kernels`, each formula is written once in torch's operations, which is what exporters, compilers and other devices than a
-CPU see. A large tensor on a CPU runs through it in one pass, in C (`loops`), where the machine has a compiler.
+CPU see. A large tensor on a CPU runs through it in one pass, in C (`native.passes`), where the machine has a compiler.
 
 Static programs have that compiler started when they are prepared. What runs live takes the loops that give the formula's
 numbers to the last digit, once they are there, so that when that is changes nothing; an error function is no such loop.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from ..kernels import DECOMPOSITIONS, define
+from ..native.passes import LEAST, Passes, begin, is_dense, known_passes, passes_of
 from ..numerics import call_operation
-from .loops import LEAST, Loops, is_dense, known_loops, loops_of
 
-__all__ = ["comparison_signal", "name_of", "secant_signal", "spread_of"]
+__all__ = ["OPERATIONS", "comparison_signal", "name_of", "secant_signal", "spread_of"]
 
 aten = torch.ops.aten
 _NAMES: dict[Any, str] = {
@@ -74,7 +74,7 @@ def _spread(x: Tensor, most: float) -> Tensor:
 
 def _spread_by_kernel(x: Tensor, most: float) -> Tensor:
     if not 0 < x.numel() < LEAST or x.device.type != "cpu":
-        found = _loops_for(x)
+        found = _passes_for(x)
         return _spread(x, most) if found is None else _number(found.variance(x) ** 0.5, most, x.dtype)
     return _few_spread(x, most)
 
@@ -116,12 +116,12 @@ def _comparison(s: Tensor, x: Tensor, *args: Any) -> Tensor:
 def _comparison_by_kernel(
     s: Tensor, x: Tensor, spread: Tensor, *args: Any, over: bool = False, wait: bool = True
 ) -> Tensor:
-    found = _exact_loops_for(x, wait)
+    found = _exact_passes_for(x, wait)
     if found is None:
         return torch.mul(s, _comparison_slope(x, spread, *args), out=s if over else None)
     number, side, widths = args
     numbers, fours = (number, spread.item(), _weight(widths)), _fours(side, tuple(widths), x.dtype)
-    return _by_loop(lambda s, out: found.comparison(s, x, out, numbers, fours), s, x, over)
+    return _in_one_pass(lambda s, out: found.comparison(s, x, out, numbers, fours), s, x, over)
 
 
 @functools.cache
@@ -149,29 +149,34 @@ def _secant(s: Tensor, x: Tensor, width: float, function: str) -> Tensor:
 
 
 def _secant_by_kernel(s: Tensor, x: Tensor, width: float, function: str, over: bool = False) -> Tensor:
-    found = _loops_for(x)
+    found = _passes_for(x)
     if found is None:
         return torch.mul(s, _secant_slope(x, width, function), out=s if over else None)
-    return _by_loop(lambda s, out: found.secant(function, s, x, out, width), s, x, over)
+    return _in_one_pass(lambda s, out: found.secant(function, s, x, out, width), s, x, over)
 
 
-def _loops_for(x: Tensor) -> Loops | None:
+def _passes_for(x: Tensor) -> Passes | None:
     """The loops for a tensor, where it is worth one and lies as they take it: by its size and layout alone."""
-    return loops_of(x.dtype) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
+    return passes_of(x.dtype) if x.numel() >= LEAST and x.device.type == "cpu" and is_dense(x) else None
 
 
-def _exact_loops_for(x: Tensor, wait: bool) -> Loops | None:
+def _exact_passes_for(x: Tensor, wait: bool) -> Passes | None:
     """The same for loops that give the formula's numbers to the last digit: for a small tensor as well, if they are there."""
     if x.device.type != "cpu" or not is_dense(x):
         return None
-    return loops_of(x.dtype, wait) if x.numel() >= LEAST else known_loops(x.dtype)
+    if x.numel() >= LEAST:
+        begin(x.dtype)
+    return passes_of(x.dtype) if wait and x.numel() >= LEAST else known_passes(x.dtype)
 
 
-def _by_loop(loop: Callable[[Tensor | None, Tensor], Tensor], s: Tensor, x: Tensor, over: bool) -> Tensor:
+def _in_one_pass(made_by: Callable[[Tensor | None, Tensor], Tensor], s: Tensor, x: Tensor, over: bool) -> Tensor:
     """s times a slope in one pass, where s lies as x does; otherwise in two. With `over`, it is written over s."""
     if s.dtype == x.dtype and s.shape == x.shape and s.stride() == x.stride() and not s.is_neg():
-        return loop(s, s if over else torch.empty_like(x))
-    return torch.mul(s, loop(None, torch.empty_like(x)), out=s if over else None)
+        return made_by(s, s if over else torch.empty_like(x))
+    return torch.mul(s, made_by(None, torch.empty_like(x)), out=s if over else None)
+
+
+OPERATIONS: dict[Any, int] = {}  # all of them, with the place of the tensor that a pass in C goes through
 
 
 def _define(schema: str, formula: Callable[..., Tensor], kernel: Callable[..., Tensor], over: bool = True) -> Any:
@@ -179,13 +184,14 @@ def _define(schema: str, formula: Callable[..., Tensor], kernel: Callable[..., T
     tags = [torch.Tag.pointwise] if over else []
     operation = define(f"{schema} -> Tensor", kernel, formula, *tags)
     DECOMPOSITIONS[operation] = formula
+    OPERATIONS[operation] = 1 if over else 0
     if over:
 
         def written_over(s: Tensor, *args: Any) -> Tensor:
             return kernel(s, *args, over=True)
 
         written = schema.replace("(Tensor", "_(Tensor(a!)", 1)
-        define(f"{written} -> Tensor(a!)", written_over, lambda s, *_: s, *tags)
+        OPERATIONS[define(f"{written} -> Tensor(a!)", written_over, lambda s, *_: s, *tags)] = 1
     return operation
 
 

@@ -1,4 +1,4 @@
-"""Secants of activations and steps in C: one pass over memory for a formula that torch's operations carry through it ten times.
+"""Formulas of feedback in C: one pass over memory for what torch's operations carry through it three to thirty times.
 
 A tensor's numbers are taken in the order in which they lie in memory, by as many threads as torch would take, of torch's own
 OpenMP. Who calls has another way for where there is no compiler, and for numbers that do not lie alike.
@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..native.compiler import DTYPES, library
+from .compiler import DTYPES, library
 
-__all__ = ["FUNCTIONS", "LEAST", "Loops", "is_dense", "known_loops", "loops_of"]
+__all__ = ["FUNCTIONS", "LEAST", "Passes", "is_dense", "known_passes", "passes_of"]
 
 log = logging.getLogger("lfpgraph")
-LEAST = 1 << 14  # numbers from which on a loop is worth that a compiler is started
+LEAST = 1 << 14  # numbers from which on a pass is worth that a compiler is started
 _BLOCK = 512  # numbers of which the sum, or what is worked out on the way, stays in the nearest cache
 _GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has it
 FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
-_PARTS = ("comparison", *(f"secant_{name}" for name in FUNCTIONS))
+_PARTS = ("floored", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
 
 # erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1; by Remez' method, errors 2e-8 and 4e-17 of erf(x).
 _ERF = {
@@ -82,6 +82,17 @@ static void secant_##f(const Job *job, int64_t start, int64_t end) {{ \\
   if (job->s) f##_from(job, start, end, 1); else f##_from(job, start, end, 0); \\
 }}
 {secants}
+
+/* numbers: the least size, and a factor */
+static void floored(const Job *job, int64_t start, int64_t end) {{
+  const T *s = job->s, *w = job->x, least = job->numbers[0], by = job->numbers[1];
+  T *out = job->out;
+  #pragma omp simd
+  for (int64_t j = start; j < end; j++) {{
+    T size = w[j] < 0 ? -w[j] : w[j];
+    out[j] = by * s[j] * (size < least ? least : size);
+  }}
+}}
 
 /* numbers: what is compared with, the spread, a weight; of each width, the widest first, itself and what the slope times spread
    and weight is within it. Widths come in fours; those below zero are none. */
@@ -164,8 +175,8 @@ double variance(const T *x, int64_t count, double *sums, int64_t n, const Thread
 """
 
 
-class Loops:
-    """The compiled loops for numbers of one type. Tensors are dense, and alike in the order of their numbers (`is_dense`)."""
+class Passes:
+    """The compiled passes for numbers of one type. Tensors are dense, and alike in the order of their numbers (`is_dense`)."""
 
     def __init__(self, compiled: Any) -> None:
         self._run, self._variance, self._threads = compiled.run, compiled.variance, _threads()
@@ -178,6 +189,10 @@ class Loops:
         sums = torch.empty(-(-x.numel() // _BLOCK), dtype=torch.float64, device="cpu")
         found: float = self._variance(x.data_ptr(), x.numel(), sums.data_ptr(), self._share(x), self._threads)
         return found
+
+    def floored(self, s: Tensor, w: Tensor, out: Tensor, least: float, by: float) -> Tensor:
+        """`by * s * max(abs(w), least)`."""
+        return self._on("floored", s, w, out, (least, by))
 
     def comparison(
         self, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], fours: Sequence[float]
@@ -207,28 +222,29 @@ def is_dense(x: Tensor) -> bool:
     return not x.is_neg() and (x.is_contiguous() or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-_known: dict[torch.dtype, Loops | None] = {}
-_begun: set[torch.dtype] = set()
+_known: dict[torch.dtype, Passes | None] = {}
+_begun: dict[torch.dtype, threading.Thread] = {}
 
 
-def loops_of(dtype: torch.dtype, wait: bool = True) -> Loops | None:
-    """The loops for a type of numbers; None where there is no compiler.
+def begin(dtype: torch.dtype) -> None:
+    """Have a thread compile the passes for a type of numbers, unless one has; that takes some tenths of a second once."""
+    if dtype in DTYPES and dtype not in _known and dtype not in _begun:
+        _begun[dtype] = threading.Thread(target=_compile, args=(dtype,))
+        _begun[dtype].start()
 
-    Args:
-        wait: until they are compiled, which takes a process some tenths of a second once. Otherwise a thread compiles them,
-            and None is the answer until it has.
-    """
-    if dtype not in _known and dtype in DTYPES:
-        if wait:
+
+def passes_of(dtype: torch.dtype) -> Passes | None:
+    """The passes for a type of numbers, once they are compiled; None where there is no compiler."""
+    if dtype in DTYPES and dtype not in _known:
+        begin(dtype)
+        _begun[dtype].join()
+        if dtype not in _known:  # a process that was forked off has no thread that began before
             _compile(dtype)
-        elif dtype not in _begun:
-            _begun.add(dtype)
-            threading.Thread(target=_compile, args=(dtype,)).start()
     return _known.get(dtype)
 
 
-def known_loops(dtype: torch.dtype) -> Loops | None:
-    """The loops for a type of numbers, if they are compiled already."""
+def known_passes(dtype: torch.dtype) -> Passes | None:
+    """The passes for a type of numbers, if they are compiled already."""
     return _known.get(dtype)
 
 
@@ -237,7 +253,7 @@ def _compile(dtype: torch.dtype) -> None:
     written = {"over": _polynomial(over), "under": _polynomial(under), "parts": ", ".join(_PARTS)}
     secants = "\n".join(f"SECANT({name})" for name in FUNCTIONS)
     compiled = library(_BODY.format(block=_BLOCK, most=most, secants=secants, **written), dtype)
-    _known[dtype] = None if compiled is None else Loops(compiled)
+    _known[dtype] = None if compiled is None else Passes(compiled)
 
 
 def _polynomial(terms: Sequence[float]) -> str:
