@@ -18,6 +18,7 @@ from lfpgraph.kernels import DECOMPOSITIONS, KERNELS
 from lfpgraph.native import passes
 from lfpgraph.native.compiler import c_compiler
 from lfpgraph.secants import operations
+from lfpgraph.wrapping.calls import wrapping_of
 
 from .support.helpers import assert_same, gradients
 
@@ -174,8 +175,11 @@ class _Model(nn.Module):
         return x + self.step(x)
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["plain", "channels last"])
-@pytest.mark.parametrize("options", [{"engine": "live"}, {"memory": "min"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [({"engine": "live"}, False), ({"engine": "live"}, True), ({"memory": "min"}, True), ({"compile": True}, False)],
+    ids=["live", "live, channels last", "min, channels last", "compiled"],
+)
 def test_engines_agree(options: dict[str, object], last: bool) -> None:
     torch.manual_seed(0)
     model, x = _Model().double(), torch.randn(9, 3, 16, 17, dtype=torch.float64)
@@ -248,7 +252,7 @@ def test_a_parameter_s_feedback_in_one_pass(
     w[0, 0] = -0.0
     infinite = torch.where(w == w.max(), torch.inf, w)
     for weight in (w, torch.zeros_like(w), infinite, torch.where(w == w.max(), torch.nan, w)):
-        for given in (s, weight, 0.1, 1.0), (s, weight, 0.0, 3.0):
+        for given in (s, weight, 0.1, 1.0), (s, weight, 0.0, 3.0), (s.contiguous(), weight, 0.1, 3.0):
             found = ops.scale_by_floored_size(*given)
             over = ops.scale_by_floored_size_(s.clone(), *given[1:])
             with monkeypatch.context() as without:
@@ -257,3 +261,36 @@ def test_a_parameter_s_feedback_in_one_pass(
             for one in (found, over):
                 torch.testing.assert_close(one, expected, rtol=0, atol=0, equal_nan=True)
                 assert one.stride() == expected.stride()
+
+
+class _Comparisons(nn.Module):
+    """Comparisons with numbers, made numbers of some type; one is read twice."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = nn.Linear(4, 6), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        both = x > 0.5
+        found = [x > 0, x >= 0.25, x < 1, x <= -1, x == 0, x != 0, both]
+        return sum(one.to(self.dtype) for one in found) * both.logical_not() + x
+
+
+@pytest.mark.parametrize("compared", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float64])
+def test_a_comparison_and_its_cast(compared: torch.dtype, wanted: torch.dtype) -> None:
+    """They are one operation where the type stays, with the plain model's numbers."""
+    torch.manual_seed(0)
+    model, x = _Comparisons(wanted).to(compared), torch.randn(30, 4, dtype=compared)
+    expected = model(x)
+    lfpgraph.wrap(model, "lfp", engine="static")
+    found = model(x)
+    assert found.dtype is expected.dtype and torch.equal(found, expected)
+    (entry,) = wrapping_of(model).static.programs
+    assert entry.program.print().count("lfpgraph.compared") >= (6 if compared is wanted else 0)
+    assert ("lfpgraph.compared" in entry.program.print()) == (compared is wanted)
+    for how in ("gt", "ge", "lt", "le", "eq", "ne"):
+        y = _numbers((3, 50), compared)
+        assert torch.equal(ops.compared(y, 0.5, how), getattr(torch, how)(y, 0.5).to(compared))
+        assert torch.equal(DECOMPOSITIONS[ops.compared.default](y, 0.5, how), ops.compared(y, 0.5, how))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .compiler import DTYPES, library
 
-__all__ = ["FUNCTIONS", "LEAST", "Passes", "is_dense", "known_passes", "passes_of"]
+__all__ = ["FUNCTIONS", "LEAST", "Passes", "begin", "is_dense", "known_passes", "passes_of"]
 
 log = logging.getLogger("lfpgraph")
 LEAST = 1 << 14  # numbers from which on a pass is worth that a compiler is started
@@ -29,7 +29,8 @@ _GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has i
 FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
 _PARTS = ("floored", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
 
-# erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1; by Remez' method, errors 2e-8 and 4e-17 of erf(x).
+# erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1. The largest error is 2e-8 and 4e-17 of erf(x):
+# least squares with weights raised where errors were largest, in sixty digits.
 _ERF = {
     torch.float32: (
         3.93,
@@ -229,7 +230,7 @@ _begun: dict[torch.dtype, threading.Thread] = {}
 def begin(dtype: torch.dtype) -> None:
     """Have a thread compile the passes for a type of numbers, unless one has; that takes some tenths of a second once."""
     if dtype in DTYPES and dtype not in _known and dtype not in _begun:
-        _begun[dtype] = threading.Thread(target=_compile, args=(dtype,))
+        _begun[dtype] = threading.Thread(target=_compile, args=(dtype,), name="lfpgraph compiles")
         _begun[dtype].start()
 
 
@@ -252,7 +253,11 @@ def _compile(dtype: torch.dtype) -> None:
     most, over, under = _ERF[dtype]
     written = {"over": _polynomial(over), "under": _polynomial(under), "parts": ", ".join(_PARTS)}
     secants = "\n".join(f"SECANT({name})" for name in FUNCTIONS)
-    compiled = library(_BODY.format(block=_BLOCK, most=most, secants=secants, **written), dtype)
+    try:
+        compiled = library(_BODY.format(block=_BLOCK, most=most, secants=secants, **written), dtype)
+    except OSError as error:  # a disk that is full, say
+        log.info("torch's own operations run what is written in C: %s", error)
+        compiled = None
     _known[dtype] = None if compiled is None else Passes(compiled)
 
 

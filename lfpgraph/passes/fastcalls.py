@@ -113,7 +113,7 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
     graph = _copied(module.graph)
     for node in graph.nodes:
         if (place := _LOOKED_AT.get(node.target)) is not None:
-            x = node.args[place].meta["val"]
+            x = node.args[place].meta["val"]  # of the sizes that were traced
             if x.device.type == "cpu" and elements(x) >= LEAST:
                 begin(x.dtype)
         if node.op == "call_function" and node.target in quick:
