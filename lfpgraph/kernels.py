@@ -2,10 +2,8 @@
 
 An elementwise formula is written once, in torch's operations. That is what runs for small tensors and on other devices
 than a CPU, what exporters and compilers see (`DECOMPOSITIONS`), and what gives shapes while tracing. On a CPU, a large
-tensor would pass through memory three or four times; there the formula runs in blocks that stay in the processor's
-cache, with the same result to the last bit.
-
-On a GPU, where torch can compile one, the formula is one kernel (`native.gpu`).
+tensor would pass through memory three or four times; there it runs in blocks that stay in the processor's cache, or as a
+pass in C, with the same result to the last bit; on a GPU as one kernel, where torch can compile one (`native.gpu`).
 
 `NAME_` may write the result over the first argument. None of these operations records a derivative: call them through
 `numerics`, which takes the plain formula where one is asked for.
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from .native import matmul
 from .native.gpu import in_one_kernel, scaled_by_floored
+from .native.passes import is_dense, known_passes
 
 __all__ = [
     "DECOMPOSITIONS",
@@ -99,9 +98,8 @@ def _is_large(tensors: Sequence[Tensor]) -> bool:
     unordered = layout is torch.channels_last and first.dim() != 4
     if first.numel() <= _BLOCK or first.device.type != "cpu" or unordered:
         return False
-    return all(
-        t.dtype == first.dtype and t.shape == first.shape and t.is_contiguous(memory_format=layout) for t in tensors
-    )
+    kind = first.dtype, first.shape
+    return all((t.dtype, t.shape) == kind and t.is_contiguous(memory_format=layout) for t in tensors)
 
 
 def _run(formula: Callable[..., Tensor], args: Sequence[Any], n: int, out: Tensor) -> Tensor:
@@ -127,12 +125,10 @@ def scale_by_size(s: Tensor, w: Tensor, out: Tensor | None = None, scratch: Tens
     return torch.mul(s, torch.abs(w, out=scratch), out=out)
 
 
-def _floored(
-    s: Tensor, w: Tensor, floor: Tensor, unit: Tensor | None, out: Tensor | None = None, scratch: Tensor | None = None
-) -> Tensor:
+def _floored(s: Tensor, w: Tensor, floor: Tensor, unit: Tensor | None, out: Tensor | None = None) -> Tensor:
     """`s * max(abs(w), floor) * unit`."""
-    size = torch.maximum(torch.abs(w, out=scratch), floor, out=scratch)
-    return torch.mul(s, size if unit is None else torch.mul(size, unit, out=scratch), out=out)
+    size = torch.maximum(w.abs(), floor)
+    return torch.mul(s, size if unit is None else size * unit, out=out)
 
 
 def _rms(w: Tensor) -> Tensor:
@@ -155,18 +151,22 @@ def _tiny(dtype: torch.dtype) -> float:
 
 
 def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Tensor | None) -> Tensor:
-    if _is_large([s, w]):
-        args = (s, w, *floor_and_unit(w, share, unit))
-        return _run(_floored, args, 2, torch.empty_like(s) if out is None else out)
     if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
         made = scaled_by_floored(s, w, share, unit) if w.is_cuda else None
         return _floored(s, w, *floor_and_unit(w, share, unit), out=out) if made is None else made
-    few = w.dtype in (torch.float32, torch.float64) and w.numel() <= _BLOCK
-    rms = (
-        torch.linalg.vector_norm(w).item() / math.sqrt(w.numel()) if few else _rms(w).item()
-    )  # the same in fewer operations
-    unit = unit if unit == 1 else max(unit, 1 / max(rms, _tiny(w.dtype)))
-    return torch.addcmul(_zero(s.dtype), s, w.abs().clamp_min_(share * rms), value=unit, out=out)
+    few = w.dtype in (torch.float32, torch.float64) and w.numel() <= _BLOCK  # the same in fewer operations
+    rms = torch.linalg.vector_norm(w).item() / math.sqrt(w.numel()) if few else _rms(w).item()
+    least, unit = share * rms, unit if unit == 1 else max(unit, 1 / max(rms, _tiny(w.dtype)))
+    alike = s.shape == w.shape and s.stride() == w.stride() and is_dense(w) and least == least
+    if alike and (passes := known_passes(w.dtype)) is not None:
+        return passes.floored(s, w, torch.empty_like(s) if out is None else out, least, unit)
+    if _is_large([s, w]):
+        return _run(_by_least, (s, w, least, unit), 2, torch.empty_like(s) if out is None else out)
+    return _by_least(s, w, least, unit, out)
+
+
+def _by_least(s: Tensor, w: Tensor, least: float, unit: float, out: Tensor | None, scratch: Any = None) -> Tensor:
+    return torch.addcmul(_zero(s.dtype), s, torch.abs(w, out=scratch).clamp_min_(least), value=unit, out=out)
 
 
 @functools.cache

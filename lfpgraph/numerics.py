@@ -18,6 +18,7 @@ from .kernels import DECOMPOSITIONS, KERNELS, LOW_PRECISION, SMALL, floor_and_un
 
 __all__ = [
     "ZERO_REWARD",
+    "call_operation",
     "epsilon_factor",
     "guarded",
     "identity_signal",
@@ -30,7 +31,7 @@ __all__ = [
 ZERO_REWARD = 1e-6  # a reward r on an output of exactly zero enters as the signal r / ZERO_REWARD; spikes read it back
 _ops = torch.ops.lfpgraph
 _TENSORS = (Tensor, torch.nn.Parameter)
-_PLAIN = {Tensor, torch.nn.Parameter, float, bool, int}
+_PLAIN = {Tensor, torch.nn.Parameter, float, bool, int, str, tuple}
 
 
 def is_zero(w: Tensor) -> bool:
@@ -60,7 +61,9 @@ def scale_by_size(s: Tensor, w: Tensor, over: bool = False) -> Tensor:
     """Return `s * abs(w)`, the feedback of a parameter w with the signal s (LFP eq. 6); written over s if asked for."""
     if is_small(s, w):
         return kernels.scale_by_size(s, w)
-    return _call(_ops.scale_by_size_.default if over and s.dtype == w.dtype else _ops.scale_by_size.default, s, w)
+    return call_operation(
+        _ops.scale_by_size_.default if over and s.dtype == w.dtype else _ops.scale_by_size.default, s, w
+    )
 
 
 def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0, over: bool = False) -> Tensor:
@@ -72,7 +75,7 @@ def scale_by_floored_size(s: Tensor, w: Tensor, share: float, unit: float = 1.0,
         floor, own = floor_and_unit(w, share, unit)
         return s * torch.maximum(w.abs(), floor) * (1.0 if own is None else own)
     operation = _ops.scale_by_floored_size_ if over and s.dtype == w.dtype else _ops.scale_by_floored_size
-    return _call(operation.default, s, w, share, unit)
+    return call_operation(operation.default, s, w, share, unit)
 
 
 def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False, over: bool = False) -> Tensor:
@@ -89,7 +92,7 @@ def epsilon_factor(s: Tensor, z: Tensor, epsilon: float, positive: bool = False,
     if is_small(s, z):
         return kernels.epsilon_factor(s, z, epsilon, positive)
     over = over and s.dtype == z.dtype and s.shape == z.shape
-    return _call((_ops.epsilon_factor_ if over else _ops.epsilon_factor).default, s, z, epsilon, positive)
+    return call_operation((_ops.epsilon_factor_ if over else _ops.epsilon_factor).default, s, z, epsilon, positive)
 
 
 def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -105,7 +108,7 @@ def identity_signal(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
         if z.dtype in LOW_PRECISION or x.dtype in LOW_PRECISION:
             return identity_signal(s.float(), x.float(), z.float(), epsilon).to(x.dtype)
         return (s * z / x).masked_fill(x == 0, 0.0)
-    return _call(_ops.identity_signal.default, s, x, z, epsilon)
+    return call_operation(_ops.identity_signal.default, s, x, z, epsilon)
 
 
 def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -118,8 +121,8 @@ def _complex_identity(s: Tensor, x: Tensor, z: Tensor, epsilon: float) -> Tensor
     return reward * toward / torch.where(size == 0, 1.0, size + epsilon)
 
 
-def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
-    """Run one of our operations; past the dispatcher where nobody traces.
+def call_operation(operation: Callable[..., Any], *args: Any, kernel: Callable[..., Tensor] | None = None) -> Tensor:
+    """Run one of our operations; past the dispatcher where nobody traces, by its own kernel or the one that is given.
 
     Its formula is run where autograd is to record it, and on tensors made of others (distributed ones, say), which know
     torch's operations alone.
@@ -128,7 +131,7 @@ def _call(operation: Callable[..., Any], *args: Any) -> Tensor:
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
     elif is_eager(*args):
-        found = KERNELS[operation](*args)
+        found = (kernel or KERNELS[operation])(*args)
     elif is_unseen() and operation in DECOMPOSITIONS and any(map(is_traceable_wrapper_subclass, args)):
         found = DECOMPOSITIONS[operation](*args)
     else:

@@ -39,6 +39,7 @@ from ..graph.structure import Structure
 from ..registry import Call, Handler
 from ..rules.activations import activation, choice, exponential
 from ..rules.views import vjp
+from ..secants.operations import name_of, secant_signal
 from .centred import (
     activations_of,
     centred_rule,
@@ -119,7 +120,9 @@ def _bending(
     slope = _slope if everywhere else _slope_in_proportion
     if others and _doubles(active[0], nodes, x, others, 0)[0]:
         slope = partial(_slope_or_ratio, slope)
-    return partial(_secant_rule, slope=partial(slope, width))
+    if slope is _slope and len(nodes) == 1 and (function := name_of(nodes[0])) is not None:
+        return partial(_secant_rule, signal=partial(_secant_of_known, width, function))
+    return partial(_secant_rule, signal=partial(_secant, partial(slope, width)))
 
 
 def _runs_against(entry: fx.Node, nodes: tuple[fx.Node, ...], others: list[fx.Node], width: float) -> bool:
@@ -191,8 +194,16 @@ def _derivative_rule(usual: Handler) -> Handler:
     return vjp if usual in (activation, choice, exponential) else usual
 
 
-def _secant_rule(usual: Handler, slope: Callable[[Call, Tensor, int], Tensor]) -> Handler:
-    return in_place_of(usual, partial(_secant, slope))
+def _secant_rule(usual: Handler, signal: Callable[[Call, Tensor, int], Tensor]) -> Handler:
+    return in_place_of(usual, signal)
+
+
+def _secant_of_known(width: float, function: str, call: Call, s: Tensor, place: int) -> Tensor:
+    """The same signal of a function that is an operation known by name."""
+    x = call.inputs[place]
+    if x.dtype not in (torch.float32, torch.float64):
+        return _secant(partial(_slope, width), call, s, place)
+    return secant_signal(s, x, width, function)
 
 
 def _secant(slope: Callable[[Call, Tensor, int], Tensor], call: Call, s: Tensor, place: int) -> Tensor:

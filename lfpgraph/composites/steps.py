@@ -25,9 +25,11 @@ from ..errors import CompositeError
 from ..graph.graph import CASTS, WEIGHT, OpGraph
 from ..graph.neurons import STEPS, find_neurons
 from ..graph.structure import Structure
+from ..kernels import LOW_PRECISION
 from ..registry import COMPARISON, Call, Handler, Signals
 from ..rules.activations import activation
 from ..rules.views import vjp
+from ..secants.operations import comparison_signal, spread_of
 from .centred import activations_of, in_place_of, value_at
 
 __all__ = ["STEP_SPREAD", "STEP_WIDTHS", "add_steps"]
@@ -125,20 +127,12 @@ def _secants(widths: tuple[float, ...], most: float, call: Call, s: Tensor, plac
 def _known_secants(
     widths: tuple[float, ...], most: float, number: float, side: int, call: Call, s: Tensor, place: int
 ) -> Tensor:
-    """The same of a comparison with a number: a secant rises by one where the number is within its width of x."""
-    x = call.inputs[place]
-    wide, spread = _wide_and_spread(x, most)
-    distance = (wide - number).abs() / spread
-    slope = torch.zeros_like(wide)
-    for width in widths:
-        within = (width - distance).sign().clamp_min(0)  # quicker than a comparison made a number
-        slope = torch.add(slope, within, alpha=side / (2 * width**2))
-    return (s * (slope / (spread * sum(1 / width for width in widths)))).to(x.dtype)
+    """The same of a comparison with a number, whose secants are known."""
+    wide, spread = _wide_and_spread(x := call.inputs[place], most)
+    return comparison_signal(s, wide, spread, number, side, widths).to(x.dtype)
 
 
 def _wide_and_spread(x: Tensor, most: float) -> tuple[Tensor, Tensor]:
-    """x in float32 or better, and its spread; 1 of one number, or of numbers that are all alike."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    centred = wide - wide.mean()
-    spread = (centred * centred).mean().sqrt().clamp_max(most)  # in a third of the time of `var`
-    return wide, torch.where(spread > 0, spread, 1.0)
+    """x in float32 or better, and its spread."""
+    wide = x.float() if x.dtype in LOW_PRECISION else x
+    return wide, spread_of(wide, most)

@@ -1,1 +1,1 @@
-"""Elementwise formulas as loops in C, compiled when first used."""
+"""Elementwise formulas in C, as loops over steps and as single passes over memory, compiled when first used."""

@@ -92,5 +92,5 @@ def _compiled(source: str, command: str | None) -> Any:
                 why = done.stderr[-500:]
             except (OSError, subprocess.TimeoutExpired) as error:
                 why = str(error)
-    log.info("the C compiler %s failed, so recurrent layers run by torch's own operations: %s", command, why)
+    log.info("the C compiler %s failed, so torch's own operations run what is written in C: %s", command, why)
     return None

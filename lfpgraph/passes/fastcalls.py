@@ -15,8 +15,10 @@ from torch._prims_common import suggest_memory_format
 
 from ..kernels import KERNELS
 from ..native import matmul
+from ..native.passes import LEAST, begin
 from ..rules.loops import LSTM, RECURRENT
-from .nodes import hint
+from ..secants.operations import OPERATIONS
+from .nodes import elements, hint
 
 __all__ = ["quick_module", "quick_products"]
 
@@ -91,6 +93,12 @@ def _fragile() -> dict[Any, Callable[..., Any]]:
 _QUICK = _table() | _fragile()
 _VIEWS = {torch.ops.aten.reshape.default, torch.reshape}
 _STEPS = {LSTM, RECURRENT}
+# Operations that run in C where it is compiled, and which argument's size says whether that is worth it.
+_LOOKED_AT = {
+    **OPERATIONS,
+    torch.ops.lfpgraph.scale_by_floored_size.default: 1,
+    torch.ops.lfpgraph.scale_by_floored_size_.default: 1,
+}
 _WORTH_A_CALL = 8 * matmul.LEAST  # multiplications from which on a compiled graph calls a product of our own
 _PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
@@ -104,6 +112,10 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
     quick = _QUICK | _PRODUCTS if walk else _QUICK
     graph = _copied(module.graph)
     for node in graph.nodes:
+        if (place := _LOOKED_AT.get(node.target)) is not None:
+            x = node.args[place].meta["val"]  # of the sizes that were traced
+            if x.device.type == "cpu" and elements(x) >= LEAST:
+                begin(x.dtype)
         if node.op == "call_function" and node.target in quick:
             own = node.target in _PRODUCTS and _is_of_steps(node)
             node.target = _PRODUCTS[node.target] if own else quick[node.target]
