@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from .compiler import DTYPES, library
-from .operations import BY_ENTRY, BY_ROW, KNOWN, UnknownOperation, Value, literal
+from .operations import BY_ENTRY, BY_ROW, KNOWN, Origin, UnknownOperation, Value, apart, literal
 from .products import PRODUCT, Product
 from .steps import StepKernel, kernel_of, source_of
 
@@ -158,6 +158,7 @@ class _Writer:
         self.width, self.tensors = width, 0
         self.lines: list[str] = []
         self.known: dict[str, str] = {}
+        self.origins: dict[str, Origin] = {}  # of what has a name
 
     def input(self, n: int) -> _Values:
         """The names of a tensor's numbers."""
@@ -186,9 +187,13 @@ class _Writer:
         n = max(map(len, operands))
         if any(len(x) not in (1, n) for x in operands):
             raise UnknownOperation(f"{op} on rows of several sizes")
-        return [
-            self.name(BY_ENTRY[op](*entry, **kwargs)) for entry in zip(*(x * n if len(x) == 1 else x for x in operands))
-        ]
+        found = []
+        for entry in zip(*(x * n if len(x) == 1 else x for x in operands)):
+            secant = apart(self.origins, *entry) if op is aten.sub.Tensor and not kwargs else None
+            found.append(self.name(secant or BY_ENTRY[op](*entry, **kwargs)))
+            if isinstance(found[-1], str) and not kwargs:
+                self.origins.setdefault(found[-1], (op, entry))
+        return found
 
     def follow(self, graph: fx.Graph) -> list[_Values | None]:
         """What a graph returns."""
