@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfpgraph.native.loops import Loop, Running, loop_of_formula, place
 from lfpgraph.native.matmul import mm_into, times
-from lfpgraph.native.products import Product, is_small
+from lfpgraph.native.products import Product, has_one_thread, is_small, weights_signals
 from lfpgraph.native.steps import StepKernel
 
 from .recurrent import CELLS
@@ -131,14 +131,14 @@ def walk_in_loop(
     s_x, rest = torch.empty_like(x), torch.empty_like(h)
     s_z = s_x if twice else z.new_empty((size, *z.shape[1:]))
     rest = h if on_gpu else rest  # each entry is read before it is written
-    s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
-    rows, multiply = s_z.unbind(0), times(w, None, s_z[0])
+    found: list[tuple[Tensor, Tensor]] = []  # at w and b, of each block of steps
     of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) and not on_gpu else None
+    multiply = times(w, None, s_z[0])
     for start in reversed(range(0, steps, size)):
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
-        given = [*map(place, (h, *others, *outer))]
+        signals_at = [*map(place, (h, *others, *outer))]
         running, begun = (
-            loop.on([place(x), place(z), *before, *given, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
+            loop.on([place(x), place(z), *before, *signals_at, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
             for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
         )
         end = min(start + size, steps)
@@ -152,17 +152,29 @@ def walk_in_loop(
             if on_gpu:
                 for t in part:
                     run(t)
-                    mm_into(h, rows[t], w, added)
+                    mm_into(h, s_z[t], w, added)
                 continue
             for t in part:
                 run.give(2 + len(states), h)
                 run(t)
-                h = multiply(rows[t - start])
+                h = multiply(s_z[t - start])
                 h = h if added is None else h.add_(added)
-        first_row = 0 if start else 1
-        if not start:
-            s_w.addmm_(first[0].t(), rows[0])
-        before = states[0][start + first_row - 1 : end - 1]
-        mm_into(s_w, before.flatten(0, 1).t(), s_z[first_row : end - start].flatten(0, 1), s_w)
-        s_b += s_z[: end - start].sum((0, 1))
-    return s_x, [h, *others], s_w.t().contiguous(), s_b
+        before = states[0][start - 1] if start else first[0]
+        found.append(_weights(loops[0], w, s_z[: end - start], before, states[0][start:end]))
+    s_w, s_b = (sum(parts[1:], parts[0]) for parts in zip(*found))
+    return s_x, [h, *others], s_w, s_b
+
+
+def _weights(
+    loop: Loop | StepKernel, w: Tensor, s_z: Tensor, first: Tensor, states: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the signals of some steps' products make at w and at b.
+
+    Args:
+        first, states: the states before the first of the steps, and after each.
+    """
+    if isinstance(loop, Loop) and is_small(len(first), w) and has_one_thread():
+        return weights_signals(loop, s_z, first, states)
+    s_w = first.t() @ s_z[0]  # with the smaller factor as the one that is turned
+    mm_into(s_w, states[:-1].flatten(0, 1).t(), s_z[1:].flatten(0, 1), s_w)
+    return s_w.t().contiguous(), s_z.sum((0, 1))

@@ -64,6 +64,9 @@ class Loop:
         self._run.argtypes, self._run.restype = (ctypes.c_void_p, *[ctypes.c_int64] * 3), None
         self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p, *[ctypes.c_int64] * 3)
         self._sweep.restype, compiled.panel.restype = None, ctypes.c_int64
+        self.weigh = compiled.weigh
+        self.weigh.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p)
+        self.weigh.restype = None
         self.panel: int = compiled.panel()
 
     def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> Running:

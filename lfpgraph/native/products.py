@@ -8,18 +8,20 @@ weights are laid out once for all steps, in panels of columns as wide as two of 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["PRODUCT", "Product", "is_small"]
+__all__ = ["PRODUCT", "Product", "has_one_thread", "is_small", "weights_signals"]
 
 _LARGE = 1 << 22  # multiplications from which on a product is worth several threads, which only the libraries have
+_AT_ONCE = 192  # rows of signals whose products with states are added up at a time
 
 # out = left @ weights + added. A tile is a few rows by one panel, whose sums stay in registers.
-PRODUCT = """
+PRODUCT = f"#define AT_ONCE {_AT_ONCE}" + """
 #if defined(__AVX512F__)
 #define BYTES 64
 #define TILE 8
@@ -36,22 +38,22 @@ typedef struct { T *panels; int64_t depth, columns; Place left, added, out; } Pr
 int64_t panel(void) { return 2 * LANES; }
 
 static inline __attribute__((always_inline)) void tile(
-    int rows, const T *left, int64_t row, const T *panel, int64_t depth, T *out, int64_t out_row, const T *added,
-    int64_t added_row, int64_t columns) {
+    int rows, int vectors, const T *left, int64_t row, int64_t along, const T *panel, int64_t depth, T *out,
+    int64_t out_row, const T *added, int64_t added_row, int64_t columns) {
   Vector sums[TILE][2];
   for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (Vector){0};
   for (int64_t k = 0; k < depth; k++, panel += 2 * LANES) {
     Vector low = *(const Vector *)panel, high = *(const Vector *)(panel + LANES);
     for (int i = 0; i < rows; i++) {
-      T x = left[i * row + k];
+      T x = left[i * row + k * along];
       sums[i][0] += x * low;
-      sums[i][1] += x * high;
+      if (vectors == 2) sums[i][1] += x * high;
     }
   }
   for (int i = 0; i < rows; i++, out += out_row) {
     const T *sum = (const T *)sums[i], *other = added ? added + i * added_row : 0;
-    if (columns == 2 * LANES) {
-      for (int j = 0; j < 2; j++) {
+    if (columns == vectors * LANES) {
+      for (int j = 0; j < vectors; j++) {
         if (other) sums[i][j] += *(const Vector *)(other + j * LANES);
         *(Vector *)(out + j * LANES) = sums[i][j];
       }
@@ -60,6 +62,7 @@ static inline __attribute__((always_inline)) void tile(
     }
   }
 }
+#define TILE_OF(n, columns, ...) if (columns > LANES) tile(n, 2, __VA_ARGS__, columns); else tile(n, 1, __VA_ARGS__, columns)
 
 static void multiply(const Product *p, int64_t rows, int64_t t) {
   const T *left = p->left.start + t * p->left.step;
@@ -69,11 +72,59 @@ static void multiply(const Product *p, int64_t rows, int64_t t) {
     const T *panel = p->panels + j * p->depth;
     int64_t left_over = p->columns - j, width = left_over < 2 * LANES ? left_over : 2 * LANES;
     int64_t i = 0;
-    #define AT(n) tile(n, left + i * p->left.row, p->left.row, panel, p->depth, out + i * p->out.row + j, p->out.row, \\
-                       added ? added + i * p->added.row + j : 0, p->added.row, width)
-    for (; i + TILE <= rows; i += TILE) AT(TILE);
-    for (; i + 2 <= rows; i += 2) AT(2);
-    for (; i < rows; i++) AT(1);
+    #define AT(n) TILE_OF(n, width, left + i * p->left.row, p->left.row, 1, panel, p->depth, out + i * p->out.row + j, \\
+                          p->out.row, added ? added + i * p->added.row + j : 0, p->added.row)
+    for (; i + TILE <= rows; i += TILE) { AT(TILE); }
+    for (; i + 2 <= rows; i += 2) { AT(2); }
+    for (; i < rows; i++) { AT(1); }
+    #undef AT
+  }
+}
+
+// out[i, j] = the sum of left[r, i] * right[r, j], and sums[i] that of left[r, i], over the rows r of all steps, a few hundred
+// of them at a time. Those are laid out in `panels`, which stay in the cache, and a few columns of left behind them. Right's rows
+// come from `first`, then from `right`.
+void weigh(const Place *at, int64_t steps, int64_t rows, int64_t height, int64_t columns, T *panels) {
+  Place left = at[0], first = at[1], right = at[2], out = at[3];
+  T *sums = at[4].start;
+  int64_t most = rows && rows < AT_ONCE ? AT_ONCE / rows : 1;
+  for (int64_t t = 0; t < steps; t += most) {
+    int64_t end = t + most < steps ? t + most : steps, depth = (end - t) * rows;
+    T *to = panels;
+    for (int64_t j = 0; j < columns; j += 2 * LANES) {
+      int64_t width = columns - j < 2 * LANES ? columns - j : 2 * LANES;
+      for (int64_t u = t; u < end; u++) {
+        const T *from = (u ? right.start + (u - 1) * right.step : first.start) + j;
+        for (int64_t r = 0; r < rows; r++, to += 2 * LANES, from += u ? right.row : first.row) {
+          if (width == 2 * LANES) memcpy(to, from, 2 * BYTES);
+          else memcpy(to, from, width * sizeof(T));
+        }
+      }
+    }
+    for (int64_t i = 0; i < height; i += TILE) {
+      int64_t tall = height - i < TILE ? height - i : TILE;
+      T *laid = to;
+      for (int64_t u = t; u < end; u++) {
+        const T *from = left.start + u * left.step + i;
+        for (int64_t r = 0; r < rows; r++, laid += TILE, from += left.row) {
+          if (tall == TILE) memcpy(laid, from, TILE * sizeof(T));
+          else memcpy(laid, from, tall * sizeof(T));
+        }
+      }
+      T sum[TILE] = {0};
+      for (T *x = to; x < laid; x += TILE)
+        for (int k = 0; k < TILE; k++) sum[k] += x[k];
+      for (int64_t k = 0; k < tall; k++) sums[i + k] = t ? sums[i + k] + sum[k] : sum[k];
+      for (int64_t j = 0; j < columns; j += 2 * LANES) {
+        int64_t width = columns - j < 2 * LANES ? columns - j : 2 * LANES;
+        T *to_out = out.start + i * out.row + j;
+        #define AT(n, i) TILE_OF(n, width, to + i, 1, TILE, panels + j * depth, depth, to_out + i * out.row, out.row, \\
+                                 t ? to_out + i * out.row : 0, out.row)
+        if (tall == TILE) { AT(TILE, 0); }
+        else for (int64_t k = 0; k < tall; k++) { AT(1, k); }
+        #undef AT
+      }
+    }
   }
 }
 """
@@ -81,7 +132,30 @@ static void multiply(const Product *p, int64_t rows, int64_t t) {
 
 def is_small(rows: int, w: Tensor) -> bool:
     """Whether a product of so many rows with w is one that a single thread does best."""
-    return rows * w.numel() <= (_LARGE if torch.get_num_threads() > 1 else 8 * _LARGE)
+    return rows * w.numel() <= (8 * _LARGE if has_one_thread() else _LARGE)
+
+
+def has_one_thread() -> bool:
+    """Whether torch computes with a single thread, so that its libraries have no others either."""
+    return torch.get_num_threads() == 1
+
+
+def weights_signals(loop: Any, s: Tensor, first: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What signals [steps, rows, n] make at the weights [n, k] of products with the states before each step, and at their bias [n].
+
+    Args:
+        loop: a `Loop`, whose library does it.
+        first, states: the states before the first step [rows, k], and after each [steps, rows, k].
+    """
+    steps, rows, n = s.shape
+    out = s.new_empty(n, first.shape[1])
+    held = s.new_zeros(max(rows, _AT_ONCE) * (out.shape[1] + 2 * loop.panel))  # as much as `weigh` lays out at a time
+    sums = s.new_empty(n)
+    strides = s.stride()[:2], (0, first.stride(0)), states.stride()[:2], (0, out.stride(0)), (0, 0)
+    places = [(x.data_ptr(), *by) for x, by in zip((s, first, states, out, sums), strides)]
+    table = (ctypes.c_int64 * 15)(*itertools.chain.from_iterable(places))
+    loop.weigh(table, steps, rows, *out.shape, held.data_ptr())
+    return out, sums
 
 
 class Product:
