@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfpgraph.native.loops import Loop, Running, loop_of_formula, place
 from lfpgraph.native.matmul import mm_into, times
-from lfpgraph.native.products import Product, has_one_thread, is_small, weights_signals
+from lfpgraph.native.products import Product, Weights, has_one_thread, is_small
 from lfpgraph.native.steps import StepKernel
 
 from .recurrent import CELLS
@@ -127,12 +127,16 @@ def walk_in_loop(
     outer = [torch.zeros_like(h) if s is None else _in_rows(s) for s in signals]
     on_gpu = isinstance(loops[0], StepKernel)
     steps, twice = len(x), all(loop.twice for loop in loops)  # what comes to x comes to z as well
+    small, places = not on_gpu and is_small(len(h), w), (place(first[0]), place(states[0]))
+    added_up = Weights(loops[0], w, len(h), steps, places) if small and has_one_thread() else None
     size = steps if on_gpu or twice else min(steps, max(1, _BLOCK // max(1, x[0].numel())))
+    if added_up is not None:
+        size = -(-size // added_up.steps_at_once) * added_up.steps_at_once
     s_x, rest = torch.empty_like(x), torch.empty_like(h)
     s_z = s_x if twice else z.new_empty((size, *z.shape[1:]))
     rest = h if on_gpu else rest  # each entry is read before it is written
     found: list[tuple[Tensor, Tensor]] = []  # at w and b, of each block of steps
-    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) and not on_gpu else None
+    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if small else None
     multiply = times(w, None, s_z[0])
     for start in reversed(range(0, steps, size)):
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
@@ -142,12 +146,14 @@ def walk_in_loop(
             for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
         )
         end = min(start + size, steps)
+        if added_up is not None:
+            added_up.move(place(s_z, -start))
         parts = range(end - 1, max(start, 1) - 1, -1), range(0, start - 1, -1)
         for run, loop, part in zip((running, begun), loops, parts):
             added = rest if loop.has[2] else None
             if of is not None and isinstance(run, Running):
                 of.move(place(s_z, -start), None if added is None else place(added), place(h))
-                run.through(of, part, ahead=False)
+                run.through(of, part, False, added_up)
                 continue
             if on_gpu:
                 for t in part:
@@ -159,22 +165,21 @@ def walk_in_loop(
                 run(t)
                 h = multiply(s_z[t - start])
                 h = h if added is None else h.add_(added)
-        before = states[0][start - 1] if start else first[0]
-        found.append(_weights(loops[0], w, s_z[: end - start], before, states[0][start:end]))
+        if added_up is None:
+            before = states[0][start - 1] if start else first[0]
+            found.append(_weights(s_z[: end - start], before, states[0][start:end]))
+    if added_up is not None:
+        found = [(added_up.of_weights, added_up.of_bias)]
     s_w, s_b = (sum(parts[1:], parts[0]) for parts in zip(*found))
     return s_x, [h, *others], s_w, s_b
 
 
-def _weights(
-    loop: Loop | StepKernel, w: Tensor, s_z: Tensor, first: Tensor, states: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the signals of some steps' products make at w and at b.
+def _weights(s_z: Tensor, first: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What the signals of some steps' products make at the weights and the bias.
 
     Args:
         first, states: the states before the first of the steps, and after each.
     """
-    if isinstance(loop, Loop) and is_small(len(first), w) and has_one_thread():
-        return weights_signals(loop, s_z, first, states)
     s_w = first.t() @ s_z[0]  # with the smaller factor as the one that is turned
     mm_into(s_w, states[:-1].flatten(0, 1).t(), s_z[1:].flatten(0, 1), s_w)
     return s_w.t().contiguous(), s_z.sum((0, 1))

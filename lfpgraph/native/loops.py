@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from .compiler import DTYPES, library
 from .operations import BY_ENTRY, BY_ROW, KNOWN, Origin, UnknownOperation, Value, apart, literal
-from .products import PRODUCT, Product
+from .products import PRODUCT, Product, Weights
 from .steps import StepKernel, kernel_of, source_of
 
 __all__ = ["Loop", "Running", "loop_of_formula", "loop_of_graph", "place"]
@@ -40,11 +40,12 @@ void run(const Place *places, int64_t rows, int64_t width, int64_t t) {{
   }}
 }}
 
-void sweep(const Place *places, int64_t rows, int64_t width, const Product *p, int64_t ahead, int64_t t, int64_t end) {{
+void sweep(const Place *places, int64_t rows, int64_t width, int64_t ahead, int64_t t, int64_t end, const Product *p, Weights *w) {{
   for (int64_t by = t < end ? 1 : -1; t != end; t += by) {{
     if (ahead) multiply(p, rows, t);
     run(places, rows, width, t);
     if (!ahead) multiply(p, rows, t);
+    if (w && t % w->steps_at_once == 0) weigh(w, rows, t);
   }}
 }}
 """
@@ -62,11 +63,8 @@ class Loop:
     def __init__(self, compiled: Any, has: list[bool], twice: bool) -> None:
         self._run, self._sweep, self.has, self.twice = compiled.run, compiled.sweep, has, twice
         self._run.argtypes, self._run.restype = (ctypes.c_void_p, *[ctypes.c_int64] * 3), None
-        self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+        self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 2)
         self._sweep.restype, compiled.panel.restype = None, ctypes.c_int64
-        self.weigh = compiled.weigh
-        self.weigh.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p)
-        self.weigh.restype = None
         self.panel: int = compiled.panel()
 
     def on(self, places: Sequence[tuple[int, int, int]], rows: int, width: int) -> Running:
@@ -85,10 +83,11 @@ class Running:
     def __call__(self, step: int) -> None:
         self._run(step)
 
-    def through(self, product: Product, steps: range, ahead: bool) -> None:
+    def through(self, product: Product, steps: range, ahead: bool, weights: Weights | None = None) -> None:
         """Do these steps, one after the other, each with the product of its own, ahead of it or behind it."""
         if steps:
-            self._sweep(product.fields, ahead, steps[0], steps[-1] + steps.step)
+            added_up = None if weights is None else weights.fields
+            self._sweep(ahead, steps[0], steps[-1] + steps.step, product.fields, added_up)
 
     def give(self, i: int, x: Tensor) -> None:
         """Let the i-th tensor be another of the same layout."""

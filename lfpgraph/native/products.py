@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["PRODUCT", "Product", "has_one_thread", "is_small", "weights_signals"]
+__all__ = ["PRODUCT", "Product", "Weights", "has_one_thread", "is_small"]
 
 _LARGE = 1 << 22  # multiplications from which on a product is worth several threads, which only the libraries have
-_AT_ONCE = 192  # rows of signals whose products with states are added up at a time
+_AT_ONCE = 96  # rows of signals whose products with states are added up at a time
 
 # out = left @ weights + added. A tile is a few rows by one panel, whose sums stay in registers.
-PRODUCT = f"#define AT_ONCE {_AT_ONCE}" + """
+PRODUCT = """
 #if defined(__AVX512F__)
 #define BYTES 64
 #define TILE 8
@@ -81,51 +82,53 @@ static void multiply(const Product *p, int64_t rows, int64_t t) {
   }
 }
 
-// out[i, j] = the sum of left[r, i] * right[r, j], and sums[i] that of left[r, i], over the rows r of all steps, a few hundred
-// of them at a time. Those are laid out in `panels`, which stay in the cache, and a few columns of left behind them. Right's rows
-// come from `first`, then from `right`.
-void weigh(const Place *at, int64_t steps, int64_t rows, int64_t height, int64_t columns, T *panels) {
-  Place left = at[0], first = at[1], right = at[2], out = at[3];
-  T *sums = at[4].start;
-  int64_t most = rows && rows < AT_ONCE ? AT_ONCE / rows : 1;
-  for (int64_t t = 0; t < steps; t += most) {
-    int64_t end = t + most < steps ? t + most : steps, depth = (end - t) * rows;
-    T *to = panels;
-    for (int64_t j = 0; j < columns; j += 2 * LANES) {
-      int64_t width = columns - j < 2 * LANES ? columns - j : 2 * LANES;
-      for (int64_t u = t; u < end; u++) {
-        const T *from = (u ? right.start + (u - 1) * right.step : first.start) + j;
-        for (int64_t r = 0; r < rows; r++, to += 2 * LANES, from += u ? right.row : first.row) {
-          if (width == 2 * LANES) memcpy(to, from, 2 * BYTES);
-          else memcpy(to, from, width * sizeof(T));
-        }
-      }
-    }
-    for (int64_t i = 0; i < height; i += TILE) {
-      int64_t tall = height - i < TILE ? height - i : TILE;
-      T *laid = to;
-      for (int64_t u = t; u < end; u++) {
-        const T *from = left.start + u * left.step + i;
-        for (int64_t r = 0; r < rows; r++, laid += TILE, from += left.row) {
-          if (tall == TILE) memcpy(laid, from, TILE * sizeof(T));
-          else memcpy(laid, from, tall * sizeof(T));
-        }
-      }
-      T sum[TILE] = {0};
-      for (T *x = to; x < laid; x += TILE)
-        for (int k = 0; k < TILE; k++) sum[k] += x[k];
-      for (int64_t k = 0; k < tall; k++) sums[i + k] = t ? sums[i + k] + sum[k] : sum[k];
-      for (int64_t j = 0; j < columns; j += 2 * LANES) {
-        int64_t width = columns - j < 2 * LANES ? columns - j : 2 * LANES;
-        T *to_out = out.start + i * out.row + j;
-        #define AT(n, i) TILE_OF(n, width, to + i, 1, TILE, panels + j * depth, depth, to_out + i * out.row, out.row, \\
-                                 t ? to_out + i * out.row : 0, out.row)
-        if (tall == TILE) { AT(TILE, 0); }
-        else for (int64_t k = 0; k < tall; k++) { AT(1, k); }
-        #undef AT
+// out[i, j] = the sum of left[r, i] * right[r, j], and sums[i] that of left[r, i], over the rows r of all steps: added up for a
+// few hundred rows at a time, from step t to where it has come to, while the loop's results are still in the cache. The rows are
+// laid out in `panels`, and a few columns of left behind them. Right's row of a step is that of the step before, or of `first`.
+typedef struct {
+  Place left, first, right, out, sums;
+  T *panels;
+  int64_t height, columns, steps_at_once, end, begun;
+} Weights;
+
+static void weigh(Weights *w, int64_t rows, int64_t t) {
+  int64_t depth = (w->end - t) * rows, height = w->height, columns = w->columns;
+  T *to = w->panels;
+  for (int64_t j = 0; j < columns; j += 2 * LANES) {
+    int64_t width = columns - j < 2 * LANES ? columns - j : 2 * LANES;
+    for (int64_t u = t; u < w->end; u++) {
+      const Place *of = u ? &w->right : &w->first;
+      const T *from = of->start + (u ? (u - 1) * of->step : 0) + j;
+      for (int64_t r = 0; r < rows; r++, to += 2 * LANES, from += of->row) {
+        if (width == 2 * LANES) memcpy(to, from, 2 * BYTES);
+        else memcpy(to, from, width * sizeof(T));
       }
     }
   }
+  for (int64_t i = 0; i < height; i += TILE) {
+    int64_t tall = height - i < TILE ? height - i : TILE;
+    T *laid = to, *sums = w->sums.start + i, sum[TILE] = {0};
+    for (int64_t u = t; u < w->end; u++) {
+      const T *from = w->left.start + u * w->left.step + i;
+      for (int64_t r = 0; r < rows; r++, laid += TILE, from += w->left.row) {
+        if (tall == TILE) memcpy(laid, from, TILE * sizeof(T));
+        else memcpy(laid, from, tall * sizeof(T));
+      }
+    }
+    for (T *x = to; x < laid; x += TILE)
+      for (int k = 0; k < TILE; k++) sum[k] += x[k];
+    for (int64_t k = 0; k < tall; k++) sums[k] = w->begun ? sums[k] + sum[k] : sum[k];
+    for (int64_t j = 0; j < columns; j += 2 * LANES) {
+      int64_t width = columns - j < 2 * LANES ? columns - j : 2 * LANES, row = w->out.row;
+      T *out = w->out.start + i * row + j;
+      #define AT(n, i) TILE_OF(n, width, to + i, 1, TILE, w->panels + j * depth, depth, out + i * row, row, \\
+                               w->begun ? out + i * row : 0, row)
+      if (tall == TILE) { AT(TILE, 0); }
+      else for (int64_t k = 0; k < tall; k++) { AT(1, k); }
+      #undef AT
+    }
+  }
+  w->end = t, w->begun = 1;
 }
 """
 
@@ -140,22 +143,32 @@ def has_one_thread() -> bool:
     return torch.get_num_threads() == 1
 
 
-def weights_signals(loop: Any, s: Tensor, first: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """What signals [steps, rows, n] make at the weights [n, k] of products with the states before each step, and at their bias [n].
+class Weights:
+    """What a `Loop` adds up as it goes: what signals make at the weights of products with the states before, and at their bias.
 
     Args:
-        loop: a `Loop`, whose library does it.
-        first, states: the states before the first step [rows, k], and after each [steps, rows, k].
+        loop: one of the loops that go through the steps, from the last to the first.
+        w: the weights, [n, width].
+        rows, steps: of each step, and how many there are.
+        states: the places of the states before the first step, and of those after each.
+
+    Attributes:
+        steps_at_once: a loop must end at a multiple of it.
     """
-    steps, rows, n = s.shape
-    out = s.new_empty(n, first.shape[1])
-    held = s.new_zeros(max(rows, _AT_ONCE) * (out.shape[1] + 2 * loop.panel))  # as much as `weigh` lays out at a time
-    sums = s.new_empty(n)
-    strides = s.stride()[:2], (0, first.stride(0)), states.stride()[:2], (0, out.stride(0)), (0, 0)
-    places = [(x.data_ptr(), *by) for x, by in zip((s, first, states, out, sums), strides)]
-    table = (ctypes.c_int64 * 15)(*itertools.chain.from_iterable(places))
-    loop.weigh(table, steps, rows, *out.shape, held.data_ptr())
-    return out, sums
+
+    def __init__(self, loop: Any, w: Tensor, rows: int, steps: int, states: Sequence[tuple[int, int, int]]) -> None:
+        n, width = w.shape
+        self.of_weights, self.of_bias = w.new_empty(n, width), w.new_empty(n)
+        self.steps_at_once = max(1, _AT_ONCE // rows)
+        self._laid = w.new_zeros(self.steps_at_once * rows * (width + 2 * loop.panel))
+        outs = (self.of_weights.data_ptr(), 0, width), (self.of_bias.data_ptr(), 0, 0)
+        places = itertools.chain.from_iterable(((0, 0, 0), *states, *outs))
+        numbers = self._laid.data_ptr(), n, width, self.steps_at_once, steps, 0
+        self.fields = (ctypes.c_int64 * 21)(*places, *numbers)
+
+    def move(self, signals: tuple[int, int, int]) -> None:
+        """Let the signals of the steps that come next lie there."""
+        self.fields[:3] = signals
 
 
 class Product:
