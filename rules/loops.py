@@ -19,18 +19,21 @@ from .recurrent import gradient_slopes, run_steps, walk
 from .recurrent_loops import is_worth_a_loop, loop_of_cell, on_device_of, run_in_loop
 from .views import vjp
 
-__all__ = ["LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
+__all__ = ["ADDED", "LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
 
 _library = torch.library.Library("lfpgraph_steps", "DEF")
 _library.define("lstm(Tensor x, Tensor h, Tensor c, Tensor w, Tensor? b) -> (Tensor, Tensor, Tensor)")
 _library.define("recurrent(Tensor x, Tensor h, Tensor w, Tensor? b, str cell) -> (Tensor, Tensor)")
+_library.define("added(Tensor x, Tensor[] state, Tensor w, Tensor? b, str cell) -> Tensor[]")
 _local = threading.local()
 
 
-def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-    """The states after all steps, and the products with w: [steps, batch, ...] each."""
+def _run(
+    cell: str, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, adds: bool = False
+) -> tuple[Tensor, ...]:
+    """The states after all steps, and the products with w, to which x is added if it is to be: [steps, batch, ...] each."""
     made = _shapes(x, *state)
-    loop = loop_of_cell(cell, x.dtype, x.device) if is_worth_a_loop(x) else None
+    loop = loop_of_cell(cell, x.dtype, x.device, adds) if is_worth_a_loop(x) else None
     if loop is not None:
         with on_device_of(x):
             run_in_loop(loop, x, state, w, b, made)
@@ -38,6 +41,8 @@ def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor |
     for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
         for whole, value in zip(made, (*states, z)):
             whole[t] = value
+    if adds:
+        made[-1].add_(x)
     return made
 
 
@@ -49,12 +54,15 @@ _library.impl("lstm", lambda x, h, c, w, b: _run("lstm", x, (h, c), w, b), "Comp
 _library.impl("recurrent", lambda x, h, w, b, cell: _run(cell, x, (h,), w, b), "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_steps::lstm", lambda x, h, c, w, b: _shapes(x, h, c), lib=_library)
 torch.library.register_fake("lfpgraph_steps::recurrent", lambda x, h, w, b, cell: _shapes(x, h), lib=_library)
+_library.impl("added", lambda x, h, w, b, cell: list(_run(cell, x, h, w, b, True)), "CompositeExplicitAutograd")
+torch.library.register_fake("lfpgraph_steps::added", lambda x, h, w, b, cell: list(_shapes(x, *h)), lib=_library)
 _library.define(
     "backward(Tensor?[] gs, Tensor x, Tensor[] first, Tensor[] states, Tensor z, Tensor w, str cell) -> Tensor[]"
 )
 _library.impl("backward", lambda *args: _backward(*args), "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_steps::backward", lambda gs, *args: like_feedback(*args[:5]), lib=_library)
 _BACKWARD = torch.ops.lfpgraph_steps.backward.default
+ADDED = torch.ops.lfpgraph_steps.added.default  # made by `engine.recurrent.keep_sums` alone
 LSTM = torch.ops.lfpgraph_steps.lstm.default
 RECURRENT = torch.ops.lfpgraph_steps.recurrent.default
 

@@ -42,11 +42,13 @@ def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 @functools.cache
-def loop_of_cell(cell: str, dtype: torch.dtype, device: torch.device = _CPU) -> Loop | StepKernel | None:
-    """A step behind its product: (x, z, states before) -> (states after, z)."""
+def loop_of_cell(
+    cell: str, dtype: torch.dtype, device: torch.device = _CPU, adds: bool = False
+) -> Loop | StepKernel | None:
+    """A step behind its product: (x, z, states before) -> (states after, z, or z + x if it adds)."""
 
     def step(x: Any, z: Any, *before: Any) -> tuple[Any, ...]:
-        return *CELLS[cell](x, z, *before), z
+        return *CELLS[cell](x, z, *before), z + x if adds else z
 
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
     return loop_of_formula(step, [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype, device)
@@ -112,16 +114,18 @@ def walk_in_loop(
     x: Tensor,
     first: Sequence[Tensor],
     states: Sequence[Tensor],
-    z: Tensor,
+    z: Tensor | None,
     w: Tensor,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """As `walk`.
 
     Args:
+        z: None where x is the sum of both products, which is all that the loops read of them.
         loops: of x, z, the states before, what comes to the states from the next step, and from outside. They make the
             signals at x, at z, and at the states before, other than through the product. Behind the first step, and of it.
     """
-    x, z, *first = map(_in_rows, (x, z, *first))
+    x, *first = map(_in_rows, (x, *first))
+    products = [place(x)] if z is None else [place(x), place(z := _in_rows(z))]
     states = [_in_rows(s) for s in states]
     h, *others = [x.new_zeros(first[0].shape) for _ in states]
     outer = [torch.zeros_like(h) if s is None else _in_rows(s) for s in signals]
@@ -133,7 +137,7 @@ def walk_in_loop(
     if added_up is not None:
         size = -(-size // added_up.steps_at_once) * added_up.steps_at_once
     s_x, rest = torch.empty_like(x), torch.empty_like(h)
-    s_z = s_x if twice else z.new_empty((size, *z.shape[1:]))
+    s_z = s_x if twice else x.new_empty((size, *x.shape[1:]))
     rest = h if on_gpu else rest  # each entry is read before it is written
     found: list[tuple[Tensor, Tensor]] = []  # at w and b, of each block of steps
     of = Product(w, loops[0].panel, place(s_z), None, place(h)) if small else None
@@ -142,7 +146,7 @@ def walk_in_loop(
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
         signals_at = [*map(place, (h, *others, *outer))]
         running, begun = (
-            loop.on([place(x), place(z), *before, *signals_at, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
+            loop.on([*products, *before, *signals_at, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
             for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
         )
         end = min(start + size, steps)
@@ -161,7 +165,7 @@ def walk_in_loop(
                     mm_into(h, s_z[t], w, added)
                 continue
             for t in part:
-                run.give(2 + len(states), h)
+                run.give(len(products) + len(states), h)
                 run(t)
                 h = multiply(s_z[t - start])
                 h = h if added is None else h.add_(added)

@@ -40,7 +40,8 @@ void run(const Place *places, int64_t rows, int64_t width, int64_t t) {{
   }}
 }}
 
-void sweep(const Place *places, int64_t rows, int64_t width, int64_t ahead, int64_t t, int64_t end, const Product *p, Weights *w) {{
+void sweep(
+    const Place *places, int64_t rows, int64_t width, int64_t ahead, int64_t t, int64_t end, const Product *p, Weights *w) {{
   for (int64_t by = t < end ? 1 : -1; t != end; t += by) {{
     if (ahead) multiply(p, rows, t);
     run(places, rows, width, t);

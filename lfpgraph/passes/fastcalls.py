@@ -15,7 +15,7 @@ from torch._prims_common import suggest_memory_format
 
 from ..kernels import KERNELS
 from ..native import matmul
-from ..rules.loops import LSTM, RECURRENT
+from ..rules.loops import ADDED, LSTM, RECURRENT
 from .nodes import hint
 
 __all__ = ["quick_module", "quick_products"]
@@ -90,7 +90,7 @@ def _fragile() -> dict[Any, Callable[..., Any]]:
 
 _QUICK = _table() | _fragile()
 _VIEWS = {torch.ops.aten.reshape.default, torch.reshape}
-_STEPS = {LSTM, RECURRENT}
+_STEPS = {ADDED, LSTM, RECURRENT}
 _WORTH_A_CALL = 8 * matmul.LEAST  # multiplications from which on a compiled graph calls a product of our own
 _PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
