@@ -19,7 +19,17 @@ from .recurrent import gradient_slopes, run_steps, walk
 from .recurrent_loops import is_worth_a_loop, loop_of_cell, on_device_of, run_in_loop
 from .views import vjp
 
-__all__ = ["ADDED", "LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
+__all__ = [
+    "ADDED",
+    "LSTM",
+    "RECURRENT",
+    "added_over",
+    "added_to_steps",
+    "answer_instead",
+    "cell_of",
+    "like_feedback",
+    "on_a_tape",
+]
 
 _library = torch.library.Library("lfpgraph_steps", "DEF")
 _library.define("lstm(Tensor x, Tensor h, Tensor c, Tensor w, Tensor? b) -> (Tensor, Tensor, Tensor)")
@@ -28,22 +38,33 @@ _library.define("added(Tensor x, Tensor[] state, Tensor w, Tensor? b, str cell) 
 _local = threading.local()
 
 
-def _run(
-    cell: str, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, adds: bool = False
+def _run(cell: str, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+    """The states after all steps, and the products with w: [steps, batch, ...] each."""
+    return _made(cell, x, state, w, b, _shapes(x, *state), adds=False)
+
+
+def _made(
+    cell: str, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: tuple[Tensor, ...], adds: bool
 ) -> tuple[Tensor, ...]:
-    """The states after all steps, and the products with w, to which x is added if it is to be: [steps, batch, ...] each."""
-    made = _shapes(x, *state)
     loop = loop_of_cell(cell, x.dtype, x.device, adds) if is_worth_a_loop(x) else None
     if loop is not None:
         with on_device_of(x):
             run_in_loop(loop, x, state, w, b, made)
         return made
     for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
-        for whole, value in zip(made, (*states, z)):
+        for whole, value in zip(made, (*states, z + x[t] if adds else z)):
             whole[t] = value
-    if adds:
-        made[-1].add_(x)
     return made
+
+
+def _added(x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, cell: str) -> list[Tensor]:
+    return list(_made(cell, x, state, w, b, _shapes(x, *state), adds=True))
+
+
+def added_over(x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, cell: str) -> list[Tensor]:
+    """As `ADDED`, but the sums are written over x, which nobody may read behind it. Without autograd."""
+    states = _shapes(x, *state)[:-1]
+    return list(_made(cell, x, state, w, b, (*states, x if x.stride(-1) == 1 else torch.empty_like(x)), adds=True))
 
 
 def _shapes(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -54,7 +75,7 @@ _library.impl("lstm", lambda x, h, c, w, b: _run("lstm", x, (h, c), w, b), "Comp
 _library.impl("recurrent", lambda x, h, w, b, cell: _run(cell, x, (h,), w, b), "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_steps::lstm", lambda x, h, c, w, b: _shapes(x, h, c), lib=_library)
 torch.library.register_fake("lfpgraph_steps::recurrent", lambda x, h, w, b, cell: _shapes(x, h), lib=_library)
-_library.impl("added", lambda x, h, w, b, cell: list(_run(cell, x, h, w, b, True)), "CompositeExplicitAutograd")
+_library.impl("added", _added, "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_steps::added", lambda x, h, w, b, cell: list(_shapes(x, *h)), lib=_library)
 _library.define(
     "backward(Tensor?[] gs, Tensor x, Tensor[] first, Tensor[] states, Tensor z, Tensor w, str cell) -> Tensor[]"

@@ -57,25 +57,28 @@ def loop_of_cell(
 def run_in_loop(
     loop: Loop | StepKernel, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
 ) -> None:
-    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
+    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w.
+
+    A loop that adds x to the products may be given x itself for them.
+    """
     x, *state = map(_in_rows, (x, *state))
-    (*states, z), h = made, state[0]
+    states, h = made[:-1], state[0]
     if isinstance(loop, StepKernel):
         _run_on_gpu(loop, x, state, w, b, made)
         return
     small = is_small(len(h), w)
     multiply = times(w.t(), b, h)
-    product = z[0] if small else multiply(h)
+    product = x.new_empty(x.shape[1:]) if small else multiply(h)
     first, others = (
-        loop.on([place(x), place(z) if small else place(product), *before, *map(place, made)], *h.shape)
+        loop.on([place(x), place(product), *before, *map(place, made)], *h.shape)
         for before in ([place(s) for s in state], [place(s, -1) for s in states])
     )
     if small:
         b = None if b is None else b.contiguous()
         row = None if b is None else (b.data_ptr(), 0, 0)
-        of = Product(w.t(), loop.panel, place(h), row, place(z))
+        of = Product(w.t(), loop.panel, place(h), row, place(product))
         first.through(of, range(1), ahead=True)
-        of.move(place(states[0], -1), row, place(z))
+        of.move(place(states[0], -1), row, place(product))
         others.through(of, range(1, len(x)), ahead=True)
         return
     first(0)
@@ -88,18 +91,18 @@ def run_in_loop(
 def _run_on_gpu(
     kernel: StepKernel, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
 ) -> None:
-    """The same, where each product is written to its place among the products."""
-    (*states, z), w = made, w.t()
+    """The same, where all products are written to one place."""
+    states, w, product = made[:-1], w.t(), x.new_empty(x.shape[1:])
     first, others = (
-        kernel.on([place(x), place(z), *before, *map(place, made)], *state[0].shape)
+        kernel.on([place(x), place(product), *before, *map(place, made)], *state[0].shape)
         for before in ([place(s) for s in state], [place(s, -1) for s in states])
     )
     run = first
-    for t, (h, out) in enumerate(zip((state[0], *states[0].unbind(0)), z.unbind(0))):
+    for t, h in enumerate((state[0], *states[0][:-1].unbind(0))):
         if b is None:
-            torch.mm(h, w, out=out)
+            torch.mm(h, w, out=product)
         else:
-            torch.addmm(b, h, w, out=out)
+            torch.addmm(b, h, w, out=product)
         run(t)
         run = others
 

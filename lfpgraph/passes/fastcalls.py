@@ -15,7 +15,8 @@ from torch._prims_common import suggest_memory_format
 
 from ..kernels import KERNELS
 from ..native import matmul
-from ..rules.loops import ADDED, LSTM, RECURRENT
+from ..rules.loops import ADDED, LSTM, RECURRENT, added_over
+from .inplace import last_readers
 from .nodes import hint
 
 __all__ = ["quick_module", "quick_products"]
@@ -103,10 +104,13 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
     """
     quick = _QUICK | _PRODUCTS if walk else _QUICK
     graph = _copied(module.graph)
+    over = last_readers(graph, ADDED)
     for node in graph.nodes:
         if node.op == "call_function" and node.target in quick:
             own = node.target in _PRODUCTS and _is_of_steps(node)
             node.target = _PRODUCTS[node.target] if own else quick[node.target]
+    for node in over:
+        node.target = added_over
     return fx.GraphModule(module, graph)
 
 
