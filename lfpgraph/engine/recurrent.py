@@ -141,20 +141,22 @@ def keep_sums(graph: fx.Graph) -> None:
         graph: a joint graph, forward and feedback.
     """
     for node in graph.find_nodes(op="call_function", target=_FEEDBACK):
-        x, z, w, rule, form = node.args[1], *node.args[4:]
+        given: Any = node.args
+        x, (z, w, rule, form) = given[1], given[4:]
         steps = z.args[0]
-        alone = all(user.target is _FEEDBACK for user in z.users) and steps.args[0] is x and len(z.users) == 1
+        if steps.target not in (LSTM, RECURRENT) or steps.args[0] is not x or len(z.users) > 1:
+            continue
         with on_a_tape():
-            if not alone or None in map(of_sum, _known[rule].make(backward_graph, form, w.meta["val"])):
+            if None in map(of_sum, _known[rule].make(backward_graph, form, w.meta["val"])):
                 continue
-        cell, (_, *rest) = cell_of(steps.target, steps.args), steps.args
-        states, (w, b) = (rest[:2], rest[2:4]) if cell == "lstm" else (rest[:1], rest[1:3])
+        h, *rest = steps.args[1:]
+        states, (w, b) = ([h, rest.pop(0)] if steps.target is LSTM else [h]), rest[:2]
         with graph.inserting_before(steps):
-            added = graph.call_function(ADDED, (x, list(states), w, b, cell))
+            added = graph.call_function(ADDED, (x, states, w, b, cell_of(steps.target, steps.args)))
         added.meta = steps.meta
         steps.replace_all_uses_with(added)
         graph.erase_node(steps)
-        node.args = node.args[0], z, *node.args[2:4], None, *node.args[5:]
+        node.args = given[0], z, *given[2:4], None, *given[5:]
 
 
 def _on_steps(program: Callable[..., Any], *given: Tensor) -> Slopes:

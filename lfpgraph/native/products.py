@@ -168,7 +168,7 @@ class Weights:
 
     def move(self, signals: tuple[int, int, int]) -> None:
         """Let the signals of the steps that come next lie there."""
-        self.fields[:3] = signals
+        self.fields[0], self.fields[1], self.fields[2] = signals
 
 
 class Product:
