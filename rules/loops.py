@@ -19,26 +19,52 @@ from .recurrent import gradient_slopes, run_steps, walk
 from .recurrent_loops import is_worth_a_loop, loop_of_cell, on_device_of, run_in_loop
 from .views import vjp
 
-__all__ = ["LSTM", "RECURRENT", "added_to_steps", "answer_instead", "cell_of", "like_feedback", "on_a_tape"]
+__all__ = [
+    "ADDED",
+    "LSTM",
+    "RECURRENT",
+    "added_over",
+    "added_to_steps",
+    "answer_instead",
+    "cell_of",
+    "like_feedback",
+    "on_a_tape",
+]
 
 _library = torch.library.Library("lfpgraph_steps", "DEF")
 _library.define("lstm(Tensor x, Tensor h, Tensor c, Tensor w, Tensor? b) -> (Tensor, Tensor, Tensor)")
 _library.define("recurrent(Tensor x, Tensor h, Tensor w, Tensor? b, str cell) -> (Tensor, Tensor)")
+_library.define("added(Tensor x, Tensor[] state, Tensor w, Tensor? b, str cell) -> Tensor[]")
 _local = threading.local()
 
 
-def _run(cell: str, x: Tensor, state: tuple[Tensor, ...], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+def _run(cell: str, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
     """The states after all steps, and the products with w: [steps, batch, ...] each."""
-    made = _shapes(x, *state)
-    loop = loop_of_cell(cell, x.dtype, x.device) if is_worth_a_loop(x) else None
+    return _made(cell, x, state, w, b, _shapes(x, *state), adds=False)
+
+
+def _made(
+    cell: str, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: tuple[Tensor, ...], adds: bool
+) -> tuple[Tensor, ...]:
+    loop = loop_of_cell(cell, x.dtype, x.device, adds) if is_worth_a_loop(x) else None
     if loop is not None:
         with on_device_of(x):
             run_in_loop(loop, x, state, w, b, made)
         return made
     for t, (states, z) in enumerate(run_steps(cell, x, state, w, b)):
-        for whole, value in zip(made, (*states, z)):
+        for whole, value in zip(made, (*states, z + x[t] if adds else z)):
             whole[t] = value
     return made
+
+
+def _added(x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, cell: str) -> list[Tensor]:
+    return list(_made(cell, x, state, w, b, _shapes(x, *state), adds=True))
+
+
+def added_over(x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, cell: str) -> list[Tensor]:
+    """As `ADDED`, but the sums are written over x, which nobody may read behind it. Without autograd."""
+    states = _shapes(x, *state)[:-1]
+    return list(_made(cell, x, state, w, b, (*states, x if x.stride(-1) == 1 else torch.empty_like(x)), adds=True))
 
 
 def _shapes(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -49,12 +75,15 @@ _library.impl("lstm", lambda x, h, c, w, b: _run("lstm", x, (h, c), w, b), "Comp
 _library.impl("recurrent", lambda x, h, w, b, cell: _run(cell, x, (h,), w, b), "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_steps::lstm", lambda x, h, c, w, b: _shapes(x, h, c), lib=_library)
 torch.library.register_fake("lfpgraph_steps::recurrent", lambda x, h, w, b, cell: _shapes(x, h), lib=_library)
+_library.impl("added", _added, "CompositeExplicitAutograd")
+torch.library.register_fake("lfpgraph_steps::added", lambda x, h, w, b, cell: list(_shapes(x, *h)), lib=_library)
 _library.define(
     "backward(Tensor?[] gs, Tensor x, Tensor[] first, Tensor[] states, Tensor z, Tensor w, str cell) -> Tensor[]"
 )
 _library.impl("backward", lambda *args: _backward(*args), "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_steps::backward", lambda gs, *args: like_feedback(*args[:5]), lib=_library)
 _BACKWARD = torch.ops.lfpgraph_steps.backward.default
+ADDED = torch.ops.lfpgraph_steps.added.default  # made by `engine.recurrent.keep_sums` alone
 LSTM = torch.ops.lfpgraph_steps.lstm.default
 RECURRENT = torch.ops.lfpgraph_steps.recurrent.default
 

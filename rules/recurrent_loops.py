@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfpgraph.native.loops import Loop, Running, loop_of_formula, place
 from lfpgraph.native.matmul import mm_into, times
-from lfpgraph.native.products import Product, is_small
+from lfpgraph.native.products import Product, Weights, has_one_thread, is_small
 from lfpgraph.native.steps import StepKernel
 
 from .recurrent import CELLS
@@ -42,11 +42,13 @@ def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 @functools.cache
-def loop_of_cell(cell: str, dtype: torch.dtype, device: torch.device = _CPU) -> Loop | StepKernel | None:
-    """A step behind its product: (x, z, states before) -> (states after, z)."""
+def loop_of_cell(
+    cell: str, dtype: torch.dtype, device: torch.device = _CPU, adds: bool = False
+) -> Loop | StepKernel | None:
+    """A step behind its product: (x, z, states before) -> (states after, z, or z + x if it adds)."""
 
     def step(x: Any, z: Any, *before: Any) -> tuple[Any, ...]:
-        return *CELLS[cell](x, z, *before), z
+        return *CELLS[cell](x, z, *before), z + x if adds else z
 
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
     return loop_of_formula(step, [gates, gates, *[1] * (2 if cell == "lstm" else 1)], dtype, device)
@@ -55,25 +57,28 @@ def loop_of_cell(cell: str, dtype: torch.dtype, device: torch.device = _CPU) -> 
 def run_in_loop(
     loop: Loop | StepKernel, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
 ) -> None:
-    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w."""
+    """As `run_steps`, but what comes of it is put in `made`: the states after all steps, and the products with w.
+
+    A loop that adds x to the products may be given x itself for them.
+    """
     x, *state = map(_in_rows, (x, *state))
-    (*states, z), h = made, state[0]
+    states, h = made[:-1], state[0]
     if isinstance(loop, StepKernel):
         _run_on_gpu(loop, x, state, w, b, made)
         return
     small = is_small(len(h), w)
     multiply = times(w.t(), b, h)
-    product = z[0] if small else multiply(h)
+    product = x.new_empty(x.shape[1:]) if small else multiply(h)
     first, others = (
-        loop.on([place(x), place(z) if small else place(product), *before, *map(place, made)], *h.shape)
+        loop.on([place(x), place(product), *before, *map(place, made)], *h.shape)
         for before in ([place(s) for s in state], [place(s, -1) for s in states])
     )
     if small:
         b = None if b is None else b.contiguous()
         row = None if b is None else (b.data_ptr(), 0, 0)
-        of = Product(w.t(), loop.panel, place(h), row, place(z))
+        of = Product(w.t(), loop.panel, place(h), row, place(product))
         first.through(of, range(1), ahead=True)
-        of.move(place(states[0], -1), row, place(z))
+        of.move(place(states[0], -1), row, place(product))
         others.through(of, range(1, len(x)), ahead=True)
         return
     first(0)
@@ -86,18 +91,18 @@ def run_in_loop(
 def _run_on_gpu(
     kernel: StepKernel, x: Tensor, state: Sequence[Tensor], w: Tensor, b: Tensor | None, made: Sequence[Tensor]
 ) -> None:
-    """The same, where each product is written to its place among the products."""
-    (*states, z), w = made, w.t()
+    """The same, where all products are written to one place."""
+    states, w, product = made[:-1], w.t(), x.new_empty(x.shape[1:])
     first, others = (
-        kernel.on([place(x), place(z), *before, *map(place, made)], *state[0].shape)
+        kernel.on([place(x), place(product), *before, *map(place, made)], *state[0].shape)
         for before in ([place(s) for s in state], [place(s, -1) for s in states])
     )
     run = first
-    for t, (h, out) in enumerate(zip((state[0], *states[0].unbind(0)), z.unbind(0))):
+    for t, h in enumerate((state[0], *states[0][:-1].unbind(0))):
         if b is None:
-            torch.mm(h, w, out=out)
+            torch.mm(h, w, out=product)
         else:
-            torch.addmm(b, h, w, out=out)
+            torch.addmm(b, h, w, out=product)
         run(t)
         run = others
 
@@ -112,57 +117,76 @@ def walk_in_loop(
     x: Tensor,
     first: Sequence[Tensor],
     states: Sequence[Tensor],
-    z: Tensor,
+    z: Tensor | None,
     w: Tensor,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """As `walk`.
 
     Args:
+        z: None where x is the sum of both products, which is all that the loops read of them.
         loops: of x, z, the states before, what comes to the states from the next step, and from outside. They make the
             signals at x, at z, and at the states before, other than through the product. Behind the first step, and of it.
     """
-    x, z, *first = map(_in_rows, (x, z, *first))
+    x, *first = map(_in_rows, (x, *first))
+    products = [place(x)] if z is None else [place(x), place(z := _in_rows(z))]
     states = [_in_rows(s) for s in states]
     h, *others = [x.new_zeros(first[0].shape) for _ in states]
     outer = [torch.zeros_like(h) if s is None else _in_rows(s) for s in signals]
     on_gpu = isinstance(loops[0], StepKernel)
     steps, twice = len(x), all(loop.twice for loop in loops)  # what comes to x comes to z as well
+    small, places = not on_gpu and is_small(len(h), w), (place(first[0]), place(states[0]))
+    added_up = Weights(loops[0], w, len(h), steps, places) if small and has_one_thread() else None
     size = steps if on_gpu or twice else min(steps, max(1, _BLOCK // max(1, x[0].numel())))
+    if added_up is not None:
+        size = -(-size // added_up.steps_at_once) * added_up.steps_at_once
     s_x, rest = torch.empty_like(x), torch.empty_like(h)
-    s_z = s_x if twice else z.new_empty((size, *z.shape[1:]))
+    s_z = s_x if twice else x.new_empty((size, *x.shape[1:]))
     rest = h if on_gpu else rest  # each entry is read before it is written
-    s_w, s_b = w.new_zeros(w.shape[::-1]), w.new_zeros(w.shape[0])
-    rows, multiply = s_z.unbind(0), times(w, None, s_z[0])
-    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if is_small(len(h), w) and not on_gpu else None
+    found: list[tuple[Tensor, Tensor]] = []  # at w and b, of each block of steps
+    of = Product(w, loops[0].panel, place(s_z), None, place(h)) if small else None
+    multiply = times(w, None, s_z[0])
     for start in reversed(range(0, steps, size)):
         outs = place(s_x), place(s_z, -start), place(rest), *map(place, others)
-        given = [*map(place, (h, *others, *outer))]
+        signals_at = [*map(place, (h, *others, *outer))]
         running, begun = (
-            loop.on([place(x), place(z), *before, *given, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
+            loop.on([*products, *before, *signals_at, *(out for out, has in zip(outs, loop.has) if has)], *h.shape)
             for loop, before in zip(loops, ([place(s, -1) for s in states], [place(s) for s in first]))
         )
         end = min(start + size, steps)
+        if added_up is not None:
+            added_up.move(place(s_z, -start))
         parts = range(end - 1, max(start, 1) - 1, -1), range(0, start - 1, -1)
         for run, loop, part in zip((running, begun), loops, parts):
             added = rest if loop.has[2] else None
             if of is not None and isinstance(run, Running):
                 of.move(place(s_z, -start), None if added is None else place(added), place(h))
-                run.through(of, part, ahead=False)
+                run.through(of, part, False, added_up)
                 continue
             if on_gpu:
                 for t in part:
                     run(t)
-                    mm_into(h, rows[t], w, added)
+                    mm_into(h, s_z[t], w, added)
                 continue
             for t in part:
-                run.give(2 + len(states), h)
+                run.give(len(products) + len(states), h)
                 run(t)
-                h = multiply(rows[t - start])
+                h = multiply(s_z[t - start])
                 h = h if added is None else h.add_(added)
-        first_row = 0 if start else 1
-        if not start:
-            s_w.addmm_(first[0].t(), rows[0])
-        before = states[0][start + first_row - 1 : end - 1]
-        mm_into(s_w, before.flatten(0, 1).t(), s_z[first_row : end - start].flatten(0, 1), s_w)
-        s_b += s_z[: end - start].sum((0, 1))
-    return s_x, [h, *others], s_w.t().contiguous(), s_b
+        if added_up is None:
+            before = states[0][start - 1] if start else first[0]
+            found.append(_weights(s_z[: end - start], before, states[0][start:end]))
+    if added_up is not None:
+        found = [(added_up.of_weights, added_up.of_bias)]
+    s_w, s_b = (sum(parts[1:], parts[0]) for parts in zip(*found))
+    return s_x, [h, *others], s_w, s_b
+
+
+def _weights(s_z: Tensor, first: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What the signals of some steps' products make at the weights and the bias.
+
+    Args:
+        first, states: the states before the first of the steps, and after each.
+    """
+    s_w = first.t() @ s_z[0]  # with the smaller factor as the one that is turned
+    mm_into(s_w, states[:-1].flatten(0, 1).t(), s_z[1:].flatten(0, 1), s_w)
+    return s_w.t().contiguous(), s_z.sum((0, 1))

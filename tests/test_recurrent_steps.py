@@ -129,12 +129,19 @@ def test_a_loop_in_c_equals_torchs_operations(
     usual = _feedback(model, [x, *begun], composite, "live")
     monkeypatch.setattr("lfpgraph.rules.recurrent_loops._LOOP", 1)
     monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
-    for block, large in ((1, 1 << 22), (1 << 17, 1 << 22), (3 * 2 * 3, 0)):
+    monkeypatch.setattr("lfpgraph.native.products._AT_ONCE", 4)  # of two rows at each step
+    for block, large, alone in (
+        (1, 1 << 22, False),
+        (1, 1 << 22, True),
+        (1 << 17, 1 << 22, True),
+        (3 * 2 * 3, 0, False),
+    ):
         monkeypatch.setattr("lfpgraph.rules.recurrent_loops._BLOCK", block)
+        monkeypatch.setattr("lfpgraph.rules.recurrent_loops.has_one_thread", lambda alone=alone: alone)
         monkeypatch.setattr("lfpgraph.native.products._LARGE", large)
         with caplog.at_level("INFO", "lfpgraph"):
             _assert_equal(_feedback(model, [x, *begun], composite, "live"), usual)
-    assert ran.call_count == 3 and "loop in C" not in caplog.text
+    assert ran.call_count == 4 and "loop in C" not in caplog.text
 
 
 @pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import TraceError
-from ..graph.graph import OpGraph, ancestors, is_float, shape_of
+from ..graph.graph import OpGraph, ancestors, is_float
 from ..passes.fastcalls import quick_module
+from ..passes.functional import clean
 from ..passes.fuse import fuse_pairs, join_scalings
 from ..passes.inductor import compile_program
 from ..passes.inplace import raise_counters, storages, write_in_place, write_statistics
-from ..passes.nodes import is_fresh, stays
+from ..passes.nodes import is_fresh
 from ..passes.online import split_online
 from ..passes.partition import split
 from ..passes.products import compute_once, join_products
@@ -30,12 +31,10 @@ from .joint import joint_of_patterns
 from .patterns import repeats
 from .plan import Plan
 from .propagate import run_backward, run_forward
+from .recurrent import keep_sums
 from .static import functional_graph, no_autocast, on_fakes
 
-__all__ = ["Program", "clean", "make_program"]
-
-aten = torch.ops.aten
-_IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+__all__ = ["Program", "make_program"]
 
 
 @dataclass
@@ -152,6 +151,8 @@ def make_program(
     signal_outputs = [i for i in range(first, len(outputs)) if _takes_signal(plan, outputs[i])]
     wanted = [i for i, node in enumerate(nodes) if node in plan.wanted]
     joint = _joint_graph(plan, values, [outputs[i] for i in signal_outputs], rewards, written_out)
+    if written_out is None:
+        keep_sums(joint.graph)
     writes = (
         writes and not compile and written_out is None and plan.graph.tracer == "export" and not plan.composite.online
     )
@@ -257,18 +258,6 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
     return isinstance(node, fx.Node) and is_float(node.meta.get("val")) and node in plan.wanted
 
 
-def clean(traced: fx.GraphModule) -> None:
-    """Remove detach and alias, which mean nothing without autograd, and all that is not used; turn views into reshapes."""
-    for node in list(traced.graph.nodes):
-        if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
-        _shorten(node)
-    traced.graph.eliminate_dead_code(is_impure_node=stays)
-
-
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
     """Move the scaling of each parameter's signal right behind the signal, so that nothing it is made of waits for the end."""
     for result in graph.output_node().args[0][n_outputs:]:  # type: ignore[union-attr,index]
@@ -276,19 +265,3 @@ def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
             signal, w = result.args
             if signal.op != "placeholder" and w.op == "placeholder":  # type: ignore[union-attr]
                 signal.append(result)  # type: ignore[union-attr]
-
-
-def _shorten(node: fx.Node) -> None:
-    """Skip what a transpose of a transpose, a reshape of a reshape, or a reshape to the same shape need not do."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or node.op != "call_function":
-        return
-    if node.target is aten.reshape.default and shape_of(node) == shape_of(source):
-        node.replace_all_uses_with(source)
-        return
-    if node.target is not source.target:
-        return
-    if node.target is aten.t.default:
-        node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
-    elif node.target is aten.reshape.default:
-        node.args = (source.args[0], *node.args[1:])

@@ -17,15 +17,16 @@ from torch.utils._pytree import tree_map
 from ..composites.composite import Composite
 from ..graph.graph import module_path
 from ..numerics import epsilon_factor
+from ..passes.gates import of_sum
 from ..passes.written_out import run_written_out, walk_written_out
 from ..registry import GENERAL, Call, find_rule, rule
-from ..rules.loops import LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
+from ..rules.loops import ADDED, LSTM, RECURRENT, answer_instead, cell_of, like_feedback, on_a_tape
 from ..rules.recurrent import Slopes, gradient_slopes, walk
 from ..rules.recurrent_loops import is_worth_a_loop, on_device_of, walk_in_loop
 from ..rules.views import vjp
-from .slopes import Step, backward_loop, slopes_graph, slopes_program
+from .slopes import Step, backward_graph, backward_loop, slopes_graph, slopes_program
 
-__all__ = ["WRITTEN_OUT", "takes_steps_as_one"]
+__all__ = ["WRITTEN_OUT", "keep_sums", "takes_steps_as_one"]
 
 aten = torch.ops.aten
 _PARTS = (
@@ -38,7 +39,7 @@ _known: weakref.WeakValueDictionary[int, LoopRule] = weakref.WeakValueDictionary
 
 _library = torch.library.Library("lfpgraph_loops", "DEF")
 _library.define(
-    "feedback(Tensor?[] signals, Tensor x, Tensor[] first, Tensor[] states, Tensor z, Tensor w, int rule, float? form)"
+    "feedback(Tensor?[] signals, Tensor x, Tensor[] first, Tensor[] states, Tensor? z, Tensor w, int rule, float? form)"
     " -> Tensor[]"
 )
 
@@ -123,6 +124,41 @@ def _once(how: Callable[..., Any], step: Step, composite: Composite, form: float
     return made
 
 
+def _loop(step: Step, composite: Composite, form: float | None) -> Any:
+    return backward_loop(step, _once(backward_graph, step, composite, form))
+
+
+def _loop_of_sum(step: Step, composite: Composite, form: float | None) -> Any:
+    graph = of_sum(_once(backward_graph, step, composite, form))
+    assert graph is not None, "keep_sums has looked"
+    return backward_loop(step, graph)
+
+
+def keep_sums(graph: fx.Graph) -> None:
+    """Let steps whose walk back reads nothing of their two products but their sum keep that alone: half as much.
+
+    Args:
+        graph: a joint graph, forward and feedback.
+    """
+    for node in graph.find_nodes(op="call_function", target=_FEEDBACK):
+        given: Any = node.args
+        x, (z, w, rule, form) = given[1], given[4:]
+        steps = z.args[0]
+        if steps.target not in (LSTM, RECURRENT) or steps.args[0] is not x or len(z.users) > 1:
+            continue
+        with on_a_tape():
+            if None in map(of_sum, _known[rule].make(backward_graph, form, w.meta["val"])):
+                continue
+        h, *rest = steps.args[1:]
+        states, (w, b) = ([h, rest.pop(0)] if steps.target is LSTM else [h]), rest[:2]
+        with graph.inserting_before(steps):
+            added = graph.call_function(ADDED, (x, states, w, b, cell_of(steps.target, steps.args)))
+        added.meta = steps.meta
+        steps.replace_all_uses_with(added)
+        graph.erase_node(steps)
+        node.args = given[0], z, *given[2:4], None, *given[5:]
+
+
 def _on_steps(program: Callable[..., Any], *given: Tensor) -> Slopes:
     """A program of rows, run on steps."""
     shape = given[0].shape[:2]
@@ -131,20 +167,24 @@ def _on_steps(program: Callable[..., Any], *given: Tensor) -> Slopes:
 
 
 def _feedback(
-    signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor, w: Tensor,
+    signals: Sequence[Tensor | None], x: Tensor, first: list[Tensor], states: list[Tensor], z: Tensor | None, w: Tensor,
     rule: int, form: float | None,
 ) -> list[Tensor]:  # fmt: skip
-    given = signals, x, first, states, z, w
     with on_a_tape():
-        loops = _known[rule].make(backward_loop, form, w) if is_worth_a_loop(x) else []
+        loops = _known[rule].make(_loop if z is not None else _loop_of_sum, form, w) if is_worth_a_loop(x) else []
         has_loops = loops != [] and None not in loops
         programs = [] if has_loops else _known[rule].make(slopes_program, form, w)
     slopes = [partial(_on_steps, program) for program in programs]
+    given = signals, x, first, states
     with on_device_of(x):
-        s_x, ends, s_w, s_b = walk_in_loop(loops, *given) if has_loops else walk(slopes, *given)
+        if has_loops:
+            s_x, ends, s_w, s_b = walk_in_loop(loops, *given, z, w)
+        else:
+            s_x, ends, s_w, s_b = walk(slopes, *given, x.new_zeros(()).expand_as(x) if z is None else z, w)
     return [s_x, *ends, s_w, s_b]
 
 
+_FEEDBACK = torch.ops.lfpgraph_loops.feedback.default
 _library.impl("feedback", _feedback, "CompositeExplicitAutograd")
 torch.library.register_fake("lfpgraph_loops::feedback", lambda signals, *args: like_feedback(*args[:5]), lib=_library)
 
@@ -165,7 +205,7 @@ def _gradient(gs: Sequence[Tensor | None], *given: Any) -> list[Tensor]:
 WRITTEN_OUT: dict[Any, Callable[..., Any]] = {  # operation -> the same in operations of ATen, none of them in place
     LSTM: lambda x, h, c, w, b: run_written_out("lstm", x, (h, c), w, b),
     RECURRENT: lambda x, h, w, b, cell: run_written_out(cell, x, (h,), w, b),
-    torch.ops.lfpgraph_loops.feedback.default: lambda s, x, first, states, z, w, rule, form: walk_written_out(
+    _FEEDBACK: lambda s, x, first, states, z, w, rule, form: walk_written_out(
         _slopes_of(rule, form, w), s, x, first, states, z, w
     ),
     torch.ops.lfpgraph_steps.backward.default: _gradient,

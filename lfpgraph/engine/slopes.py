@@ -27,6 +27,7 @@ from ..native.loops import Loop, loop_of_graph
 from ..native.steps import StepKernel
 from ..numerics import epsilon_factor, stabilize
 from ..passes.fastcalls import quick_module
+from ..passes.functional import clean
 from ..passes.fuse import fuse_pairs
 from ..passes.gates import by_gate, leave_ones_out
 from ..passes.inplace import write_in_place
@@ -34,12 +35,11 @@ from ..registry import Rule
 from ..rules.recurrent import CELLS
 from .call import Call
 from .plan import make_plan
-from .program import clean
 from .propagate import run_backward
 from .static import NotedGraph, functional_graph, no_autocast
 from .units import Unit
 
-__all__ = ["Step", "backward_loop", "slopes_graph", "slopes_program", "step_graph"]
+__all__ = ["Step", "backward_graph", "backward_loop", "slopes_graph", "slopes_program", "step_graph"]
 
 aten = torch.ops.aten
 
@@ -126,8 +126,8 @@ def slopes_program(step: Step, composite: Composite, form: float | None) -> Call
         return quick_module(program)
 
 
-def backward_loop(step: Step, composite: Composite, form: float | None) -> Loop | StepKernel | None:
-    """A step backward as `rules.recurrent_loops.walk_in_loop` takes it."""
+def backward_graph(step: Step, composite: Composite, form: float | None) -> fx.Graph:
+    """A step backward as `rules.recurrent_loops.walk_in_loop` takes it, for `backward_loop`."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
         planned, record = _PlannedStep(step, composite, form), NotedGraph(DECOMPOSITIONS)
         n, x = len(step.kinds), torch.ones(3, planned.inputs[0].meta["val"].shape[1], dtype=step.dtype)
@@ -139,7 +139,12 @@ def backward_loop(step: Step, composite: Composite, form: float | None) -> Loop 
     record.graph.output([None if s is None else record.of(s) for s in found])
     program = fx.GraphModule(nn.Module(), record.graph)
     clean(program)
-    return loop_of_graph(program.graph, step.width, step.dtype, step.device)
+    return program.graph
+
+
+def backward_loop(step: Step, graph: fx.Graph) -> Loop | StepKernel | None:
+    """A `backward_graph` compiled."""
+    return loop_of_graph(graph, step.width, step.dtype, step.device)
 
 
 class _PlannedStep:

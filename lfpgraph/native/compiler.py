@@ -22,7 +22,8 @@ log = logging.getLogger("lfpgraph")
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
 
 # exp(x) - 1 = 2**n - 1 + 2**n * p, with p = exp(r) - 1 by its series and r at most half of log(2): right to the last digits
-# near zero as well, where tanh(x) / x is asked for. The lowest bits of `shifted` are n.
+# near zero as well, where tanh(x) / x is asked for. The lowest bits of `shifted` are n. All functions of one x are made of one
+# exp, `decay`, which the compiler works out once.
 _HEAD = """
 #include <stdint.h>
 #include <string.h>
@@ -37,20 +38,26 @@ static inline T parts(T x, T *scale) {{
   memcpy(scale, &bits, sizeof bits);
   return {series};
 }}
-static inline T bounded(T x, T most) {{
-  x = x > most ? most : x;
-  return x < -most ? -most : x;
-}}
+static inline T bounded(T x, T most) {{ return x > most ? most : x; }}
 static inline T with_sign_of(T x, T other) {{
   return sizeof(T) == 4 ? __builtin_copysignf(x, other) : __builtin_copysign(x, other);
 }}
+static inline T size_of(T x) {{ return x < 0 ? -x : x; }}
+static inline T decay(T x) {{
+  T scale, p = parts(-bounded(size_of(x), (T){most}), &scale);
+  return scale + scale * p;
+}}
 static inline T sigmoid(T x) {{
-  T scale, p = parts(bounded(-x, (T){most}), &scale);
-  return 1 / (1 + (scale + scale * p));
+  T e = decay(x);
+  return (x < 0 ? e : 1) / (1 + e);
+}}
+static inline T apart(T x, T k, T a, T b) {{
+  T e = decay(x);
+  return k * e / ((1 + a * e) * (1 + b * e));
 }}
 static inline T hyperbolic(T x) {{
-  T scale, p = parts(bounded(2 * x, (T)40), &scale), e = (scale - 1) + scale * p;
-  return e / (e + 2);
+  T scale, p = parts(-bounded(size_of(2 * x), (T){most}), &scale), e = (scale - 1) + scale * p;
+  return with_sign_of(e / (e + 2), x);
 }}
 """
 # A type's name, bits, digits and largest argument of exp, and how many terms of its series there are.

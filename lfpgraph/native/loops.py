@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx
 
 from .compiler import DTYPES, library
-from .operations import BY_ENTRY, BY_ROW, KNOWN, UnknownOperation, Value, literal
-from .products import PRODUCT, Product
+from .operations import BY_ENTRY, BY_ROW, KNOWN, Origin, UnknownOperation, Value, apart, literal
+from .products import PRODUCT, Product, Weights
 from .steps import StepKernel, kernel_of, source_of
 
 __all__ = ["Loop", "Running", "loop_of_formula", "loop_of_graph", "place"]
@@ -40,11 +40,13 @@ void run(const Place *places, int64_t rows, int64_t width, int64_t t) {{
   }}
 }}
 
-void sweep(const Place *places, int64_t rows, int64_t width, const Product *p, int64_t ahead, int64_t t, int64_t end) {{
+void sweep(
+    const Place *places, int64_t rows, int64_t width, int64_t ahead, int64_t t, int64_t end, const Product *p, Weights *w) {{
   for (int64_t by = t < end ? 1 : -1; t != end; t += by) {{
     if (ahead) multiply(p, rows, t);
     run(places, rows, width, t);
     if (!ahead) multiply(p, rows, t);
+    if (w && t % w->steps_at_once == 0) weigh(w, rows, t);
   }}
 }}
 """
@@ -62,7 +64,7 @@ class Loop:
     def __init__(self, compiled: Any, has: list[bool], twice: bool) -> None:
         self._run, self._sweep, self.has, self.twice = compiled.run, compiled.sweep, has, twice
         self._run.argtypes, self._run.restype = (ctypes.c_void_p, *[ctypes.c_int64] * 3), None
-        self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+        self._sweep.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 2, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 2)
         self._sweep.restype, compiled.panel.restype = None, ctypes.c_int64
         self.panel: int = compiled.panel()
 
@@ -82,10 +84,11 @@ class Running:
     def __call__(self, step: int) -> None:
         self._run(step)
 
-    def through(self, product: Product, steps: range, ahead: bool) -> None:
+    def through(self, product: Product, steps: range, ahead: bool, weights: Weights | None = None) -> None:
         """Do these steps, one after the other, each with the product of its own, ahead of it or behind it."""
         if steps:
-            self._sweep(product.fields, ahead, steps[0], steps[-1] + steps.step)
+            added_up = None if weights is None else weights.fields
+            self._sweep(ahead, steps[0], steps[-1] + steps.step, product.fields, added_up)
 
     def give(self, i: int, x: Tensor) -> None:
         """Let the i-th tensor be another of the same layout."""
@@ -158,6 +161,7 @@ class _Writer:
         self.width, self.tensors = width, 0
         self.lines: list[str] = []
         self.known: dict[str, str] = {}
+        self.origins: dict[str, Origin] = {}  # of what has a name
 
     def input(self, n: int) -> _Values:
         """The names of a tensor's numbers."""
@@ -186,9 +190,13 @@ class _Writer:
         n = max(map(len, operands))
         if any(len(x) not in (1, n) for x in operands):
             raise UnknownOperation(f"{op} on rows of several sizes")
-        return [
-            self.name(BY_ENTRY[op](*entry, **kwargs)) for entry in zip(*(x * n if len(x) == 1 else x for x in operands))
-        ]
+        found = []
+        for entry in zip(*(x * n if len(x) == 1 else x for x in operands)):
+            secant = apart(self.origins, *entry) if op is aten.sub.Tensor and not kwargs else None
+            found.append(self.name(secant or BY_ENTRY[op](*entry, **kwargs)))
+            if isinstance(found[-1], str) and not kwargs:
+                self.origins.setdefault(found[-1], (op, entry))
+        return found
 
     def follow(self, graph: fx.Graph) -> list[_Values | None]:
         """What a graph returns."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["BY_ENTRY", "BY_ROW", "KNOWN", "UnknownOperation", "Value", "literal"]
+__all__ = ["BY_ENTRY", "BY_ROW", "KNOWN", "UnknownOperation", "Origin", "Value", "apart", "literal"]
 
 aten = torch.ops.aten
 Value = str | float
@@ -88,6 +88,36 @@ KNOWN: dict[Any, Callable[..., float]] = {
     aten.zeros.default: lambda *_: 0,
     aten.zeros_like.default: lambda *_: 0,
 }
+
+
+Origin = tuple[Any, tuple[Value, ...]]  # an operation, and what it was given
+# f(x) = scale * sigmoid(scale * x), but for a constant: functions whose values at two places differ by a formula with one exp.
+_SCALES = {aten.sigmoid.default: 1.0, aten.tanh.default: 2.0}
+_FAR = 8.0  # how far from x such places may be
+
+
+def apart(origins: dict[str, Origin], a: Value, b: Value) -> str | None:
+    """f(x + c) - f(x - c), of which a and b are the terms, without the loss of digits of a difference; None if it is no such one.
+
+    With e = exp(-abs(x)), sigmoid(x + c) - sigmoid(x - c) = 2 sinh(c) e / ((1 + exp(-c) e) (1 + exp(c) e)).
+    """
+    (f, at), (g, other) = (origins.get(str(value), (None, (0.0,))) for value in (a, b))
+    if f is not g or f not in _SCALES:
+        return None
+    (x, up), (y, down) = (_moved(origins, values[0]) for values in (at, other))
+    if x != y or up != -down or not 0 < abs(up) <= _FAR or not isinstance(x, str):
+        return None
+    scale = _SCALES[f]
+    numbers = scale * 2 * math.sinh(scale * up), math.exp(-scale * up), math.exp(scale * up)
+    return f"apart({literal(_product(x, scale))}, {', '.join(map(literal, numbers))})"
+
+
+def _moved(origins: dict[str, Origin], x: Value) -> tuple[Value, float]:
+    """What a value is a known number away from, and that number."""
+    op, given = origins.get(str(x), (None, ()))
+    if op in (aten.add.Tensor, aten.sub.Tensor) and isinstance(given[1], float):
+        return given[0], given[1] if op is aten.add.Tensor else -given[1]
+    return x, 0.0
 
 
 def _split(width: int, x: list[Value], size: int, dim: int = 0) -> list[list[Value]]:

@@ -30,6 +30,10 @@ struct Place {{ T *start; int64_t step, row; }};
 struct Places {{ Place at[{tensors}]; }};
 static __device__ inline T sigmoid(T x) {{ return 1 / (1 + {exp}(-x)); }}
 static __device__ inline T hyperbolic(T x) {{ return {tanh}(x); }}
+static __device__ inline T apart(T x, T k, T a, T b) {{
+  T e = {exp}(-{fabs}(x));
+  return k * e / ((1 + a * e) * (1 + b * e));
+}}
 static __device__ inline T with_sign_of(T x, T other) {{ return {copysign}(x, other); }}
 
 extern "C" __global__ void run_step(Places places, int64_t rows, int64_t width, int64_t t) {{
@@ -49,7 +53,7 @@ _Start = Callable[
 def source_of(lines: Sequence[str], tensors: int, dtype: torch.dtype) -> str:
     """What a kernel does to the numbers of one place, `j` of row `r`: lines of C, as those of a loop."""
     kind, end = _TYPES[dtype]
-    names = {name: name + end for name in ("exp", "tanh", "copysign")}
+    names = {name: name + end for name in ("exp", "tanh", "copysign", "fabs")}
     pointers = (
         f"T *p{i} = places.at[{i}].start + t * places.at[{i}].step + r * places.at[{i}].row;" for i in range(tensors)
     )

@@ -16,8 +16,9 @@ from torch._prims_common import suggest_memory_format
 from ..kernels import KERNELS
 from ..native import matmul
 from ..native.passes import LEAST, begin
-from ..rules.loops import LSTM, RECURRENT
+from ..rules.loops import ADDED, LSTM, RECURRENT, added_over
 from ..secants.operations import OPERATIONS
+from .inplace import last_readers
 from .nodes import elements, hint
 
 __all__ = ["quick_module", "quick_products"]
@@ -92,7 +93,7 @@ def _fragile() -> dict[Any, Callable[..., Any]]:
 
 _QUICK = _table() | _fragile()
 _VIEWS = {torch.ops.aten.reshape.default, torch.reshape}
-_STEPS = {LSTM, RECURRENT}
+_STEPS = {ADDED, LSTM, RECURRENT}
 # Operations that run in C where it is compiled, and which argument's size says whether that is worth it.
 _LOOKED_AT = {
     **OPERATIONS,
@@ -111,6 +112,7 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
     """
     quick = _QUICK | _PRODUCTS if walk else _QUICK
     graph = _copied(module.graph)
+    over = last_readers(graph, ADDED)
     for node in graph.nodes:
         if (place := _LOOKED_AT.get(node.target)) is not None:
             x = node.args[place].meta["val"]  # of the sizes that were traced
@@ -119,6 +121,8 @@ def quick_module(module: fx.GraphModule, walk: bool = False) -> fx.GraphModule:
         if node.op == "call_function" and node.target in quick:
             own = node.target in _PRODUCTS and _is_of_steps(node)
             node.target = _PRODUCTS[node.target] if own else quick[node.target]
+    for node in over:
+        node.target = added_over
     return fx.GraphModule(module, graph)
 
 

@@ -1,15 +1,45 @@
-"""A pass that makes every operation of a graph functional, as cutting it in two needs."""
+"""Passes over a graph as it was traced: what means nothing goes, and every operation is made functional, to be cut in two."""
 
 from __future__ import annotations
 
 import torch
 from torch import fx
 
-from .nodes import is_view
+from ..graph.graph import shape_of
+from .nodes import is_view, stays
 
-__all__ = ["make_functional"]
+__all__ = ["clean", "make_functional"]
 
 aten = torch.ops.aten
+_IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+
+
+def clean(traced: fx.GraphModule) -> None:
+    """Remove detach and alias, which mean nothing without autograd, and all that is not used; turn views into reshapes."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and node.target in _IDENTITIES and isinstance(node.args[0], fx.Node):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # the strides of real kernels may differ from the traced ones
+        _shorten(node)
+    traced.graph.eliminate_dead_code(is_impure_node=stays)
+
+
+def _shorten(node: fx.Node) -> None:
+    """Skip what a transpose of a transpose, a reshape of a reshape, or a reshape to the same shape need not do."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or node.op != "call_function":
+        return
+    if node.target is aten.reshape.default and shape_of(node) == shape_of(source):
+        node.replace_all_uses_with(source)
+        return
+    if node.target is not source.target:
+        return
+    if node.target is aten.t.default:
+        node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
+    elif node.target is aten.reshape.default:
+        node.args = (source.args[0], *node.args[1:])
 
 
 def make_functional(graph: fx.Graph) -> bool:

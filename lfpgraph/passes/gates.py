@@ -1,4 +1,4 @@
-"""Passes over the graph of a recurrent step's slopes (`engine.slopes`): gate by gate, and without products with ones."""
+"""Passes over graphs of a recurrent step (`engine.slopes`): gate by gate, no factors with ones, only the sum of products."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from ..graph.graph import shape_of
+from ..native.operations import KNOWN
 
-__all__ = ["by_gate", "leave_ones_out"]
+__all__ = ["by_gate", "leave_ones_out", "of_sum"]
 
 aten = torch.ops.aten
 
@@ -76,3 +77,19 @@ def leave_ones_out(graph: fx.Graph) -> None:
                 node.replace_all_uses_with(other)
                 ones |= {node} if other in ones else set()
     graph.eliminate_dead_code()
+
+
+def of_sum(graph: fx.Graph) -> fx.Graph | None:
+    """A step's graph that is given the sum of its two products in place of both; None where one of them is read by itself."""
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))  # type: ignore[arg-type]
+    x, z = list(copied.nodes)[:2]
+    for node in {*x.users, *z.users}:
+        if node.target is aten.add.Tensor and set(node.args) == {x, z} and not node.kwargs:
+            node.replace_all_uses_with(x)
+            copied.erase_node(node)
+        elif node.target not in KNOWN:
+            return None
+    z.replace_all_uses_with(x)
+    copied.erase_node(z)
+    return copied

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ..graph.graph import shape_of
 from .nodes import is_elementwise, is_fresh, is_view
 
-__all__ = ["raise_counters", "storages", "write_in_place", "write_statistics"]
+__all__ = ["raise_counters", "last_readers", "storages", "write_in_place", "write_statistics"]
 
 aten = torch.ops.aten
 
@@ -70,6 +70,20 @@ def storages(nodes: Iterable[fx.Node]) -> dict[fx.Node, object]:
             found[node] = found[source]
         else:
             found[node] = node
+    return found
+
+
+def last_readers(graph: fx.Graph, op: torch._ops.OpOverload) -> list[fx.Node]:
+    """The nodes of an operation that may write over their first argument: memory of the graph's own, read by none behind them."""
+    if not graph.find_nodes(op="call_function", target=op):
+        return []
+    storage = storages(graph.nodes)
+    last = {storage[source]: node for node in graph.nodes for source in node.all_input_nodes}
+    found = []
+    for node in graph.find_nodes(op="call_function", target=op):
+        held: Any = storage[node.args[0]]
+        if last[held] is node and is_fresh(held[0] if isinstance(held, tuple) else held):
+            found.append(node)
     return found
 
 
