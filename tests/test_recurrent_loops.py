@@ -14,7 +14,7 @@ from lfpgraph.native.compiler import c_compiler
 from lfpgraph.native.loops import loop_of_graph, place
 from lfpgraph.passes.inplace import last_readers
 
-from .test_recurrent_steps import Recurrent, _assert_equal, _feedback
+from .support.recurrent import Recurrent, assert_equal, feedback_of
 
 
 @pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
@@ -37,7 +37,7 @@ def test_a_static_layer_keeps_the_sum_of_its_products_if_that_is_all_that_is_rea
     monkeypatch.setattr("lfpgraph.passes.fastcalls.added_over", noted)
     torch.manual_seed(0)
     model, x = Recurrent(cell).double(), torch.randn(2, 4, 3, dtype=torch.float64)
-    _assert_equal(_feedback(model, [x], composite, "static"), _feedback(model, [x], composite, "live"))
+    assert_equal(feedback_of(model, [x], composite, "static"), feedback_of(model, [x], composite, "live"))
     assert bool(ran) == sums
 
 

@@ -20,27 +20,7 @@ from lfpgraph.native.products import Product
 from lfpgraph.tracing.recurrent import steps_as_one
 
 from .support.opinfo import RECORDED
-
-CELLS = {
-    "lstm": nn.LSTM,
-    "gru": nn.GRU,
-    "tanh": nn.RNN,
-    "relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k),
-}
-
-
-class Recurrent(nn.Module):
-    """A layer whose states are read by an activation, which divides rewards, and by a head, which does not."""
-
-    def __init__(self, cell: str, **options: Any) -> None:
-        super().__init__()
-        self.layer = CELLS[cell](3, 4, batch_first=True, **options)
-        self.head = nn.Linear(4 * (1 + self.layer.bidirectional), 2)
-
-    def forward(self, x: Tensor, state: Any = None) -> Tensor:
-        out, end = self.layer(x, state)
-        ends = end if isinstance(end, tuple) else (end,)
-        return self.head(out.tanh().mean(1) + out[:, -1]) + sum(e.mean() for e in ends)
+from .support.recurrent import CELLS, Recurrent, assert_equal, feedback_of
 
 
 class Begun(nn.Module):
@@ -55,32 +35,18 @@ class Begun(nn.Module):
         return self.model(x, tuple(states) if len(states) > 1 else states[0])
 
 
-def _feedback(model: nn.Module, inputs: Any, composite: str, engine: str) -> dict[str, Tensor]:
-    wrapped = lfpgraph.wrap(copy.deepcopy(model), composite, engine=engine)
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    nn.functional.cross_entropy(wrapped(*inputs), torch.tensor([0, 1])).backward()
-    found = {f"input {i}": x.grad for i, x in enumerate(inputs)} | {n: p.grad for n, p in wrapped.named_parameters()}
-    return {name: grad for name, grad in found.items() if grad is not None}
-
-
-def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-9) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=f"{name} differs")
-
-
 @pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_both_engines_equal_the_steps_one_by_one(cell: str, composite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Recurrent(cell).double(), torch.randn(2, 4, 3, dtype=torch.float64)
     engines = ("static", "live") if composite == "lfp" else ("live",)  # tracing takes long
-    found = [_feedback(model, [x], composite, engine) for engine in engines]
+    found = [feedback_of(model, [x], composite, engine) for engine in engines]
     for module in ("lfpgraph.live.engine", "lfpgraph.wrapping.static_engine"):
         monkeypatch.setattr(f"{module}.takes_steps_as_one", lambda composite: False)
-    one_by_one = _feedback(model, [x], composite, "live")
+    one_by_one = feedback_of(model, [x], composite, "live")
     for feedback in found:
-        _assert_equal(feedback, one_by_one)
+        assert_equal(feedback, one_by_one)
 
 
 @pytest.mark.parametrize("block", [1, 1 << 17])
@@ -97,7 +63,7 @@ def test_gradient_of_the_operation_is_autograds(
     plain = _feedback_of_plain(model, x)
     recorded = lfpgraph.get_composite("lfp").override("*", "gradient")
     for engine in ("static", "live"):
-        _assert_equal(_feedback(model, [x], recorded, engine), plain)
+        assert_equal(feedback_of(model, [x], recorded, engine), plain)
 
 
 def _feedback_of_plain(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -126,7 +92,7 @@ def test_a_loop_in_c_equals_torchs_operations(
     model, x = Recurrent(cell, bias=composite != "lfp-0").double(), torch.randn(2, 4, 3, dtype=torch.float64)
     begun = [torch.randn(2, 3, dtype=torch.float64)] * (1 + (cell == "lstm"))
     model = Begun(model)
-    usual = _feedback(model, [x, *begun], composite, "live")
+    usual = feedback_of(model, [x, *begun], composite, "live")
     monkeypatch.setattr("lfpgraph.rules.recurrent_loops._LOOP", 1)
     monkeypatch.setattr("lfpgraph.engine.recurrent.walk_in_loop", (ran := Mock(wraps=walk_in_loop)))
     monkeypatch.setattr("lfpgraph.native.products._AT_ONCE", 4)  # of two rows at each step
@@ -140,7 +106,7 @@ def test_a_loop_in_c_equals_torchs_operations(
         monkeypatch.setattr("lfpgraph.rules.recurrent_loops.has_one_thread", lambda alone=alone: alone)
         monkeypatch.setattr("lfpgraph.native.products._LARGE", large)
         with caplog.at_level("INFO", "lfpgraph"):
-            _assert_equal(_feedback(model, [x, *begun], composite, "live"), usual)
+            assert_equal(feedback_of(model, [x, *begun], composite, "live"), usual)
     assert ran.call_count == 4 and "loop in C" not in caplog.text
 
 
@@ -191,7 +157,7 @@ def test_float32_gets_feedback_too() -> None:
     model, x = Recurrent("lstm"), torch.randn(2, 4, 3)
     wrapped = lfpgraph.wrap(copy.deepcopy(model), "lfp-epsilon", engine="live")
     nn.functional.cross_entropy(wrapped(x), torch.tensor([0, 1])).backward()
-    exact = _feedback(copy.deepcopy(model).double(), [x.double()], "lfp-epsilon", "live")
+    exact = feedback_of(copy.deepcopy(model).double(), [x.double()], "lfp-epsilon", "live")
     for name, parameter in wrapped.named_parameters():
         torch.testing.assert_close(parameter.grad.double(), exact[name], rtol=1e-3, atol=1e-5)
 
@@ -203,7 +169,7 @@ def test_under_autocast(cell: str, options: Any) -> None:
     model, x, found = Recurrent(cell, **options).eval(), torch.randn(2, 5, 3), []
     for engine in ("live", "static"):
         with torch.autocast("cpu", torch.bfloat16):
-            found.append(_feedback(model, [x], "lfp", engine))
+            found.append(feedback_of(model, [x], "lfp", engine))
     for name, one in found[0].items():
         assert (found[1][name] - one).norm() <= 6e-3 * one.norm() + 1e-4, name  # 7e-3 and more without the casts
 
@@ -220,9 +186,9 @@ def test_a_state_that_is_given_gets_its_signal() -> None:
     torch.manual_seed(0)
     model = Recurrent("gru").double()
     inputs = [torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)]
-    static, live = (_feedback(model, inputs, "lfp", engine) for engine in ("static", "live"))
+    static, live = (feedback_of(model, inputs, "lfp", engine) for engine in ("static", "live"))
     assert static["input 1"].abs().sum() > 0
-    _assert_equal(static, live)
+    assert_equal(static, live)
 
 
 class Learned(nn.Module):
@@ -240,9 +206,9 @@ class Learned(nn.Module):
 def test_a_learned_state_gets_the_feedback_of_the_steps_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Learned().double(), torch.randn(4, 2, 3, dtype=torch.float64)
-    found = _feedback(model, [x], "lfp", "live")
+    found = feedback_of(model, [x], "lfp", "live")
     monkeypatch.setattr("lfpgraph.live.engine.takes_steps_as_one", lambda composite: False)
-    _assert_equal(found, _feedback(model, [x], "lfp", "live"))
+    assert_equal(found, feedback_of(model, [x], "lfp", "live"))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
