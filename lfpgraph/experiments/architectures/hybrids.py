@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from ..common.rates import best_by_folds
 __all__ = ["CANDIDATES", "run"]
 
 RATES = (1e-2, 3e-2, 1e-1)
+BUDGETS = (6, 12)  # epochs: few, and enough that a loss on the training set has nearly settled
 CANDIDATES = ("convolution", "attention", "convolution at half size", "attention at half size")
 
 
@@ -30,8 +32,10 @@ def run(settings: Settings) -> Report:
         choices = model.get_parameter("choices").detach().softmax(1)
         return {"choices": [[round(float(v), 3) for v in row] for row in choices]}
 
-    for way in (Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)):
-        how: dict[str, Any] = {"epochs": 6, "name": "hybrid", "start": start, "after": weigh}
+    ways = Way("LFP", "lfp", cross_entropy), Way("backprop", None, cross_entropy)
+    for epochs, way in product(BUDGETS, ways):
+        name = "hybrid" if epochs == BUDGETS[0] else f"hybrid, {epochs} epochs"
+        how: dict[str, Any] = {"epochs": epochs, "name": name, "start": start, "after": weigh}
         case, note = best_by_folds(start(0), way, RATES, train, test, settings, **how)
         cases.append(case)
         first = case.more["choices"][0]
