@@ -115,7 +115,11 @@ class TwoWays(nn.Module):
 
 
 @pytest.mark.parametrize("composite", ["gradient", "lfp", "lfp-epsilon", "epsilon-plus"])
-@pytest.mark.parametrize("way", [nn.Bilinear(4, 4, 4), nn.Bilinear(4, 4, 4, bias=False), nn.Hardshrink(0.1)], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [nn.Bilinear(4, 4, 4), nn.Bilinear(4, 4, 4, bias=False), nn.Hardshrink(0.1), nn.Softshrink(0.1)],
+    ids=str,
+)
 def test_what_torch_cannot_differentiate_with_open_sizes_keeps_them_open(way: nn.Module, composite: str) -> None:
     torch.manual_seed(0)
     plain = TwoWays(copy.deepcopy(way)).double()

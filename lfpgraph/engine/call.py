@@ -28,10 +28,15 @@ def _hardshrink(x: Tensor, bound: Any = 0.5) -> Tensor:
     return torch.where(x.abs() <= bound, 0, x)
 
 
+def _softshrink(x: Tensor, bound: Any = 0.5) -> Tensor:
+    return torch.where(x > bound, x - bound, torch.where(x < -bound, x + bound, x * 0))
+
+
 # What torch cannot differentiate while sizes are open, as other operations with the same result.
 _INSTEAD: dict[Any, Callable[..., Any]] = {
     aten.bilinear.default: _bilinear,
     aten.hardshrink.default: _hardshrink,
+    aten.softshrink.default: _softshrink,
 }
 
 
