@@ -25,8 +25,8 @@ BEFORE = """
 struct Index { unsigned x; };
 static Index blockIdx, blockDim, threadIdx;
 extern "C" {
-float expf(float); float tanhf(float); float copysignf(float, float);
-double exp(double); double tanh(double); double copysign(double, double);
+float expf(float); float tanhf(float); float fabsf(float); float copysignf(float, float);
+double exp(double); double tanh(double); double fabs(double); double copysign(double, double);
 }
 #define __device__
 #define __global__

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..composites.composite import Composite
 from ..engine.options import Options
@@ -18,7 +18,7 @@ from ..engine.recurrent import takes_steps_as_one
 from ..engine.static import no_autocast
 from ..errors import LiveOnlyError, NonFiniteError, TraceError
 from ..graph.calls import flatten_output
-from ..graph.graph import OpGraph
+from ..graph.graph import OpGraph, ancestors
 from ..tracing.guards import Guard, Observation, try_out
 from ..tracing.recurrent import steps_as_one
 from ..tracing.tracer import refuse_difference
@@ -133,16 +133,25 @@ class StaticEngine:
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share, writes=True), self.model)
-        known = {place - len(written) for place in entry.program.signal_outputs} | entry.untouched.keys()
-        if cut := [i for i, followed in enumerate(call.followed) if followed and i not in known]:
-            raise self._refusal(
-                f"output {cut[0]} of its trace is cut off from its parameters, and the model's own is not"
-            )
+        self._refuse_cuts(call, entry, {place - len(written) for place in entry.program.signal_outputs})
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
             type(self.model).__name__, len(plan.units), len(wanted), "dynamic" if graph.dynamic else "fixed",
         )  # fmt: skip
         return entry
+
+    def _refuse_cuts(self, call: ModelCall, entry: Entry, rewarded: set[int]) -> None:
+        """See that no output is cut off from what feedback is for, unless the model's own is as well."""
+        known, wanted = rewarded | entry.untouched.keys(), entry.program.plan.wanted
+        for i, (node, followed) in enumerate(zip(entry.graph.user_output_nodes, call.followed)):
+            if (
+                followed
+                and i not in known
+                and any(n.target is torch.ops.aten.detach.default and n.args[0] in wanted for n in ancestors([node]))
+            ):
+                raise self._refusal(
+                    f"output {i} of its trace is cut off from its parameters, and the model's own is not"
+                )
 
     def _refuse_writes(self, seen: Observation, written: Sequence[str]) -> None:
         """See that nobody can tell the model's own writes, to its buffers or inputs, from those after its program."""
