@@ -156,8 +156,8 @@ class StaticEngine:
     def _refuse_writes(self, seen: Observation, written: Sequence[str]) -> None:
         """See that nobody can tell the model's own writes, to its buffers or inputs, from those after its program."""
         tensors = dict(self.model.named_buffers(remove_duplicate=False))
-        known = {*written, *(id(tensors[name]) for name in written if name in tensors)}
-        if lost := [name for name in sorted(seen.written - known) if id(tensors.get(name)) not in known]:
+        shown = {id(tensors[name]) for name in written if name in tensors}  # a buffer may have several names
+        if lost := [name for name in sorted(seen.written.difference(written)) if id(tensors.get(name)) not in shown]:
             raise self._refusal(f"it writes to {lost[0]} in a way that a trace does not show")
         if seen.runs_again is not None and written:
             raise self._refusal(
