@@ -32,6 +32,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return False
 
     monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: True)
+    monkeypatch.setattr(matmul, "onednn_takes_half", lambda: True)
     monkeypatch.setattr(matmul, "LEAST", 1)
     monkeypatch.setattr(matmul, "_fits", watched)
     return found
@@ -95,6 +96,32 @@ def test_a_tall_first_factor_that_is_not_in_order_gives_the_same(taken: list[tup
         assert product.is_contiguous()
         torch.testing.assert_close(product, (a.double() @ b.double()).float())
     assert taken == [(30, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("processor", "half"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", False),
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", True),
+        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", False),
+        ("", False),
+    ],
+)
+def test_which_processors_take_half_the_time(processor: str, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "_processor", lambda: processor)
+    assert matmul.onednn_takes_half.__wrapped__() == half
+
+
+def test_where_it_gains_little_nothing_is_copied_for_it(
+    taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "onednn_takes_half", lambda: False)
+    a, b, wide = torch.randn(256, 256), torch.randn(256, 256), torch.randn(256, 1024)
+    for first, second in ((a, b), (a, b.t()), (a[:100], b), (a.t(), b), (a, b.repeat(1, 2)[:, :256]), (a.t(), wide)):
+        exact = (first.double() @ second.double()).float()
+        torch.testing.assert_close(matmul.mm(first, second), exact, rtol=1e-4, atol=1e-4)
+    assert taken == [(256, 256), (256, 256), (256, 1024)], "not what is small, nor what is copied first for few columns"
 
 
 def test_a_forward_takes_it_for_what_recurrent_layers_alone_read(taken: list[tuple[int, ...]]) -> None:

@@ -1,7 +1,8 @@
 """Matrix products by oneDNN, on processors where PyTorch's own leave half of the machine unused.
 
 `torch.mm` calls MKL, which on processors of AMD does not use the widest vector registers (AVX512). oneDNN, which comes with
-PyTorch as well, does: there a product of float32 takes half the time (docs/performance.md). The walk back takes it, and so do
+PyTorch as well, does: there a product of float32 takes half the time where such a register is worked out at once (Zen 5), and
+up to a tenth less where it is worked out in two halves (Zen 4; docs/performance.md). The walk back takes it, and so do
 recurrent layers both ways, as they do in PyTorch itself; all else in a forward keeps `torch.mm`, so that what a wrapped model
 answers is what the plain model answers, to the digit.
 """
@@ -10,38 +11,62 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LEAST", "OPERATIONS", "addmm", "mm", "mm_into", "onednn_is_quicker", "times"]
+__all__ = ["LEAST", "OPERATIONS", "addmm", "mm", "mm_into", "onednn_is_quicker", "onednn_takes_half", "times"]
 
 LEAST = 1 << 20  # multiplications from which on a product by oneDNN is quicker; below, its start is what counts
+_LEAST_OF_A_TENTH = 1 << 24  # the same where it gains a tenth at most
+_COLUMNS_WORTH_A_COPY = (
+    1024  # of a product; the copy of a first factor that is not in order costs as much as this gains then
+)
 _PLAIN = (Tensor, nn.Parameter)
+_ZEN_5 = 26  # AMD's family number
 
 
 @functools.cache
 def onednn_is_quicker() -> bool:
     """Whether this machine is one where oneDNN's products are the quicker ones; by its processor and PyTorch's build alone,
     so that two runs on one machine round alike."""
-    found = Path("/proc/cpuinfo")
-    processor = found.read_text(errors="replace") if found.is_file() else platform.processor()
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return "AuthenticAMD" in processor and libraries and known and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return (
+        "AuthenticAMD" in _processor() and libraries and known and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+
+
+@functools.cache
+def onednn_takes_half() -> bool:
+    """Whether it is one where they take half the time, and not nine tenths."""
+    family = re.search(r"(?:cpu family\s*:|Family) (\d+)", _processor())
+    return family is not None and int(family[1]) >= _ZEN_5
+
+
+def _processor() -> str:
+    found = Path("/proc/cpuinfo")
+    return found.read_text(errors="replace") if found.is_file() else platform.processor()
 
 
 def _fits(*xs: Tensor) -> bool:
     """Whether a product a @ b, given last, is one for oneDNN: large, of plain float32 tensors of the CPU."""
     a, b = xs[-2:]
+    size = a.shape[0] * a.shape[1] * b.shape[1]
     return (
         onednn_is_quicker()
-        and a.shape[0] * a.shape[1] * b.shape[1] >= LEAST
+        and size >= LEAST
+        and (onednn_takes_half() or (size >= _LEAST_OF_A_TENTH and _is_worth_its_copies(a, b)))
         and all(type(x) in _PLAIN and x.dtype is torch.float32 and x.device.type == "cpu" for x in xs)
         and bool(torch.backends.mkldnn.enabled)
     )
+
+
+def _is_worth_its_copies(a: Tensor, b: Tensor) -> bool:
+    return (a.stride(-1) == 1 or b.shape[1] >= _COLUMNS_WORTH_A_COPY) and _dense(b) is b
 
 
 def _by_onednn(a: Tensor, b: Tensor, row: Tensor | None = None) -> Tensor:
