@@ -228,3 +228,15 @@ def test_on_a_gpu_batch_norms_run_by_the_kernels_of_eager_ones() -> None:
     found = module(*given)
     for a, b in zip([*given[2:5], *found[3:]], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_weight_s_signal_is_scaled_right_behind_it() -> None:
+    """While it is in the cache, and its weight need not wait for the end of the walk."""
+    model = nn.Sequential(nn.Linear(200, 150), nn.ReLU(), nn.Linear(150, 120), nn.ReLU(), nn.Linear(120, 110))
+    wrapped = lfpgraph.wrap(model, "lfp", engine="static")
+    wrapped(torch.randn(5, 200)).sum().backward()
+    (entry,) = wrapping_of(wrapped).static.programs  # type: ignore[union-attr]
+    place = {node: i for i, node in enumerate(entry.program.feedback.graph.nodes)}
+    scalings = [node for node in place if node.target is torch.ops.lfpgraph.scale_by_floored_size_.default]
+    assert len(scalings) == 3
+    assert all(place[node] - place[node.args[0]] == 1 for node in scalings)

@@ -258,10 +258,13 @@ def _takes_signal(plan: Plan, node: Any) -> bool:
     return isinstance(node, fx.Node) and is_float(node.meta.get("val")) and node in plan.wanted
 
 
+_SCALINGS = {torch.ops.lfpgraph.scale_by_size.default, torch.ops.lfpgraph.scale_by_floored_size.default}
+
+
 def _finish_early(graph: fx.Graph, n_outputs: int) -> None:
     """Move the scaling of each parameter's signal right behind the signal, so that nothing it is made of waits for the end."""
     for result in graph.output_node().args[0][n_outputs:]:  # type: ignore[union-attr,index]
-        if isinstance(result, fx.Node) and result.target is torch.ops.lfpgraph.scale_by_size.default:
-            signal, w = result.args
+        if isinstance(result, fx.Node) and result.target in _SCALINGS:
+            signal, w = result.args[:2]
             if signal.op != "placeholder" and w.op == "placeholder":  # type: ignore[union-attr]
                 signal.append(result)  # type: ignore[union-attr]
