@@ -45,6 +45,12 @@ class Case:
         logits = out if isinstance(out, Tensor) else out.logits
         return F.cross_entropy(logits.flatten(0, -2), self.labels.flatten())
 
+    def first(self, n: int) -> Case:
+        """The same with the first n samples of the batch alone."""
+        inputs = self.inputs
+        few = {k: v[:n] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[:n]
+        return replace(self, inputs=few, labels=self.labels[:n])
+
     def to(self, device: str) -> Case:
         """The same on another device."""
         inputs = self.inputs
