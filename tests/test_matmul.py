@@ -158,6 +158,7 @@ def test_onednn_gets_a_second_factor_without_gaps(second, taken: list[tuple[int,
 def test_compiled_products_are_the_quicker_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler calls them as operations: all large ones of the walk back, and none of a forward but a recurrent layer's."""
     monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: True)
+    monkeypatch.setattr(matmul, "onednn_takes_half", lambda: True)
     graph = fx.Graph()
     a, b, c = (graph.placeholder(name) for name in "abc")
     a.meta["val"], b.meta["val"], c.meta["val"] = torch.ones(300, 200), torch.ones(200, 200), torch.ones(3, 200)
@@ -167,6 +168,9 @@ def test_compiled_products_are_the_quicker_ones(monkeypatch: pytest.MonkeyPatch)
     own = torch.ops.lfpgraph_products.mm.default
     targets = [n.target for n in quick_products(module, walk=True).graph.nodes if n.op == "call_function"]
     assert targets == [own, ops.mm.default], "the small one is not worth a call"
+    with monkeypatch.context() as slower:
+        slower.setattr(matmul, "onednn_takes_half", lambda: False)
+        assert own not in [n.target for n in quick_products(module, walk=True).graph.nodes]
     assert own not in [n.target for n in quick_products(module, walk=False).graph.nodes]
 
 

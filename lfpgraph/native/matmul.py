@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LEAST", "OPERATIONS", "addmm", "mm", "mm_into", "onednn_is_quicker", "onednn_takes_half", "times"]
+__all__ = ["LEAST", "OPERATIONS", "addmm", "least", "mm", "mm_into", "onednn_is_quicker", "onednn_takes_half", "times"]
 
 LEAST = 1 << 20  # multiplications from which on a product by oneDNN is quicker; below, its start is what counts
 _LEAST_OF_A_TENTH = 1 << 24  # the same where it gains a tenth at most
@@ -47,6 +47,11 @@ def onednn_takes_half() -> bool:
     return family is not None and int(family[1]) >= _ZEN_5
 
 
+def least() -> int:
+    """Multiplications from which on a product by oneDNN is quicker, if nothing has to be copied for it."""
+    return LEAST if onednn_takes_half() else _LEAST_OF_A_TENTH
+
+
 def _processor() -> str:
     found = Path("/proc/cpuinfo")
     return found.read_text(errors="replace") if found.is_file() else platform.processor()
@@ -58,8 +63,8 @@ def _fits(*xs: Tensor) -> bool:
     size = a.shape[0] * a.shape[1] * b.shape[1]
     return (
         onednn_is_quicker()
-        and size >= LEAST
-        and (onednn_takes_half() or (size >= _LEAST_OF_A_TENTH and _is_worth_its_copies(a, b)))
+        and size >= least()
+        and (onednn_takes_half() or _is_worth_its_copies(a, b))
         and all(type(x) in _PLAIN and x.dtype is torch.float32 and x.device.type == "cpu" for x in xs)
         and bool(torch.backends.mkldnn.enabled)
     )

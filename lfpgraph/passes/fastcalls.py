@@ -100,7 +100,9 @@ _LOOKED_AT = {
     torch.ops.lfpgraph.scale_by_floored_size.default: 1,
     torch.ops.lfpgraph.scale_by_floored_size_.default: 1,
 }
-_WORTH_A_CALL = 8 * matmul.LEAST  # multiplications from which on a compiled graph calls a product of our own
+_WORTH_A_CALL = (
+    8  # of the least products that are quicker by oneDNN: as large, a compiled graph calls a product of our own
+)
 _PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
 
@@ -136,7 +138,7 @@ def quick_products(module: fx.GraphModule, walk: bool) -> fx.GraphModule:
         if operation is not None and (walk or _is_of_steps(node)):
             a, b = (n.meta["val"] for n in node.args[-2:])
             plain = a.device.type == "cpu" and a.dtype is torch.float32
-            if plain and hint(a.shape[0]) * hint(a.shape[1]) * hint(b.shape[1]) >= _WORTH_A_CALL:
+            if plain and hint(a.shape[0]) * hint(a.shape[1]) * hint(b.shape[1]) >= _WORTH_A_CALL * matmul.least():
                 node.target = operation
     return fx.GraphModule(module, graph)
 
