@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,14 +158,34 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(torch.scalar_tensor(value, dtype=_SYMBOLS[type(value)]))
         return _TensorSlot(len(tensors) - 1, number=True)
     if isinstance(value, list | tuple):
-        return type(value)([_opaque(item, tensors) for item in value])
+        return _list_like(value, [_opaque(item, tensors) for item in value])
     if isinstance(value, dict):
-        return {key: _opaque(item, tensors) for key, item in value.items()}
+        return _dict_like(value, lambda item: _opaque(item, tensors))
     if hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
         if not any(_holds_tensor(item) for item in vars(value).values()):
             return value
         return _twin(value, {key: _opaque(item, tensors) for key, item in vars(value).items()})
     return value
+
+
+def _list_like(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the same class; a named tuple is made of its fields one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+def _dict_like(value: dict[Any, Any], change: Callable[[Any], Any]) -> Any:
+    """A dictionary of the same class with other values, and with other attributes where it has some of its own."""
+    items = {key: change(item) for key, item in value.items()}
+    if type(value) is dict:
+        return items
+    # Of a class of the user's, `__init__` and `__setitem__` may do more, or refuse.
+    ordered = isinstance(value, OrderedDict)
+    twin = type(value).__new__(type(value)) if ordered else copy.copy(value)
+    for key, item in items.items():
+        (OrderedDict.__setitem__ if ordered else dict.__setitem__)(twin, key, item)
+    for name, item in getattr(value, "__dict__", {}).items():
+        object.__setattr__(twin, name, change(item))
+    return twin
 
 
 def _twin(value: Any, state: dict[str, Any]) -> Any:
@@ -185,8 +206,8 @@ def _holds_tensor(value: Any, depth: int = 0) -> bool:
         return False
     if isinstance(value, list | tuple):
         return any(_holds_tensor(item, depth + 1) for item in value)
-    if isinstance(value, dict):
-        return any(_holds_tensor(item, depth + 1) for item in value.values())
+    if isinstance(value, dict) and any(_holds_tensor(item, depth + 1) for item in value.values()):
+        return True
     return hasattr(value, "__dict__") and any(_holds_tensor(item, depth + 1) for item in vars(value).values())
 
 
@@ -198,7 +219,7 @@ def fill_slots(value: Any, tensors: Sequence[Tensor]) -> Any:
     if not _holds_tensor(value):
         return value
     if isinstance(value, list | tuple):
-        return type(value)([fill_slots(item, tensors) for item in value])
+        return _list_like(value, [fill_slots(item, tensors) for item in value])
     if isinstance(value, dict):
-        return {key: fill_slots(item, tensors) for key, item in value.items()}
+        return _dict_like(value, lambda item: fill_slots(item, tensors))
     return _twin(value, {key: fill_slots(item, tensors) for key, item in vars(value).items()})
