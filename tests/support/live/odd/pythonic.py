@@ -161,6 +161,44 @@ def dictionary_with_attributes():
     return Fielded(), step
 
 
+class Entries(dict):
+    """What is no entry is a KeyError, also for who asks whether there is an attribute."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Tagged(list):
+    def __init__(self, items, tag) -> None:
+        super().__init__(items)
+        self.tag = tag
+
+
+class Pair(tuple):
+    def __new__(cls, left, right):
+        return super().__new__(cls, (left, right))
+
+    @property
+    def left(self):
+        return self[0]
+
+
+class Contained(Fielded):
+    def forward(self, x):
+        h = self.a(x).relu()
+        return Entries(out=self.head(h), many=Tagged([h, Pair(h * 2, 3)], "t"), most=torch.max(h, 1))
+
+
+@case(static=True, same=True)
+def containers_of_the_users():
+    def step(model, i):
+        found = model(data(5, 6, seed=i))
+        assert found.many.tag == "t" and isinstance(found.many[1], Pair)
+        loss_of([found.out, found.many[0], found.many[1].left, found.most.values]).backward()
+        return found.out, found.many[1].left, found.many[1][1]
+
+    return Contained(), step
+
+
 class Same(nn.Module):
     def __init__(self) -> None:
         super().__init__()
