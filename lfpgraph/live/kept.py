@@ -157,13 +157,16 @@ class Kept(Values):
 
     def written_by(self, info: OpInfo, args: tuple[Any, ...]) -> list[Tensor]:
         """What an operation is about to write to; what is kept of that memory is copied."""
-        found = [x for x in tensors_among([args[i] for i in info.written if i < len(args)], {}) if _is_strided(x)]
+        given = [args[i] for i in info.written if i < len(args)]
+        found = [x for x in tensors_among(given, {}) if x.layout is torch.strided]
         for x in found:
             self.save_before_write(x)
         return found
 
     def changed(self, written: list[Tensor]) -> None:
         """Note what has other values since a write, while autograd follows it as it did: under no_grad, or a detached tensor."""
+        if not written or torch._C._functorch.peek_interpreter_stack() is not None:
+            return
         unseen = [x for x in written if not (torch.is_grad_enabled() and x.requires_grad)]
         places = {storage_of(x) for x in unseen if x.requires_grad or not is_alone(x)}
         for number, ref in [*self.seen.items()] if places else ():
@@ -202,10 +205,6 @@ def _saves_freely() -> bool:
     """Whether nobody else has a say in what autograd saves."""
     graph: Any = torch._C._autograd
     return graph._saved_tensors_hooks_is_enabled() and graph._top_saved_tensors_default_hooks(False) is None
-
-
-def _is_strided(x: Tensor) -> bool:
-    return x.layout is torch.strided
 
 
 def is_alone(kept: Tensor | None) -> bool:

@@ -79,9 +79,9 @@ class Record(Kept):
                 return out
         if not plain:
             self._look_at(args)
-            written = self.written_by(info_of(op), args)
+            overwritten = self.written_by(info_of(op), args)
             out = op._op(*args, **kwargs)
-            self.changed(written)
+            self.changed(overwritten)
             self.unrecorded.note(args, out, self._sources_of)
             return out
         if op is _EMPTY:
@@ -130,7 +130,7 @@ class Record(Kept):
             named = dict(zip(kwargs, self._read(tuple(kwargs.values()), kinds, ins, key)))
         else:
             named = kwargs
-        written = self.written_by(info, args) if info.writes else []
+        overwritten = self.written_by(info, args) if info.writes else []
         before = self._template(args, kwargs) if info.writes else None  # an argument is another value afterwards
         expected = self.expected
         if expected is None or self.keep_all or self.steps_done not in expected.spared:
@@ -138,7 +138,7 @@ class Record(Kept):
         else:
             out = self._spare(op, given, named, ins)
         out = self._note(info, key, ins, args, kwargs, out, before)
-        self.changed(written)
+        self.changed(overwritten)
         return out
 
     def _read(self, args: tuple[Any, ...], kinds: Iterable[int], ins: list[int], key: list[Any]) -> tuple[Any, ...]:
