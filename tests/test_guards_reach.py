@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
-from lfpgraph.errors import TraceError
+from lfpgraph.errors import LiveOnlyError, TraceError
 from lfpgraph.tracing.guards import Observation
 
 from .support.live.table import RECORDED
@@ -235,3 +235,22 @@ def test_tensors_of_the_users_classes_are_made_inside(kind: str) -> None:
     model(torch.randn(4, 3)).sum().backward()
     assert type(made[0]).__name__ in ("Sub", "CausalBias")
     assert model.weight.grad is not None
+
+
+def test_a_buffer_of_another_size_keeps_the_model_live() -> None:
+    """As an observer's of quantisation-aware training, whose first call finds out how many channels there are."""
+
+    class Observes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+            self.register_buffer("low", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(self.low) != x.shape[1]:
+                self.low.resize_(x.shape[1]).zero_()
+            return self.a(x - self.low)
+
+    model = lfpgraph.wrap(Observes(), engine="static")
+    with pytest.raises(LiveOnlyError, match="gives its buffer low another size"):
+        model(torch.randn(4, 3))

@@ -41,7 +41,7 @@ LINES = {
 
 
 def net(line: str) -> nn.Module:
-    names = {"torch": torch, "nn": nn}
+    names = {"torch": torch, "nn": nn, "unseen": torch.no_grad()(lambda write: write())}
     exec(f"class Net(nn.Module):\n    def forward(self, x, y):\n        {line}\n        return (v,)", names)
     module = names["Net"]()  # type: ignore[operator]
     module.register_buffer("s", torch.ones(3, 4, dtype=torch.float64))
@@ -88,3 +88,38 @@ def test_writes_left_to_torch(name: str) -> None:
     want = expected(module, inputs, signals)
     graph = trace(module, inputs, dynamic=False)
     compare("gradient", walked(graph, module, inputs, signals, "gradient"), want)
+
+
+# Writes that autograd does not see: the values change, and the way back stays as it was.
+UNSEEN = {
+    "detached": "t = x * 1; t.detach().clamp_(-0.5, 0.5); v = t.relu() * y",
+    "a part of what is detached": "t = x * 1; d = t.detach(); d[:, :2].fill_(0.3); v = t.sin() * y + d",
+    "without gradients": "t = x * 2; unseen(lambda: t.mul_(0.5).add_(1)); v = t.relu() + y * t",
+    "a part of it": "t = x * 2; unseen(lambda: t[1:].clamp_(-0.5, 0.5)); v = t.relu() + y",
+    "seen through a view": "t = x * 2; u = t[:, 1:]; unseen(lambda: t.mul_(0.5)); v = u.relu() * y[:, 1:]",
+    "rounded": "t = x * 3; unseen(lambda: t.copy_(t.round())); v = t.sigmoid() * y",
+    "twice": "t = x * 3; unseen(lambda: t.add_(1)); t.mul_(y); t.detach().mul_(0.5); v = t.tanh()",
+    "a mask": "t = x * 3; unseen(lambda: t.masked_fill_(t > 0, 0.3)); v = t.exp() * y",
+    "drawn": "t = torch._standard_gamma(x.abs() + 1) / 2; t.detach().clamp_(min=3.0); v = t * y",
+    "only read detached": "t = (x * 3).detach(); t.clamp_(0.1, 0.2); v = t * y",
+    "returned": "t = x * 3; unseen(lambda: t.clamp_(-0.5, 0.5)); v = t",
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_writes_unseen(name: str) -> None:
+    """Autograd's gradient, and one feedback live and from a trace."""
+    module, inputs, line = net(UNSEEN[name]), given(), UNSEEN[name]
+    torch.manual_seed(0)
+    signals = [torch.randn(out.shape, dtype=out.dtype) for out in module(*inputs)]
+    torch.manual_seed(0)
+    want = expected(module, inputs, signals)
+    graph = trace(module, inputs, dynamic=False)
+    torch.manual_seed(0)
+    compare("gradient", walked(graph, module, inputs, signals, "gradient"), want, line)
+    module.w = nn.Parameter(torch.ones(()))
+    for rules in ("lfp", "lfp-epsilon"):
+        torch.manual_seed(0)
+        feedback = walked(graph, module, inputs, signals, rules)
+        torch.manual_seed(0)
+        compare("live", wrapped(module, inputs, signals, rules, "live"), feedback, line)

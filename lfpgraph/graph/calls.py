@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,15 +157,40 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
     if type(value) in _SYMBOLS:
         tensors.append(torch.scalar_tensor(value, dtype=_SYMBOLS[type(value)]))
         return _TensorSlot(len(tensors) - 1, number=True)
-    if isinstance(value, list | tuple):
-        return type(value)([_opaque(item, tensors) for item in value])
-    if isinstance(value, dict):
-        return {key: _opaque(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple | dict):
+        return _container_like(value, lambda item: _opaque(item, tensors))
     if hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
         if not any(_holds_tensor(item) for item in vars(value).values()):
             return value
         return _twin(value, {key: _opaque(item, tensors) for key, item in vars(value).items()})
     return value
+
+
+def _container_like(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A dictionary, list or tuple of the same class with other content, and with other attributes where it has some.
+
+    Of a class of the user's, `__new__`, `__init__` and `__setitem__` may do more, or refuse.
+    """
+    kind: Any = type(value)
+    items = {k: change(x) for k, x in value.items()} if isinstance(value, dict) else [change(x) for x in value]
+    if kind in (dict, list, tuple):
+        return items if kind is not tuple else tuple(items)
+    if isinstance(value, tuple):
+        try:
+            twin = tuple.__new__(kind, items)
+        except TypeError:  # of C's, such as what `torch.max` returns
+            twin = kind(items)
+    elif isinstance(value, list):
+        twin = copy.copy(value)
+        list.__setitem__(twin, slice(None), items)
+    else:
+        ordered = isinstance(value, OrderedDict)
+        twin = OrderedDict.__new__(kind) if ordered else copy.copy(value)
+        for key, item in items.items():  # type: ignore[union-attr]
+            (OrderedDict.__setitem__ if ordered else dict.__setitem__)(twin, key, item)
+    for name, item in getattr(value, "__dict__", {}).items():
+        object.__setattr__(twin, name, change(item))
+    return twin
 
 
 def _twin(value: Any, state: dict[str, Any]) -> Any:
@@ -183,10 +209,9 @@ def _holds_tensor(value: Any, depth: int = 0) -> bool:
         return True
     if depth > 4 or isinstance(value, type | nn.Module):
         return False
-    if isinstance(value, list | tuple):
-        return any(_holds_tensor(item, depth + 1) for item in value)
-    if isinstance(value, dict):
-        return any(_holds_tensor(item, depth + 1) for item in value.values())
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if any(_holds_tensor(item, depth + 1) for item in items):
+        return True
     return hasattr(value, "__dict__") and any(_holds_tensor(item, depth + 1) for item in vars(value).values())
 
 
@@ -197,8 +222,6 @@ def fill_slots(value: Any, tensors: Sequence[Tensor]) -> Any:
         return tensor.item() if value.number else tensor
     if not _holds_tensor(value):
         return value
-    if isinstance(value, list | tuple):
-        return type(value)([fill_slots(item, tensors) for item in value])
-    if isinstance(value, dict):
-        return {key: fill_slots(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple | dict):
+        return _container_like(value, lambda item: fill_slots(item, tensors))
     return _twin(value, {key: fill_slots(item, tensors) for key, item in vars(value).items()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,12 +99,19 @@ def _ask_instead(user: fx.Node, source: fx.Node, other: fx.Node) -> None:
 
 
 def _alike(node: fx.Node, others: Sequence[fx.Node]) -> fx.Node | None:
-    """The first of other nodes whose tensor has the sizes and strides of this one's."""
+    """The first of other nodes whose tensor has this one's sizes and strides, or of which a new one like it has.
+
+    What is made like a part of a tensor (`x[:, :3]`) is laid out as if that were a whole: by rows, where it lies by rows.
+    """
 
     def layout(node: fx.Node) -> Any:
         value: Any = node.meta.get("val")
         is_one = isinstance(value, torch.Tensor) and value.layout is torch.strided
-        return (shape_of(node), value.device, [str(n) for n in value.stride()]) if is_one else None
+        if not is_one:
+            return None
+        strides = list(value.stride())
+        by_rows = all(isinstance(n, int) for n in strides) and all(a > b for a, b in pairwise([*strides, 0]))
+        return shape_of(node), value.device, by_rows or [str(n) for n in strides]
 
     wanted = layout(node)
     return next((n for n in others if wanted is not None and layout(n) == wanted), None)

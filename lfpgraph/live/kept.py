@@ -22,8 +22,8 @@ from torch._ops import OpOverload
 from ..kernels import halved
 from .arrivals.saved import Saved
 from .bridges import LARGE, bridge
-from .notes import NameLeaf, Ref, storage_of
-from .operations import OWN_VIEW, OpInfo, without_out
+from .notes import NameLeaf, Ref, storage_of, tensors_among
+from .operations import OWN_VIEW, OpInfo, covers, without_out
 from .values import Values, tensor_of
 
 __all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write", "write_out"]
@@ -136,11 +136,8 @@ class Kept(Values):
         self._lying.clear()
         self._stored.clear()
 
-    def save_before_write(self, args: tuple[Any, ...]) -> None:
+    def save_before_write(self, written: Tensor) -> None:
         """Copy what is kept of the memory that an operation is about to write to."""
-        written = next((x for x in args if isinstance(x, Tensor) and x.layout is torch.strided), None)
-        if written is None:
-            return
         self.saved.copy(storage_of(written))
         for x, number in self._lying:
             if x.layout is torch.strided:
@@ -157,6 +154,24 @@ class Kept(Values):
             for remade in self.remade.values():
                 if remade.number == number:
                     remade.x = copy
+
+    def written_by(self, info: OpInfo, args: tuple[Any, ...]) -> list[Tensor]:
+        """What an operation is about to write to; what is kept of that memory is copied."""
+        given = [args[i] for i in info.written if i < len(args)]
+        found = [x for x in tensors_among(given, {}) if x.layout is torch.strided]
+        for x in found:
+            self.save_before_write(x)
+        return found
+
+    def changed(self, written: list[Tensor]) -> None:
+        """Note what has other values since a write, while autograd follows it as it did: under no_grad, or a detached tensor."""
+        if not written or torch._C._functorch.peek_interpreter_stack() is not None:
+            return
+        unseen = [x for x in written if not (torch.is_grad_enabled() and x.requires_grad)]
+        places = {storage_of(x) for x in unseen if x.requires_grad or not is_alone(x)}
+        for number, ref in [*self.seen.items()] if places else ():
+            if (x := ref()) is not None and storage_of(x) in places and self.known(x) == number:
+                self.made_unseen(OWN_VIEW, [number], x)
 
     def _spare(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], ins: list[int]) -> Any:
         """Run an operation so that autograd saves less: no activation's derivative, or not what can be made again."""
@@ -244,9 +259,9 @@ def write(record: Any, op: OpOverload, info: OpInfo, args: tuple[Any, ...], kwar
         record.equate(value, record.number(x))
         value = record.step(op, info, (value, *args[1:]), kwargs)
     number = record.number(value)
-    covered = base is not None and _covers(x, base)
+    covered = base is not None and covers(x, base)
     before = None if base is None or covered else record.number(base)
-    record.save_before_write(args)
+    record.save_before_write(x)
     x.copy_(value)
     of_both = [number] if before is None else [before, number]
     if covered and base is not None and base.requires_grad:
@@ -266,7 +281,7 @@ def _fill(record: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Run a copy to a whole tensor, of which it leaves nothing: in the graph its source, expanded, as in a trace."""
     x: Tensor = args[0]
     number = record.number(args[1])
-    record.save_before_write(args)
+    record.save_before_write(x)
     x.copy_(record.aliases.get(number, args[1]), *args[2:], **kwargs)
     record.made_unseen(_EXPAND, [number], x, (Ref(number), list(x.shape)))
     return x
@@ -282,19 +297,3 @@ def write_out(record: Any, op: OpOverload, args: tuple[Any, ...], kwargs: dict[s
     if out.shape != value.shape:
         out.resize_(value.shape)
     return record.run(_COPY, (out, value), {})
-
-
-def _covers(x: Tensor, base: Tensor) -> bool:
-    """Whether a view is its whole base in another shape or order, so that a write to it leaves nothing of what was there."""
-    if x.numel() != base.numel() or x.storage_offset() != base.storage_offset():
-        return False
-    return _dense(x) and _dense(base) or _extents(x) == _extents(base)
-
-
-def _extents(x: Tensor) -> list[tuple[int, int]]:
-    return sorted((stride, size) for stride, size in zip(x.stride(), x.size()) if size > 1)
-
-
-def _dense(x: Tensor) -> bool:
-    """Whether a tensor without two entries at one place has its entries side by side."""
-    return sum(stride * (size - 1) for stride, size in _extents(x)) == x.numel() - 1

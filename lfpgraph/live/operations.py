@@ -27,6 +27,7 @@ __all__ = [
     "TENSORS",
     "OpInfo",
     "autocast_of",
+    "covers",
     "has_no_derivative",
     "info_of",
     "without_out",
@@ -62,7 +63,7 @@ class OpInfo:
         kinds, kwarg_kinds: for each argument, by position and by name: TENSOR, TENSORS, STATIC (what the plan may depend
             on) or SIZE (a size, a number or a generator, which differs from call to call).
         node: the operation that stands for it in a graph: its functional form where it writes in place.
-        writes: whether it writes to its first argument.
+        writes: whether it writes to an argument, the first one in most cases; written: the places of those it writes to.
         rewrites: whether what it writes is a value of the same size, and not another view.
         open: how to run it so that its parts are recorded, where it is a composite operation without a rule.
         parts: the same of its functional form, for one that torch runs whole and tracing takes apart.
@@ -77,6 +78,7 @@ class OpInfo:
     kwarg_kinds: dict[str, int]
     node: OpOverload
     writes: bool
+    written: tuple[int, ...]
     rewrites: bool
     open: Callable[..., Any] | None
     parts: Callable[..., Any] | None
@@ -113,6 +115,7 @@ def _describe(op: OpOverload) -> OpInfo:
         kwarg_kinds=kinds,
         node=node,
         writes=writes,
+        written=tuple(i for i, a in enumerate(op._schema.arguments) if a.is_write and not a.is_out),
         rewrites=writes and node is not op and torch.Tag.inplace_view not in op.tags,
         open=_opener(op)
         if entry is None or op is aten.expand_as.default
@@ -217,3 +220,19 @@ def autocast_of(args: tuple[Any, ...]) -> tuple[str, torch.dtype] | None:
             if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
                 return x.device.type, torch.get_autocast_dtype(x.device.type)
     return None
+
+
+def covers(x: Tensor, base: Tensor) -> bool:
+    """Whether a view is its whole base in another shape or order, so that a write to it leaves nothing of what was there."""
+    if x.numel() != base.numel() or x.storage_offset() != base.storage_offset():
+        return False
+    return _dense(x) and _dense(base) or _extents(x) == _extents(base)
+
+
+def _extents(x: Tensor) -> list[tuple[int, int]]:
+    return sorted((stride, size) for stride, size in zip(x.stride(), x.size()) if size > 1)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether a tensor without two entries at one place has its entries side by side."""
+    return sum(stride * (size - 1) for stride, size in _extents(x)) == x.numel() - 1

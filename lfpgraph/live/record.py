@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ..tracing.inverse_views import UNDO, given_back
+from ..tracing.written.inverse_views import UNDO, given_back
 from .bridges import Shadows, Sources
 from .interception import paused
 from .kept import Kept, is_apart, is_followed, is_unfollowed, write, write_out
@@ -79,9 +79,9 @@ class Record(Kept):
                 return out
         if not plain:
             self._look_at(args)
-            if info_of(op).writes:
-                self.save_before_write(args)
+            overwritten = self.written_by(info_of(op), args)
             out = op._op(*args, **kwargs)
+            self.changed(overwritten)
             self.unrecorded.note(args, out, self._sources_of)
             return out
         if op is _EMPTY:
@@ -130,16 +130,16 @@ class Record(Kept):
             named = dict(zip(kwargs, self._read(tuple(kwargs.values()), kinds, ins, key)))
         else:
             named = kwargs
-        before = None
-        if info.writes:
-            self.save_before_write(args)
-            before = self._template(args, kwargs)  # an argument is another value once it has been written to
+        overwritten = self.written_by(info, args) if info.writes else []
+        before = self._template(args, kwargs) if info.writes else None  # an argument is another value afterwards
         expected = self.expected
         if expected is None or self.keep_all or self.steps_done not in expected.spared:
             out = op._op(*given, **named)
         else:
             out = self._spare(op, given, named, ins)
-        return self._note(info, key, ins, args, kwargs, out, before)
+        out = self._note(info, key, ins, args, kwargs, out, before)
+        self.changed(overwritten)
+        return out
 
     def _read(self, args: tuple[Any, ...], kinds: Iterable[int], ins: list[int], key: list[Any]) -> tuple[Any, ...]:
         """The arguments to run with: each parameter by the one alias that this run takes it through."""
@@ -162,10 +162,7 @@ class Record(Kept):
                     given[i] = [self.aliases.get(n, x) if n is not None else x for n, x in zip(numbers, value)]
             elif kind == SIZE:
                 key.append(value is None)
-            elif kind == TENSOR and type(value) in (
-                int,
-                float,
-            ):  # `x * 0.5`: of a number that may change, its sign counts
+            elif kind == TENSOR and type(value) in (int, float):  # `x * 0.5`: of a number that may change, its sign
                 key.append((type(value), (value > 0) - (value < 0)))
             else:
                 key.append(value if type(value) is not list else tuple(value))

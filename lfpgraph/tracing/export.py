@@ -25,7 +25,16 @@ from .cells import cells_kept_whole, roll_up
 from .flat import FlatModel, tracing
 from .parts import take_apart, take_apart_all
 from .recurrent import autocast_noted
-from .rewrite import decompositions, few_kept_whole, free_detached, keep_no_grad, tidy, without_idle_dropout
+from .rewrite import (
+    decompositions,
+    few_kept_whole,
+    free_detached,
+    keep_no_grad,
+    no_grad_regions,
+    tidy,
+    without_idle_dropout,
+)
+from .written.held import hold_unseen
 
 __all__ = ["capture", "export_flat"]
 
@@ -137,6 +146,7 @@ def export_flat(
     with keep_random_state(module, tensors), attributes_kept(module), tracing(), torch.enable_grad(), quiet(), sizes:
         program = torch.export.export(module, tuple(tensors), strict=False, dynamic_shapes=shapes)
         without_idle_dropout(program.graph_module)
+        hold_unseen(program.graph_module.graph, no_grad_regions(program.graph_module))
         keep_no_grad(program.graph_module)
         free_detached(program.graph_module)
         with autocast_noted():

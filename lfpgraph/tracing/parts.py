@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .cells import cells_kept_whole
 from .rewrite import parts_of, region_body, takes_tensors
-from .writes import return_writes
+from .written.writes import return_writes
 
 __all__ = ["is_functional", "take_apart", "take_apart_all"]
 

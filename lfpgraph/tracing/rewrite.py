@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from ..registry import find_rule, registered_rules
 from .cells import cells_kept_whole
-from .inverse_views import cancel_inverse_views
 from .origins import remember_places
 from .recurrent import FUSED_CELLS, RECURRENT, decomposition_of
-from .writes import MAY_RETURN_SELF, detach_what_is_read, is_written, put_after
+from .written.held import read_beside
+from .written.inverse_views import cancel_inverse_views
+from .written.writes import MAY_RETURN_SELF, detach_what_is_read, is_written, put_after
 
 __all__ = [
     "OWN_PARTS",
@@ -28,6 +29,7 @@ __all__ = [
     "few_kept_whole",
     "free_detached",
     "keep_no_grad",
+    "no_grad_regions",
     "parts_of",
     "region_body",
     "takes_tensors",
@@ -93,6 +95,12 @@ def region_body(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:
     return inner if isinstance(inner, fx.GraphModule) else None
 
 
+def no_grad_regions(module: fx.GraphModule) -> dict[fx.Node, fx.GraphModule]:
+    """The nodes of regions without gradients, and what runs in each."""
+    found = {node: region_body(module, node) for node in module.graph.nodes}
+    return {node: body for node, body in found.items() if body is not None and not node.args[0]}
+
+
 def _passed_through(module: fx.GraphModule, region: fx.Node, item: fx.Node) -> fx.Node | None:
     """The region's argument that an item of its output is, untouched; None if the region computed it."""
     inner = region_body(module, region)
@@ -121,9 +129,8 @@ def free_detached(module: fx.GraphModule) -> None:
     Functionalisation takes detach for a view, and would detach what was written as well.
     """
     for node in list(module.graph.nodes):
-        if node.target is not _aten.detach.default or len(node.args[0].users) != 1 or not is_written(node):
-            continue
-        put_after(module.graph, node, _aten.clone.default)
+        if node.target is _aten.detach.default and is_written(node) and not read_beside(module.graph, node):
+            put_after(module.graph, node, _aten.clone.default)
 
 
 def without_idle_dropout(module: fx.GraphModule) -> None:

@@ -99,7 +99,7 @@ class StaticEngine:
         if any(isinstance(t, nn.Parameter) for t in tensors):
             why = why or "it returns a parameter itself, whose gradient no program sees"
         for kind, leaf in leaves:
-            if kind == "value" and (callable(leaf) or hasattr(leaf, "__next__")):
+            if kind == "value" and (callable(leaf) or hasattr(type(leaf), "__next__")):
                 why = why or f"it returns a {type(leaf).__name__}, which only its own run can make"
         if why is not None or seen.guard is None:
             raise self._refusal(why or "its run could not be observed")

@@ -53,6 +53,9 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             seen.written = {name for name, x, before in versions if x._version != before}
             seen.returned = _returned(result, model, leaves)
             linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
+    sizes = {name: buffer.shape for name, buffer in model.named_buffers()}
+    if resized := [name for name, copy in copies.items() if copy.shape != sizes.get(name, copy.shape)]:
+        seen.why_live, seen.may_settle = f"it gives its buffer {resized[0]} another size", False
     if linked is not None:
         seen.why_live, seen.may_settle = f"its buffer {linked} keeps the gradient graph of the call that made it", False
     after, spec_after = flatten_input(args, kwargs)

@@ -86,6 +86,10 @@ class Slots:
 
 
 class Bag(collections.OrderedDict):
+    def __init__(self, kind, **items) -> None:
+        super().__init__(items)
+        self.kind = kind
+
     def __getattr__(self, name):
         return self[name]
 
@@ -101,7 +105,8 @@ class Returns(nn.Module):
         if kind == "slots":
             return Slots(out, [h])
         if kind == "bag":
-            return Bag(out=out, deep=collections.defaultdict(list, h=[h, None, "text", 3]))
+            deep = collections.defaultdict(list, h=[h, None, "text", 3])
+            return Bag(kind, out=out, deep=deep, both=Both(out * 2, h))
         if kind == "map":
             return map(lambda t: t * 2, (out, h))
         return Both(out, Report(h, (h * 2, out.sum())))
@@ -115,11 +120,83 @@ def outputs_of_all_kinds():
         x = data(5, 6, seed=i)
         both, slots, bag, lazily = (model(x, kind) for kind in ("both", "slots", "bag", "map"))
         found = [both.left, both.right.out, *both.right.parts, slots.left, *slots.right, bag.out, bag.deep["h"][0]]
-        found += list(lazily)
+        found += [*lazily, *bag.deep["none"], bag.both.left]
+        assert bag.kind == "bag"
         loss_of(found).backward()
         return found
 
     return Returns(), step
+
+
+class Fields(collections.OrderedDict):
+    """Its entries are attributes, too."""
+
+    def __setitem__(self, key, value) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+class Fielded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        fields = Fields()
+        h = self.a(x).relu()
+        fields["out"], fields["hidden"], fields.name = self.head(h), Both(h, [h * 2]), "n"
+        return fields
+
+
+@case(static=True, same=True)
+def dictionary_with_attributes():
+    """What the output's class is has to survive the program."""
+
+    def step(model, i):
+        found = model(data(5, 6, seed=i))
+        assert found.name == "n" and isinstance(found, Fields) and list(found) == ["out", "hidden"]
+        loss_of([found.out, found["hidden"].left, *found.hidden.right]).backward()
+        return found["out"], found.hidden.left
+
+    return Fielded(), step
+
+
+class Entries(dict):
+    """What is no entry is a KeyError, also for who asks whether there is an attribute."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Tagged(list):
+    def __init__(self, items, tag) -> None:
+        super().__init__(items)
+        self.tag = tag
+
+
+class Pair(tuple):
+    def __new__(cls, left, right):
+        return super().__new__(cls, (left, right))
+
+    @property
+    def left(self):
+        return self[0]
+
+
+class Contained(Fielded):
+    def forward(self, x):
+        h = self.a(x).relu()
+        return Entries(out=self.head(h), many=Tagged([h, Pair(h * 2, 3)], "t"), most=torch.max(h, 1))
+
+
+@case(static=True, same=True)
+def containers_of_the_users():
+    def step(model, i):
+        found = model(data(5, 6, seed=i))
+        assert found.many.tag == "t" and isinstance(found.many[1], Pair)
+        loss_of([found.out, found.many[0], found.many[1].left, found.most.values]).backward()
+        return found.out, found.many[1].left, found.many[1][1]
+
+    return Contained(), step
 
 
 class Same(nn.Module):

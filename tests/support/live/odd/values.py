@@ -208,3 +208,26 @@ class CachedWeights(nn.Module):
 def parametrizations_cached():
     """An orthogonal weight used three times from one cache."""
     return CachedWeights(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+class FakeQuantised(nn.Module):
+    """A layer whose weight is rounded to what is observed of it: one operation, which writes to arguments behind its first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        for name, value in (("low", 0.0), ("high", 0.0), ("scale", 1.0)):
+            self.register_buffer(name, torch.tensor([value], dtype=torch.float32))
+        self.register_buffer("zero", torch.zeros(1, dtype=torch.int32))
+        self.float()
+
+    def forward(self, x):
+        on = torch.ones(1, dtype=torch.long)
+        seen = self.low, self.high, self.scale, self.zero
+        weight = torch.fused_moving_avg_obs_fake_quant(self.a.weight, on, on, *seen, 0.01, -128, 127, 0)
+        return self.head(nn.functional.linear(x.float(), weight, self.a.bias).relu())
+
+
+@case(often=False)
+def weights_quantised_as_they_train():
+    return FakeQuantised(), lambda model, i: train(model, data(5, 6, seed=i))

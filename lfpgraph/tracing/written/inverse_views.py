@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..graph.graph import shape_of
-from .cells import emit
+from ...graph.graph import shape_of
+from ..cells import emit
 
 __all__ = ["TURNED", "UNDO", "can_be_put_back", "cancel_inverse_views", "given_back", "part_put_back", "put_back"]
 

@@ -16,21 +16,18 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from .cells import emit
+from ..cells import emit
 from .inverse_views import TURNED, can_be_put_back, part_put_back, put_back
 
-__all__ = ["MAY_RETURN_SELF", "detach_what_is_read", "is_written", "put_after", "return_writes"]
+__all__ = [
+    "MAY_RETURN_SELF", "detach_what_is_read", "is_mutable", "is_written", "memory_of", "put_after", "return_writes",
+]  # fmt: skip
 
 _aten = torch.ops.aten
 MAY_RETURN_SELF = {
-    _aten.contiguous.default,
-    _aten.expand_as.default,
-    _aten.to.device,
-    _aten.to.dtype,
-    _aten.to.dtype_layout,
-    _aten.to.other,
-    _aten.type_as.default,
-}
+    _aten.contiguous.default, _aten.expand_as.default, _aten.to.device, _aten.to.dtype, _aten.to.dtype_layout,
+    _aten.to.other, _aten.type_as.default,
+}  # fmt: skip
 _LEFT = ("resize_", "resize_as_", "set_")  # other memory
 
 
@@ -41,9 +38,9 @@ def return_writes(graph: fx.Graph) -> dict[fx.Node, fx.Node] | None:
         For each placeholder that was written to what it holds in the end. None, and the graph writes what it did, where it
         has writes of another kind.
     """
-    written = set().union(*(_memory_of(node.args[0]) for node in graph.nodes if _is_mutable(node.target)))
+    written = set().union(*(memory_of(node.args[0]) for node in graph.nodes if is_mutable(node.target)))
     for node in list(graph.nodes):
-        if node.target is _aten.broadcast_tensors.default and _memory_of(node) & written:
+        if node.target is _aten.broadcast_tensors.default and memory_of(node) & written:
             _as_expanded(graph, node)
     memory = _Memory(graph)
     return memory.held() if memory.is_plain() else None
@@ -74,7 +71,7 @@ class _Memory:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self.writes = {n for n in graph.nodes if _is_norm(n) or (_is_mutable(n.target) and n.target not in TURNED)}
+        self.writes = {n for n in graph.nodes if _is_norm(n) or (is_mutable(n.target) and n.target not in TURNED)}
         self.root: dict[fx.Node, fx.Node] = {}
         self.source: dict[fx.Node, fx.Node] = {}
         self.current: dict[fx.Node, fx.Node] = {}  # by root: what it holds now
@@ -91,16 +88,16 @@ class _Memory:
     def _find(self) -> bool:
         """Fill in `root` and `source`; False where a value lies in such memory that is not known to be a view of it."""
         turned = [n for n in self.graph.nodes if n.target in TURNED]
-        written = set().union(*(_memory_of(to) for n in (*self.writes, *turned) for to in _written_by(n)))
+        written = set().union(*(memory_of(to) for n in (*self.writes, *turned) for to in _written_by(n)))
         owner: dict[int, fx.Node] = {}
         for node in self.graph.nodes:
-            mine = _memory_of(node) & written
+            mine = memory_of(node) & written
             if not mine:
                 continue
             source: Any = node.args[0] if node.args else None
             if node.target is _aten.lift_fresh_copy.default:  # of a constant; the tracer itself made no copy
                 self.root[node] = node
-            elif isinstance(source, fx.Node) and source in self.root and mine & _memory_of(source):
+            elif isinstance(source, fx.Node) and source in self.root and mine & memory_of(source):
                 if not isinstance(node.target, OpOverload) and node.target is not operator.getitem:
                     return False
                 self.source[node], self.root[node] = source, self.root[source]
@@ -204,12 +201,12 @@ class _Memory:
             self.changed.append(node)
 
 
-def _memory_of(node: fx.Node) -> set[int]:
+def memory_of(node: fx.Node) -> set[int]:
     values = tree_leaves(node.meta.get("val")) if node.op != "output" else ()
     return {x.untyped_storage()._cdata for x in values if isinstance(x, Tensor) and x.layout is torch.strided}
 
 
-def _is_mutable(op: Any) -> bool:
+def is_mutable(op: Any) -> bool:
     return isinstance(op, OpOverload) and op._schema.is_mutable
 
 
