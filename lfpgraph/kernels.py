@@ -3,7 +3,7 @@
 An elementwise formula is written once, in torch's operations. That is what runs for small tensors and on other devices
 than a CPU, what exporters and compilers see (`DECOMPOSITIONS`), and what gives shapes while tracing. On a CPU, a large
 tensor would pass through memory three or four times; there it runs in blocks that stay in the processor's cache, or as a
-pass in C, with the same result to the last bit (C adds up squares in another order); on a GPU as one kernel (`native.gpu`).
+pass in C, with the same result to the last bit; on a GPU as one kernel, where torch can compile one (`native.gpu`).
 
 `NAME_` may write the result over the first argument. None of these operations records a derivative: call them through
 `numerics`, which takes the plain formula where one is asked for.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .native import matmul
 from .native.gpu import in_one_kernel, scaled_by_floored
-from .native.passes import known_passes, lie_alike
+from .native.passes import is_dense, known_passes
 
 __all__ = [
     "DECOMPOSITIONS",
@@ -154,12 +154,12 @@ def _scaled_by_floored(s: Tensor, w: Tensor, share: float, unit: float, out: Ten
     if w.device.type != "cpu" or s.dtype != w.dtype or s.layout is not torch.strided:
         made = scaled_by_floored(s, w, share, unit) if w.is_cuda else None
         return _floored(s, w, *floor_and_unit(w, share, unit), out=out) if made is None else made
-    if lie_alike(s, w) and (passes := known_passes(w.dtype)) is not None:
-        if passes.floored(s, w, into := torch.empty_like(s) if out is None else out, share, unit, _tiny(w.dtype)):
-            return into
     few = w.dtype in (torch.float32, torch.float64) and w.numel() <= _BLOCK  # the same in fewer operations
     rms = torch.linalg.vector_norm(w).item() / math.sqrt(w.numel()) if few else _rms(w).item()
     least, unit = share * rms, unit if unit == 1 else max(unit, 1 / max(rms, _tiny(w.dtype)))
+    alike = s.shape == w.shape and s.stride() == w.stride() and is_dense(w) and least == least
+    if alike and (passes := known_passes(w.dtype)) is not None:
+        return passes.floored(s, w, torch.empty_like(s) if out is None else out, least, unit)
     if _is_large([s, w]):
         return _run(_by_least, (s, w, least, unit), 2, torch.empty_like(s) if out is None else out)
     return _by_least(s, w, least, unit, out)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfpgraph.registry import RANDOM, VIEW, Call, Signals, rule
+from lfpgraph.registry import GENERAL, RANDOM, VIEW, Call, Signals, rule
 
 aten = torch.ops.aten
 
@@ -51,10 +51,11 @@ def strided_scatter(
 _library = torch.library.Library("lfpgraph_writes", "DEF")
 _library.define("held(Tensor x, Tensor now) -> Tensor")
 _library.impl("held", lambda x, now: now.clone(), "CompositeExplicitAutograd")
+torch.library.register_autograd("lfpgraph_writes::held", lambda _, s: (s, None), lib=_library)
 HELD = torch.ops.lfpgraph_writes.held.default  # a tensor that was written to unseen by autograd, as it is now
 
 
-@rule(HELD, family=VIEW, needs_vjp=False, is_vjp=True)
+@rule(HELD, family=GENERAL, needs_vjp=False, is_vjp=True)
 def held(call: Call, s: Tensor, x: Tensor, now: Tensor) -> Signals:
     """What autograd hands back: nothing of the write, all to what the tensor was before."""
     return [s, None]

@@ -246,24 +246,21 @@ def test_all_are_known_by_a_formula() -> None:
 def test_a_parameter_s_feedback_in_one_pass(
     shape: tuple[int, ...], layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What torch's operations make of it, with a matrix of zeros and one that is not finite as well.
-
-    To the last digit but for the root mean square, of which each adds up the squares in an order of its own.
-    """
+    """To the last digit what torch's operations make of it, with a matrix of zeros and one that is not finite as well."""
     assert passes.passes_of(dtype) is not None
     s, w = (_laid_out(torch.randn(shape, dtype=dtype), layout) for _ in range(2))
     w[0, 0] = -0.0
-    for weight in (w, torch.zeros_like(w), *(torch.where(w == w.max(), odd, w) for odd in (torch.inf, torch.nan))):
-        for signal, *how in (s, 0.1, 1.0), (s, 0.0, 3.0), (s, 0.0, 1.0), (s.contiguous(), 0.1, 3.0):
-            found = ops.scale_by_floored_size(signal, weight, *how)
-            over = ops.scale_by_floored_size_(signal.clone(), weight, *how)
+    infinite = torch.where(w == w.max(), torch.inf, w)
+    for weight in (w, torch.zeros_like(w), infinite, torch.where(w == w.max(), torch.nan, w)):
+        for given in (s, weight, 0.1, 1.0), (s, weight, 0.0, 3.0), (s.contiguous(), weight, 0.1, 3.0):
+            found = ops.scale_by_floored_size(*given)
+            over = ops.scale_by_floored_size_(given[0].clone(), *given[1:])
             with monkeypatch.context() as without:
                 without.setattr(passes, "_known", {})
-                expected = ops.scale_by_floored_size(signal, weight, *how)
-            error = 0 if how == [0.0, 1.0] else 4 * torch.finfo(dtype).eps
+                expected = ops.scale_by_floored_size(*given)
             for one in (found, over):
-                torch.testing.assert_close(one, expected, rtol=error, atol=0, equal_nan=True)
-            assert found.stride() == expected.stride() and over.stride() == signal.stride()
+                torch.testing.assert_close(one, expected, rtol=0, atol=0, equal_nan=True)
+            assert found.stride() == expected.stride() and over.stride() == given[0].stride()
 
 
 class _Comparisons(nn.Module):

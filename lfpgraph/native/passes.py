@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,13 +19,161 @@ import torch
 from torch import Tensor
 
 from .compiler import DTYPES, library
-from .pass_code import BLOCK, FUNCTIONS, PARTS, code_of
 
-__all__ = ["FUNCTIONS", "LEAST", "Passes", "begin", "is_dense", "known_passes", "lie_alike", "passes_of"]
+__all__ = ["FUNCTIONS", "LEAST", "Passes", "begin", "is_dense", "known_passes", "passes_of"]
 
 log = logging.getLogger("lfpgraph")
 LEAST = 1 << 14  # numbers from which on a pass is worth that a compiler is started
+_BLOCK = 512  # numbers of which the sum, or what is worked out on the way, stays in the nearest cache
 _GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has it
+FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
+_PARTS = ("floored", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
+
+# erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1. The largest error is 2e-8 and 4e-17 of erf(x):
+# least squares with weights raised where errors were largest, in sixty digits.
+_ERF = {
+    torch.float32: (
+        3.93,
+        (1.128379145934263531, 0.1906037801344968266, 0.05276588519890640318, 0.003771859330309037341,
+         0.0002846283928883699582, 2.043179782642796089e-6),
+        (1.0, 0.5022509471317014486, 0.1141826010435217221, 0.01498175075507113239, 0.001163333434523016294,
+         0.00003800740468437718637),
+    ),
+    torch.float64: (
+        5.95,
+        (1.128379167095512535, 0.2204798313084154191, 0.06617525995873768295, 0.006906192833396746159,
+         0.0008571368620249194907, 0.00005712938028713134875, 3.910167418613778247e-6, 1.701164222283368293e-7,
+         6.777031477453228532e-9, 1.725049004621970645e-10, 3.331955143236690793e-12, 2.211567044581791334e-14,
+         1.554067658913235739e-17),
+        (1.0, 0.5287284963581303085, 0.1348891292936824539, 0.022020171312737888, 0.00256990603451959668,
+         0.0002266523880672462496, 0.00001554285708483289159, 8.376361169601690768e-7, 3.526764947251950628e-8,
+         1.127733566221627386e-9, 2.553325820089747977e-11, 3.304839147484132263e-13, 8.770872924421687926e-16),
+    ),
+}  # fmt: skip
+
+# A part works on the numbers from `start` to `end`. Without signals `s` a secant's slope itself is asked for.
+_BODY = """
+typedef struct {{ const T *s, *x; T *out; const double *numbers; int64_t count, widths; }} Job;
+typedef void Part(const Job *, int64_t, int64_t);
+#define BLOCK {block}
+
+static inline T error_function(T x) {{
+  T z = bounded(x, (T){most}), u = z * z, e = z * ({over}) / ({under});
+  return x > (T){most} ? 1 : x < -(T){most} ? -1 : e;
+}}
+static inline T gelu(T x) {{ return x * (T)0.5 * (1 + error_function(x * (T)0.70710678118654752440)); }}
+static inline T gelu_tanh(T x) {{
+  T inner = (T)0.79788456080286535588 * (x + (T)0.044715 * x * x * x);
+  return x * (T)0.5 * (1 + hyperbolic(inner));
+}}
+static inline T silu(T x) {{ return x * sigmoid(x); }}
+
+/* numbers: half of the width, and one over the width */
+#define SECANT(f) \\
+static inline __attribute__((always_inline)) void f##_from(const Job *job, int64_t start, int64_t end, int scaled) {{ \\
+  const T *s = job->s, *x = job->x, h = job->numbers[0], by = job->numbers[1]; \\
+  T *out = job->out; \\
+  _Pragma("omp simd") \\
+  for (int64_t j = start; j < end; j++) {{ \\
+    T slope = (f(x[j] + h) - f(x[j] - h)) * by; \\
+    out[j] = scaled ? s[j] * slope : slope; \\
+  }} \\
+}} \\
+static void secant_##f(const Job *job, int64_t start, int64_t end) {{ \\
+  if (job->s) f##_from(job, start, end, 1); else f##_from(job, start, end, 0); \\
+}}
+{secants}
+
+/* numbers: the least size, and a factor */
+static void floored(const Job *job, int64_t start, int64_t end) {{
+  const T *s = job->s, *w = job->x, least = job->numbers[0], by = job->numbers[1];
+  T *out = job->out;
+  #pragma omp simd
+  for (int64_t j = start; j < end; j++) {{
+    T size = w[j] < 0 ? -w[j] : w[j];
+    out[j] = by * s[j] * (size < least ? least : size);
+  }}
+}}
+
+/* numbers: what is compared with, the spread, a weight; of each width, the widest first, itself and what the slope times spread
+   and weight is within it. Widths come in fours; those below zero are none. */
+static void comparison(const Job *job, int64_t start, int64_t end) {{
+  const double *numbers = job->numbers;
+  const T number = numbers[0], spread = numbers[1], by = spread * (T)numbers[2];
+  for (; start < end; start += BLOCK) {{
+    const T *s = job->s ? job->s + start : 0, *x = job->x + start;
+    T *out = job->out + start, slope[BLOCK] = {{0}};
+    int64_t size = end - start < BLOCK ? end - start : BLOCK;
+    for (int64_t k = 0; k < job->widths; k += 4) {{
+      const double *four = numbers + 3 + 2 * k;
+      const T a = four[0], b = four[2], c = four[4], d = four[6];
+      const T in_a = (T)four[1] / by, in_b = (T)four[3] / by, in_c = (T)four[5] / by, in_d = (T)four[7] / by;
+      #pragma omp simd
+      for (int64_t j = 0; j < size; j++) {{
+        T away = (x[j] - number) / spread, found = slope[j];
+        away = away < 0 ? -away : away;
+        found = a - away > 0 ? in_a : found;
+        found = b - away > 0 ? in_b : found;
+        found = c - away > 0 ? in_c : found;
+        slope[j] = d - away > 0 ? in_d : found;
+      }}
+    }}
+    if (s) {{
+      #pragma omp simd
+      for (int64_t j = 0; j < size; j++) out[j] = s[j] * slope[j];
+    }} else memcpy(out, slope, size * sizeof(T));
+  }}
+}}
+
+static Part *const parts_of[] = {{ {parts} }};
+typedef struct {{ void (*start)(void (*)(void *), void *, unsigned, unsigned); int (*place)(void), (*places)(void); }} Threads;
+typedef struct {{ Part *part; const Job *job; const Threads *threads; }} Share;
+static void take_share(void *given) {{ /* of whole blocks, so that nothing depends on how many threads there are */
+  const Share *share = given;
+  int64_t count = share->job->count, blocks = (count + BLOCK - 1) / BLOCK, i = share->threads->place();
+  int64_t n = share->threads->places(), start = blocks * i / n * BLOCK, end = blocks * (i + 1) / n * BLOCK;
+  share->part(share->job, start, end < count ? end : count);
+}}
+static void in_threads(Part *part, const Job *job, int64_t n, const Threads *threads) {{
+  Share share = {{ part, job, threads }};
+  if (n > 1) threads->start(take_share, &share, n, 0); else part(job, 0, job->count);
+}}
+void run(int64_t part, const T *s, const T *x, T *out, const double *numbers, int64_t count, int64_t widths, int64_t n,
+         const Threads *threads) {{
+  Job job = {{ s, x, out, numbers, count, widths }};
+  in_threads(parts_of[part], &job, n, threads);
+}}
+
+/* The sum of each block's distances from the mean, or of their squares. */
+typedef struct {{ Job job; double mean, *sums; }} Sums;
+static inline __attribute__((always_inline)) void sums_of(const Sums *given, int64_t start, int64_t end, int squared) {{
+  const T mean = given->mean;
+  for (; start < end; start += BLOCK) {{
+    const T *x = given->job.x + start;
+    int64_t size = end - start < BLOCK ? end - start : BLOCK;
+    T sum = 0;
+    #pragma omp simd reduction(+: sum)
+    for (int64_t j = 0; j < size; j++) {{
+      T d = x[j] - mean;
+      sum += squared ? d * d : d;
+    }}
+    given->sums[start / BLOCK] = sum;
+  }}
+}}
+static void distances(const Job *job, int64_t start, int64_t end) {{ sums_of((const Sums *)job, start, end, 0); }}
+static void squares(const Job *job, int64_t start, int64_t end) {{ sums_of((const Sums *)job, start, end, 1); }}
+double variance(const T *x, int64_t count, double *sums, int64_t n, const Threads *threads) {{
+  int64_t blocks = (count + BLOCK - 1) / BLOCK;
+  Sums given = {{ {{ 0, x, 0, 0, count, 0 }}, 0, sums }};
+  double total = 0, of_squares = 0;
+  in_threads(distances, &given.job, n, threads);
+  for (int64_t i = 0; i < blocks; i++) total += sums[i];
+  given.mean = total / count;
+  in_threads(squares, &given.job, n, threads);
+  for (int64_t i = 0; i < blocks; i++) of_squares += sums[i];
+  return of_squares / count;
+}}
+"""
 
 
 class Passes:
@@ -37,24 +184,16 @@ class Passes:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._run.argtypes, self._run.restype = (number, *[pointer] * 4, *[number] * 3, pointer), None
         self._variance.argtypes, self._variance.restype = (pointer, number, pointer, number, pointer), ctypes.c_double
-        self._floored, real = compiled.floored, ctypes.c_double
-        self._floored.argtypes = (*[pointer] * 3, number, *[real] * 3, pointer, number, pointer)
-        self._floored.restype = real
 
     def variance(self, x: Tensor) -> float:
         """Of all numbers, the same however many threads there are."""
-        found: float = self._variance(x.data_ptr(), x.numel(), _sums(x), self._share(x), self._threads)
+        sums = torch.empty(-(-x.numel() // _BLOCK), dtype=torch.float64, device="cpu")
+        found: float = self._variance(x.data_ptr(), x.numel(), sums.data_ptr(), self._share(x), self._threads)
         return found
 
-    def floored(self, s: Tensor, w: Tensor, out: Tensor, share: float, unit: float, tiny: float) -> bool:
-        """`s * max(abs(w), share * rms(w)) * max(unit, 1 / rms(w))`, without the last factor where the unit is 1.
-
-        The root mean square that is divided by is `tiny` at least. False, and nothing done, where
-        the least size is NaN.
-        """
-        pointers, count = (s.data_ptr(), w.data_ptr(), out.data_ptr()), w.numel()
-        least = self._floored(*pointers, count, share, unit, tiny, _sums(w), self._share(w), self._threads)
-        return not math.isnan(least)
+    def floored(self, s: Tensor, w: Tensor, out: Tensor, least: float, by: float) -> Tensor:
+        """`by * s * max(abs(w), least)`."""
+        return self._on("floored", s, w, out, (least, by))
 
     def comparison(
         self, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], fours: Sequence[float]
@@ -71,7 +210,7 @@ class Passes:
     ) -> Tensor:
         given = (ctypes.c_double * len(numbers))(*numbers)
         pointers = None if s is None else s.data_ptr(), x.data_ptr(), out.data_ptr()
-        self._run(PARTS.index(part), *pointers, given, x.numel(), widths, self._share(x), self._threads)
+        self._run(_PARTS.index(part), *pointers, given, x.numel(), widths, self._share(x), self._threads)
         return out
 
     def _share(self, x: Tensor) -> int:
@@ -79,19 +218,9 @@ class Passes:
         return min(torch.get_num_threads(), -(-x.numel() // _GRAIN)) if self._threads else 1
 
 
-def _sums(x: Tensor) -> Any:
-    """Room for a number for each block of x."""
-    return (ctypes.c_double * -(-x.numel() // BLOCK))()
-
-
 def is_dense(x: Tensor) -> bool:
     """Whether a tensor's numbers follow each other without gaps, each once: of a plain one, or of channels that come last."""
     return not x.is_neg() and (x.is_contiguous() or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-
-
-def lie_alike(s: Tensor, x: Tensor) -> bool:
-    """Whether the numbers of two tensors follow each other without gaps in one order."""
-    return s.shape == x.shape and s.stride() == x.stride() and is_dense(x)
 
 
 _known: dict[torch.dtype, Passes | None] = {}
@@ -121,12 +250,23 @@ def known_passes(dtype: torch.dtype) -> Passes | None:
 
 
 def _compile(dtype: torch.dtype) -> None:
+    most, over, under = _ERF[dtype]
+    written = {"over": _polynomial(over), "under": _polynomial(under), "parts": ", ".join(_PARTS)}
+    secants = "\n".join(f"SECANT({name})" for name in FUNCTIONS)
     try:
-        compiled = library(code_of(dtype), dtype)
+        compiled = library(_BODY.format(block=_BLOCK, most=most, secants=secants, **written), dtype)
     except OSError as error:  # a disk that is full, say
         log.info("torch's own operations run what is written in C: %s", error)
         compiled = None
     _known[dtype] = None if compiled is None else Passes(compiled)
+
+
+def _polynomial(terms: Sequence[float]) -> str:
+    """In u, as C."""
+    found = f"(T){terms[-1]!r}"
+    for term in terms[-2::-1]:
+        found = f"((T){term!r} + u * {found})"
+    return found
 
 
 @functools.cache

@@ -113,3 +113,5 @@ case(
 case(aten.dropout.default, lambda t: call(t(t.n, 5), 0.5, True))
 case(aten.native_dropout.default, lambda t: call(t(t.n, 5), 0.5, True))
 case([aten.dropout.default, aten.native_dropout.default], lambda t: call(t(t.n, 5), 0.5, False), "evaluation")
+
+case(torch.ops.lfpgraph_writes.held.default, lambda t: call(t(t.n, 5), t(t.n, 5)))
