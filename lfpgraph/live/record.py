@@ -79,7 +79,8 @@ class Record(Kept):
                 return out
         if not plain:
             self._look_at(args)
-            overwritten = self.written_by(info_of(op), args)
+            info = info_of(op)
+            overwritten = self.written_by(info, args) if info.writes else []
             out = op._op(*args, **kwargs)
             self.changed(overwritten)
             self.unrecorded.note(args, out, self._sources_of)

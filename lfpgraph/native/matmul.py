@@ -22,9 +22,7 @@ __all__ = ["LEAST", "OPERATIONS", "addmm", "least", "mm", "mm_into", "onednn_is_
 
 LEAST = 1 << 20  # multiplications from which on a product by oneDNN is quicker; below, its start is what counts
 _LEAST_OF_A_TENTH = 1 << 24  # the same where it gains a tenth at most
-_COLUMNS_WORTH_A_COPY = (
-    1024  # of a product; the copy of a first factor that is not in order costs as much as this gains then
-)
+_COLUMNS_WORTH_A_COPY = 1024  # of a product, from which on that gains as much as the copy of a first factor costs
 _PLAIN = (Tensor, nn.Parameter)
 _ZEN_5 = 26  # AMD's family number
 

@@ -100,9 +100,7 @@ _LOOKED_AT = {
     torch.ops.lfpgraph.scale_by_floored_size.default: 1,
     torch.ops.lfpgraph.scale_by_floored_size_.default: 1,
 }
-_WORTH_A_CALL = (
-    8  # of the least products that are quicker by oneDNN: as large, a compiled graph calls a product of our own
-)
+_WORTH_A_CALL = 8  # times the least product that is quicker by oneDNN: from there on a compiled graph calls one
 _PRODUCTS = {torch.ops.aten.mm.default: matmul.mm, torch.ops.aten.addmm.default: matmul.addmm}
 
 
