@@ -24,7 +24,7 @@ from ..threads.turns import alone, one_at_a_time
 from ..tracing.guards import Guard, Observation
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
-from .plain_values import attached, is_frozen, told_apart
+from .plain_values import attached, is_frozen, layout_of, told_apart
 
 __all__ = ["Entry", "ModelCall", "Programs"]
 
@@ -96,7 +96,18 @@ class ModelCall:
         )
         casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
         structure = (len(self.args), *self.kwargs) if are_tensors(self.args, self.kwargs) else str(self.spec)
-        return (structure, leaves, tuple(self.modes), state, casts)
+        return (structure, leaves, tuple(self.modes), state, casts, self._repeated)
+
+    @property
+    def _repeated(self) -> tuple[int, ...]:
+        """For each tensor which one it is, if one is given twice: a model may ask `x is y`, or write to one and read the other."""
+        identities = list(map(id, self.tensors))
+        return tuple(map(identities.index, identities)) if len(set(identities)) < len(identities) else ()
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """How all tensors lie in memory, sizes apart."""
+        return tuple(map(layout_of, (*self.tensors, *self.state.values())))
 
     @property
     def sizes(self) -> str:
@@ -122,11 +133,13 @@ class Entry:
         sizes: those that it is right for.
         unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
             what other calls have saved of them can still be used.
+        layout: of all tensors, where the model asks how they lie in memory (`ModelCall.layout`); None if it is right for all.
         untouched: by place among the model's outputs, the place among the graph's arguments of one that is returned as it is.
     """
 
     program: Program
     owner: nn.Module | None = None
+    layout: tuple[Any, ...] | None = None
     sizes: Sizes = field(init=False)
     unseen: set[str] = field(init=False)
     untouched: dict[int, int] = field(init=False)
@@ -170,7 +183,9 @@ class Programs(Generic[E]):
 
     def fitting(self, call: ModelCall) -> E | None:
         """The program for calls like this one, if there is one; whether the model is still as it was is not asked."""
-        return next((entry for entry in self.kept.get(call.kind, ()) if entry.sizes.accepts(call.tensors)), None)
+        kept = self.kept.get(call.kind, ())
+        found = (entry for entry in kept if entry.layout is None or entry.layout == call.layout)
+        return next((entry for entry in found if entry.sizes.accepts(call.tensors)), None)
 
     def changed(self, entry: E) -> str | None:
         """What the model has changed since a program was found right for it, in words; None if nothing."""

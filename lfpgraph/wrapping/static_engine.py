@@ -133,6 +133,8 @@ class StaticEngine:
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share, writes=True), self.model)
+        if call.trial is not None and call.trial.asks_layout:
+            entry.layout = call.layout
         self._refuse_cuts(call, entry, {place - len(written) for place in entry.program.signal_outputs})
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",

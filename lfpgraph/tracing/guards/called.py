@@ -188,7 +188,8 @@ class Called:
                     self._inside(vars(value)[name], names, f"{path}.{name}", depth + 1)
 
     def _class(self, cls: type, names: tuple[str, ...]) -> None:
-        users = [c for c in cls.__mro__ if str(c.__module__).partition(".")[0] not in ("torch", "builtins")]
+        places = (*cls.__mro__, *type(cls).__mro__)
+        users = [c for c in places if str(c.__module__).partition(".")[0] not in ("torch", "builtins", "abc", "enum")]
         for name in names:
             if any(name in vars(c) for c in users):
                 for c in users:

@@ -81,6 +81,7 @@ class Observation:
             if that is not so.
         asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
             the model in that case, gradients included.
+        asks_layout: whether user's code asked how a tensor lies in memory, so that a program is for one layout of all.
         runs_again: where a checkpoint begins that runs a part of the model again in the backward pass (`Suspects`).
         drawn, written, returned: the state in which the run left the CPU's random generator, the buffers and inputs that it
             wrote to, and those that share their memory with an output, where it is a trial (`try_out`).
@@ -94,6 +95,7 @@ class Observation:
         self.shortcut: str | None = None
         self.asked: str | None = None
         self.runs_again: str | None = None
+        self.asks_layout = False
         self.drawn: torch.Tensor | None = None
         self.written: set[str] = set()
         self.returned: set[str] = set()
@@ -162,6 +164,7 @@ class Observation:
         called.close()
         snapshot.keep_named(called.names)
         self.asked, self.shortcut, self.runs_again = suspects.question, suspects.shortcut, suspects.runs_again
+        self.asks_layout = suspects.asks_layout
         for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)
         if self.shortcut is not None and not self.allows_shortcut:

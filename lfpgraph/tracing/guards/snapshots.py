@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import attrgetter
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -181,8 +181,10 @@ class Snapshot:
         elif isinstance(value, MethodType):
             self.follow(value.__self__, f"{path}.__self__", depth)
         elif isinstance(value, FunctionType):
-            if owner_of(value.__code__.co_filename) in ("user", "python"):
+            if owner_of(value.__code__.co_filename) == "user":
                 self._follow_object(value, path, depth)
+            elif isinstance(registry := vars(value).get("registry"), MappingProxyType):  # of functools.singledispatch
+                self.follow(registry, f"{path}.registry", depth)
         elif isinstance(value, functools.partial):
             self.follow((value.args, value.keywords), path, depth)
             self.follow(value.func, path, depth)

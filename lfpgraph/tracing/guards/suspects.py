@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .users_code import asker, owner_of, place_of
 
@@ -44,6 +44,8 @@ _TABLE = {
     ("autograd/graph.py", "_engine_run_backward"): _GRADIENT,
     ("autograd/graph.py", "saved_tensors_hooks.__enter__"): "sets hooks on saved tensors",
     ("autograd/forward_ad.py", "make_dual"): "takes forward-mode derivatives inside forward",
+    ("_tensor.py", "is_shared"): "asks in which memory a tensor lies",
+    ("_tensor.py", "storage"): "asks in which memory a tensor lies",
     ("_tensor.py", "register_hook"): "sets a hook on a tensor",
     ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
     ("autograd/graph.py", "register_multi_grad_hook"): "sets a hook on a tensor",
@@ -72,7 +74,8 @@ _WARNINGS = {"warn": "warns", "warn_explicit": "warns"}  # others of its functio
 _BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user", "__import__": "imports by a name",
              "eval": "runs code by eval", "exec": "runs code by exec", "globals": "looks names up in globals()"}  # fmt: skip
 _PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references"}
-_LAYOUT = ("is_contiguous", "stride", "storage_offset")
+_LAYOUT = ("is_contiguous", "stride")
+_PLACES, _MEMORY = ("data_ptr", "untyped_storage", "storage_offset", "is_set_to", "_is_view"), "asks in which memory a tensor lies"
 _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system",
          "imports by a name")  # fmt: skip
 _READS = ("item", "tolist", "numpy", "__array__")
@@ -89,11 +92,13 @@ class Suspects:
         question, read: where user's code first asked whether it is being traced, and where it first made a Python value out of
             a tensor's.
         loggers: those whose level user's code asked for.
+        asks_layout: whether user's code asked how a tensor lies in memory.
         runs_again: where a checkpoint begins that runs a part of the model again in the backward pass.
     """
 
     def __init__(self) -> None:
         self.runs_again: str | None = None
+        self.asks_layout = False
         self.reasons: list[tuple[str, bool]] = []
         self.question: str | None = None
         self.read: str | None = None
@@ -178,8 +183,9 @@ class Suspects:
             if name in _READS and self.read is None and (user := asker(frame)) is not None:
                 self.read = place_of(user)
             words = "keeps the gradient of a tensor" if name == "retain_grad" else None
-            if name in _LAYOUT and owner.grad_fn is None and not isinstance(owner, nn.Parameter):
-                words = "asks how a tensor that it is given lies in memory"
+            if name in _LAYOUT and not self.asks_layout:
+                self.asks_layout = asker(frame) is not None
+            words = _MEMORY if name in _PLACES else words
         elif isinstance(owner, random.Random):
             words = "draws from Python's random"
         elif isinstance(owner, io.IOBase):

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ...graph.calls import flatten_input, flatten_output
 from ...randomness import keep_random_state
-from ..flat import given, running_plainly
+from ..flat import attributes_of, given, running_plainly
 from ..verify import differ
 from .observation import Observation
 
@@ -68,7 +68,7 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 def _copy(tensor: Tensor) -> Tensor:
     copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     copy = copy if tensor.is_leaf else copy.clone()  # which may be written to
-    vars(copy).update({name: value for name, value in vars(tensor).items() if not name.startswith("_")})
+    vars(copy).update(attributes_of(tensor))
     return copy
 
 
