@@ -94,7 +94,7 @@ class Values:
             found = self.edges.get(edge)
             return self._unknown(x, edge) if found is None else found
         found = self._ids.get(id(x))
-        if found is None:
+        if found is None or (found in self.aliases and self._is_another(x, self.aliases[found])):
             return self._leaf(x)
         if not self.follows[found]:
             if x.requires_grad:
@@ -103,6 +103,10 @@ class Values:
             elif version_of(x) != self._versions[id(x)]:
                 return self._written_to(x, found)
         return found
+
+    def _is_another(self, x: Tensor, alias: Tensor) -> bool:
+        """Whether a parameter has other memory than where the run met it (`.data = ...`), or has been frozen since."""
+        return not x.requires_grad or (x.layout is torch.strided and not alias.is_set_to(x))
 
     def _written_to(self, x: Tensor, before: int) -> int:
         """The number of what a tensor that nothing follows holds since its memory was written to through another one."""
@@ -166,11 +170,12 @@ class Values:
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
             kind, name = "unrecorded", tuple(sorted(self.unrecorded.made_of(x)))
-        number = self._new(x)
+        number, held = self._new(x), x if alias is None else alias  # which may have other memory by now
+        self.shapes[number] = held.shape
         self.leaves.append(Leaf(number, kind, name, x))
         if self.wanted is None or number in self.wanted:
-            self.kept[number] = x.detach()
-        self._lying.append((x, number))
+            self.kept[number] = held.detach()
+        self._lying.append((held, number))
         if not self.follows[number]:
             return number
         if kind != "parameter":
@@ -191,7 +196,10 @@ class Values:
 
     def _sources_of(self, x: Tensor) -> frozenset[int]:
         """What a float tensor holds that may be an activation: the number of a value; -1 of an input that was not met yet."""
-        number = self.known(x)
+        try:
+            number = self.known(x)
+        except RuntimeError:  # a view of a leaf, made under no_grad, once written to: torch does not say what made it
+            return frozenset()
         if number is None:
             return frozenset({-1}) if self.name_leaf(x)[0] == "input" else frozenset()
         kinds = [leaf.kind for leaf in self.leaves if leaf.value == number]

@@ -229,12 +229,14 @@ class FlatModel(nn.Module):
         leaves, self.in_spec = flatten_input(args, kwargs)
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        identities = [id(leaves[i]) for i in self.slots]
+        self.first = [identities.index(identity) for identity in identities]  # of one that is given twice
         self.record = _Record()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         leaves = list(self.leaves)
-        for slot, tensor in zip(self.slots, tensors):
-            leaves[slot] = tensor
+        for slot, place in zip(self.slots, self.first):
+            leaves[slot] = tensors[place]
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         buffers = dict(self.model.named_buffers()) if is_tracing() else {}
         output = self.model.forward(*args, **kwargs)

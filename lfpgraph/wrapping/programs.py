@@ -85,7 +85,7 @@ class ModelCall:
     def kind(self) -> Any:
         """What a program depends on, sizes of inputs apart."""
         leaves = tuple(
-            (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad, *attached(leaf))
+            (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad, leaf.layout, *attached(leaf))
             if isinstance(leaf, Tensor)
             else told_apart(leaf)
             for leaf in self.leaves

@@ -18,7 +18,7 @@ from .bytecode import globals_of, imported_by, names_in, reads_of_gradients
 from .functions import FRAMES_HOLD_FUNCTIONS, function_of, functions_with, has_more, holds, is_of_another_module
 from .names import Names
 from .snapshots import Snapshot
-from .suspects import Suspects
+from .suspects import FREEZES, Suspects
 from .users_code import asker, owner_of, place_of
 
 __all__ = ["Called"]
@@ -164,6 +164,8 @@ class Called:
         for name in code.co_names:  # which somebody may have replaced
             if hasattr(Tensor, name) and name not in _REPLACED and not name.startswith("__"):
                 self.snapshot.look_up(Tensor, name, f"Tensor.{name}")
+        if any(step.opname == "STORE_ATTR" and step.argval == "requires_grad" for step in dis.get_instructions(code)):
+            self.suspects.add(FREEZES, frame)
         attribute = reads_of_gradients(code, isinstance(frame.f_locals.get((*code.co_varnames, "")[0]), Tensor))
         if attribute is not None:
             self.suspects.add(f"may read .{attribute} of a tensor, which a program does not have", frame)

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .users_code import asker, owner_of, place_of
 
-__all__ = ["Suspects", "values_seen"]
+__all__ = ["FREEZES", "Suspects", "values_seen"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.abspath(__file__)
@@ -74,7 +74,8 @@ _WARNINGS = {"warn": "warns", "warn_explicit": "warns"}  # others of its functio
 _BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user", "__import__": "imports by a name",
              "eval": "runs code by eval", "exec": "runs code by exec", "globals": "looks names up in globals()"}  # fmt: skip
 _PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references"}
-_LAYOUT = ("is_contiguous", "stride")
+FREEZES = "freezes a parameter inside forward, or lets it train again"
+_LAYOUT = ("is_contiguous", "stride", "as_strided")
 _PLACES, _MEMORY = ("data_ptr", "untyped_storage", "storage_offset", "is_set_to", "_is_view"), "asks in which memory a tensor lies"
 _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system",
          "imports by a name")  # fmt: skip
@@ -186,6 +187,7 @@ class Suspects:
             if name in _LAYOUT and not self.asks_layout:
                 self.asks_layout = asker(frame) is not None
             words = _MEMORY if name in _PLACES else words
+            words = FREEZES if name == "requires_grad_" and isinstance(owner, nn.Parameter) else words
         elif isinstance(owner, random.Random):
             words = "draws from Python's random"
         elif isinstance(owner, io.IOBase):
