@@ -21,7 +21,16 @@ from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
 from ..threads.turns import one_at_a_time, wait_for_traces
 
-__all__ = ["FlatModel", "attributes_of", "given", "hide_from_compile", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
+__all__ = [
+    "FlatModel",
+    "attributes_of",
+    "given",
+    "hide_from_compile",
+    "is_running_plainly",
+    "is_tracing",
+    "running_plainly",
+    "tracing",
+]
 
 
 log = logging.getLogger("lfpgraph")

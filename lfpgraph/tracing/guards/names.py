@@ -49,7 +49,9 @@ class Names:
         self._whole.update(code.co_names, arguments, quoted)
         named = set(code.co_names)
         if not _FORMATS.isdisjoint(named):
-            self._whole.update(name for text in quoted for field in _FIELDS.findall(text) for name in field.split(".")[1:])
+            self._whole.update(
+                name for text in quoted for field in _FIELDS.findall(text) for name in field.split(".")[1:]
+            )
         if of_user:
             self.of_user |= named | quoted
         if of_user and "__dict__" in named:

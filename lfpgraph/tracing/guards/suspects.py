@@ -76,7 +76,10 @@ _BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user"
 _PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references"}
 FREEZES = "freezes a parameter inside forward, or lets it train again"
 _LAYOUT = ("is_contiguous", "stride", "as_strided")
-_PLACES, _MEMORY = ("data_ptr", "untyped_storage", "storage_offset", "is_set_to", "_is_view"), "asks in which memory a tensor lies"
+_PLACES, _MEMORY = (
+    ("data_ptr", "untyped_storage", "storage_offset", "is_set_to", "_is_view"),
+    "asks in which memory a tensor lies",
+)
 _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system",
          "imports by a name")  # fmt: skip
 _READS = ("item", "tolist", "numpy", "__array__")
