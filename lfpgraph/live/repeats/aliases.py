@@ -71,7 +71,7 @@ def hold(found: Sequence[tuple[int, int, Tensor, Scale | None]]) -> list[Met]:
 
 
 def scaled_by(edge: tuple[Any, int], scale: Scale) -> bool:
-    """Whether the alias with this edge makes feedback by itself: from now on by this scale, which is nearly always what it did."""
+    """Whether the alias with this edge makes feedback by itself: from now on by this scale, nearly always what it did."""
     node, slot = edge
     if type(node) is not _NODE:
         return False

@@ -13,7 +13,7 @@ __all__ = ["MEMORY", "bytes_of", "is_readable"]
 
 _LARGEST = 1 << 16  # bytes
 _NUMBER: type = ctypes.c_int.__mro__[1]  # of which all numbers of ctypes are
-_POINTERS = (ctypes._Pointer, ctypes._CFuncPtr)
+_POINTERS = (ctypes._Pointer, ctypes._CFuncPtr)  # type: ignore[attr-defined]
 MEMORY = (
     *_POINTERS,
     np.ndarray,

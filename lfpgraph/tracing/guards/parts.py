@@ -27,7 +27,8 @@ __all__ = [
 
 CACHE = type(functools.lru_cache(lambda: None))
 _LOCK = type(threading.Lock())
-_VIEWS = tuple(type(view) for table in ({}, OrderedDict()) for view in (table.keys(), table.values(), table.items()))
+_TABLES: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
+_VIEWS = tuple(type(view) for table in _TABLES for view in (table.keys(), table.values(), table.items()))
 
 
 def cells_of(function: FunctionType) -> list[tuple[Any, str]]:

@@ -28,6 +28,8 @@ _HERE = os.path.abspath(__file__)
 
 _GRADIENT = "takes gradients inside forward"
 _SEEDS = "seeds torch's random generator"
+_DRAWN = "reads the state of torch's random generator"
+_SETTING, _STATE = "asks for a setting of torch's", "asks for the state of the process"
 
 # Functions of torch, by file and name; "question" and "read" are judged together (`Suspects.shortcut`).
 _TABLE = {
@@ -49,6 +51,9 @@ _TABLE = {
     ("_tensor.py", "register_hook"): "sets a hook on a tensor",
     ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
     ("autograd/graph.py", "register_multi_grad_hook"): "sets a hook on a tensor",
+    ("random.py", "initial_seed"): _DRAWN,
+    ("random.py", "get_rng_state"): _DRAWN,
+    ("__init__.py", "get_float32_matmul_precision"): _SETTING,
     ("random.py", "manual_seed"): _SEEDS,
     ("random.py", "seed"): _SEEDS,
     ("random.py", "set_rng_state"): "sets torch's random generator",
@@ -63,17 +68,23 @@ _TRANSFORMS = {f"{_TORCH}_functorch{os.sep}{file}.py" for file in ("apis", "eage
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
     threading.Thread.start.__code__: "starts a thread",
+    threading.current_thread.__code__: "asks which thread runs it",
     inspect.currentframe.__code__: _FRAMES,
     inspect.stack.__code__: _FRAMES,
 }
 _APPLY, _CHECKPOINT = ("autograd/function.py", "apply"), ("utils/checkpoint.py", "checkpoint")
 _CLOCK = "reads the clock"
 _MODULES = {"posix": "calls the operating system", "nt": "calls the operating system", "_socket": "uses the network",
+            "gc": _STATE, "resource": _STATE, "_signal": _STATE, "_tracemalloc": _STATE, "_locale": _STATE,
             "_io": "opens a file", "io": "opens a file", "time": _CLOCK}  # fmt: skip
 _WARNINGS = {"warn": "warns", "warn_explicit": "warns"}  # others of its functions serve filters
 _BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user", "__import__": "imports by a name",
              "eval": "runs code by eval", "exec": "runs code by exec", "globals": "looks names up in globals()"}  # fmt: skip
-_PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references"}
+_PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references", "getrecursionlimit": _STATE, "gettrace": _STATE,
+            "getswitchinterval": _STATE, "getprofile": _STATE}  # fmt: skip
+_ASKS = {("torch", name): _SETTING for name in ("get_num_threads", "get_num_interop_threads", "is_anomaly_enabled",
+                                                "is_inference_mode_enabled")}  # fmt: skip
+_ASKS |= {("decimal", "getcontext"): _STATE, ("numpy", "fromfile"): "reads or writes a file"}
 FREEZES = "freezes a parameter inside forward, or lets it train again"
 _LAYOUT = ("is_contiguous", "stride", "as_strided")
 _PLACES, _MEMORY = (
@@ -85,7 +96,7 @@ _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "c
 _READS = ("item", "tolist", "numpy", "__array__")
 _NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
 _NODE_HOOKS = ("register_hook", "register_prehook")
-_HARMLESS = ("fspath", "getpid")
+_HARMLESS = ("fspath", "getpid", "collect", "freeze")
 
 
 class Suspects:
@@ -201,6 +212,10 @@ class Suspects:
                 self._applied(owner, user)  # of Python's before torch 2.14
         elif isinstance(owner, type) and owner.__module__ == "datetime":
             words = _CLOCK if name in ("now", "utcnow", "today") else None
+        elif type(owner).__module__ == "sqlite3":
+            words = "asks a database"
+        elif (function.__module__, name) in _ASKS:
+            words = _ASKS[function.__module__, name]
         elif name in _NODE_HOOKS:
             words = "sets a hook on an autograd node"
         elif function.__module__ == "builtins":

@@ -23,9 +23,9 @@ _RUNS = 3  # a model may prepare itself in its first
 def try_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Observation, Any]:
     """Observe the model's forward on a call, and return what came of it, too.
 
-    Arguments, buffers, parameters and random generators are copies or put back. What the model's Python writes stays, but then the
-    observation names it. A model that prepares itself in its first call is run again, and has to return the same. That it
-    goes another way while it is traced (`Observation.shortcut`) is for the caller to judge.
+    Arguments, buffers, parameters and random generators are copies or put back. What the model's Python writes stays, but
+    then the observation names it. A model that prepares itself in its first call is run again, and has to return the same.
+    That it goes another way while it is traced (`Observation.shortcut`) is for the caller to judge.
     """
     first: list[Tensor] | None = None
     for _ in range(_RUNS):
