@@ -20,7 +20,7 @@ from .bytecode import globals_of, imported_by, names_in, reads_of_gradients
 from .functions import FRAMES_HOLD_FUNCTIONS, function_of, functions_with, has_more, holds, is_of_another_module
 from .names import Names
 from .snapshots import Snapshot
-from .suspects import FREEZES, Suspects
+from .suspects import Suspects
 from .users_code import asker, is_users_class, owner_of, place_of
 
 __all__ = ["Called"]
@@ -31,7 +31,8 @@ _INIT = nn.Module.__init__.__code__
 _ENVIRONMENT = {vars(type(os.environ))[name].__code__ for name in ("__getitem__", "__iter__", "__len__")}
 _IS_INSTANCE = abc.ABCMeta.__instancecheck__.__code__
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_REPLACED = ("register_hook", "detach_", "view")  # methods of tensors, while another thread traces (`tracing.flat`)
+# Of tensors, while another thread traces (`tracing.flat`), and while a run is observed (`suspects.values_seen`).
+_REPLACED = ("register_hook", "detach_", "view", "requires_grad")
 
 
 class _Call(NamedTuple):
@@ -172,8 +173,6 @@ class Called:
                 self.snapshot.look_up(Tensor, name, f"Tensor.{name}")
         if {"random", "get_state"} <= set(code.co_names):
             self.suspects.add("reads the state of numpy's random generator", frame)
-        if any(step.opname == "STORE_ATTR" and step.argval == "requires_grad" for step in dis.get_instructions(code)):
-            self.suspects.add(FREEZES, frame)
         attribute = reads_of_gradients(code, isinstance(frame.f_locals.get((*code.co_varnames, "")[0]), Tensor))
         if attribute is not None:
             self.suspects.add(f"may read .{attribute} of a tensor, which a program does not have", frame)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .users_code import asker, owner_of, place_of
 
-__all__ = ["FREEZES", "Suspects", "values_seen"]
+__all__ = ["Suspects", "values_seen"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.abspath(__file__)
@@ -63,12 +63,13 @@ _TABLE = {
         "compile_wrapper",
     ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
+_THREAD = "asks which thread runs it"
 _FRAMES = "looks at the frames of its callers"
 _TRANSFORMS = {f"{_TORCH}_functorch{os.sep}{file}.py" for file in ("apis", "eager_transforms", "vmap")}
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
     threading.Thread.start.__code__: "starts a thread",
-    threading.current_thread.__code__: "asks which thread runs it",
+    threading.current_thread.__code__: _THREAD,
     inspect.currentframe.__code__: _FRAMES,
     inspect.stack.__code__: _FRAMES,
 }
@@ -85,7 +86,7 @@ _PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references", "getrecurs
 _ASKS = {("torch", name): _SETTING for name in ("get_num_threads", "get_num_interop_threads", "is_anomaly_enabled",
                                                 "is_inference_mode_enabled")}  # fmt: skip
 _ASKS |= {("decimal", "getcontext"): _STATE, ("numpy", "fromfile"): "reads or writes a file"}
-FREEZES = "freezes a parameter inside forward, or lets it train again"
+_FREEZES = "freezes a parameter inside forward, or lets it train again"
 _LAYOUT = ("is_contiguous", "stride", "as_strided")
 _PLACES, _MEMORY = (
     ("data_ptr", "untyped_storage", "storage_offset", "is_set_to", "_is_view"),
@@ -163,6 +164,10 @@ class Suspects:
             self.read = self.read or place_of(user)
         elif words == "level":
             self.loggers[frame.f_locals["self"]] = None
+        elif words == _FREEZES and not isinstance(frame.f_locals["tensor"], nn.Parameter):
+            return
+        elif words == _THREAD and user is not frame.f_back:  # Python's library does for its own ends
+            return
         elif words == "checkpoint":
             self.runs_again = self.runs_again or place_of(user)
             if not frame.f_locals.get("kwargs", {}).get("preserve_rng_state", True):
@@ -201,7 +206,7 @@ class Suspects:
             if name in _LAYOUT and not self.asks_layout:
                 self.asks_layout = asker(frame) is not None
             words = _MEMORY if name in _PLACES else words
-            words = FREEZES if name == "requires_grad_" and isinstance(owner, nn.Parameter) else words
+            words = _FREEZES if name == "requires_grad_" and isinstance(owner, nn.Parameter) else words
         elif isinstance(owner, random.Random):
             words = "draws from Python's random"
         elif isinstance(owner, io.IOBase):
@@ -240,8 +245,8 @@ def _meaning(code: types.CodeType) -> str | None:
         return _PYTHON[code]
     if code is logging.Logger.isEnabledFor.__code__:
         return "level"
-    if file == _HERE and name == "seen_read":
-        return "read"
+    if file == _HERE and name in ("seen_read", "seen_freeze"):
+        return "read" if name == "seen_read" else _FREEZES
     if not file.startswith(_TORCH):
         return None
     place = file[len(_TORCH) :].replace(os.sep, "/")
@@ -267,6 +272,8 @@ _depth = 0
 def values_seen() -> Iterator[None]:
     """Let a profile function see where `if tensor:`, `int(tensor)` and the like make a Python value out of a tensor's.
 
+    And where a parameter is frozen.
+
     Python tells a profile function of no such step, so the methods behind them are functions of Python's meanwhile.
     """
     global _depth
@@ -275,14 +282,23 @@ def values_seen() -> Iterator[None]:
         if _depth == 1:
             for name in _NUMBERS:
                 setattr(Tensor, name, _seen(getattr(torch._C.TensorBase, name)))
+            setattr(Tensor, "requires_grad", property(_TRAINS.__get__, seen_freeze))  # noqa: B010
     try:
         yield
     finally:
         with _lock:
             _depth -= 1
             if _depth == 0:
-                for name in _NUMBERS:
+                for name in (*_NUMBERS, "requires_grad"):
                     delattr(Tensor, name)
+
+
+_TRAINS: Any = torch._C.TensorBase.requires_grad
+
+
+def seen_freeze(tensor: Tensor, trains: bool) -> None:
+    """What `tensor.requires_grad = ...` does while a run is observed."""
+    _TRAINS.__set__(tensor, trains)
 
 
 def _seen(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
