@@ -24,6 +24,7 @@ from .notes import (
     alias_of,
     gives_feedback,
     hands_on,
+    has_changed,
     is_older,
     is_over,
     storage_of,
@@ -32,7 +33,7 @@ from .notes import (
 )  # fmt: skip
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Values", "tensor_of"]
+__all__ = ["Values"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -94,7 +95,7 @@ class Values:
             found = self.edges.get(edge)
             return self._unknown(x, edge) if found is None else found
         found = self._ids.get(id(x))
-        if found is None or (found in self.aliases and self._is_another(x, self.aliases[found])):
+        if found is None or (found in self.aliases and has_changed(x, self.aliases[found])):
             return self._leaf(x)
         if not self.follows[found]:
             if x.requires_grad:
@@ -103,10 +104,6 @@ class Values:
             elif version_of(x) != self._versions[id(x)]:
                 return self._written_to(x, found)
         return found
-
-    def _is_another(self, x: Tensor, alias: Tensor) -> bool:
-        """Whether a parameter has other memory than where the run met it (`.data = ...`), or has been frozen since."""
-        return not x.requires_grad or (x.layout is torch.strided and not alias.is_set_to(x))
 
     def _written_to(self, x: Tensor, before: int) -> int:
         """The number of what a tensor that nothing follows holds since its memory was written to through another one."""
@@ -298,11 +295,3 @@ class Values:
         if is_parameter and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
-
-
-def tensor_of(args: Any, values: Values, number: int) -> Tensor:
-    """The argument that holds a value."""
-    for x in (x for value in args for x in (value if isinstance(value, list | tuple) else (value,))):
-        if isinstance(x, Tensor) and values.known(x) == number:
-            return x
-    raise AssertionError("an operation's input is among its arguments")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import gc
+import io
 import operator
 import threading
 from collections import OrderedDict
@@ -17,6 +19,7 @@ __all__ = [
     "CACHE",
     "cells_of",
     "content_of",
+    "is_stream",
     "kept_by",
     "read_through",
     "slots_of",
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 CACHE = type(functools.lru_cache(lambda: None))
+_STREAMS = {"__next__", "get_nowait", "recv", "get_obj"}
 _LOCK = type(threading.Lock())
 _TABLES: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
 _VIEWS = tuple(type(view) for table in _TABLES for view in (table.keys(), table.values(), table.items()))
@@ -79,10 +83,19 @@ def state_of(value: Any) -> Callable[[], tuple[Any, ...]] | None:
     """What reads the state of something that has no attributes for it: a lock, a cache of results; None for others."""
     if isinstance(value, _LOCK):
         return lambda: (value.locked(),)
+    if isinstance(value, contextvars.ContextVar):
+        return lambda: (value.get(MISSING),)
+    if isinstance(value, io.StringIO | io.BytesIO):
+        return lambda: () if value.closed else (value.getvalue(),)
     if isinstance(value, CACHE) and (kept := kept_by(value)) is not None:
         keys = list(kept)
         return lambda: tuple(kept.get(key, MISSING) for key in keys)
     return None
+
+
+def is_stream(value: Any) -> bool:
+    """Whether something may give another value each time: an iterator, a queue, a number that processes share."""
+    return not _STREAMS.isdisjoint(dir(type(value))) and not isinstance(value, io.IOBase)  # `Suspects` sees files used
 
 
 def kept_by(cache: Any) -> dict[Any, Any] | None:

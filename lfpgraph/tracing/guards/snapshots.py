@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import io
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -22,21 +21,16 @@ from torch import Tensor, nn
 from .items import GENERATORS, MISSING, PLAIN, Found, Item, Quick, random_state_of, table_item, ties_item
 from .memory import MEMORY, bytes_of, is_readable
 from .names import Names
-from .parts import CACHE, cells_of, content_of, read_through, slots_of, state_of, values_of, words_of
+from .parts import CACHE, cells_of, content_of, is_stream, read_through, slots_of, state_of, values_of, words_of
 from .users_code import is_plain_object, is_pythons_class, is_users_class, owner_of
 
 __all__ = ["Snapshot"]
-
 
 _LARGEST = 10_000  # values inside attributes and globals that are watched, all together
 _DEEPEST = 8  # containers and objects inside one another
 _TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
-
-
-# iterators, queues, connections between processes, numbers shared by them
-_STREAMS = {"__next__", "get_nowait", "recv", "get_obj"}
 
 
 class Snapshot:
@@ -171,13 +165,11 @@ class Snapshot:
         if isinstance(value, Tensor):
             self._follow_tensor(value, path)
         elif (state := state_of(value)) is not None:
-            self._add(state, lambda _: path, made=not isinstance(value, CACHE))
+            self._add(state, lambda _: path, made=not isinstance(value, CACHE | contextvars.ContextVar))
             if isinstance(value, CACHE):
                 self._find("cache", path, value)
         elif isinstance(value, GENERATORS):
             self._find("generator", path, value)
-        elif isinstance(value, contextvars.ContextVar):
-            self._add(lambda: (value.get(MISSING),), lambda _: path)
         elif isinstance(value, MethodType):
             self.follow(value.__self__, f"{path}.__self__", depth)
         elif isinstance(value, FunctionType):
@@ -194,11 +186,7 @@ class Snapshot:
             self._add(lambda: bytes_of(value), lambda _: path, made=True)
         elif isinstance(value, _CONTAINERS):
             self._follow_container(value, path, depth)
-        elif isinstance(value, io.StringIO | io.BytesIO):
-            self._add(lambda: () if value.closed else (value.getvalue(),), lambda _: path, made=True)
-        elif not _STREAMS.isdisjoint(dir(type(value))) and not isinstance(
-            value, io.IOBase
-        ):  # `Suspects` sees files used
+        elif is_stream(value):
             self._find("unwatched", path, value)
         self.words += words_of(value)
         for under in read_through(value):

@@ -5,7 +5,6 @@ Only calls that user's code makes count (`users_code.asker`); torch and Python c
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import logging
@@ -13,7 +12,6 @@ import os
 import random
 import threading
 import types
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,10 +19,10 @@ from torch import Tensor, nn
 
 from .users_code import asker, owner_of, place_of
 
-__all__ = ["Suspects", "values_seen"]
+__all__ = ["NUMBERS", "Suspects"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_HERE = os.path.abspath(__file__)
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
 _GRADIENT = "takes gradients inside forward"
 _SEEDS = "seeds torch's random generator"
@@ -95,7 +93,7 @@ _PLACES, _MEMORY = (
 _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system",
          "imports by a name")  # fmt: skip
 _READS = ("item", "tolist", "numpy", "__array__")
-_NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
+NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
 _NODE_HOOKS = ("register_hook", "register_prehook")
 _HARMLESS = ("fspath", "getpid", "collect", "freeze")
 
@@ -245,7 +243,7 @@ def _meaning(code: types.CodeType) -> str | None:
         return _PYTHON[code]
     if code is logging.Logger.isEnabledFor.__code__:
         return "level"
-    if file == _HERE and name in ("seen_read", "seen_freeze"):
+    if os.path.dirname(file) == _HERE and name in ("seen_read", "seen_freeze"):  # of `observation`
         return "read" if name == "seen_read" else _FREEZES
     if not file.startswith(_TORCH):
         return None
@@ -262,47 +260,3 @@ def _meaning(code: types.CodeType) -> str | None:
 def _file_of(function: Any) -> str:
     code = getattr(function, "__code__", None)
     return "" if code is None else str(code.co_filename)
-
-
-_lock = threading.Lock()
-_depth = 0
-
-
-@contextlib.contextmanager
-def values_seen() -> Iterator[None]:
-    """Let a profile function see where `if tensor:`, `int(tensor)` and the like make a Python value out of a tensor's.
-
-    And where a parameter is frozen.
-
-    Python tells a profile function of no such step, so the methods behind them are functions of Python's meanwhile.
-    """
-    global _depth
-    with _lock:
-        _depth += 1
-        if _depth == 1:
-            for name in _NUMBERS:
-                setattr(Tensor, name, _seen(getattr(torch._C.TensorBase, name)))
-            setattr(Tensor, "requires_grad", property(_TRAINS.__get__, seen_freeze))  # noqa: B010
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                for name in (*_NUMBERS, "requires_grad"):
-                    delattr(Tensor, name)
-
-
-_TRAINS: Any = torch._C.TensorBase.requires_grad
-
-
-def seen_freeze(tensor: Tensor, trains: bool) -> None:
-    """What `tensor.requires_grad = ...` does while a run is observed."""
-    _TRAINS.__set__(tensor, trains)
-
-
-def _seen(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    def seen_read(tensor: Tensor) -> Any:
-        return method(tensor)
-
-    return seen_read
