@@ -17,7 +17,7 @@ from .arrivals.saved import Saved
 from .notes import tensors_among
 from .values import Values
 
-__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "is_bridge", "nothing", "wake"]
+__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "is_bridge", "nothing", "tensor_of", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -147,7 +147,7 @@ class Sources:
             elif n not in values.aliases:
                 found.add(n)
                 if n not in self._tensors:
-                    self._tensors[n] = _tensor_of(args, values, n)
+                    self._tensors[n] = tensor_of(args, values, n)
                     self._saved.add_ways(node for node, _ in values.places(n))
         return frozenset(found)
 
@@ -276,7 +276,7 @@ def nothing(s: Tensor) -> Tensor:
     return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)
 
 
-def _tensor_of(args: Any, values: Values, number: int) -> Tensor:
+def tensor_of(args: Any, values: Values, number: int) -> Tensor:
     """The argument that holds a value."""
     for x in (x for value in args for x in (value if isinstance(value, list | tuple) else (value,))):
         if isinstance(x, Tensor) and values.known(x) == number:
