@@ -82,9 +82,8 @@ class ModelCall:
         )
         casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
         structure = (len(self.args), *self.kwargs) if are_tensors(self.args, self.kwargs) else str(self.spec)
-        return (structure, leaves, tuple(self.modes), state, casts, self._repeated)
+        return (structure, leaves, tuple(self.modes), state, casts, self._repeated() if len(self.tensors) > 1 else ())
 
-    @property
     def _repeated(self) -> tuple[int, ...]:
         """For each tensor which one it is, if one is given twice: a model may ask `x is y`."""
         identities = list(map(id, self.tensors))
@@ -97,10 +96,14 @@ class ModelCall:
 
     def overlaps(self, written: Sequence[str]) -> str | None:
         """Which of these buffers and inputs (`input 0`) lies in the memory of another tensor; None if none does."""
-        named = {**self.state, **{f"input {i}": tensor for i, tensor in enumerate(self.tensors)}}
-        places = [(memory_of(x), x) for x in named.values()]
-        found = (n for n in written if any(m == memory_of(named[n]) and x is not named[n] for m, x in places))
-        return next(found, None)
+        given = {f"input {i}": tensor for i, tensor in enumerate(self.tensors)}
+        places = [(x, memory_of(x), among is given) for among in (self.state, given) for x in among.values()]
+        for name in written:
+            own = given[name] if name in given else self.state[name]
+            memory = memory_of(own)  # one buffer may have several names
+            if any(m == memory and (x is not own or is_given != (name in given)) for x, m, is_given in places):
+                return name
+        return None
 
     @property
     def sizes(self) -> str:

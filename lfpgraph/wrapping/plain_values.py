@@ -28,9 +28,7 @@ def told_apart(leaf: Any) -> Any:
 
 
 def attached(tensor: Tensor) -> Iterator[Any]:
-    """Attributes that somebody has set on an argument, which the model may read, and what torch is yet to do to its values."""
-    if tensor.is_conj() or tensor.is_neg():
-        yield "lazily", (tensor.is_conj(), tensor.is_neg())
+    """Attributes that somebody has set on an argument, which the model may read."""
     for name, value in vars(tensor).items():
         if not name.startswith("_"):
             yield name, told_apart(value) if is_frozen(value) else id(value)

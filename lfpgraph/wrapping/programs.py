@@ -106,7 +106,11 @@ class Programs(Generic[E]):
     def fitting(self, call: ModelCall) -> E | None:
         """The program for calls like this one, if there is one; whether the model is still as it was is not asked."""
         kept = self.kept.get(call.kind, ())
-        return next((entry for entry in kept if entry.sizes.accepts(call.tensors) and entry.lies_as(call)), None)
+        for entry in kept:
+            anyhow = entry.layout is None and not entry.writes
+            if entry.sizes.accepts(call.tensors) and (anyhow or entry.lies_as(call)):
+                return entry
+        return None
 
     def changed(self, entry: E) -> str | None:
         """What the model has changed since a program was found right for it, in words; None if nothing."""

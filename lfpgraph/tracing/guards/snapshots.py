@@ -214,7 +214,7 @@ class Snapshot:
             return self._find("unwatched", path, value)
         if plain is dict:
             self._add_table(value, lambda key: f"{path}[{key!r}]")
-            if isinstance(value, OrderedDict):
+            if isinstance(value, OrderedDict) and value:
                 self._add(value.__iter__, lambda i: f"key {i} of {path}")
             inside = [(f"{path}[{key!r}]", item) for key, item in dict.items(value)]
         else:

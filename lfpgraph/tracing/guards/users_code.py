@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import sys
@@ -22,6 +23,7 @@ _NOT_MACHINERY = ("models_zoo", "experiments", "demo")  # folders of this librar
 _PYTHON = {os.path.realpath(path) + os.sep for name, path in sysconfig.get_paths().items() if "stdlib" in name}
 _PYTHON |= {path + os.sep for name, path in sysconfig.get_paths().items() if "stdlib" in name}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
+_CONTAINERS = (collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque)
 # Packages, and modules of torch's, whose objects say nothing that can change, or keep what they have found out before.
 _CLOSED = {"builtins", "datetime", "decimal", "enum", "fractions", "functools", "inspect", "ipaddress", "logging", "pathlib",
            "re", "typing", "uuid", "_abc"}  # fmt: skip
@@ -48,7 +50,7 @@ def is_plain_object(value: Any) -> bool:
 
     Those of classes, modules, functions and operations do not, nor do those that say nothing of what is computed.
     """
-    if isinstance(value, (Tensor, type, types.ModuleType, *_FUNCTIONS)):
+    if isinstance(value, (Tensor, type, types.ModuleType, *_FUNCTIONS)) or type(value) in _CONTAINERS:
         return False
     module = str(type(value).__module__)
     package = module.partition(".")[0]
