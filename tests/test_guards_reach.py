@@ -144,7 +144,6 @@ LIVE: dict[str, tuple[Callable[[Net, Tensor], Any], str]] = {
     "globals": (lambda m, x: globals()["SCALE"], "globals()"),
     "gradient": (lambda m, x: 1.0 if m.lin.weight.grad is None else 2.0, "may read .grad"),
     "frames": (lambda m, x: inspect.currentframe().f_back.f_lineno, "frames of its callers"),  # type: ignore[union-attr]
-    "layout": (lambda m, x: 1.0 if x.is_contiguous() else 2.0, "lies in memory"),
     "default that grows": (lambda m, x: collected(x), "__defaults__"),
     "long chain": (lambda m, x: _last(m.chain).value, "cannot be watched"),
 }

@@ -25,7 +25,7 @@ from ..graph.calls import arguments_of
 from ..graph.graph import DETACH, is_float, maker_of, module_path
 from ..registry import CAST, RANDOM, SPLIT, VIEW
 from ..tracing.tracer import trace
-from ..wrapping.programs import ModelCall
+from ..wrapping.model_call import ModelCall
 from .sites import Site, sites_of
 
 __all__ = ["OUTPUT", "Runs"]

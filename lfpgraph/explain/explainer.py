@@ -24,7 +24,8 @@ from ..graph.graph import OpGraph
 from ..graph.sizes import Sizes
 from ..passes.recompute import Share
 from ..tracing.verify import refusal
-from ..wrapping.programs import Entry, ModelCall, Programs
+from ..wrapping.model_call import ModelCall
+from ..wrapping.programs import Entry, Programs
 from .batch_norms import merge_norms
 from .derivatives import WRITTEN_OUT, Followed
 from .lookups import Lookup, Point, cut_lookups

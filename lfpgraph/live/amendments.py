@@ -50,7 +50,7 @@ def amend(
         if edge is not None and not (how.plain and watch is None):
             scale = Scale(schedule.plan, how, leaf.tensor, record.shapes[leaf.value], watch)
             alias = record.aliases.get(leaf.value)
-            if alias is not None and scaled_by(alias, scale):
+            if scaled_by(edge, scale):
                 pass
             elif alias is not None and alias.numel() < LARGE:
                 alias._backward_hooks = {0: scale.at_alias}  # `register_hook` without its handle

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .arrivals.saved import Saved
 from .notes import tensors_among
-from .values import Values, tensor_of
+from .values import Values
 
-__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "is_bridge", "nothing", "wake"]
+__all__ = ["LARGE", "Bridge", "Shadows", "Sources", "bridge", "is_bridge", "nothing", "tensor_of", "wake"]
 
 LARGE = 1 << 18  # entries from which on less is kept
 
@@ -274,3 +274,11 @@ def _is_one_of_several(x: Tensor) -> bool:
 def nothing(s: Tensor) -> Tensor:
     """A signal of zero in the shape of s, whatever s holds: infinity times a share of zero is none."""
     return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)
+
+
+def tensor_of(args: Any, values: Values, number: int) -> Tensor:
+    """The argument that holds a value."""
+    for x in (x for value in args for x in (value if isinstance(value, list | tuple) else (value,))):
+        if isinstance(x, Tensor) and values.known(x) == number:
+            return x
+    raise AssertionError("an operation's input is among its arguments")

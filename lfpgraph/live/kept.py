@@ -21,10 +21,10 @@ from torch._ops import OpOverload
 
 from ..kernels import halved
 from .arrivals.saved import Saved
-from .bridges import LARGE, bridge
+from .bridges import LARGE, bridge, tensor_of
 from .notes import NameLeaf, Ref, storage_of, tensors_among
 from .operations import OWN_VIEW, OpInfo, covers, without_out
-from .values import Values, tensor_of
+from .values import Values
 
 __all__ = ["Kept", "Remade", "is_alone", "is_apart", "is_followed", "is_unfollowed", "sparing", "write", "write_out"]
 

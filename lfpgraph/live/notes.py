@@ -31,6 +31,7 @@ __all__ = [
     "forget_oldest",
     "gives_feedback",
     "hands_on",
+    "has_changed",
     "is_alive",
     "is_batched",
     "is_compressed",
@@ -292,3 +293,8 @@ def hands_on(node: Any) -> bool:
 def is_older(node: Any, started: int) -> bool:
     """Whether an autograd node was made before a run began; nodes of leaves have no time."""
     return not hasattr(node, "variable") and bool(node._sequence_nr() < started)
+
+
+def has_changed(parameter: Tensor, alias: Tensor) -> bool:
+    """Whether a parameter has other memory than when its alias was made (`.data = ...`), or has been frozen since."""
+    return not parameter.requires_grad or (parameter.layout is torch.strided and not alias.is_set_to(parameter))

@@ -24,6 +24,7 @@ from .notes import (
     alias_of,
     gives_feedback,
     hands_on,
+    has_changed,
     is_older,
     is_over,
     storage_of,
@@ -32,7 +33,7 @@ from .notes import (
 )  # fmt: skip
 from .operations import OWN_BACKWARD, OWN_VIEW
 
-__all__ = ["Values", "tensor_of"]
+__all__ = ["Values"]
 
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
@@ -94,7 +95,7 @@ class Values:
             found = self.edges.get(edge)
             return self._unknown(x, edge) if found is None else found
         found = self._ids.get(id(x))
-        if found is None:
+        if found is None or (found in self.aliases and has_changed(x, self.aliases[found])):
             return self._leaf(x)
         if not self.follows[found]:
             if x.requires_grad:
@@ -166,11 +167,12 @@ class Values:
         kind, name = self.name_leaf(x)
         if kind == "constant" and x in self.unrecorded:
             kind, name = "unrecorded", tuple(sorted(self.unrecorded.made_of(x)))
-        number = self._new(x)
+        number, held = self._new(x), x if alias is None else alias  # which may have other memory by now
+        self.shapes[number] = held.shape
         self.leaves.append(Leaf(number, kind, name, x))
         if self.wanted is None or number in self.wanted:
-            self.kept[number] = x.detach()
-        self._lying.append((x, number))
+            self.kept[number] = held.detach()
+        self._lying.append((held, number))
         if not self.follows[number]:
             return number
         if kind != "parameter":
@@ -191,7 +193,10 @@ class Values:
 
     def _sources_of(self, x: Tensor) -> frozenset[int]:
         """What a float tensor holds that may be an activation: the number of a value; -1 of an input that was not met yet."""
-        number = self.known(x)
+        try:
+            number = self.known(x)
+        except RuntimeError:  # a view of a leaf, made under no_grad, once written to: torch does not say what made it
+            return frozenset()
         if number is None:
             return frozenset({-1}) if self.name_leaf(x)[0] == "input" else frozenset()
         kinds = [leaf.kind for leaf in self.leaves if leaf.value == number]
@@ -290,11 +295,3 @@ class Values:
         if is_parameter and (number, node, slot) not in self.own_reads:  # one function, several results
             self.own_reads.append((number, node, slot))
         return number
-
-
-def tensor_of(args: Any, values: Values, number: int) -> Tensor:
-    """The argument that holds a value."""
-    for x in (x for value in args for x in (value if isinstance(value, list | tuple) else (value,))):
-        if isinstance(x, Tensor) and values.known(x) == number:
-            return x
-    raise AssertionError("an operation's input is among its arguments")

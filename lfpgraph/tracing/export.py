@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,12 +32,12 @@ from .rewrite import (
     tidy,
     without_idle_dropout,
 )
+from .written.attributes import attributes_kept
 from .written.held import hold_unseen
 
 __all__ = ["capture", "export_flat"]
 
 log = logging.getLogger("lfpgraph")
-_OWN = frozenset(vars(nn.Module()))  # what every module holds: tables of parameters, modules and hooks
 
 
 def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
@@ -183,35 +181,6 @@ def _refuse_parameters_as_constants(module: nn.Module, constants: Mapping[str, A
                 'a closure, a global), where a trace takes it for a constant. wrap(model, engine="live") runs the model itself; '
                 'elsewhere, fallback="retrace" records what it does.'
             )
-
-
-@contextlib.contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the very lists and dictionaries that modules hold, as they were: torch.export leaves copies of them behind."""
-    tables = [(held, dict(held)) for held in map(vars, model.modules())]
-    containers: dict[int, tuple[Any, list[Any]]] = {}
-    for _, before in tables:
-        for name, value in before.items():
-            if name not in _OWN:
-                _add_containers(value, containers)
-    try:
-        yield
-    finally:
-        for table, before in tables:
-            table.update(before)
-        for container, content in containers.values():
-            container.clear()
-            (container.extend if isinstance(container, list | deque) else container.update)(content)
-
-
-def _add_containers(value: Any, found: dict[int, tuple[Any, list[Any]]]) -> None:
-    """Note the content of each list, dictionary and set inside a value."""
-    if id(value) in found or not isinstance(value, dict | list | tuple | set | deque):
-        return
-    if not isinstance(value, tuple):
-        found[id(value)] = value, list(value.items() if isinstance(value, dict) else value)
-    for item in value.values() if isinstance(value, dict) else value:
-        _add_containers(item, found)
 
 
 _KINDS = {

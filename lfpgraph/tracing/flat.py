@@ -21,7 +21,16 @@ from ..errors import TraceError
 from ..graph.calls import flatten_input, flatten_output
 from ..threads.turns import one_at_a_time, wait_for_traces
 
-__all__ = ["FlatModel", "given", "hide_from_compile", "is_running_plainly", "is_tracing", "running_plainly", "tracing"]
+__all__ = [
+    "FlatModel",
+    "attributes_of",
+    "given",
+    "hide_from_compile",
+    "is_running_plainly",
+    "is_tracing",
+    "running_plainly",
+    "tracing",
+]
 
 
 log = logging.getLogger("lfpgraph")
@@ -229,12 +238,14 @@ class FlatModel(nn.Module):
         leaves, self.in_spec = flatten_input(args, kwargs)
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        identities = [id(leaves[i]) for i in self.slots]
+        self.first = [identities.index(identity) for identity in identities]  # of one that is given twice
         self.record = _Record()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         leaves = list(self.leaves)
-        for slot, tensor in zip(self.slots, tensors):
-            leaves[slot] = tensor
+        for slot, place in zip(self.slots, self.first):
+            leaves[slot] = tensors[place]
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         buffers = dict(self.model.named_buffers()) if is_tracing() else {}
         output = self.model.forward(*args, **kwargs)
@@ -256,6 +267,11 @@ def _write_assigned(model: nn.Module, before: Mapping[str, Tensor]) -> None:
         module._buffers[own] = buffer
 
 
+def attributes_of(tensor: Tensor) -> dict[str, Any]:
+    """What somebody has set on a tensor, for a copy of it."""
+    return {name: value for name, value in vars(tensor).items() if not name.startswith("_")}
+
+
 @contextlib.contextmanager
 def given(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a model hold other tensors in place of its parameters and buffers of these names, wherever it holds them.
@@ -270,6 +286,8 @@ def given(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         for table, name, x in places:
             table[name] = instead[id(x)]
+            if attributes := attributes_of(x):
+                vars(instead[id(x)]).update(attributes)
         yield
     finally:
         for table, name, x in places:

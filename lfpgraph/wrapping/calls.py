@@ -22,7 +22,8 @@ from ..live.engine import LiveEngine, changes_gradients
 from ..threads.turns import begin_run, end_run
 from ..tracing.guards import is_observed_elsewhere
 from .choice import Choice, Explanation
-from .programs import Entry, ModelCall, Programs
+from .model_call import ModelCall
+from .programs import Entry, Programs
 from .stand_in import CallStandIn, stand_in_of
 from .static_engine import StaticEngine
 from .surroundings import hooks_of, in_checkpoint, in_force, modes, refuse_unreadable, wants_it_as_it_is

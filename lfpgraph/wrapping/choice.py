@@ -17,7 +17,7 @@ from ..errors import LiveOnlyError
 from ..graph.calls import flatten_output
 from ..live.engine import changes_gradients
 from ..tracing.guards import Observation
-from .programs import ModelCall
+from .model_call import ModelCall
 
 __all__ = ["ENGINES", "Choice", "Explanation"]
 

@@ -3,114 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.parameter import is_lazy
 
 from ..engine.program import Program
 from ..errors import LfpGraphError, TraceError, one_line
-from ..graph.calls import are_tensors, flatten_input
-from ..graph.graph import OpGraph, is_statistic
+from ..graph.graph import OpGraph, is_float, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..threads.turns import alone, one_at_a_time
-from ..tracing.guards import Guard, Observation
+from ..tracing.guards import Guard
 from ..tracing.tracer import trace
 from ..tracing.verify import computes_the_same
-from .plain_values import attached, is_frozen, told_apart
+from .model_call import ModelCall
 
-__all__ = ["Entry", "ModelCall", "Programs"]
+__all__ = ["Entry", "Programs"]
 
 log = logging.getLogger("lfpgraph")
 _MOST = 32  # programs kept for calls that differ in sizes alone
-
-
-class ModelCall:
-    """A call of a model taken apart.
-
-    Attributes:
-        model, args, kwargs: who is called with what.
-        leaves, spec: the arguments flat, and their pytree; `tensors`: those among the leaves.
-        state: parameters and buffers by dotted name, a tied one under each of its names.
-        modes: for each module whether it is in training.
-        expected: the outputs of the model's own run on this call, if it was observed, until a program's are compared with them.
-        followed: whether gradients of each of them reach something; empty if it was not observed.
-        trial: what was seen of that run.
-    """
-
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
-        self.leaves, self.spec = flatten_input(args, kwargs)
-        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-        self.state: dict[str, Tensor] = {}
-        self.modes: list[bool] = []
-        self.expected: list[Tensor] | None = None
-        self.followed: list[bool] = []
-        self.trial: Observation | None = None
-        self._visit(model, "")
-
-    def _visit(self, module: nn.Module, dot: str) -> None:
-        self.modes.append(module.training)
-        for table in (module._parameters, module._buffers):
-            for name, value in table.items():
-                if value is not None:
-                    self.state[dot + name] = value
-        for name, child in module._modules.items():
-            if child is not None:
-                self._visit(child, f"{dot}{name}.")
-
-    @property
-    def follows(self) -> bool:
-        """Whether anything that goes in requires a gradient."""
-        return any(t.requires_grad for t in (*self.state.values(), *self.tensors))
-
-    @property
-    def odd(self) -> Any:
-        """An argument that is neither a tensor nor a plain value, if there is one."""
-        return next((leaf for leaf in self.leaves if not isinstance(leaf, Tensor) and not is_frozen(leaf)), None)
-
-    def has_changed(self) -> bool:
-        """Whether the arguments hold other objects by now: the call has put some into a container of the caller's."""
-        leaves, spec = flatten_input(self.args, self.kwargs)
-        return spec != self.spec or any(a is not b for a, b in zip(leaves, self.leaves))
-
-    @functools.cached_property
-    def kind(self) -> Any:
-        """What a program depends on, sizes of inputs apart."""
-        leaves = tuple(
-            (leaf.dtype, leaf.dim(), leaf.device, leaf.requires_grad, *attached(leaf))
-            if isinstance(leaf, Tensor)
-            else told_apart(leaf)
-            for leaf in self.leaves
-        )
-        state = tuple(
-            (name, t.dtype, t.device, t.requires_grad, None if is_lazy(t) else t.shape)
-            for name, t in self.state.items()
-        )
-        casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
-        structure = (len(self.args), *self.kwargs) if are_tensors(self.args, self.kwargs) else str(self.spec)
-        return (structure, leaves, tuple(self.modes), state, casts)
-
-    @property
-    def sizes(self) -> str:
-        """The inputs' sizes, for messages."""
-        return ", ".join(str(list(t.shape)) for t in self.tensors)
-
-    @property
-    def not_made(self) -> list[str]:
-        """Parameters and buffers that the model's first call makes."""
-        return [name for name, tensor in self.state.items() if is_lazy(tensor)]
-
-    def values(self, graph: OpGraph) -> list[Any]:
-        """The values of a graph's placeholders for this call."""
-        return graph.values(self.tensors, self.state)
 
 
 @dataclass(eq=False)
@@ -122,25 +38,44 @@ class Entry:
         sizes: those that it is right for.
         unseen: buffers that the model writes without autograd's notice, as batch norms write their statistics, so that
             what other calls have saved of them can still be used.
+        layout: of all tensors, where the model asks how they lie in memory (`ModelCall.layout`); None if it is right for all.
+        writes: buffers other than counters and batch norms' statistics, and inputs, that it writes to; nothing else may lie in
+            their memory.
         untouched: by place among the model's outputs, the place among the graph's arguments of one that is returned as it is.
     """
 
     program: Program
     owner: nn.Module | None = None
+    layout: tuple[Any, ...] | None = None
     sizes: Sizes = field(init=False)
     unseen: set[str] = field(init=False)
     untouched: dict[int, int] = field(init=False)
+    writes: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = Sizes(self.graph)
-        written = zip(self.graph.mutations, self.graph.output_nodes)
+        written = list(zip(self.graph.mutations, self.graph.output_nodes))
         self.unseen = {name for name, node in written if isinstance(node, fx.Node) and is_statistic(node)}
         places = {node: i for i, node in enumerate(self.graph.placeholder_nodes)}
+        self.writes = [
+            n for n in self.graph.mutations if n not in self.unseen and not n.endswith("num_batches_tracked")
+        ]
+        self.writes += [f"input {i}" for i in self.graph.input_mutations]
         self.untouched = {i: places[node] for i, node in enumerate(self.graph.user_output_nodes) if node in places}
+
+    def lies_as(self, call: ModelCall) -> bool:
+        """Whether a call's tensors lie in memory as this program needs them to."""
+        if self.layout is not None and self.layout != call.layout:
+            return False
+        return not self.writes or call.overlaps(self.writes) is None
 
     @property
     def graph(self) -> OpGraph:
         return self.program.plan.graph
+
+
+def _counts(node: Any) -> bool:
+    return isinstance(node, fx.Node) and not is_float(node.meta.get("val"))
 
 
 E = TypeVar("E", bound=Entry)
@@ -170,7 +105,12 @@ class Programs(Generic[E]):
 
     def fitting(self, call: ModelCall) -> E | None:
         """The program for calls like this one, if there is one; whether the model is still as it was is not asked."""
-        return next((entry for entry in self.kept.get(call.kind, ()) if entry.sizes.accepts(call.tensors)), None)
+        kept = self.kept.get(call.kind, ())
+        for entry in kept:
+            anyhow = entry.layout is None and not entry.writes
+            if entry.sizes.accepts(call.tensors) and (anyhow or entry.lies_as(call)):
+                return entry
+        return None
 
     def changed(self, entry: E) -> str | None:
         """What the model has changed since a program was found right for it, in words; None if nothing."""

@@ -24,7 +24,8 @@ from ..tracing.recurrent import steps_as_one
 from ..tracing.tracer import refuse_difference
 from ..tracing.verify import differ
 from .autograd_function import Feed, run_program
-from .programs import Entry, ModelCall, Programs
+from .model_call import ModelCall
+from .programs import Entry, Programs
 
 __all__ = ["StaticEngine"]
 
@@ -124,7 +125,7 @@ class StaticEngine:
         """Plan a traced graph and make its program."""
         written = [*graph.mutations, *(f"input {position}" for position in graph.input_mutations)]
         if call.trial is not None:
-            self._refuse_writes(call.trial, written)
+            self._refuse_writes(call, call.trial, written)
         values = call.values(graph)
         wanted = {
             node
@@ -133,6 +134,8 @@ class StaticEngine:
         }
         plan = make_plan(graph, self.composite, wanted, self.options.on_missing, values)
         entry = Entry(make_program(plan, values, self.options.compile, self.options.share, writes=True), self.model)
+        if call.trial is not None and call.trial.asks_layout:
+            entry.layout = call.layout
         self._refuse_cuts(call, entry, {place - len(written) for place in entry.program.signal_outputs})
         log.info(
             "traced %s: %d units, %d placeholders with feedback, %s sizes",
@@ -153,7 +156,7 @@ class StaticEngine:
                     f"output {i} of its trace is cut off from its parameters, and the model's own is not"
                 )
 
-    def _refuse_writes(self, seen: Observation, written: Sequence[str]) -> None:
+    def _refuse_writes(self, call: ModelCall, seen: Observation, written: Sequence[str]) -> None:
         """See that nobody can tell the model's own writes, to its buffers or inputs, from those after its program."""
         tensors = dict(self.model.named_buffers(remove_duplicate=False))
         shown = {id(tensors[name]) for name in written if name in tensors}  # a buffer may have several names
@@ -164,6 +167,8 @@ class StaticEngine:
                 f"a checkpoint ({seen.runs_again}) runs a part of it again in the backward pass, which may write to "
                 f"{written[0]} a second time"
             )
+        if (shared := call.overlaps(written)) is not None:
+            raise self._refusal(f"it writes to {shared}, in whose memory another of its tensors lies")
         if both := [name for name in written if name in seen.returned]:
             raise self._refusal(f"it returns {both[0]}, to which it writes: the result is to change with later writes")
 

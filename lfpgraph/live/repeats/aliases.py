@@ -70,10 +70,10 @@ def hold(found: Sequence[tuple[int, int, Tensor, Scale | None]]) -> list[Met]:
     return met
 
 
-def scaled_by(alias: Tensor, scale: Scale) -> bool:
-    """Whether an alias makes feedback by itself: from now on by this scale, which is nearly always what it did."""
-    node: Any = alias.grad_fn
+def scaled_by(edge: tuple[Any, int], scale: Scale) -> bool:
+    """Whether the alias with this edge makes feedback by itself: from now on by this scale, nearly always what it did."""
+    node, slot = edge
     if type(node) is not _NODE:
         return False
-    node.scales[alias.output_nr] = scale
+    node.scales[slot] = scale
     return True

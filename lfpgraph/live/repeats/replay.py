@@ -190,6 +190,9 @@ class Replay:
                 break
             step = made.get(number)
             if step is None:
+                frozen = self.simple.leaves[number][3] and not x.requires_grad  # since the run has met it
+                if frozen:
+                    x.requires_grad_()
                 record._leaf(x, aliases.get(number))
                 if number in self.versions:
                     record._versions[id(x)] = self.versions[number]
@@ -199,6 +202,8 @@ class Replay:
                     record.also[number].append(edge)
                     for arrival in watching(x):
                         arrival.promised += 1
+                if frozen:
+                    x.requires_grad_(False)
             else:
                 note_made(record, x, self.shapes[number], step.dtype, self.edges[number], self.kept[number])
         record.steps_done = self.done

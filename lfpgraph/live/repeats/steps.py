@@ -146,6 +146,8 @@ class Quick:
                     return ANOTHER
             elif x.grad_fn is not None or x.requires_grad is not run.simple.leaves[want][3]:
                 return ANOTHER
+            elif want in run.aliases and not run.aliases[want].is_set_to(x):  # it has other memory since
+                return ANOTHER
             elif want in run.versions and version_of(x) != run.versions[want]:
                 return ANOTHER
             if want in run.aliases:

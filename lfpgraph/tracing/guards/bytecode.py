@@ -12,6 +12,8 @@ __all__ = ["globals_of", "imported_by", "listed", "names_in", "reads_of_gradient
 
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
 _BY_STRING = {"getattr", "hasattr", "attrgetter", "vars", "__dict__"}
+# What a program has not: the gradient, how often a tensor was written, where it comes from and what was asked of it.
+_OF_TENSORS = {"grad", "_version", "is_leaf", "grad_fn", "_base", "output_nr", "retains_grad", "_backward_hooks"}
 _NO_TENSORS = ("autograd", "func", "torch")  # which have a function `grad`
 
 
@@ -59,14 +61,14 @@ def imported_by(code: types.CodeType, package: str | None, name: str = "") -> li
 
 
 def reads_of_gradients(code: types.CodeType, first_is_tensor: bool) -> str | None:
-    """The attribute by which code reads a tensor's gradient or how often it was written, if it does.
+    """The attribute by which code reads of a tensor what a program does not have, if it does (`_OF_TENSORS`).
 
     Args:
         first_is_tensor: whether the first argument is a tensor; a module may have such an attribute of its own.
     """
     before = None
     for step in get_instructions(code):
-        if step.opname == "LOAD_ATTR" and step.argval in ("grad", "_version") and before not in _NO_TENSORS:
+        if step.opname == "LOAD_ATTR" and step.argval in _OF_TENSORS and before not in _NO_TENSORS:
             if first_is_tensor or not code.co_argcount or before != code.co_varnames[0]:
                 return str(step.argval)
         before = step.argval

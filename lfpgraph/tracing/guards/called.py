@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _abc
+import abc
 import dis
 import gc
 import importlib
@@ -19,16 +21,18 @@ from .functions import FRAMES_HOLD_FUNCTIONS, function_of, functions_with, has_m
 from .names import Names
 from .snapshots import Snapshot
 from .suspects import Suspects
-from .users_code import asker, owner_of, place_of
+from .users_code import asker, is_users_class, owner_of, place_of
 
 __all__ = ["Called"]
 
 _CALL = {nn.Module.__call__.__code__, nn.Module._call_impl.__code__}
 _IMPORT = importlib.import_module.__code__
 _INIT = nn.Module.__init__.__code__
-_ENVIRONMENT = type(os.environ).__getitem__.__code__
+_ENVIRONMENT = {vars(type(os.environ))[name].__code__ for name in ("__getitem__", "__iter__", "__len__")}
+_IS_INSTANCE = abc.ABCMeta.__instancecheck__.__code__
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_REPLACED = ("register_hook", "detach_", "view")  # methods of tensors, while another thread traces (`tracing.flat`)
+# Of tensors, while another thread traces (`tracing.flat`), and while a run is observed (`suspects.values_seen`).
+_REPLACED = ("register_hook", "detach_", "view", "requires_grad")
 
 
 class _Call(NamedTuple):
@@ -64,6 +68,7 @@ class Called:
             set()
         )  # code of functions that the run makes; others of the same code may be older
         self._made: dict[int, nn.Module] = {}
+        self._abstract: set[type] = set()
         self._imports: list[
             tuple[types.CodeType, str | None, str]
         ] = []  # code, its package, and what it imports by name
@@ -78,7 +83,9 @@ class Called:
             self._made[id(module)] = module
         elif code in _CALL:
             self._module(frame.f_locals["self"], frame)
-        elif code is _ENVIRONMENT and asker(frame.f_back) is not None:
+        elif code is _IS_INSTANCE and is_users_class(cls := frame.f_locals["cls"]):
+            self._registry(cls)
+        elif code in _ENVIRONMENT and asker(frame.f_back) is not None:
             self.snapshot.follow(os.environ._data, "os.environ")  # type: ignore[attr-defined]
         elif code is _IMPORT and (user := asker(frame.f_back)) is not None:
             self._importing(user, frame.f_locals["name"])
@@ -164,9 +171,18 @@ class Called:
         for name in code.co_names:  # which somebody may have replaced
             if hasattr(Tensor, name) and name not in _REPLACED and not name.startswith("__"):
                 self.snapshot.look_up(Tensor, name, f"Tensor.{name}")
+        if {"random", "get_state"} <= set(code.co_names):
+            self.suspects.add("reads the state of numpy's random generator", frame)
         attribute = reads_of_gradients(code, isinstance(frame.f_locals.get((*code.co_varnames, "")[0]), Tensor))
         if attribute is not None:
             self.suspects.add(f"may read .{attribute} of a tensor, which a program does not have", frame)
+
+    def _registry(self, cls: type) -> None:
+        """Watch which classes have been registered as being of an abstract class."""
+        if cls not in self._abstract:
+            self._abstract.add(cls)
+            dump = _abc._get_dump  # type: ignore[attr-defined]
+            self.snapshot.add_reading(lambda: (len(dump(cls)[0]),), lambda _: f"what is registered as a {cls.__name__}")
 
     def _importing(self, frame: types.FrameType, name: str) -> None:
         self._imports.append((frame.f_code, frame.f_globals.get("__package__"), name))
@@ -188,7 +204,8 @@ class Called:
                     self._inside(vars(value)[name], names, f"{path}.{name}", depth + 1)
 
     def _class(self, cls: type, names: tuple[str, ...]) -> None:
-        users = [c for c in cls.__mro__ if str(c.__module__).partition(".")[0] not in ("torch", "builtins")]
+        places: list[type] = [*cls.__mro__, *type(cls).mro(type(cls))]
+        users = [c for c in places if str(c.__module__).partition(".")[0] not in ("torch", "builtins", "abc", "enum")]
         for name in names:
             if any(name in vars(c) for c in users):
                 for c in users:

@@ -24,7 +24,7 @@ class _Missing:
         return "missing"
 
 
-MISSING = _Missing()
+MISSING, MOVED = _Missing(), _Missing()
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.Size)
 
@@ -47,6 +47,8 @@ def same_value(old: Any, new: Any) -> bool:
 def _words(old: Any, new: Any) -> str:
     if isinstance(old, PLAIN) and isinstance(new, PLAIN):
         return f"was {old!r} and is {new!r}"
+    if new is MOVED:
+        return "has another place among the others"
     return "is gone" if new is MISSING else "is new" if old is MISSING else "has been replaced or changed"
 
 
@@ -88,6 +90,9 @@ class Item:
         changed = [
             pair for pair in pairs if not same_value(*pair[1:]) and (self.named is None or pair[0] in self.named)
         ]
+        if not changed and self.keyed and self.attributes is None:
+            before = self.held[: len(self.held) // 2]  # the order of a dictionary is that in which code goes through it
+            changed = [(key, key, MOVED) for i, key in enumerate(now[: len(now) // 2]) if key != before[i]][:1]
         self.held = now if not changed else self.held
         for key, old, new in changed:
             yield self.name(key), _words(old, new)

@@ -13,7 +13,9 @@ __all__ = ["MEMORY", "bytes_of", "is_readable"]
 
 _LARGEST = 1 << 16  # bytes
 _NUMBER: type = ctypes.c_int.__mro__[1]  # of which all numbers of ctypes are
+_POINTERS = (ctypes._Pointer, ctypes._CFuncPtr)  # type: ignore[attr-defined]
 MEMORY = (
+    *_POINTERS,
     np.ndarray,
     bytearray,
     memoryview,
@@ -30,6 +32,8 @@ def is_readable(value: Any) -> bool:
     """Whether what lies in some memory says all, and soon: it holds no pointers and is not large."""
     if isinstance(value, np.ndarray):
         return value.nbytes <= _LARGEST and not value.dtype.hasobject
+    if isinstance(value, _POINTERS) or getattr(value, "_objects", None):
+        return False
     with memoryview(value) as seen:
         return seen.nbytes <= _LARGEST
 

@@ -20,6 +20,7 @@ __all__ = ["Names"]
 _BY_ANY_NAME = {"vars", "dir", "getmembers", "asdict", "astuple"}  # these read attributes nobody names
 _BY_STRING = {"getattr", "hasattr", "attrgetter", "__getattribute__", "methodcaller"}
 _PLACES = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?[a-zA-Z]|\{[^{}]*\}")  # where `%` and `format` put something
+_FORMATS, _FIELDS = {"format", "format_map"}, re.compile(r"\{(\w*(?:\.\w+)+)")  # "{0.scale}".format(config)
 _ALWAYS = {"forward", "training", "_call_impl", "_compiled_call_impl"}
 
 
@@ -47,6 +48,10 @@ class Names:
         quoted = {c for c in chain.from_iterable(map(listed, code.co_consts)) if isinstance(c, str)}
         self._whole.update(code.co_names, arguments, quoted)
         named = set(code.co_names)
+        if not _FORMATS.isdisjoint(named):
+            self._whole.update(
+                name for text in quoted for field in _FIELDS.findall(text) for name in field.split(".")[1:]
+            )
         if of_user:
             self.of_user |= named | quoted
         if of_user and "__dict__" in named:

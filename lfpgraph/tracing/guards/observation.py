@@ -13,20 +13,22 @@ classes. Torch's own code is trusted.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import LiveOnlyError, one_line
 from ..flat import hide_from_compile, is_tracing
 from .called import Called
 from .reasons import SETTINGS, State, reasons_to_be_live, settings, writes
 from .snapshots import Snapshot
-from .suspects import Suspects, values_seen
+from .suspects import NUMBERS, Suspects
 
 __all__ = ["Guard", "Observation", "is_observed_elsewhere"]
 
@@ -81,6 +83,7 @@ class Observation:
             if that is not so.
         asked: where user's code asked whether it is being traced, if it did: the program has to be compared with
             the model in that case, gradients included.
+        asks_layout: whether user's code asked how a tensor lies in memory, so that a program is for one layout of all.
         runs_again: where a checkpoint begins that runs a part of the model again in the backward pass (`Suspects`).
         drawn, written, returned: the state in which the run left the CPU's random generator, the buffers and inputs that it
             wrote to, and those that share their memory with an output, where it is a trial (`try_out`).
@@ -94,6 +97,7 @@ class Observation:
         self.shortcut: str | None = None
         self.asked: str | None = None
         self.runs_again: str | None = None
+        self.asks_layout = False
         self.drawn: torch.Tensor | None = None
         self.written: set[str] = set()
         self.returned: set[str] = set()
@@ -162,6 +166,7 @@ class Observation:
         called.close()
         snapshot.keep_named(called.names)
         self.asked, self.shortcut, self.runs_again = suspects.question, suspects.shortcut, suspects.runs_again
+        self.asks_layout = suspects.asks_layout
         for reason in reasons_to_be_live(self._state, snapshot, called.codes, self.hooks_are_outside):
             suspects.always(reason)
         if self.shortcut is not None and not self.allows_shortcut:
@@ -188,3 +193,47 @@ hide_from_compile(Observation._event)  # which is no code of a compiled part tha
 
 def _unreadable(error: Exception) -> str:
     return f"something that it holds cannot be looked at ({type(error).__name__}: {one_line(error)})"
+
+
+_lock = threading.Lock()
+_depth = 0
+
+
+@contextlib.contextmanager
+def values_seen() -> Iterator[None]:
+    """Let a profile function see where `if tensor:`, `int(tensor)` and the like make a Python value out of a tensor's.
+
+    And where a parameter is frozen.
+
+    Python tells a profile function of no such step, so the methods behind them are functions of Python's meanwhile.
+    """
+    global _depth
+    with _lock:
+        _depth += 1
+        if _depth == 1:
+            for name in NUMBERS:
+                setattr(Tensor, name, _seen(getattr(torch._C.TensorBase, name)))
+            setattr(Tensor, "requires_grad", property(_TRAINS.__get__, seen_freeze))  # noqa: B010
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                for name in (*NUMBERS, "requires_grad"):
+                    delattr(Tensor, name)
+
+
+_TRAINS: Any = torch._C.TensorBase.requires_grad
+
+
+def seen_freeze(tensor: Tensor, trains: bool) -> None:
+    """What `tensor.requires_grad = ...` does while a run is observed."""
+    _TRAINS.__set__(tensor, trains)
+
+
+def _seen(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def seen_read(tensor: Tensor) -> Any:
+        return method(tensor)
+
+    return seen_read

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import io
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import attrgetter
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,22 +21,16 @@ from torch import Tensor, nn
 from .items import GENERATORS, MISSING, PLAIN, Found, Item, Quick, random_state_of, table_item, ties_item
 from .memory import MEMORY, bytes_of, is_readable
 from .names import Names
-from .parts import cells_of, content_of, slots_of, values_of
-from .users_code import is_plain_object, is_users_class, owner_of
+from .parts import CACHE, cells_of, content_of, is_stream, read_through, slots_of, state_of, values_of, words_of
+from .users_code import is_plain_object, is_pythons_class, is_users_class, owner_of
 
 __all__ = ["Snapshot"]
-
 
 _LARGEST = 10_000  # values inside attributes and globals that are watched, all together
 _DEEPEST = 8  # containers and objects inside one another
 _TABLES = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_CACHE = type(functools.lru_cache(lambda: None))
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
-
-
-# iterators, queues, connections between processes, numbers shared by them
-_STREAMS = {"__next__", "get_nowait", "recv", "get_obj"}
 
 
 class Snapshot:
@@ -66,6 +59,7 @@ class Snapshot:
         self._quick: Quick | None = None
         self._root: str | None = None
         self._inside = 0
+        self.words: list[str] = []  # names by which something that was met reads attributes
         self._classes: list[tuple[type, dict[str, Any], str | None]] = []  # of objects met; what they held
         self._lookup_item = self._add(self._look_up, lambda place: self._lookup_names[place])
         self.add_modules(model, "")
@@ -170,17 +164,19 @@ class Snapshot:
             return self._find("unwatched", path, value)
         if isinstance(value, Tensor):
             self._follow_tensor(value, path)
-        elif isinstance(value, _CACHE):
-            self._find("cache", path, value)
+        elif (state := state_of(value)) is not None:
+            self._add(state, lambda _: path, made=not isinstance(value, CACHE | contextvars.ContextVar))
+            if isinstance(value, CACHE):
+                self._find("cache", path, value)
         elif isinstance(value, GENERATORS):
             self._find("generator", path, value)
-        elif isinstance(value, contextvars.ContextVar):
-            self._add(lambda: (value.get(MISSING),), lambda _: path)
         elif isinstance(value, MethodType):
             self.follow(value.__self__, f"{path}.__self__", depth)
         elif isinstance(value, FunctionType):
             if owner_of(value.__code__.co_filename) == "user":
                 self._follow_object(value, path, depth)
+            elif isinstance(registry := vars(value).get("registry"), MappingProxyType):  # of functools.singledispatch
+                self.follow(registry, f"{path}.registry", depth)
         elif isinstance(value, functools.partial):
             self.follow((value.args, value.keywords), path, depth)
             self.follow(value.func, path, depth)
@@ -190,12 +186,11 @@ class Snapshot:
             self._add(lambda: bytes_of(value), lambda _: path, made=True)
         elif isinstance(value, _CONTAINERS):
             self._follow_container(value, path, depth)
-        elif isinstance(value, io.StringIO | io.BytesIO):
-            self._add(lambda: () if value.closed else (value.getvalue(),), lambda _: path, made=True)
-        elif not _STREAMS.isdisjoint(dir(type(value))) and not isinstance(
-            value, io.IOBase
-        ):  # `Suspects` sees files used
+        elif is_stream(value):
             self._find("unwatched", path, value)
+        self.words += words_of(value)
+        for under in read_through(value):
+            self.follow(under, path, depth)
         if is_plain_object(value):
             self._follow_object(value, path, depth)
 
@@ -205,6 +200,7 @@ class Snapshot:
 
     def _follow_tensor(self, tensor: Tensor, path: str) -> None:
         if id(tensor) not in self.own:
+            self._add_attributes(tensor, vars(tensor), f"{path}.")
             self._find("tensor", path, tensor)
             if not tensor.is_inference():  # those have no version
                 self._add(lambda: (tensor._version,), lambda _: path, made=True)
@@ -218,6 +214,8 @@ class Snapshot:
             return self._find("unwatched", path, value)
         if plain is dict:
             self._add_table(value, lambda key: f"{path}[{key!r}]")
+            if isinstance(value, OrderedDict) and value:
+                self._add(value.__iter__, lambda i: f"key {i} of {path}")
             inside = [(f"{path}[{key!r}]", item) for key, item in dict.items(value)]
         else:
             if not isinstance(value, tuple | frozenset):
@@ -237,6 +235,8 @@ class Snapshot:
         if not self._has_room(len(held) + len(slots)):
             return self._find("unwatched", path, value)
         self._add_attributes(value, held, f"{path}.")
+        if is_pythons_class(type(value)):  # whose code names them
+            self.items[-1].attributes = None
         if slots:
             self._add(lambda: values_of(value, slots), lambda i: f"{path}.{slots[i]}")
         for name, item in (*held.items(), *zip(slots, values_of(value, slots))):
@@ -256,6 +256,7 @@ class Snapshot:
 
     def keep_named(self, names: Names) -> None:
         """Forget attributes that no code named, and what is inside those of modules: a trainer that a model knows, say."""
+        names.add_held(self.words)
         for item in self.items if names.held_count else ():
             names.add_held(item.strings())
         for item in self.items:

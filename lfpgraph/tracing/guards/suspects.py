@@ -5,7 +5,6 @@ Only calls that user's code makes count (`users_code.asker`); torch and Python c
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import logging
@@ -13,7 +12,6 @@ import os
 import random
 import threading
 import types
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,13 +19,15 @@ from torch import Tensor, nn
 
 from .users_code import asker, owner_of, place_of
 
-__all__ = ["Suspects", "values_seen"]
+__all__ = ["NUMBERS", "Suspects"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_HERE = os.path.abspath(__file__)
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
 _GRADIENT = "takes gradients inside forward"
 _SEEDS = "seeds torch's random generator"
+_DRAWN = "reads the state of torch's random generator"
+_SETTING, _STATE = "asks for a setting of torch's", "asks for the state of the process"
 
 # Functions of torch, by file and name; "question" and "read" are judged together (`Suspects.shortcut`).
 _TABLE = {
@@ -44,9 +44,14 @@ _TABLE = {
     ("autograd/graph.py", "_engine_run_backward"): _GRADIENT,
     ("autograd/graph.py", "saved_tensors_hooks.__enter__"): "sets hooks on saved tensors",
     ("autograd/forward_ad.py", "make_dual"): "takes forward-mode derivatives inside forward",
+    ("_tensor.py", "is_shared"): "asks in which memory a tensor lies",
+    ("_tensor.py", "storage"): "asks in which memory a tensor lies",
     ("_tensor.py", "register_hook"): "sets a hook on a tensor",
     ("_tensor.py", "register_post_accumulate_grad_hook"): "sets a hook on a tensor",
     ("autograd/graph.py", "register_multi_grad_hook"): "sets a hook on a tensor",
+    ("random.py", "initial_seed"): _DRAWN,
+    ("random.py", "get_rng_state"): _DRAWN,
+    ("__init__.py", "get_float32_matmul_precision"): _SETTING,
     ("random.py", "manual_seed"): _SEEDS,
     ("random.py", "seed"): _SEEDS,
     ("random.py", "set_rng_state"): "sets torch's random generator",
@@ -56,29 +61,41 @@ _TABLE = {
         "compile_wrapper",
     ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
+_THREAD = "asks which thread runs it"
 _FRAMES = "looks at the frames of its callers"
 _TRANSFORMS = {f"{_TORCH}_functorch{os.sep}{file}.py" for file in ("apis", "eager_transforms", "vmap")}
 _PYTHON = {
     logging.Logger.handle.__code__: "logs",
     threading.Thread.start.__code__: "starts a thread",
+    threading.current_thread.__code__: _THREAD,
     inspect.currentframe.__code__: _FRAMES,
     inspect.stack.__code__: _FRAMES,
 }
 _APPLY, _CHECKPOINT = ("autograd/function.py", "apply"), ("utils/checkpoint.py", "checkpoint")
 _CLOCK = "reads the clock"
 _MODULES = {"posix": "calls the operating system", "nt": "calls the operating system", "_socket": "uses the network",
+            "gc": _STATE, "resource": _STATE, "_signal": _STATE, "_tracemalloc": _STATE, "_locale": _STATE,
             "_io": "opens a file", "io": "opens a file", "time": _CLOCK}  # fmt: skip
 _WARNINGS = {"warn": "warns", "warn_explicit": "warns"}  # others of its functions serve filters
 _BUILTINS = {"print": "prints", "open": "opens a file", "input": "asks the user", "__import__": "imports by a name",
              "eval": "runs code by eval", "exec": "runs code by exec", "globals": "looks names up in globals()"}  # fmt: skip
-_PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references"}
-_LAYOUT = ("is_contiguous", "stride", "storage_offset")
+_PROCESS = {"_getframe": _FRAMES, "getrefcount": "counts references", "getrecursionlimit": _STATE, "gettrace": _STATE,
+            "getswitchinterval": _STATE, "getprofile": _STATE}  # fmt: skip
+_ASKS = {("torch", name): _SETTING for name in ("get_num_threads", "get_num_interop_threads", "is_anomaly_enabled",
+                                                "is_inference_mode_enabled")}  # fmt: skip
+_ASKS |= {("decimal", "getcontext"): _STATE, ("numpy", "fromfile"): "reads or writes a file"}
+_FREEZES = "freezes a parameter inside forward, or lets it train again"
+_LAYOUT = ("is_contiguous", "stride", "as_strided")
+_PLACES, _MEMORY = (
+    ("data_ptr", "untyped_storage", "storage_offset", "is_set_to", "_is_view"),
+    "asks in which memory a tensor lies",
+)
 _ONCE = ("logs", "warns", "prints", "opens a file", "reads or writes a file", "calls the operating system",
          "imports by a name")  # fmt: skip
 _READS = ("item", "tolist", "numpy", "__array__")
-_NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
+NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__complex__")
 _NODE_HOOKS = ("register_hook", "register_prehook")
-_HARMLESS = ("fspath", "getpid")
+_HARMLESS = ("fspath", "getpid", "collect", "freeze")
 
 
 class Suspects:
@@ -89,11 +106,13 @@ class Suspects:
         question, read: where user's code first asked whether it is being traced, and where it first made a Python value out of
             a tensor's.
         loggers: those whose level user's code asked for.
+        asks_layout: whether user's code asked how a tensor lies in memory.
         runs_again: where a checkpoint begins that runs a part of the model again in the backward pass.
     """
 
     def __init__(self) -> None:
         self.runs_again: str | None = None
+        self.asks_layout = False
         self.reasons: list[tuple[str, bool]] = []
         self.question: str | None = None
         self.read: str | None = None
@@ -143,6 +162,10 @@ class Suspects:
             self.read = self.read or place_of(user)
         elif words == "level":
             self.loggers[frame.f_locals["self"]] = None
+        elif words == _FREEZES and not isinstance(frame.f_locals["tensor"], nn.Parameter):
+            return
+        elif words == _THREAD and user is not frame.f_back:  # Python's library does for its own ends
+            return
         elif words == "checkpoint":
             self.runs_again = self.runs_again or place_of(user)
             if not frame.f_locals.get("kwargs", {}).get("preserve_rng_state", True):
@@ -178,8 +201,10 @@ class Suspects:
             if name in _READS and self.read is None and (user := asker(frame)) is not None:
                 self.read = place_of(user)
             words = "keeps the gradient of a tensor" if name == "retain_grad" else None
-            if name in _LAYOUT and owner.grad_fn is None and not isinstance(owner, nn.Parameter):
-                words = "asks how a tensor that it is given lies in memory"
+            if name in _LAYOUT and not self.asks_layout:
+                self.asks_layout = asker(frame) is not None
+            words = _MEMORY if name in _PLACES else words
+            words = _FREEZES if name == "requires_grad_" and isinstance(owner, nn.Parameter) else words
         elif isinstance(owner, random.Random):
             words = "draws from Python's random"
         elif isinstance(owner, io.IOBase):
@@ -190,6 +215,10 @@ class Suspects:
                 self._applied(owner, user)  # of Python's before torch 2.14
         elif isinstance(owner, type) and owner.__module__ == "datetime":
             words = _CLOCK if name in ("now", "utcnow", "today") else None
+        elif type(owner).__module__ == "sqlite3":
+            words = "asks a database"
+        elif (function.__module__, name) in _ASKS:
+            words = _ASKS[function.__module__, name]
         elif name in _NODE_HOOKS:
             words = "sets a hook on an autograd node"
         elif function.__module__ == "builtins":
@@ -214,8 +243,8 @@ def _meaning(code: types.CodeType) -> str | None:
         return _PYTHON[code]
     if code is logging.Logger.isEnabledFor.__code__:
         return "level"
-    if file == _HERE and name == "seen_read":
-        return "read"
+    if os.path.dirname(file) == _HERE and name in ("seen_read", "seen_freeze"):  # of `observation`
+        return "read" if name == "seen_read" else _FREEZES
     if not file.startswith(_TORCH):
         return None
     place = file[len(_TORCH) :].replace(os.sep, "/")
@@ -231,36 +260,3 @@ def _meaning(code: types.CodeType) -> str | None:
 def _file_of(function: Any) -> str:
     code = getattr(function, "__code__", None)
     return "" if code is None else str(code.co_filename)
-
-
-_lock = threading.Lock()
-_depth = 0
-
-
-@contextlib.contextmanager
-def values_seen() -> Iterator[None]:
-    """Let a profile function see where `if tensor:`, `int(tensor)` and the like make a Python value out of a tensor's.
-
-    Python tells a profile function of no such step, so the methods behind them are functions of Python's meanwhile.
-    """
-    global _depth
-    with _lock:
-        _depth += 1
-        if _depth == 1:
-            for name in _NUMBERS:
-                setattr(Tensor, name, _seen(getattr(torch._C.TensorBase, name)))
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                for name in _NUMBERS:
-                    delattr(Tensor, name)
-
-
-def _seen(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    def seen_read(tensor: Tensor) -> Any:
-        return method(tensor)
-
-    return seen_read

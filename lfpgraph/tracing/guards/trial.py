@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ...graph.calls import flatten_input, flatten_output
 from ...randomness import keep_random_state
-from ..flat import given, running_plainly
+from ..flat import attributes_of, given, running_plainly
 from ..verify import differ
 from .observation import Observation
 
@@ -23,9 +23,9 @@ _RUNS = 3  # a model may prepare itself in its first
 def try_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Observation, Any]:
     """Observe the model's forward on a call, and return what came of it, too.
 
-    Arguments, buffers and random generators are copies or put back. What the model's Python writes stays, but then the
-    observation names it. A model that prepares itself in its first call is run again, and has to return the same. That it
-    goes another way while it is traced (`Observation.shortcut`) is for the caller to judge.
+    Arguments, buffers, parameters and random generators are copies or put back. What the model's Python writes stays, but
+    then the observation names it. A model that prepares itself in its first call is run again, and has to return the same.
+    That it goes another way while it is traced (`Observation.shortcut`) is for the caller to judge.
     """
     first: list[Tensor] | None = None
     for _ in range(_RUNS):
@@ -42,9 +42,11 @@ def try_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Observation, Any]:
     leaves, spec = flatten_input(args, kwargs)
-    leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    copied = {id(leaf): _copy(leaf) for leaf in leaves if isinstance(leaf, Tensor)}  # one given twice stays one
+    leaves = [copied.get(id(leaf), leaf) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    parameters = [(p, p.detach().clone()) for p in model.parameters() if _has_values(p)]
     versions = [(name, x, x._version) for name, x in _named(copies, leaves).items()]
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
         with given(model, copies):
@@ -53,6 +55,9 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             seen.written = {name for name, x, before in versions if x._version != before}
             seen.returned = _returned(result, model, leaves)
             linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
+    for parameter, before in parameters:
+        if parameter.shape == before.shape and not torch.equal(parameter.detach(), before):
+            parameter.data.copy_(before)
     sizes = {name: buffer.shape for name, buffer in model.named_buffers()}
     if resized := [name for name, copy in copies.items() if copy.shape != sizes.get(name, copy.shape)]:
         seen.why_live, seen.may_settle = f"it gives its buffer {resized[0]} another size", False
@@ -65,10 +70,15 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     return seen, result
 
 
+def _has_values(parameter: Tensor) -> bool:
+    plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+    return plain and not parameter.is_meta and not parameter.is_inference()
+
+
 def _copy(tensor: Tensor) -> Tensor:
     copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     copy = copy if tensor.is_leaf else copy.clone()  # which may be written to
-    vars(copy).update({name: value for name, value in vars(tensor).items() if not name.startswith("_")})
+    vars(copy).update(attributes_of(tensor))
     return copy
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
+import collections
 import functools
 import os
 import sys
 import sysconfig
-import threading
 import types
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["asker", "is_plain_object", "is_users_class", "owner_of", "place_of"]
+__all__ = ["asker", "is_plain_object", "is_pythons_class", "is_users_class", "owner_of", "place_of"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _PACKAGE = __name__.partition(".")[0]
@@ -22,7 +22,12 @@ _OWN = os.path.dirname(str(sys.modules[_PACKAGE].__file__)) + os.sep
 _NOT_MACHINERY = ("models_zoo", "experiments", "demo")  # folders of this library that hold models
 _PYTHON = {os.path.realpath(path) + os.sep for name, path in sysconfig.get_paths().items() if "stdlib" in name}
 _PYTHON |= {path + os.sep for name, path in sysconfig.get_paths().items() if "stdlib" in name}
-_OPEN = (types.SimpleNamespace, argparse.Namespace, threading.local)  # Python's own, and made to hold a user's values
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
+_CONTAINERS = (collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque)
+# Packages, and modules of torch's, whose objects say nothing that can change, or keep what they have found out before.
+_CLOSED = {"builtins", "datetime", "decimal", "enum", "fractions", "functools", "inspect", "ipaddress", "logging", "pathlib",
+           "re", "typing", "uuid", "_abc"}  # fmt: skip
+_CLOSED_PARTS = ("torch._", "torch.jit", "torch.fx", "torch.library", "torch.utils.hooks", "torch.overrides")
 
 
 @functools.cache
@@ -41,12 +46,17 @@ def owner_of(file: str) -> str:
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is an object of a class of the user's, such as a configuration, so that its attributes count."""
-    if isinstance(value, _OPEN):
-        return True
-    if isinstance(value, Tensor | type | types.ModuleType):
+    """Whether the attributes of a value count: of a configuration, an event, an optimizer.
+
+    Those of classes, modules, functions and operations do not, nor do those that say nothing of what is computed.
+    """
+    if isinstance(value, (Tensor, type, types.ModuleType, *_FUNCTIONS)) or type(value) in _CONTAINERS:
         return False
-    return is_users_class(type(value))
+    module = str(type(value).__module__)
+    package = module.partition(".")[0]
+    if package == _PACKAGE:
+        return is_users_class(type(value))
+    return package not in _CLOSED and not module.startswith(_CLOSED_PARTS)
 
 
 def is_users_class(cls: type) -> bool:
@@ -55,6 +65,12 @@ def is_users_class(cls: type) -> bool:
     if package == _PACKAGE:
         return rest.partition(".")[0] in _NOT_MACHINERY
     return package not in ("torch", "numpy") and package not in sys.stdlib_module_names
+
+
+def is_pythons_class(cls: type) -> bool:
+    """Whether a class is of Python's library or numpy's, whose code is not read for what it names."""
+    package = str(cls.__module__).partition(".")[0]
+    return package == "numpy" or package in sys.stdlib_module_names
 
 
 def asker(frame: types.FrameType | None, through_torch: bool = False) -> types.FrameType | None:
