@@ -36,6 +36,8 @@ def from_reward_function(function: Callable[..., Tensor]) -> Handler:
     Returns:
         A rule for `Ruleset.handlers` or `lfpgraph.rule`. Arguments that get no reward, such as LXT's weights, get none.
     """
+    if not callable(function):
+        raise CompositeError(f"from_reward_function takes a function, such as MyFunction.apply, not {function!r}")
 
     def rewarded(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
         if isinstance(s, list | tuple):
