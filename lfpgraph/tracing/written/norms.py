@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -32,7 +33,7 @@ def is_plain_norm(node: fx.Node) -> bool:
 
 def norm_without_writes(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     """A batch norm's result, and the statistics that it leaves while it trains, by an operation that writes nothing."""
-    x, w, b, mean, variance, training, *rest, _ = node.args
+    x, w, b, mean, variance, training, *rest, _ = cast(Sequence[Any], node.args)
     statistics: list[Any] = [] if mean is None else [mean, variance]
     if x.meta["val"].numel() == 0:  # its kernels refuse that, or divide by zero; this is what torch.batch_norm does
         return _norm_of_nothing(graph, node, x, w, b), statistics if training else []
