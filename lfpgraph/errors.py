@@ -67,7 +67,7 @@ class NoRuleError(LfpGraphError):
 
 
 class RuleError(LfpGraphError):
-    """A rule is registered twice, or answered with the wrong number or shape of signals."""
+    """A rule is registered twice, has parameters that it cannot have, or answered with the wrong number or shape of signals."""
 
 
 class CompositeError(LfpGraphError):

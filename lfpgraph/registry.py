@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from .errors import RuleError
+from .errors import RuleError, check_choice
 
 __all__ = ["FAMILIES", "Call", "Family", "Handler", "Rule", "Signals", "find_rule", "registered_rules", "rule"]
 
@@ -208,13 +208,20 @@ def rule(
     Raises:
         RuleError: the operation already has a rule, or is not an overload.
     """
+    if not ops:
+        raise RuleError("a rule needs an operation: @lfpgraph.rule(torch.ops.aten.gelu.default)")
+    for op in ops:
+        if not isinstance(op, OpOverload) and not (isinstance(op, str) and "::" in op):
+            raise RuleError(f"{op!r} is not an operation overload; write e.g. torch.ops.aten.gelu.default")
+    if isinstance(family, str):
+        check_choice("family", family, FAMILIES, RuleError)
     kind = FAMILIES[family] if isinstance(family, str) else family
     may_override = kind is CUSTOM if override is None else override
 
     def register(handler: Handler) -> Handler:
+        if not callable(handler):
+            raise RuleError(f"{handler!r} is no rule; give a function (call, signal, *arguments)")
         for op in ops:
-            if not isinstance(op, OpOverload) and not (isinstance(op, str) and "::" in op):
-                raise RuleError(f"{op!r} is not an operation overload; write e.g. torch.ops.aten.gelu.default")
             if op in _RULES and not may_override:
                 raise RuleError(
                     f"{op} already has the rule {_RULES[op].handler.__name__}; pass override=True to replace it"

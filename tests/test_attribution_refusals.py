@@ -92,15 +92,24 @@ def test_no_numbers(net: nn.Module) -> None:
         ({}, "cannot be explained"),
         (["cat", "dog"], "cannot be explained"),
         (("cat",), "must hold whole numbers"),
+        ((True,), "must hold whole numbers"),
         (1.5, "is no class index"),
         (torch.ones(2, dtype=torch.complex64), "is no class index"),
         (lfpgraph.Contrast(sum, 1), "within a Contrast"),
         (lambda out: out["logits"], r"a tensor of shape \[2, 3\]: IndexError"),
     ],
-    ids=["dict", "words", "place", "float", "complex", "contrast", "function"],
+    ids=["dict", "words", "place", "truth", "float", "complex", "contrast", "function"],
 )
 def test_targets_of_a_wrong_kind(net: nn.Module, target: Any, message: str) -> None:
     refused(AttributionError, message, net, X, target)
+
+
+def test_targets_of_other_types(net: nn.Module) -> None:
+    expected = lfpgraph.attribute(net, X, [0, 2])
+    for target in (torch.tensor([0, 2], dtype=torch.uint8), np.array([0, 2]), range(0, 4, 2)):
+        torch.testing.assert_close(lfpgraph.attribute(net, X, target), expected)
+    torch.testing.assert_close(lfpgraph.attribute(net, X, (np.int64(1),)), lfpgraph.attribute(net, X, 1))
+    assert lfpgraph.attribute(nn.Linear(4, 1), torch.randn(0, 4)).shape == (0, 4)
 
 
 def test_names_and_options(net: nn.Module) -> None:
@@ -121,6 +130,8 @@ def test_names_and_options(net: nn.Module) -> None:
         AttributionError, "on_missing='drive' is not known; choose one of derive, error", net, X, 0, on_missing="drive"
     )
     refused(AttributionError, "fallback='retry' is not known", net, X, 0, fallback="retry")
+    refused(AttributionError, "parameters=.'3.weight'. is not known", net, X, 0, parameters=["3.weight"])
+    refused(AttributionError, "details='yes' is not known", net, X, 0, details="yes")
     refused(
         AttributionError, "the first of its 2 float outputs, and target= does not say", Tokens(), torch.tensor([[1, 2]])
     )
@@ -148,6 +159,7 @@ def test_a_model_under_no_grad_has_no_way_for_relevance() -> None:
         (["--input", "gone.npy"], "no such file: gone.npy"),
         (["--input", "gone.png"], "no such file: gone.png"),
         (["--input", "a text"], "a text needs a tokenizer"),
+        (["--input", "gone.png", "--channels", "2"], "1 channel or 3"),
         (["--input", "good.npy", "--target", "7"], "target=7 is out of range"),
         (["--input", "good.npy", "--target", "cat"], "--target 'cat' is none of"),
         (["--input", "good.npy", "--composite", "epsilon_plus"], "near it: epsilon-plus"),

@@ -17,6 +17,7 @@ from lfpgraph import Composite, OpGraph
 from lfpgraph.composites.lrp import CONVOLUTIONS, DENSE, deep_taylor, epsilon_gamma_box, layer_composite
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.propagate import run_backward, run_forward
+from lfpgraph.errors import RuleError
 
 from .support.helpers import relative
 
@@ -253,11 +254,16 @@ def test_first_layer_rules_are_for_the_first_layer() -> None:
 
 
 def test_bad_parameters_are_refused() -> None:
-    with pytest.raises(ValueError, match="alpha - beta must be 1"):
+    with pytest.raises(RuleError, match="alpha - beta must be 1"):
         lrp.AlphaBeta(alpha=1.0, beta=1.0)
-    with pytest.raises(ValueError, match="low < high"):
-        lrp.Box(low=1.0, high=-1.0)
-    with pytest.raises(ValueError, match="2 bounds for an input of shape"):
+    for low, high in ((1.0, -1.0), ((0.0, 0.0), (1.0, 1.0, 1.0)), ((0.0, 2.0), 1.0)):
+        with pytest.raises(RuleError, match="low < high"):
+            lrp.Box(low=low, high=high)  # type: ignore[arg-type]
+    assert lrp.Box(low=torch.zeros(2), high=[1, 2]) == lrp.Box(low=(0.0, 0.0), high=(1.0, 2.0))  # type: ignore[arg-type]
+    for gamma in (-1.0, float("inf"), "x"):
+        with pytest.raises(RuleError, match="gamma must be a number"):
+            lrp.Gamma(gamma=gamma)  # type: ignore[arg-type]
+    with pytest.raises(RuleError, match="2 bounds for an input of shape"):
         lfpgraph.feedback(
             nn.Conv2d(3, 2, 1), torch.randn(2, 3, 4, 4), reward=lambda o: o,
             composite=epsilon_gamma_box((0.0, 0.0), (1.0, 1.0)),

@@ -14,6 +14,7 @@ import torch
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor
 
+import lfpgraph
 from lfpgraph.composites.composite import get_composite
 from lfpgraph.engine.plan import make_plan
 from lfpgraph.engine.propagate import run_backward, run_forward
@@ -68,3 +69,23 @@ def test_vit_operations_equal_lxt() -> None:
         logits = next(n for n in graph.user_output_nodes if n.meta["val"].dim() > 0)
         run_backward(plan, calls, env, {logits: torch.randn_like(env[logits])}, observe=observe)
     assert set(compared) == {str(op) for op in LXT}, compared
+
+
+@pytest.mark.parametrize("dims", [(1,), (-1,), (1, 2), (1, 2, 3)], ids=str)
+def test_means_over_any_dimensions_keep_relevance(dims: tuple[int, ...]) -> None:
+    """LXT's function takes one dimension, as a number; where there are more the rule here stands in."""
+
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(3, 3, bias=False), torch.nn.LazyLinear(2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu().mean(dims).reshape(len(x), -1))
+
+    torch.manual_seed(0)
+    model, x = Mean().double(), torch.rand(2, 4, 5, 3, dtype=torch.float64)
+    explained = model(x)[:, 1]
+    torch.testing.assert_close(
+        lfpgraph.attribute(model, x, 1, "lxt").flatten(1).sum(1), explained, rtol=1e-3, atol=1e-4
+    )

@@ -201,13 +201,16 @@ def test_the_last_override_counts(engine: str) -> None:
     ("answer", "message"),
     [
         (lambda s: [], r"aten\.gelu\.default .*answered 0 signals for 1 tensor arguments"),
+        (lambda s: None, r"aten\.gelu\.default .*answered NoneType; return a list of 1 signals"),
+        (lambda s: s, r"aten\.gelu\.default .*Tensor; return a list of 1 signals"),
+        (lambda s: [3.0], r"aten\.gelu\.default .*answered float for tensor argument 0"),
         (lambda s: [s, None], r"aten\.gelu\.default .*answered 2 signals for 1 tensor arguments"),
         (
             lambda s: [s[:, :2]],
             r"aten\.gelu\.default .*shape \[3, 2\] for tensor argument 0 of shape \[3, 5\]",
         ),
     ],
-    ids=["none", "two", "shape"],
+    ids=["none", "nothing", "tensor", "number", "two", "shape"],
 )
 def test_wrong_answer_names_the_operation(answer: Any, message: str, engine: str) -> None:
     def wrong(call: Any, s: Tensor, x: Tensor, **kwargs: Any) -> Any:

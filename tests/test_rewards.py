@@ -148,9 +148,25 @@ def test_scalar_reward() -> None:
     assert 900 < int(drawn.sum()) < 1100 and not rewards.ScalarReward.sample(sure).any()
 
 
+def test_labels_are_tensors_arrays_or_lists() -> None:
+    o, classes = torch.randn(3, 4), [0, 3, 1]
+    ones = np.eye(4)[classes].tolist()
+    for reward, labels in (
+        (rewards.Softmax(), classes), (rewards.Misclassification(), classes), (rewards.Contrast(), [0, 0, 1]),
+        (rewards.Energy(), [1, 0, 1]), (rewards.BinarySigmoid(), ones), (rewards.SquaredError(), ones),
+        (rewards.Correlation(), ones), (rewards.PairwisePreference(), [[0, 2]] * 3),
+    ):  # fmt: skip
+        expected = reward(o, torch.tensor(labels))
+        assert torch.equal(reward(o, labels), expected) and torch.equal(reward(o, np.array(labels)), expected)
+
+
 def test_callback() -> None:
     o = torch.randn(4, 2, requires_grad=True)
     assert torch.equal(rewards.Callback(lambda o, y: [1, 2])(o), torch.tensor([[1.0, 2.0]]).expand(4, 2))
+    assert torch.equal(
+        rewards.Callback(lambda o: o.sum(1, keepdim=True))(o), o.detach().sum(1, keepdim=True).expand(4, 2)
+    )
+    assert torch.equal(rewards.Callback(lambda o, by, on=0: by * o + on)(o, 2, on=1), 2 * o.detach() + 1)
     assert torch.equal(rewards.Callback(lambda o, y: np.ones((4, 1)) * y)(o, 3), torch.full((4, 2), 3.0))
 
 
@@ -162,6 +178,19 @@ def test_callback() -> None:
         (lambda o: rewards.Softmax()(o, torch.zeros(2)), r"shape \[2\]"),
         (lambda o: rewards.Softmax()(o, torch.tensor([0.5, 1, 1])), "whole numbers"),
         (lambda o: rewards.SquaredError()(o, torch.zeros(3)), "targets of shape"),
+        (lambda o: rewards.SquaredError()(o, torch.zeros(4, 3)), "targets of shape"),
+        (lambda o: rewards.Softmax()(o, "cat"), "labels must be a tensor, an array or a list of numbers, not 'cat'"),
+        (lambda o: rewards.SquaredError()(o, None), "targets must be a tensor"),
+        (lambda o: lfpgraph.reward_loss(o.requires_grad_(), None), "reward must be a tensor"),
+        (lambda o: lfpgraph.reward_loss(o.requires_grad_(), o.detach() * 1j), "reward must be real numbers"),
+        (lambda o: lfpgraph.reward_loss(o.requires_grad_(), o.detach(), silent=0), "silent must be a positive number"),
+        (lambda o: rewards.SquaredError(delta="a"), "delta must be a positive number"),
+        (lambda o: rewards.PairwisePreference(beta=-1), "beta must be a positive number"),
+        (lambda o: rewards.Callback(3), "takes a function"),
+        (lambda o: rewards.MaximizeNeuron(1.5), "must be the number of an output"),
+        (lambda o: rewards.ScalarReward.sample(o, explore=2), "a share, 0 to 1"),
+        (lambda o: rewards.ScalarReward.sample(o[0]), r"outputs \[n, c\]"),
+        (lambda o: rewards.group_advantages([1, 2, 3, 4], 2.0), "a whole number of answers"),
         (lambda o: rewards.SquaredError(delta=0)(o, o), "delta"),
         (lambda o: rewards.BoundedSoftmax(0.9, 0.1), "0 <= lower <= upper <= 1"),
         (lambda o: rewards.RateCodedSpikes()(o, torch.zeros(3)), r"spikes \[t, n, c\]"),

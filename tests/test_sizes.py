@@ -41,6 +41,39 @@ def test_a_batch_of_one_of_its_own(order: tuple[int, ...], caplog: pytest.LogCap
     assert engine == "live" or "batch of one" in caplog.text or "again" in caplog.text
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("order", [(3, 0, 2, 0), (0, 3, 0)], ids=["later", "first"])
+def test_a_batch_of_none_at_a_batch_norm(order: tuple[int, ...], training: bool, engine: str) -> None:
+    """torch takes other operations then; the backward kernel of the usual one divides by zero and ends the process."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    model.train(training)
+    twin = lfpgraph.wrap(copy.deepcopy(model), true_gradient(engine), engine=engine)
+    for n in order:
+        x = torch.randn(n, 1, 6, 6, dtype=torch.float64)
+        assert_same(gradients(twin, x), gradients(model, x), 1e-10)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value)
+
+
+def test_a_batch_of_none_needs_no_trace_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).double()
+    twin = lfpgraph.wrap(copy.deepcopy(model), "gradient", engine="static")
+    for n in (0, 3, 1, 0):
+        x = torch.randn(n, 4, dtype=torch.float64)
+        assert_same(gradients(twin, x), gradients(model, x), 1e-10)
+    assert_made(twin, "static", 1)
+    assert not [record for record in caplog.records if record.name == "lfpgraph"]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_no_rows_are_explained_by_each_rule(first: int) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3)).eval()
+    for composite in ("gradient-x-input", "integrated-gradients", "attnlrp", "epsilon-plus"):
+        for n in (first, 0):
+            assert lfpgraph.attribute(model, torch.randn(n, 1, 6, 6), 1, composite).shape == (n, 1, 6, 6)
+
+
 def _nonzero(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Autograd gives None to what is not used; the static engine may give zeros."""
     return {name: expected.get(name, torch.zeros_like(value)) for name, value in found.items()}

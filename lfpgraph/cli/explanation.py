@@ -34,7 +34,9 @@ def explain(
     model: Annotated[str, typer.Argument(help="module:function that returns an nn.Module, or a transformers folder.")],
     inputs: Annotated[
         list[str],
-        typer.Option("--input", help="An image file, a .npy array, or a text; given several times, all of them."),
+        typer.Option(
+            "--input", help="An image file, a .npy array of a batch of one, or a text; given several times, all."
+        ),
     ],
     target: Annotated[
         str, typer.Option(help='A class, "position,token", "a:b" (one against another) or "predicted".')
@@ -60,6 +62,8 @@ def explain(
     from ..explain import pictures
     from ..reports import explanation as sheet
 
+    if channels == 2:
+        raise AttributionError("--channels 2: an image has 1 channel or 3; give an array (.npy) of the two")
     writable(out, json_file)
     network, tokenizer = _model(model)
     asked = _Asked(

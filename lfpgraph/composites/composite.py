@@ -14,13 +14,13 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..errors import CompositeError, check_choice, near
+from ..errors import CompositeError, near
 from ..graph.depths import Depths, Place
 from ..numerics import is_zero, scale_by_floored_size, scale_by_size
 from ..registry import ATTENTION, CONTRACTION, PRODUCT, QUOTIENT, REDUCTION, SPLIT, Family, Handler, Rule
 from ..rules.lrp.layers import LayerRule
 from ..rules.views import vjp
-from .sizes import floor_of, unit_of
+from .options import check_ruleset, floor_of, unit_of
 
 if TYPE_CHECKING:
     from ..graph.graph import OpGraph
@@ -74,11 +74,7 @@ class Ruleset:
     sums: str = "epsilon"
 
     def __post_init__(self) -> None:
-        for name in ("scale", "vectors", "factors"):
-            check_choice(name, getattr(self, name), ("weight", "signal"), CompositeError)
-        check_choice("products", self.products, ("shared", "whole"), CompositeError)
-        check_choice("sums", self.sums, ("epsilon", "whole"), CompositeError)
-        floor_of(self.floor), unit_of(self.unit)
+        check_ruleset(vars(self))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "handlers": _names_of(self.handlers)}
@@ -220,6 +216,8 @@ class Composite:
             composite: take the ruleset of this composite; otherwise this composite's own default.
             options: fields of `Ruleset` to change, e.g. `epsilon=1e-3`.
         """
+        if not isinstance(pattern, str):
+            raise CompositeError(f'pattern={pattern!r} must be text, such as "encoder.layer.0.*"')
         base = self.default if composite is None else get_composite(composite).default
         return replace(self, overrides=(*self.overrides, (pattern, _changed(base, options))))
 

@@ -36,6 +36,8 @@ def from_reward_function(function: Callable[..., Tensor]) -> Handler:
     Returns:
         A rule for `Ruleset.handlers` or `lfpgraph.rule`. Arguments that get no reward, such as LXT's weights, get none.
     """
+    if not callable(function):
+        raise CompositeError(f"from_reward_function takes a function, such as MyFunction.apply, not {function!r}")
 
     def rewarded(call: Call, s: Any, *args: Any, **kwargs: Any) -> Signals:
         if isinstance(s, list | tuple):
@@ -120,7 +122,7 @@ class _Lxt:
         return self.f.mul2(a, b, False)
 
     def mean(self, x: Tensor, dim: Any, keepdim: bool = False, dtype: Any = None) -> Tensor:
-        return self.f.mean(x, dim, keepdim, **self.how)
+        return self.f.mean(x, dim[0], keepdim, **self.how)  # theirs takes one dimension, as a number
 
     def layer_norm(self, x: Tensor, shape: Any, w: Any = None, b: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
         out = self.f.layer_norm(x, w, b, eps)
@@ -164,6 +166,9 @@ def _is_theirs(call: Call, name: str) -> bool:
         return sum(call.active) == 2 and all(x.shape[:-2] == call.inputs[0].shape[:-2] for x in call.inputs)
     if name == "layer_norm":
         return len(call.args[1]) == 1 and len(call.args) > 3
+    if name == "mean":
+        dims = call.args[1]
+        return isinstance(dims, list | tuple) and len(dims) == 1 and call.inputs[0].shape[dims[0]] != 1
     if name == "attention":
         return all(call.active[:3]) and call.kwargs.get("enable_gqa", False) is False
     return name != "softmax" or call.args[1] in (-1, call.inputs[0].dim() - 1)

@@ -1,17 +1,18 @@
-"""Which parameters can never move under a composite, or not as matrices do, said in the log."""
+"""Which parameters can never move under a composite, or not as matrices do, and what it says of nothing; said in the log."""
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..numerics import is_zero
 from .composite import Composite
 
-__all__ = ["log_cut", "log_stopped", "log_unmoved"]
+__all__ = ["log_cut", "log_idle", "log_stopped", "log_unmoved"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -35,6 +36,20 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: I
             "%d of %d trainable parameters are wholly zero and receive no feedback, which is abs(w) * s: %s. To let them "
             'learn, use composite.override(PATTERN, scale="signal") or override(PATTERN, floor=1e-3).',
             len(unmoved), len(trainable), shown,
+        )  # fmt: skip
+
+
+def log_idle(composite: Composite, model: nn.Module) -> None:
+    """Say in the log which patterns of a composite match no module and no parameter of the model."""
+    patterns = [] if composite.prefix else [place for place, _ in composite.overrides if isinstance(place, str)]
+    if not patterns:
+        return
+    names = [name for name, _ in (*model.named_modules(remove_duplicate=False), *model.named_parameters())]
+    idle = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
+    if idle:
+        log.warning(
+            "composite %s: no module and no parameter of %s has a name like %s, so these rules are used nowhere; "
+            "model.named_modules() has the names", composite.name, type(model).__name__, ", ".join(map(repr, idle[:4])),
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import registry
+from ..errors import RuleError
 from ..graph.graph import is_float
 from ..registry import Signals
 from .signals import reward_of
@@ -103,6 +104,32 @@ class Call(registry.Call):
             for i, g in zip(places, torch.autograd.grad(zs, leaves, gs, retain_graph=again, allow_unused=True)):
                 result[i] = g
         return result
+
+
+def as_signals(answers: Any, unit: Unit, describe: Callable[[fx.Node], str]) -> list[Tensor | None]:
+    """What a rule has answered, as a list of a signal for each of its unit's tensor arguments.
+
+    Raises:
+        RuleError: it is none.
+    """
+    count = len(unit.inputs)
+    if not isinstance(answers, list | tuple):
+        raise RuleError(
+            f"the rule of {describe(unit.node)} answered {type(answers).__name__}; return a list of {count} signals, one for "
+            "each tensor argument, None for none"
+        )
+    if len(answers) != count:
+        raise RuleError(
+            f"the rule of {describe(unit.node)} answered {len(answers)} signals for {count} tensor arguments; return one for "
+            "each, None for none"
+        )
+    for i, answer in enumerate(answers):
+        if answer is not None and not isinstance(answer, Tensor):
+            raise RuleError(
+                f"the rule of {describe(unit.node)} answered {type(answer).__name__} for tensor argument {i}; return a "
+                "tensor of its shape, or None"
+            )
+    return list(answers)
 
 
 def execute(unit: Unit, values: Mapping[fx.Node, Any], tensors: Sequence[Any]) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite, get_composite
+from ..composites.unmoved import log_idle
 from ..errors import InputError, NonFiniteError, RewardError
 from ..graph.calls import arguments_of
 from ..graph.graph import is_float
@@ -63,6 +64,7 @@ def feedback(
     kinds = list(zip(graph.placeholder_nodes, graph.placeholders))
     wanted = {n for n, p in kinds if p.kind == "parameter" or (p.kind == "input" and is_float(n.meta.get("val")))}
     chosen = get_composite(composite)
+    log_idle(chosen, model)
     plan = make_plan(graph, chosen, wanted, options.on_missing, values)
     node = graph.rewarded_node
     if node is None:

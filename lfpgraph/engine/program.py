@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import TraceError
+from ..errors import TraceError, first_line
 from ..graph.graph import OpGraph, ancestors, is_float
 from ..passes.fastcalls import quick_module
 from ..passes.functional import clean
@@ -212,7 +212,10 @@ def _joint_graph(
         else:
             graph = functional_graph(joint, [*examples, *signals], written_out)
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
-        raise TraceError(f"the feedback of this model depends on tensor values: {error}") from error
+        raise TraceError(
+            "the feedback of this model depends on tensor values, so it has no program; a rule may not branch on them: "
+            f"{first_line(error)}"
+        ) from error
     clean(graph)
     return graph
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import NonFiniteError, RuleError
-from .call import Call
+from .call import Call, as_signals
 from .plan import Plan
 from .signals import Sum, wide
 from .units import Unit
@@ -121,12 +121,7 @@ def hand_back(
     unit = call.unit
     s, form = arrived.settle(_measure(unit, call, values), unit)
     call.form = form
-    answers = list(_ask(call, s))
-    if len(answers) != len(unit.inputs):
-        raise RuleError(
-            f"the rule of {plan.graph.describe(unit.node)} answered {len(answers)} signals for {len(unit.inputs)} "
-            "tensor arguments; return one for each, None for none"
-        )
+    answers = as_signals(_ask(call, s), unit, plan.graph.describe)
     if call.stabilized is not False:
         form = unit.option_epsilon if call.stabilized is True else call.stabilized
     elif not (unit.family.passes_form or unit.ends_layer):

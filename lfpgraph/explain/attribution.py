@@ -114,6 +114,8 @@ def attribute(
     leaves = flatten_input(args, kwargs)[0]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     refuse_transforms(tensors, differentiable)
+    for option, value in (("parameters", parameters), ("details", details), ("differentiable", differentiable)):
+        check_choice(option, value, (True, False), AttributionError)
     if all(t.is_meta for t in (*tensors, *model.parameters())):
         raise AttributionError(
             "tensors without memory (device meta) have no relevance; load the model's weights and give inputs on its device"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..composites.composite import Composite, get_composite
+from ..composites.unmoved import log_idle
 from ..engine.options import Options
 from ..engine.plan import make_plan
 from ..engine.program import make_program
@@ -269,6 +270,7 @@ def explainer_of(
     key += (positions, shapes_of(condition or {}), differentiable)
     if key not in kept:
         rules = get_composite(composite)
+        log_idle(rules, model)
         kept[key] = Explainer(rules, options, record, parameters, signals, positions, differentiable, graphs)
         while len(kept) > _MOST:
             kept.popitem(last=False)

@@ -71,7 +71,7 @@ def weights_of(target: Any, output: Tensor, which: str = "") -> Tensor:
     if isinstance(target, Contrast):
         return weights_of(target.a, output) - weights_of(target.b, output)
     if target is None:
-        if output.dim() > 1 and output[0].numel() != 1:
+        if output.shape[1:].numel() != 1:
             raise AttributionError(
                 f"the model returns {list(output.shape)}{which} and target= does not say which of it to explain; give a class "
                 'index, one for each sample, lfpgraph.Contrast(a, b), "predicted", or a function of the output'
@@ -94,19 +94,17 @@ def weights_of(target: Any, output: Tensor, which: str = "") -> Tensor:
 
 def _at_place(place: tuple[Any, ...], output: Tensor) -> Tensor:
     """Ones where `output[:, *place]` is."""
-    weights = torch.zeros_like(output)
+    weights, shape = torch.zeros_like(output), list(output.shape)
     if len(place) > output.dim() - 1:
         raise AttributionError(
-            f"target={place} has {len(place)} indices, but the output of shape {list(output.shape)} has only "
+            f"target={place} has {len(place)} indices, but the output of shape {shape} has only "
             f"{output.dim() - 1} dimensions behind the batch"
         )
-    if not all(isinstance(index, int) for index in place):
+    if not all(isinstance(index, Integral) and not isinstance(index, bool) for index in place):
         raise AttributionError(f"target={place} must hold whole numbers, one for each dimension behind the batch")
     for index, size in zip(place, output.shape[1:]):
         if not -size <= index < size:
-            raise AttributionError(
-                f"target={place}: {index} is out of range for the output of shape {list(output.shape)}"
-            )
+            raise AttributionError(f"target={place}: {index} is out of range for the output of shape {shape}")
     weights[(slice(None),) + place] = 1
     return weights
 
@@ -122,6 +120,7 @@ def _at_classes(target: Any, output: Tensor) -> Tensor:
         ) from None
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise AttributionError(f"target={target!r} is no class index")
+    classes = classes.to(torch.int64)  # bytes have no -1 to compare with
     if classes.dim() == 0 and output.dim() == 1 and output.shape[0] > 0 and int(classes) in (0, -1):
         return torch.ones_like(output)  # one value for each sample
     if classes.dim() == 0 and output.dim() > 2:

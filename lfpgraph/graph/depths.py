@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from ..errors import CompositeError
 from ..registry import CONTRACTION
 from .graph import ACTIVE, OpGraph, is_float
 
@@ -31,6 +32,24 @@ class Depths:
 
     start: int | None
     stop: int | None
+
+    def __post_init__(self) -> None:
+        for end in (self.start, self.stop):
+            if end is not None and (isinstance(end, bool) or not isinstance(end, int)):
+                raise CompositeError(
+                    f"a depth is a whole number of layers, counted from the input, or None; not {end!r}"
+                )
+        if self.is_empty:
+            raise CompositeError(
+                f"no depth is from {self.start} on and below {self.stop}, so no layer would get these rules"
+            )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no depth can lie in the range, however many layers a model has."""
+        if self.start is None or self.stop is None:
+            return self.stop == 0
+        return (self.start < 0) == (self.stop < 0) and self.start >= self.stop
 
     def matches(self, place: Place | None) -> bool:
         """Whether a node's place lies in the range."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .graph import OpGraph
@@ -20,6 +21,8 @@ class Sizes:
     def __init__(self, graph: OpGraph) -> None:
         self.inputs = [n for n, p in zip(graph.placeholder_nodes, graph.placeholders) if p.kind == "input"]
         self.guards: list[Any] = []
+        self.filled = [n for n in graph.graph.nodes if n.op == "call_function" and _refuses_nothing(n.target)]
+        self.counts: list[Any] = []
         self.known: dict[tuple[Any, ...], bool] = {}
         self.watch()
 
@@ -34,6 +37,8 @@ class Sizes:
             shapes = fake.fake_mode.shape_env
             self.known.clear()
             self.guards = [shapes.replace(g.expr) for g in shapes.guards if "fake_impls.py" not in str(g.sloc)]
+            counts = [n.args[0].meta["val"].numel() for n in self.filled]
+            self.counts = [shapes.replace(c.node.expr) for c in counts if isinstance(c, torch.SymInt)]
 
     def accepts(self, tensors: Sequence[Tensor]) -> bool:
         """Whether inputs of these sizes may run on the graph."""
@@ -63,4 +68,11 @@ class Sizes:
                     return False
         if any(expression.subs(bound) != size for expression, size in compound):
             return False
+        if any(count.subs(bound) == 0 for count in self.counts):
+            return False
         return all(guard.subs(bound) == True for guard in self.guards)  # noqa: E712  (sympy's true is no bool)
+
+
+def _refuses_nothing(op: Any) -> bool:
+    """Whether an operation's kernels need an element at least: eager code gives a batch norm of nothing another operation."""
+    return isinstance(op, torch._ops.OpOverload) and any(kind in op.name() for kind in ("batch_norm", "instance_norm"))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..engine.call import as_signals
 from ..errors import NonFiniteError, RuleError
 from ..kernels import halved_factor
 from ..numerics import epsilon_factor, guarded, stabilize
@@ -215,12 +216,8 @@ class _Hooks:
         call.form = amendment.form
         assert unit.handler is not None
         with self._cast_as_before():
-            answers = list(unit.handler(call, signals[0] if single else signals, *call.args, **call.kwargs))
-        if len(answers) != len(unit.inputs):
-            raise RuleError(
-                f"the rule of {self.plan.graph.describe(unit.node)} answered {len(answers)} signals for "
-                f"{len(unit.inputs)} tensor arguments; return one for each, None for none"
-            )
+            found = unit.handler(call, signals[0] if single else signals, *call.args, **call.kwargs)
+        answers = as_signals(found, unit, self.plan.graph.describe)
         self.answers = {}
         for i, (x, answer) in enumerate(zip(call.inputs, answers)):
             if answer is None or not unit.wanted[i]:

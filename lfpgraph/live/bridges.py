@@ -23,40 +23,45 @@ LARGE = 1 << 18  # entries from which on less is kept
 
 
 class Bridge(torch.autograd.Function):
-    """The identity, with edges to other values.
+    """The identity of one value, or of all results of an operation, with edges to other values.
 
     Nothing goes along them, as without the bridge, until `wake` has been called on the autograd node: then backward gives
     each source zeros in the shape of a signal, for a rule to put its answers in their place.
 
     Args:
+        count: how many of the tensors are handed out; the others are the sources.
         function: makes x of the one source, where there is a true derivative: that is handed back until `wake` is called,
             and wherever a derivative is itself differentiated.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor] | None, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, count: int, function: Callable[[Tensor], Tensor] | None, *tensors: Tensor) -> Any:
+        sources = tensors[count:]
         ctx.kinds = [(s.shape, s.dtype, s.device) for s in sources]
         ctx.awake, ctx.function = False, function
         ctx.set_materialize_grads(False)
         if function is not None:
             ctx.save_for_backward(*sources)
-        return x.detach()  # no view of x, so it can be written to
+        results = tuple(x.detach() for x in tensors[:count])  # no views, so they can be written to
+        return results if count > 1 else results[0]
 
     @staticmethod
-    def backward(ctx: Any, s: Tensor | None) -> Any:
-        if s is None and not ctx.awake:
-            return (None,) * (2 + len(ctx.kinds))
-        own = s if ctx.needs_input_grad[0] else None  # of a lookup, which autograd follows to what it looks up in
+    def backward(ctx: Any, *signals: Tensor | None) -> Any:
+        nothing_comes = all(s is None for s in signals)
+        if nothing_comes and not ctx.awake:
+            return (None,) * len(ctx.needs_input_grad)
+        # of a lookup, which autograd follows to what it looks up in
+        own = [s if needed else None for s, needed in zip(signals, ctx.needs_input_grad[2:])]
         saved = ctx.saved_tensors  # looked at in any case, since autograd then tells of a write to it
         if ctx.awake and not torch.is_grad_enabled():
             zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.kinds]
-            return (own, None, *zeros)
-        if s is None or not saved:
-            return (own, None, *(None for _ in ctx.kinds))
-        return (own, None, *_true(ctx.function, saved[0], s))
+            return (None, None, *own, *zeros)
+        if nothing_comes or not saved:
+            return (None, None, *own, *(None for _ in ctx.kinds))
+        return (None, None, *own, *_true(ctx.function, saved[0], signals[0]))
 
 
-def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor | None) -> tuple[Tensor, ...]:
     """The true derivative's signal; to be differentiated itself, if that is asked for."""
     again = torch.is_grad_enabled()
     x = x if again else x.detach().requires_grad_()
@@ -66,7 +71,7 @@ def _true(function: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> tuple[T
 
 def bridge(x: Tensor, sources: Sequence[Tensor], function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """x, with the gradient edges of its sources; no signals go along them unless a rule says so (see `Bridge`)."""
-    return Bridge.apply(x, function, *sources)
+    return Bridge.apply(1, function, x, *sources)
 
 
 def is_bridge(node: Any) -> bool:
@@ -104,18 +109,25 @@ class Sources:
         With `looks_up`, also from a float that it follows to what the places were made of, by which it was looked up.
         """
         changed = False
-        for i, x in enumerate(results):
-            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
-                continue
-            if x.requires_grad and not looks_up:
-                continue
-            sources = self._of_places(ins) if x.requires_grad else self._found(ins, args)
-            tensors = [self._tensors[n] for n in sorted(sources)]
-            tensors = [t for t in tensors if self._values.known(t) in sources]  # a source written over is out of reach
-            if tensors:
+        floats = [
+            (i, x) for i, x in enumerate(results) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+        ]
+        for i, x in floats if looks_up else ():
+            if x.requires_grad and (tensors := self._reached(self._of_places(ins))):
                 results[i] = bridge(x, tensors)
                 changed = True
+        ends = [(i, x) for i, x in floats if not x.requires_grad]
+        if ends and (tensors := self._reached(self._found(ins, args))):  # one node for all: a rule asks for all signals
+            found = Bridge.apply(len(ends), None, *(x for _, x in ends), *tensors)
+            for (i, _), x in zip(ends, found if len(ends) > 1 else (found,)):
+                results[i] = x
+            changed = True
         return changed
+
+    def _reached(self, sources: frozenset[int]) -> list[Tensor]:
+        """The values of these numbers, but for those written over since, which are out of reach."""
+        tensors = (self._tensors[n] for n in sorted(sources))
+        return [t for t in tensors if self._values.known(t) in sources]
 
     def point(self, args: Any) -> bool:
         """Whether an argument that autograd does not follow was made of values that it follows."""

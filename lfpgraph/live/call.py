@@ -286,7 +286,8 @@ def _ask(unit: Unit) -> tuple[list[Any] | None, bool | float, bool]:
     try:
         with torch.no_grad():
             answers = list(unit.handler(asked, s, *args, **kwargs))
-        return answers if len(answers) == len(unit.inputs) else None, asked.stabilized, asked.looked
+        known = len(answers) == len(unit.inputs) and all(isinstance(a, Tensor | Multiple | None) for a in answers)
+        return answers if known else None, asked.stabilized, asked.looked  # what else it says is refused with data
     except AttributeError:
         raise
     except Exception:  # whatever a rule says of tensors without data, it will be asked again with them

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch._ops import OpOverload
 
 from ..graph.regions import may_join
@@ -203,13 +204,17 @@ _HAS_DERIVATIVE: dict[OpOverload, bool] = {}
 
 
 def has_no_derivative(info: OpInfo, results: list[Any]) -> bool:
-    """Whether autograd lets a result follow, only to refuse in the backward pass (as for `heaviside`)."""
+    """Whether autograd lets a result follow, only to refuse in the backward pass: as for `heaviside`, and the user's own."""
     found = _HAS_DERIVATIVE.get(info.node)
     if found is None:
         nodes = [x.grad_fn for x in results if isinstance(x, Tensor) and x.grad_fn is not None]
         if not nodes:
             return False
-        found = _HAS_DERIVATIVE[info.node] = not any(node.name().endswith("NotImplemented") for node in nodes)
+        own = OPDEFS.get(info.node.name())
+        refused = (
+            own._backward_fn is None if own is not None else any(n.name().endswith("NotImplemented") for n in nodes)
+        )
+        found = _HAS_DERIVATIVE[info.node] = not refused
     return not found
 
 

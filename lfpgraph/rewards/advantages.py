@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RewardError, check_choice
+from .checks import numbers
 
 __all__ = ["SASR", "HybridPostTraining", "generalized_advantages", "group_advantages"]
 
@@ -157,7 +158,7 @@ class SASR:
 
 
 def _floats(scores: Any) -> Tensor:
-    scores = torch.as_tensor(scores).detach()
+    scores = numbers(scores, "scores").detach()
     scores = scores if scores.is_floating_point() else scores.to(torch.get_default_dtype())
     if scores.dim() != 1:
         raise RewardError(f"scores must be one for each answer, [n]; got {list(scores.shape)}")
@@ -170,10 +171,11 @@ def _places(scores: Tensor, groups: Any) -> tuple[Tensor, Tensor]:
         if groups < 1 or len(scores) % groups:
             raise RewardError(f"{len(scores)} scores are not answers to questions of {groups} answers each")
         groups = torch.arange(len(scores), device=scores.device) // groups
-    groups = torch.as_tensor(groups, device=scores.device)
+    groups = numbers(groups, "groups").to(scores.device)
     if groups.shape != scores.shape:
         raise RewardError(
-            f"{list(groups.shape)} questions do not fit {list(scores.shape)} scores; give one for each answer"
+            f"groups of shape {list(groups.shape)} do not fit {list(scores.shape)} scores; give the question of each answer, or "
+            "a whole number of answers to each"
         )
     _, place, count = groups.unique(return_inverse=True, return_counts=True)
     return place, count.to(scores)

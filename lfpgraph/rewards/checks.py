@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..errors import RewardError
 
-__all__ = ["indices", "like_outputs", "one_hot"]
+__all__ = ["check_positive", "indices", "like_outputs", "numbers", "one_hot"]
 
 
-def indices(labels: Tensor, shape: torch.Size, classes: int, what: str = "labels") -> Tensor:
+def check_positive(option: str, value: Any) -> None:
+    """Raise a RewardError unless an option is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise RewardError(f"{option} must be a positive number; got {value!r}")
+
+
+def numbers(values: Any, what: str = "labels") -> Tensor:
+    """What came with the outputs as a tensor: one, an array, or a list of numbers.
+
+    Raises:
+        RewardError: it is something else.
+    """
+    try:
+        found = torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError):
+        raise RewardError(f"{what} must be a tensor, an array or a list of numbers, not {repr(values)[:200]}") from None
+    if found.is_complex():
+        raise RewardError(f"{what} must be real numbers, not {found.dtype}")
+    return found
+
+
+def indices(labels: Any, shape: torch.Size, classes: int, what: str = "labels") -> Tensor:
     """Labels as class indices of a shape, on their own device.
 
     Raises:
         RewardError: another shape, no whole numbers, or out of range.
     """
+    labels = numbers(labels, what)
     if labels.shape != shape:
         raise RewardError(f"{what} of shape {list(labels.shape)} do not fit; expected {list(shape)}")
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):
@@ -26,10 +51,11 @@ def indices(labels: Tensor, shape: torch.Size, classes: int, what: str = "labels
     return labels
 
 
-def one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
+def one_hot(outputs: Tensor, labels: Any) -> Tensor:
     """Labels [n] of class indices as [n, c]; labels of the outputs' shape stay."""
+    labels = numbers(labels)
     if labels.shape == outputs.shape:
-        return labels.to(outputs.dtype)
+        return labels.to(outputs)
     if outputs.dim() == 0 or labels.shape != outputs.shape[:-1]:
         raise RewardError(f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(outputs.shape)}")
     classes = outputs.shape[-1]
@@ -37,8 +63,9 @@ def one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(labels, classes).to(outputs.dtype)
 
 
-def like_outputs(outputs: Tensor, values: Tensor, what: str = "labels") -> Tensor:
-    """Values of as many entries as outputs, in their shape and dtype."""
-    if values.numel() != outputs.numel():
+def like_outputs(outputs: Tensor, values: Any, what: str = "labels") -> Tensor:
+    """Values of the outputs' shape, but for dimensions of one, in that shape and dtype."""
+    values = numbers(values, what)
+    if [size for size in values.shape if size != 1] != [size for size in outputs.shape if size != 1]:
         raise RewardError(f"{what} of shape {list(values.shape)} do not fit outputs of shape {list(outputs.shape)}")
     return values.reshape(outputs.shape).to(outputs)

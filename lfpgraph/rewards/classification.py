@@ -99,6 +99,8 @@ class MaximizeNeuron:
     """
 
     def __init__(self, neuron: int | None = None) -> None:
+        if neuron is not None and (isinstance(neuron, bool) or not isinstance(neuron, int)):
+            raise RewardError(f"neuron={neuron!r} must be the number of an output, or None for all")
         self.neuron = neuron
 
     def __call__(self, outputs: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import RewardError
 from ..numerics import ZERO_REWARD, stabilize
+from .checks import check_positive, numbers
 
 __all__ = ["outputs_of", "reward_loss"]
 
@@ -43,7 +44,9 @@ def reward_loss(outputs: Tensor, reward: Tensor, epsilon: float = ZERO_REWARD, s
             "the outputs carry no signal back: the wrapped model ran under no_grad, or they were detached; run it with "
             "autograd on"
         )
-    reward = torch.as_tensor(reward, dtype=outputs.dtype, device=outputs.device).detach()
+    if silent is not None:
+        check_positive("silent", silent)
+    reward = numbers(reward, "reward").detach().to(outputs)
     try:
         reward = reward.expand_as(outputs)
     except RuntimeError:

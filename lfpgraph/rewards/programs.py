@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RewardError, check_choice
-from .checks import indices
+from .checks import check_positive, indices, numbers
 
 __all__ = ["Callback", "PairwisePreference", "ScalarReward"]
 
@@ -40,7 +41,7 @@ class ScalarReward:
         outputs = outputs.detach()
         if outputs.dim() != 2:
             raise RewardError(f"ScalarReward needs outputs [n, c]; got {list(outputs.shape)}")
-        rewards = torch.as_tensor(rewards).detach().to(outputs)
+        rewards = numbers(rewards, "rewards").detach().to(outputs)
         if rewards.shape != outputs.shape[:1]:
             raise RewardError(f"{list(rewards.shape)} rewards do not fit {outputs.shape[0]} samples; give one for each")
         chosen = outputs.argmax(-1) if actions is None else actions
@@ -62,8 +63,12 @@ class ScalarReward:
         """Draw an action for each row from softmax(outputs). Outputs [n, c]; returns [n].
 
         Args:
-            explore: share of the draws that are uniform over all actions, so that one given up is tried again.
+            explore: share of the draws that are uniform over all actions, so that one given up is tried again; 0 to 1.
         """
+        if outputs.dim() != 2:
+            raise RewardError(f"sample needs outputs [n, c]; got {list(outputs.shape)}")
+        if isinstance(explore, bool) or not isinstance(explore, int | float) or not 0 <= explore <= 1:
+            raise RewardError(f"explore={explore!r} must be a share, 0 to 1")
         p = outputs.detach().softmax(-1)
         return torch.multinomial((1 - explore) * p + explore / p.shape[-1], 1, generator=generator).squeeze(1)
 
@@ -79,10 +84,11 @@ class PairwisePreference:
     """
 
     def __init__(self, beta: float = 1.0) -> None:
+        check_positive("beta", beta)
         self.beta = beta
 
-    def __call__(self, outputs: Tensor, pairs: Tensor) -> Tensor:
-        outputs = outputs.detach()
+    def __call__(self, outputs: Tensor, pairs: Any) -> Tensor:
+        outputs, pairs = outputs.detach(), numbers(pairs, "pairs")
         if pairs.dim() != 2 or pairs.shape[1] != 2:
             raise RewardError(f"pairs must be [m, 2], (preferred, rejected); got {list(pairs.shape)}")
         scores = outputs.reshape(1, -1) if outputs.dim() == 1 or outputs.shape[-1] == 1 else outputs
@@ -99,22 +105,26 @@ class PairwisePreference:
 
 
 class Callback:
-    """Whatever a function says: `function(outputs, labels)` returns the reward of each output.
+    """Whatever a function says: `function(outputs, ...)` returns the reward of each output.
 
     Args:
-        function: gets detached outputs; may return a tensor, an array, a list or a number that broadcasts to the
-            outputs' shape.
+        function: gets detached outputs, and what else the callback is called with (by `lfpgraph.Trainer`, labels); may
+            return a tensor, an array, a list or a number that broadcasts to the outputs' shape.
 
     Raises:
         RewardError: at the call, where the answer does not fit or is not finite.
     """
 
-    def __init__(self, function: Callable[[Tensor, Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise RewardError(f"Callback takes a function of the outputs, not {function!r}")
         self.function = function
 
-    def __call__(self, outputs: Tensor, labels: Any = None) -> Tensor:
+    def __call__(self, outputs: Tensor, *given: Any, **named: Any) -> Tensor:
         outputs = outputs.detach()
-        answer = self.function(outputs, labels)
+        if not given and not named and not _takes_one(self.function):
+            given = (None,)  # it was written for labels, and there are none
+        answer = self.function(outputs, *given, **named)
         try:
             reward = torch.as_tensor(answer).detach().to(outputs).expand_as(outputs)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -124,3 +134,14 @@ class Callback:
         if not bool(torch.isfinite(reward).all()):
             raise RewardError("the reward function answered NaN or infinity")
         return reward
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with one argument; one that does not say is taken to be."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C
+        return True
+    return True

@@ -1,4 +1,4 @@
-"""Rewards for numbers. Targets have as many entries as outputs.
+"""Rewards for numbers. Targets have the outputs' shape, but for dimensions of one.
 
 lfprop's regression propagator takes the target for a reference point of the last layer and is marked "not really
 working" by its authors. In signal form none is needed: the signal of a loss is `-dL/do`, and its reward `-o * dL/do`.
@@ -6,12 +6,9 @@ working" by its authors. In signal form none is needed: the signal of a loss is 
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from ..errors import RewardError
-from .checks import like_outputs
+from .checks import check_positive, like_outputs
 
 __all__ = ["AbsoluteError", "SquaredError"]
 
@@ -27,8 +24,8 @@ class SquaredError:
     """
 
     def __init__(self, delta: float | None = None) -> None:
-        if delta is not None and not (delta > 0 and math.isfinite(delta)):
-            raise RewardError(f"delta must be a positive number or None; got {delta}")
+        if delta is not None:
+            check_positive("delta", delta)
         self.delta = delta
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:

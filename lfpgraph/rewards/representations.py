@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RewardError
-from .checks import like_outputs
+from .checks import check_positive, like_outputs, numbers
 
 __all__ = ["Contrast", "Correlation", "Energy"]
 
@@ -32,12 +32,12 @@ class Energy:
     """
 
     def __init__(self, decay: float = 0.0) -> None:
-        if not (decay >= 0 and math.isfinite(decay)):
+        if not (isinstance(decay, int | float) and decay >= 0 and math.isfinite(decay)):
             raise RewardError(f"decay must be a number of zero or more; got {decay}")
         self.decay = decay
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = outputs.detach()
+        outputs, labels = outputs.detach(), numbers(labels)
         rows = outputs if outputs.dim() == 2 else outputs.unsqueeze(-1)
         if rows.dim() != 2 or labels.numel() != len(rows):
             raise RewardError(
@@ -99,12 +99,11 @@ class Contrast:
     """
 
     def __init__(self, temperature: float = 0.1) -> None:
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise RewardError(f"temperature must be a positive number; got {temperature}")
+        check_positive("temperature", temperature)
         self.temperature = temperature
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = outputs.detach()
+        outputs, labels = outputs.detach(), numbers(labels)
         if outputs.dim() != 2 or labels.shape != outputs.shape[:1]:
             raise RewardError(
                 f"Contrast needs outputs [n, d] and labels [n]; got {list(outputs.shape)}, {list(labels.shape)}"

@@ -47,8 +47,10 @@ def _dynamic_dims(tensor: Tensor) -> dict[int, Any] | None:
 
 
 def _enlarge(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Make a batch of one a batch of two, since torch.export takes a size of one for fixed."""
+    """Make a batch of one, or of none, a batch of two, since torch.export takes these sizes for fixed."""
     batches = {t.shape[0] for t in tensors if t.dim() > 0}
+    if batches == {0}:
+        return [t.new_zeros(2, *t.shape[1:]) if t.dim() > 0 else t for t in tensors]
     if batches != {1}:
         return list(tensors)
     return [t.expand(2, *t.shape[1:]).clone() if t.dim() > 0 else t for t in tensors]

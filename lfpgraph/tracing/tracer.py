@@ -69,7 +69,9 @@ def _traced(
     try:
         graph = capture(model, args, kwargs, dynamic)
         if not Sizes(graph).accepts(input_tensors(args, kwargs)):
-            log.warning("%s takes another way for a batch of one, which is traced for itself", type(model).__name__)
+            log.warning(
+                "%s takes another way for a batch of one or of none, which is traced for itself", type(model).__name__
+            )
             graph = capture(model, args, kwargs, dynamic, enlarge=False)
         simplify_masks(graph)
         if compare and is_real(model, args, kwargs):

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..composites.composite import Composite
-from ..composites.unmoved import log_cut, log_stopped, log_unmoved
+from ..composites.unmoved import log_cut, log_idle, log_stopped, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, NoRuleError, TraceError
@@ -158,11 +158,12 @@ class Wrapping:
         return result
 
     def _tell(self) -> None:
-        """Say once, after the first call, which parameters receive nothing."""
+        """Say once, after the first call, which parameters receive nothing, and which rules are used nowhere."""
         plans = [] if self._told else self.all_plans()
         if plans:
             self._told = True
             log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_awake)
+            log_idle(self.composite, self.model)
             log_cut(plans[-1].names_cut)
             log_stopped(plans[-1].stopped)
 

@@ -198,7 +198,7 @@ class Programs(Generic[E]):
                 entry = prepare(graph, call)
                 if not graph.dynamic or entry.sizes.accepts(call.tensors):
                     return entry
-                log.info("%s: the program for open sizes is not right for a batch of one", name)
+                log.info("%s: the program for open sizes is not right for a batch of one or of none", name)
             except LfpGraphError:
                 raise
             except Exception as error:

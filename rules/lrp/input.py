@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfpgraph.errors import RuleError
 from lfpgraph.numerics import stabilize
 from lfpgraph.registry import Call, Signals
 
@@ -76,7 +77,7 @@ class Box(LayerRule):
         stabilizer: moves the sum that is divided by away from zero.
 
     Raises:
-        ValueError: not low < high.
+        RuleError: not low < high, or not as many of both.
     """
 
     low: float | tuple[float, ...] = -3.0
@@ -84,11 +85,20 @@ class Box(LayerRule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):  # lists, arrays and tensors of one number for each channel, too
+            value = getattr(self, name)
+            if not isinstance(value, int | float):
+                object.__setattr__(self, name, tuple(float(v) for v in value))
         lows, highs = (v if isinstance(v, tuple) else (v,) for v in (self.low, self.high))
-        if not all(a < b for a in lows for b in highs if len(lows) != len(highs)) or not all(
-            a < b for a, b in zip(lows, highs)
+        alike = len(lows) == len(highs) or 1 in (len(lows), len(highs))
+        if (
+            not alike
+            or not all(a < b for a in lows for b in highs if len(lows) != len(highs))
+            or not all(a < b for a, b in zip(lows, highs))
         ):
-            raise ValueError(f"the box rule needs low < high; got {self.low} and {self.high}")
+            raise RuleError(
+                f"the box rule needs low < high, one number each or one for each channel; got {self.low} and {self.high}"
+            )
 
     def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
         place, *others = operands.places
@@ -114,7 +124,7 @@ def _filled(x: Tensor, value: float | tuple[float, ...]) -> Tensor:
     if not isinstance(value, tuple):
         return torch.full_like(x, value)
     if x.dim() < 2 or x.shape[1] != len(value):
-        raise ValueError(f"the box rule has {len(value)} bounds for an input of shape {list(x.shape)}")
+        raise RuleError(f"the box rule has {len(value)} bounds for an input of shape {list(x.shape)}")
     return torch.cat([torch.full_like(part, v) for part, v in zip(x.split(1, 1), value)], 1)
 
 

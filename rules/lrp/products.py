@@ -6,6 +6,7 @@ x_i (or w_ij), which is the signal. The rules for first layers, from `input`, ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfpgraph.errors import RuleError
 from lfpgraph.numerics import stabilize
 from lfpgraph.registry import Call, Signals
 
@@ -70,7 +72,7 @@ class AlphaBeta(_SplitRule):
     """Positive messages share alpha times the reward, negative ones take beta of it back (Bach et al. 2015, eq. 60).
 
     Raises:
-        ValueError: alpha - beta is not 1, or one of them is negative.
+        RuleError: alpha - beta is not 1, or one of them is negative.
     """
 
     alpha: float = 2.0
@@ -78,7 +80,7 @@ class AlphaBeta(_SplitRule):
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
-            raise ValueError(f"alpha - beta must be 1, both not negative; got {self.alpha} and {self.beta}")
+            raise RuleError(f"alpha - beta must be 1, both not negative; got {self.alpha} and {self.beta}")
 
     def groups(self, call: Call) -> list[tuple[Part, Part, Part]]:
         found: list[tuple[Part, Part, Part]] = [
@@ -104,6 +106,10 @@ class Gamma(_SplitRule):
     """
 
     gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gamma, int | float) or not 0 <= self.gamma < math.inf:
+            raise RuleError(f"gamma must be a number of zero or more, not {self.gamma!r}")
 
     def groups(self, call: Call) -> list[tuple[Part, Part, Part]]:
         z = call.output

@@ -9,7 +9,9 @@ import numpy as np
 
 from ...errors import OnnxError
 
-__all__ = ["DTYPES", "Batch", "batches_of", "fitting", "length_of", "of_shape"]
+__all__ = [
+    "DTYPES", "Batch", "batches_of", "check_classes", "check_rate", "check_sizes", "fitting", "length_of", "of_shape",
+]  # fmt: skip
 
 Batch = Any  # an array, a sequence of arrays, or arrays by input name
 _NAMES = {"float": "float32", "double": "float64"}  # numpy's, where they are others
@@ -32,6 +34,40 @@ def fitting(value: Any, described: Any) -> np.ndarray:
     return np.asarray(array, dtype=dtype, order="C")
 
 
+def check_sizes(arrays: Mapping[str, np.ndarray], described: Mapping[str, Any]) -> None:
+    """Raise an OnnxError where a size is not the file's, where one that is open differs between arrays, or is zero."""
+    known: dict[str, tuple[int, str]] = {}
+    for name, array in arrays.items():
+        for size, wanted in zip(array.shape, described[name].shape):
+            if isinstance(wanted, str):
+                first, other = known.setdefault(wanted, (size, name))
+                if first != size:
+                    raise OnnxError(
+                        f"{other!r} has {first} of {wanted!r} and {name!r} has {size}; give as many of both"
+                    )
+            elif wanted is not None and size != wanted:
+                raise OnnxError(f"{name!r} has shape {list(array.shape)}; the file takes {described[name].shape}")
+        if not array.size:
+            raise OnnxError(f"{name!r} has shape {list(array.shape)}; a step needs at least one sample")
+
+
+def check_classes(name: str, target: np.ndarray, classes: Any) -> None:
+    """Raise an OnnxError where class numbers are out of range; -100 is left out, as torch has it."""
+    counted = target[target != -100]
+    if isinstance(classes, int) and counted.size and not (0 <= counted.min() and counted.max() < classes):
+        raise OnnxError(
+            f"{name!r} must hold class numbers from 0 to {classes - 1}, or -100 for none; got {counted.min()} to {counted.max()}"
+        )
+
+
+def check_rate(lr: Any) -> np.ndarray:
+    """A learning rate as the file takes it; an OnnxError where it is no number of zero or more."""
+    number = np.ndim(lr) == 0 and not isinstance(lr, str) and lr is not None and not isinstance(lr, bool)
+    if not number or not 0 <= float(lr) < np.inf:
+        raise OnnxError(f"lr={lr!r} must be a number of zero or more")
+    return np.asarray(lr, np.float32)
+
+
 def of_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
     """A value in the dtype of an input, refused where its shape is another."""
     if list(value.shape) != list(described.shape):
@@ -41,6 +77,8 @@ def of_shape(name: str, value: np.ndarray, described: Any) -> np.ndarray:
 
 def length_of(x: Batch) -> int:
     """How many samples."""
+    if not isinstance(x, Mapping | tuple) and not np.ndim(x):
+        raise OnnxError(f"inputs are an array, a tuple of arrays or a dict of them, not {type(x).__name__}")
     first = next(iter(x.values())) if isinstance(x, Mapping) else x[0] if isinstance(x, tuple) else x
     return len(first)
 

@@ -27,6 +27,9 @@ def open_session(path: Path, threads: int, providers: list[str]) -> Any:
         raise OnnxError("OrtTrainer needs onnxruntime; install it with: pip install onnxruntime") from error
     if not path.is_file():
         raise OnnxError(f"there is no file {path}")
+    known = onnxruntime.get_available_providers()
+    if unknown := [p for p in providers if (p[0] if isinstance(p, tuple) else p) not in known]:
+        raise OnnxError(f"this onnxruntime has no {', '.join(map(str, unknown))}; it has {', '.join(known)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # it warns that initializers stay open to a caller, which is what we want

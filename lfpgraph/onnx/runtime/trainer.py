@@ -11,8 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import OnnxError, one_line
-from .arrays import DTYPES, Batch, batches_of, fitting, length_of, of_shape
+from ...errors import OnnxError, check_count, one_line, path_of
+from .arrays import (
+    DTYPES,
+    Batch,
+    batches_of,
+    check_classes,
+    check_rate,
+    check_sizes,
+    fitting,
+    length_of,
+    of_shape,
+)  # fmt: skip
 from .files import companion, description_of, open_session, read_tensors, safetensors_function
 
 __all__ = ["OrtTrainer", "StepResult"]
@@ -41,12 +51,16 @@ class OrtTrainer:
     def __init__(
         self, path: str | Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
     ) -> None:
-        self.path = Path(path)
-        self._options = (threads, list(providers))
+        self.path = path_of(path, OnnxError)
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+            raise OnnxError(f"threads={threads!r} must be a whole number, or 0 for onnxruntime's own choice")
+        self._options = (threads, [providers] if isinstance(providers, str) else list(providers))
         self._session = open_session(self.path, *self._options)
         self.description = description_of(self._session, self.path)
         self._inputs = {i.name: i for i in (*self._session.get_inputs(), *self._session.get_overridable_initializers())}
         self._outputs = [o.name for o in self._session.get_outputs()]
+        shapes = [o.shape for o in self._session.get_outputs() if o.name == self.description["outputs"][0]]
+        self._classes = shapes[0][-1] if shapes and shapes[0] else None
         text = self.description
         self._stored = [*text["parameters"], *text["frozen"], *text["buffers"]]
         self._changing = [*text["parameters"], *text["buffers"], *text["state"]]
@@ -73,8 +87,12 @@ class OrtTrainer:
             OnnxError: arrays that do not fit.
         """
         feeds = self._arrays(x, self._inputs, self.description["inputs"])
-        feeds[self.description["target"]] = fitting(y, self._inputs[self.description["target"]])
-        feeds["lr"] = np.asarray(lr, np.float32)
+        target = self.description["target"]
+        feeds[target] = fitting(y, self._inputs[target])
+        check_sizes(feeds, self._inputs)
+        if self.description["reward"] == "softmax":
+            check_classes(target, feeds[target], self._classes)
+        feeds["lr"] = check_rate(lr)
         named = dict(zip(self._asked, self._run(self._session, self._asked, feeds, self._values)))
         for name in self._changing:
             self._values[name] = named[f"new/{name}"]
@@ -87,6 +105,7 @@ class OrtTrainer:
         Raises:
             OnnxError: the file was exported with `forward=False`, or its companion is not beside it.
         """
+        check_count("batch_size", batch_size, OnnxError)
         session = self._forward
         inputs = {i.name: i for i in session.get_inputs()}
         known = {name: value for name, value in self._known().items() if name in inputs}
@@ -110,8 +129,19 @@ class OrtTrainer:
         Returns:
             For each epoch the mean of each metric, `seconds`, and `val_accuracy` where there is a validation set.
         """
-        if epochs < 1 or batch_size < 1:
-            raise OnnxError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
+        check_count("epochs", epochs, OnnxError)
+        check_count("batch_size", batch_size, OnnxError)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise OnnxError(f"seed={seed!r} must be a whole number of zero or more")
+        if validation is not None and not (isinstance(validation, tuple | list) and len(validation) == 2):
+            raise OnnxError("validation must be a pair of inputs and labels")
+        if (
+            validation is not None
+            and length_of(validation[0]) != len(validation[1])
+            or validation
+            and not len(validation[1])
+        ):
+            raise OnnxError("validation needs as many labels as inputs, and at least one")
         length, y = length_of(x), np.asarray(y)
         if len(y) != length or not length:
             raise OnnxError(f"{length} inputs and {len(y)} targets; there must be as many of both, and at least one")
@@ -158,6 +188,8 @@ class OrtTrainer:
         Raises:
             OnnxError: names are missing or unknown, or a shape differs; nothing has changed then.
         """
+        if not isinstance(values, Mapping):
+            raise OnnxError(f"load_state_dict takes a dict of arrays by name, not {type(values).__name__}")
         own = {name: value for name, value in values.items() if name not in self.description["aliases"]}
         missing, unknown = sorted(set(self._stored) - set(own)), sorted(set(own) - set(self._stored))
         if missing or unknown:
@@ -173,7 +205,7 @@ class OrtTrainer:
 
         With `optimizer=False` the file is a plain state dict that torch's `load_state_dict(strict=False)` takes.
         """
-        save_file = safetensors_function("save_file")
+        path, save_file = path_of(path, OnnxError), safetensors_function("save_file")
         tensors = {name: np.array(value.numpy()) for name, value in self._known().items() if name in self._stored}
         if optimizer:
             tensors |= {f"optimizer/{name}": value for name, value in self.optimizer_state().items()}
@@ -188,7 +220,7 @@ class OrtTrainer:
         Raises:
             OnnxError: the file cannot be read, or does not fit; nothing has changed then.
         """
-        tensors = read_tensors(Path(path))
+        tensors = read_tensors(path_of(path, OnnxError))
         state = {name.removeprefix("optimizer/"): v for name, v in tensors.items() if name.startswith("optimizer/")}
         if state and set(state) != set(self.description["state"]):
             raise OnnxError(f"{path} holds the state of another optimizer than {self.description['optimizer']}")

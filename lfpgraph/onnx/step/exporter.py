@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def export_training_step(
     args, kwargs = arguments_of(example, InputError)
     check_choice("frozen", frozen, FROZEN, OnnxError)
     chosen = _optimizer_options(reward, optimizer, parameters, options)
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
+        raise OnnxError(f"clip={clip!r} must be a positive number, or None for no clipping")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise OnnxError(f"seed={seed!r} must be a whole number of zero or more, or None")
+    if any(t.dim() and not t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
+        raise InputError("the example holds no rows; give it one or two")
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
     names = input_names(model, args, kwargs)
     inside = parameters == "inside"
@@ -107,9 +114,15 @@ def _optimizer_options(reward: str, optimizer: str, parameters: str, options: Ma
     check_choice("optimizer", optimizer, OPTIMIZERS, OnnxError)
     check_choice("parameters", parameters, ("inside", "outside"), OnnxError)
     defaults = OPTIMIZERS[optimizer].defaults
+    if options is not None and not isinstance(options, Mapping):
+        raise OnnxError(f"options={options!r} must be a dict of the optimizer's numbers")
     unknown = set(options or {}) - set(defaults)
     if unknown:
         raise OnnxError(f"{optimizer} has no {sorted(unknown)}; it has: {', '.join(defaults) or 'no options'}")
+    for name, value in (options or {}).items():
+        most = 1.0 if name.startswith("beta") else math.inf
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
+            raise OnnxError(f"{name}={value!r} must be a number of zero or more" + (", below 1" if most == 1 else ""))
     return {**defaults, **(options or {})}
 
 

@@ -76,17 +76,31 @@ def is_pythons_class(cls: type) -> bool:
 def asker(frame: types.FrameType | None, through_torch: bool = False) -> types.FrameType | None:
     """The frame of user's code that something is done for, seen through Python's own library, and torch where that is asked.
 
-    None where torch or this library does it, or where Python does it to import a module.
+    None where torch or this library does it, or where Python does it to import a module; nor does a module count that
+    torch imports when it is first needed.
     """
     through = ("python", "torch") if through_torch else ("python",)
     while frame is not None:
         owner = owner_of(frame.f_code.co_filename)
         if owner == "user":
-            return frame
+            return None if _is_imported_by_torch(frame) else frame
         if owner not in through or "importlib" in frame.f_code.co_filename:
             return None
         frame = frame.f_back
     return None
+
+
+def _is_imported_by_torch(frame: types.FrameType) -> bool:
+    """Whether a frame runs because torch is importing a module."""
+    outer = frame.f_back
+    while outer is not None:
+        if "importlib" in outer.f_code.co_filename:
+            while outer is not None and owner_of(outer.f_code.co_filename) == "python":
+                outer = outer.f_back
+            if outer is None or owner_of(outer.f_code.co_filename) == "torch":
+                return outer is not None
+        outer = None if outer is None else outer.f_back
+    return False
 
 
 def place_of(frame: types.FrameType | None) -> str:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..cells import emit
 from .inverse_views import TURNED, can_be_put_back, part_put_back, put_back
+from .norms import is_norm, is_plain_norm, norm_without_writes
 
 __all__ = [
     "MAY_RETURN_SELF", "detach_what_is_read", "is_mutable", "is_written", "memory_of", "put_after", "return_writes",
@@ -71,7 +72,7 @@ class _Memory:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self.writes = {n for n in graph.nodes if _is_norm(n) or (is_mutable(n.target) and n.target not in TURNED)}
+        self.writes = {n for n in graph.nodes if is_norm(n) or (is_mutable(n.target) and n.target not in TURNED)}
         self.root: dict[fx.Node, fx.Node] = {}
         self.source: dict[fx.Node, fx.Node] = {}
         self.current: dict[fx.Node, fx.Node] = {}  # by root: what it holds now
@@ -81,7 +82,7 @@ class _Memory:
 
     def is_plain(self) -> bool:
         """Whether all that is written to is known, and by which views, and what each write writes."""
-        if not all(_is_plain_norm(n) if _is_norm(n) else _form(n.target) is not None for n in self.writes):
+        if not all(is_plain_norm(n) if is_norm(n) else _form(n.target) is not None for n in self.writes):
             return False
         return self._find() and all(self._is_known(n, to) for n in self.writes for to in _written_by(n))
 
@@ -144,8 +145,8 @@ class _Memory:
                     node.args = fx.node.map_arg(node.args, self._now)
                     node.kwargs = fx.node.map_arg(node.kwargs, self._now)
             with self.graph.inserting_before(node):
-                if _is_norm(node):
-                    result, after = _norm(self.graph, node)
+                if is_norm(node):
+                    result, after = norm_without_writes(self.graph, node)
                     self.root[node], self.current[node] = node, result
                     for statistic, value in zip(to, after):
                         self._put(statistic, value)
@@ -212,7 +213,7 @@ def is_mutable(op: Any) -> bool:
 
 def _written_by(node: fx.Node) -> list[Any]:
     """The arguments that a node writes to."""
-    if not _is_norm(node):
+    if not is_norm(node):
         return [node.args[0]]
     return [statistic for statistic in node.args[3:5] if statistic is not None] if node.args[5] else []
 
@@ -235,34 +236,6 @@ def _form(op: OpOverload) -> OpOverload | None:
 
 def _arguments(op: OpOverload) -> list[tuple[str, str]]:
     return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
-
-
-def _is_norm(node: fx.Node) -> bool:
-    return node.target is _aten.batch_norm.default
-
-
-def _is_plain_norm(node: fx.Node) -> bool:
-    if len(node.args) != 9:  # some by name
-        return False
-    _, _, _, mean, variance, training, momentum, eps, _ = node.args
-    tracked = mean is not None and variance is not None
-    numbers = isinstance(momentum, float) and isinstance(eps, float)
-    return numbers and isinstance(training, bool) and (tracked or mean is variance)
-
-
-def _norm(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-    """A batch norm's result, and the statistics that it leaves while it trains, by an operation that writes nothing."""
-    x, w, b, mean, variance, training, *rest, _ = node.args
-    statistics: list[Any] = [] if mean is None else [mean, variance]
-    if not training:
-        made = emit(graph, node, _aten._native_batch_norm_legit_no_training.default, x, w, b, mean, variance, *rest)
-    elif statistics:
-        op = _aten._native_batch_norm_legit_functional.default
-        made = emit(graph, node, op, x, w, b, *statistics, True, *rest)
-    else:
-        made = emit(graph, node, _aten._native_batch_norm_legit.no_stats, x, w, b, True, *rest)
-    result = emit(graph, node, operator.getitem, made, 0)
-    return result, [emit(graph, node, operator.getitem, made, 3 + i) for i in range(len(statistics) if training else 0)]
 
 
 def detach_what_is_read(body: fx.GraphModule) -> None:
