@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.errors import LiveOnlyError, TraceError
 from lfpgraph.tracing.guards import Observation
+from lfpgraph.tracing.written import parameters
 
 from .support.live.table import RECORDED
 
@@ -249,6 +250,18 @@ def test_a_refused_trial_leaves_the_parameters_as_they_were() -> None:
         x = torch.ones(rows, 3, dtype=torch.float64)
         assert torch.allclose(model(x), plain(x), rtol=1e-12)
     assert torch.equal(model.lin.bias, plain.lin.bias)
+
+
+def test_parameters_too_large_to_be_copied_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parameters, "_LARGEST", 1)
+    for writes in (False, True):
+        model = Asked(lambda m, x, w=writes: m.lin.bias.data.mul_(0.5) if w else 1.0)
+        before = parameters.ParametersBefore(model)
+        model.read(model, torch.ones(2, 3))
+        before.put_back()
+        assert ("lin.bias is written to" in caplog.text) == writes
 
 
 def test_a_trace_leaves_a_counter_as_it_was() -> None:

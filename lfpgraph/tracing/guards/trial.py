@@ -13,6 +13,7 @@ from ...graph.calls import flatten_input, flatten_output
 from ...randomness import keep_random_state
 from ..flat import attributes_of, given, running_plainly
 from ..verify import differ
+from ..written.parameters import ParametersBefore
 from .observation import Observation
 
 __all__ = ["try_out"]
@@ -46,7 +47,7 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     leaves = [copied.get(id(leaf), leaf) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    parameters = [(p, p.detach().clone()) for p in model.parameters() if _has_values(p)]
+    parameters = ParametersBefore(model)
     versions = [(name, x, x._version) for name, x in _named(copies, leaves).items()]
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
         with given(model, copies):
@@ -55,9 +56,7 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             seen.written = {name for name, x, before in versions if x._version != before}
             seen.returned = _returned(result, model, leaves)
             linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
-    for parameter, before in parameters:
-        if parameter.shape == before.shape and not torch.equal(parameter.detach(), before):
-            parameter.data.copy_(before)
+    parameters.put_back()
     sizes = {name: buffer.shape for name, buffer in model.named_buffers()}
     if resized := [name for name, copy in copies.items() if copy.shape != sizes.get(name, copy.shape)]:
         seen.why_live, seen.may_settle = f"it gives its buffer {resized[0]} another size", False
@@ -68,11 +67,6 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         seen.why_live = seen.why_live or "it writes into a container among its arguments, such as a key-value cache"
         seen.may_settle = False
     return seen, result
-
-
-def _has_values(parameter: Tensor) -> bool:
-    plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
-    return plain and not parameter.is_meta and not parameter.is_inference()
 
 
 def _copy(tensor: Tensor) -> Tensor:
