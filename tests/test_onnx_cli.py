@@ -142,7 +142,7 @@ def test_what_does_not_fit_changes_nothing(step: Path, tmp_path: Path) -> None:
         (lambda: trainer.fit(x, y, validation=x), "a pair of inputs and labels"),
         (lambda: trainer.fit(x, y, validation=(x, y[:3])), "as many labels as inputs"),
         (lambda: trainer.predict(x, batch_size=0), "batch_size=0"),
-        (lambda: trainer.predict(5), "an array, a tuple of arrays"),
+        (lambda: trainer.predict(5), "dimensions, the array given 0"),
         (lambda: trainer.save(5), "no path of a file"),
         (lambda: trainer.load_state_dict(None), "takes a dict of arrays"),
         (lambda: OrtTrainer(step, threads=-1), "threads=-1"),

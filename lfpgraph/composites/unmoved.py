@@ -39,16 +39,20 @@ def log_unmoved(composite: Composite, parameters: Mapping[str, Tensor], awake: I
         )  # fmt: skip
 
 
-def log_idle(composite: Composite, model: nn.Module) -> None:
-    """Say in the log which patterns of a composite match no module and no parameter of the model."""
+def log_idle(composite: Composite, model: nn.Module, level: int = logging.WARNING) -> None:
+    """Say in the log which patterns of a composite match no module and no parameter of the model.
+
+    Args:
+        level: INFO for a wrapped model, which may get modules later (adapters, say).
+    """
     patterns = [] if composite.prefix else [place for place, _ in composite.overrides if isinstance(place, str)]
     if not patterns:
         return
     names = [name for name, _ in (*model.named_modules(remove_duplicate=False), *model.named_parameters())]
     idle = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
     if idle:
-        log.warning(
-            "composite %s: no module and no parameter of %s has a name like %s, so these rules are used nowhere; "
+        log.log(
+            level, "composite %s: no module and no parameter of %s has a name like %s, so these rules are used nowhere; "
             "model.named_modules() has the names", composite.name, type(model).__name__, ", ".join(map(repr, idle[:4])),
         )  # fmt: skip
 

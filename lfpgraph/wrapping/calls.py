@@ -163,7 +163,7 @@ class Wrapping:
         if plans:
             self._told = True
             log_unmoved(self.composite, plans[-1].used(self.model.named_parameters()), plans[-1].names_awake)
-            log_idle(self.composite, self.model)
+            log_idle(self.composite, self.model, logging.INFO)
             log_cut(plans[-1].names_cut)
             log_stopped(plans[-1].stopped)
 
