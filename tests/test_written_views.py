@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 import lfpgraph
 
-from .support.helpers import assert_same, gradients
+from .support.helpers import RECORDED, assert_same, gradients
 
 VIEWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pool": lambda h, w: F.avg_pool1d(h, 3, 1, 1),  # of these, torch hands back a view of what it computed
@@ -225,3 +226,32 @@ def test_what_reward_comes_to_by_a_long_way_may_be_written_to() -> None:
     found = gradients(lfpgraph.wrap(written, engine="live"), x)
     assert all(bool(g.any()) for g in found.values())
     assert_same(found, gradients(lfpgraph.wrap(plain, engine="live"), x), 1e-12)
+
+
+class Capacity(nn.Module):
+    """A router that takes out of a mask, part by part, what does not fit, as a mixture of experts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, in_place: bool = True) -> Tensor:
+        gates, chosen = self.gate(x).softmax(-1).topk(2, dim=-1)
+        mask = F.one_hot(chosen, 3).to(x.dtype) * (gates > 0.3).to(x.dtype).unsqueeze(-1)
+        fits = (mask.cumsum(0) < 3).to(x.dtype)
+        if in_place:
+            for n in range(2):
+                mask[:, n] *= fits[:, n]
+        else:
+            mask = mask * fits
+        return self.last((mask * gates.unsqueeze(-1)).sum(1))
+
+
+@pytest.mark.parametrize("composite", [RECORDED, "lfp", "lfp-epsilon"], ids=["recorded", "lfp", "lfp-epsilon"])
+def test_a_part_is_written_to_by_itself(composite: Any) -> None:
+    """`mask[n] *= fits` writes the product into the part that it is."""
+    torch.manual_seed(0)
+    live, x = Capacity().double(), torch.randn(5, 4, dtype=torch.float64)
+    apart = lfpgraph.wrap(copy.deepcopy(live), composite, engine="live")
+    lfpgraph.wrap(live, composite, engine="live")
+    assert_same(gradients(live, x), gradients(apart, x, False), 1e-9)

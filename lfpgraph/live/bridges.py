@@ -194,6 +194,8 @@ class Shadows:
         if found is not None:
             return found[1]
         base = x._base
+        if id(x if base is None else base) in self._seen:  # a shadow, or part of one that autograd does not follow yet
+            return x
         if base is not None and (made or id(base) in self.noted):
             shadow = self.of(base, True).as_strided(x.size(), x.stride(), x.storage_offset())
         elif made:
