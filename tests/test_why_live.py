@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
+from torch.autograd import graph
 from torch.nn.utils import parametrizations
 
 from lfpgraph.tracing.guards import Observation, try_out
@@ -156,9 +156,10 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "own function": (lambda m, x: Square.apply(x), "uses Square, a torch.autograd.Function"),
     "gradient": (gradient, "takes gradients inside forward"),
     "tensor's hook": (hooked, "sets a hook on a tensor"),
-    "tensors' hook": (lambda m, x: (register_multi_grad_hook([x], print), x)[1], "sets a hook on a tensor"),
-    "node's hook": (lambda m, x: (x.grad_fn.register_hook(print), x)[1], "sets a hook on an autograd node"),
-    "hook before a node": (lambda m, x: (x.grad_fn.register_prehook(print), x)[1], "sets a hook on an autograd node"),
+    "tensors' hook": (lambda m, x: (graph.register_multi_grad_hook([x], print), x)[1], "sets a hook on a tensor"),
+    "node": (lambda m, x: (x.grad_fn.name(), x)[1], "may read .grad_fn of a tensor"),
+    "node's hook": (lambda m, x: (graph.get_gradient_edge(x).node.register_hook(print), x)[1], "hook on an autograd node"),
+    "hook before a node": (lambda m, x: (graph.get_gradient_edge(x).node.register_prehook(print), x)[1], "hook on an autograd node"),
     "saved tensors": (saved, "sets hooks on saved tensors"),
     "kept gradient": (retained, "keeps the gradient of a tensor"),
     "cache": (lambda m, x: x * table(4), "test_why_live.py: table keeps tensors in a cache"),

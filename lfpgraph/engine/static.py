@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import disable_fake_tensor_cache
 from torch.func import functionalize
 from torch.fx.experimental import _config as _fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -112,13 +111,7 @@ def on_fakes(values: Sequence[Any]) -> Iterator[Any]:
     fake_mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     written_out = enable_python_dispatcher() if fake_mode is not None and _READS_SIZES else contextlib.nullcontext()
-    with contextlib.ExitStack() as stack:
-        for context in (quiet(), torch.no_grad(), open_sizes, written_out):
-            stack.enter_context(context)
-        if fake_mode is not None:
-            # Little is asked twice, and with open sizes to note an answer takes longer than to work it out.
-            stack.enter_context(disable_fake_tensor_cache(fake_mode))
-            stack.enter_context(fake_mode)
+    with quiet(), torch.no_grad(), open_sizes, written_out, fake_mode or contextlib.nullcontext():
         yield fake_mode
 
 
