@@ -128,10 +128,10 @@ def check_choice(option: str, value: object, choices: Collection[object], error:
         raise error(f"{option}={repr(value)[:200]} is not known; choose one of {', '.join(map(str, choices))}")
 
 
-def check_count(option: str, value: object, error: type[LfpGraphError]) -> None:
-    """Raise `error` unless the value of an option is a whole number from one on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise error(f"{option}={value!r} must be a whole number, at least 1")
+def check_count(option: str, value: object, error: type[LfpGraphError], least: int = 1) -> None:
+    """Raise `error` unless the value of an option is a whole number, and not less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise error(f"{option}={value!r} must be a whole number, at least {least}")
 
 
 def path_of(path: object, error: type[LfpGraphError]) -> Path:

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..engine.program import Program
 from ..errors import LfpGraphError, TraceError, one_line
-from ..graph.graph import OpGraph, is_float, is_statistic
+from ..graph.graph import OpGraph, is_statistic
 from ..graph.sizes import Sizes
 from ..randomness import keep_random_state
 from ..threads.turns import alone, one_at_a_time
@@ -74,10 +74,6 @@ class Entry:
         return self.program.plan.graph
 
 
-def _counts(node: Any) -> bool:
-    return isinstance(node, fx.Node) and not is_float(node.meta.get("val"))
-
-
 E = TypeVar("E", bound=Entry)
 
 
@@ -106,11 +102,7 @@ class Programs(Generic[E]):
     def fitting(self, call: ModelCall) -> E | None:
         """The program for calls like this one, if there is one; whether the model is still as it was is not asked."""
         kept = self.kept.get(call.kind, ())
-        for entry in kept:
-            anyhow = entry.layout is None and not entry.writes
-            if entry.sizes.accepts(call.tensors) and (anyhow or entry.lies_as(call)):
-                return entry
-        return None
+        return next((entry for entry in kept if entry.sizes.accepts(call.tensors) and entry.lies_as(call)), None)
 
     def changed(self, entry: E) -> str | None:
         """What the model has changed since a program was found right for it, in words; None if nothing."""

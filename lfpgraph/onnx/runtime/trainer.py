@@ -52,8 +52,7 @@ class OrtTrainer:
         self, path: str | Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
     ) -> None:
         self.path = path_of(path, OnnxError)
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
-            raise OnnxError(f"threads={threads!r} must be a whole number, or 0 for onnxruntime's own choice")
+        check_count("threads", threads, OnnxError, least=0)
         self._options = (threads, [providers] if isinstance(providers, str) else list(providers))
         self._session = open_session(self.path, *self._options)
         self.description = description_of(self._session, self.path)
@@ -131,17 +130,12 @@ class OrtTrainer:
         """
         check_count("epochs", epochs, OnnxError)
         check_count("batch_size", batch_size, OnnxError)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise OnnxError(f"seed={seed!r} must be a whole number of zero or more")
-        if validation is not None and not (isinstance(validation, tuple | list) and len(validation) == 2):
-            raise OnnxError("validation must be a pair of inputs and labels")
-        if (
-            validation is not None
-            and length_of(validation[0]) != len(validation[1])
-            or validation
-            and not len(validation[1])
-        ):
-            raise OnnxError("validation needs as many labels as inputs, and at least one")
+        check_count("seed", seed, OnnxError, least=0)
+        if validation is not None:
+            if not isinstance(validation, tuple | list) or len(validation) != 2:
+                raise OnnxError("validation must be a pair of inputs and labels")
+            if not length_of(validation[0]) == len(validation[1]) > 0:
+                raise OnnxError("validation needs as many labels as inputs, and at least one")
         length, y = length_of(x), np.asarray(y)
         if len(y) != length or not length:
             raise OnnxError(f"{length} inputs and {len(y)} targets; there must be as many of both, and at least one")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...composites.composite import Composite, get_composite
-from ...errors import InputError, OnnxError, check_choice, path_of
+from ...errors import InputError, OnnxError, check_choice, check_count, path_of
 from ...graph.calls import arguments_of, state_tensors
 from ...modes import eval_mode
 from ..operators.builder import Builder
@@ -76,8 +76,8 @@ def export_training_step(
     chosen = _optimizer_options(reward, optimizer, parameters, options)
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
         raise OnnxError(f"clip={clip!r} must be a positive number, or None for no clipping")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise OnnxError(f"seed={seed!r} must be a whole number of zero or more, or None")
+    if seed is not None:
+        check_count("seed", seed, OnnxError, least=0)
     if any(t.dim() and not t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
         raise InputError("the example holds no rows; give it one or two")
     step = trace_step(model, args, kwargs, reward, optimizer, get_composite(composite), chosen, clip, seed)
