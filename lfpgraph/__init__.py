@@ -30,7 +30,7 @@ if find_spec("torch") is not None:  # where there is no torch, `lfpgraph.onnx.Or
     from .explain.attribution import Attribution, attribute
     from .explain.generation import Generation, explain_generation
     from .explain.importances import bits_by_importance, importance, prune, quantise
-    from .explain.target import Box, Contrast, Segment
+    from .explain.targets import Box, Contrast, Segment, Targets
     from .graph.graph import OpGraph
     from .registry import rule
     from .reports.covered import CoverageReport, coverage
@@ -66,6 +66,7 @@ __all__ = [
     "Patching",
     "Ruleset",
     "Segment",
+    "Targets",
     "Trainer",
     "Tuned",
     "centred",

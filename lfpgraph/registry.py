@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from .errors import RuleError, check_choice
+from .numerics import stabilize
 
 __all__ = ["FAMILIES", "Call", "Family", "Handler", "Rule", "Signals", "find_rule", "registered_rules", "rule"]
 
@@ -92,6 +93,10 @@ class Call(Protocol):
     def reward(self, s: Tensor) -> Tensor:
         """The reward of an output that holds the signal s."""
         ...
+
+    def share(self, s: Tensor, total: Tensor, stabilizer: float) -> Tensor:
+        """`reward(s) / stabilize(total, stabilizer)`: that reward for each unit of a sum of messages of the rule's own."""
+        return self.reward(s) / stabilize(total, stabilizer)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..errors import AttributionError
 from ..explain.explainer import values_at
 from ..explain.lookups import Lookup, Point, cut_lookups
 from ..explain.references import add_references
-from ..explain.target import target_signals, value_of
+from ..explain.targets import target_signals, value_of
 from ..graph.calls import arguments_of
 from ..graph.graph import DETACH, is_float, maker_of, module_path
 from ..registry import CAST, RANDOM, SPLIT, VIEW

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..composites.composite import Composite, get_composite
 from ..errors import AttributionError, NonFiniteError, check_choice, first_line
 from ..explain.attribution import attribute
-from ..explain.target import weights_of
+from ..explain.targets import weights_of
 from ..graph.calls import check_module
 from .faithfulness import perturbation_curves
 

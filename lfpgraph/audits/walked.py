@@ -17,7 +17,7 @@ from ..engine.signals import reward_of, wide
 from ..errors import AttributionError
 from ..explain.batch_norms import merge_norms
 from ..explain.readings import readings_of
-from ..explain.target import target_signals
+from ..explain.targets import target_signals
 from ..graph.calls import arguments_of, check_module
 from ..graph.graph import OpGraph
 from ..tracing.tracer import trace

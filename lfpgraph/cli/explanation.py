@@ -247,7 +247,7 @@ def _model(target: str) -> tuple[nn.Module, Any]:
 
 
 def _target(text: str) -> Any:
-    from ..explain.target import Contrast
+    from ..explain.targets import Contrast
 
     try:
         if text == "predicted":

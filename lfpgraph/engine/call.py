@@ -12,7 +12,7 @@ from .. import registry
 from ..errors import RuleError
 from ..graph.graph import is_float
 from ..registry import Signals
-from .signals import reward_of
+from .signals import reward_of, share_of
 from .units import Unit
 
 __all__ = ["Call", "execute"]
@@ -88,6 +88,9 @@ class Call(registry.Call):
 
     def reward(self, s: Tensor) -> Tensor:
         return reward_of(s, self.output, self.form)
+
+    def share(self, s: Tensor, total: Tensor, stabilizer: float) -> Tensor:
+        return share_of(s, self.output, self.form, total, stabilizer)
 
     def run(self, tensors: Sequence[Any]) -> Any:
         return execute(self.unit, self._values, tensors)

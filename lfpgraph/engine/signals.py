@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics import epsilon_factor, stabilize
+from ..numerics import epsilon_factor, identity_signal, stabilize
 from .units import Unit
 
 __all__ = ["Sum", "reward_of", "wide"]
@@ -99,6 +99,13 @@ def reward_of(s: Tensor, value: Tensor, form: float | None) -> Tensor:
     if s.is_complex() or value.is_complex():
         return (value.conj() * s).real
     return s * (stabilize(value, form) if form else value)
+
+
+def share_of(s: Tensor, value: Tensor, form: float | None, total: Tensor, stabilizer: float) -> Tensor:
+    """`reward_of(s, value, form) / stabilize(total, stabilizer)`, in one pass over memory where the signal is a plain one."""
+    if form or not stabilizer or any(t.is_complex() for t in (s, value, total)):
+        return reward_of(s, value, form) / stabilize(total, stabilizer)
+    return identity_signal(s, total, value, stabilizer)
 
 
 def wide(value: Any) -> Any:

@@ -15,8 +15,10 @@ from ..engine.options import Options
 from ..errors import AttributionError, check_choice
 from ..graph.calls import arguments_of, check_module, flatten_input
 from .derivatives import refuse_transforms
-from .explainer import Found, explainer_of
+from .explainer import explainer_of
+from .found import Found
 from .paths import along_path
+from .targets import Targets, has_function
 
 __all__ = ["Attribution", "attribute"]
 
@@ -73,7 +75,8 @@ def attribute(
         target: what is explained. A class index (of the last dimension); a tensor or list of them, one for each sample;
             a tuple of indices behind the batch, such as (position, token); "predicted"; `Contrast(a, b)`; a float tensor
             of weights of the output's shape; or a function of the model's output that returns a tensor, whose derivative
-            is taken. None where the model returns one value for each sample.
+            is taken. None where the model returns one value for each sample. `Targets([...])` explains each of several:
+            the model runs once, and all that is returned has a first dimension of targets.
         composite: the rules; a name (`lfpgraph.composite_names()`) or a `Composite`. None takes what docs/faithfulness.md has
             found best in one pass: "deeplift" for float inputs, "cp-lrp" for token ids, "attnlrp" where nodes, parameters
             or positions are wanted; with steps "gradient-x-input". "integrated-gradients" is that with 32 steps.
@@ -133,7 +136,7 @@ def attribute(
                 'positions="tokens" goes with composites that look at one run, without baseline and steps: between two runs '
                 "positions do not differ"
             )
-    if differentiable and callable(target) and not isinstance(target, Tensor):
+    if differentiable and has_function(target):
         raise AttributionError(
             "with differentiable=True the target must be an index, a Contrast or weights, not a function, whose own derivative "
             "would be taken as constant"
@@ -155,11 +158,11 @@ def attribute(
             model, composite, options, names, parameters, False, bool(positions), condition, differentiable
         )
         found = explainer.explain(model, args, kwargs, target, None, condition)
-    relevance = _like(inputs, args, kwargs, found)
+    relevance = _like(inputs, args, kwargs, found, (len(target),) if isinstance(target, Targets) else ())
     if not (names or parameters or details):
         return relevance
     explained = sum(
-        (o * s).flatten(1).sum(1) if o.dim() > 1 else o * s
+        (o * s).flatten(s.dim() - o.dim() + 1).sum(-1) if o.dim() > 1 else o * s
         for o, s in zip(found.outputs, found.signals)
         if s is not None and o.dim() > 0
     )
@@ -177,14 +180,14 @@ def _best(leaves: Sequence[Any], inside: Any, along: bool) -> str:
     return "deeplift" if kinds == {True} else "cp-lrp"
 
 
-def _like(inputs: Any, args: Any, kwargs: Any, found: Found) -> Any:
-    """Relevance in the structure of the inputs."""
+def _like(inputs: Any, args: Any, kwargs: Any, found: Found, targets: tuple[int, ...]) -> Any:
+    """Relevance in the structure of the inputs, behind a dimension of targets if there are several."""
     leaves, spec = flatten_input(args, kwargs)
     count = iter(range(len(leaves)))
     filled = [found.inputs.get(next(count)) if isinstance(leaf, Tensor) else None for leaf in leaves]
     for i, leaf in enumerate(leaves):
         if filled[i] is None and isinstance(leaf, Tensor) and leaf.is_floating_point():
-            filled[i] = torch.zeros_like(leaf)  # no relevance has reached it
+            filled[i] = torch.zeros_like(leaf).repeat(*targets, *[1] * leaf.dim())  # no relevance has reached it
     new_args, new_kwargs = pytree.tree_unflatten(filled, spec)
     if isinstance(inputs, Tensor):
         return new_args[0]

@@ -29,42 +29,18 @@ from ..wrapping.model_call import ModelCall
 from ..wrapping.programs import Entry, Programs
 from .batch_norms import merge_norms
 from .derivatives import WRITTEN_OUT, Followed
+from .found import Found, sorted_rewards, stacked
 from .lookups import Lookup, Point, cut_lookups
-from .readings import Reading, of_tokens, readings_of
+from .readings import Reading, readings_of
 from .references import add_references, floats_of
 from .rewrites import condition_channels, hand_positions, masks_of, shapes_of
-from .target import refuse_nan, target_signals
+from .targets import Targets, refuse_nan, target_signals
 
-__all__ = ["Explainer", "Found", "explainer_of", "values_at"]
+__all__ = ["Explainer", "explainer_of", "values_at"]
 
 _MOST = 8  # kept for each model
 _SHARE = Share(1.0, statistics=False)  # cheap operations are computed again rather than kept (see `passes.recompute`)
 _Graphs = dict[Any, list[tuple[OpGraph, list[Lookup]]]]  # by kind of call; one trace serves all composites
-
-
-@dataclass
-class Found:
-    """Relevance by what it belongs to.
-
-    Attributes:
-        inputs: by position among the call's tensors; of token ids [n, length], else of the input's shape.
-        nodes: by the names asked for; parameters: by name, of the parameter's shape.
-        outputs: the model's tensor outputs; signals: what each was given.
-        ways: where signals are wanted, each embedding of token ids, and the way to it [n, length, features],
-            by the position that the embedding's signals have among inputs.
-    """
-
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    nodes: dict[str, Tensor] = field(default_factory=dict)
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    outputs: list[Any] = field(default_factory=list)
-    signals: list[Any] = field(default_factory=list)
-    ways: dict[int, tuple[Lookup, Tensor]] = field(default_factory=dict)
-
-    @property
-    def explained(self) -> Tensor:
-        """The output that is explained, the first of them if there are several."""
-        return next(o for o, s in zip(self.outputs, self.signals) if s is not None)
 
 
 @dataclass(eq=False)
@@ -222,32 +198,22 @@ def _explained(
     outputs, saved = results[: program.n_outputs], list(results[program.n_outputs :])
     del results, values
     users = list(graph.user_outputs(outputs))
-    signals = target_signals(target, users, graph.rebuild)
-    refuse_nan(users, signals, call.tensors)
     first = len(outputs) - len(users)
-    given = [signals[i - first] for i in program.signal_outputs]
-    if all(s is None for s in given):
-        raise AttributionError(
-            "what target= names does not depend on the model's inputs in a way that rules follow: the model "
-            "computes it under no_grad, of detached tensors or of integers"
-        )
-    saved += [torch.zeros_like(outputs[i]) if s is None else s for i, s in zip(program.signal_outputs, given)]
-    found = Found(outputs=users, signals=signals, ways=ways)
-    for reading, reward in zip(entry.readings, run_feedback(saved)):
-        if reward is None:
-            continue
-        if reading.kind == "parameter":
-            found.parameters[reading.name] = _sum(found.parameters.get(reading.name), reward)
-        elif reading.kind == "node":
-            found.nodes[reading.name] = reward
-        elif reading.kind == "positions":
-            ids, dim = reading.name
-            by_token = reward.sum([i for i in range(1, reward.dim()) if i != dim])
-            found.inputs[ids] = _sum(found.inputs.get(ids), by_token)
-        else:
-            value = of_tokens(reading.slot, reward) if reading.kind == "tokens" else reward
-            found.inputs[reading.name] = _sum(found.inputs.get(reading.name), value)
-    return found
+    several = isinstance(target, Targets)
+    founds = []
+    for one in target.each if several else [target]:
+        signals = target_signals(one, users, graph.rebuild)
+        refuse_nan(users, signals, call.tensors)
+        given = [signals[i - first] for i in program.signal_outputs]
+        if all(s is None for s in given):
+            raise AttributionError(
+                "what target= names does not depend on the model's inputs in a way that rules follow: the model "
+                "computes it under no_grad, of detached tensors or of integers"
+            )
+        given = [torch.zeros_like(outputs[i]) if s is None else s for i, s in zip(program.signal_outputs, given)]
+        found = Found(outputs=users, signals=signals, ways=ways)
+        founds.append(sorted_rewards(entry.readings, run_feedback([*saved, *given]), found))
+    return stacked(founds) if several else founds[0]
 
 
 def explainer_of(
@@ -285,7 +251,3 @@ _EXPLAINERS = weakref.WeakKeyDictionary()
 def _plain(tensor: Tensor) -> Tensor:
     """Without gradient, and an ordinary tensor where it was made under inference_mode."""
     return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
-
-
-def _sum(before: Tensor | None, value: Tensor) -> Tensor:
-    return value if before is None else before + value

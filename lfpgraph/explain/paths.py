@@ -16,9 +16,11 @@ from ..composites.composite import Composite
 from ..engine.options import Options
 from ..errors import AttributionError, NonFiniteError
 from ..graph.calls import flatten_input
-from .explainer import Found, explainer_of
+from .explainer import explainer_of
+from .found import Found
 from .lookups import Point
 from .readings import of_tokens
+from .targets import Targets, as_they_stand
 
 __all__ = ["along_path"]
 
@@ -65,10 +67,9 @@ def along_path(
             f"composite {explainer.composite.name!r} compares the input with the baseline in one pass; leave steps out"
         )
     found = explainer.explain(model, *call, target, Point(1.0, references, starts), condition)
-    signals = found.inputs
+    signals, several = found.inputs, isinstance(target, Targets)
     if steps is not None:
-        if isinstance(target, str) and target == "predicted":
-            target = found.explained.argmax(-1)
+        target = as_they_stand(target, found.explained)
         signals = {n: torch.zeros_like(s) for n, s in signals.items()}
         for step in range(steps):
             portion, point = (step + 0.5) / steps, list(leaves)
@@ -81,7 +82,8 @@ def along_path(
     found.inputs = {n: signals[n] * way for n, way in zip(floats, ways) if n in signals}
     for n, (lookup, way) in found.ways.items():
         if n in signals:  # token ids may be looked up in several embeddings
-            found.inputs[lookup.ids] = found.inputs.get(lookup.ids, 0) + of_tokens(lookup.slot, signals[n] * way)
+            each = [of_tokens(lookup.slot, s * way) for s in (signals[n] if several else [signals[n]])]
+            found.inputs[lookup.ids] = found.inputs.get(lookup.ids, 0) + (torch.stack(each) if several else each[0])
     return found
 
 

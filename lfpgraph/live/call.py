@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..engine.call import execute
-from ..engine.signals import reward_of
+from ..engine.signals import reward_of, share_of
 from ..engine.units import Unit
 from ..graph.graph import is_float
 from ..registry import Call
@@ -72,6 +72,9 @@ class LiveCall(Call):
     def reward(self, s: Tensor) -> Tensor:
         """The reward of an output that holds the signal s."""
         return reward_of(s, self.output, self.form)
+
+    def share(self, s: Tensor, total: Tensor, stabilizer: float) -> Tensor:
+        return share_of(s, self.output, self.form, total, stabilizer)
 
     def run(self, tensors: Sequence[Any]) -> Any:
         """The operation's result with other tensor arguments, in the order of `inputs`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..explain import pictures
-from ..explain.target import weights_of
+from ..explain.targets import weights_of
 from ..pages import encodable, head
 
 __all__ = ["explained_as", "grid_of", "page", "places", "places_html", "section"]

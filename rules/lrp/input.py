@@ -29,7 +29,7 @@ class _InputlessRule(LayerRule):
 
     stabilizer: float = 1e-6
 
-    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, s: Tensor) -> Signals:
         _, weight_place, bias_place = operands.places
         with torch.enable_grad():
             ones = torch.ones_like(operands.x).requires_grad_()
@@ -37,7 +37,7 @@ class _InputlessRule(LayerRule):
             b = None if operands.b is None else self.bias(operands.b.detach()).requires_grad_(call.wanted[bias_place])
             z = operands.layer(ones, w, b)
             leaves = _leaves(operands.places, (ones, w, b))
-            found = torch.autograd.grad(z, list(leaves.values()), reward / stabilize(z.detach(), self.stabilizer))
+            found = torch.autograd.grad(z, list(leaves.values()), call.share(s, z.detach(), self.stabilizer))
         return _signals_of(call, {i: g * leaf.detach() for (i, leaf), g in zip(leaves.items(), found)})
 
     def weights(self, w: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Box(LayerRule):
                 f"the box rule needs low < high, one number each or one for each channel; got {self.low} and {self.high}"
             )
 
-    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, s: Tensor) -> Signals:
         place, *others = operands.places
         w, b = operands.w, operands.b
         with torch.enable_grad():
@@ -112,7 +112,7 @@ class Box(LayerRule):
             z, z_low, z_high = (operands.layer(*part) for part in parts)
             total = z - z_low - z_high
             leaves = _leaves(others, (w, b))
-            share = reward / stabilize(total.detach(), self.stabilizer)
+            share = call.share(s, total.detach(), self.stabilizer)
             found = torch.autograd.grad(total, [*ends, *leaves.values()], share, allow_unused=True)
         messages = {place: sum(t.detach() * g for t, g in zip(ends, found))}
         messages |= {i: g * leaf.detach() for (i, leaf), g in zip(leaves.items(), found[3:]) if g is not None}

@@ -89,8 +89,8 @@ class LayerRule:
     def __call__(self, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
         if not is_layer_call(call) or call.output.is_complex():  # complex numbers have no sign: the epsilon rule
             return contraction(call, s, *args, **kwargs)
-        return self.signals(call, Operands(call), call.reward(s))
+        return self.signals(call, Operands(call), s)
 
-    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
-        """Signals of the operation's tensor arguments, from the reward of its output."""
+    def signals(self, call: Call, operands: Operands, s: Tensor) -> Signals:
+        """Signals of the operation's tensor arguments, from the signal s at its output."""
         raise NotImplementedError

@@ -6,7 +6,9 @@ x_i (or w_ij), which is the signal. The rules for first layers, from `input`, ar
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,6 @@ import torch
 from torch import Tensor
 
 from lfpgraph.errors import RuleError
-from lfpgraph.numerics import stabilize
 from lfpgraph.registry import Call, Signals
 
 from ..linear import contraction
@@ -38,15 +39,15 @@ class _SplitRule(LayerRule):
 
     stabilizer: float = 1e-6
 
-    def signals(self, call: Call, operands: Operands, reward: Tensor) -> Signals:
+    def signals(self, call: Call, operands: Operands, s: Tensor) -> Signals:
         outputs: list[Tensor] = []
         given: list[Tensor] = []
         with torch.enable_grad():
             for weight, with_positive, with_negative in self.groups(call):
                 terms = self._terms(operands, with_positive, with_negative)
                 with torch.no_grad():
-                    share = reward / stabilize(sum(t.detach() for t in terms[1:]) + terms[0].detach(), self.stabilizer)
-                    share = weight(share)
+                    total = functools.reduce(operator.add, (t.detach() for t in terms))
+                    share = weight(call.share(s, total, self.stabilizer))
                 outputs += terms
                 given += [share] * len(terms)
             return operands.signals(outputs, given)
@@ -84,7 +85,7 @@ class AlphaBeta(_SplitRule):
 
     def groups(self, call: Call) -> list[tuple[Part, Part, Part]]:
         found: list[tuple[Part, Part, Part]] = [
-            (lambda r: r * self.alpha, positive, negative),
+            (lambda r: r if self.alpha == 1 else r * self.alpha, positive, negative),
             (lambda r: r * -self.beta, negative, positive),
         ]
         return found[: 1 + (self.beta != 0)]
