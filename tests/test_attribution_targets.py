@@ -58,11 +58,22 @@ class Counts(TorchDispatchMode):
 
 def test_the_model_runs_forward_once() -> None:
     model, x = _model()
-    attribute(model, x, 0, "epsilon")
+    attribute(model, x, Targets([0]), "epsilon")
     with Counts() as counts:
         attribute(model, x, Targets([0, 1, 2]), "epsilon")
     assert counts.of[torch.ops.aten.convolution.default] == 1
     assert counts.of[torch.ops.aten.convolution_backward.default] == 3
+
+
+def test_what_all_targets_need_is_worked_out_once() -> None:
+    """z-plus runs a layer with its positive weights, and for an input of both signs with its negative ones."""
+    model, x = _model()
+    with Counts() as counts:
+        attribute(model, x, Targets([0, 1, 2]), "epsilon-plus")
+        counts.of.clear()
+        attribute(model, x, Targets([0, 1, 2]), "epsilon-plus")
+    assert counts.of[torch.ops.aten.convolution.default] == 1 + 2
+    assert counts.of[torch.ops.aten.convolution_backward.default] == 3 * 2
 
 
 def test_details_have_a_dimension_of_targets() -> None:
@@ -104,7 +115,10 @@ def test_token_ids_and_paths(options: dict[str, Any]) -> None:
 def test_a_prediction_along_a_path_is_that_at_its_end() -> None:
     """So that all steps explain the same class; in a contrast as well."""
     model, x = _model()
+    with torch.no_grad():
+        model.head.bias.copy_(model.head(torch.zeros(5, dtype=x.dtype)) - model(x * 0).mean(0) + torch.eye(5)[4] * 1e-3)
     classes = model(x).argmax(-1).tolist()
+    assert model(x / 8).argmax(-1).tolist() != classes
     for target, fixed in (("predicted", classes), (Contrast("predicted", 2), Contrast(classes, 2))):
         torch.testing.assert_close(attribute(model, x, target, steps=4), attribute(model, x, fixed, steps=4))
 

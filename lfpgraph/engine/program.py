@@ -129,6 +129,7 @@ def make_program(
     rewards: Sequence[fx.Node] | None = None,
     written_out: Mapping[Any, Callable[..., Any]] | None = None,
     writes: bool = False,
+    once: bool = False,
 ) -> Program:
     """Trace the walk of a plan into a program.
 
@@ -141,6 +142,7 @@ def make_program(
         written_out: what operations are written out as, so that autograd can follow the program; nothing is fused then, and
             nothing written in place.
         writes: the forward may write to the model's buffers itself, where it runs operation by operation.
+        once: feedback runs several times for each forward (see `passes.partition.split`).
     """
     if compile and plan.graph.tracer == "values":
         raise TraceError(
@@ -158,7 +160,7 @@ def make_program(
     )
     buffers = _buffers(plan.graph) if writes else []
     written = write_statistics(joint.graph, buffers)
-    forward, feedback = _halves(plan, joint, share)
+    forward, feedback = _halves(plan, joint, share, once)
     if written_out is not None:
         calls = forward.forward, lambda given: feedback.forward(*given)
     elif compile:
@@ -233,7 +235,9 @@ def _signal_like(output: Tensor, fake: bool) -> Tensor:
     return torch.zeros([int(n) for n in output.shape], dtype=output.dtype, device=output.device)
 
 
-def _halves(plan: Plan, joint: fx.GraphModule, share: Share | None) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _halves(
+    plan: Plan, joint: fx.GraphModule, share: Share | None, once: bool
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The joint graph cut into forward and feedback."""
     n_values, n_outputs = len(plan.graph.placeholders), len(plan.graph.output_nodes)
     if plan.graph.tracer != "values" and not plan.composite.online:
@@ -242,7 +246,7 @@ def _halves(plan: Plan, joint: fx.GraphModule, share: Share | None) -> tuple[fx.
     _finish_early(joint.graph, n_outputs)
     if plan.composite.online:
         return split_online(joint, n_values, n_outputs)
-    return split(joint, n_values, n_outputs, share)
+    return split(joint, n_values, n_outputs, share, once)
 
 
 def _made_quick(forward: fx.GraphModule, feedback: fx.GraphModule) -> tuple[Callable[..., Any], Callable[..., Any]]:

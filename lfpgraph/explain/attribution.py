@@ -143,6 +143,7 @@ def attribute(
         )
     if condition is not None and not isinstance(condition, Mapping):
         raise AttributionError(f"condition={condition!r} must be a dict of modules' names and channels")
+    several = isinstance(target, Targets)
     if compares:
         if names or parameters:
             raise AttributionError(
@@ -155,10 +156,10 @@ def attribute(
         found = along_path(model, (args, kwargs), target, composite, start, steps, options, condition, differentiable)
     else:
         explainer = explainer_of(
-            model, composite, options, names, parameters, False, bool(positions), condition, differentiable
+            model, composite, options, names, parameters, False, bool(positions), condition, differentiable, several
         )
         found = explainer.explain(model, args, kwargs, target, None, condition)
-    relevance = _like(inputs, args, kwargs, found, (len(target),) if isinstance(target, Targets) else ())
+    relevance = _like(inputs, args, kwargs, found, (len(target),) if several else ())
     if not (names or parameters or details):
         return relevance
     explained = sum(

@@ -61,6 +61,7 @@ class Explainer:
             gradients) instead of relevance.
         positions: relevance of positions is handed to their tokens.
         differentiable: autograd follows the program.
+        several: there are several targets, so what all of them need is worked out ahead.
         graphs: of the model, traced for any composite.
     """
 
@@ -71,6 +72,7 @@ class Explainer:
     signals: bool
     positions: bool
     differentiable: bool
+    several: bool
     graphs: _Graphs
     programs: Programs[_Kept] = field(default_factory=Programs)
 
@@ -150,7 +152,8 @@ class Explainer:
         plan = make_plan(graph, self.composite, set(nodes), self.options.on_missing, values)
         written = WRITTEN_OUT if self.differentiable else None
         rewards = None if self.signals else nodes
-        program = make_program(plan, values, share=_SHARE, rewards=rewards, written_out=written)
+        share = None if self.several else _SHARE
+        program = make_program(plan, values, share=share, rewards=rewards, written_out=written, once=self.several)
         return _Kept(program, readings=readings, lookups=lookups)
 
 
@@ -226,6 +229,7 @@ def explainer_of(
     positions: bool = False,
     condition: Mapping[str, Any] | None = None,
     differentiable: bool = False,
+    several: bool = False,
 ) -> Explainer:
     """The model's explainer for these rules and options; the `_MOST` that were asked for last are kept for each model."""
     if not all(isinstance(name, str) for name in record):
@@ -233,11 +237,11 @@ def explainer_of(
     kept, graphs = _EXPLAINERS.setdefault(model, (OrderedDict(), {}))
     key: tuple[Any, ...]
     key = (composite if isinstance(composite, str) else id(composite), options, record, parameters, signals)
-    key += (positions, shapes_of(condition or {}), differentiable)
+    key += (positions, shapes_of(condition or {}), differentiable, several)
     if key not in kept:
         rules = get_composite(composite)
         log_idle(rules, model)
-        kept[key] = Explainer(rules, options, record, parameters, signals, positions, differentiable, graphs)
+        kept[key] = Explainer(rules, options, record, parameters, signals, positions, differentiable, several, graphs)
         while len(kept) > _MOST:
             kept.popitem(last=False)
     kept.move_to_end(key)

@@ -59,15 +59,22 @@ def along_path(
     floats = {n: i for n, i in enumerate(tensors) if leaves[i].is_floating_point()}  # by position among the tensors
     starts, references = _starts(baseline, call, leaves, list(floats.values()))
     ways = [(leaves[i] if differentiable else leaves[i].detach()) - start for i, start in zip(floats.values(), starts)]
+    several = isinstance(target, Targets)
     explainer = explainer_of(
-        model, composite, options, signals=True, condition=condition, differentiable=differentiable
+        model,
+        composite,
+        options,
+        signals=True,
+        condition=condition,
+        differentiable=differentiable,
+        several=several,
     )
     if explainer.composite.compares and steps is not None:
         raise AttributionError(
             f"composite {explainer.composite.name!r} compares the input with the baseline in one pass; leave steps out"
         )
     found = explainer.explain(model, *call, target, Point(1.0, references, starts), condition)
-    signals, several = found.inputs, isinstance(target, Targets)
+    signals = found.inputs
     if steps is not None:
         target = as_they_stand(target, found.explained)
         signals = {n: torch.zeros_like(s) for n, s in signals.items()}

@@ -21,13 +21,14 @@ aten = torch.ops.aten
 
 
 def split(
-    traced: fx.GraphModule, n_values: int, n_outputs: int, share: Share | None = None
+    traced: fx.GraphModule, n_values: int, n_outputs: int, share: Share | None = None, once: bool = False
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut the joint graph: ancestors of the outputs are forward, the rest is feedback; what is light is computed twice.
 
     Args:
         traced: placeholders are `n_values` values and then the signals; results are `n_outputs` outputs and then signals.
         share: how much to keep between them; the rest is computed again (see `recompute`).
+        once: feedback will run several times for each forward, so what hangs on no signal is worked out ahead and kept.
 
     Returns:
         Forward, values -> [outputs..., saved...], and feedback, [saved..., signals...] -> signals.
@@ -39,6 +40,8 @@ def split(
     from_signals = users_of(signals, nodes)
     ahead = ancestors([r for r in results[:n_outputs] if isinstance(r, fx.Node)])
     ahead |= {n for n in random_nodes(nodes) if n not in from_signals}
+    if once:
+        ahead |= {n for n in nodes if n not in from_signals and n.op not in ("placeholder", "output")}
     ahead |= {n for n in nodes if n.target is operator.getitem and n.args[0] in ahead}
     feedback_nodes = [n for n in nodes if n.op not in ("placeholder", "output") and n not in ahead]
     with norms_from_statistics(nodes) if share is not None and share.statistics else contextlib.nullcontext():
