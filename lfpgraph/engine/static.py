@@ -25,6 +25,19 @@ __all__ = ["NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
 
 # Torch 2.11 and 2.12 multiply by kernels that ask for an open size's number, unless products are written out in Python.
 _READS_SIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
+# Back from the sizes in their second argument to those in their third; for their shapes there is nothing in Python.
+_RESIZED_BACK = {
+    getattr(torch.ops.aten, f"{name}_backward").default
+    for name in (
+        "upsample_linear1d",
+        "upsample_bilinear2d",
+        "upsample_trilinear3d",
+        "upsample_bicubic2d",
+        "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa",
+        *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
+    )
+}
 
 
 def functional_graph(
@@ -106,13 +119,46 @@ class NotedGraph(TorchDispatchMode):
 def on_fakes(values: Sequence[Any]) -> Iterator[Any]:
     """Run operations on fake tensors as a trace does: without gradients or warnings, assuming nothing of open sizes.
 
+    The shape of a result is worked out in Python where torch has that: kernels in C++ (interpolation, padding, FFT) would ask an
+    open size's number, and the program would fit one batch size alone.
+
     Yields the fake mode of the values, None where they are real.
     """
     fake_mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     written_out = enable_python_dispatcher() if fake_mode is not None and _READS_SIZES else contextlib.nullcontext()
-    with quiet(), torch.no_grad(), open_sizes, written_out, fake_mode or contextlib.nullcontext():
+    with (
+        quiet(),
+        torch.no_grad(),
+        open_sizes,
+        written_out,
+        fake_mode or contextlib.nullcontext(),
+        _in_python(fake_mode),
+    ):
         yield fake_mode
+
+
+@contextlib.contextmanager
+def _in_python(fake_mode: Any) -> Iterator[None]:
+    """Let a fake mode take what is registered in Python, for shapes alone: operations go into graphs as they are."""
+    if fake_mode is None or "dispatch" in vars(fake_mode):
+        yield
+        return
+    dispatch = fake_mode.dispatch
+
+    def by_python(op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op in _RESIZED_BACK:
+            grad, _, size = args[:3]
+            with fake_mode:
+                return grad.new_empty(size)
+        with enable_python_dispatcher():
+            return dispatch(op, types, args, kwargs or {})
+
+    fake_mode.dispatch = by_python
+    try:
+        yield
+    finally:
+        del fake_mode.dispatch
 
 
 @contextlib.contextmanager
