@@ -85,3 +85,29 @@ def test_reward_that_stops_at_whole_numbers(caplog: pytest.LogCaptureFixture) ->
         and "aten.to.dtype" in said
     )
     assert model.first.weight.grad is None and model.last.weight.grad is not None
+
+
+class Idle(nn.Module):
+    """Nothing reads what one of its layers makes; or only what is made of that where no gradients are recorded."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.first, self.idle, self.last, self.read = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2), read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        idle = self.idle(h)
+        with torch.no_grad():
+            gate = (idle if self.read else h).sigmoid()
+        return self.last(h * gate)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_layer_of_which_nothing_is_read(read: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It is named where reward stops at it unseen, and no other is."""
+    model = lfpgraph.wrap(Idle(read), engine="live")
+    with caplog.at_level(logging.WARNING, "lfpgraph"):
+        model(torch.randn(3, 4)).sum().backward()
+    said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
+    assert ["(idle.weight, idle.bias)" in text and "aten.mul.Tensor" in text for text in said] == [True] * read
+    assert model.idle.weight.grad is None and model.first.weight.grad is not None

@@ -238,9 +238,18 @@ def stopped_at(graph: OpGraph, units: Sequence[Unit], asked: set[fx.Node]) -> di
         if unit.node in alive and (unit.rule is not None or unit.node.target is operator.getitem):
             alive.update(n for n, w in zip(unit.inputs, unit.wanted) if w)
     pairs = list(zip(graph.placeholder_nodes, graph.placeholders))
-    unseen = next((user for n, p in pairs if p.kind == "unrecorded" for user in n.users), None)
-    ends = {p.target: _first_of_whole_numbers(n) if n.users else unseen for n, p in pairs if n in asked - alive}
+    ends = {
+        p.target: _first_of_whole_numbers(n) if n.users else _reader_of_unseen(n)
+        for n, p in pairs
+        if n in asked - alive
+    }
     return {name: graph.describe(end) for name, end in ends.items() if end is not None}
+
+
+def _reader_of_unseen(start: fx.Node) -> fx.Node | None:
+    """A node that reads what was made of this one where no gradients are recorded, if there is one."""
+    made = start.meta.get("unseen_in")
+    return None if made is None else next(iter(made.users), None)
 
 
 def _first_of_whole_numbers(start: fx.Node) -> fx.Node | None:

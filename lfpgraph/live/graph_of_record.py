@@ -15,7 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from ..errors import InputError
 from ..graph.classes import classify
 from ..graph.copies import copy_for_the_idle, copy_shared_comparisons
-from ..graph.graph import OpGraph, Placeholder
+from ..graph.graph import OpGraph, Placeholder, ancestors
 from ..graph.regions import let_entries_give_sizes
 from ..registry import find_rule
 from .notes import Ref, refs_in
@@ -86,6 +86,10 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
                 item.meta = {**node.meta, "val": node.meta["val"][i]}
                 step_of[item] = step
     graph.output(tuple(nodes[n] for n in outputs))
+    for leaf in record.leaves:
+        if leaf.kind == "unrecorded" and leaf.value not in constant:
+            for source in ancestors([nodes[n] for n in leaf.name if n in nodes]):
+                source.meta["unseen_in"] = nodes[leaf.value]
     found = OpGraph(
         module=_Holder(graph),  # type: ignore[arg-type]
         placeholders=placeholders, mutations=[], out_spec=None, out_leaves=[], constants={},

@@ -26,6 +26,7 @@ from ..tracing import flat
 
 __all__ = [
     "Recorder",
+    "compile_calls_anew",
     "hide",
     "paused",
     "recorder",
@@ -131,6 +132,27 @@ def _as_written(change: int) -> None:
             frames._stance = _AsWritten(frames._stance)
         elif not _recordings and isinstance(frames._stance, _AsWritten):
             frames._stance = frames._stance.before
+
+
+def compile_calls_anew() -> bool:
+    """Let torch.compile, once it has been imported, ask of each module that it meets what stands in place of its call.
+
+    It takes the call of a plain module for its forward, and does not ask again: code compiled for a plain module would run
+    a wrapped one of the same class as if it were plain. What has been compiled so far is dropped.
+
+    Returns:
+        Whether anything has been dropped.
+    """
+    modules: Any = sys.modules.get("torch._dynamo.variables.nn_module")
+    if getattr(modules, _SHORTCUT, None) is None:
+        return False
+    setattr(modules, _SHORTCUT, None)
+    dropped = bool(torch._dynamo.convert_frame.input_codes.seen)
+    torch._dynamo.reset_code_caches()
+    return dropped
+
+
+_SHORTCUT = "unpatched_nn_module_call_impl"  # with which a module's own `_call_impl` is compared
 
 
 def hide() -> None:

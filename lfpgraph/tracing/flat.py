@@ -47,11 +47,14 @@ _state = _State()
 RUNS = 0  # how many runs, in all threads, call the parts of wrapped models; torch.compile looks at it
 
 
-def hide_from_compile(function: Callable[..., Any]) -> None:
-    """Let torch.compile run a function, and all that it calls, as it is."""
-    frames = torch._C._dynamo.eval_frame
+def hide_from_compile(function: Any) -> None:
+    """Let torch.compile run a function, or its code, those inside it and all that they call as they are."""
+    frames, code = torch._C._dynamo.eval_frame, getattr(function, "__code__", function)
     skip = frames._FrameAction.SKIP
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
+    for inner in code.co_consts:
+        if hasattr(inner, "co_consts"):
+            hide_from_compile(inner)
 
 
 def is_tracing() -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +15,7 @@ from torch.nn.utils import skip_init
 
 from ..composites.composite import get_composite
 from ..live.engine import LiveEngine
+from ..tracing.flat import hide_from_compile
 from .surroundings import modes, wants_it_as_it_is
 
 __all__ = ["make_ready"]
@@ -41,6 +46,9 @@ def make_ready() -> None:
         if _ready:
             return
         _ready = True
+        for name, module in list(sys.modules.items()):
+            if name.startswith(_HOOKS_IN):
+                _hide_functions(vars(module), name)
         this = threading.get_ident()
 
         def by_others(record: logging.LogRecord) -> bool:
@@ -51,6 +59,21 @@ def make_ready() -> None:
             _run_one()
         finally:
             log.removeFilter(by_others)
+
+
+# What autograd calls in a backward pass. Where that pass is part of a function that torch.compile compiles, these are no parts.
+_HOOKS_IN = ("lfpgraph.live.", "lfpgraph.wrapping.autograd_function")
+
+
+def _hide_functions(names: Mapping[str, Any], module: str) -> None:
+    for value in names.values():
+        value = getattr(value, "__func__", value)  # of a static method
+        if getattr(value, "__module__", None) != module:
+            continue
+        if isinstance(value, FunctionType):
+            hide_from_compile(value)
+        elif isinstance(value, type):
+            _hide_functions(vars(value), module)
 
 
 def _run_one() -> None:

@@ -13,6 +13,7 @@ from ..composites.composite import Composite, get_composite
 from ..engine.options import Options
 from ..errors import CompositeError, InputError, WrapError, check_choice
 from ..live.engine import changes_gradients
+from ..live.interception import compile_calls_anew
 from ..tracing.tracer import FALLBACKS
 from .calls import Wrapping, wrapping_of
 from .choice import ENGINES, Explanation
@@ -80,6 +81,8 @@ def wrap(
     for name, module in model.named_modules() if dynamo is not None else ():
         if isinstance(module, dynamo.OptimizedModule):  # type: ignore[union-attr]
             log.info("%s is compiled; while it gives feedback it runs as it was written", name or "the model")
+    if compile_calls_anew():
+        log.info("what torch.compile has made so far is compiled anew: it would run a wrapped model as a plain one")
     check_choice("engine", engine, ENGINES, WrapError)
     if fallback is not None:
         check_choice("fallback", fallback, FALLBACKS, WrapError)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._dynamo.variables import nn_module
 from torch._inductor import config as inductor
 from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
@@ -90,6 +91,16 @@ def test_options(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     rounding = 3e-2 if "bf16" in options else 1e-4 if "inductor" in name else 1e-5
     with inductor.patch(fallback_random=True):  # the same dropout, compiled or not
         check_first_step(lambda way: first_gradients(tmp_path, way, **options), caplog, rounding, second)
+
+
+@pytest.mark.client("transformers", "Trainer: torch_compile, after a plain model of the class was trained so")
+def test_compiled_after_a_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    alone = first_gradients(tmp_path, "wrapped", **options)
+    monkeypatch.setattr(nn_module, "unpatched_nn_module_call_impl", nn.Module._call_impl)  # as in a new process
+    plain = first_gradients(tmp_path, "plain", **options)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: None)  # with which each of these trainings begins
+    assert difference(first_gradients(tmp_path, "wrapped", **options), alone) < 1e-5 < difference(alone, plain)
 
 
 @pytest.mark.client(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ..interception import compile_calls_anew
 from ..notes import is_compressed
 
 __all__ = ["Watch", "feed", "watching"]
@@ -102,10 +103,11 @@ class Watch:
     def say(self, name: str, what: str) -> None:
         """Say once that a parameter's gradient is no feedback."""
         if not self._said:
+            anew = " What torch.compile has made is made anew, in case it ran the model as a plain one of its class."
             log.warning(
                 "%s: the parameter %s %s. The loss uses it, or a module that holds it, other than through the call of a "
-                "wrapped module: call the module itself, or wrap the module whose call computes the loss.",
-                self.name, name, what,
+                "wrapped module: call the module itself, or wrap the module whose call computes the loss.%s",
+                self.name, name, what, anew if compile_calls_anew() else "",
             )  # fmt: skip
         self._said.add(name)
 
