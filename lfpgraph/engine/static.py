@@ -23,9 +23,6 @@ from ..threads.turns import one_at_a_time
 
 __all__ = ["NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
 
-# Torch 2.11 and 2.12 multiply by kernels that ask for an open size's number, unless products are written out in Python.
-_READS_SIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
-
 
 def functional_graph(
     function: Callable[..., Any], examples: Sequence[Any], decompositions: Any = None
@@ -106,11 +103,14 @@ class NotedGraph(TorchDispatchMode):
 def on_fakes(values: Sequence[Any]) -> Iterator[Any]:
     """Run operations on fake tensors as a trace does: without gradients or warnings, assuming nothing of open sizes.
 
+    What kernels in C++ would ask an open size's number for (padding, interpolation, FFT; products before torch 2.13) is written
+    out in Python.
+
     Yields the fake mode of the values, None where they are real.
     """
     fake_mode = next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
     open_sizes = _fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    written_out = enable_python_dispatcher() if fake_mode is not None and _READS_SIZES else contextlib.nullcontext()
+    written_out = enable_python_dispatcher() if fake_mode is not None else contextlib.nullcontext()
     with quiet(), torch.no_grad(), open_sizes, written_out, fake_mode or contextlib.nullcontext():
         yield fake_mode
 
