@@ -112,3 +112,35 @@ def test_feedback_is_that_of_a_model_just_wrapped(kind: str, replayed: list[bool
         lfpgraph.wrap(lfpgraph.unwrap(fresh), "lfp", engine="live")
         compare(step(model, x), step(fresh, x))
     assert replayed
+
+
+class Thawed(nn.Module):
+    """Uses its layer while that is frozen, as energy models draw samples, and lets it train for the use that counts."""
+
+    def __init__(self, freezes: bool) -> None:
+        super().__init__()
+        self.layer, self.freezes = nn.Linear(5, 3), freezes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer.requires_grad_(not self.freezes)
+        sample = self.layer(x.detach()).detach()
+        self.layer.requires_grad_(True)
+        out: Tensor = self.layer(x) * sample
+        return out
+
+
+def test_what_was_frozen_at_its_first_use_gets_its_feedback_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With the outputs of all steps held: autograd's node of a parameter lives as long as one of these, and so do hooks on it."""
+    torch.manual_seed(0)
+    model, held = lfpgraph.wrap(Thawed(True).double(), "lfp", engine="live"), []
+    other = Thawed(False).double()
+    other.load_state_dict(model.state_dict())
+    lfpgraph.wrap(other, "lfp", engine="live")
+    for _ in range(STEPS):
+        x = torch.randn(4, 5, dtype=torch.float64)
+        for net in (model, other):
+            net.zero_grad()
+            held.append(net(x))
+            held[-1].square().sum().backward()
+        compare(*({name: p.grad for name, p in net.named_parameters() if p.grad is not None} for net in (model, other)))
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lfpgraph.models_zoo.tiny import build_tiny
 from torch import Tensor, nn
 
@@ -165,3 +166,40 @@ def test_what_torch_cannot_differentiate_with_open_sizes_keeps_them_open(way: nn
         for p, q in zip(static.parameters(), live.parameters()):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
     assert lfpgraph.explain_wrap(static).traces == 2  # one for each number of dimensions
+
+
+RESIZES = {
+    "nearest": lambda h: F.interpolate(h, scale_factor=2),
+    "to a size": lambda h: F.interpolate(h, size=(7, 5)),
+    "bilinear": lambda h: F.interpolate(h, scale_factor=1.5, mode="bilinear", align_corners=True),
+    "bicubic": lambda h: F.interpolate(h, scale_factor=2, mode="bicubic"),
+    "linear": lambda h: F.interpolate(h.flatten(2), scale_factor=2, mode="linear").unsqueeze(1),
+    "pad": lambda h: F.pad(h.flatten(2), (3, -1)).unsqueeze(1),
+    "unfold": lambda h: F.unfold(h, 3, padding=1).unsqueeze(1),
+    "convolved by fft": lambda h: torch.fft.irfft(torch.fft.rfft(h, n=9) * torch.fft.rfft(h.tanh(), n=9), n=9),
+}
+
+
+class Resized(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.way = nn.Conv2d(2, 4, 3, padding=1), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return RESIZES[self.way](self.first(x))  # type: ignore[no-any-return, no-untyped-call]
+
+
+@pytest.mark.parametrize("composite", ["gradient", "lfp"])
+@pytest.mark.parametrize("way", RESIZES)
+def test_what_kernels_ask_the_number_of_stays_open(way: str, composite: str) -> None:
+    torch.manual_seed(0)
+    plain = Resized(way).double()
+    live, static = (lfpgraph.wrap(copy.deepcopy(plain), composite, engine=engine) for engine in ("live", "static"))
+    for rows in (3, 5, 4, 2):
+        x = torch.randn(rows, 2, 6, 4, dtype=torch.float64)
+        for model in (live, static):
+            model.zero_grad()
+            model(x).square().sum().backward()
+        for p, q in zip(static.parameters(), live.parameters()):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+    assert lfpgraph.explain_wrap(static).traces == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,31 @@ def test_a_layer_of_which_nothing_is_read(read: bool, caplog: pytest.LogCaptureF
     said = [record.getMessage() for record in caplog.records if record.name == "lfpgraph"]
     assert ["(idle.weight, idle.bias)" in text and "aten.mul.Tensor" in text for text in said] == [True] * read
     assert model.idle.weight.grad is None and model.first.weight.grad is not None
+
+
+class Words(nn.Module):
+    """Takes words that are no tensors, and leaves its state in the nodes it is given, as models of trees do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, nodes: list[dict[str, Any]]) -> Tensor:
+        for node in nodes:
+            node["state"] = self.table(torch.tensor([node["word"]])).tanh()
+        return self.last(torch.cat([node["state"] for node in nodes]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_words_looked_up_inside_get_feedback_or_a_line(labelled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """States left in the nodes are no input; a label, which nothing reads, is one: then parameters alone are computed on."""
+    torch.manual_seed(0)
+    model = lfpgraph.wrap(Words(), engine="live")
+    plain = Words()
+    plain.load_state_dict(model.state_dict())
+    for net in (model, plain):
+        label = {"label": torch.ones(1)} if labelled else {}
+        net([{"word": n, **label} for n in range(3)]).square().sum().backward()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.startswith("Words computes nothing of the tensors") for text in said] == [True] * labelled
+    assert torch.equal(model.table.weight.grad, plain.table.weight.grad) is labelled  # type: ignore[arg-type]

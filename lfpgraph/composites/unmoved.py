@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..graph.graph import ACTIVE, OpGraph
 from ..numerics import is_zero
 from .composite import Composite
 
-__all__ = ["log_cut", "log_idle", "log_stopped", "log_unmoved"]
+__all__ = ["log_cut", "log_idle", "log_plain", "log_stopped", "log_unmoved"]
 
 log = logging.getLogger("lfpgraph")
 
@@ -64,6 +65,16 @@ def log_cut(names: Sequence[str]) -> None:
             "%d parameters are vectors that the model cuts into matrices (%s), so they take the plain signal of vectors, "
             "and not abs(w) times it. Keep each matrix in a parameter of its own; to shard them, use FSDP2 (fully_shard).",
             len(names), ", ".join(repr(name) for name in names[:3]),
+        )  # fmt: skip
+
+
+def log_plain(model: str, graphs: Iterable[OpGraph]) -> None:
+    """Say in the log if nothing that a model computes carries reward, since nothing that it is given comes into it."""
+    if not any(graph.info[node].kind == ACTIVE for graph in graphs for node in graph.operations()):
+        log.warning(
+            "%s computes nothing of the tensors that it is given, so its parameters receive the plain gradient and no feedback. "
+            "What it makes of text or numbers inside carries reward if the call is given no other floating-point tensor, or "
+            "the tensors themselves.", model,
         )  # fmt: skip
 
 

@@ -204,7 +204,8 @@ class LiveEngine:
         try:
             return graph_of(record, outputs)
         except InputError:
-            if (unused := record.name_leaf.unused()) is not None:  # parameters alone make no activation, as in a trace
+            unused = record.name_leaf.unused(record.known)
+            if unused is not None:  # parameters alone make no activation, as in a trace
                 record.number(unused)
                 return graph_of(record, outputs)
             found = [leaf for leaf in record.leaves if leaf.kind in ("constant", "buffer")]
@@ -264,9 +265,10 @@ class _Leaves:
         """The tensors that the run was given and that autograd follows."""
         return [t for t in tensors_in((self.args, self.kwargs)) if t.requires_grad]
 
-    def unused(self) -> Tensor | None:
-        """A float tensor that the run was given."""
-        return next((t for t in tensors_in((self.args, self.kwargs)) if t.is_floating_point() or t.is_complex()), None)
+    def unused(self, known: Callable[[Tensor], int | None]) -> Tensor | None:
+        """A float tensor that the run was given, and neither read nor left there itself (states in a tree's nodes)."""
+        given = (t for t in tensors_in((self.args, self.kwargs)) if t.is_floating_point() or t.is_complex())
+        return next((t for t in given if known(t) is None), None)
 
     def __call__(self, tensor: Tensor) -> tuple[str, Any]:
         known = self.engine.names.get(id(tensor))

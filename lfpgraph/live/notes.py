@@ -162,8 +162,8 @@ class NameLeaf(Protocol):
     def bridges(self, path: str) -> bool:
         """Whether a rule in this module may hand reward on where autograd stops."""
 
-    def unused(self) -> Tensor | None:
-        """A float tensor that the run was given."""
+    def unused(self, known: Callable[[Tensor], int | None]) -> Tensor | None:
+        """A float tensor that the run was given and that has no number yet."""
 
 
 @dataclass(slots=True)

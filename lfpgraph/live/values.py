@@ -99,6 +99,8 @@ class Values:
             return self._leaf(x)
         if not self.follows[found]:
             if x.requires_grad:
+                if self.name_leaf(x)[0] == "parameter":  # met while it was frozen
+                    return self._leaf(x)
                 self.begun.append(found)
                 self._begin(x, found)
             elif version_of(x) != self._versions[id(x)]:

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..composites.composite import Composite
-from ..composites.unmoved import log_cut, log_idle, log_stopped, log_unmoved
+from ..composites.unmoved import log_cut, log_idle, log_plain, log_stopped, log_unmoved
 from ..engine.options import Options
 from ..engine.plan import Plan
 from ..errors import InputError, LiveOnlyError, NoRuleError, TraceError
@@ -166,6 +166,7 @@ class Wrapping:
             log_idle(self.composite, self.model, logging.INFO)
             log_cut(plans[-1].names_cut)
             log_stopped(plans[-1].stopped)
+            log_plain(type(self.model).__name__, [plan.graph for plan in plans])
 
     def _by_choice(self, part: CallStandIn, args: Any, kwargs: Any) -> Any:
         module, choice = part.module, self.choice
