@@ -203,3 +203,14 @@ def test_what_kernels_ask_the_number_of_stays_open(way: str, composite: str) -> 
         for p, q in zip(static.parameters(), live.parameters()):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
     assert lfpgraph.explain_wrap(static).traces == 1
+
+
+def test_a_program_interpolates_by_the_operation_that_does_so() -> None:
+    """Written out, it would be thirty operations on indices."""
+    model = lfpgraph.wrap(Resized("bilinear"), engine="static")
+    for _ in range(2):
+        with torch.profiler.profile() as ran:
+            model(torch.randn(3, 2, 6, 4)).square().sum().backward()
+    names = {event.key for event in ran.key_averages()}
+    assert {"aten::upsample_bilinear2d", "aten::upsample_bilinear2d_backward"} <= names
+    assert not [name for name in names if "index" in name]
