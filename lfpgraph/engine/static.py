@@ -119,8 +119,8 @@ class NotedGraph(TorchDispatchMode):
 def on_fakes(values: Sequence[Any]) -> Iterator[Any]:
     """Run operations on fake tensors as a trace does: without gradients or warnings, assuming nothing of open sizes.
 
-    The shape of a result is worked out in Python where torch has that: kernels in C++ (interpolation, padding, FFT) would ask an
-    open size's number, and the program would fit one batch size alone.
+    The shape of a result is worked out in Python where torch has that: kernels in C++ (unfold, FFT) would ask an open size's
+    number, and the program would fit one batch size alone.
 
     Yields the fake mode of the values, None where they are real.
     """
