@@ -200,3 +200,26 @@ def test_tensors_without_memory(net: nn.Module) -> None:
 @pytest.mark.parametrize("baseline", [float("nan"), float("inf"), 1e39, 10**400])
 def test_a_baseline_that_is_no_number_of_the_inputs(net: nn.Module, baseline: float) -> None:
     refused(NonFiniteError, "too large for the inputs", net, X, 0, "epsilon", baseline=baseline)
+
+
+class Pooled(nn.Module):
+    """A mean over places that a mask of numbers chooses, as sentence embeddings have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.last((x * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True))
+        return found
+
+
+def test_a_model_that_is_no_number_at_the_baseline() -> None:
+    """The default baseline of a mask is zero, by whose sum the model divides."""
+    torch.manual_seed(0)
+    model, x, mask = Pooled(), torch.randn(2, 5, 4), torch.ones(2, 5)
+    with pytest.raises(NonFiniteError, match="Give a baseline="):
+        lfpgraph.attribute(model, {"x": x, "mask": mask}, 1, "deeplift")
+    given = {"x": torch.zeros_like(x), "mask": mask}
+    found = lfpgraph.attribute(model, {"x": x, "mask": mask}, 1, "deeplift", baseline=given)
+    assert found["x"].isfinite().all() and found["x"].any()

@@ -51,6 +51,7 @@ def along_path(
 
     Raises:
         AttributionError: fewer than one step, or a baseline that does not fit. Those of `Explainer.explain`.
+        NonFiniteError: a baseline that is NaN or infinite, or at which the model is so, where the composite compares two runs.
     """
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise AttributionError(f"steps must be a whole number and at least 1, not {steps!r}")
@@ -75,6 +76,13 @@ def along_path(
         )
     found = explainer.explain(model, *call, target, Point(1.0, references, starts), condition)
     signals = found.inputs
+    sound = all(bool(leaves[i].isfinite().all()) for i in floats.values())
+    if explainer.composite.compares and sound and not all(bool(s.isfinite().all()) for s in signals.values()):
+        raise NonFiniteError(
+            f"composite {explainer.composite.name!r} gives NaN or infinite relevance, though what is explained is finite: does "
+            "the model divide by what is zero at the baseline (a mask, say)? Give a baseline= at which it runs; without one "
+            "it is zero for every float input"
+        )
     if steps is not None:
         target = as_they_stand(target, found.explained)
         signals = {n: torch.zeros_like(s) for n, s in signals.items()}
