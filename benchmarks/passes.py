@@ -41,7 +41,7 @@ PASSES: dict[str, Without] = {
     "small signals scaled together (`join_scalings`)": _replaced("engine.program.join_scalings", lambda graph: None),
     "quick bindings (`quick_module`)": _replaced("engine.program.quick_module", lambda module, **_: module),
     "weights' signals scaled at once (`_finish_early`)": _replaced("engine.program._finish_early", lambda *args: None),
-    "transposes and reshapes merged (`_shorten`)": _replaced("engine.program._shorten", lambda node: None),
+    "transposes and reshapes merged (`_shorten`)": _replaced("passes.functional._shorten", lambda node: None),
 }
 
 

@@ -16,27 +16,33 @@ from lfpgraph.errors import AttributionError
 EACH = [3, [1, 0, 4], "predicted", Contrast("predicted", 2), lambda out: out.square().sum(1)]
 
 
-class Counted(nn.Module):
-    """A convolutional net with a recurrent layer; counts how often it runs."""
+class Net(nn.Module):
+    """A convolution, a recurrent layer if it is to have one, and a linear one."""
 
-    def __init__(self) -> None:
+    def __init__(self, recurrent: bool = False) -> None:
         super().__init__()
-        self.conv, self.rnn, self.head = nn.Conv2d(2, 6, 3, padding=1), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 5)
+        self.conv, self.head = nn.Conv2d(2, 5, 3, padding=1), nn.Linear(5, 5)
+        self.rnn = nn.GRU(5, 5, batch_first=True) if recurrent else None
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         x = torch.relu(self.conv(x)).flatten(2).mT
-        out: Tensor = self.head(self.rnn(x)[0].mean(1))
+        x = x if self.rnn is None else self.rnn(x)[0]
+        out: Tensor = self.head(torch.tanh(x).mean(1))
         return out if scale is None else out + 0 * scale.sum()
 
 
-def _model() -> tuple[nn.Module, Tensor]:
+def _model(recurrent: bool = False) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return Counted().double().eval(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    return Net(recurrent).double().eval(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("composite", ["epsilon", "epsilon-plus", "attnlrp", "gradient-x-input", "deeplift"])
+@pytest.mark.parametrize(
+    "composite", ["recurrent", "epsilon", "epsilon-plus", "attnlrp", "gradient-x-input", "deeplift"]
+)
 def test_each_target_has_what_it_has_alone(composite: str) -> None:
-    model, x = _model()
+    """Also where a walk through a recurrent layer writes over what it has read."""
+    model, x = _model(composite == "recurrent")
+    composite = composite.replace("recurrent", "epsilon")
     found = attribute(model, x, Targets(EACH), composite)
     alone = [attribute(model, x, target, composite) for target in EACH]
     assert found.shape == (len(EACH), *x.shape)

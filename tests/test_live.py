@@ -74,7 +74,10 @@ def test_default_engine_is_autograds(name: str) -> None:
 def test_recorded_gradient_is_autograds(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Recorded, planned and amended like feedback, with rules that change nothing."""
     assert_equal(run(CASES[name], RECORDED, "live"), plain(name), 1e-9)
-    _assert_said(caplog, CASES[name].says)
+    stopped = (
+        name == "spikes_written"
+    )  # these rules hand nothing through a step, so that the last layer reads constants
+    _assert_said(caplog, (*CASES[name].says, "computes nothing of the tensors") if stopped else CASES[name].says)
 
 
 @pytest.mark.parametrize("name", _marked([*SLOW, *SELDOM]))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..graph.graph import ACTIVE, OpGraph
+from ..graph.graph import ACTIVE, WEIGHT, OpGraph
 from ..numerics import is_zero
 from .composite import Composite
 
@@ -70,7 +70,8 @@ def log_cut(names: Sequence[str]) -> None:
 
 def log_plain(model: str, graphs: Iterable[OpGraph]) -> None:
     """Say in the log if nothing that a model computes carries reward, since nothing that it is given comes into it."""
-    if not any(graph.info[node].kind == ACTIVE for graph in graphs for node in graph.operations()):
+    kinds = {graph.info[node].kind for graph in graphs for node in graph.operations()}
+    if WEIGHT in kinds and ACTIVE not in kinds:
         log.warning(
             "%s computes nothing of the tensors that it is given, so its parameters receive the plain gradient and no feedback. "
             "What it makes of text or numbers inside carries reward if the call is given no other floating-point tensor, or "
