@@ -85,6 +85,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "ViT-S/16": MODELS["vit-s16"],
     "GPT-2, 2 layers": lambda: _gpt2(4, 64, n_layer=2, n_embd=128, n_head=2, vocab_size=5000),
     "GPT-2, 1 layer, full size": lambda: _gpt2(2, 32, n_layer=1),
+    "Spiking, 15 steps": MODELS["snn"],
     "LSTM, 40 steps": lambda: Case(_LSTM(), torch.randn(16, 40, 32), torch.randint(10, (16,))),
 }
 
