@@ -95,6 +95,13 @@ def test_details_have_a_dimension_of_targets() -> None:
         torch.testing.assert_close(value, torch.stack([a.parameters[name] for a in alone]))
 
 
+@pytest.mark.parametrize("target", [1, Targets([1, 2])])
+def test_a_number_that_no_relevance_reaches(target: Any) -> None:
+    model, x = _model()
+    found = attribute(model, {"x": x, "scale": torch.tensor(1.0, dtype=torch.float64)}, target, "gradient")
+    assert found["scale"].shape == ((2,) if isinstance(target, Targets) else ())
+
+
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()

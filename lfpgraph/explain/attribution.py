@@ -188,7 +188,8 @@ def _like(inputs: Any, args: Any, kwargs: Any, found: Found, targets: tuple[int,
     filled = [found.inputs.get(next(count)) if isinstance(leaf, Tensor) else None for leaf in leaves]
     for i, leaf in enumerate(leaves):
         if filled[i] is None and isinstance(leaf, Tensor) and leaf.is_floating_point():
-            filled[i] = torch.zeros_like(leaf).repeat(*targets, *[1] * leaf.dim())  # no relevance has reached it
+            nothing = torch.zeros_like(leaf)  # no relevance has reached it
+            filled[i] = nothing.expand(*targets, *leaf.shape).clone() if targets else nothing
     new_args, new_kwargs = pytree.tree_unflatten(filled, spec)
     if isinstance(inputs, Tensor):
         return new_args[0]
