@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -53,8 +54,14 @@ def _has_values(parameter: Tensor) -> bool:
 
 def _mark(parameter: Tensor) -> tuple[int, str]:
     """What is another one, most likely, once a parameter has been written to."""
+    values = parameter.detach()
+    if values.is_contiguous() and values.numel() * values.element_size() % 8 == 0 and values.data_ptr() % 8 == 0:
+        with contextlib.suppress(RuntimeError):  # a part that begins within eight bytes
+            return parameter._version, str(
+                values.view(-1).view(torch.int64).sum().item()
+            )  # its bits, the quickest to add up
     try:
         dtype = torch.promote_types(parameter.dtype, torch.float64)
-        return parameter._version, str(parameter.detach().sum(dtype=dtype).item())  # of which NaN is the same
+        return parameter._version, str(values.sum(dtype=dtype).item())  # of which NaN is the same
     except RuntimeError:  # numbers of eight bits, which cannot be added up
         return parameter._version, ""
