@@ -13,6 +13,7 @@ from ..errors import RuleError
 from ..graph.graph import is_float
 from ..registry import Signals
 from .signals import reward_of, share_of
+from .static import RESIZES
 from .units import Unit
 
 __all__ = ["Call", "execute"]
@@ -33,30 +34,24 @@ def _softshrink(x: Tensor, bound: Any = 0.5) -> Tensor:
     return torch.where(x > bound, x - bound, torch.where(x < -bound, x + bound, x * 0))
 
 
-def _resized(name: str) -> dict[Any, Callable[..., Any]]:
+def _by_size(packet: Any) -> Callable[..., Any]:
     """An interpolation that takes factors, as the one that takes sizes: its kernel asks for the numbers of open sizes."""
-    packet = getattr(aten, name)
 
-    def by_size(x: Tensor, size: Sequence[int] | None, *rest: Any) -> Any:
+    def resized(x: Tensor, size: Sequence[int] | None, *rest: Any) -> Any:
         *options, factors = rest  # align_corners, of those that have it
         if size is None:
             size = [torch.sym_int(n * factor) for n, factor in zip(x.shape[2:], factors)]
         return packet.default(x, size, *options, *(factors or [None] * len(size)))
 
-    return {packet.vec: by_size}
+    return resized
 
 
-_RESIZES = (
-    *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
-    *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
-    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
-)
 # What torch cannot run or differentiate while sizes are open, as other operations with the same result.
 _INSTEAD: dict[Any, Callable[..., Any]] = {
     aten.bilinear.default: _bilinear,
     aten.hardshrink.default: _hardshrink,
     aten.softshrink.default: _softshrink,
-    **{op: way for name in _RESIZES for op, way in _resized(name).items()},
+    **{packet.vec: _by_size(packet) for packet in (getattr(aten, name) for name in RESIZES)},
 }
 
 

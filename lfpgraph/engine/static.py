@@ -21,23 +21,18 @@ from ..passes.functional import make_functional
 from ..threads.silence import quiet
 from ..threads.turns import one_at_a_time
 
-__all__ = ["NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
+__all__ = ["RESIZES", "NotedGraph", "functional_graph", "no_autocast", "on_fakes"]
 
 # Torch 2.11 and 2.12 multiply by kernels that ask for an open size's number, unless products are written out in Python.
 _READS_SIZES = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
+# Interpolations, by name, whose kernels ask for the numbers of open sizes.
+RESIZES = (
+    *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+)
 # Back from the sizes in their second argument to those in their third; for their shapes there is nothing in Python.
-_RESIZED_BACK = {
-    getattr(torch.ops.aten, f"{name}_backward").default
-    for name in (
-        "upsample_linear1d",
-        "upsample_bilinear2d",
-        "upsample_trilinear3d",
-        "upsample_bicubic2d",
-        "_upsample_bilinear2d_aa",
-        "_upsample_bicubic2d_aa",
-        *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
-    )
-}
+_RESIZED_BACK = {getattr(torch.ops.aten, f"{name}_backward").default for name in RESIZES}
 
 
 def functional_graph(

@@ -5,7 +5,7 @@ Integrated gradients (Sundararajan et al. 2017) are the case where the signals a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,8 +76,7 @@ def along_path(
         )
     found = explainer.explain(model, *call, target, Point(1.0, references, starts), condition)
     signals = found.inputs
-    sound = all(bool(leaves[i].isfinite().all()) for i in floats.values())
-    if explainer.composite.compares and sound and not all(bool(s.isfinite().all()) for s in signals.values()):
+    if explainer.composite.compares and not _finite(signals.values()) and _finite(leaves[i] for i in floats.values()):
         raise NonFiniteError(
             f"composite {explainer.composite.name!r} gives NaN or infinite relevance, though what is explained is finite: does "
             "the model divide by what is zero at the baseline (a mask, say)? Give a baseline= at which it runs; without one "
@@ -129,8 +128,12 @@ def _starts(
             "baseline must be one number, or tensors that broadcast to the inputs, in their structure; the float inputs are "
             f"{[list(x.shape) for x in inputs]}, the baseline's tensors {[list(b.shape) for b in given]}"
         ) from None
-    _refuse_nan(all(bool(start.isfinite().all()) for start in starts))
+    _refuse_nan(_finite(starts))
     return starts, references
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def _refuse_nan(finite: bool) -> None:

@@ -57,9 +57,8 @@ def _mark(parameter: Tensor) -> tuple[int, str]:
     values = parameter.detach()
     if values.is_contiguous() and values.numel() * values.element_size() % 8 == 0 and values.data_ptr() % 8 == 0:
         with contextlib.suppress(RuntimeError):  # a part that begins within eight bytes
-            return parameter._version, str(
-                values.view(-1).view(torch.int64).sum().item()
-            )  # its bits, the quickest to add up
+            bits = values.view(-1).view(torch.int64)  # the quickest to add up
+            return parameter._version, str(bits.sum().item())
     try:
         dtype = torch.promote_types(parameter.dtype, torch.float64)
         return parameter._version, str(values.sum(dtype=dtype).item())  # of which NaN is the same
