@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..errors import LfpGraphError, TraceError
 
 __all__ = [
+    "alias_among",
     "are_tensors",
     "arguments_of",
     "check_module",
@@ -114,6 +115,30 @@ def parts_of(tensor: Any) -> list[Tensor]:
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
+
+
+def alias_among(tensor: Tensor, others: Iterable[Any]) -> Tensor | None:
+    """Of some tensors that autograd does not follow, the one of which this one is an alias, made without an operation.
+
+    `x.as_subclass(Image)` is such a one. `x.data` is not: it is meant to be apart.
+    """
+    if not _is_plain(tensor):
+        return None
+    with torch._C.DisableTorchFunctionSubclass():
+        base = tensor._base if tensor._is_view() else None
+        return next((x for x in others if _is_plain(x) and _is_same(x, tensor, base)), None)
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether a value is a tensor with memory of its own that is neither trained nor a parameter (whose `data` is a tensor)."""
+    if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or x.requires_grad:
+        return False
+    return x.layout is torch.strided and not is_traceable_wrapper_subclass(x)
+
+
+def _is_same(x: Tensor, alias: Tensor, base: Tensor | None) -> bool:
+    viewed = base is not None and (x is base or x._base is base)
+    return (viewed or type(x) is not type(alias)) and x.is_set_to(alias)
 
 
 def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:

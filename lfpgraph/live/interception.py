@@ -2,7 +2,8 @@
 
 PyTorch's dispatcher has a key in front of autograd, PreDispatch, that torch.export traces with. While a thread records,
 the key is switched on for it, and every operation calls the thread's `Recorder`, which runs the operation as ever (autograd,
-autocast and all) and notes what it was. Composite operations such as `linear` arrive whole.
+autocast and all) and notes what it was. Composite operations such as `linear` arrive whole; those that take functions
+(`torch.cond`, `scan`) are opened: what the functions do arrives.
 
 Two methods of torch are wrapped once, when a model is first recorded: `OpOverload._get_dispatch`, which torch asks for an
 operation's handler under that key if it knows none, and `HigherOrderOperator.dispatch`. Both do what they always did in
@@ -15,12 +16,15 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.utils import _in_hop_compile
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..tracing import flat
 
@@ -50,6 +54,7 @@ class _Local(threading.local):
     recorder: Any = None
 
 
+_TRUE = torch.tensor(True)
 _local = _Local()
 _lock = threading.Lock()
 _wrapped = False
@@ -245,14 +250,34 @@ def _wrap_torch() -> None:
                 return handler
             return get_dispatch(self, key)
 
-        def dispatch_unseen(self: HigherOrderOperator, key: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def dispatch_opened(self: HigherOrderOperator, key: Any, /, *args: Any, **kwargs: Any) -> Any:
             if recorder() is None or key != PRE_DISPATCH:
                 return dispatch(self, key, *args, **kwargs)
+            made_of = self.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
             with paused():
-                return self(*args, **kwargs)
+                if made_of is None or _get_current_dispatch_mode() is not None:  # none, or a compiler looks ahead
+                    return self(*args, **kwargs)
+                with resumed():
+                    return (_branch if self._name == "cond" else made_of)(*args, **kwargs)
 
         OpOverload._get_dispatch = get_dispatch_or_record  # type: ignore[method-assign]
-        HigherOrderOperator.dispatch = dispatch_unseen  # type: ignore[assignment,method-assign]
+        HigherOrderOperator.dispatch = dispatch_opened  # type: ignore[assignment,method-assign]
+
+
+def _branch(condition: Any, if_true: Any, if_false: Any, operands: Any) -> Any:
+    """`torch.cond`: only the branch that is taken is run; what the other one alone reads gets zeros, as from torch."""
+    branch = if_true if condition else if_false
+    out = branch(*operands)
+    reads = [node for node in branch.graph.nodes if node.op == "placeholder"] if hasattr(branch, "graph") else []
+    for node, x in zip(reads, operands):
+        if not node.users and isinstance(x, Tensor) and x.requires_grad and x.numel():
+            entry = x[(0,) * x.dim()]
+            out = pytree.tree_map_only(Tensor, partial(_and_zeros, entry), out)
+    return out
+
+
+def _and_zeros(entry: Tensor, out: Tensor) -> Tensor:
+    return torch.where(_TRUE, out, entry.to(out.dtype))
 
 
 def _wrap_classes() -> None:

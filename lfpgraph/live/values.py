@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointFunction
 
+from ..graph.calls import alias_among
 from .interception import paused
 from .notes import (
     Leaf,
@@ -35,6 +36,7 @@ from .operations import OWN_BACKWARD, OWN_VIEW
 
 __all__ = ["Values"]
 
+_VIEWS = ("CopySlices", "AsStrided", "Expand", "Alias")  # autograd's nodes of views, with all "View..."
 _MOST = 100_000  # autograd nodes looked through to find where an unknown value comes from
 
 
@@ -58,9 +60,7 @@ class Values:
 
     def __init__(self, name_leaf: NameLeaf) -> None:
         self.name_leaf = name_leaf
-        self.shapes: list[torch.Size] = []
-        self.dtypes: list[torch.dtype] = []
-        self.follows: list[bool] = []
+        self.shapes, self.dtypes, self.follows = list[torch.Size](), list[torch.dtype](), list[bool]()
         self.kept: list[Tensor | None] = []
         self.edges: dict[tuple[Any, int], int] = {}
         self.edge_of: dict[int, tuple[Any, int]] = {}
@@ -167,6 +167,9 @@ class Values:
             self.equate(x, number)
             return number
         kind, name = self.name_leaf(x)
+        if kind == "constant" and (met := alias_among(x, self._alive)) is not None:  # `x.as_subclass(...)`
+            self.equate(x, number := self.number(met))
+            return number
         if kind == "constant" and x in self.unrecorded:
             kind, name = "unrecorded", tuple(sorted(self.unrecorded.made_of(x)))
         number, held = self._new(x), x if alias is None else alias  # which may have other memory by now
@@ -219,9 +222,7 @@ class Values:
             if number is not None:
                 self.equate(x, number)
                 return number
-        found: list[int] = []
-        names: set[str] = set()
-        seen: set[Any] = set()
+        found, names, seen = list[int](), set[str](), set[Any]()
         stack = [edge[0]]
         while stack and len(seen) < _MOST:
             node = stack.pop()
@@ -250,7 +251,7 @@ class Values:
         if not found:
             return self._leaf(x)
         found += [n for n in dict.fromkeys(self._inputs_of(seen)) if n not in found]
-        is_view = all(name.startswith(("CopySlices", "AsStrided", "Expand")) or "View" in name for name in names)
+        is_view = all(name.startswith(_VIEWS) or "View" in name for name in names)
         if not is_view and not gives_feedback(edge[0]):
             self.own.append(edge[0].name())
         return self.made_unseen(OWN_VIEW if is_view else OWN_BACKWARD, found, x)

@@ -155,9 +155,9 @@ def saved_tensor_hooks():
     return mlp(6, 8, 8, 3), step
 
 
-@case(says=("computes nothing of the tensors",))
+@case()
 def subclass_and_default_device():
-    """A torch function mode inside forward, and a tensor subclass as input."""
+    """A torch function mode inside forward, and a tensor subclass as input and as what is made of it."""
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -166,7 +166,7 @@ def subclass_and_default_device():
 
         def forward(self, x):
             with torch.device("cpu"):
-                return self.layer(x.as_subclass(torch.Tensor)) + torch.ones(3)
+                return self.layer((x * 2).as_subclass(torch.Tensor)) + torch.ones(3)
 
     class Tagged(torch.Tensor):
         pass

@@ -68,7 +68,7 @@ class Conditional(nn.Module):
         return self.head(h)
 
 
-@case(says=("computes nothing of the tensors",))
+@case()
 def cond():
     """torch.cond, both ways."""
 
