@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lfpgraph
 from lfpgraph.composites.steps import STEP_WIDTHS
 from lfpgraph.kernels import DECOMPOSITIONS, KERNELS
-from lfpgraph.native import passes
+from lfpgraph.native import functions, passes
 from lfpgraph.native.compiler import c_compiler
 from lfpgraph.secants import operations
 from lfpgraph.wrapping.calls import wrapping_of
@@ -25,7 +25,7 @@ from .support.helpers import assert_same, gradients
 ops = torch.ops.lfpgraph
 compiled = pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
 types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-FUNCTIONS = ("gelu", "gelu_tanh", "silu")
+FUNCTIONS = functions.FUNCTIONS
 WIDTHS = {"of lfp": STEP_WIDTHS, "one": (0.3,), "six, unsorted": (3.0, 0.1, 3.0, 0.7, 0.5, 20.0)}
 SHAPES = {"flat": (40_003,), "images": (5, 7, 31, 41)}
 
@@ -98,7 +98,7 @@ def _check_equal(operation: Tensor, s: Tensor, *args: object) -> None:
 @compiled
 @types
 @pytest.mark.parametrize("width", [0.5, 0.2])
-@pytest.mark.parametrize("layout", ["plain", "channels last", "turned"])
+@pytest.mark.parametrize("layout", ["plain", "channels last", "turned", "with gaps"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_function_s_secant(function: str, layout: str, width: float, dtype: torch.dtype) -> None:
     """Within four units of the last digit of what is subtracted; the formula in float32 is within as many."""
@@ -126,7 +126,7 @@ def test_what_is_not_finite(dtype: torch.dtype) -> None:
     x[20_000:20_003] = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype)
     for function in FUNCTIONS:
         found, expected = (f(s, x, 0.5, function) for f in (ops.secant_signal, operations._secant))
-        assert torch.equal(found.isnan(), expected.isnan()) and found.isnan().sum() == 3
+        assert torch.equal(found.isnan(), expected.isnan()) and found[20_000:20_003].isnan().any()
     assert ops.spread_of(x, 1.0) == operations._spread(x, 1.0) == 1
     _check_equal(ops.comparison_signal, s, x, torch.tensor(1.0, dtype=dtype), 0.3, 1, STEP_WIDTHS)
 

@@ -55,8 +55,12 @@ static inline T apart(T x, T k, T a, T b) {{
   T e = decay(x);
   return k * e / ((1 + a * e) * (1 + b * e));
 }}
+static inline T decayed(T x) {{ /* decay(x) - 1 */
+  T scale, p = parts(-bounded(size_of(x), (T){most}), &scale);
+  return (scale - 1) + scale * p;
+}}
 static inline T hyperbolic(T x) {{
-  T scale, p = parts(-bounded(size_of(2 * x), (T){most}), &scale), e = (scale - 1) + scale * p;
+  T e = decayed(2 * x);
   return with_sign_of(e / (e + 2), x);
 }}
 """

@@ -19,37 +19,15 @@ import torch
 from torch import Tensor
 
 from .compiler import DTYPES, library
+from .functions import SLOPES, functions_of, slope_of
 
-__all__ = ["FUNCTIONS", "LEAST", "Passes", "begin", "is_dense", "known_passes", "passes_of"]
+__all__ = ["LEAST", "Passes", "begin", "is_dense", "known_passes", "passes_of"]
 
 log = logging.getLogger("lfpgraph")
 LEAST = 1 << 14  # numbers from which on a pass is worth that a compiler is started
 _BLOCK = 512  # numbers of which the sum, or what is worked out on the way, stays in the nearest cache
 _GRAIN = 1 << 15  # numbers that are worth a thread of their own, as torch has it
-FUNCTIONS = ("gelu", "gelu_tanh", "silu")  # whose secants there are
-_PARTS = ("floored", "comparison", *(f"secant_{name}" for name in FUNCTIONS))
-
-# erf(x) = x * P(x * x) / Q(x * x) up to the x from which on it is 1. The largest error is 2e-8 and 4e-17 of erf(x):
-# least squares with weights raised where errors were largest, in sixty digits.
-_ERF = {
-    torch.float32: (
-        3.93,
-        (1.128379145934263531, 0.1906037801344968266, 0.05276588519890640318, 0.003771859330309037341,
-         0.0002846283928883699582, 2.043179782642796089e-6),
-        (1.0, 0.5022509471317014486, 0.1141826010435217221, 0.01498175075507113239, 0.001163333434523016294,
-         0.00003800740468437718637),
-    ),
-    torch.float64: (
-        5.95,
-        (1.128379167095512535, 0.2204798313084154191, 0.06617525995873768295, 0.006906192833396746159,
-         0.0008571368620249194907, 0.00005712938028713134875, 3.910167418613778247e-6, 1.701164222283368293e-7,
-         6.777031477453228532e-9, 1.725049004621970645e-10, 3.331955143236690793e-12, 2.211567044581791334e-14,
-         1.554067658913235739e-17),
-        (1.0, 0.5287284963581303085, 0.1348891292936824539, 0.022020171312737888, 0.00256990603451959668,
-         0.0002266523880672462496, 0.00001554285708483289159, 8.376361169601690768e-7, 3.526764947251950628e-8,
-         1.127733566221627386e-9, 2.553325820089747977e-11, 3.304839147484132263e-13, 8.770872924421687926e-16),
-    ),
-}  # fmt: skip
+_PARTS = ("floored", "comparison", *(f"secant_{name}" for name in SLOPES))
 
 # A part works on the numbers from `start` to `end`. Without signals `s` a secant's slope itself is asked for.
 _BODY = """
@@ -57,25 +35,15 @@ typedef struct {{ const T *s, *x; T *out; const double *numbers; int64_t count, 
 typedef void Part(const Job *, int64_t, int64_t);
 #define BLOCK {block}
 
-static inline T error_function(T x) {{
-  T z = bounded(x, (T){most}), u = z * z, e = z * ({over}) / ({under});
-  return x > (T){most} ? 1 : x < -(T){most} ? -1 : e;
-}}
-static inline T gelu(T x) {{ return x * (T)0.5 * (1 + error_function(x * (T)0.70710678118654752440)); }}
-static inline T gelu_tanh(T x) {{
-  T inner = (T)0.79788456080286535588 * (x + (T)0.044715 * x * x * x);
-  return x * (T)0.5 * (1 + hyperbolic(inner));
-}}
-static inline T silu(T x) {{ return x * sigmoid(x); }}
-
-/* numbers: half of the width, and one over the width */
+{functions}
 #define SECANT(f) \\
 static inline __attribute__((always_inline)) void f##_from(const Job *job, int64_t start, int64_t end, int scaled) {{ \\
-  const T *s = job->s, *x = job->x, h = job->numbers[0], by = job->numbers[1]; \\
-  T *out = job->out; \\
+  const T *s = job->s, *x = job->x; \\
+  T *out = job->out, n[6]; \\
+  for (int i = 0; i < 6; i++) n[i] = job->numbers[i]; \\
   _Pragma("omp simd") \\
   for (int64_t j = start; j < end; j++) {{ \\
-    T slope = (f(x[j] + h) - f(x[j] - h)) * by; \\
+    T slope = slope_##f(x[j], n); \\
     out[j] = scaled ? s[j] * slope : slope; \\
   }} \\
 }} \\
@@ -203,7 +171,8 @@ class Passes:
 
     def secant(self, name: str, s: Tensor | None, x: Tensor, out: Tensor, width: float) -> Tensor:
         """The slope of a function's secant from x - width to x + width, times s where there is one."""
-        return self._on(f"secant_{name}", s, x, out, [width, 1 / (2 * width)])
+        slope, numbers = slope_of(name, width)
+        return self._on(f"secant_{slope}", s, x, out, numbers)
 
     def _on(
         self, part: str, s: Tensor | None, x: Tensor, out: Tensor, numbers: Sequence[float], widths: int = 0
@@ -250,23 +219,14 @@ def known_passes(dtype: torch.dtype) -> Passes | None:
 
 
 def _compile(dtype: torch.dtype) -> None:
-    most, over, under = _ERF[dtype]
-    written = {"over": _polynomial(over), "under": _polynomial(under), "parts": ", ".join(_PARTS)}
-    secants = "\n".join(f"SECANT({name})" for name in FUNCTIONS)
+    written = {"functions": functions_of(dtype), "parts": ", ".join(_PARTS)}
+    secants = "\n".join(f"SECANT({name})" for name in SLOPES)
     try:
-        compiled = library(_BODY.format(block=_BLOCK, most=most, secants=secants, **written), dtype)
+        compiled = library(_BODY.format(block=_BLOCK, secants=secants, **written), dtype)
     except OSError as error:  # a disk that is full, say
         log.info("torch's own operations run what is written in C: %s", error)
         compiled = None
     _known[dtype] = None if compiled is None else Passes(compiled)
-
-
-def _polynomial(terms: Sequence[float]) -> str:
-    """In u, as C."""
-    found = f"(T){terms[-1]!r}"
-    for term in terms[-2::-1]:
-        found = f"((T){term!r} + u * {found})"
-    return found
 
 
 @functools.cache
