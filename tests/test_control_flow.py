@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch._higher_order_ops.map import map as over_rows
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
@@ -154,3 +155,11 @@ def test_a_program_does_not_follow_a_branch_taken_without_gradients() -> None:
     model = lfpgraph.wrap(_Model(flow), "gradient", engine="static")
     with pytest.raises(LiveOnlyError, match="control flow without gradients"):
         model(torch.randn(3, 4, dtype=torch.float64))
+
+
+def test_a_branch_around_the_model_is_refused_with_a_reason() -> None:
+    model = _Model(_by_a_loop_in_python)
+    lfpgraph.wrap(model, engine="live")
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with pytest.raises(UncapturedHigherOrderOpError, match="lfpgraph: feedback of a wrapped model is no part of"):
+        torch.cond(x.sum() > 0, lambda x: model(x), lambda x: model(x) * 2, (x,))

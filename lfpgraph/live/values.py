@@ -76,9 +76,7 @@ class Values:
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._versions: dict[int, int] = {}  # how often the memory of these had been written to
-        self.writers: dict[
-            int, int
-        ] = {}  # by storage: the number of what was last written there, where nothing follows it
+        self.writers: dict[int, int] = {}  # by storage: what was last written there, where nothing follows it
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
         self.wanted: Container[int] | None = None  # values that are going to be looked at; None for all

@@ -78,6 +78,11 @@ class CallStandIn:
             record.path = before
 
     _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled function that calls it compiles none of it
+    # What torch says where it has to compile all, for a `torch.cond` around the model, say.
+    _run._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+        "lfpgraph: feedback of a wrapped model is no part of what torch compiles. Call the model itself, not within "
+        "torch.cond or torch.compile(fullgraph=True), or wrap the module whose forward has the torch.cond"
+    )
 
     def run_module(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own call: its forward and the hooks around it."""
