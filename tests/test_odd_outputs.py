@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.errors import LiveOnlyError
+from lfpgraph.wrapping import choice
+
+
+@pytest.fixture(autouse=True)
+def programs_from_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "LIVE_FIRST", 0)
 
 
 class Found:
@@ -66,16 +72,19 @@ def test_what_only_the_models_own_run_makes(name: str) -> None:
     give, read = HELD[name]
     with pytest.raises(LiveOnlyError, match="it returns a"):
         lfpgraph.wrap(Model(give), "gradient", engine="static")(torch.randn(3, 4, dtype=torch.float64))
-    torch.manual_seed(0)
-    model = Model(give)
-    lfpgraph.wrap(model, "gradient", engine="auto")
-    for _ in range(3):
-        x = torch.randn(3, 4, dtype=torch.float64)
-        expected = read(give(model.layer(x))).sum()
-        found = read(model(x)).sum()
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        for a, b in zip(*(torch.autograd.grad(z, model.layer.weight) for z in (found, expected))):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    found: list[list[Tensor]] = []
+    for engine in (None, "live", "auto"):
+        torch.manual_seed(0)
+        model = Model(give)
+        if engine is not None:
+            lfpgraph.wrap(model, engine=engine)
+        found.append([])
+        for _ in range(3):
+            value = read(model(torch.randn(3, 4, dtype=torch.float64)))
+            found[-1] += [value, *torch.autograd.grad(value.square().sum(), model.layer.weight)]
+    plain, live, auto = found
+    assert all(torch.equal(a, b) for a, b in zip(plain[::2], live[::2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(live, auto, strict=True))
 
 
 def parent_and_child(y: Tensor) -> Found:
@@ -122,11 +131,11 @@ class Doubles(nn.Module):
 
 @pytest.mark.parametrize("fills", [False, True])
 def test_an_input_is_written_to_as_autograd_follows_it(fills: bool) -> None:
-    def gradients(wrapped: bool) -> list[Tensor]:
+    def gradients(composite: str | None, engine: str = "live") -> list[Tensor]:
         torch.manual_seed(0)
         model = Doubles(fills)
-        if wrapped:
-            lfpgraph.wrap(model, "gradient", engine="auto")
+        if composite is not None:
+            lfpgraph.wrap(model, composite, engine=engine)
         found = []
         for _ in range(3):
             model.zero_grad()
@@ -136,5 +145,11 @@ def test_an_input_is_written_to_as_autograd_follows_it(fills: bool) -> None:
             found += [leaf.grad, model.layer.weight.grad]
         return found  # type: ignore[return-value]
 
-    for a, b in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with pytest.raises(LiveOnlyError, match="autograd is to follow what has been written"):
+        gradients("gradient", "static")
+    for found, expected in (
+        (gradients("gradient"), gradients(None)),
+        (gradients("lfp", "auto"), gradients("lfp")),
+    ):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
