@@ -130,7 +130,7 @@ def call_operation(operation: Callable[..., Any], *args: Any, kernel: Callable[.
     found: Tensor
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         found = DECOMPOSITIONS[operation](*args)
-    elif is_eager(*args):
+    elif is_eager(*args) and not args[0].is_meta:
         found = (kernel or KERNELS[operation])(*args)
     elif is_unseen() and operation in DECOMPOSITIONS and any(map(is_traceable_wrapper_subclass, args)):
         found = DECOMPOSITIONS[operation](*args)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ..composites.composite import Composite
 from ..graph.graph import module_path
+from ..native.loops import loop_of_graph
 from ..numerics import epsilon_factor
 from ..passes.gates import of_sum
 from ..passes.written_out import run_written_out, walk_written_out
@@ -24,7 +25,7 @@ from ..rules.loops import ADDED, LSTM, RECURRENT, answer_instead, cell_of, like_
 from ..rules.recurrent import Slopes, gradient_slopes, walk
 from ..rules.recurrent_loops import is_worth_a_loop, on_device_of, walk_in_loop
 from ..rules.views import vjp
-from .slopes import Step, backward_graph, backward_loop, slopes_graph, slopes_program
+from .slopes import Step, backward_graph, slopes_graph, slopes_program
 
 __all__ = ["WRITTEN_OUT", "keep_sums", "takes_steps_as_one"]
 
@@ -125,13 +126,17 @@ def _once(how: Callable[..., Any], step: Step, composite: Composite, form: float
 
 
 def _loop(step: Step, composite: Composite, form: float | None) -> Any:
-    return backward_loop(step, _once(backward_graph, step, composite, form))
+    return _compiled(step, _once(backward_graph, step, composite, form))
 
 
 def _loop_of_sum(step: Step, composite: Composite, form: float | None) -> Any:
     graph = of_sum(_once(backward_graph, step, composite, form))
     assert graph is not None, "keep_sums has looked"
-    return backward_loop(step, graph)
+    return _compiled(step, graph)
+
+
+def _compiled(step: Step, graph: fx.Graph) -> Any:
+    return loop_of_graph(graph, step.width, step.dtype, step.device)
 
 
 def keep_sums(graph: fx.Graph) -> None:

@@ -13,23 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.utils._pytree import tree_structure
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from ..composites.composite import Composite
 from ..errors import RuleError
 from ..graph.classes import classify
 from ..graph.graph import OpGraph, Placeholder
 from ..kernels import DECOMPOSITIONS
-from ..native.loops import Loop, loop_of_graph
-from ..native.steps import StepKernel
 from ..numerics import epsilon_factor, stabilize
 from ..passes.fastcalls import quick_module
 from ..passes.functional import clean
 from ..passes.fuse import fuse_pairs
-from ..passes.gates import by_gate, leave_ones_out
+from ..passes.gates import by_gate, leave_ones_out, merge_alike
 from ..passes.inplace import write_in_place
 from ..registry import Rule
 from ..rules.recurrent import CELLS
@@ -39,9 +36,10 @@ from .propagate import run_backward
 from .static import NotedGraph, functional_graph, no_autocast
 from .units import Unit
 
-__all__ = ["Step", "backward_graph", "backward_loop", "slopes_graph", "slopes_program", "step_graph"]
+__all__ = ["Step", "backward_graph", "slopes_graph", "slopes_program", "step_graph"]
 
 aten = torch.ops.aten
+_ROWS = 101  # seldom a size of anything else
 
 
 class Step(NamedTuple):
@@ -106,45 +104,58 @@ def slopes_graph(step: Step, composite: Composite, form: float | None) -> fx.Gra
         x, *states = (node.meta["val"] for node in planned.inputs)
         with x.fake_mode:
             z = torch.empty_like(x)
-        program = functional_graph(planned.slopes, [x, z, *states])
-        clean(program)
-        program.graph = fx_graph_cse(program.graph)
-        leave_ones_out(program.graph)
-        by_gate(program.graph, len(z[0]) // len(states[0][0]))
-        program.graph.eliminate_dead_code()
-        program.recompile()
-        return program
+        return _shortened(functional_graph(planned.slopes, [x, z, *states]), planned.gates)
+
+
+def _shortened(program: fx.GraphModule, gates: int) -> fx.GraphModule:
+    clean(program)
+    merge_alike(program.graph)
+    leave_ones_out(program.graph)
+    by_gate(program.graph, gates)
+    program.graph.eliminate_dead_code()
+    program.recompile()
+    return program
 
 
 def slopes_program(step: Step, composite: Composite, form: float | None) -> Callable[..., Any]:
     """What `slopes_graph` makes, as quick as it can be on real tensors."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-        program = slopes_graph(step, composite, form)
+        program = _noted_slopes(step, composite, form) or slopes_graph(step, composite, form)
         fuse_pairs(program.graph)
         write_in_place(program.graph)
         program.recompile()
         return quick_module(program)
 
 
+def _noted_slopes(step: Step, composite: Composite, form: float | None) -> fx.GraphModule | None:
+    """What `slopes_graph` makes, in a tenth of the time; None if an operation holds the number of rows it was noted with."""
+    planned = _PlannedStep(step, composite, form)
+    program = _noted(planned.slopes, step, planned.gates, len(step.kinds), NotedGraph({}), _ROWS)
+    program = _shortened(program, planned.gates)
+    held = (value for node in program.graph.nodes for value in tree_leaves((node.args, node.kwargs)))
+    return None if _ROWS in held else program
+
+
 def backward_graph(step: Step, composite: Composite, form: float | None) -> fx.Graph:
-    """A step backward as `rules.recurrent_loops.walk_in_loop` takes it, for `backward_loop`."""
+    """A step backward as `rules.recurrent_loops.walk_in_loop` takes it, once it is compiled."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-        planned, record = _PlannedStep(step, composite, form), NotedGraph(DECOMPOSITIONS)
-        n, x = len(step.kinds), torch.ones(3, planned.inputs[0].meta["val"].shape[1], dtype=step.dtype)
-        given = [x, x.clone(), *(torch.ones(3, step.width, dtype=step.dtype) for _ in range(3 * n))]
-        for i, value in enumerate(given):
-            record.placeholder(f"given_{i}", value)
-        with record:
-            found = planned.backward(*given)
+        planned = _PlannedStep(step, composite, form)
+        record = NotedGraph(DECOMPOSITIONS)
+        program = _noted(planned.backward, step, planned.gates, 3 * len(step.kinds), record, rows=3)
+        clean(program)
+        return program.graph
+
+
+def _noted(function: Any, step: Step, gates: int, states: int, record: NotedGraph, rows: int) -> fx.GraphModule:
+    """A function of x, z and some tensors like states, as a graph; noted on so many rows."""
+    x = torch.ones(rows, gates * step.width, dtype=step.dtype)
+    given = [x, x.clone(), *(torch.ones(rows, step.width, dtype=step.dtype) for _ in range(states))]
+    for i, value in enumerate(given):
+        record.placeholder(f"given_{i}", value)
+    with record:
+        found = function(*given)
     record.graph.output([None if s is None else record.of(s) for s in found])
-    program = fx.GraphModule(nn.Module(), record.graph)
-    clean(program)
-    return program.graph
-
-
-def backward_loop(step: Step, graph: fx.Graph) -> Loop | StepKernel | None:
-    """A `backward_graph` compiled."""
-    return loop_of_graph(graph, step.width, step.dtype, step.device)
+    return fx.GraphModule(nn.Module(), record.graph)
 
 
 class _PlannedStep:
@@ -165,6 +176,7 @@ class _PlannedStep:
         graph = classify(replace(graph, placeholders=list(places.values()), info={}))
         x, self.product = (n for n in graph.operations() if n.target is aten.linear.default)
         self.inputs = [x, *(n for _, n in states)]  # the product x, and the states before
+        self.gates = x.meta["val"].shape[1] // step.width
         self.active = [n for (_, n), kind in zip(states, step.kinds) if kind == "active"]
         self.ends = [node for node in graph.output_nodes if isinstance(node, fx.Node)]  # the states after
         self.plan = make_plan(graph, composite, {*x.all_input_nodes, *self.inputs, *self.ends, self.product})

@@ -177,16 +177,19 @@ def likeness_of(unit: Unit) -> Any:
 
     A model of twelve blocks has most of its units twelve times.
     """
-    if unit.is_region:
-        return None
-    seen = {
+    seen: dict[fx.Node, Any] = {
         n: (i, n.meta["val"].shape, n.meta["val"].dtype, n.meta["val"].stride())
         for i, n in enumerate(unit.inputs)
         if is_float(n.meta["val"])
     }
     if len(seen) != len(set(unit.inputs)):
         return None
-    arguments = fx.node.map_arg((unit.node.args, unit.node.kwargs), lambda n: seen.get(n))  # type: ignore[arg-type]
+    arguments = []
+    for i, node in enumerate(unit.nodes):
+        if not {*node.all_input_nodes} <= {*seen} and unit.is_region:
+            return None
+        arguments.append((node.target, fx.node.map_arg((node.args, node.kwargs), lambda n: seen.get(n))))  # type: ignore[arg-type]
+        seen[node] = -1 - i
     how = (
         None if unit.rule is None else (unit.rule.is_vjp, unit.rule.constants),
         _made_of(unit.handler),
@@ -196,7 +199,7 @@ def likeness_of(unit: Unit) -> Any:
         unit.option_epsilon,
         unit.rectified is None,
     )
-    return unit.node.target, how, repr(arguments)
+    return how, repr(arguments)
 
 
 def _made_of(function: Any) -> Any:

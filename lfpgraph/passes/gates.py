@@ -1,4 +1,4 @@
-"""Passes over graphs of a recurrent step (`engine.slopes`): gate by gate, no factors with ones, only the sum of products."""
+"""Passes over graphs of a recurrent step (`engine.slopes`): nothing twice, gate by gate, no factors with ones, only sums."""
 
 from __future__ import annotations
 
@@ -10,9 +10,30 @@ from torch import fx
 from ..graph.graph import shape_of
 from ..native.operations import KNOWN
 
-__all__ = ["by_gate", "leave_ones_out", "of_sum"]
+__all__ = ["by_gate", "leave_ones_out", "merge_alike", "of_sum"]
 
 aten = torch.ops.aten
+
+
+def merge_alike(graph: fx.Graph) -> None:
+    """Of operations that are alike, keep the first: of such as draw nothing and write nothing.
+
+    What lies in the memory of a result is left, so that two results stay apart. torch's own pass imports its compiler.
+    """
+    results = {_memory_of(node) for node in graph.output_node().all_input_nodes}
+    first: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _memory_of(node) in results:
+            continue
+        kept = first.setdefault(repr((node.target, node.args, node.kwargs)), node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            graph.erase_node(node)
+
+
+def _memory_of(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 def by_gate(graph: fx.Graph, gates: int) -> None:
