@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from lfpgraph.models_zoo.other_kinds import SpikingMLP
 from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.live import schedule
-from lfpgraph.models_zoo.other_kinds import SpikingMLP
 
 STEPS = """
 import sys, torch, lfpgraph
