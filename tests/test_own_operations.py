@@ -34,6 +34,19 @@ def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x + y, x - y
 
 
+@torch.library.custom_op("lfpgraph_own::third", mutates_args=())
+def third(x: Tensor) -> Tensor:
+    return x / 3
+
+
+@torch.library.custom_op("lfpgraph_own::fourth", mutates_args=())
+def fourth(x: Tensor) -> Tensor:
+    return x / 4
+
+
+third.register_autograd(lambda ctx, g: g / 3)
+
+
 @cube.register_fake
 def _(x: Tensor, k: float = 1.0) -> Tensor:
     return torch.empty_like(x)
@@ -116,6 +129,30 @@ def test_relevance_passes_operations_of_ones_own(kind: str, rules: None) -> None
 def test_without_a_rule_they_are_refused(engine: str) -> None:
     with pytest.raises(NoRuleError, match="lfpgraph_own.both.default"):
         lfp(Own("two"), X, engine=engine)
+
+
+def test_a_derivative_without_fake_values_is_used() -> None:
+    """No program can be made of it; a live run hands on what autograd hands on."""
+    layers, python = ([nn.Linear(4, 3), nn.Linear(3, 2)] for _ in range(2))
+    found = []
+    for (first, last), op in ((layers, third), (python, lambda x: x / 3)):
+        torch.manual_seed(0)
+        model = Sequence(first, op, last).double()
+        for p in model.parameters():
+            nn.init.uniform_(p, -1, 1)
+        found.append(lfp(model, X, engine="live"))
+    assert_same(*found, 1e-9)
+    with pytest.raises(NoRuleError, match="lfpgraph_own.fourth.default"):
+        lfp(Sequence(nn.Linear(4, 3), fourth, nn.Linear(3, 2)).double(), X, engine="live")
+
+
+class Sequence(nn.Module):
+    def __init__(self, first: nn.Module, op: Any, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.op, self.last = first, op, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.op(self.first(x)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import lfpgraph
+from lfpgraph.live.bridges import nothing
 from lfpgraph.wrapping import choice
 
 COMPRESS = {"coo": Tensor.to_sparse, "csr": Tensor.to_sparse_csr}
@@ -53,3 +54,41 @@ def test_sparse_as_dense(composite: str, layout: str, trainable: bool, mm: bool,
     for name, value in found.items():
         assert value.any()
         torch.testing.assert_close(value, expected[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Made(nn.Module):
+    """A matrix of activations, sparse or dense, added to a multiple of itself."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.entries, self.last, self.sparse = nn.Linear(3, 5), nn.Linear(4, 2), sparse
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.tensor([[0, 1, 2, 3, 1], [1, 2, 3, 0, 3]])
+        matrix = torch.sparse_coo_tensor(places, self.entries(x).sum(0), (4, 4), check_invariants=False)
+        if not self.sparse:
+            matrix = matrix.to_dense()
+        total = matrix + matrix * 3
+        return self.last(total.to_dense() if self.sparse else total)
+
+
+@pytest.mark.parametrize("composite", ["lfp", "lfp-epsilon"])
+def test_a_sparse_total_of_activations(composite: str) -> None:
+    found = []
+    for sparse in (True, False):
+        model = lfpgraph.wrap(Made(sparse).double(), composite, engine="live")
+        for i in range(2):
+            model(torch.randn(5, 3, generator=torch.Generator().manual_seed(i)).double()).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("layout", COMPRESS)
+def test_no_signal_for_a_sparse_tensor_is_sparse(layout: str) -> None:
+    s = COMPRESS[layout](torch.eye(3) * torch.inf)
+    found = nothing(s)
+    assert found.layout is s.layout and found.shape == s.shape
+    assert not found.to_dense().any()

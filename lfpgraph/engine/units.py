@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._library.custom_ops import OPDEFS
 
 from ..composites.composite import Ruleset
 from ..graph.graph import ACTIVE, WEIGHT, OpGraph, is_float, is_statistic
@@ -216,7 +217,11 @@ def is_differentiable(node: fx.Node) -> bool:
     try:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), fresh)
         with torch.enable_grad():
-            out = node.target(*args, **kwargs)  # type: ignore[operator]
+            try:
+                out = node.target(*args, **kwargs)  # type: ignore[operator]
+            except (RuntimeError, NotImplementedError, TypeError):  # a custom operation that takes no fake values
+                own = OPDEFS.get(getattr(getattr(node.target, "_schema", None), "name", ""))
+                return bool(node.meta.get("is_followed")) and (own is None or own._backward_fn is not None)
         tensors = [t for t in (out if isinstance(out, list | tuple) else [out]) if is_float(t) and t.requires_grad]
         leaves = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if is_float(t)]
         if not tensors:

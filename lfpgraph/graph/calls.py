@@ -133,7 +133,7 @@ def _is_plain(x: Any) -> bool:
     """Whether a value is a tensor with memory of its own that is neither trained nor a parameter (whose `data` is a tensor)."""
     if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or x.requires_grad:
         return False
-    return x.layout is torch.strided and not is_traceable_wrapper_subclass(x)
+    return x.layout is torch.strided and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def _is_same(x: Tensor, alias: Tensor, base: Tensor | None) -> bool:
@@ -151,12 +151,13 @@ def flatten_output(output: Any) -> tuple[list[Tensor], list[Any], Any]:
     flat, spec = pytree.tree_flatten(output)
     tensors: list[Tensor] = []
     described: list[Any] = []
+    twins: dict[int, Any] = {}
     for leaf in flat:
         if isinstance(leaf, Tensor):
             described.append(("tensor", len(tensors)))
             tensors.append(leaf)
         else:
-            described.append(("value", _opaque(leaf, tensors)))
+            described.append(("value", _opaque(leaf, tensors, twins)))
     return tensors, described, spec
 
 
@@ -174,8 +175,11 @@ class _TensorSlot:
 _SYMBOLS = {torch.SymInt: torch.int64, torch.SymFloat: torch.float64, torch.SymBool: torch.bool}
 
 
-def _opaque(value: Any, tensors: list[Tensor]) -> Any:
-    """A copy of an arbitrary object with its tensors moved to `tensors` and replaced by slots."""
+def _opaque(value: Any, tensors: list[Tensor], twins: dict[int, Any]) -> Any:
+    """A copy of an arbitrary object with its tensors moved to `tensors` and replaced by slots.
+
+    `twins` are the copies made so far, by identity: objects may hold each other, as a tree's nodes do.
+    """
     if isinstance(value, Tensor):
         tensors.append(value)
         return _TensorSlot(len(tensors) - 1)
@@ -183,11 +187,13 @@ def _opaque(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(torch.scalar_tensor(value, dtype=_SYMBOLS[type(value)]))
         return _TensorSlot(len(tensors) - 1, number=True)
     if isinstance(value, list | tuple | dict):
-        return _container_like(value, lambda item: _opaque(item, tensors))
+        return _container_like(value, lambda item: _opaque(item, tensors, twins))
+    if id(value) in twins:
+        return twins[id(value)]
     if hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
         if not any(_holds_tensor(item) for item in vars(value).values()):
             return value
-        return _twin(value, {key: _opaque(item, tensors) for key, item in vars(value).items()})
+        return _twin(value, twins, lambda item: _opaque(item, tensors, twins))
     return value
 
 
@@ -218,9 +224,10 @@ def _container_like(value: Any, change: Callable[[Any], Any]) -> Any:
     return twin
 
 
-def _twin(value: Any, state: dict[str, Any]) -> Any:
+def _twin(value: Any, twins: dict[int, Any], change: Callable[[Any], Any]) -> Any:
     """A copy of an object with other attributes; of frozen ones too, and of namespaces, whose dict may not be replaced."""
-    twin = copy.copy(value)
+    twin = twins[id(value)] = copy.copy(value)
+    state = {key: change(item) for key, item in vars(value).items()}
     try:
         object.__setattr__(twin, "__dict__", state)
     except AttributeError:
@@ -240,13 +247,16 @@ def _holds_tensor(value: Any, depth: int = 0) -> bool:
     return hasattr(value, "__dict__") and any(_holds_tensor(item, depth + 1) for item in vars(value).values())
 
 
-def fill_slots(value: Any, tensors: Sequence[Tensor]) -> Any:
-    """Undo `_opaque` with this call's tensors."""
+def fill_slots(value: Any, tensors: Sequence[Tensor], twins: dict[int, Any] | None = None) -> Any:
+    """Undo `_opaque` with this call's tensors; `twins` are the copies made so far."""
+    twins = {} if twins is None else twins
     if isinstance(value, _TensorSlot):
         tensor = tensors[value.position]
         return tensor.item() if value.number else tensor
+    if id(value) in twins:
+        return twins[id(value)]
     if not _holds_tensor(value):
         return value
     if isinstance(value, list | tuple | dict):
-        return _container_like(value, lambda item: fill_slots(item, tensors))
-    return _twin(value, {key: fill_slots(item, tensors) for key, item in vars(value).items()})
+        return _container_like(value, lambda item: fill_slots(item, tensors, twins))
+    return _twin(value, twins, lambda item: fill_slots(item, tensors, twins))

@@ -189,6 +189,8 @@ class _Hooks:
 
     def _settled(self, s: Tensor, factor: Factor, over: bool = False) -> Tensor:
         value = self._value(factor.measure)
+        if value.layout is not torch.strided:  # a sparse total keeps its signal whole: epsilon is for each entry
+            return s
         if factor.restated:
             return s * stabilize(value, factor.restated) / stabilize(value, factor.epsilon)
         zeroed_by = self.amendment.unit.zeroed_by

@@ -287,6 +287,8 @@ def _is_one_of_several(x: Tensor) -> bool:
 
 def nothing(s: Tensor) -> Tensor:
     """A signal of zero in the shape of s, whatever s holds: infinity times a share of zero is none."""
+    if s.layout is not torch.strided:
+        return torch.zeros_like(s)
     return torch.zeros((), dtype=s.dtype, device=s.device).expand(s.shape)
 
 

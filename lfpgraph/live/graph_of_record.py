@@ -73,6 +73,7 @@ def graph_of(record: Record, outputs: Sequence[int]) -> LiveGraph:
         }
         node.meta["stack_trace"] = record.lines[step]
         grad_fns = [record.edge_of[n][0] for n in outs if n in record.edge_of]
+        node.meta["is_followed"] = bool(grad_fns)
         node.meta["has_derivative"] = any(not isinstance(grad_fn, BackwardCFunction) for grad_fn in grad_fns)
         step_of[node] = step
         if len(outs) == 1 and not _returns_several(op):

@@ -47,6 +47,7 @@ _PYTHON = torch._C.DispatchKey.PythonDispatcher
 include = torch._C._dispatch_tls_set_dispatch_key_included
 _is_included = torch._C._dispatch_tls_is_dispatch_key_included
 without_python = torch._C._DisablePythonDispatcher
+_transform = torch._C._functorch.peek_interpreter_stack
 _mode_of = torch._C._get_dispatch_mode
 
 
@@ -55,8 +56,7 @@ class _Local(threading.local):
 
 
 _TRUE = torch.tensor(True)
-_local = _Local()
-_lock = threading.Lock()
+_local, _lock = _Local(), threading.Lock()
 _wrapped = False
 _classes: list[type] = []  # of tensors, whose constructors have been looked at
 _recordings = 0  # running now, in all threads
@@ -68,6 +68,9 @@ class Recorder(Protocol):
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation and return its result; called with recording paused."""
 
+    def again(self) -> None:
+        """Let a checkpoint around what runs now be recorded when it runs again."""
+
 
 def recorder() -> Any:
     """This thread's recorder, or None."""
@@ -75,10 +78,7 @@ def recorder() -> Any:
 
 
 class recording:
-    """Let this thread's operations go to a recorder.
-
-    A recording inside another one takes its place until it ends.
-    """
+    """Let this thread's operations go to a recorder, in place of that of a recording around it."""
 
     def __init__(self, new: Recorder) -> None:
         self._new = new
@@ -91,9 +91,8 @@ class recording:
         _as_written(1)
         _local.recorder = self._new
         flat.RUNS += 1
-        torch._C._set_graph_executor_optimize(
-            False
-        )  # TorchScript would make one operation of many, from its third run on
+        # TorchScript would make one operation of many, from its third run on
+        torch._C._set_graph_executor_optimize(False)
         include(PRE_DISPATCH, True)
         self._dispatcher = torch._C._EnablePythonDispatcher()
         self._dispatcher.__enter__()
@@ -255,8 +254,10 @@ def _wrap_torch() -> None:
                 return dispatch(self, key, *args, **kwargs)
             made_of = self.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
             with paused():
-                if made_of is None or _get_current_dispatch_mode() is not None:  # none, or a compiler looks ahead
+                # Not from here, a compiler looks ahead, or by a transform of torch.func, in which nothing is recorded
+                if made_of is None or _get_current_dispatch_mode() is not None or _transform() is not None:
                     return self(*args, **kwargs)
+                recorder().again()
                 with resumed():
                     return (_branch if self._name == "cond" else made_of)(*args, **kwargs)
 

@@ -24,7 +24,6 @@ from .repeats.steps import ANOTHER, Quick
 
 __all__ = ["Record"]
 
-
 _EMPTY = torch.ops.aten.empty.memory_format  # what `torch.tensor` fills unseen: as good as a tensor found
 
 
@@ -92,7 +91,7 @@ class Record(Kept):
         if self.shadows.noted:
             shadowed = self.shadows.given(args, kwargs, info_of(op).writes)
             if shadowed is not None:
-                record_again(self, partial(Record, self.name_leaf), args, kwargs)
+                self.again(args, kwargs)
                 out = self.run(op, *shadowed)
                 for x in tensors_among((out,), {}):
                     if x.grad_fn is not None:
@@ -110,6 +109,10 @@ class Record(Kept):
             return info.parts(*args, **kwargs)
         out = self.step(op, info, args, kwargs)
         return self.shadows.hide(out) if self._bridged else out
+
+    def again(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> None:
+        """Let a checkpoint around the step at hand record what it runs again."""
+        record_again(self, partial(Record, self.name_leaf), args, kwargs or {})
 
     def note(self, op: OpOverload, args: tuple[Any, ...], out: Any) -> Any:
         """Note an operation that has run with these arguments."""
@@ -195,11 +198,10 @@ class Record(Kept):
                 changed, self._bridged = True, not followed
                 while self.own_nodes:
                     only_if_reached(self.own_nodes.pop())
-                record_again(self, partial(Record, self.name_leaf), args, kwargs)
-        if changed and isinstance(out, Tensor):
-            out = results[0]
-        elif changed:
-            out = type(out)(x if r is None else r for x, r in zip(out, results))
+                self.again(args, kwargs)
+        if changed:
+            single = isinstance(out, Tensor)
+            out = results[0] if single else type(out)(x if r is None else r for x, r in zip(out, results))
         outs = tuple(self._new(x) if isinstance(x, Tensor) else -1 for x in results)
         if info.writes and outs[0] >= 0 and not self.follows[outs[0]]:
             self.writers[storage_of(results[0])] = outs[0]

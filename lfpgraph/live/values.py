@@ -65,11 +65,9 @@ class Values:
         self.edges: dict[tuple[Any, int], int] = {}
         self.edge_of: dict[int, tuple[Any, int]] = {}
         self.also: dict[int, list[tuple[Any, int]]] = defaultdict(list)
-        self.covering: set[Any] = set()
-        self.undone: set[int] = set()
-        self.leaves: list[Leaf] = []
+        self.covering, self.undone = set[Any](), set[int]()
+        self.leaves, self.begun = list[Leaf](), list[int]()
         self.seen: dict[int, weakref.ref[Tensor]] = {}
-        self.begun: list[int] = []
         self.own, self.own_nodes, self.checkpoints = list[str](), list[Any](), list[Any]()
         self.own_reads: list[tuple[int, Any, int]] = []
         self.started = torch._C._autograd._get_sequence_nr()  # nodes with a smaller number are older than the run
@@ -78,8 +76,7 @@ class Values:
         self._looked_at: dict[int, list[weakref.ref[Tensor]]] = {}
         self._ids: dict[int, int] = {}
         self._versions: dict[int, int] = {}  # how often the memory of these had been written to
-        # by storage: the number of what was last written there, where nothing follows it
-        self.writers: dict[int, int] = {}
+        self.writers: dict[int, int] = {}  # by storage: what was last written there, where nothing follows it
         self._alive: list[Any] = []
         self.unrecorded = Unrecorded()
         self.wanted: Container[int] | None = None  # values that are going to be looked at; None for all
@@ -127,7 +124,10 @@ class Values:
 
     def _new(self, x: Tensor) -> int:
         number = len(self.shapes)
-        self.shapes.append(x.shape)
+        try:
+            self.shapes.append(x.shape)
+        except RuntimeError:  # a nested tensor of the strided kind has none
+            self.shapes.append((None,))  # type: ignore[arg-type]
         self.dtypes.append(x.dtype)
         follows = x.requires_grad
         self.follows.append(follows)

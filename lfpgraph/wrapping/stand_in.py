@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops.utils import _in_hop_compile
 
 from ..errors import WrapError
-from ..live.engine import tensors_in
+from ..live.engine import changes_gradients, tensors_in
 from ..live.interception import recorder, unrecorded
 from ..live.repeats.modules import one_operation
 from ..live.repeats.replay import Replay
@@ -43,13 +44,15 @@ class CallStandIn:
         self.module, self.path, self.wrapping = module, path, wrapping
         self.whole_path = ".".join(filter(None, (wrapping.path, path)))
         self.compiled: Any = None
+        self.gives_none = not changes_gradients(wrapping.composite)
         self.known = one_operation(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             return self._run(*args, **kwargs)
-        inside = flat.RUNS or torch.compiler.is_exporting()
-        if inside and self.module._compiled_call_impl is None and _is_part_of_a_run():
+        needless = self.gives_none or not torch.is_grad_enabled()
+        inside = flat.RUNS or torch.compiler.is_exporting() or needless
+        if inside and self.module._compiled_call_impl is None and _is_part_of_a_run(needless):
             return self.run_module(*args, **kwargs)
         return self._run(*args, **kwargs)
 
@@ -75,6 +78,11 @@ class CallStandIn:
             record.path = before
 
     _run._torchdynamo_disable = True  # type: ignore[attr-defined]  # a compiled function that calls it compiles none of it
+    # What torch says where it has to compile all, for a `torch.cond` around the model, say.
+    _run._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+        "lfpgraph: feedback of a wrapped model is no part of what torch compiles. Call the model itself, not within "
+        "torch.cond or torch.compile(fullgraph=True), or wrap the module whose forward has the torch.cond"
+    )
 
     def run_module(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own call: its forward and the hooks around it."""
@@ -125,12 +133,14 @@ def _takes_floats(args: Any, kwargs: Any) -> bool:
     return any(x.is_floating_point() or x.is_complex() for x in tensors_in((args, kwargs)))
 
 
-def _is_part_of_a_run() -> bool:
+def _is_part_of_a_run(needless: bool) -> bool:
     """Whether torch.compile looks at a part inside a run (for torch.cond, say) or for torch.export, not at a whole model.
+
+    A part that `torch.cond` runs where there is no feedback to give (`needless`) runs as it is.
 
     To torch.compile this is a constant; what it checks again before it takes compiled code is `flat.RUNS`.
     """
-    if recorder() is not None or is_running_plainly():
+    if recorder() is not None or is_running_plainly() or (needless and _in_hop_compile()):
         return True
     return torch.compiler.is_exporting() and not another_thread_traces()
 

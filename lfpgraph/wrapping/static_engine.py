@@ -19,12 +19,14 @@ from ..engine.static import no_autocast
 from ..errors import LiveOnlyError, NonFiniteError, TraceError
 from ..graph.calls import flatten_output
 from ..graph.graph import OpGraph, ancestors
+from ..tracing.flat import attributes_of
 from ..tracing.guards import Guard, Observation, try_out
 from ..tracing.recurrent import steps_as_one
 from ..tracing.tracer import refuse_difference
 from ..tracing.verify import differ
 from .autograd_function import Feed, run_program
 from .model_call import ModelCall
+from .plain_values import made_by_its_run
 from .programs import Entry, Programs
 
 __all__ = ["StaticEngine"]
@@ -100,8 +102,11 @@ class StaticEngine:
         if any(isinstance(t, nn.Parameter) for t in tensors):
             why = why or "it returns a parameter itself, whose gradient no program sees"
         for kind, leaf in leaves:
-            if kind == "value" and (callable(leaf) or hasattr(type(leaf), "__next__")):
-                why = why or f"it returns a {type(leaf).__name__}, which only its own run can make"
+            made = made_by_its_run(leaf) if kind == "value" and why is None else None
+            if made is not None or (kind == "value" and callable(leaf)):
+                why = why or f"it returns a {made or type(leaf).__name__}, which only its own run can make"
+        if named := [name for t in tensors for name in attributes_of(t)]:
+            why = why or f"it returns a tensor with the attribute {named[0]}, which a program's have not"
         if why is not None or seen.guard is None:
             raise self._refusal(why or "its run could not be observed")
         if seen.shortcut is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..parameters import Scale, note_second
 from ..record import Record
 from ..schedule import Schedule
 from .aliases import Met, hold
+from .checkpoints import record_again
 from .expected import Scaled
 from .factors import LoneFactor, is_usual
 from .modules import OneOperation, chained
@@ -75,6 +77,10 @@ class Replay:
             record = self.record()
         record.path = self.path
         return record.run(op, args, kwargs)
+
+    def again(self) -> None:
+        """Let a checkpoint around the step at hand record what it runs again."""
+        record_again(self, partial(Record, self.name_leaf), (), {})
 
     def at_once(self, known: OneOperation, own: dict[str, Any], args: tuple[Any, ...], unseen: bool = False) -> Any:
         """The result of a module whose forward is one operation, if that is the expected one; else ANOTHER.

@@ -27,6 +27,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _GRADIENT = "takes gradients inside forward"
 _SEEDS = "seeds torch's random generator"
 _DRAWN = "reads the state of torch's random generator"
+_UNFOLLOWED = "runs torch's control flow without gradients, which a trace forgets"  # what leads to it as well
 _SETTING, _STATE = "asks for a setting of torch's", "asks for the state of the process"
 
 # Functions of torch, by file and name; "question" and "read" are judged together (`Suspects.shortcut`).
@@ -61,6 +62,8 @@ _TABLE = {
         "compile_wrapper",
     ): "calls what torch.compile has compiled, which a program cannot hold; it runs as it was written",
 }
+_TABLE |= {(f"_higher_order_ops/{name}.py", name): _UNFOLLOWED
+           for name in ("associative_scan", "cond", "map", "scan", "while_loop")}  # fmt: skip
 _THREAD = "asks which thread runs it"
 _FRAMES = "looks at the frames of its callers"
 _TRANSFORMS = {f"{_TORCH}_functorch{os.sep}{file}.py" for file in ("apis", "eager_transforms", "vmap")}
@@ -163,6 +166,8 @@ class Suspects:
         elif words == "level":
             self.loggers[frame.f_locals["self"]] = None
         elif words == _FREEZES and not isinstance(frame.f_locals["tensor"], nn.Parameter):
+            return
+        elif words == _UNFOLLOWED and torch.is_grad_enabled():
             return
         elif words == _THREAD and user is not frame.f_back:  # Python's library does for its own ends
             return

@@ -48,20 +48,25 @@ def _observed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
     parameters = ParametersBefore(model)
-    versions = [(name, x, x._version) for name, x in _named(copies, leaves).items()]
+    before = [(name, x, x._version, x.grad_fn) for name, x in _named(copies, leaves).items()]
     with running_plainly(), torch.enable_grad(), Observation(model, True, allows_shortcut=True) as seen:
         with given(model, copies):
             result = model.forward(*args, **kwargs)
             seen.drawn = torch.get_rng_state()
-            seen.written = {name for name, x, before in versions if x._version != before}
+            seen.written = {name for name, x, version, _ in before if x._version != version}
             seen.returned = _returned(result, model, leaves)
             linked = next((name for name, buffer in model.named_buffers() if buffer.requires_grad), None)
+            moved = next(
+                (name for name, x, _, made_by in before if name in seen.written and x.grad_fn is not made_by), None
+            )
     parameters.put_back()
     sizes = {name: buffer.shape for name, buffer in model.named_buffers()}
     if resized := [name for name, copy in copies.items() if copy.shape != sizes.get(name, copy.shape)]:
         seen.why_live, seen.may_settle = f"it gives its buffer {resized[0]} another size", False
     if linked is not None:
         seen.why_live, seen.may_settle = f"its buffer {linked} keeps the gradient graph of the call that made it", False
+    elif moved is not None:
+        seen.why_live, seen.may_settle = f"it writes to {moved}, and autograd is to follow what has been written", False
     after, spec_after = flatten_input(args, kwargs)
     if spec != spec_after or any(a is not b for a, b in zip(leaves, after)):
         seen.why_live = seen.why_live or "it writes into a container among its arguments, such as a key-value cache"

@@ -227,6 +227,33 @@ def nested_tensors():
     return Jagged(), lambda model, i: train(model, data(5, 6, seed=i))
 
 
+class Strided(Jagged):
+    """Rows in the older layout, which say no size at all."""
+
+    def forward(self, x):
+        h = self.layer(x)
+        rows = torch.nested.as_nested_tensor([h[:2], h[2:]], layout=torch.strided)
+        return self.head(torch.nested.to_padded_tensor(rows, 0.0))
+
+
+@case(says=("nested tensors", "no feedback"))
+def nested_tensors_of_the_older_layout():
+    return Strided(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
+class Masked(Jagged):
+    def forward(self, x):
+        h = self.layer(x)
+        seen = torch.masked.masked_tensor(h.detach(), h.detach() > 0)
+        return self.head(h * seen.tanh().to_tensor(0.5))
+
+
+@case()
+def masked_tensors():
+    """Tensors of a class with a dispatch of its own, which has no memory to be compared."""
+    return Masked(), lambda model, i: train(model, data(5, 6, seed=i))
+
+
 class Shown(nn.Module):
     def __init__(self) -> None:
         super().__init__()
