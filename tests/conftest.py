@@ -15,6 +15,13 @@ LONGEST = 300  # seconds of processor time that a test may take in its process
 LONGEST_BY_THE_CLOCK = 3600  # seconds, of a test that waits for something that never comes; others may use the cores
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """torch.manual_seed notes the whole stack, with its source, for each kind of accelerator that may come: here come none."""
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device._lazy_call = lambda call, **options: None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tiny models gain nothing from threads, and lose much where others use the cores; a test may have set others."""
     if torch.get_num_threads() != 1:
