@@ -21,7 +21,7 @@ from .support.seeds import check_all, failures
 from .support.together import Case, Joint, by_writes
 from .support.ways import compare, expected, programmed, walked, wrapped
 
-QUICK, REST, MANY = range(60), range(60, 100), 600
+QUICK, REST, MANY = range(40), range(40, 100), 600
 KNOWN: dict[tuple[str, int], list[int]] = {
     ("graphs", 80_000): [86_913]
 }  # not mended yet; docs/trust.md says what is known

@@ -108,7 +108,7 @@ def _exactly(op: OpOverload, name: str) -> list[Tensor | None]:
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch.")
 )
-@pytest.mark.parametrize("op", operations("dtype"), ids=case_id)
+@pytest.mark.parametrize("op", operations("dtype", often=3), ids=case_id)
 def test_shape_and_dtype(op: OpOverload, dtype: torch.dtype) -> None:
     for exact, sample in zip(samples(op), samples(op, dtype)):
         try:
