@@ -9,14 +9,29 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from .support.siblings import mark_siblings
+
 LONGEST = 300  # seconds of processor time that a test may take in its process
 LONGEST_BY_THE_CLOCK = 3600  # seconds, of a test that waits for something that never comes; others may use the cores
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch.manual_seed notes the whole stack, with its source, for each kind of accelerator that may come: here come none."""
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device._lazy_call = lambda call, **options: None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tiny models gain nothing from threads, and lose much where others use the cores; a test may have set others."""
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest takes out what is slow
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Cases of which others show the same are slow ones."""
+    mark_siblings(items, whole=not any("::" in arg for arg in config.args))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -21,7 +21,7 @@ from .support.seeds import check_all, failures
 from .support.together import Case, Joint, by_writes
 from .support.ways import compare, expected, programmed, walked, wrapped
 
-QUICK, MANY = 100, 600
+QUICK, REST, MANY = range(40), range(40, 100), 600
 KNOWN: dict[tuple[str, int], list[int]] = {
     ("graphs", 80_000): [86_913]
 }  # not mended yet; docs/trust.md says what is known
@@ -66,7 +66,7 @@ def _check(joint: Joint, whole: bool) -> None:
 
 
 # 72313: an output that cancels out to nothing
-@pytest.mark.parametrize("seed", [*range(QUICK), 72313])
+@pytest.mark.parametrize("seed", [*QUICK, 72313, *(pytest.param(n, marks=pytest.mark.slow) for n in REST)])
 def test_random_graph(seed: int) -> None:
     check(seed)
 

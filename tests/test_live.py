@@ -43,6 +43,15 @@ def _marked(names: Sequence[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in names else name for name in CASES]
 
 
+# Cases that the default engine takes statically as well, in the test before; of either kind some stay for the static one.
+STATIC = [
+    name for name, case in CASES.items() if case.static and name not in ("several_calls", "tied_weights", "codebook")
+]
+STATIC = [name for name in STATIC if name not in ("train_and_eval", "parts_called_alone", "unwrapped_in_the_middle")]
+STATIC += (
+    "autocast_inside chained_calls checkpointed_reentrant complex_layers complex_slices distributions exported_and_scripted "
+    "list_of_rows masks_for_a_checkpoint one_and_true spikes_written upsampled"
+).split()
 SELDOM = [name for name, case in CASES.items() if not case.often]
 
 
@@ -80,7 +89,7 @@ def test_recorded_gradient_is_autograds(name: str, caplog: pytest.LogCaptureFixt
     _assert_said(caplog, (*CASES[name].says, "computes nothing of the tensors") if stopped else CASES[name].says)
 
 
-@pytest.mark.parametrize("name", _marked([*SLOW, *SELDOM]))
+@pytest.mark.parametrize("name", _marked([*SLOW, *SELDOM, *STATIC]))
 def test_static_gradient_is_autograds_or_refused(name: str) -> None:
     """The static engine is right, or says what it cannot keep; it is never silently another model."""
     try:

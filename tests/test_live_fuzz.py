@@ -19,7 +19,7 @@ from .support.together import Case, by_writes
 from .support.ways import compare, walked, wrapped
 
 COMPOSITES = ("lfp-epsilon", "attnlrp", "lfp-gamma", "epsilon-plus")
-QUICK, MANY = 64, 400
+QUICK, REST, MANY = range(40), range(40, 64), 400
 
 
 def check(*seeds: int, length: int = 12, composites: tuple[str, ...] = COMPOSITES) -> None:
@@ -136,7 +136,7 @@ def test_mended(name: str) -> None:
     compare(name, wrapped(module, inputs, signals, composite, "live"), expected)
 
 
-@pytest.mark.parametrize("seed", range(QUICK))
+@pytest.mark.parametrize("seed", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in REST)])
 def test_random_graph(seed: int) -> None:
     check(seed, length=6, composites=(COMPOSITES[seed % len(COMPOSITES)],))
 

@@ -73,7 +73,11 @@ class Outcome:
 
 def differentiable() -> list[Any]:
     """The operations of the database that have autograd in float64 on the CPU."""
+    from torch.testing._internal import common_utils
     from torch.testing._internal.common_methods_invocations import op_db
+
+    # For each operation it looks through the whole stack for a test of torch's own, reading sources: half of the time.
+    common_utils.extract_test_fn = lambda: None
 
     return [op for op in op_db if op.supports_autograd and torch.float64 in op.dtypes]
 

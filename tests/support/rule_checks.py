@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 
 import pytest
@@ -82,12 +83,18 @@ def case_id(value: object) -> str | None:
     return f"{value.name}-float64" if isinstance(value, Sample) else None
 
 
-def operations(check: str) -> list[object]:
-    """All operations, known failures marked."""
-    marks = {
-        op: [pytest.mark.xfail(strict=True, reason=r)] for op in OPS if (r := KNOWN.get(f"{check}:{short_name(op)}"))
-    }
-    return [pytest.param(op, marks=marks.get(op, [])) for op in OPS]
+def operations(check: str, often: int = 1) -> list[object]:
+    """All operations, known failures marked; of those that share a rule only each so many-th is no slow test."""
+    result, sharing = [], collections.Counter[tuple[object, str]]()
+    for op in OPS:
+        rule, known = find_rule(op), KNOWN.get(f"{check}:{short_name(op)}")
+        assert rule is not None
+        shared = (rule.handler, rule.family.name)
+        marks = [pytest.mark.xfail(strict=True, reason=known)] if known else []
+        marks += [pytest.mark.slow] if sharing[shared] % often else []
+        sharing[shared] += 1
+        result.append(pytest.param(op, marks=marks))
+    return result
 
 
 def pairs(keep: Callable[[OpOverload, Sample], bool], check: str) -> list[object]:
