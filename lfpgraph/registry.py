@@ -86,8 +86,8 @@ class Call(Protocol):
         """
         ...
 
-    def run(self, tensors: Sequence[Any]) -> Any:
-        """The operation's result with other tensor arguments, in the order of `inputs`."""
+    def run(self, tensors: Sequence[Any], first: int | None = None) -> Any:
+        """The result with other tensor arguments, in the order of `inputs`; a region's first so many operations' if asked."""
         ...
 
     def reward(self, s: Tensor) -> Tensor:

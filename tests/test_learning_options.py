@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import lfpgraph
 from lfpgraph.composites.learning import learning_structure
+from lfpgraph.composites.steps import STEP_WIDTHS
 from lfpgraph.errors import CompositeError
 
 from .support.helpers import secant_slope
@@ -49,6 +50,37 @@ def test_a_large_spread_counts_as_the_most(most, scale, engine):
         s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight
     torch.testing.assert_close(found, (s * secant_slope(model.step, z, most)).sum(0))
     assert (z.std() > most) == (most < 9), "the spread does not put the bound to the test"
+
+
+class Rounded(Steps):
+    """Activations in units of a quantiser's, moved and rounded, as of whole numbers that have been summed."""
+
+    def __init__(self, unit: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("unit", unit)
+
+    def step(self, x: Tensor) -> Tensor:
+        return ((x + 3) / self.unit).round().clamp(-9, 9) * self.unit
+
+
+@pytest.mark.parametrize("engine", ["live", "static"])
+@pytest.mark.parametrize(
+    ("unit", "most"),
+    [(torch.tensor(4.0), 4.0), (torch.linspace(2, 8, 7), torch.linspace(2, 8, 7)), (torch.tensor(0.05), 1.0)],
+    ids=["coarse", "of each channel", "fine"],
+)
+def test_what_is_rounded_in_coarse_units_may_spread_by_one_of_them(unit, most, engine):
+    torch.manual_seed(0)
+    model, x = Rounded(unit).double(), 20 * torch.randn(6, 5, dtype=torch.float64)
+    found = feedback(model, LFP.with_options(epsilon=0.0), x, engine)["first.bias"]
+    with torch.no_grad():
+        z = model.first(x)
+        s = (torch.softmax(model(x), -1) - F.one_hot(torch.arange(6) % 3, 3)) / 6 @ model.second.weight
+        spread = torch.minimum(z.std(correction=0), torch.as_tensor(most).double())
+        rises = [(model.step(z + w * spread) - model.step(z - w * spread)) / (2 * w**2) for w in STEP_WIDTHS]
+        slope = sum(rises) / (spread * sum(1 / w for w in STEP_WIDTHS))
+    torch.testing.assert_close(found, (s * slope).sum(0))
+    assert (z.std() > torch.as_tensor(most)).all(), "the spread does not put the bound to the test"
 
 
 @pytest.mark.parametrize("engine", ["live", "static"])

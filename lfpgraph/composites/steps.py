@@ -3,7 +3,8 @@
 A step has no derivative of use, and `f(x) / x` says nothing of where its threshold is. A secant, `(f(x + h) - f(x - h)) / 2h`,
 sees every threshold within h, and needs nothing but f. The widths are multiples of the spread of x, so the rule is the same
 whatever the units of x are, up to a spread of 1: what has grown further is looked at more narrowly, as a surrogate of a fixed
-width does. The narrow widths weigh what is about to change, the wide ones let what is far from a threshold learn all the same.
+width does. Where x is divided first, as sums of whole numbers are before they are rounded, that is the spread of what it is then.
+The narrow widths weigh what is about to change, the wide ones let what is far from a threshold learn all the same.
 Each weighs in inverse proportion to its size, so the slope falls with the square of the distance from the threshold, about as
 the derivative of an arctangent does.
 
@@ -15,6 +16,7 @@ Source: this project; finite differences of a step, as randomized smoothing has 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import CompositeError
-from ..graph.graph import CASTS, WEIGHT, OpGraph
+from ..graph.graph import ACTIVE, CASTS, WEIGHT, OpGraph
 from ..graph.neurons import STEPS, find_neurons
 from ..graph.structure import Structure
 from ..kernels import LOW_PRECISION
@@ -43,6 +45,8 @@ _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
     aten.fake_quantize_per_tensor_affine.default,
 }
 
+_ENDS = (torch.ones_like, torch.zeros_like)
+_FACTORS, _TERMS = (aten.div.Tensor, aten.mul.Tensor), (aten.add.Tensor, aten.sub.Tensor)
 _SIDES: dict[Any, int] = {aten.gt.Scalar: 1, aten.ge.Scalar: 1, aten.lt.Scalar: -1, aten.le.Scalar: -1}
 
 
@@ -60,14 +64,14 @@ def add_steps(graph: OpGraph, found: Structure, widths: tuple[float, ...], most:
         raise CompositeError(f"step_widths={widths!r} must hold at least one number, all of them above zero")
     if not most > 0:
         raise CompositeError(f"step_spread={most!r} must be above zero")
-    rule = partial(_stepped, widths, most)
     for entry, nodes in activations_of(graph, found):
         if _is_step(graph, entry, nodes):
-            known = _threshold(entry, nodes)
+            known, scaling = _threshold(entry, nodes), _scaling(graph, entry, nodes)
+            rule = partial(_stepped, widths, most, scaling)
             found.rules[nodes[-1]] = rule if known is None else partial(_compared, widths, most, *known)
     for node in graph.operations():
         if node.target in STEPS - _HAVE_DERIVATIVES and graph.info[node].kind == WEIGHT:
-            found.rules[node] = rule
+            found.rules[node] = partial(_stepped, widths, most, 0)
     neurons = find_neurons(graph, found.regions)
     found.blocked |= neurons.resets
     for entry, nodes in activations_of(graph, found):
@@ -87,6 +91,25 @@ def _is_step(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) 
     return nodes[-1] not in direct
 
 
+def _scaling(graph: OpGraph, entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> int:
+    """How many operations at the start of a function multiply x by what is no activation, or move it; 0 if none multiplies."""
+    x, chain = entry, list[fx.Node]()
+    for node in nodes:
+        if x is None or not _is_linear(graph, node, x) or {n for n in x.users if n in nodes} != {node}:
+            break
+        x = node
+        chain.append(node)
+    return len(chain) if any(node.target in _FACTORS for node in chain) else 0
+
+
+def _is_linear(graph: OpGraph, node: fx.Node, x: fx.Node) -> bool:
+    """Whether an operation is one of x and of what is no activation that is linear in x."""
+    passive = all(graph.info[n].kind != ACTIVE for n in node.all_input_nodes if n is not x)
+    return node.args[0] is x and (
+        node.target in CASTS or (node.target in (*_FACTORS, *_TERMS) and passive and node.args[1] is not x)
+    )
+
+
 def _threshold(entry: fx.Node | None, nodes: tuple[fx.Node, ...]) -> tuple[float, int] | None:
     """The number that a function compares its input with, if it does no more; 1 or -1 as larger or smaller inputs give one."""
     compare, *others = nodes
@@ -102,21 +125,32 @@ def _compared(widths: tuple[float, ...], most: float, number: float, side: int, 
     return in_place_of(usual, partial(_known_secants, widths, most, number, side))
 
 
-def _stepped(widths: tuple[float, ...], most: float, usual: Handler) -> Handler:
+def _stepped(widths: tuple[float, ...], most: float, scaling: int, usual: Handler) -> Handler:
     """The rule of a step in place of the usual one: of an activation, or of an operation on parameters."""
     if usual is vjp:
         return partial(_of_parameters, widths, most)
-    return in_place_of(usual, partial(_secants, widths, most))
+    return in_place_of(usual, partial(_secants, widths, most, scaling))
 
 
 def _of_parameters(widths: tuple[float, ...], most: float, call: Call, s: Tensor, *args: Any, **kwargs: Any) -> Signals:
-    return [_secants(widths, most, call, s, i) if call.wanted[i] else None for i in range(len(call.inputs))]
+    return [_secants(widths, most, 0, call, s, i) if call.wanted[i] else None for i in range(len(call.inputs))]
 
 
-def _secants(widths: tuple[float, ...], most: float, call: Call, s: Tensor, place: int) -> Tensor:
-    """Signal of x for z = f(x): by the slopes of the lines through f(x - h) and f(x + h), each with a weight of 1 / h."""
+def _secants(widths: tuple[float, ...], most: float, scaling: int, call: Call, s: Tensor, place: int) -> Tensor:
+    """Signal of x for z = f(x): by the slopes of the lines through f(x - h) and f(x + h), each with a weight of 1 / h.
+
+    Args:
+        scaling: see `_scaling`.
+    """
     x = call.inputs[place]
-    wide, spread = _wide_and_spread(x, most)
+    if scaling == 0:
+        wide, spread = _wide_and_spread(x, most)
+    else:
+        wide, spread = _wide_and_spread(x, math.inf)
+        with torch.no_grad():
+            inputs = ([full(x) if i == place else other for i, other in enumerate(call.inputs)] for full in _ENDS)
+            one, zero = (call.run(given, scaling) for given in inputs)
+            spread = spread.clamp_max(most * (one - zero).abs().reciprocal().clamp_min(1))
     slope = torch.zeros_like(wide)
     for width in widths:
         low, high = (value_at(call, place, wide + side * width * spread) for side in (-1, 1))

@@ -106,8 +106,8 @@ class Call(registry.Call):
     def share(self, s: Tensor, total: Tensor, stabilizer: float) -> Tensor:
         return share_of(s, self.output, self.form, total, stabilizer)
 
-    def run(self, tensors: Sequence[Any]) -> Any:
-        return execute(self.unit, self._values, tensors)
+    def run(self, tensors: Sequence[Any], first: int | None = None) -> Any:
+        return execute(self.unit, self._values, tensors, first)
 
     def vjp(self, s: Any, again: bool = False) -> Signals:
         outputs = self._tape if isinstance(self._tape, list | tuple) else [self._tape]
@@ -149,18 +149,22 @@ def as_signals(answers: Any, unit: Unit, describe: Callable[[fx.Node], str]) -> 
     return list(answers)
 
 
-def execute(unit: Unit, values: Mapping[fx.Node, Any], tensors: Sequence[Any]) -> Any:
-    """Run the unit's nodes with these tensors in place of its tensor arguments; what is no tensor comes from `values`."""
+def execute(unit: Unit, values: Mapping[fx.Node, Any], tensors: Sequence[Any], first: int | None = None) -> Any:
+    """Run the unit's nodes with these tensors in place of its tensor arguments; what is no tensor comes from `values`.
+
+    Args:
+        first: how many of its nodes; None for all.
+    """
     if not unit.is_region:  # a tensor that is an argument twice comes twice
         given, inputs = iter(tensors), set(unit.inputs)
         return _run_node(unit.node, lambda n: next(given) if n in inputs else values[n])
     local = dict(zip(unit.inputs, tensors))
     constants = unit.rule.constants if unit.rule is not None else ()
-    for node in unit.nodes:
+    for node in unit.nodes[:first]:
         local[node] = _run_node(node, lambda n: local[n] if n in local else values[n])
         if node.target in constants:
             local[node] = local[node].detach()
-    return local[unit.node]
+    return local[node]
 
 
 def _run_node(node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ..engine.call import execute
 from ..engine.signals import reward_of, share_of
@@ -76,15 +77,14 @@ class LiveCall(Call):
     def share(self, s: Tensor, total: Tensor, stabilizer: float) -> Tensor:
         return share_of(s, self.output, self.form, total, stabilizer)
 
-    def run(self, tensors: Sequence[Any]) -> Any:
-        """The operation's result with other tensor arguments, in the order of `inputs`."""
+    def run(self, tensors: Sequence[Any], first: int | None = None) -> Any:
         unit = self.unit
         constants = unit.rule.constants if unit.rule is not None else frozenset()
         replaced: dict[int, Any] = {}
         for node, x in zip(unit.inputs, tensors):
             number = self._numbers[node]
             replaced[number] = _Places([*replaced[number], x]) if number in replaced else _Places([x])
-        for node in unit.nodes:
+        for node in unit.nodes[:first]:
             args, kwargs = self._templates[node]
             out = node.target(*self._filled(args, replaced), **self._filled(kwargs, replaced))  # type: ignore[operator]
             if node.target in constants:
@@ -254,15 +254,12 @@ class _Asked(Call):
     def reward(self, s: Tensor) -> Tensor:
         return torch.empty_like(self.output)
 
-    def run(self, tensors: Sequence[Any]) -> Any:
-        if not torch.is_grad_enabled() and all(_alike(x, given) for x, given in zip(tensors, self.inputs)):
-            several = isinstance(self.output, list)
-            outputs = [
-                torch.empty_like(z) if isinstance(z, Tensor) else z for z in (self.output if several else [self.output])
-            ]
-            return outputs if several else outputs[0]
+    def run(self, tensors: Sequence[Any], first: int | None = None) -> Any:
+        as_it_was = first is None and not torch.is_grad_enabled()
+        if as_it_was and all(_alike(x, given) for x, given in zip(tensors, self.inputs)):
+            return pytree.tree_map_only(Tensor, torch.empty_like, self.output)
         values = {n: n.meta["val"] for node in self.nodes for n in node.all_input_nodes}
-        return execute(self._unit, values, tensors)
+        return execute(self._unit, values, tensors, first)
 
     def vjp(self, s: Any, again: bool = False) -> list[Any]:
         """A multiple of autograd's signals, if they are those of the signal that has arrived; tensors for another one.

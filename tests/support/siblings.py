@@ -54,7 +54,6 @@ SIBLINGS: dict[str, Sequence[str]] = {
         "text-attnlrp--1", "text-attnlrp-weights", "norm_cnn-epsilon-plus-predicted",
     ),
     "test_onnx_attribution.py::test_float64_equals_attribute": ("gamma",),
-    "test_onnx_quantised.py::test_the_quantisers_files_run_and_train": ("dynamic channels",),
     "test_onnx_recurrent.py::test_recurrent_layers_equal_torch": ("gru-lfp-epsilon-3-options1",),
     "test_patterns.py::test_equal_to_one_trace": ("lfp-None", "lfp-epsilon-None", "gradient-None"),
     "test_recurrent_loops.py::test_a_static_layer_keeps_the_sum_of_its_products_if_that_is_all_that_is_read": (
