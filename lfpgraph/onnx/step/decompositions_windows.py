@@ -1,7 +1,8 @@
-"""Backward forms of convolutions, poolings and interpolation, in operations that ONNX has."""
+"""Convolutions of float64, and backward forms of convolutions, poolings and interpolation, in operations that ONNX has."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,19 @@ from torch import Tensor
 from ..operators.translators import each_of
 from ..registry import decomposes
 
+log = logging.getLogger("lfpgraph")
 aten = torch.ops.aten
 _MANY = 16  # channels
+
+
+@decomposes(aten.convolution.default)
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """In float32, since onnxruntime has none of float64 on a CPU; whole numbers below 2**24 are the same in it."""
+    if x.dtype is not torch.float64:
+        return NotImplemented  # type: ignore[no-any-return]
+    log.info("onnxruntime has no convolutions of float64: those of this model are written in float32")
+    given = (None if t is None else t.float() for t in (x, weight, bias))
+    return aten.convolution.default(*given, *rest).double()  # type: ignore[no-any-return]
 
 
 @decomposes(aten.convolution_backward.default)
