@@ -76,6 +76,38 @@ def test_which_take_the_plain_signal(name: str, engine: str) -> None:
     assert _plain(copy.deepcopy(model).double(), torch.randn(5, 6, dtype=torch.float64), engine) == expected
 
 
+class Flattened(nn.Module):
+    """Layers behind each other with a view between them, over samples of an open number."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor], last: int) -> None:
+        super().__init__()
+        self.first, self.second, self.view = nn.Linear(8, 2), nn.Linear(last, 7), view
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.second(self.view(self.first(x)))
+        return found
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    ("view", "last", "expected"),
+    [
+        (lambda a: a.view(a.shape[0] * 3, 2), 2, {"first.weight", "second.weight"}),
+        (
+            lambda a: a.reshape(a.shape[0], -1),
+            6,
+            set(),
+        ),  # the second reads places, too: wider than what the first makes
+        (lambda a: a.flatten(1), 6, set()),
+    ],
+)
+def test_views_between_them_of_an_open_number_of_samples(
+    view: Callable[[Tensor], Tensor], last: int, expected: set[str], engine: str
+) -> None:
+    model = Flattened(view, last).double()
+    assert _plain(model, torch.randn(5, 3, 8, dtype=torch.float64), engine) == expected
+
+
 @ENGINES
 @pytest.mark.parametrize(("groups", "expected"), [(1, {"first.weight", "second.weight"}), (2, set())])
 def test_convolutions(groups: int, expected: set[str], engine: str) -> None:

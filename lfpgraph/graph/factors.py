@@ -52,10 +52,16 @@ def joined_factors(graph: OpGraph) -> set[fx.Node]:
         ends = list(_ends(graph, node))
         if ends and all(end in layers and layers[end][0] is source for source, end in ends):
             pair = weight, *(layers[end][1] for _, end in ends)
-            width = node.meta["val"].shape[1 if weight.meta["val"].dim() > 2 else -1]
-            if all(width**2 < n.meta["val"].numel() for n in pair):
+            width = _width(node, weight)
+            whole = all(_width(source, layers[end][1]) == width for source, end in ends)  # no view has put more into it
+            if whole and all(width**2 < n.meta["val"].numel() for n in pair):
                 joined.update(pair)
     return joined
+
+
+def _width(node: fx.Node, weight: fx.Node) -> int:
+    """How many numbers a value has at each place, before or behind a layer with this weight."""
+    return int(node.meta["val"].shape[1 if weight.meta["val"].dim() > 2 else -1])
 
 
 def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -66,7 +72,7 @@ def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         return None
     (weight,) = (n for n in inputs if n is not active[0])
     while _only_shows(graph, weight):
-        (weight,) = weight.all_input_nodes
+        (weight,) = _tensors(weight)
     by_groups = isinstance(node.target, OpOverload) and _given(node).get("groups", 1) != 1
     value = weight.meta.get("val")
     matrix = weight.op == "placeholder" and isinstance(value, Tensor) and value.dim() > 1
@@ -76,7 +82,12 @@ def _layer(graph: OpGraph, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 def _only_shows(graph: OpGraph, node: fx.Node) -> bool:
     """Whether a value is another one in another shape or type."""
     alike = node.target in _SAME or (node.op == "call_function" and graph.info[node].family is VIEW)
-    return alike and len(node.all_input_nodes) == 1
+    return alike and len(_tensors(node)) == 1
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """What a node reads but sizes, which are nodes of their own where they are open."""
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
 
 
 def _ends(graph: OpGraph, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
