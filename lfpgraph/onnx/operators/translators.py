@@ -186,7 +186,7 @@ def max_pool_backward(
     if all(k <= step for k, step in zip(kernel, stride)) and each_of(dilation, 2) == [1, 1] and str(s.dtype) == "FLOAT":
         sizes = op.Shape(x)
         return op.MaxUnpool(s, places, sizes, kernel_shape=kernel, strides=stride)
-    empty = op.Expand(op.CastLike(0.0, s), op.Size(x))
+    empty = op.Expand(op.CastLike(0.0, s), op.Unsqueeze(op.Size(x), [0]))
     summed = op.ScatterElements(empty, op.Reshape(places, [-1]), op.Reshape(s, [-1]), reduction="add")
     return op.Reshape(summed, op.Shape(x))
 

@@ -6,7 +6,7 @@ come first: what they know is not taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,3 +55,15 @@ def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         return batch_norm_written_out(x, *rest[:4], *rest[5:])
     op = aten._native_batch_norm_legit_functional.default
     return get_decompositions([op])[op](x, *rest)  # type: ignore[operator]
+
+
+@decomposes(aten._trilinear.default)
+def trilinear(
+    a: Tensor, b: Tensor, c: Tensor, expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
+    sumdim: Sequence[int], unroll_dim: int = 1,
+) -> Tensor:  # fmt: skip
+    """`nn.Bilinear` and its derivatives: a product of three tensors, each with axes of one put in, summed over some axes."""
+    for axes in zip((0, 1, 2), (expand_a, expand_b, expand_c)):
+        for axis in sorted(axes[1]):
+            a, b, c = (t.unsqueeze(axis) if i == axes[0] else t for i, t in enumerate((a, b, c)))
+    return (a * c * b).sum(list(sumdim))

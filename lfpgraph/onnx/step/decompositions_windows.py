@@ -138,6 +138,32 @@ def avg_pool2d_backward(
     return spread.reshape(x.shape)
 
 
+@decomposes(aten._adaptive_avg_pool2d.default)
+def adaptive_average(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The means of windows that may overlap and differ in size, as products with their shares; of images of a fixed size."""
+    if not all(isinstance(n, int) for n in (*x.shape[-2:], *size)):
+        return NotImplemented  # type: ignore[no-any-return]
+    rows, columns = (_shares(n, out, x) for n, out in zip(x.shape[-2:], size))
+    return rows @ (x @ columns.t())
+
+
+@decomposes(aten._adaptive_avg_pool2d_backward.default)
+def adaptive_average_backward(s: Tensor, x: Tensor) -> Tensor:
+    if not all(isinstance(n, int) for n in (*x.shape[-2:], *s.shape[-2:])):
+        return NotImplemented  # type: ignore[no-any-return]
+    rows, columns = (_shares(n, out, s) for n, out in zip(x.shape[-2:], s.shape[-2:]))
+    return rows.t() @ (s @ columns)
+
+
+def _shares(size: int, out: int, like: Tensor) -> Tensor:
+    """[out, size]: what each entry of an axis has in each of the windows that `adaptive_avg_pool` cuts it into."""
+    found = [[0.0] * size for _ in range(out)]
+    for i, row in enumerate(found):
+        start, end = i * size // out, -(-(i + 1) * size // out)
+        row[start:end] = [1 / (end - start)] * (end - start)
+    return torch.tensor(found, dtype=like.dtype, device=like.device)
+
+
 def _scaled_back(s: Tensor, shape: Sequence[int], align: bool | None, scales: Sequence[Any]) -> Tensor:
     """Each signal goes to the entries that its own was made of; `align` is None where that is the nearest one."""
     for axis, (m, scale) in enumerate(zip(shape[2:], [*scales, None, None, None]), 2):
