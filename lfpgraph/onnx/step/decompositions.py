@@ -6,6 +6,7 @@ come first: what they know is not taken apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ aten = torch.ops.aten
 # What torch can take apart, but does not among its core decompositions.
 _FURTHER = [
     aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training, aten.elu, aten.linalg_vector_norm,
-    aten.native_batch_norm, aten.var, aten.var_mean,
+    aten.native_batch_norm,
 ]  # fmt: skip
 # What torch would take apart, and its exporter has an operator for.
 _WHOLE = {
@@ -67,3 +68,22 @@ def trilinear(
         for axis in sorted(axes[1]):
             a, b, c = (t.unsqueeze(axis) if i == axes[0] else t for i, t in enumerate((a, b, c)))
     return (a * c * b).sum(list(sumdim))
+
+
+@decomposes(aten.var_mean.correction)
+def var_mean(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """In operations of ATen; torch's own form has others, which no later pass takes."""
+    dims = [d % x.dim() for d in dim] if dim else list(range(x.dim()))
+    mean = x.mean(dims, keepdim=True)
+    centred, count = x - mean, math.prod(x.shape[d] for d in dims)
+    variance = (centred * centred).sum(dims, keepdim=True) / (count - (1 if correction is None else correction))
+    if not keepdim:
+        variance, mean = variance.squeeze(dims), mean.squeeze(dims)
+    return variance, mean
+
+
+@decomposes(aten.var.correction)
+def var(x: Tensor, dim: Sequence[int] | None = None, **options: Any) -> Tensor:
+    return var_mean(x, dim, **options)[0]
