@@ -144,9 +144,10 @@ def test_a_relu_written_with_a_comparison_is_no_step():
 
 
 @pytest.mark.parametrize("engine", ["live", "static"])
-def test_the_secant_of_an_activation(engine):
+@pytest.mark.parametrize("function", [torch.tanh, F.softplus], ids=["by name", "by its values"])
+def test_the_secant_of_an_activation(function, engine):
     torch.manual_seed(0)
-    model, x = OneFunction(torch.tanh).double(), torch.randn(6, 5, dtype=torch.float64)
+    model, x = OneFunction(function).double(), torch.randn(6, 5, dtype=torch.float64)
     composite = replace(PLAIN.with_options(epsilon=0.0, floor=0.0), structure=partial(learning_structure, secant=1e-4))
     true = gradients(model, x)
     expected = {n: true[n] * (p.detach().abs() if p.dim() > 1 else 1) for n, p in model.named_parameters()}
