@@ -123,10 +123,10 @@ def _for_one_input(
     return signals
 
 
-def value_at(call: Call, place: int, x: Tensor) -> Tensor:
-    """What the activation makes of another x."""
+def value_at(call: Call, place: int, x: Tensor, first: int | None = None) -> Tensor:
+    """What the activation makes of another x, or the first so many operations of it do."""
     with torch.no_grad():
-        found: Tensor = call.run([x if i == place else other for i, other in enumerate(call.inputs)])
+        found: Tensor = call.run([x if i == place else other for i, other in enumerate(call.inputs)], first)
     return found
 
 

@@ -45,7 +45,6 @@ _HAVE_DERIVATIVES = {  # torch's own, which pass what lies in range
     aten.fake_quantize_per_tensor_affine.default,
 }
 
-_ENDS = (torch.ones_like, torch.zeros_like)
 _FACTORS, _TERMS = (aten.div.Tensor, aten.mul.Tensor), (aten.add.Tensor, aten.sub.Tensor)
 _SIDES: dict[Any, int] = {aten.gt.Scalar: 1, aten.ge.Scalar: 1, aten.lt.Scalar: -1, aten.le.Scalar: -1}
 
@@ -147,10 +146,8 @@ def _secants(widths: tuple[float, ...], most: float, scaling: int, call: Call, s
         wide, spread = _wide_and_spread(x, most)
     else:
         wide, spread = _wide_and_spread(x, math.inf)
-        with torch.no_grad():
-            inputs = ([full(x) if i == place else other for i, other in enumerate(call.inputs)] for full in _ENDS)
-            one, zero = (call.run(given, scaling) for given in inputs)
-            spread = spread.clamp_max(most * (one - zero).abs().reciprocal().clamp_min(1))
+        one, zero = (value_at(call, place, full(x), scaling) for full in (torch.ones_like, torch.zeros_like))
+        spread = spread.clamp_max(most * (one - zero).abs().reciprocal().clamp_min(1))
     slope = torch.zeros_like(wide)
     for width in widths:
         low, high = (value_at(call, place, wide + side * width * spread) for side in (-1, 1))

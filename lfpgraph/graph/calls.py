@@ -126,7 +126,10 @@ def alias_among(tensor: Tensor, others: Iterable[Any]) -> Tensor | None:
         return None
     with torch._C.DisableTorchFunctionSubclass():
         base = tensor._base if tensor._is_view() else None
-        return next((x for x in others if _is_plain(x) and _is_same(x, tensor, base)), None)
+        likely = (
+            x for x in others if base is not None or type(x) is not type(tensor)
+        )  # few, and asked first: quick to say
+        return next((x for x in likely if _is_plain(x) and _is_same(x, tensor, base)), None)
 
 
 def _is_plain(x: Any) -> bool:

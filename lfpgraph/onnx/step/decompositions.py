@@ -64,9 +64,12 @@ def trilinear(
     sumdim: Sequence[int], unroll_dim: int = 1,
 ) -> Tensor:  # fmt: skip
     """`nn.Bilinear` and its derivatives: a product of three tensors, each with axes of one put in, summed over some axes."""
-    for axes in zip((0, 1, 2), (expand_a, expand_b, expand_c)):
-        for axis in sorted(axes[1]):
-            a, b, c = (t.unsqueeze(axis) if i == axes[0] else t for i, t in enumerate((a, b, c)))
+    widened = []
+    for t, axes in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        for axis in sorted(axes):
+            t = t.unsqueeze(axis)
+        widened.append(t)
+    a, b, c = widened
     return (a * c * b).sum(list(sumdim))
 
 
